@@ -1,0 +1,109 @@
+//! Codes on an affine grid: `value = scale * (code - zero)`.
+
+use std::ops::RangeInclusive;
+
+use crate::Isa;
+
+/// One grid: a positive finite `scale` and the code that stands for 0.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Affine {
+    /// Distance of neighbouring values.
+    pub scale: f32,
+    /// The code of zero.
+    pub zero: u8,
+}
+
+/// `codes[i] = clamp(round(x[i] / scale) + zero, range)`, rounding ties to even.
+///
+/// Works on the shorter of `x` and `codes`. A NaN becomes the start of `range`; callers refuse it before.
+pub fn quantize(isa: Isa, x: &[f32], grid: Affine, range: RangeInclusive<u8>, codes: &mut [u8]) {
+    let n = x.len().min(codes.len());
+    let (x, codes) = (&x[..n], &mut codes[..n]);
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        // SAFETY: `isa` proves that the processor has AVX2.
+        unsafe { crate::arch::avx2::quantize(x, grid, *range.start(), *range.end(), codes) };
+        return;
+    }
+    let _ = isa;
+    quantize_scalar(x, grid, *range.start(), *range.end(), codes);
+}
+
+pub(crate) fn quantize_scalar(x: &[f32], grid: Affine, lo: u8, hi: u8, codes: &mut [u8]) {
+    let (zero, lo, hi) = (f32::from(grid.zero), f32::from(lo), f32::from(hi));
+    for (c, &v) in codes.iter_mut().zip(x) {
+        let q = (v / grid.scale).round_ties_even() + zero;
+        // In this order a NaN falls to `lo`, as the vector `max` has it.
+        let q = if q > lo { q } else { lo };
+        *c = if q < hi { q as u8 } else { hi as u8 };
+    }
+}
+
+/// `out[i] = scale * (codes[i] - zero)`, over the shorter of the two.
+pub fn dequantize(isa: Isa, codes: &[u8], grid: Affine, out: &mut [f32]) {
+    let n = codes.len().min(out.len());
+    let (codes, out) = (&codes[..n], &mut out[..n]);
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        // SAFETY: `isa` proves that the processor has AVX2.
+        unsafe { crate::arch::avx2::dequantize(codes, grid, out) };
+        return;
+    }
+    let _ = isa;
+    dequantize_scalar(codes, grid, out);
+}
+
+pub(crate) fn dequantize_scalar(codes: &[u8], grid: Affine, out: &mut [f32]) {
+    let zero = f32::from(grid.zero);
+    for (v, &c) in out.iter_mut().zip(codes) {
+        *v = (f32::from(c) - zero) * grid.scale;
+    }
+}
+
+/// The smallest and largest value, `(0, 0)` included in neither: an empty slice gives `(inf, -inf)`.
+pub fn min_max(isa: Isa, x: &[f32]) -> (f32, f32) {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        // SAFETY: `isa` proves that the processor has AVX2.
+        return unsafe { crate::arch::avx2::min_max(x) };
+    }
+    let _ = isa;
+    min_max_scalar(x)
+}
+
+pub(crate) fn min_max_scalar(x: &[f32]) -> (f32, f32) {
+    x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), &v| {
+        (if v < lo { v } else { lo }, if v > hi { v } else { hi })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn vector_equals_scalar(x in prop::collection::vec(-1e3f32..1e3, 0..300), scale in 1e-3f32..10.0, zero in 0u8..=255, hi in 1u8..=255) {
+            let grid = Affine { scale, zero };
+            let isa = Isa::detect();
+            let (mut a, mut b) = (vec![0u8; x.len()], vec![0u8; x.len()]);
+            quantize(isa, &x, grid, 0..=hi, &mut a);
+            quantize(Isa::SCALAR, &x, grid, 0..=hi, &mut b);
+            prop_assert_eq!(&a, &b);
+            let (mut u, mut v) = (vec![0f32; x.len()], vec![0f32; x.len()]);
+            dequantize(isa, &a, grid, &mut u);
+            dequantize(Isa::SCALAR, &a, grid, &mut v);
+            prop_assert_eq!(&u, &v);
+            prop_assert_eq!(min_max(isa, &x), min_max(Isa::SCALAR, &x));
+        }
+    }
+
+    #[test]
+    fn ties_go_to_even_and_extremes_clamp() {
+        let mut c = [0u8; 6];
+        let grid = Affine { scale: 1.0, zero: 2 };
+        quantize(Isa::detect(), &[0.5, 1.5, -0.5, 1e30, -1e30, f32::NAN], grid, 0..=7, &mut c);
+        assert_eq!(c, [2, 4, 2, 7, 0, 0]);
+    }
+}

@@ -1,0 +1,101 @@
+//! AVX2 and FMA. Every function asks for slices of equal length (its safe front cuts them) and for a
+//! processor with the named features (an [`Isa`](crate::Isa) value proves it).
+
+use std::arch::x86_64::*;
+
+use crate::affine::{Affine, dequantize_scalar, min_max_scalar, quantize_scalar};
+use crate::vector::reduce;
+
+#[target_feature(enable = "avx2,fma")]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut acc = [_mm256_setzero_ps(); 4];
+    let (ca, cb) = (a.chunks_exact(32), b.chunks_exact(32));
+    let (ta, tb) = (ca.remainder(), cb.remainder());
+    for (a, b) in ca.zip(cb) {
+        for (i, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: `a` and `b` have 32 elements and `8 * i + 8 <= 32`; the loads are unaligned ones.
+            let (x, y) = unsafe { (_mm256_loadu_ps(a.as_ptr().add(8 * i)), _mm256_loadu_ps(b.as_ptr().add(8 * i))) };
+            *acc = _mm256_fmadd_ps(x, y, *acc);
+        }
+    }
+    let mut lanes = [0f32; 32];
+    for (i, acc) in acc.iter().enumerate() {
+        // SAFETY: `lanes` has 32 elements and `8 * i + 8 <= 32`.
+        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr().add(8 * i), *acc) };
+    }
+    reduce(&lanes, ta, tb)
+}
+
+#[target_feature(enable = "avx2,fma")]
+pub(crate) fn axpy(c: f32, x: &[f32], y: &mut [f32]) {
+    let v = _mm256_set1_ps(c);
+    let body = x.len() / 8 * 8;
+    for (x, y) in x.chunks_exact(8).zip(y.chunks_exact_mut(8)) {
+        // SAFETY: both chunks have 8 elements.
+        unsafe {
+            let sum = _mm256_fmadd_ps(v, _mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(y.as_ptr()));
+            _mm256_storeu_ps(y.as_mut_ptr(), sum);
+        }
+    }
+    for (y, &x) in y[body..].iter_mut().zip(&x[body..]) {
+        *y = c.mul_add(x, *y);
+    }
+}
+
+#[target_feature(enable = "avx2")]
+pub(crate) fn quantize(x: &[f32], grid: Affine, lo: u8, hi: u8, codes: &mut [u8]) {
+    let (scale, zero) = (_mm256_set1_ps(grid.scale), _mm256_set1_ps(f32::from(grid.zero)));
+    let (low, high) = (_mm256_set1_ps(f32::from(lo)), _mm256_set1_ps(f32::from(hi)));
+    let body = x.len() / 8 * 8;
+    for (x, c) in x.chunks_exact(8).zip(codes.chunks_exact_mut(8)) {
+        // SAFETY: `x` has 8 elements.
+        let v = unsafe { _mm256_loadu_ps(x.as_ptr()) };
+        let q = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm256_div_ps(v, scale));
+        // `max` returns its second operand when the first is NaN, so a NaN becomes `lo`.
+        let q = _mm256_min_ps(_mm256_max_ps(_mm256_add_ps(q, zero), low), high);
+        let q = _mm256_cvttps_epi32(q);
+        let words = _mm_packus_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q));
+        let bytes = _mm_packus_epi16(words, words);
+        // SAFETY: `c` has 8 bytes, and 8 are stored.
+        unsafe { _mm_storel_epi64(c.as_mut_ptr().cast(), bytes) };
+    }
+    quantize_scalar(&x[body..], grid, lo, hi, &mut codes[body..]);
+}
+
+#[target_feature(enable = "avx2")]
+pub(crate) fn dequantize(codes: &[u8], grid: Affine, out: &mut [f32]) {
+    let (scale, zero) = (_mm256_set1_ps(grid.scale), _mm256_set1_ps(f32::from(grid.zero)));
+    let body = codes.len() / 8 * 8;
+    for (c, y) in codes.chunks_exact(8).zip(out.chunks_exact_mut(8)) {
+        // SAFETY: `c` has 8 bytes, and 8 are loaded.
+        let bytes = unsafe { _mm_loadl_epi64(c.as_ptr().cast()) };
+        let v = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+        let v = _mm256_mul_ps(_mm256_sub_ps(v, zero), scale);
+        // SAFETY: `y` has 8 elements.
+        unsafe { _mm256_storeu_ps(y.as_mut_ptr(), v) };
+    }
+    dequantize_scalar(&codes[body..], grid, &mut out[body..]);
+}
+
+#[target_feature(enable = "avx2")]
+pub(crate) fn min_max(x: &[f32]) -> (f32, f32) {
+    let (mut lo, mut hi) = (_mm256_set1_ps(f32::INFINITY), _mm256_set1_ps(f32::NEG_INFINITY));
+    let chunks = x.chunks_exact(8);
+    let tail = chunks.remainder();
+    for c in chunks {
+        // SAFETY: `c` has 8 elements.
+        let v = unsafe { _mm256_loadu_ps(c.as_ptr()) };
+        // `min` and `max` return the second operand on NaN: NaN is passed over, as in the twin.
+        lo = _mm256_min_ps(v, lo);
+        hi = _mm256_max_ps(v, hi);
+    }
+    let (mut los, mut his) = ([0f32; 8], [0f32; 8]);
+    // SAFETY: both arrays have 8 elements.
+    unsafe {
+        _mm256_storeu_ps(los.as_mut_ptr(), lo);
+        _mm256_storeu_ps(his.as_mut_ptr(), hi);
+    }
+    let (a, b) = (min_max_scalar(&los), min_max_scalar(&his));
+    let t = min_max_scalar(tail);
+    (a.0.min(t.0), b.1.max(t.1))
+}

@@ -1,0 +1,4 @@
+//! Instruction-set versions. Nothing here is reachable but through the safe functions beside it.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;

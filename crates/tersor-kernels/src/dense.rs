@@ -1,0 +1,299 @@
+//! Products of dense f32 matrices, over the `gemm` crate.
+//!
+//! Work is cut into blocks of [`ROW_BLOCK`] weight rows, whatever the number of threads, and each
+//! block is one serial product: the same bytes come out of one thread and of many.
+
+use std::ops::Range;
+
+use crate::{Isa, vector};
+
+/// Weight rows of one unit of work.
+pub const ROW_BLOCK: usize = 128;
+
+/// What a product does with its output.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Write {
+    /// `y = ...`
+    Set,
+    /// `y += ...`
+    Add,
+}
+
+/// A row-major output `[rows, cols]` whose rows are `stride` elements apart.
+pub struct Out<'a> {
+    /// The elements; rows begin at multiples of `stride`.
+    pub data: &'a mut [f32],
+    /// Elements from one row to the next, at least the number of columns.
+    pub stride: usize,
+}
+
+/// A disjoint part of an output, handed to one unit of work.
+#[derive(Clone, Copy)]
+struct Columns {
+    data: *mut f32,
+    stride: usize,
+}
+// SAFETY: units of work write disjoint columns (see `product_by_rows`), and the borrow of the output
+// outlives them all.
+unsafe impl Send for Columns {}
+// SAFETY: as above.
+unsafe impl Sync for Columns {}
+
+impl Columns {
+    fn get(&self) -> Self {
+        *self
+    }
+}
+
+/// `y[t, r] (+)= Σ_k x[t, k] * w[r, k]`, where `rows(range, buffer)` writes the weight rows of a block
+/// (`[range.len(), k]`) on demand, so that a compressed matrix is never expanded whole.
+///
+/// `x` is `[tokens, k]`, contiguous; `y` is `[tokens, n]`. With `parallel` the blocks run in the
+/// current rayon pool. Returns the first error of `rows`, in block order; a wrong length of `x` or `y`
+/// is answered with `false` in `Ok`, before anything is computed.
+pub fn product_by_rows<E: Send>(
+    isa: Isa,
+    x: &[f32],
+    [tokens, k]: [usize; 2],
+    n: usize,
+    rows: impl Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
+    y: Out<'_>,
+    write: Write,
+    parallel: bool,
+) -> Result<bool, E> {
+    if tokens.checked_mul(k) != Some(x.len()) || !fits(&y, tokens, n) {
+        return Ok(false);
+    }
+    if tokens == 0 || n == 0 {
+        return Ok(true);
+    }
+    let columns = Columns { data: y.data.as_mut_ptr(), stride: y.stride };
+    let block = |index: usize, buffer: &mut Vec<f32>| -> Result<(), E> {
+        let range = index * ROW_BLOCK..((index + 1) * ROW_BLOCK).min(n);
+        buffer.resize(range.len() * k, 0.0);
+        rows(range.clone(), buffer)?;
+        let columns = columns.get();
+        // SAFETY: `fits` has checked that columns `range` of each of the `tokens` rows lie inside `y`,
+        // and no other unit of work has this range.
+        unsafe { block_product(isa, x, [tokens, k], buffer, range, columns, write) };
+        Ok(())
+    };
+    for_blocks(n.div_ceil(ROW_BLOCK), parallel, block).map(|()| true)
+}
+
+/// [`product_by_rows`] for weights that lie in memory as f32, `[n, k]`.
+pub fn product(
+    isa: Isa,
+    x: &[f32],
+    [tokens, k]: [usize; 2],
+    w: &[f32],
+    n: usize,
+    y: Out<'_>,
+    write: Write,
+    parallel: bool,
+) -> bool {
+    if tokens.checked_mul(k) != Some(x.len()) || n.checked_mul(k) != Some(w.len()) || !fits(&y, tokens, n) {
+        return false;
+    }
+    if tokens == 0 || n == 0 {
+        return true;
+    }
+    let columns = Columns { data: y.data.as_mut_ptr(), stride: y.stride };
+    let block = |index: usize, _: &mut Vec<f32>| -> Result<(), ()> {
+        let range = index * ROW_BLOCK..((index + 1) * ROW_BLOCK).min(n);
+        let columns = columns.get();
+        // SAFETY: as in `product_by_rows`.
+        unsafe { block_product(isa, x, [tokens, k], &w[range.start * k..range.end * k], range, columns, write) };
+        Ok(())
+    };
+    for_blocks(n.div_ceil(ROW_BLOCK), parallel, block).is_ok()
+}
+
+fn fits(y: &Out<'_>, tokens: usize, n: usize) -> bool {
+    if tokens == 0 || n == 0 {
+        return true;
+    }
+    let last = (tokens - 1).checked_mul(y.stride).and_then(|v| v.checked_add(n));
+    y.stride >= n && last.is_some_and(|v| v <= y.data.len())
+}
+
+fn for_blocks<E: Send>(
+    count: usize,
+    parallel: bool,
+    block: impl Fn(usize, &mut Vec<f32>) -> Result<(), E> + Sync,
+) -> Result<(), E> {
+    #[cfg(feature = "rayon")]
+    if parallel && count > 1 {
+        use rayon::prelude::*;
+        let results: Vec<Result<(), E>> = (0..count).into_par_iter().map_init(Vec::new, |buffer, i| block(i, buffer)).collect();
+        return results.into_iter().collect();
+    }
+    let _ = parallel;
+    let mut buffer = Vec::new();
+    (0..count).try_for_each(|i| block(i, &mut buffer))
+}
+
+/// # Safety
+/// `x` is `[tokens, k]`, `w` is `[range.len(), k]`, and the elements `t * stride + r` of `y` for every
+/// `t < tokens`, `r` in `range` may be written and are not touched by anyone else.
+unsafe fn block_product(
+    isa: Isa,
+    x: &[f32],
+    [tokens, k]: [usize; 2],
+    w: &[f32],
+    range: Range<usize>,
+    y: Columns,
+    write: Write,
+) {
+    let n = range.len();
+    // A vector-matrix product is bound by memory: a dot product a row beats packing for a GEMM.
+    if tokens <= 2 || k == 0 {
+        for t in 0..tokens {
+            for r in 0..n {
+                let sum = vector::dot(isa, &x[t * k..(t + 1) * k], &w[r * k..(r + 1) * k]);
+                // SAFETY: the caller vouches for this element.
+                let cell = unsafe { &mut *y.data.add(t * y.stride + range.start + r) };
+                *cell = if write == Write::Add { *cell + sum } else { sum };
+            }
+        }
+        return;
+    }
+    // SAFETY: pointers, sizes and strides describe exactly `x` as [tokens, k], `w` transposed as [k, n],
+    // and the cells of `y` that the caller vouches for.
+    unsafe {
+        gemm::gemm(
+            tokens,
+            n,
+            k,
+            y.data.add(range.start),
+            1,
+            y.stride as isize,
+            write == Write::Add,
+            x.as_ptr(),
+            1,
+            k as isize,
+            w.as_ptr(),
+            k as isize,
+            1,
+            1.0f32,
+            1.0f32,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// `g += XᵀX` for `x = [tokens, k]` and `g = [k, k]`, both triangles: f32 products over blocks of 256
+/// tokens, summed in f64. Returns false, with `g` unchanged, when a length is wrong.
+pub fn add_gram(x: &[f32], [tokens, k]: [usize; 2], g: &mut [f64], parallel: bool) -> bool {
+    if tokens.checked_mul(k) != Some(x.len()) || k.checked_mul(k) != Some(g.len()) {
+        return false;
+    }
+    if k == 0 {
+        return true;
+    }
+    for x in x.chunks(256 * k) {
+        let tokens = x.len() / k;
+        let band = |(index, g): (usize, &mut [f64])| {
+            let (first, rows) = (index * ROW_BLOCK, g.len() / k);
+            let mut sums = vec![0f32; rows * k];
+            // SAFETY: the left operand is columns `first..first + rows` of `x`, transposed by its strides;
+            // the right one is `x`; the output is `sums`, `[rows, k]`.
+            unsafe {
+                gemm::gemm(
+                    rows,
+                    k,
+                    tokens,
+                    sums.as_mut_ptr(),
+                    1,
+                    k as isize,
+                    false,
+                    x.as_ptr().add(first),
+                    k as isize,
+                    1,
+                    x.as_ptr(),
+                    1,
+                    k as isize,
+                    0.0f32,
+                    1.0f32,
+                    false,
+                    false,
+                    false,
+                    gemm::Parallelism::None,
+                );
+            }
+            g.iter_mut().zip(&sums).for_each(|(g, &s)| *g += f64::from(s));
+        };
+        #[cfg(feature = "rayon")]
+        if parallel {
+            use rayon::prelude::*;
+            g.par_chunks_mut(ROW_BLOCK * k).enumerate().for_each(band);
+            continue;
+        }
+        let _ = parallel;
+        g.chunks_mut(ROW_BLOCK * k).enumerate().for_each(band);
+    }
+    // The two triangles come out of different blocks and may differ in the last bit: make them equal.
+    for i in 0..k {
+        for j in 0..i {
+            g[i * k + j] = g[j * k + i];
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(n: usize, salt: usize) -> Vec<f32> {
+        (0..n).map(|i| (((i + salt) * 7919) % 1000) as f32 / 500.0 - 1.0).collect()
+    }
+
+    #[test]
+    fn every_shape_matches_the_definition() {
+        for [t, n, k] in [[0, 3, 4], [1, 1, 1], [1, 130, 33], [2, 5, 0], [3, 129, 31], [17, 300, 65]] {
+            let (x, w) = (numbers(t * k, 1), numbers(n * k, 2));
+            for parallel in [false, true] {
+                for write in [Write::Set, Write::Add] {
+                    let stride = n + 3;
+                    let mut y = vec![0.5f32; t * stride];
+                    assert!(product(Isa::detect(), &x, [t, k], &w, n, Out { data: &mut y, stride }, write, parallel));
+                    for i in 0..t {
+                        for j in 0..n {
+                            let sum: f64 = (0..k).map(|c| f64::from(x[i * k + c]) * f64::from(w[j * k + c])).sum();
+                            let want = sum + if write == Write::Add { 0.5 } else { 0.0 };
+                            assert!((f64::from(y[i * stride + j]) - want).abs() < 1e-4);
+                        }
+                        assert!(y[i * stride + n..(i + 1) * stride].iter().all(|&v| v == 0.5), "padding is left alone");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_lengths_are_refused() {
+        let mut y = [0f32; 4];
+        assert!(!product(Isa::SCALAR, &[1.0; 3], [2, 2], &[1.0; 4], 2, Out { data: &mut y, stride: 2 }, Write::Set, false));
+        assert!(!product(Isa::SCALAR, &[1.0; 4], [2, 2], &[1.0; 4], 2, Out { data: &mut y, stride: 1 }, Write::Set, false));
+        assert!(!add_gram(&[1.0; 4], [2, 2], &mut [0.0; 3], false));
+    }
+
+    #[test]
+    fn gram_is_symmetric_and_right() {
+        let (t, k) = (300, 9);
+        let x = numbers(t * k, 3);
+        let mut g = vec![0f64; k * k];
+        assert!(add_gram(&x, [t, k], &mut g, true));
+        for i in 0..k {
+            for j in 0..k {
+                let want: f64 = (0..t).map(|r| f64::from(x[r * k + i]) * f64::from(x[r * k + j])).sum();
+                assert!((g[i * k + j] - want).abs() < 1e-3);
+                assert_eq!(g[i * k + j].to_bits(), g[j * k + i].to_bits());
+            }
+        }
+    }
+}

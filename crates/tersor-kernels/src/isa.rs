@@ -1,0 +1,50 @@
+//! Which instructions the process may use, found out once.
+
+use std::sync::OnceLock;
+
+/// An instruction-set level. A value other than `Scalar` can only be had from [`Isa::detect`], on a
+/// processor that has it: kernels rely on that.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Isa(Level);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Level {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+impl Isa {
+    /// Plain Rust, on every processor: the meaning of each kernel.
+    pub const SCALAR: Isa = Isa(Level::Scalar);
+
+    /// The best level of this processor. `TERSOR_ISA=scalar` in the environment forces [`Isa::SCALAR`],
+    /// for tests and bug reports. Decided once for the process.
+    pub fn detect() -> Isa {
+        static FOUND: OnceLock<Isa> = OnceLock::new();
+        *FOUND.get_or_init(|| {
+            if std::env::var_os("TERSOR_ISA").is_some_and(|v| v == "scalar") {
+                return Isa::SCALAR;
+            }
+            #[cfg(target_arch = "x86_64")]
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+                return Isa(Level::Avx2);
+            }
+            Isa::SCALAR
+        })
+    }
+
+    /// A name for reports and fingerprints: `scalar` or `avx2`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "avx2",
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_avx2(self) -> bool {
+        self.0 == Level::Avx2
+    }
+}

@@ -1,0 +1,27 @@
+//! The loops under Tersor's operators: slices in, slices out, no type of any other crate of ours.
+//!
+//! Everything vectorized or `unsafe` in the workspace lives here, behind safe functions that check
+//! lengths first. Each vector loop has a scalar twin that defines its meaning; tests hold the two
+//! equal bit for bit, sums included (the twin adds in the same order, with fused multiply-add).
+//!
+//! ```
+//! use tersor_kernels::{Isa, affine, bits};
+//! let isa = Isa::detect();
+//! let mut codes = [0u8; 3];
+//! affine::quantize(isa, &[-1.0, 0.0, 0.5], affine::Affine { scale: 0.1, zero: 8 }, 0..=15, &mut codes);
+//! assert_eq!(codes, [0, 8, 13]);
+//! let mut packed = vec![0u8; bits::packed_len(3, 4)];
+//! bits::pack(&codes, 4, &mut packed);
+//! assert_eq!(packed, [0x80, 0x0d]);
+//! ```
+
+pub mod affine;
+mod arch;
+pub mod bits;
+pub mod convert;
+pub mod dense;
+pub mod hadamard;
+mod isa;
+pub mod vector;
+
+pub use isa::Isa;
