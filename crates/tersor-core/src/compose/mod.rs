@@ -1,0 +1,21 @@
+//! Operators made of operators. They know nothing of the crates that their parts come from.
+
+mod dense;
+mod factored;
+mod wrap;
+
+pub use dense::Dense;
+pub use factored::{Factored, Residual};
+pub use wrap::{Permuted, QuantizedInputs, Rotated, ScaledInputs};
+
+use crate::Registry;
+
+pub(crate) fn register(registry: &mut Registry) {
+    registry.register(Dense::KIND, dense::load);
+    registry.register(Factored::KIND, factored::load_factored);
+    registry.register(Residual::KIND, factored::load_residual);
+    registry.register(Rotated::KIND, wrap::load_rotated);
+    registry.register(Permuted::KIND, wrap::load_permuted);
+    registry.register(ScaledInputs::KIND, wrap::load_scaled);
+    registry.register(QuantizedInputs::KIND, wrap::load_quantized);
+}

@@ -1,0 +1,271 @@
+//! Operators that change their input before another operator sees it.
+//!
+//! Each holds the operator `W'` that was made for changed inputs and stands for the `W` of the original
+//! ones; `decompress_rows` gives the rows of `W`.
+
+use crate::context::fingerprint;
+use crate::tensors::{join, read_expected};
+use crate::*;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// `y = (x Rᵀ) W'ᵀ`, that is `W = W' R`.
+pub struct Rotated {
+    rotation: Rotation,
+    op: Box<dyn LinearOp>,
+}
+
+/// `y = x[order] W'ᵀ`: column `i` of `W'` is column `order[i]` of `W`.
+pub struct Permuted {
+    order: Vec<u32>,
+    key: u128,
+    op: Box<dyn LinearOp>,
+}
+
+/// `y = (x · s) W'ᵀ`, elementwise by features.
+pub struct ScaledInputs {
+    scales: Vec<f32>,
+    key: u128,
+    op: Box<dyn LinearOp>,
+}
+
+/// `y = Q(x) Wᵀ`: the activations pass a quantizer, the weights are those of `op`.
+pub struct QuantizedInputs {
+    act: ActQuant,
+    op: Box<dyn LinearOp>,
+}
+
+fn check_width(op: &dyn LinearOp, n: usize) -> Result<()> {
+    if op.shape()[1] == n { Ok(()) } else { Err(Error::shape("features of a wrapped operator", n, op.shape()[1])) }
+}
+
+impl Rotated {
+    /// The kind in specifications.
+    pub const KIND: &'static str = "rotated";
+
+    /// Error when the orders differ.
+    pub fn new(rotation: Rotation, op: Box<dyn LinearOp>) -> Result<Self> {
+        check_width(&*op, rotation.dim())?;
+        Ok(Self { rotation, op })
+    }
+}
+
+impl Permuted {
+    /// The kind in specifications.
+    pub const KIND: &'static str = "permuted";
+
+    /// Error unless `order` holds every feature once.
+    pub fn new(order: Vec<u32>, op: Box<dyn LinearOp>) -> Result<Self> {
+        check_width(&*op, order.len())?;
+        let mut seen = vec![false; order.len()];
+        let fresh = |&i: &u32| seen.get_mut(i as usize).is_some_and(|s| !std::mem::replace(s, true));
+        if !order.iter().all(fresh) {
+            return Err(Error::Numerical(format!("an order of {} features must hold each of them once", order.len())));
+        }
+        let key = fingerprint(&[b"permuted", bytemuck::cast_slice(&order) as &[u8]].concat());
+        Ok(Self { order, key, op })
+    }
+}
+
+impl ScaledInputs {
+    /// The kind in specifications.
+    pub const KIND: &'static str = "scaled_inputs";
+
+    /// Error unless there is a finite factor for each feature.
+    pub fn new(scales: Vec<f32>, op: Box<dyn LinearOp>) -> Result<Self> {
+        check_width(&*op, scales.len())?;
+        rows::check_finite(&scales, scales.len(), 0)?;
+        let key = fingerprint(&[b"scaled", bytemuck::cast_slice(&scales) as &[u8]].concat());
+        Ok(Self { scales, key, op })
+    }
+}
+
+impl QuantizedInputs {
+    /// The kind in specifications.
+    pub const KIND: &'static str = "quantized_inputs";
+
+    /// Wraps any operator.
+    pub fn new(act: ActQuant, op: Box<dyn LinearOp>) -> Self {
+        Self { act, op }
+    }
+}
+
+/// What differs between the wrappers; the rest is written once below.
+trait Wrap: Send + Sync {
+    const KIND: &'static str;
+    fn inner(&self) -> &dyn LinearOp;
+    fn input(&self, x: &Input<'_>, exec: &Exec) -> Rc<Input<'static>>;
+    /// From rows of `W'` to rows of `W`.
+    fn restore(&self, rows: &mut [f32]);
+    fn own_bits(&self) -> u64;
+    fn describe(&self, spec: OpSpec) -> OpSpec;
+    fn save_own(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()>;
+}
+
+impl Wrap for Rotated {
+    const KIND: &'static str = Self::KIND;
+    fn inner(&self) -> &dyn LinearOp {
+        &*self.op
+    }
+    fn input(&self, x: &Input<'_>, _: &Exec) -> Rc<Input<'static>> {
+        x.form(self.rotation.key(), |v| self.rotation.forward(v))
+    }
+    fn restore(&self, rows: &mut [f32]) {
+        self.rotation.inverse(rows);
+    }
+    fn own_bits(&self) -> u64 {
+        self.rotation.storage_bits()
+    }
+    fn describe(&self, spec: OpSpec) -> OpSpec {
+        self.rotation.describe(spec)
+    }
+    fn save_own(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
+        self.rotation.save(prefix, sink)
+    }
+}
+
+impl Wrap for Permuted {
+    const KIND: &'static str = Self::KIND;
+    fn inner(&self) -> &dyn LinearOp {
+        &*self.op
+    }
+    fn input(&self, x: &Input<'_>, _: &Exec) -> Rc<Input<'static>> {
+        let width = self.order.len();
+        x.form(self.key, |v| {
+            let mut old = vec![0f32; width];
+            for row in v.chunks_exact_mut(width.max(1)) {
+                old.copy_from_slice(row);
+                row.iter_mut().zip(&self.order).for_each(|(v, &i)| *v = old[i as usize]);
+            }
+        })
+    }
+    fn restore(&self, rows: &mut [f32]) {
+        let width = self.order.len();
+        let mut old = vec![0f32; width];
+        for row in rows.chunks_exact_mut(width.max(1)) {
+            old.copy_from_slice(row);
+            for (v, &i) in old.iter().zip(&self.order) {
+                row[i as usize] = *v;
+            }
+        }
+    }
+    fn own_bits(&self) -> u64 {
+        self.order.len() as u64 * 32
+    }
+    fn describe(&self, spec: OpSpec) -> OpSpec {
+        spec
+    }
+    fn save_own(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
+        let bytes: Vec<u8> = self.order.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let info = TensorInfo { dtype: DType::U32, shape: vec![self.order.len()] };
+        sink.write_shared(&join(prefix, "order"), &info, &bytes)
+    }
+}
+
+impl Wrap for ScaledInputs {
+    const KIND: &'static str = Self::KIND;
+    fn inner(&self) -> &dyn LinearOp {
+        &*self.op
+    }
+    fn input(&self, x: &Input<'_>, _: &Exec) -> Rc<Input<'static>> {
+        x.form(self.key, |v| self.restore(v))
+    }
+    /// `W = W' diag(s)`: the weights take the same factors as the inputs.
+    fn restore(&self, rows: &mut [f32]) {
+        for row in rows.chunks_exact_mut(self.scales.len().max(1)) {
+            row.iter_mut().zip(&self.scales).for_each(|(v, s)| *v *= s);
+        }
+    }
+    fn own_bits(&self) -> u64 {
+        self.scales.len() as u64 * 32
+    }
+    fn describe(&self, spec: OpSpec) -> OpSpec {
+        spec
+    }
+    fn save_own(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
+        let bytes: Vec<u8> = self.scales.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let info = TensorInfo { dtype: DType::F32, shape: vec![self.scales.len()] };
+        sink.write_shared(&join(prefix, "input_scales"), &info, &bytes)
+    }
+}
+
+impl Wrap for QuantizedInputs {
+    const KIND: &'static str = Self::KIND;
+    fn inner(&self) -> &dyn LinearOp {
+        &*self.op
+    }
+    fn input(&self, x: &Input<'_>, exec: &Exec) -> Rc<Input<'static>> {
+        x.quantized(&self.act, exec.isa())
+    }
+    fn restore(&self, _: &mut [f32]) {}
+    fn own_bits(&self) -> u64 {
+        0
+    }
+    fn describe(&self, spec: OpSpec) -> OpSpec {
+        spec.int("activation_bits", self.act.bits().get())
+    }
+    fn save_own(&self, _: &str, _: &mut dyn TensorSink) -> Result<()> {
+        Ok(())
+    }
+}
+
+macro_rules! wrapped {
+    ($($wrapper:ty),*) => {$(
+        impl LinearOp for $wrapper {
+            fn shape(&self) -> [usize; 2] {
+                self.inner().shape()
+            }
+            fn storage_bits(&self) -> u64 {
+                self.inner().storage_bits() + self.own_bits()
+            }
+            fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+                self.inner().decompress_rows(rows, out)?;
+                self.restore(out);
+                Ok(())
+            }
+            fn apply_add(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
+                op::check_apply(self.shape(), x, &y)?;
+                let input = self.input(x, exec);
+                self.inner().apply_add(&input, y, exec)
+            }
+            fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
+                op::check_apply(self.shape(), x, &y)?;
+                let input = self.input(x, exec);
+                self.inner().apply(&input, y, exec)
+            }
+            fn spec(&self) -> OpSpec {
+                self.describe(OpSpec::new(<Self as Wrap>::KIND, self.shape())).part("op", self.inner().spec())
+            }
+            fn save(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
+                self.save_own(prefix, sink)?;
+                self.inner().save(&join(prefix, "op"), at, sink)
+            }
+        }
+    )*};
+}
+wrapped!(Rotated, Permuted, ScaledInputs, QuantizedInputs);
+
+fn inner(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Registry) -> Result<Box<dyn LinearOp>> {
+    r.load(s.get_part("op")?, &join(p, "op"), src)
+}
+
+pub(super) fn load_rotated(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Registry) -> Result<Box<dyn LinearOp>> {
+    Ok(Box::new(Rotated::new(Rotation::load(s, p, src)?, inner(s, p, src, r)?)?))
+}
+
+pub(super) fn load_permuted(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Registry) -> Result<Box<dyn LinearOp>> {
+    let bytes = read_expected(src, &join(p, "order"), DType::U32, &[s.shape[1]])?;
+    let order = bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+    Ok(Box::new(Permuted::new(order, inner(s, p, src, r)?)?))
+}
+
+pub(super) fn load_scaled(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Registry) -> Result<Box<dyn LinearOp>> {
+    let bytes = read_expected(src, &join(p, "input_scales"), DType::F32, &[s.shape[1]])?;
+    let scales = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    Ok(Box::new(ScaledInputs::new(scales, inner(s, p, src, r)?)?))
+}
+
+pub(super) fn load_quantized(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Registry) -> Result<Box<dyn LinearOp>> {
+    let bits = u32::try_from(s.get_int("activation_bits")?).unwrap_or(0);
+    Ok(Box::new(QuantizedInputs::new(ActQuant::per_token(bits)?, inner(s, p, src, r)?)))
+}

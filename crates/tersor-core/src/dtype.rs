@@ -1,0 +1,209 @@
+//! Element types: of values ([`Element`]) and of stored tensors ([`DType`]).
+
+use half::{bf16, f16};
+
+/// A float type that weights and activations may arrive in.
+pub trait Element: Copy + Send + Sync + 'static + private::Sealed {
+    /// The same type as a value.
+    const DTYPE: DType;
+    /// The value in f32; exact.
+    fn to_f32(self) -> f32;
+    /// Widens `from` into `to`, over the shorter of the two.
+    fn widen(from: &[Self], to: &mut [f32]);
+    /// Rounds `from` into `to` (nearest, ties to even), over the shorter of the two.
+    fn narrow(from: &[f32], to: &mut [Self]);
+    /// Zero.
+    const ZERO: Self;
+    /// The slice itself, where the type is f32.
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+}
+
+mod private {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+    const ZERO: Self = 0.0;
+    fn as_f32(slice: &[Self]) -> Option<&[f32]> {
+        Some(slice)
+    }
+    fn to_f32(self) -> f32 {
+        self
+    }
+    fn widen(from: &[Self], to: &mut [f32]) {
+        let n = from.len().min(to.len());
+        to[..n].copy_from_slice(&from[..n]);
+    }
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        Self::widen(from, to);
+    }
+}
+
+impl Element for f16 {
+    const DTYPE: DType = DType::F16;
+    const ZERO: Self = f16::ZERO;
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+    fn widen(from: &[Self], to: &mut [f32]) {
+        tersor_kernels::convert::f16_to_f32(from, to);
+    }
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        tersor_kernels::convert::f32_to_f16(from, to);
+    }
+}
+
+impl Element for bf16 {
+    const DTYPE: DType = DType::BF16;
+    const ZERO: Self = bf16::ZERO;
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
+    fn widen(from: &[Self], to: &mut [f32]) {
+        tersor_kernels::convert::bf16_to_f32(from, to);
+    }
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        tersor_kernels::convert::f32_to_bf16(from, to);
+    }
+}
+
+/// The type of a stored tensor's elements, with safetensors' names.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[allow(missing_docs)]
+pub enum DType {
+    F64,
+    F32,
+    F16,
+    BF16,
+    I64,
+    I32,
+    I16,
+    I8,
+    U64,
+    U32,
+    U16,
+    U8,
+    Bool,
+}
+
+impl DType {
+    /// Every type.
+    pub const ALL: [DType; 13] = [
+        DType::F64,
+        DType::F32,
+        DType::F16,
+        DType::BF16,
+        DType::I64,
+        DType::I32,
+        DType::I16,
+        DType::I8,
+        DType::U64,
+        DType::U32,
+        DType::U16,
+        DType::U8,
+        DType::Bool,
+    ];
+
+    /// Bytes of one element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::F64 | DType::I64 | DType::U64 => 8,
+            DType::F32 | DType::I32 | DType::U32 => 4,
+            DType::F16 | DType::BF16 | DType::I16 | DType::U16 => 2,
+            DType::I8 | DType::U8 | DType::Bool => 1,
+        }
+    }
+
+    /// The name in a safetensors header.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F64 => "F64",
+            DType::F32 => "F32",
+            DType::F16 => "F16",
+            DType::BF16 => "BF16",
+            DType::I64 => "I64",
+            DType::I32 => "I32",
+            DType::I16 => "I16",
+            DType::I8 => "I8",
+            DType::U64 => "U64",
+            DType::U32 => "U32",
+            DType::U16 => "U16",
+            DType::U8 => "U8",
+            DType::Bool => "BOOL",
+        }
+    }
+
+    /// The type of that name, ignoring case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|d| d.name().eq_ignore_ascii_case(name))
+    }
+
+    /// Whether it is one of the types that weights may have (f32, f16, bf16).
+    pub const fn is_weight(self) -> bool {
+        matches!(self, DType::F32 | DType::F16 | DType::BF16)
+    }
+
+    /// Widens little-endian bytes (of any alignment) of a weight type to f32. Returns false when the
+    /// type is not a weight type or the lengths do not match.
+    pub fn widen_bytes(self, bytes: &[u8], out: &mut [f32]) -> bool {
+        if out.len().checked_mul(self.size()) != Some(bytes.len()) {
+            return false;
+        }
+        match self {
+            DType::F32 => {
+                for (v, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *v = f32::from_le_bytes(*b);
+                }
+            }
+            DType::F16 => widen_chunks(bytes, out, |b| f16::from_le_bytes(b)),
+            DType::BF16 => widen_chunks(bytes, out, |b| bf16::from_le_bytes(b)),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Rounds f32 to little-endian bytes of a weight type; false as in [`DType::widen_bytes`].
+    pub fn narrow_bytes(self, values: &[f32], out: &mut [u8]) -> bool {
+        if values.len().checked_mul(self.size()) != Some(out.len()) {
+            return false;
+        }
+        match self {
+            DType::F32 => {
+                for (b, v) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                    *b = v.to_le_bytes();
+                }
+            }
+            DType::F16 => narrow_chunks::<f16>(values, out, |v| v.to_le_bytes()),
+            DType::BF16 => narrow_chunks::<bf16>(values, out, |v| v.to_le_bytes()),
+            _ => return false,
+        }
+        true
+    }
+}
+
+/// Through a small aligned buffer, so that the vectorized conversions serve unaligned bytes too.
+fn widen_chunks<T: Element>(bytes: &[u8], out: &mut [f32], read: impl Fn([u8; 2]) -> T) {
+    let mut buffer = [T::ZERO; 256];
+    for (bytes, out) in bytes.chunks(512).zip(out.chunks_mut(256)) {
+        for (v, b) in buffer.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            *v = read(*b);
+        }
+        T::widen(&buffer, out);
+    }
+}
+
+fn narrow_chunks<T: Element>(values: &[f32], out: &mut [u8], write: impl Fn(T) -> [u8; 2]) {
+    let mut buffer = [T::ZERO; 256];
+    for (values, out) in values.chunks(256).zip(out.chunks_mut(512)) {
+        T::narrow(values, &mut buffer);
+        for (b, v) in out.as_chunks_mut::<2>().0.iter_mut().zip(buffer) {
+            *b = write(v);
+        }
+    }
+}

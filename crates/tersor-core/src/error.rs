@@ -1,0 +1,166 @@
+//! One error type, split by who is at fault: the parameters, the data, the file, the limits, the system.
+
+use std::path::PathBuf;
+
+/// The result of everything in the workspace that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, with the offending values and, where there is one, the way out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Another error, with the tensor that it happened in.
+    #[error("tensor `{tensor}`: {source}")]
+    Tensor {
+        /// Name of the tensor, as in the model file.
+        tensor: String,
+        /// What happened.
+        #[source]
+        source: Box<Error>,
+    },
+    /// A parameter out of range.
+    #[error(transparent)]
+    Param(#[from] ParamError),
+    /// A NaN or infinite value where only finite ones have a meaning.
+    #[error("value {value} at row {row}, column {col}: every value must be finite")]
+    NonFinite {
+        /// Row of the first such value.
+        row: usize,
+        /// Its column.
+        col: usize,
+        /// The value.
+        value: f32,
+    },
+    /// Sizes that must agree and do not.
+    #[error("{what}: expected {expected}, found {found}")]
+    Shape {
+        /// What was looked at.
+        what: &'static str,
+        /// What it should have been.
+        expected: String,
+        /// What it was.
+        found: String,
+    },
+    /// A scale that the chosen type cannot hold.
+    #[error(
+        "the scale {value:e} of row {row}, group {group} cannot be stored as {dtype}; choose wider scales (`scales = \"f32\"`)"
+    )]
+    ScaleRange {
+        /// Row of the group.
+        row: usize,
+        /// Index of the group inside its row.
+        group: usize,
+        /// The scale before rounding.
+        value: f32,
+        /// The type of the scales.
+        dtype: &'static str,
+    },
+    /// A size computation that does not fit the machine.
+    #[error("{what} overflows the address space")]
+    Overflow {
+        /// The size that was computed.
+        what: String,
+    },
+    /// Something larger than the configured [`Limits`](crate::Limits).
+    #[error("{what} is {found}, above the limit of {limit}; raise it in `Limits` if the source is trusted")]
+    Limit {
+        /// What is limited.
+        what: &'static str,
+        /// What was found.
+        found: u64,
+        /// What is allowed.
+        limit: u64,
+    },
+    /// A file or directory whose content breaks its format.
+    #[error("{file}: {what}")]
+    Format {
+        /// The file, or the part of it.
+        file: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Something valid that this version does not handle.
+    #[error("{what} is not supported: {value}")]
+    Unsupported {
+        /// The kind of thing.
+        what: &'static str,
+        /// Its value, and the way out where there is one.
+        value: String,
+    },
+    /// A tensor or entry that should be there.
+    #[error("`{name}` is missing from {place}")]
+    Missing {
+        /// Its name.
+        name: String,
+        /// Where it was looked for.
+        place: String,
+    },
+    /// A numerical procedure that could not finish.
+    #[error("{0}")]
+    Numerical(String),
+    /// The system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl Error {
+    /// The same error with the name of the tensor it happened in; a name that is there already stays.
+    pub fn in_tensor(self, tensor: &str) -> Self {
+        match self {
+            Error::Tensor { .. } | Error::Cancelled | Error::Io { .. } => self,
+            other => Error::Tensor { tensor: tensor.to_string(), source: Box::new(other) },
+        }
+    }
+
+    /// An [`Error::Format`] of a file.
+    pub fn format(file: impl Into<String>, what: impl Into<String>) -> Self {
+        Error::Format { file: file.into(), what: what.into() }
+    }
+
+    /// An [`Error::Shape`] from displayable sizes.
+    pub fn shape(what: &'static str, expected: impl std::fmt::Debug, found: impl std::fmt::Debug) -> Self {
+        Error::Shape { what, expected: format!("{expected:?}"), found: format!("{found:?}") }
+    }
+
+    /// An [`Error::Io`] of a path.
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Error::Io { path: path.into(), source }
+    }
+
+    /// Whether the caller is at fault (exit code 2 of the command) rather than files or data.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Error::Param(_) => true,
+            Error::Tensor { source, .. } => source.is_usage(),
+            _ => false,
+        }
+    }
+}
+
+/// A parameter that was checked and found wanting.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("parameter `{name}` is {value}: {rule}")]
+pub struct ParamError {
+    /// Name of the parameter.
+    pub name: &'static str,
+    /// The value that was given.
+    pub value: String,
+    /// What is allowed.
+    pub rule: String,
+}
+
+impl ParamError {
+    /// Says that `name` may not be `value`, and what it may be.
+    pub fn new(name: &'static str, value: impl std::fmt::Display, rule: impl Into<String>) -> Self {
+        Self { name, value: value.to_string(), rule: rule.into() }
+    }
+}

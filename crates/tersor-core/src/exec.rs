@@ -1,0 +1,131 @@
+//! What operating takes from outside, and the activations that flow into operators.
+
+use crate::{ActQuant, Error, IntoMat, Result};
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::rc::Rc;
+use tersor_kernels::Isa;
+
+/// How operators run: the instruction set, and whether they may use the current thread pool.
+#[derive(Clone, Debug)]
+pub struct Exec {
+    isa: Isa,
+    parallel: bool,
+}
+
+impl Default for Exec {
+    fn default() -> Self {
+        Self { isa: Isa::detect(), parallel: cfg!(feature = "rayon") }
+    }
+}
+
+impl Exec {
+    /// The processor's instruction set, in the current rayon pool.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// On the calling thread only.
+    pub fn serial() -> Self {
+        Self { parallel: false, ..Self::default() }
+    }
+
+    /// With another instruction set (scalar, for comparison).
+    pub fn with_isa(self, isa: Isa) -> Self {
+        Self { isa, ..self }
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Whether operators may fork.
+    pub fn parallel(&self) -> bool {
+        self.parallel
+    }
+
+    /// `n` serial children, for work that is parallel above the operators.
+    pub fn split(&self, n: usize) -> Vec<Exec> {
+        vec![Exec { parallel: false, ..self.clone() }; n]
+    }
+}
+
+/// Activations of one block of tokens, `[tokens, features]` row-major in f32, prepared once for all its
+/// consumers: rotated and quantized forms are made on first use and kept.
+pub struct Input<'a> {
+    data: Cow<'a, [f32]>,
+    shape: [usize; 2],
+    forms: RefCell<Vec<(u128, Rc<Input<'static>>)>>,
+}
+
+impl<'a> Input<'a> {
+    /// Borrows a contiguous block. Error when the length is not `tokens * features`.
+    pub fn new(data: &'a [f32], shape: [usize; 2]) -> Result<Self> {
+        Self::from_cow(Cow::Borrowed(data), shape)
+    }
+
+    /// Copies any matrix.
+    pub fn copied(x: &impl IntoMat<f32>) -> Result<Input<'static>> {
+        x.with_mat(|m| Input::from_cow(Cow::Owned(m.to_f32().into_owned()), m.shape()))
+    }
+
+    fn from_cow(data: Cow<'a, [f32]>, shape: [usize; 2]) -> Result<Self> {
+        let n = crate::view::elements(shape)?;
+        if n != data.len() {
+            return Err(Error::shape("elements of an input", n, data.len()));
+        }
+        Ok(Self { data, shape, forms: RefCell::default() })
+    }
+
+    /// `[tokens, features]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// The values.
+    pub fn data(&self) -> &[f32] {
+        &self.data
+    }
+
+    /// Another form of this input (rotated, scaled, permuted), of the same shape, made by `make` on a copy
+    /// of the values the first time `key` is asked for. `key` stands for what `make` does: a
+    /// [`fingerprint`](crate::context::fingerprint) of its parameters.
+    pub fn form(&self, key: u128, make: impl FnOnce(&mut [f32])) -> Rc<Input<'static>> {
+        if let Some((_, made)) = self.forms.borrow().iter().find(|(k, _)| *k == key) {
+            return Rc::clone(made);
+        }
+        let mut data = self.data.to_vec();
+        make(&mut data);
+        let made = Rc::new(Input { data: Cow::Owned(data), shape: self.shape, forms: RefCell::default() });
+        self.forms.borrow_mut().push((key, Rc::clone(&made)));
+        made
+    }
+
+    /// The values that remain of this input after an activation quantizer, made once for each quantizer.
+    pub fn quantized(&self, act: &ActQuant, isa: Isa) -> Rc<Input<'static>> {
+        self.form(act.key(), |x| act.round_rows(isa, x, self.shape[1]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_form_is_made_once() {
+        let x = [1.0f32, 2.0];
+        let input = Input::new(&x, [1, 2]).unwrap();
+        let mut made = 0;
+        for _ in 0..3 {
+            let f = input.form(7, |v| {
+                made += 1;
+                v[0] = 5.0;
+            });
+            assert_eq!(f.data(), [5.0, 2.0]);
+        }
+        assert_eq!(made, 1);
+        assert_eq!(input.form(8, |v| v[1] = 0.0).data(), [1.0, 0.0]);
+        assert!(Input::new(&x, [2, 2]).is_err());
+    }
+}

@@ -1,0 +1,149 @@
+//! Orthogonal transforms of the input axis that are cheap to apply and small to store.
+
+use crate::context::fingerprint;
+use crate::tensors::{join, read_expected};
+use crate::{DType, Error, OpSpec, Result, TensorInfo, TensorSink, TensorSource};
+use std::sync::Arc;
+use tersor_kernels::hadamard::fwht;
+
+/// `x ↦ (F ⊗ H) diag(signs) x`: random signs, then an orthogonal factor `F` of order `p` over the slow axis
+/// and a Walsh-Hadamard transform of order `2^m` over the fast one. With `p = 1` a Hadamard rotation, with
+/// `2^m = 1` any orthogonal matrix, between them the orders that are `p` times a power of two.
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    signs: Vec<f32>,
+    factor: Arc<[f32]>,
+    p: usize,
+    power: usize,
+    key: u128,
+}
+
+impl Rotation {
+    /// `factor` is `[p, p]` row-major and must be orthogonal to 1e-4; `signs` are 1 or -1, as many as `p * power`;
+    /// `power` is a power of two.
+    pub fn new(factor: &[f32], power: usize, signs: &[f32]) -> Result<Self> {
+        let p = factor.len().isqrt();
+        if p * p != factor.len() || p == 0 || !power.is_power_of_two() {
+            return Err(Error::shape("rotation", "a square factor and a power of two", (factor.len(), power)));
+        }
+        if p.checked_mul(power) != Some(signs.len()) || signs.iter().any(|s| s.abs() != 1.0) {
+            return Err(Error::shape("signs of a rotation", format!("{p} * {power} values of 1 or -1"), signs.len()));
+        }
+        crate::rows::check_finite(factor, p, 0)?;
+        for i in 0..p {
+            for j in i..p {
+                let dot: f64 = (0..p).map(|c| f64::from(factor[i * p + c]) * f64::from(factor[j * p + c])).sum();
+                if (dot - f64::from(u8::from(i == j))).abs() > 1e-4 {
+                    return Err(Error::Numerical(format!("rows {i} and {j} of the factor of a rotation are not orthonormal")));
+                }
+            }
+        }
+        let mut content: Vec<u8> = (power as u64).to_le_bytes().to_vec();
+        content.extend(signs.iter().chain(factor).flat_map(|v| v.to_le_bytes()));
+        Ok(Self { signs: signs.to_vec(), factor: factor.into(), p, power, key: fingerprint(&content) })
+    }
+
+    /// Features that it transforms.
+    pub fn dim(&self) -> usize {
+        self.signs.len()
+    }
+
+    /// Tells rotations of other content apart.
+    pub fn key(&self) -> u128 {
+        self.key
+    }
+
+    /// Rotates each row of `dim` values; a shorter last row is left alone.
+    pub fn forward(&self, rows: &mut [f32]) {
+        let mut scratch = vec![0f32; self.p];
+        for row in rows.chunks_exact_mut(self.dim()) {
+            row.iter_mut().zip(&self.signs).for_each(|(v, s)| *v *= s);
+            self.mix(row, &mut scratch, false);
+        }
+    }
+
+    /// Undoes [`Rotation::forward`] (the transpose).
+    pub fn inverse(&self, rows: &mut [f32]) {
+        let mut scratch = vec![0f32; self.p];
+        for row in rows.chunks_exact_mut(self.dim()) {
+            self.mix(row, &mut scratch, true);
+            row.iter_mut().zip(&self.signs).for_each(|(v, s)| *v *= s);
+        }
+    }
+
+    fn mix(&self, row: &mut [f32], scratch: &mut [f32], transpose: bool) {
+        let (p, power) = (self.p, self.power);
+        if power > 1 {
+            row.chunks_exact_mut(power).for_each(|c| {
+                fwht(c);
+            });
+        }
+        if p == 1 {
+            row.iter_mut().for_each(|v| *v *= self.factor[0]);
+            return;
+        }
+        for j in 0..power {
+            for (i, out) in scratch.iter_mut().enumerate() {
+                let weight = |c: usize| if transpose { self.factor[c * p + i] } else { self.factor[i * p + c] };
+                *out = (0..p).map(|c| weight(c) * row[c * power + j]).sum();
+            }
+            for (i, v) in scratch.iter().enumerate() {
+                row[i * power + j] = *v;
+            }
+        }
+    }
+
+    /// Bits that [`Rotation::save`] writes.
+    pub fn storage_bits(&self) -> u64 {
+        (self.signs.len() + 4 * self.factor.len()) as u64 * 8
+    }
+
+    /// Writes the signs (i8) and the factor (f32), the same in every block.
+    pub fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
+        let signs: Vec<i8> = self.signs.iter().map(|&s| s as i8).collect();
+        let info = TensorInfo { dtype: DType::I8, shape: vec![signs.len()] };
+        sink.write_shared(&join(prefix, "signs"), &info, bytemuck::cast_slice(&signs))?;
+        let info = TensorInfo { dtype: DType::F32, shape: vec![self.p, self.p] };
+        let bytes: Vec<u8> = self.factor.iter().flat_map(|v| v.to_le_bytes()).collect();
+        sink.write_shared(&join(prefix, "factor"), &info, &bytes)
+    }
+
+    pub(crate) fn describe(&self, spec: OpSpec) -> OpSpec {
+        spec.int("factor", self.p as i64).int("power", self.power as i64)
+    }
+
+    pub(crate) fn load(spec: &OpSpec, prefix: &str, source: &dyn TensorSource) -> Result<Self> {
+        let (p, power) = (spec.get_size("factor")?, spec.get_size("power")?);
+        let dim = crate::view::elements([p, power])?;
+        let signs = read_expected(source, &join(prefix, "signs"), DType::I8, &[dim])?;
+        let signs: Vec<f32> = signs.iter().map(|&s| f32::from(s as i8)).collect();
+        let bytes = read_expected(source, &join(prefix, "factor"), DType::F32, &[p, p])?;
+        let factor: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        Self::new(&factor, power, &signs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forward_keeps_lengths_and_inverse_undoes_it() {
+        let third = 1.0 / 3.0f32;
+        // The Householder reflection of order 3.
+        let f = [third, -2.0 * third, -2.0 * third, -2.0 * third, third, -2.0 * third, -2.0 * third, -2.0 * third, third];
+        let signs: Vec<f32> = (0..12).map(|i| if i % 5 < 2 { -1.0 } else { 1.0 }).collect();
+        let r = Rotation::new(&f, 4, &signs).unwrap();
+        let x: Vec<f32> = (0..24).map(|i| (i * i % 11) as f32 - 5.0).collect();
+        let mut y = x.clone();
+        r.forward(&mut y);
+        let norm = |v: &[f32]| v.iter().map(|v| v * v).sum::<f32>();
+        assert!((norm(&x[..12]) - norm(&y[..12])).abs() < 1e-3);
+        assert!(x.iter().zip(&y).any(|(a, b)| (a - b).abs() > 0.1));
+        r.inverse(&mut y);
+        assert!(x.iter().zip(&y).all(|(a, b)| (a - b).abs() < 1e-4));
+        assert!(Rotation::new(&[1.0, 0.0, 0.0, 2.0], 1, &[1.0, 1.0]).is_err(), "not orthogonal");
+        assert!(Rotation::new(&[1.0], 3, &[1.0; 3]).is_err());
+        assert!(Rotation::new(&[1.0], 2, &[1.0, 0.5]).is_err());
+    }
+}

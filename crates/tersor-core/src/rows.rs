@@ -1,0 +1,91 @@
+//! Rows on demand: what lets a matrix be larger than memory.
+
+use crate::{DType, Error, Result, TensorSource, view::elements};
+use std::ops::Range;
+
+/// A matrix read a few rows at a time, from any thread.
+pub trait RowSource: Sync {
+    /// `[rows, cols]`.
+    fn shape(&self) -> [usize; 2];
+    /// Writes the rows of a range, in f32 and row-major, into `out` (`rows.len() * cols` long).
+    /// Error when the range leaves the matrix or `out` has another length.
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
+}
+
+/// Reads rows and refuses NaN and infinities, naming where they are.
+pub fn read_finite(source: &dyn RowSource, rows: Range<usize>) -> Result<Vec<f32>> {
+    let [all, cols] = source.shape();
+    if rows.start > rows.end || rows.end > all {
+        return Err(Error::shape("row range", format!("inside 0..{all}"), rows));
+    }
+    let mut out = vec![0f32; elements([rows.len(), cols])?];
+    source.read_rows(rows.clone(), &mut out)?;
+    check_finite(&out, cols, rows.start)?;
+    Ok(out)
+}
+
+/// Refuses NaN and infinities in a row-major matrix whose first row has the number `first_row`.
+pub fn check_finite(x: &[f32], cols: usize, first_row: usize) -> Result<()> {
+    // The sum of `0 * v` is 0 unless some `v` is not finite: one pass without branches, then the search.
+    let sound = x.chunks(4096).all(|c| c.iter().map(|v| v * 0.0).sum::<f32>() == 0.0);
+    if sound {
+        return Ok(());
+    }
+    match x.iter().position(|v| !v.is_finite()) {
+        Some(i) => {
+            let cols = cols.max(1);
+            Err(Error::NonFinite { row: first_row + i / cols, col: i % cols, value: x[i] })
+        }
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn check_range(shape: [usize; 2], rows: &Range<usize>, out: usize) -> Result<()> {
+    if rows.start > rows.end || rows.end > shape[0] {
+        return Err(Error::shape("row range", format!("inside 0..{}", shape[0]), rows));
+    }
+    if rows.len() * shape[1] != out {
+        return Err(Error::shape("output of a row range", rows.len() * shape[1], out));
+    }
+    Ok(())
+}
+
+/// The rows of a stored f32, f16 or bf16 matrix.
+pub struct StoredRows<'a> {
+    source: &'a dyn TensorSource,
+    name: &'a str,
+    dtype: DType,
+    shape: [usize; 2],
+}
+
+impl<'a> StoredRows<'a> {
+    /// Looks the tensor up. A vector counts as one row. Error when it is missing, not a float type or has more than two axes.
+    pub fn new(source: &'a dyn TensorSource, name: &'a str) -> Result<Self> {
+        let info = source.info(name)?;
+        let shape = match info.shape[..] {
+            [n] => [1, n],
+            [r, c] => [r, c],
+            _ => return Err(Error::shape("axes of a matrix", 2, info.shape.len()).in_tensor(name)),
+        };
+        if !info.dtype.is_weight() {
+            let value = format!("{} (weights are F32, F16 or BF16)", info.dtype.name());
+            return Err(Error::Unsupported { what: "type of a weight", value }.in_tensor(name));
+        }
+        elements(shape).map_err(|e| e.in_tensor(name))?;
+        Ok(Self { source, name, dtype: info.dtype, shape })
+    }
+}
+
+impl RowSource for StoredRows<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        check_range(self.shape, &rows, out.len())?;
+        let width = self.shape[1] * self.dtype.size();
+        let mut bytes = vec![0u8; out.len() * self.dtype.size()];
+        self.source.read_at(self.name, (rows.start * width) as u64, &mut bytes)?;
+        self.dtype.widen_bytes(&bytes, out);
+        Ok(())
+    }
+}

@@ -1,0 +1,287 @@
+//! Matrices that somebody else owns: a slice, a shape and two strides.
+
+use crate::{Element, Error, Result, RowSource};
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// A read-only matrix over a slice. Strides may be negative, zero or anything that stays inside the slice.
+#[derive(Clone, Copy, Debug)]
+pub struct MatView<'a, T> {
+    data: &'a [T],
+    first: usize,
+    shape: [usize; 2],
+    strides: [isize; 2],
+}
+
+impl<'a, T: Element> MatView<'a, T> {
+    /// A contiguous row-major matrix. Error when `data` is not `rows * cols` long.
+    pub fn new(data: &'a [T], shape: [usize; 2]) -> Result<Self> {
+        let n = elements(shape)?;
+        if data.len() != n {
+            return Err(Error::shape("elements of a matrix", n, data.len()));
+        }
+        Ok(Self { data, first: 0, shape, strides: [shape[1] as isize, 1] })
+    }
+
+    /// Any strided matrix: element `(r, c)` is `data[first + r * strides[0] + c * strides[1]]`.
+    /// Error when an element would lie outside the slice.
+    pub fn strided(data: &'a [T], first: usize, shape: [usize; 2], strides: [isize; 2]) -> Result<Self> {
+        elements(shape)?;
+        if shape[0] > 0 && shape[1] > 0 {
+            // The extremes of an affine function lie in the corners.
+            let reach = |n: usize, s: isize| (n as i128 - 1) * s as i128;
+            let (dr, dc) = (reach(shape[0], strides[0]), reach(shape[1], strides[1]));
+            let low = first as i128 + dr.min(0) + dc.min(0);
+            let high = first as i128 + dr.max(0) + dc.max(0);
+            if low < 0 || high >= data.len() as i128 {
+                return Err(Error::shape("strided matrix", format!("offsets in 0..{}", data.len()), (low, high)));
+            }
+        }
+        Ok(Self { data, first, shape, strides })
+    }
+
+    /// `[rows, cols]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// Rows and columns exchanged, nothing copied.
+    pub fn transposed(self) -> Self {
+        let ([r, c], [a, b]) = (self.shape, self.strides);
+        Self { shape: [c, r], strides: [b, a], ..self }
+    }
+
+    /// The columns of a range. Error when it does not lie inside.
+    pub fn columns(self, range: Range<usize>) -> Result<Self> {
+        if range.start > range.end || range.end > self.shape[1] {
+            return Err(Error::shape("column range", format!("inside 0..{}", self.shape[1]), range));
+        }
+        let shape = [self.shape[0], range.len()];
+        // An empty part may begin anywhere; keep the offset inside the slice.
+        let first = if range.is_empty() { 0 } else { self.first.wrapping_add_signed(range.start as isize * self.strides[1]) };
+        Ok(Self { first, shape, ..self })
+    }
+
+    /// The whole as one slice in row-major order, when its memory is one.
+    pub fn as_slice(&self) -> Option<&'a [T]> {
+        let [rows, cols] = self.shape;
+        let row_major = (self.strides[1] == 1 || cols <= 1) && (self.strides[0] == cols as isize || rows <= 1);
+        if rows == 0 || cols == 0 {
+            return Some(&[]);
+        }
+        if row_major { self.data.get(self.first..self.first + rows * cols) } else { None }
+    }
+
+    /// Widens row `row` into `out`; `out` must be `cols` long, `row` inside.
+    fn widen_row(&self, row: usize, out: &mut [f32]) {
+        let start = self.first as isize + row as isize * self.strides[0];
+        if self.strides[1] == 1 {
+            let start = start as usize;
+            if let Some(s) = self.data.get(start..start + out.len()) {
+                T::widen(s, out);
+            }
+            return;
+        }
+        for (c, v) in out.iter_mut().enumerate() {
+            // Checked in `strided`: inside the slice.
+            *v = self.data[(start + c as isize * self.strides[1]) as usize].to_f32();
+        }
+    }
+
+    /// The matrix in f32, row-major: borrowed where it already is that, copied otherwise.
+    pub fn to_f32(&self) -> Cow<'a, [f32]> {
+        if let Some(slice) = self.as_slice().and_then(T::as_f32) {
+            return Cow::Borrowed(slice);
+        }
+        let [rows, cols] = self.shape;
+        let mut out = vec![0f32; rows * cols];
+        if cols > 0 {
+            for (r, row) in out.chunks_exact_mut(cols).enumerate() {
+                self.widen_row(r, row);
+            }
+        }
+        Cow::Owned(out)
+    }
+}
+
+impl<T: Element> RowSource for MatView<'_, T> {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        crate::rows::check_range(self.shape, &rows, out.len())?;
+        if self.shape[1] > 0 {
+            for (r, row) in rows.zip(out.chunks_exact_mut(self.shape[1])) {
+                self.widen_row(r, row);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A row-major output: rows `stride` elements apart, columns side by side.
+#[derive(Debug)]
+pub struct MatViewMut<'a> {
+    data: &'a mut [f32],
+    shape: [usize; 2],
+    stride: usize,
+}
+
+impl<'a> MatViewMut<'a> {
+    /// A contiguous output.
+    pub fn new(data: &'a mut [f32], shape: [usize; 2]) -> Result<Self> {
+        Self::strided(data, shape, shape[1])
+    }
+
+    /// An output whose rows begin at multiples of `stride`. Error when rows would overlap or leave the slice.
+    pub fn strided(data: &'a mut [f32], shape: [usize; 2], stride: usize) -> Result<Self> {
+        elements(shape)?;
+        let [rows, cols] = shape;
+        let end = if rows == 0 { Some(0) } else { (rows - 1).checked_mul(stride).and_then(|v| v.checked_add(cols)) };
+        if (rows > 1 && stride < cols) || end.is_none_or(|e| e > data.len()) {
+            return Err(Error::shape("output", format!("{shape:?} inside {} elements", data.len()), format!("row stride {stride}")));
+        }
+        Ok(Self { data, shape, stride: stride.max(cols) })
+    }
+
+    /// `[rows, cols]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// The same output for a shorter time.
+    pub fn reborrow(&mut self) -> MatViewMut<'_> {
+        MatViewMut { data: self.data, shape: self.shape, stride: self.stride }
+    }
+
+    /// The rows, one slice each.
+    pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        let [rows, cols] = self.shape;
+        self.data.chunks_mut(self.stride.max(1)).take(rows).map(move |r| {
+            let n = cols.min(r.len());
+            &mut r[..n]
+        })
+    }
+
+    /// The columns of a range, as an output of its own.
+    pub fn columns(self, range: Range<usize>) -> Result<MatViewMut<'a>> {
+        if range.start > range.end || range.end > self.shape[1] {
+            return Err(Error::shape("column range", format!("inside 0..{}", self.shape[1]), range));
+        }
+        let data = self.data.get_mut(range.start..).unwrap_or_default();
+        Ok(MatViewMut { data, shape: [self.shape[0], range.len()], stride: self.stride })
+    }
+
+    /// The elements and the row stride, for kernels.
+    pub fn into_out(self) -> tersor_kernels::dense::Out<'a> {
+        tersor_kernels::dense::Out { data: self.data, stride: self.stride }
+    }
+}
+
+/// Rows times columns; error when that is not a size this machine can address.
+pub fn elements([rows, cols]: [usize; 2]) -> Result<usize> {
+    rows.checked_mul(cols)
+        .filter(|n| n.checked_mul(4).is_some_and(|b| b <= isize::MAX as usize))
+        .ok_or_else(|| Error::Overflow { what: format!("a matrix of {rows} by {cols}") })
+}
+
+/// What can be looked at as a matrix: views themselves, `(slice, shape)` pairs and ndarray's arrays.
+pub trait IntoMat<T: Element> {
+    /// Calls `f` with the matrix, copied first only when its memory is not one slice.
+    fn with_mat<R>(&self, f: impl FnOnce(MatView<'_, T>) -> Result<R>) -> Result<R>;
+}
+
+impl<T: Element> IntoMat<T> for MatView<'_, T> {
+    fn with_mat<R>(&self, f: impl FnOnce(MatView<'_, T>) -> Result<R>) -> Result<R> {
+        f(*self)
+    }
+}
+
+impl<T: Element> IntoMat<T> for (&[T], [usize; 2]) {
+    fn with_mat<R>(&self, f: impl FnOnce(MatView<'_, T>) -> Result<R>) -> Result<R> {
+        f(MatView::new(self.0, self.1)?)
+    }
+}
+
+#[cfg(feature = "ndarray")]
+impl<T: Element, S: ndarray::Data<Elem = T>> IntoMat<T> for ndarray::ArrayBase<S, ndarray::Ix2> {
+    fn with_mat<R>(&self, f: impl FnOnce(MatView<'_, T>) -> Result<R>) -> Result<R> {
+        let shape = [self.nrows(), self.ncols()];
+        if let Some(slice) = self.as_slice_memory_order() {
+            // The memory is one slice; the first logical element lies as far in as the negative strides reach.
+            let strides = [self.strides()[0], self.strides()[1]];
+            let back = |n: usize, s: isize| if s < 0 { (n.max(1) - 1) * s.unsigned_abs() } else { 0 };
+            return f(MatView::strided(slice, back(shape[0], strides[0]) + back(shape[1], strides[1]), shape, strides)?);
+        }
+        let copy: Vec<T> = self.iter().copied().collect();
+        f(MatView::new(&copy, shape)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::{bf16, f16};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_strides_read_as_the_copy_does(rows in 0usize..6, cols in 0usize..6, flip in any::<[bool; 2]>(), swap in any::<bool>(), from in 0usize..3) {
+            let (full, pad) = (cols + 3, 2usize);
+            let data: Vec<f32> = (0..(rows + pad) * full).map(|i| i as f32 - 7.0).collect();
+            let sign = |f: bool| if f { -1isize } else { 1 };
+            let strides = [full as isize * sign(flip[0]), sign(flip[1])];
+            let first = from + if flip[0] { rows.saturating_sub(1) * full } else { 0 } + if flip[1] { cols.saturating_sub(1) } else { 0 };
+            let mut view = MatView::strided(&data, first, [rows, cols], strides).unwrap();
+            let at = |r: usize, c: usize| data[(first as isize + r as isize * strides[0] + c as isize * strides[1]) as usize];
+            let mut want: Vec<f32> = (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c))).map(|(r, c)| at(r, c)).collect();
+            if swap {
+                view = view.transposed();
+                want = (0..cols).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| at(r, c)).collect();
+            }
+            let flat = view.to_f32();
+            prop_assert_eq!(&flat[..], &want[..]);
+            let n = view.shape()[0];
+            let mut read = vec![0f32; want.len()];
+            view.read_rows(0..n, &mut read).unwrap();
+            prop_assert_eq!(&read, &want);
+            let half: Vec<f16> = want.iter().map(|&v| f16::from_f32(v)).collect();
+            let brain: Vec<bf16> = want.iter().map(|&v| bf16::from_f32(v)).collect();
+            let half = MatView::new(&half, view.shape()).unwrap().to_f32().into_owned();
+            let brain = MatView::new(&brain, view.shape()).unwrap().to_f32().into_owned();
+            prop_assert_eq!(&half, &want);
+            prop_assert_eq!(&brain, &want);
+        }
+    }
+
+    #[test]
+    fn views_outside_their_slice_are_refused() {
+        let data = [0f32; 12];
+        assert!(MatView::strided(&data, 0, [3, 4], [4, 1]).is_ok());
+        assert!(MatView::strided(&data, 1, [3, 4], [4, 1]).is_err());
+        assert!(MatView::strided(&data, 0, [3, 4], [-4, 1]).is_err());
+        assert!(MatView::strided(&data, 0, [usize::MAX, 4], [0, 0]).is_err());
+        assert!(MatView::strided(&data, 0, [3, 4], [isize::MAX, 1]).is_err());
+        assert!(MatView::strided(&data, 11, [5, 7], [0, 0]).is_ok(), "a broadcast of one element");
+        assert!(MatView::new(&data, [3, 5]).is_err());
+        assert!(MatView::new(&data, [3, 4]).unwrap().columns(3..5).is_err());
+        let mut out = [0f32; 12];
+        assert!(MatViewMut::strided(&mut out, [3, 4], 0).is_err(), "a mutable broadcast");
+        assert!(MatViewMut::strided(&mut out, [3, 4], 5).is_err());
+    }
+
+    #[cfg(feature = "ndarray")]
+    #[test]
+    fn ndarray_enters_however_it_lies_in_memory() {
+        use ndarray::{Array2, s};
+        let a = Array2::from_shape_fn((5, 6), |(r, c)| (r * 6 + c) as f32);
+        for v in [a.view(), a.t(), a.slice(s![..;-1, ..]), a.slice(s![.., ..;-1]), a.slice(s![1..4;2, 1..5;3]), a.slice(s![..;-2, ..;-1])] {
+            let want: Vec<f32> = v.iter().copied().collect();
+            let got = v.with_mat(|m| Ok((m.shape(), m.to_f32().into_owned()))).unwrap();
+            assert_eq!(got, ([v.nrows(), v.ncols()], want));
+        }
+        let b = ndarray::arr1(&[1f32, 2.0]);
+        let wide = b.broadcast((3, 2)).unwrap();
+        assert_eq!(wide.with_mat(|m| Ok(m.to_f32().into_owned())).unwrap(), [1.0, 2.0, 1.0, 2.0, 1.0, 2.0]);
+    }
+}
