@@ -67,9 +67,9 @@ impl GroupSize {
         }
     }
 
-    /// Groups in a row of `cols` features; at least 1, also for an empty row.
+    /// Groups in a row of `cols` features; none in an empty row.
     pub fn count(self, cols: usize) -> usize {
-        cols.div_ceil(self.width(cols)).max(1)
+        cols.div_ceil(self.width(cols))
     }
 }
 
@@ -86,7 +86,7 @@ mod tests {
         assert_eq!(Bits::new(8).unwrap().max_code(), 255);
         assert!(GroupSize::size(0).is_err());
         let g = GroupSize::size(128).unwrap();
-        assert_eq!((g.count(576), g.width(576), g.count(1), g.count(0)), (5, 128, 1, 1));
+        assert_eq!((g.count(576), g.width(576), g.count(1), g.count(0)), (5, 128, 1, 0));
         assert_eq!(GroupSize::Channel.count(576), 1);
     }
 }

@@ -40,7 +40,8 @@ pub fn check_finite(x: &[f32], cols: usize, first_row: usize) -> Result<()> {
     }
 }
 
-pub(crate) fn check_range(shape: [usize; 2], rows: &Range<usize>, out: usize) -> Result<()> {
+/// Error unless `rows` lies inside a matrix of `shape` and `out` is as long as those rows are.
+pub fn check_range(shape: [usize; 2], rows: &Range<usize>, out: usize) -> Result<()> {
     if rows.start > rows.end || rows.end > shape[0] {
         return Err(Error::shape("row range", format!("inside 0..{}", shape[0]), rows));
     }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::{Isa, vector};
+use crate::{Isa, par, vector};
 
 /// Weight rows of one unit of work.
 pub const ROW_BLOCK: usize = 128;
@@ -78,7 +78,7 @@ pub fn product_by_rows<E: Send>(
         unsafe { block_product(isa, x, [tokens, k], buffer, range, columns, write) };
         Ok(())
     };
-    for_blocks(n.div_ceil(ROW_BLOCK), parallel, block).map(|()| true)
+    par::map(n.div_ceil(ROW_BLOCK), parallel, Vec::new, block).into_iter().collect::<Result<(), E>>().map(|()| true)
 }
 
 /// [`product_by_rows`] for weights that lie in memory as f32, `[n, k]`.
@@ -99,14 +99,14 @@ pub fn product(
         return true;
     }
     let columns = Columns { data: y.data.as_mut_ptr(), stride: y.stride };
-    let block = |index: usize, _: &mut Vec<f32>| -> Result<(), ()> {
+    let block = |index: usize, (): &mut ()| {
         let range = index * ROW_BLOCK..((index + 1) * ROW_BLOCK).min(n);
         let columns = columns.get();
         // SAFETY: as in `product_by_rows`.
         unsafe { block_product(isa, x, [tokens, k], &w[range.start * k..range.end * k], range, columns, write) };
-        Ok(())
     };
-    for_blocks(n.div_ceil(ROW_BLOCK), parallel, block).is_ok()
+    par::map(n.div_ceil(ROW_BLOCK), parallel, || (), block);
+    true
 }
 
 fn fits(y: &Out<'_>, tokens: usize, n: usize) -> bool {
@@ -115,22 +115,6 @@ fn fits(y: &Out<'_>, tokens: usize, n: usize) -> bool {
     }
     let last = (tokens - 1).checked_mul(y.stride).and_then(|v| v.checked_add(n));
     y.stride >= n && last.is_some_and(|v| v <= y.data.len())
-}
-
-fn for_blocks<E: Send>(
-    count: usize,
-    parallel: bool,
-    block: impl Fn(usize, &mut Vec<f32>) -> Result<(), E> + Sync,
-) -> Result<(), E> {
-    #[cfg(feature = "rayon")]
-    if parallel && count > 1 {
-        use rayon::prelude::*;
-        let results: Vec<Result<(), E>> = (0..count).into_par_iter().map_init(Vec::new, |buffer, i| block(i, buffer)).collect();
-        return results.into_iter().collect();
-    }
-    let _ = parallel;
-    let mut buffer = Vec::new();
-    (0..count).try_for_each(|i| block(i, &mut buffer))
 }
 
 /// # Safety

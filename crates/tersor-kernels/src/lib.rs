@@ -22,6 +22,7 @@ pub mod convert;
 pub mod dense;
 pub mod hadamard;
 mod isa;
+pub mod par;
 pub mod vector;
 
 pub use isa::Isa;

@@ -1,0 +1,37 @@
+//! Uniform grids over groups of weights: `value = scale * (code - zero)`, one scale for each group of a
+//! row, each row, or the tensor; 2 to 8 bits; scales in f16, bf16 or f32.
+//!
+//! ```
+//! use tersor_groupwise::{LinearOp, Rtn, ndarray::Array2};
+//!
+//! # fn main() -> tersor_groupwise::Result<()> {
+//! let weights = Array2::from_shape_fn((256, 512), |(r, c)| ((r * 512 + c) as f32 * 0.37).sin());
+//! let quantized = Rtn::new().bits(4).group(128).quantize(&weights)?;
+//! let mut row = [0.0; 512];
+//! quantized.decompress_rows(7..8, &mut row)?;
+//! println!("{:.3} bits a weight; {} came back as {}", quantized.bits_per_weight(), weights[[7, 3]], row[3]);
+//! # assert_eq!(quantized.bits_per_weight(), 4.0 + (16.0 + 8.0) / 128.0 - 4.0 / 128.0);
+//! # assert!((weights[[7, 3]] - row[3]).abs() < 0.07);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The result is a [`LinearOp`]: it multiplies, is saved, and reopens through a [`Registry`] in which
+//! [`register`] has put this crate's kind.
+
+mod grid;
+mod linear;
+mod rtn;
+
+pub use grid::{Clip, Grid, GroupFit, GroupSpec};
+pub use linear::GroupedLinear;
+pub use rtn::{CheckedRtn, Rtn};
+pub use tersor_core::{DType, Error, GroupSize, LinearOp, ParamError, Registry, Result};
+
+#[cfg(feature = "ndarray")]
+pub use tersor_core::ndarray;
+
+/// Adds the kinds of this crate to a registry.
+pub fn register(registry: &mut Registry) {
+    registry.register(GroupedLinear::KIND, linear::load);
+}

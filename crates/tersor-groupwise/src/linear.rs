@@ -1,0 +1,308 @@
+//! The packed result.
+
+use std::ops::Range;
+
+use tersor_core::op::apply_by_rows;
+use tersor_core::rows::check_range;
+use tersor_core::tensors::{join, read_expected};
+use tersor_core::{
+    DType, Error, Exec, GroupSize, Input, Isa, Layout, LinearOp, MatViewMut, OpSpec, Registry, Result, RowSlot,
+    TensorInfo, TensorSink, TensorSource, check_finite,
+};
+use tersor_kernels::affine::{self, Affine};
+use tersor_kernels::bits;
+use tersor_kernels::dense::Write;
+
+use crate::{Clip, Grid, GroupSpec};
+
+/// Codes, scales and zeros of a matrix `[out_features, in_features]`.
+///
+/// Stored as `codes` (u8, `[rows, ceil(cols * bits / 8)]`, dense little-endian bits along the row), `scales`
+/// (`[rows, groups]` in their type) and, on the asymmetric grid, `zeros` (u8, `[rows, ceil(groups * bits / 8)]`,
+/// packed likewise). With one scale for the tensor, `scales` is `[1]` and `zeros` `[1]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GroupedLinear {
+    spec: GroupSpec,
+    shape: [usize; 2],
+    codes: Vec<u8>,
+    /// As stored, widened.
+    scales: Vec<f32>,
+    /// Unpacked; empty on symmetric grids.
+    zeros: Vec<u8>,
+}
+
+impl GroupedLinear {
+    /// The kind in specifications.
+    pub const KIND: &'static str = "grouped";
+
+    /// Quantizes `w` (finite values, row-major) by rounding each to the nearest code of its group's grid; `fits`
+    /// holds scale and zero of each group, row by row (one for all of them where the group is the tensor).
+    /// Error when a length is wrong.
+    pub fn round(spec: GroupSpec, shape: [usize; 2], w: &[f32], fits: &[Affine], isa: Isa) -> Result<Self> {
+        let [rows, cols] = shape;
+        let n = tersor_core::view::elements(shape)?;
+        if w.len() != n {
+            return Err(Error::shape("elements of a matrix", n, w.len()));
+        }
+        let want = fit_count(&spec, shape);
+        if fits.len() != want {
+            return Err(Error::shape("groups", want, fits.len()));
+        }
+        let width = row_bytes(&spec, cols);
+        let mut codes = vec![0u8; rows * width];
+        let mut row_codes = vec![0u8; cols];
+        for r in 0..rows {
+            for (g, span) in spans(&spec, cols).enumerate() {
+                let fit = fits[fit_index(&spec, cols, r, g)];
+                let range = spec.grid.codes(spec.bits);
+                affine::quantize(isa, &w[r * cols..][span.clone()], fit, range, &mut row_codes[span]);
+            }
+            bits::pack(&row_codes, spec.bits.get(), &mut codes[r * width..(r + 1) * width]);
+        }
+        let scales = fits.iter().map(|f| f.scale).collect();
+        let zeros = if spec.grid == Grid::Asym { fits.iter().map(|f| f.zero).collect() } else { Vec::new() };
+        Ok(Self { spec, shape, codes, scales, zeros })
+    }
+
+    /// Quantizes other values on the grids of this matrix (its scales and zeros held). Error on another length or a
+    /// value that is not finite.
+    pub fn requantize(&self, w: &[f32]) -> Result<Self> {
+        check_finite(w, self.shape[1], 0)?;
+        let fits: Vec<Affine> = (0..self.scales.len()).map(|i| self.fit(i)).collect();
+        Self::round(self.spec, self.shape, w, &fits, Isa::detect())
+    }
+
+    /// Puts blocks of rows, in order, together. Error when they do not belong together.
+    pub(crate) fn stack(spec: GroupSpec, shape: [usize; 2], parts: impl IntoIterator<Item = Self>) -> Result<Self> {
+        let mut whole = Self { spec, shape: [0, shape[1]], codes: Vec::new(), scales: Vec::new(), zeros: Vec::new() };
+        for part in parts {
+            if part.spec != spec || part.shape[1] != shape[1] || spec.group == GroupSize::Tensor {
+                return Err(Error::shape("blocks of one matrix", (spec, shape[1]), (part.spec, part.shape[1])));
+            }
+            whole.shape[0] += part.shape[0];
+            whole.codes.extend(part.codes);
+            whole.scales.extend(part.scales);
+            whole.zeros.extend(part.zeros);
+        }
+        if whole.shape != shape {
+            return Err(Error::shape("rows of all blocks", shape, whole.shape));
+        }
+        Ok(whole)
+    }
+
+    /// Grid, groups and widths.
+    pub fn group_spec(&self) -> &GroupSpec {
+        &self.spec
+    }
+
+    /// Exact stored bits over the number of weights; 0 for an empty matrix.
+    pub fn bits_per_weight(&self) -> f64 {
+        let n = self.shape[0] * self.shape[1];
+        if n == 0 { 0.0 } else { self.storage_bits() as f64 / n as f64 }
+    }
+
+    /// The scale of each group, row by row.
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
+    /// The codes of one row, zeros not subtracted. Error when there is no such row.
+    pub fn row_codes(&self, row: usize) -> Result<Vec<u8>> {
+        let mut out = vec![0u8; self.shape[1]];
+        check_range(self.shape, &(row..row.saturating_add(1)), out.len())?;
+        let width = row_bytes(&self.spec, self.shape[1]);
+        bits::unpack(&self.codes[row * width..(row + 1) * width], self.spec.bits.get(), 0, &mut out);
+        Ok(out)
+    }
+
+    fn fit(&self, index: usize) -> Affine {
+        let middle = 1u8 << (self.spec.bits.get() - 1);
+        Affine { scale: self.scales[index], zero: self.zeros.get(index).copied().unwrap_or(middle) }
+    }
+
+    /// The tensors that a matrix of this shape takes.
+    pub(crate) fn layout(spec: &GroupSpec, [rows, cols]: [usize; 2]) -> Layout {
+        let groups = spec.group.count(cols);
+        let fits = fit_count(spec, [rows, cols]);
+        let (scales, zeros) = if spec.group == GroupSize::Tensor {
+            (vec![fits], vec![fits])
+        } else {
+            (vec![rows, groups], vec![rows, bits::packed_len(groups, spec.bits.get())])
+        };
+        let codes = vec![rows, row_bytes(spec, cols)];
+        let mut tensors = vec![("codes", DType::U8, codes), ("scales", spec.scale_dtype, scales)];
+        if spec.grid == Grid::Asym {
+            tensors.push(("zeros", DType::U8, zeros));
+        }
+        Layout::exact(tensors)
+    }
+}
+
+fn row_bytes(spec: &GroupSpec, cols: usize) -> usize {
+    bits::packed_len(cols, spec.bits.get())
+}
+
+/// Scales of the whole matrix.
+fn fit_count(spec: &GroupSpec, [rows, cols]: [usize; 2]) -> usize {
+    match spec.group {
+        GroupSize::Tensor => usize::from(rows > 0 && cols > 0),
+        group => rows * group.count(cols),
+    }
+}
+
+fn fit_index(spec: &GroupSpec, cols: usize, row: usize, group: usize) -> usize {
+    if spec.group == GroupSize::Tensor { 0 } else { row * spec.group.count(cols) + group }
+}
+
+/// The columns of each group of a row.
+pub(crate) fn spans(spec: &GroupSpec, cols: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let width = spec.group.width(cols);
+    (0..spec.group.count(cols)).map(move |g| g * width..((g + 1) * width).min(cols))
+}
+
+impl LinearOp for GroupedLinear {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn storage_bits(&self) -> u64 {
+        Self::layout(&self.spec, self.shape).bits().unwrap_or(u64::MAX)
+    }
+
+    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        check_range(self.shape, &rows, out.len())?;
+        let cols = self.shape[1];
+        if cols == 0 {
+            return Ok(());
+        }
+        let (isa, width) = (Isa::detect(), row_bytes(&self.spec, cols));
+        let mut codes = vec![0u8; cols];
+        for (r, out) in rows.zip(out.chunks_exact_mut(cols)) {
+            bits::unpack(&self.codes[r * width..(r + 1) * width], self.spec.bits.get(), 0, &mut codes);
+            for (g, span) in spans(&self.spec, cols).enumerate() {
+                let fit = self.fit(fit_index(&self.spec, cols, r, g));
+                affine::dequantize(isa, &codes[span.clone()], fit, &mut out[span]);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_add(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
+        apply_by_rows(self, x, y, Write::Add, exec)
+    }
+
+    fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
+        apply_by_rows(self, x, y, Write::Set, exec)
+    }
+
+    fn spec(&self) -> OpSpec {
+        let group = match self.spec.group {
+            GroupSize::Size(n) => n.get().to_string(),
+            GroupSize::Channel => "channel".to_string(),
+            GroupSize::Tensor => "tensor".to_string(),
+        };
+        OpSpec::new(Self::KIND, self.shape)
+            .int("bits", self.spec.bits.get())
+            .text("group", &group)
+            .text("grid", self.spec.grid.name())
+            .text("scales", self.spec.scale_dtype.name())
+    }
+
+    fn save(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
+        let scale_type = self.spec.scale_dtype;
+        let mut scales = vec![0u8; self.scales.len() * scale_type.size()];
+        scale_type.narrow_bytes(&self.scales, &mut scales);
+        let whole = Self::layout(&self.spec, [at.total, self.shape[1]]);
+        for (suffix, info) in &whole.tensors {
+            let name = join(prefix, suffix);
+            let zeros;
+            let bytes = match suffix.as_str() {
+                "codes" => &self.codes[..],
+                "scales" => &scales,
+                _ if self.spec.group == GroupSize::Tensor => &self.zeros,
+                _ => {
+                    zeros = self.packed_zeros();
+                    &zeros
+                }
+            };
+            if self.spec.group == GroupSize::Tensor && suffix != "codes" {
+                sink.write_shared(&name, info, bytes)?;
+            } else {
+                sink.write_rows(&name, info, at.first, bytes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl GroupedLinear {
+    fn packed_zeros(&self) -> Vec<u8> {
+        let groups = self.spec.group.count(self.shape[1]);
+        let width = bits::packed_len(groups, self.spec.bits.get());
+        let mut out = vec![0u8; self.shape[0] * width];
+        if groups > 0 {
+            for (zeros, out) in self.zeros.chunks(groups).zip(out.chunks_mut(width)) {
+                bits::pack(zeros, self.spec.bits.get(), out);
+            }
+        }
+        out
+    }
+}
+
+/// Reopens a matrix; refuses scales that are not positive and finite, and codes that its grid does not have.
+pub(crate) fn load(spec: &OpSpec, prefix: &str, source: &dyn TensorSource, _: &Registry) -> Result<Box<dyn LinearOp>> {
+    let unknown = |what: &'static str, value: &str| Error::Unsupported { what, value: value.to_string() };
+    let group = match spec.get_text("group")? {
+        "channel" => GroupSize::Channel,
+        "tensor" => GroupSize::Tensor,
+        n => GroupSize::size(n.parse().map_err(|_| unknown("group of a matrix", n))?)?,
+    };
+    let grid = spec.get_text("grid")?;
+    let grid = Grid::from_name(grid).ok_or_else(|| unknown("grid", grid))?;
+    let scales = spec.get_text("scales")?;
+    let scale_dtype = DType::from_name(scales).ok_or_else(|| unknown("type of scales", scales))?;
+    let bits = u32::try_from(spec.get_int("bits")?).unwrap_or(0);
+    let own = GroupSpec::new(bits, group, grid, scale_dtype, Clip::None)?;
+    let [rows, cols] = spec.shape;
+    tersor_core::view::elements(spec.shape)?;
+    let read = |info: &TensorInfo, suffix: &str| read_expected(source, &join(prefix, suffix), info.dtype, &info.shape);
+    let (mut codes, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+    for (suffix, info) in &GroupedLinear::layout(&own, spec.shape).tensors {
+        match suffix.as_str() {
+            "codes" => codes = read(info, suffix)?,
+            "scales" => {
+                let bytes = read(info, suffix)?;
+                scales = vec![0f32; bytes.len() / scale_dtype.size()];
+                scale_dtype.widen_bytes(&bytes, &mut scales);
+            }
+            _ if group == GroupSize::Tensor => zeros = read(info, suffix)?,
+            _ => {
+                let packed = read(info, suffix)?;
+                let groups = group.count(cols);
+                let width = bits::packed_len(groups, bits);
+                zeros = vec![0u8; rows * groups];
+                for (zeros, packed) in zeros.chunks_mut(groups.max(1)).zip(packed.chunks(width.max(1))) {
+                    bits::unpack(packed, bits, 0, zeros);
+                }
+            }
+        }
+    }
+    if let Some(i) = scales.iter().position(|s| !s.is_finite() || *s <= 0.0) {
+        let groups = group.count(cols).max(1);
+        return Err(Error::ScaleRange { row: i / groups, group: i % groups, value: scales[i], dtype: scale_dtype.name() });
+    }
+    if let Some(zero) = zeros.iter().find(|&&z| z > own.bits.max_code()) {
+        return Err(Error::format(join(prefix, "zeros"), format!("zero {zero} does not fit {bits} bits")));
+    }
+    // The lowest code of the narrow grid is its one unused one.
+    let op = GroupedLinear { spec: own, shape: spec.shape, codes, scales, zeros };
+    if grid == Grid::SymNarrow {
+        for r in 0..rows {
+            if op.row_codes(r)?.contains(&0) {
+                return Err(Error::format(join(prefix, "codes"), format!("row {r} has a code outside the narrow grid")));
+            }
+        }
+    }
+    Ok(Box::new(op))
+}
+

@@ -1,0 +1,100 @@
+//! What round-to-nearest can be told.
+
+use tersor_core::{Check, DType, Element, GroupSize, IntoMat, ParamError, Result};
+
+use crate::{Clip, Grid, GroupSpec, GroupedLinear};
+
+/// Parameters of round-to-nearest, unchecked: 4 bits, one scale a row, asymmetric, f16 scales, no clip search.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Rtn {
+    bits: u32,
+    group: Option<usize>,
+    per_tensor: bool,
+    grid: Grid,
+    scales: DType,
+    clip: Clip,
+}
+
+impl Default for Rtn {
+    fn default() -> Self {
+        Self { bits: 4, group: None, per_tensor: false, grid: Grid::Asym, scales: DType::F16, clip: Clip::None }
+    }
+}
+
+impl Rtn {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bits of a code, 2 to 8.
+    pub fn bits(self, bits: u32) -> Self {
+        Self { bits, ..self }
+    }
+
+    /// A scale for every `group` input features; the last group of a row may be shorter.
+    pub fn group(self, group: usize) -> Self {
+        Self { group: Some(group), per_tensor: false, ..self }
+    }
+
+    /// One scale a row.
+    pub fn per_channel(self) -> Self {
+        Self { group: None, per_tensor: false, ..self }
+    }
+
+    /// One scale for the matrix.
+    pub fn per_tensor(self) -> Self {
+        Self { group: None, per_tensor: true, ..self }
+    }
+
+    /// The grid.
+    pub fn grid(self, grid: Grid) -> Self {
+        Self { grid, ..self }
+    }
+
+    /// The symmetric grid of a recipe's `-sym`: narrow at 8 bits, full below.
+    pub fn symmetric(self) -> Self {
+        Self { grid: if self.bits == 8 { Grid::SymNarrow } else { Grid::SymFull }, ..self }
+    }
+
+    /// The stored type of the scales: f16, bf16 or f32.
+    pub fn scales(self, dtype: DType) -> Self {
+        Self { scales: dtype, ..self }
+    }
+
+    /// How the range of a group is chosen.
+    pub fn clip(self, clip: Clip) -> Self {
+        Self { clip, ..self }
+    }
+
+    /// Checks the parameters and quantizes a matrix `[out_features, in_features]` of f32, f16 or bf16. Error on a wrong
+    /// parameter, a value that is not finite, or a scale that its type cannot hold.
+    pub fn quantize<T: Element>(self, w: &impl IntoMat<T>) -> Result<GroupedLinear> {
+        self.check()?.quantize(w)
+    }
+}
+
+/// Checked parameters: the method.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct CheckedRtn {
+    pub(crate) spec: GroupSpec,
+}
+
+impl CheckedRtn {
+    /// Grid, groups and widths.
+    pub fn spec(&self) -> &GroupSpec {
+        &self.spec
+    }
+}
+
+impl Check for Rtn {
+    type Checked = CheckedRtn;
+    fn check(self) -> Result<CheckedRtn, ParamError> {
+        let group = match self.group {
+            Some(n) => GroupSize::size(n)?,
+            None if self.per_tensor => GroupSize::Tensor,
+            None => GroupSize::Channel,
+        };
+        Ok(CheckedRtn { spec: GroupSpec::new(self.bits, group, self.grid, self.scales, self.clip)? })
+    }
+}

@@ -1,0 +1,101 @@
+//! The algorithm, and its face as a [`Method`].
+
+use std::ops::Range;
+use std::time::Instant;
+
+use tersor_core::method::ROW_UNIT;
+use tersor_core::{
+    Compressed, Context, Element, Error, GroupSize, IntoMat, Isa, Layout, LinearOp, Method, Prepared, Report,
+    Result, RowSource, StatNeeds, StatSet, check_finite, metrics, read_finite,
+};
+use tersor_kernels::par;
+
+use crate::linear::spans;
+use crate::{CheckedRtn, GroupSpec, GroupedLinear};
+
+impl CheckedRtn {
+    /// Quantizes a matrix `[out_features, in_features]`. Error on a value that is not finite, or a scale that its type
+    /// cannot hold.
+    pub fn quantize<T: Element>(&self, w: &impl IntoMat<T>) -> Result<GroupedLinear> {
+        w.with_mat(|m| {
+            let w = m.to_f32();
+            check_finite(&w, m.shape()[1], 0)?;
+            round(&self.spec, &w, m.shape())
+        })
+    }
+}
+
+/// Rows in blocks of [`ROW_UNIT`], each on its own, in the current pool.
+fn round(spec: &GroupSpec, w: &[f32], shape: [usize; 2]) -> Result<GroupedLinear> {
+    let ([rows, cols], isa) = (shape, Isa::detect());
+    if spec.group == GroupSize::Tensor {
+        let fits = if w.is_empty() { Vec::new() } else { vec![spec.fit(isa, w)?] };
+        return GroupedLinear::round(*spec, shape, w, &fits, isa);
+    }
+    let block = |i: usize, (): &mut ()| -> Result<GroupedLinear> {
+        let range = i * ROW_UNIT..((i + 1) * ROW_UNIT).min(rows);
+        let w = &w[range.start * cols..range.end * cols];
+        let mut fits = Vec::with_capacity(range.len() * spec.group.count(cols));
+        for (r, row) in range.clone().zip(w.chunks_exact(cols.max(1))) {
+            for (g, span) in spans(spec, cols).enumerate() {
+                fits.push(spec.fit(isa, &row[span]).map_err(|e| place(e, r, g))?);
+            }
+        }
+        GroupedLinear::round(*spec, [range.len(), cols], w, &fits, isa)
+    };
+    let parts = par::map(rows.div_ceil(ROW_UNIT), true, || (), block);
+    GroupedLinear::stack(*spec, shape, parts.into_iter().collect::<Result<Vec<_>>>()?)
+}
+
+fn place(e: Error, row: usize, group: usize) -> Error {
+    match e {
+        Error::ScaleRange { value, dtype, .. } => Error::ScaleRange { row, group, value, dtype },
+        other => other,
+    }
+}
+
+impl Method for CheckedRtn {
+    fn name(&self) -> String {
+        "rtn".into()
+    }
+
+    fn needs(&self) -> StatNeeds {
+        StatNeeds { whole_matrix: self.spec.group == GroupSize::Tensor, ..StatNeeds::default() }
+    }
+
+    fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
+        tersor_core::view::elements(shape)?;
+        Ok(GroupedLinear::layout(&self.spec, shape))
+    }
+
+    fn prepare<'s>(&'s self, _: Option<&'s StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
+        Ok(Box::new(*self))
+    }
+}
+
+impl Prepared for CheckedRtn {
+    fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
+        cx.cancel.check()?;
+        let ([all, cols], start) = (w.shape(), Instant::now());
+        if self.spec.group == GroupSize::Tensor && rows != (0..all) {
+            return Err(Error::shape("rows of a matrix with one scale", 0..all, rows));
+        }
+        let values = read_finite(w, rows.clone())?;
+        let shape = [rows.len(), cols];
+        let op = cx.run(|| round(&self.spec, &values, shape)).map_err(|e| match e {
+            Error::ScaleRange { row, group, value, dtype } => {
+                Error::ScaleRange { row: rows.start + row, group, value, dtype }
+            }
+            other => other,
+        })?;
+        let mut back = vec![0f32; values.len()];
+        op.decompress_rows(0..shape[0], &mut back)?;
+        let report = Report {
+            squared_error: metrics::squared_error(&values, &back),
+            energy: metrics::energy(&values),
+            seconds: start.elapsed().as_secs_f64(),
+            ..Report::default()
+        };
+        Ok(Compressed { op: Box::new(op), report })
+    }
+}

@@ -1,0 +1,219 @@
+//! What round-to-nearest promises, for any matrix, grid and width.
+
+use proptest::prelude::*;
+use tersor_core::method::ROW_UNIT;
+use tersor_core::{
+    Bits, Check, Context, DType, Error, Exec, GroupSize, Input, LinearOp, MatView, MatViewMut, MemTensors, Method,
+    Registry, RowSlot,
+};
+use tersor_groupwise::{Clip, Grid, GroupedLinear, Rtn};
+
+fn values(n: usize, salt: u64) -> Vec<f32> {
+    let mut state = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            ((state >> 40) as f32 / 8388608.0 - 1.0) * 3.0
+        })
+        .collect()
+}
+
+fn any_rtn() -> impl Strategy<Value = Rtn> {
+    let grid = prop_oneof![Just(Grid::Asym), Just(Grid::SymFull), Just(Grid::SymNarrow)];
+    let dtype = prop_oneof![Just(DType::F16), Just(DType::BF16), Just(DType::F32)];
+    let clip = prop_oneof![Just(Clip::None), Just(Clip::Search { norm: 2.4 })];
+    (2u32..=8, 0usize..40, grid, dtype, clip).prop_map(|(bits, group, grid, dtype, clip)| {
+        let rtn = Rtn::new().bits(bits).grid(grid).scales(dtype).clip(clip);
+        match group {
+            0 => rtn.per_tensor(),
+            1 => rtn.per_channel(),
+            n => rtn.group(n),
+        }
+    })
+}
+
+fn bytes(op: &dyn LinearOp) -> MemTensors {
+    let mut file = MemTensors::new();
+    op.save("w", RowSlot::whole(op.shape()[0]), &mut file).unwrap();
+    file
+}
+
+fn registry() -> Registry {
+    let mut r = Registry::core();
+    tersor_groupwise::register(&mut r);
+    r
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn plan_bits_and_bytes_agree_and_files_reopen(rtn in any_rtn(), rows in 0usize..9, cols in 0usize..70, salt: u64) {
+        let w = values(rows * cols, salt);
+        let m = MatView::new(&w, [rows, cols]).unwrap();
+        let method = rtn.check().unwrap();
+        let op = method.quantize(&m).unwrap();
+        let file = bytes(&op);
+        let layout = method.layout([rows, cols]).unwrap();
+        prop_assert!(layout.exact);
+        prop_assert_eq!(layout.bits().unwrap(), op.storage_bits());
+        prop_assert_eq!(op.storage_bits(), file.bytes() as u64 * 8);
+        if rows * cols == 0 {
+            prop_assert_eq!(op.storage_bits(), 0);
+            prop_assert_eq!(op.bits_per_weight(), 0.0);
+        }
+        let again = registry().load(&op.spec(), "w", &file).unwrap();
+        prop_assert_eq!(bytes(&*again), file);
+        let (mut a, mut b) = (vec![0f32; w.len()], vec![0f32; w.len()]);
+        op.decompress_rows(0..rows, &mut a).unwrap();
+        again.decompress_rows(0..rows, &mut b).unwrap();
+        prop_assert_eq!(a, b);
+    }
+
+    #[test]
+    fn requantizing_what_came_back_changes_nothing(rtn in any_rtn(), rows in 1usize..6, cols in 1usize..70, salt: u64) {
+        let w = values(rows * cols, salt);
+        let op = rtn.quantize(&MatView::new(&w, [rows, cols]).unwrap()).unwrap();
+        let mut back = vec![0f32; w.len()];
+        op.decompress_rows(0..rows, &mut back).unwrap();
+        prop_assert_eq!(op.requantize(&back).unwrap(), op);
+    }
+
+    #[test]
+    fn without_clipping_the_error_is_half_a_step(bits in 2u32..=8, full in any::<bool>(), group in 2usize..40, cols in 1usize..70, salt: u64) {
+        let w = values(3 * cols, salt);
+        let grid = if full { Grid::SymFull } else { Grid::Asym };
+        let op = Rtn::new().bits(bits).group(group).grid(grid).scales(DType::F32).quantize(&MatView::new(&w, [3, cols]).unwrap()).unwrap();
+        let mut back = vec![0f32; w.len()];
+        op.decompress_rows(0..3, &mut back).unwrap();
+        let groups = cols.div_ceil(group.min(cols));
+        for (i, (a, b)) in w.iter().zip(&back).enumerate() {
+            let scale = op.scales()[i / cols * groups + i % cols / group.min(cols)];
+            // Asymmetric: rounding the zero to a code may shift one end of the range by another half step.
+            let steps = if full { 0.5001 } else { 1.0001 };
+            prop_assert!((a - b).abs() <= scale * steps, "{a} came back as {b} with a step of {scale}");
+        }
+    }
+
+    #[test]
+    fn applying_equals_multiplying_by_what_it_decompresses_to(rtn in any_rtn(), rows in 1usize..200, cols in 1usize..50, tokens in 0usize..6, salt: u64) {
+        let w = values(rows * cols, salt);
+        let op = rtn.quantize(&MatView::new(&w, [rows, cols]).unwrap()).unwrap();
+        let mut back = vec![0f32; w.len()];
+        op.decompress_rows(0..rows, &mut back).unwrap();
+        let x = values(tokens * cols, salt ^ 77);
+        let mut y = vec![1f32; tokens * rows];
+        let input = Input::new(&x, [tokens, cols]).unwrap();
+        op.apply(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), &mut Exec::new()).unwrap();
+        let once = y.clone();
+        op.apply_add(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), &mut Exec::serial()).unwrap();
+        for t in 0..tokens {
+            for r in 0..rows {
+                let want: f64 = (0..cols).map(|c| f64::from(x[t * cols + c]) * f64::from(back[r * cols + c])).sum();
+                prop_assert!((f64::from(once[t * rows + r]) - want).abs() < 1e-3);
+                prop_assert!((f64::from(y[t * rows + r]) - 2.0 * want).abs() < 2e-3);
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_of_any_multiple_of_64_rows_write_the_same_bytes(bits in 2u32..=8, units in 1usize..4, rows in 1usize..300, cols in 1usize..20, salt: u64) {
+        let w = values(rows * cols, salt);
+        let m = MatView::new(&w, [rows, cols]).unwrap();
+        let method = Rtn::new().bits(bits).group(8).check().unwrap();
+        let cx = Context::new();
+        let prepared = method.prepare(None, &cx).unwrap();
+        let mut cut = MemTensors::new();
+        let mut error = 0.0;
+        for first in (0..rows).step_by(units * ROW_UNIT) {
+            let last = (first + units * ROW_UNIT).min(rows);
+            let done = prepared.compress(&m, first..last, &cx).unwrap();
+            done.op.save("w", RowSlot { first, total: rows }, &mut cut).unwrap();
+            error += done.report.squared_error;
+        }
+        let whole = prepared.compress(&m, 0..rows, &cx).unwrap();
+        prop_assert_eq!(bytes(&*whole.op), cut);
+        prop_assert!((whole.report.squared_error - error).abs() <= 1e-9 * error.max(1.0));
+    }
+}
+
+#[test]
+fn one_two_and_three_threads_write_the_same_bytes() {
+    let (rows, cols) = (700, 130);
+    let w = values(rows * cols, 5);
+    let m = MatView::new(&w, [rows, cols]).unwrap();
+    let run = |n: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+        pool.install(|| bytes(&Rtn::new().bits(3).group(64).clip(Clip::Search { norm: 2.4 }).quantize(&m).unwrap()))
+    };
+    assert_eq!(run(1), run(2));
+    assert_eq!(run(1), run(3));
+}
+
+#[test]
+fn any_memory_layout_gives_the_same_bytes() {
+    use tersor_core::ndarray::{Array2, s};
+    let a = Array2::from_shape_fn((20, 30), |(r, c)| ((r * 30 + c) as f32 * 0.3).sin());
+    let rtn = Rtn::new().bits(4).group(8);
+    for v in [a.view(), a.t(), a.slice(s![..;-1, ..;2]), a.slice(s![3..9, ..;-3])] {
+        let copy = v.as_standard_layout().into_owned();
+        assert_eq!(rtn.quantize(&v).unwrap(), rtn.quantize(&copy).unwrap());
+        let halves = copy.mapv(tersor_half);
+        let widened = halves.mapv(|h| h.to_f32());
+        assert_eq!(rtn.quantize(&halves).unwrap(), rtn.quantize(&widened).unwrap());
+    }
+}
+
+fn tersor_half(v: f32) -> half::f16 {
+    half::f16::from_f32(v)
+}
+
+#[test]
+fn bad_values_and_parameters_are_refused_by_name() {
+    let mut w = values(12, 1);
+    w[7] = f32::INFINITY;
+    let e = Rtn::new().quantize(&MatView::new(&w, [3, 4]).unwrap()).unwrap_err();
+    assert!(matches!(e, Error::NonFinite { row: 1, col: 3, .. }), "{e}");
+    let w = [1e-9f32, 0.0, 1.0, 2.0];
+    let e = Rtn::new().group(2).quantize(&MatView::new(&w, [1, 4]).unwrap()).unwrap_err();
+    assert!(matches!(e, Error::ScaleRange { row: 0, group: 0, .. }), "{e}");
+    assert!(e.to_string().contains("f32"), "it names the way out: {e}");
+    for bits in [0, 1, 9, 64] {
+        assert!(Rtn::new().bits(bits).check().is_err());
+    }
+    assert!(Rtn::new().group(0).check().is_err());
+    assert!(Rtn::new().clip(Clip::Search { norm: f32::NAN }).check().is_err());
+    assert!(Rtn::new().scales(DType::I8).check().is_err());
+    let wide = Rtn::new().group(1000).quantize(&MatView::new(&[1f32, 2.0], [1, 2]).unwrap()).unwrap();
+    assert_eq!(wide.scales().len(), 1, "a group wider than the row is the row");
+}
+
+#[test]
+fn zeros_come_back_as_zeros() {
+    for grid in [Grid::Asym, Grid::SymFull, Grid::SymNarrow] {
+        let w = [0.0f32, -0.0, 0.0, 1.0, 5.0, -2.0];
+        let op = Rtn::new().bits(3).group(3).grid(grid).quantize(&MatView::new(&w, [1, 6]).unwrap()).unwrap();
+        let mut back = [9f32; 6];
+        op.decompress_rows(0..1, &mut back).unwrap();
+        assert_eq!(back[..3].iter().map(|v| v.to_bits()).collect::<Vec<_>>(), [0, 0, 0]);
+    }
+}
+
+#[test]
+fn broken_files_are_refused() {
+    let op = Rtn::new().bits(4).group(4).quantize(&MatView::new(&values(16, 2), [2, 8]).unwrap()).unwrap();
+    let file = bytes(&op);
+    let mut spec = op.spec();
+    spec.shape = [3, 8];
+    assert!(registry().load(&spec, "w", &file).is_err(), "another shape");
+    assert!(registry().load(&op.spec(), "v", &file).is_err(), "another name");
+    let e = Registry::core().load(&op.spec(), "w", &file).map(|_| ()).unwrap_err();
+    assert!(e.to_string().contains(GroupedLinear::KIND), "an unknown kind is named: {e}");
+    use tersor_core::{TensorInfo, TensorSink};
+    let mut bad = file.clone();
+    let info = TensorInfo { dtype: DType::F16, shape: vec![2, 2] };
+    bad.write_rows("w.scales", &info, 1, &[0x00, 0x7c, 0x00, 0x3c]).unwrap();
+    assert!(matches!(registry().load(&op.spec(), "w", &bad), Err(Error::Tensor { .. })), "an infinite scale");
+    assert_eq!(GroupSize::Channel.count(8), 1);
+    assert!(Bits::new(9).is_err());
+}
