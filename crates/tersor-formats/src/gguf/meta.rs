@@ -1,0 +1,191 @@
+//! The typed keys, read within limits.
+
+use crate::ReadAt;
+use std::collections::BTreeMap;
+use tersor_core::{Error, Limits, Result};
+
+/// A metadata value.
+#[derive(Clone, PartialEq, Debug)]
+pub enum MetaValue {
+    /// Any unsigned width.
+    UInt(u64),
+    /// Any signed width.
+    Int(i64),
+    /// Either float width.
+    Float(f64),
+    /// A truth value.
+    Bool(bool),
+    /// A text.
+    Text(String),
+    /// Values of one type.
+    Array(Vec<MetaValue>),
+}
+
+/// All keys of a file.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Meta(pub BTreeMap<String, MetaValue>);
+
+impl Meta {
+    /// A whole number that is not negative.
+    pub fn uint(&self, key: &str) -> Option<u64> {
+        match self.0.get(key)? {
+            MetaValue::UInt(v) => Some(*v),
+            MetaValue::Int(v) => u64::try_from(*v).ok(),
+            _ => None,
+        }
+    }
+
+    /// A number.
+    pub fn float(&self, key: &str) -> Option<f64> {
+        match self.0.get(key)? {
+            MetaValue::Float(v) => Some(*v),
+            MetaValue::UInt(v) => Some(*v as f64),
+            MetaValue::Int(v) => Some(*v as f64),
+            _ => None,
+        }
+    }
+
+    /// A text.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        match self.0.get(key)? {
+            MetaValue::Text(v) => Some(v),
+            _ => None,
+        }
+    }
+
+    /// A truth value.
+    pub fn bool(&self, key: &str) -> Option<bool> {
+        match self.0.get(key)? {
+            MetaValue::Bool(v) => Some(*v),
+            _ => None,
+        }
+    }
+
+    /// A list.
+    pub fn array(&self, key: &str) -> Option<&[MetaValue]> {
+        match self.0.get(key)? {
+            MetaValue::Array(v) => Some(v),
+            _ => None,
+        }
+    }
+}
+
+/// Reads forward through a file, a buffer at a time.
+pub(super) struct Cursor<'a> {
+    file: &'a dyn ReadAt,
+    limits: &'a Limits,
+    buffer: Vec<u8>,
+    /// Offset in the file of the buffer's first byte, and of the next byte inside the buffer.
+    start: u64,
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    pub(super) fn new(file: &'a dyn ReadAt, limits: &'a Limits) -> Self {
+        Self { file, limits, buffer: Vec::new(), start: 0, at: 0 }
+    }
+
+    pub(super) fn position(&self) -> u64 {
+        self.start + self.at as u64
+    }
+
+    pub(super) fn bad(&self, what: impl Into<String>) -> Error {
+        Error::format(self.file.name(), format!("{} (at byte {})", what.into(), self.position()))
+    }
+
+    fn remaining(&self) -> u64 {
+        self.file.len() - self.position()
+    }
+
+    fn take(&mut self, n: usize) -> Result<&[u8]> {
+        if self.buffer.len() - self.at < n {
+            if n as u64 > self.remaining() {
+                return Err(self.bad(format!("the file ends where {n} bytes should follow")));
+            }
+            self.start = self.position();
+            self.at = 0;
+            let want = (self.file.len() - self.start).min(n.max(1 << 16) as u64) as usize;
+            self.buffer.resize(want, 0);
+            self.file.read_at(self.start, &mut self.buffer)?;
+        }
+        self.at += n;
+        Ok(&self.buffer[self.at - n..self.at])
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut out = [0u8; N];
+        out.copy_from_slice(self.take(N)?);
+        Ok(out)
+    }
+
+    pub(super) fn u32(&mut self) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    pub(super) fn u64(&mut self) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    pub(super) fn string(&mut self) -> Result<String> {
+        let n = self.u64()?;
+        Limits::check("length of a GGUF string", n, self.limits.string_bytes)?;
+        if n > self.remaining() {
+            return Err(self.bad(format!("a string of {n} bytes leaves the file")));
+        }
+        let bytes = self.take(n as usize)?.to_vec();
+        String::from_utf8(bytes).map_err(|_| self.bad("a string is not UTF-8"))
+    }
+
+    fn value(&mut self, kind: u32, depth: u64) -> Result<MetaValue> {
+        Ok(match kind {
+            0 => MetaValue::UInt(u64::from(self.array::<1>()?[0])),
+            1 => MetaValue::Int(i64::from(self.array::<1>()?[0] as i8)),
+            2 => MetaValue::UInt(u64::from(u16::from_le_bytes(self.array()?))),
+            3 => MetaValue::Int(i64::from(i16::from_le_bytes(self.array()?))),
+            4 => MetaValue::UInt(u64::from(self.u32()?)),
+            5 => MetaValue::Int(i64::from(i32::from_le_bytes(self.array()?))),
+            6 => MetaValue::Float(f64::from(f32::from_le_bytes(self.array()?))),
+            7 => match self.array::<1>()?[0] {
+                0 => MetaValue::Bool(false),
+                1 => MetaValue::Bool(true),
+                other => return Err(self.bad(format!("a truth value is {other}"))),
+            },
+            8 => MetaValue::Text(self.string()?),
+            9 => {
+                Limits::check("nesting of GGUF arrays", depth + 1, self.limits.nesting)?;
+                let (kind, n) = (self.u32()?, self.u64()?);
+                Limits::check("entries of a GGUF array", n, self.limits.array_entries)?;
+                // Every entry takes at least a byte: a longer list than the file cannot be true.
+                if n > self.remaining() {
+                    return Err(self.bad(format!("an array of {n} entries leaves the file")));
+                }
+                let mut items = Vec::new();
+                for _ in 0..n {
+                    items.push(self.value(kind, depth + 1)?);
+                }
+                MetaValue::Array(items)
+            }
+            10 => MetaValue::UInt(self.u64()?),
+            11 => MetaValue::Int(i64::from_le_bytes(self.array()?)),
+            12 => MetaValue::Float(f64::from_le_bytes(self.array()?)),
+            other => {
+                return Err(Error::Unsupported { what: "GGUF metadata type", value: format!("number {other}") });
+            }
+        })
+    }
+
+    pub(super) fn meta(&mut self, count: u64) -> Result<Meta> {
+        Limits::check("number of GGUF keys", count, self.limits.keys)?;
+        let mut meta = Meta::default();
+        for _ in 0..count {
+            let key = self.string()?;
+            let kind = self.u32()?;
+            let value = self.value(kind, 0)?;
+            if meta.0.contains_key(&key) {
+                return Err(self.bad(format!("key `{key}` appears twice")));
+            }
+            meta.0.insert(key, value);
+        }
+        Ok(meta)
+    }
+}

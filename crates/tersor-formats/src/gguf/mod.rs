@@ -1,0 +1,13 @@
+//! GGUF version 3 (and 2, which differs in nothing that is read here): metadata, tokenizer, tensors.
+
+pub mod blocks;
+mod config;
+mod file;
+mod meta;
+mod names;
+
+pub use blocks::BlockType;
+pub use config::hf_config;
+pub use file::{GgufTensor, GgufRows, File};
+pub use meta::{Meta, MetaValue};
+pub use names::{Heads, HfTensor, hf_name};

@@ -1,0 +1,52 @@
+//! llama.cpp's tensor names as Hugging Face's.
+
+/// What a GGUF tensor is called elsewhere.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HfTensor {
+    /// Its name in Hugging Face's naming.
+    pub name: String,
+    /// Which heads its rows belong to, where they are stored for interleaved rotary embeddings.
+    pub heads: Heads,
+}
+
+/// Kinds of heads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Heads {
+    /// Rows that belong to none.
+    None,
+    /// Query or key heads.
+    Rotary,
+}
+
+/// The Hugging Face name of a tensor of a Llama-family file; none when the name is not known.
+pub fn hf_name(gguf: &str) -> Option<HfTensor> {
+    let plain = |name: &str| Some(HfTensor { name: name.to_string(), heads: Heads::None });
+    match gguf {
+        "token_embd.weight" => return plain("model.embed_tokens.weight"),
+        "output_norm.weight" => return plain("model.norm.weight"),
+        "output.weight" => return plain("lm_head.weight"),
+        _ => {}
+    }
+    let rest = gguf.strip_prefix("blk.")?;
+    let (layer, rest) = rest.split_once('.')?;
+    let layer: u32 = layer.parse().ok()?;
+    let (part, kind) = rest.rsplit_once('.')?;
+    if kind != "weight" && kind != "bias" {
+        return None;
+    }
+    let (name, heads) = match part {
+        "attn_norm" => ("input_layernorm", Heads::None),
+        "ffn_norm" => ("post_attention_layernorm", Heads::None),
+        "attn_q" => ("self_attn.q_proj", Heads::Rotary),
+        "attn_k" => ("self_attn.k_proj", Heads::Rotary),
+        "attn_v" => ("self_attn.v_proj", Heads::None),
+        "attn_output" => ("self_attn.o_proj", Heads::None),
+        "attn_q_norm" => ("self_attn.q_norm", Heads::None),
+        "attn_k_norm" => ("self_attn.k_norm", Heads::None),
+        "ffn_gate" => ("mlp.gate_proj", Heads::None),
+        "ffn_up" => ("mlp.up_proj", Heads::None),
+        "ffn_down" => ("mlp.down_proj", Heads::None),
+        _ => return None,
+    };
+    Some(HfTensor { name: format!("model.layers.{layer}.{name}.{kind}"), heads })
+}

@@ -1,0 +1,102 @@
+//! JSON files beside the weights, and specifications of operators in them.
+
+use serde_json::{Map, Value as Json};
+use std::path::Path;
+use tersor_core::{Error, Limits, OpSpec, Result, Value};
+
+/// Reads a JSON file. Error when it is larger than the limit, or not JSON.
+pub fn read(path: &Path, limits: &Limits) -> Result<Json> {
+    let len = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+    Limits::check("length of a JSON file", len, limits.json_bytes).map_err(|e| e.in_tensor(&path.display().to_string()))?;
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::format(path.display().to_string(), e.to_string()))
+}
+
+/// Pretty JSON with a line end, for files that people look at. Keys are sorted.
+pub fn to_bytes(value: &Json) -> Vec<u8> {
+    let mut text = format!("{value:#}");
+    text.push('\n');
+    text.into_bytes()
+}
+
+/// A specification as JSON: `{"kind", "shape", "params", "parts"}`.
+pub fn from_spec(spec: &OpSpec) -> Json {
+    let params: Map<String, Json> = spec.params.iter().map(|(k, v)| (k.clone(), from_value(v))).collect();
+    let mut out = Map::new();
+    out.insert("kind".into(), spec.kind.clone().into());
+    out.insert("shape".into(), spec.shape.to_vec().into());
+    if !params.is_empty() {
+        out.insert("params".into(), params.into());
+    }
+    if !spec.parts.is_empty() {
+        let parts: Map<String, Json> = spec.parts.iter().map(|(k, v)| (k.clone(), from_spec(v))).collect();
+        out.insert("parts".into(), parts.into());
+    }
+    out.into()
+}
+
+fn from_value(value: &Value) -> Json {
+    match value {
+        Value::Int(v) => (*v).into(),
+        Value::Float(v) => (*v).into(),
+        Value::Text(v) => v.clone().into(),
+    }
+}
+
+/// Back from [`from_spec`]. Error naming what is missing or of another type.
+pub fn to_spec(json: &Json) -> Result<OpSpec> {
+    nested(json, 0)
+}
+
+fn nested(json: &Json, depth: usize) -> Result<OpSpec> {
+    let bad = |what: String| Error::format("specification of an operator", what);
+    if depth > tersor_core::Registry::MAX_DEPTH {
+        return Err(bad("nested too deeply".into()));
+    }
+    let map = json.as_object().ok_or_else(|| bad("not an object".into()))?;
+    let kind = map.get("kind").and_then(Json::as_str).ok_or_else(|| bad("no `kind`".into()))?;
+    let axis = |i: usize| map.get("shape")?.get(i)?.as_u64().and_then(|v| usize::try_from(v).ok());
+    let shape = axis(0).zip(axis(1)).ok_or_else(|| bad("no `shape` of two sizes".into()))?;
+    let mut spec = OpSpec::new(kind, [shape.0, shape.1]);
+    for (key, value) in map {
+        match (key.as_str(), value) {
+            ("kind" | "shape", _) => {}
+            ("params", Json::Object(params)) => {
+                for (name, v) in params {
+                    let v = match v {
+                        Json::Number(n) if n.is_i64() => Value::Int(n.as_i64().unwrap_or_default()),
+                        Json::Number(n) => Value::Float(n.as_f64().unwrap_or_default()),
+                        Json::String(s) => Value::Text(s.clone()),
+                        _ => return Err(bad(format!("parameter `{name}` is neither number nor text"))),
+                    };
+                    spec.params.insert(name.clone(), v);
+                }
+            }
+            ("parts", Json::Object(parts)) => {
+                for (name, part) in parts {
+                    spec.parts.insert(name.clone(), nested(part, depth + 1)?);
+                }
+            }
+            _ => return Err(bad(format!("unknown key `{key}`"))),
+        }
+    }
+    Ok(spec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_specification_comes_back() {
+        let inner = OpSpec::new("grouped", [4, 8]).int("bits", 4).text("grid", "asym");
+        let mut spec = OpSpec::new("rotated", [4, 8]).int("power", 8).part("op", inner);
+        spec.params.insert("x".into(), Value::Float(0.5));
+        assert_eq!(to_spec(&from_spec(&spec)).unwrap(), spec);
+        for bad in ["[]", "{}", r#"{"kind":"a","shape":[1]}"#, r#"{"kind":"a","shape":[1,-2]}"#, r#"{"kind":"a","shape":[1,2],"more":1}"#] {
+            assert!(to_spec(&serde_json::from_str(bad).unwrap()).is_err(), "{bad}");
+        }
+        let deep = "{\"kind\":\"a\",\"shape\":[1,1],\"parts\":{\"op\":".repeat(30) + "0" + &"}}".repeat(30);
+        assert!(to_spec(&serde_json::from_str(&deep).unwrap()).is_err());
+    }
+}
