@@ -27,6 +27,7 @@
 //! ```
 
 mod act;
+pub mod cache;
 pub mod compose;
 pub mod context;
 mod dtype;
@@ -46,6 +47,7 @@ pub mod tensors;
 pub mod view;
 
 pub use act::ActQuant;
+pub use cache::{KvBlock, KvCache, ProbSink};
 pub use context::{Cancel, Context, Progress, Silent};
 pub use dtype::{DType, Element};
 pub use error::{Error, ParamError, Result};

@@ -15,8 +15,11 @@ pub struct Site {
     pub features: usize,
     /// The matrices that read it, in order.
     pub consumers: Vec<Consumer>,
-    /// What writes it. A site over the residual stream names all its writers.
-    pub producers: Vec<Producer>,
+    /// What the input comes out of.
+    pub producer: Producer,
+    /// Where it is read from the residual stream through a norm: the weights of all matrices that wrote to the stream
+    /// before, in order.
+    pub writers: Vec<String>,
 }
 
 /// A matrix that reads a site.

@@ -169,6 +169,27 @@ unsafe fn block_product(
     }
 }
 
+/// `y = x w` on the calling thread, for `x = [m, k]`, `w = [k, n]`, `y = [m, n]`, all contiguous and row-major.
+/// Returns false, with `y` unchanged, when a length is wrong.
+pub fn product_plain(x: &[f32], [m, k]: [usize; 2], w: &[f32], n: usize, y: &mut [f32]) -> bool {
+    if m.checked_mul(k) != Some(x.len()) || k.checked_mul(n) != Some(w.len()) || m.checked_mul(n) != Some(y.len()) {
+        return false;
+    }
+    if k == 0 {
+        y.fill(0.0);
+    }
+    if m == 0 || n == 0 || k == 0 {
+        return true;
+    }
+    let (xs, ws) = (k as isize, n as isize);
+    // SAFETY: pointers, sizes and strides describe exactly the three slices, whose lengths were checked.
+    unsafe {
+        let (y, x, w, none) = (y.as_mut_ptr(), x.as_ptr(), w.as_ptr(), gemm::Parallelism::None);
+        gemm::gemm(m, n, k, y, 1, ws, false, x, 1, xs, w, 1, ws, 0.0f32, 1.0f32, false, false, false, none);
+    }
+    true
+}
+
 /// `g += XᵀX` for `x = [tokens, k]` and `g = [k, k]`, both triangles: f32 products over blocks of 256
 /// tokens, summed in f64. Returns false, with `g` unchanged, when a length is wrong.
 pub fn add_gram(x: &[f32], [tokens, k]: [usize; 2], g: &mut [f64], parallel: bool) -> bool {
@@ -264,6 +285,9 @@ mod tests {
         assert!(!product(Isa::SCALAR, &[1.0; 3], [2, 2], &[1.0; 4], 2, Out { data: &mut y, stride: 2 }, Write::Set, false));
         assert!(!product(Isa::SCALAR, &[1.0; 4], [2, 2], &[1.0; 4], 2, Out { data: &mut y, stride: 1 }, Write::Set, false));
         assert!(!add_gram(&[1.0; 4], [2, 2], &mut [0.0; 3], false));
+        assert!(!product_plain(&[1.0; 4], [2, 2], &[1.0; 3], 2, &mut y));
+        assert!(product_plain(&[1.0, 2.0, 3.0, 4.0], [2, 2], &[5.0, 6.0, 7.0, 8.0], 2, &mut y));
+        assert_eq!(y, [19.0, 22.0, 43.0, 50.0]);
     }
 
     #[test]

@@ -1,0 +1,262 @@
+//! `config.json` of the architectures that run.
+
+use serde_json::Value as Json;
+use tersor_core::{Error, Result};
+
+/// Model types and the classes that go with them.
+const KNOWN: [(&str, &str); 4] = [
+    ("llama", "LlamaForCausalLM"),
+    ("mistral", "MistralForCausalLM"),
+    ("qwen2", "Qwen2ForCausalLM"),
+    ("qwen3", "Qwen3ForCausalLM"),
+];
+
+/// Sizes and switches of a decoder.
+#[derive(Clone, PartialEq, Debug)]
+pub struct DecoderConfig {
+    /// `llama`, `mistral`, `qwen2`, `qwen3`.
+    pub model_type: String,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width inside the feed-forward part.
+    pub intermediate: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head; even.
+    pub head_dim: usize,
+    /// Tokens in the vocabulary.
+    pub vocab: usize,
+    /// Most positions that the model was made for.
+    pub max_positions: usize,
+    /// Epsilon of the norms.
+    pub eps: f32,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Change of the rotary frequencies for longer texts.
+    pub rope_scaling: RopeScaling,
+    /// Whether head and embedding are one matrix.
+    pub tied: bool,
+    /// A token sees only so many tokens back, itself included.
+    pub sliding_window: Option<usize>,
+    /// Whether q and k pass a norm of their own (Qwen3).
+    pub qk_norm: bool,
+    /// Tokens that end a text.
+    pub eos: Vec<u32>,
+}
+
+/// How rotary frequencies are scaled.
+#[derive(Clone, PartialEq, Debug)]
+#[allow(missing_docs)]
+pub enum RopeScaling {
+    /// As trained.
+    None,
+    /// All frequencies divided by `factor`.
+    Linear { factor: f64 },
+    /// Llama 3.1: low frequencies divided, high ones kept, a ramp between.
+    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
+    /// YaRN: a ramp over dimensions, and a factor on the attention.
+    Yarn { factor: f64, original: f64, beta_fast: f64, beta_slow: f64, attention: f64 },
+}
+
+impl DecoderConfig {
+    /// Reads a configuration. Error naming the key when one is missing, has another type, contradicts another, or
+    /// asks for something that does not run here.
+    pub fn from_json(json: &Json) -> Result<Self> {
+        let model_type = check_architecture(json)?;
+        let (hidden, heads) = (size(json, "hidden_size")?, size(json, "num_attention_heads")?);
+        let kv_heads = optional(json, "num_key_value_heads")?.unwrap_or(heads);
+        let head_dim = match optional(json, "head_dim")? {
+            Some(d) => d,
+            None if hidden.is_multiple_of(heads) => hidden / heads,
+            None => return Err(bad(format!("hidden_size {hidden} is not a multiple of num_attention_heads {heads}"))),
+        };
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(bad(format!("num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")));
+        }
+        if !head_dim.is_multiple_of(2) {
+            return Err(bad(format!("head_dim {head_dim} is odd")));
+        }
+        match json.get("hidden_act").and_then(Json::as_str) {
+            None | Some("silu" | "swish") => {}
+            Some(other) => return Err(unsupported("activation function", other)),
+        }
+        let max_positions = optional(json, "max_position_embeddings")?.unwrap_or(2048);
+        // Newer files keep everything about the rotary embedding under one key.
+        let rope = ["rope_parameters", "rope_scaling"].into_iter().find_map(|k| json.get(k).filter(|v| v.is_object()));
+        let theta = rope.and_then(|r| r.get("rope_theta")).or(json.get("rope_theta")).and_then(Json::as_f64);
+        let eps = json.get("rms_norm_eps").and_then(Json::as_f64).unwrap_or(1e-6) as f32;
+        let rope_theta = theta.unwrap_or(10_000.0);
+        if !(eps.is_finite() && eps >= 0.0 && rope_theta.is_finite() && rope_theta > 0.0) {
+            return Err(bad(format!("rms_norm_eps {eps} and rope_theta {rope_theta} must be finite and positive")));
+        }
+        let eos = match json.get("eos_token_id") {
+            Some(Json::Array(ids)) => ids.iter().filter_map(Json::as_u64).filter_map(|v| u32::try_from(v).ok()).collect(),
+            Some(v) => v.as_u64().and_then(|v| u32::try_from(v).ok()).into_iter().collect(),
+            None => Vec::new(),
+        };
+        let config = Self {
+            qk_norm: model_type == "qwen3",
+            sliding_window: sliding_window(json, &model_type)?,
+            tied: json.get("tie_word_embeddings").and_then(Json::as_bool).unwrap_or(false),
+            rope_scaling: rope.map_or(Ok(RopeScaling::None), |r| scaling(r, max_positions))?,
+            intermediate: size(json, "intermediate_size")?,
+            layers: size(json, "num_hidden_layers")?,
+            vocab: size(json, "vocab_size")?,
+            model_type,
+            hidden,
+            heads,
+            kv_heads,
+            head_dim,
+            max_positions,
+            eps,
+            rope_theta,
+            eos,
+        };
+        for (a, b) in [(heads, head_dim), (config.vocab, hidden), (config.intermediate, hidden)] {
+            tersor_core::view::elements([a, b])?;
+        }
+        Ok(config)
+    }
+
+    /// Floats of one token in the caches of all layers.
+    pub fn kv_floats_per_token(&self) -> usize {
+        2 * self.layers * self.kv_heads * self.head_dim
+    }
+}
+
+fn bad(what: String) -> Error {
+    Error::format("config.json", what)
+}
+
+fn unsupported(what: &'static str, value: &str) -> Error {
+    Error::Unsupported { what, value: format!("`{value}`") }
+}
+
+/// `model_type` and `architectures`, where present, must both be known and agree.
+fn check_architecture(json: &Json) -> Result<String> {
+    let names = || KNOWN.map(|k| k.0).join(", ");
+    let by_type = match json.get("model_type").map(|v| v.as_str().unwrap_or("")) {
+        Some(t) => {
+            let known = KNOWN.iter().find(|k| k.0 == t);
+            Some(known.ok_or_else(|| Error::Unsupported {
+                what: "model_type",
+                value: format!("`{t}` (known: {})", names()),
+            })?)
+        }
+        None => None,
+    };
+    let class = match json.get("architectures") {
+        None | Some(Json::Null) => None,
+        Some(list) => Some(list.get(0).and_then(Json::as_str).unwrap_or("")),
+    };
+    let by_class = match class {
+        Some(c) => {
+            let known = KNOWN.iter().find(|k| k.1 == c);
+            Some(known.ok_or_else(|| unsupported("architecture", c))?)
+        }
+        None => None,
+    };
+    match (by_type, by_class) {
+        (Some(a), Some(b)) if a != b => Err(bad(format!("model_type `{}` and architecture `{}` do not agree", a.0, b.1))),
+        (Some(a), _) | (None, Some(a)) => Ok(a.0.to_string()),
+        (None, None) => Err(bad(format!("says neither model_type nor architectures (known: {})", names()))),
+    }
+}
+
+fn optional(json: &Json, key: &str) -> Result<Option<usize>> {
+    match json.get(key) {
+        None | Some(Json::Null) => Ok(None),
+        Some(v) => {
+            let n = v.as_u64().and_then(|v| usize::try_from(v).ok()).filter(|&n| n > 0 && n <= u32::MAX as usize);
+            n.map(Some).ok_or_else(|| bad(format!("`{key}` is {v}, which is not a positive size")))
+        }
+    }
+}
+
+fn size(json: &Json, key: &str) -> Result<usize> {
+    optional(json, key)?.ok_or_else(|| Error::Missing { name: key.to_string(), place: "config.json".into() })
+}
+
+fn sliding_window(json: &Json, model_type: &str) -> Result<Option<usize>> {
+    let switched = json.get("use_sliding_window").and_then(Json::as_bool);
+    match (model_type, switched) {
+        ("mistral", _) => optional(json, "sliding_window"),
+        (_, Some(true)) => Err(Error::Unsupported { what: "sliding window over some layers", value: model_type.into() }),
+        _ => Ok(None),
+    }
+}
+
+fn scaling(json: &Json, max_positions: usize) -> Result<RopeScaling> {
+    let kind = json.get("rope_type").or(json.get("type")).and_then(Json::as_str).unwrap_or("default");
+    let number = |key: &str, default: Option<f64>| {
+        let found = json.get(key).and_then(Json::as_f64).or(default).filter(|v| v.is_finite() && *v > 0.0);
+        found.ok_or_else(|| bad(format!("rotary scaling `{kind}` needs a positive `{key}`")))
+    };
+    let original = || number("original_max_position_embeddings", Some(max_positions as f64));
+    Ok(match kind {
+        "default" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: number("factor", None)? },
+        "llama3" => RopeScaling::Llama3 {
+            factor: number("factor", None)?,
+            low: number("low_freq_factor", Some(1.0))?,
+            high: number("high_freq_factor", Some(4.0))?,
+            original: original()?,
+        },
+        "yarn" => {
+            let factor = number("factor", None)?;
+            RopeScaling::Yarn {
+                factor,
+                original: original()?,
+                beta_fast: number("beta_fast", Some(32.0))?,
+                beta_slow: number("beta_slow", Some(1.0))?,
+                attention: number("attention_factor", Some(if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 }))?,
+            }
+        }
+        other => return Err(unsupported("rotary scaling", other)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn base() -> Json {
+        json!({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "num_attention_heads": 4,
+            "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 100})
+    }
+
+    #[test]
+    fn wrong_configurations_are_refused_by_key() {
+        assert!(DecoderConfig::from_json(&base()).is_ok());
+        let cases: [(&str, Json, &str); 12] = [
+            ("model_type", json!("gpt2"), "gpt2"),
+            ("architectures", json!(["GPT2LMHeadModel"]), "GPT2LMHeadModel"),
+            ("architectures", json!(["Qwen2ForCausalLM"]), "do not agree"),
+            ("hidden_size", json!(0), "hidden_size"),
+            ("hidden_size", json!(-4), "hidden_size"),
+            ("hidden_size", json!("64"), "hidden_size"),
+            ("num_key_value_heads", json!(3), "num_key_value_heads"),
+            ("head_dim", json!(15), "odd"),
+            ("hidden_act", json!("gelu"), "gelu"),
+            ("rope_scaling", json!({"rope_type": "dynamic", "factor": 2.0}), "dynamic"),
+            ("rope_scaling", json!({"rope_type": "linear"}), "factor"),
+            ("rms_norm_eps", json!(-1.0), "rms_norm_eps"),
+        ];
+        for (key, value, word) in cases {
+            let mut json = base();
+            json[key] = value;
+            let e = DecoderConfig::from_json(&json).unwrap_err().to_string();
+            assert!(e.contains(word), "{key}: {e}");
+        }
+        for key in ["hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers", "vocab_size"] {
+            let mut json = base();
+            json.as_object_mut().unwrap().remove(key);
+            assert!(DecoderConfig::from_json(&json).unwrap_err().to_string().contains(key));
+        }
+    }
+}

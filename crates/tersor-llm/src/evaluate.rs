@@ -1,0 +1,116 @@
+//! Perplexity, and how close one model's predictions are to another's.
+
+use tersor_core::{Cancel, Error, Exec, Progress, Result, metrics};
+use tersor_kernels::par;
+
+use crate::Decoder;
+
+/// Tokens whose logits are in memory at once.
+const BLOCK: usize = 64;
+
+/// What an evaluation found.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Evaluation {
+    /// `exp` of the mean negative log-probability of the scored tokens.
+    pub perplexity: f64,
+    /// Scored tokens: all but the first of each window.
+    pub tokens: u64,
+    /// Against another model, where there was one.
+    pub against: Option<Agreement>,
+}
+
+/// How the predictions of two models compare, over all scored positions.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Agreement {
+    /// Mean divergence of this model's distribution from the original's, in nats.
+    pub kl_mean: f64,
+    /// Share of positions where both have the same likeliest token.
+    pub top1: f64,
+}
+
+/// The first `count` (or all) non-overlapping windows of `ctx` tokens; a shorter tail is dropped. Error when there is none.
+pub fn windows(tokens: &[u32], ctx: usize, count: Option<usize>) -> Result<Vec<&[u32]>> {
+    if ctx < 2 {
+        return Err(tersor_core::ParamError::new("ctx", ctx, "must be at least 2").into());
+    }
+    let all: Vec<&[u32]> = tokens.chunks_exact(ctx).take(count.unwrap_or(usize::MAX)).collect();
+    if all.is_empty() {
+        return Err(Error::format("text", format!("{} tokens do not fill one window of {ctx}", tokens.len())));
+    }
+    Ok(all)
+}
+
+/// Runs `windows` through a decoder, and through `original` where given. Error when a token is outside the vocabulary,
+/// the two vocabularies differ, or a logit is not finite.
+pub fn evaluate(
+    decoder: &Decoder,
+    original: Option<&Decoder>,
+    windows: &[&[u32]],
+    exec: &mut Exec,
+    progress: &dyn Progress,
+    cancel: &Cancel,
+) -> Result<Evaluation> {
+    let vocab = decoder.config().vocab;
+    if let Some(o) = original
+        && o.config().vocab != vocab
+    {
+        return Err(Error::shape("vocabulary of the original", vocab, o.config().vocab));
+    }
+    let (mut nll, mut kl, mut same, mut scored) = (0f64, 0f64, 0u64, 0u64);
+    let (mut state, mut state_o) = (decoder.state(), original.map(Decoder::state));
+    let (mut p, mut q) = (Vec::new(), Vec::new());
+    progress.begin("evaluate", windows.len() as u64);
+    for window in windows {
+        cancel.check()?;
+        state.clear();
+        let hidden = decoder.forward(window, &mut state, exec)?;
+        let hidden_o = match (original, &mut state_o) {
+            (Some(o), Some(s)) => {
+                s.clear();
+                Some((o, o.forward(window, s, exec)?))
+            }
+            _ => None,
+        };
+        let predicted = window.len() - 1;
+        for first in (0..predicted).step_by(BLOCK) {
+            let n = BLOCK.min(predicted - first);
+            let rows = |h: &[f32], d: &Decoder| -> Vec<f32> {
+                let w = d.config().hidden;
+                h[first * w..(first + n) * w].to_vec()
+            };
+            q.resize(n * vocab, 0.0);
+            decoder.logits_into(&rows(&hidden, decoder), &mut q, exec)?;
+            if let Some((o, h)) = &hidden_o {
+                p.resize(n * vocab, 0.0);
+                o.logits_into(&rows(h, o), &mut p, exec)?;
+            }
+            let scores = par::map(n, exec.parallel(), || (), |t, ()| {
+                let q = &q[t * vocab..(t + 1) * vocab];
+                let target = window[first + t + 1] as usize;
+                let nll = metrics::log_sum_exp(q) - f64::from(q[target]);
+                let against = hidden_o.as_ref().map(|_| {
+                    let p = &p[t * vocab..(t + 1) * vocab];
+                    (metrics::kl_from_logits(p, q), metrics::argmax(p) == metrics::argmax(q))
+                });
+                (nll, against)
+            });
+            for (t, (n, against)) in scores.into_iter().enumerate() {
+                if !n.is_finite() {
+                    let value = n as f32;
+                    return Err(Error::NonFinite { row: first + t, col: 0, value }.in_tensor("logits"));
+                }
+                nll += n;
+                if let Some((k, equal)) = against {
+                    kl += k;
+                    same += u64::from(equal);
+                }
+            }
+        }
+        scored += predicted as u64;
+        progress.advance(1, "");
+    }
+    progress.end();
+    let n = scored as f64;
+    let against = original.map(|_| Agreement { kl_mean: kl / n, top1: same as f64 / n });
+    Ok(Evaluation { perplexity: (nll / n).exp(), tokens: scored, against })
+}

@@ -1,0 +1,76 @@
+//! Text, a token at a time.
+
+use rand_chacha::ChaCha8Rng;
+use rand_core::RngCore;
+use tersor_core::{Error, Exec, Result, metrics};
+
+use crate::Decoder;
+
+/// How the next token is chosen.
+pub enum Sampling {
+    /// The likeliest; of equals the lowest number.
+    Greedy,
+    /// By `softmax(logits / temperature)`, with draws from the given stream.
+    Temperature {
+        /// Above 0.
+        temperature: f32,
+        /// Where randomness comes from.
+        rng: Box<ChaCha8Rng>,
+    },
+}
+
+impl Sampling {
+    fn pick(&mut self, logits: &[f32]) -> Result<u32> {
+        let (temperature, rng) = match self {
+            Sampling::Greedy => return Ok(metrics::argmax(logits) as u32),
+            Sampling::Temperature { temperature, rng } => (*temperature, rng),
+        };
+        if !temperature.is_finite() || temperature <= 0.0 {
+            return Err(tersor_core::ParamError::new("temperature", temperature, "must be finite and above 0").into());
+        }
+        let scaled: Vec<f32> = logits.iter().map(|l| l / temperature).collect();
+        let total = metrics::log_sum_exp(&scaled);
+        let draw = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let mut sum = 0.0;
+        for (i, &l) in scaled.iter().enumerate() {
+            sum += (f64::from(l) - total).exp();
+            if draw < sum {
+                return Ok(i as u32);
+            }
+        }
+        Ok(metrics::argmax(logits) as u32)
+    }
+}
+
+/// Continues a prompt by up to `count` tokens; stops at one that ends a text, or when `each` answers false. Returns
+/// the new tokens. Error on an empty prompt.
+pub fn generate(
+    decoder: &Decoder,
+    prompt: &[u32],
+    count: usize,
+    mut sampling: Sampling,
+    exec: &mut Exec,
+    mut each: impl FnMut(u32) -> bool,
+) -> Result<Vec<u32>> {
+    if prompt.is_empty() {
+        return Err(Error::shape("tokens of the prompt", "at least one", 0));
+    }
+    let hidden = decoder.config().hidden;
+    let mut state = decoder.state();
+    let mut out = Vec::new();
+    let mut next = prompt.to_vec();
+    while out.len() < count {
+        let h = decoder.forward(&next, &mut state, exec)?;
+        let logits = decoder.logits(&h[h.len() - hidden..], exec)?;
+        let token = sampling.pick(&logits)?;
+        if decoder.config().eos.contains(&token) {
+            break;
+        }
+        out.push(token);
+        if !each(token) {
+            break;
+        }
+        next = vec![token];
+    }
+    Ok(out)
+}

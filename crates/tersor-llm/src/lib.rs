@@ -1,0 +1,39 @@
+//! A Llama-family decoder over boxed operators and a key-value cache: SmolLM2, Llama, Mistral, Qwen2 and
+//! Qwen3, from safetensors, GGUF, or what `tersor compress` wrote; its tokenizer, its sites, generation,
+//! and perplexity.
+//!
+//! ```
+//! use tersor_core::{Exec, Registry};
+//! use tersor_llm::{Checkpoint, Decoder, Sampling, Tokenizer, generate};
+//! # fn main() -> tersor_core::Result<()> {
+//! # let path = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki"));
+//! let checkpoint = Checkpoint::open(path, &Registry::core())?;
+//! let (decoder, tokenizer) = (Decoder::load(&checkpoint)?, Tokenizer::of(&checkpoint)?);
+//! let prompt = tokenizer.encode("The river ")?;
+//! let tokens = generate(&decoder, &prompt, 8, Sampling::Greedy, &mut Exec::new(), |_| true)?;
+//! println!("{}", tokenizer.decode(&tokens)?);
+//! # assert_eq!(tokens.len(), 8);
+//! # Ok(())
+//! # }
+//! ```
+
+mod cache;
+mod checkpoint;
+mod config;
+mod decoder;
+mod evaluate;
+mod generate;
+mod layer;
+mod rope;
+mod sites;
+mod tokenizer;
+
+pub use cache::DenseCache;
+pub use checkpoint::{Checkpoint, MANIFEST, Manifest, StoredWeight, bits_per_weight, is_embedding_or_head};
+pub use config::{DecoderConfig, RopeScaling};
+pub use decoder::{Decoder, State};
+pub use evaluate::{Agreement, Evaluation, evaluate, windows};
+pub use generate::{Sampling, generate};
+pub use layer::{Layer, Linear, SiteKind};
+pub use rope::Rope;
+pub use tokenizer::Tokenizer;

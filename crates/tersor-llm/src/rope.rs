@@ -1,0 +1,109 @@
+//! Rotary position embedding, in the layout of Hugging Face: dimension `i` turns with `i + head_dim / 2`.
+
+use crate::{DecoderConfig, RopeScaling};
+
+/// Frequencies of a model.
+#[derive(Clone, Debug)]
+pub struct Rope {
+    /// One for each pair of dimensions.
+    frequencies: Vec<f32>,
+    /// Factor on cosine and sine (YaRN).
+    attention: f32,
+}
+
+impl Rope {
+    /// From base, width and scaling of a configuration.
+    pub fn new(config: &DecoderConfig) -> Self {
+        let dim = config.head_dim as f64;
+        let base = |i: usize| config.rope_theta.powf(-2.0 * i as f64 / dim);
+        let pairs = config.head_dim / 2;
+        let mut attention = 1.0;
+        let frequency = |i: usize| -> f64 {
+            let f = base(i);
+            match config.rope_scaling {
+                RopeScaling::None => f,
+                RopeScaling::Linear { factor } => f / factor,
+                RopeScaling::Llama3 { factor, low, high, original } => {
+                    let turns = original * f / std::f64::consts::TAU;
+                    let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    (1.0 - smooth) * f / factor + smooth * f
+                }
+                RopeScaling::Yarn { factor, original, beta_fast, beta_slow, .. } => {
+                    let dimension = |turns: f64| {
+                        dim * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * config.rope_theta.ln())
+                    };
+                    let low = dimension(beta_fast).floor().max(0.0);
+                    let high = dimension(beta_slow).ceil().min(dim - 1.0);
+                    let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+                    f / factor * ramp + f * (1.0 - ramp)
+                }
+            }
+        };
+        let frequencies = (0..pairs).map(|i| frequency(i) as f32).collect();
+        if let RopeScaling::Yarn { attention: a, .. } = config.rope_scaling {
+            attention = a as f32;
+        }
+        Self { frequencies, attention }
+    }
+
+    /// Cosine and sine of each pair at a position.
+    pub fn angles(&self, position: u32) -> (Vec<f32>, Vec<f32>) {
+        // The angle is rounded to f32 as the reference does it; its sine is then exact.
+        let angle = |f: &f32| f64::from(position as f32 * f);
+        let cos = self.frequencies.iter().map(|f| angle(f).cos() as f32 * self.attention).collect();
+        let sin = self.frequencies.iter().map(|f| angle(f).sin() as f32 * self.attention).collect();
+        (cos, sin)
+    }
+
+    /// Turns every head of a row `[heads * head_dim]` by the angles of a position.
+    pub fn turn(row: &mut [f32], (cos, sin): &(Vec<f32>, Vec<f32>)) {
+        let half = cos.len();
+        for head in row.chunks_exact_mut(2 * half.max(1)) {
+            let (a, b) = head.split_at_mut(half);
+            for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn rope(scaling: serde_json::Value) -> Rope {
+        let json = json!({"model_type": "llama", "hidden_size": 512, "num_attention_heads": 4, "intermediate_size": 128,
+            "num_hidden_layers": 2, "vocab_size": 100, "rope_theta": 500000.0, "max_position_embeddings": 131072, "rope_scaling": scaling});
+        Rope::new(&DecoderConfig::from_json(&json).unwrap())
+    }
+
+    #[test]
+    fn scaled_frequencies_have_the_published_shape() {
+        let plain = rope(json!(null));
+        assert!((plain.frequencies[1] - 500000f32.powf(-2.0 / 128.0)).abs() < 1e-6);
+        let linear = rope(json!({"type": "linear", "factor": 4.0}));
+        assert!((linear.frequencies[5] * 4.0 - plain.frequencies[5]).abs() < 1e-6);
+        let llama = rope(json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}));
+        assert_eq!(llama.frequencies[0], plain.frequencies[0], "fast turns are kept");
+        assert!((llama.frequencies[63] * 8.0 / plain.frequencies[63] - 1.0).abs() < 1e-5, "slow ones are divided");
+        let yarn = rope(json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}));
+        assert_eq!(yarn.frequencies[0], plain.frequencies[0]);
+        assert!((yarn.frequencies[63] * 4.0 / plain.frequencies[63] - 1.0).abs() < 1e-5);
+        assert!((yarn.attention - (0.1 * 4f32.ln() + 1.0)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn turning_depends_on_the_distance_alone() {
+        let r = rope(json!(null));
+        let (q, k): (Vec<f32>, Vec<f32>) = (0..128).map(|i| ((i as f32).sin(), (i as f32 * 0.3).cos())).unzip();
+        let score = |a: u32, b: u32| {
+            let (mut q, mut k) = (q.clone(), k.clone());
+            Rope::turn(&mut q, &r.angles(a));
+            Rope::turn(&mut k, &r.angles(b));
+            q.iter().zip(&k).map(|(a, b)| a * b).sum::<f32>()
+        };
+        assert!((score(7, 3) - score(107, 103)).abs() < 1e-3);
+        assert!((score(0, 0) - q.iter().zip(&k).map(|(a, b)| a * b).sum::<f32>()).abs() < 1e-4);
+    }
+}

@@ -1,0 +1,148 @@
+//! The decoder as an ordered list of sites, and what a site's module makes of stored tokens.
+
+use tersor_core::{Consumer, Error, Exec, Input, LinearOp, Producer, Result, Site};
+
+use crate::layer::{apply, gate};
+use crate::{Decoder, DecoderConfig, SiteKind};
+
+impl SiteKind {
+    /// The four of a layer, in the order in which they run.
+    pub const ALL: [SiteKind; 4] = [SiteKind::Qkv, SiteKind::O, SiteKind::GateUp, SiteKind::Down];
+
+    /// The matrices that read the site, by the names inside a layer.
+    pub fn consumers(self) -> &'static [&'static str] {
+        match self {
+            SiteKind::Qkv => &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            SiteKind::O => &["self_attn.o_proj"],
+            SiteKind::GateUp => &["mlp.gate_proj", "mlp.up_proj"],
+            SiteKind::Down => &["mlp.down_proj"],
+        }
+    }
+
+    /// Name of the site inside a layer.
+    pub fn name(self) -> &'static str {
+        match self {
+            SiteKind::Qkv => "self_attn.qkv",
+            SiteKind::O => "self_attn.o",
+            SiteKind::GateUp => "mlp.gate_up",
+            SiteKind::Down => "mlp.down",
+        }
+    }
+
+    /// Shape of each consumer.
+    pub fn shapes(self, c: &DecoderConfig) -> Vec<[usize; 2]> {
+        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        match self {
+            SiteKind::Qkv => vec![[q, c.hidden], [kv, c.hidden], [kv, c.hidden]],
+            SiteKind::O => vec![[c.hidden, q]],
+            SiteKind::GateUp => vec![[c.intermediate, c.hidden]; 2],
+            SiteKind::Down => vec![[c.hidden, c.intermediate]],
+        }
+    }
+}
+
+impl DecoderConfig {
+    /// The network's sites, in the order in which they run; the last is the head's.
+    pub fn sites(&self) -> Vec<Site> {
+        let weight = |layer: usize, part: &str| format!("model.layers.{layer}.{part}.weight");
+        let mut writers = vec!["model.embed_tokens.weight".to_string()];
+        let mut sites = Vec::new();
+        for layer in 0..self.layers {
+            for kind in SiteKind::ALL {
+                let shapes = kind.shapes(self);
+                let norm = |part: &str| Producer::Norm { weight: weight(layer, part) };
+                let (producer, stream) = match kind {
+                    SiteKind::Qkv => (norm("input_layernorm"), true),
+                    SiteKind::GateUp => (norm("post_attention_layernorm"), true),
+                    SiteKind::O => {
+                        let (block, repeat) = (self.head_dim, self.heads / self.kv_heads);
+                        (Producer::Linear { weight: weight(layer, "self_attn.v_proj"), block, repeat }, false)
+                    }
+                    SiteKind::Down => {
+                        let block = self.intermediate;
+                        (Producer::Linear { weight: weight(layer, "mlp.up_proj"), block, repeat: 1 }, false)
+                    }
+                };
+                let consumers = kind.consumers().iter().zip(&shapes);
+                sites.push(Site {
+                    name: format!("model.layers.{layer}.{}", kind.name()),
+                    layer: Some(layer),
+                    features: shapes[0][1],
+                    consumers: consumers.map(|(p, &shape)| Consumer { weight: weight(layer, p), shape }).collect(),
+                    producer,
+                    writers: if stream { writers.clone() } else { Vec::new() },
+                });
+                match kind {
+                    SiteKind::O => writers.push(weight(layer, "self_attn.o_proj")),
+                    SiteKind::Down => writers.push(weight(layer, "mlp.down_proj")),
+                    _ => {}
+                }
+            }
+        }
+        let head = if self.tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        sites.push(Site {
+            name: "lm_head".into(),
+            layer: None,
+            features: self.hidden,
+            consumers: vec![Consumer { weight: head.into(), shape: [self.vocab, self.hidden] }],
+            producer: Producer::Norm { weight: "model.norm.weight".into() },
+            writers,
+        });
+        sites
+    }
+}
+
+impl Decoder {
+    /// The network's sites, in the order in which they run; the last is the head's.
+    pub fn sites(&self) -> Vec<Site> {
+        self.config().sites()
+    }
+
+    /// What the module behind a site makes of stored inputs, with other weights in place of its own: of qkv the attention
+    /// output, of gate and up the gated product, of o and down the product. `x` is `[tokens, features]`, whole windows of
+    /// `window` tokens each. Error when a shape does not fit.
+    pub fn site_output(
+        &self,
+        layer: usize,
+        kind: SiteKind,
+        x: &[f32],
+        window: usize,
+        weights: &[&dyn LinearOp],
+        exec: &mut Exec,
+    ) -> Result<Vec<f32>> {
+        let config = self.config();
+        let shapes: Vec<_> = weights.iter().map(|w| w.shape()).collect();
+        if shapes != kind.shapes(config) {
+            return Err(Error::shape("weights of a site", kind.shapes(config), shapes));
+        }
+        let features = shapes[0][1];
+        if window == 0 || !x.len().is_multiple_of(window * features) {
+            return Err(Error::shape("sample of a site", format!("windows of {window} by {features}"), x.len()));
+        }
+        self.with_layer(layer, |own| {
+            let mut out = Vec::new();
+            for x in x.chunks_exact(window * features) {
+                let x = Input::new(x, [window, features])?;
+                let part = match (kind, weights) {
+                    (SiteKind::Qkv, &[q, k, v]) => {
+                        let bias = [&own.q_proj, &own.k_proj, &own.v_proj].map(|l| l.bias.as_deref());
+                        let mut run = |op: &dyn LinearOp, b| apply(op, b, &x, exec);
+                        let qkv = [run(q, bias[0]), run(k, bias[1]), run(v, bias[2])];
+                        let positions: Vec<u32> = (0..window as u32).collect();
+                        own.attend(config, qkv, &positions, &mut self.cache(), exec)?
+                    }
+                    (SiteKind::GateUp, &[g, u]) => {
+                        let mut gated = apply(g, own.gate_proj.bias.as_deref(), &x, exec)?;
+                        let up = apply(u, own.up_proj.bias.as_deref(), &x, exec)?;
+                        gate(&mut gated, &up, exec);
+                        gated
+                    }
+                    (SiteKind::O, _) => apply(weights[0], own.o_proj.bias.as_deref(), &x, exec)?,
+                    _ => apply(weights[0], own.down_proj.bias.as_deref(), &x, exec)?,
+                };
+                out.extend(part);
+            }
+            Ok(out)
+        })
+    }
+}
