@@ -33,7 +33,13 @@ pub trait KvCache: Send {
     /// Adds tokens. Error, with the cache unchanged, when lengths do not fit.
     fn append(&mut self, block: KvBlock<'_>, exec: &mut Exec) -> Result<()>;
     /// Writes the attention output `[tokens, heads * head_dim]`. Error when lengths do not fit, or a query has nothing to attend to.
-    fn attend(&mut self, queries: Queries<'_>, out: &mut [f32], probs: Option<&mut dyn ProbSink>, exec: &mut Exec) -> Result<()>;
+    fn attend(
+        &mut self,
+        queries: Queries<'_>,
+        out: &mut [f32],
+        probs: Option<&mut dyn ProbSink>,
+        exec: &mut Exec,
+    ) -> Result<()>;
     /// The prompt has ended: policies that decide once do it here.
     fn seal(&mut self) -> Result<()> {
         Ok(())

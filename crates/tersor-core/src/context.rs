@@ -81,6 +81,18 @@ impl Context {
         Self::default()
     }
 
+    /// The same with this seed.
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// The same with this listener.
+    pub fn with_progress(mut self, progress: Arc<dyn Progress>) -> Self {
+        self.progress = progress;
+        self
+    }
+
     /// Runs in this pool rather than the one that the caller is in.
     #[cfg(feature = "rayon")]
     pub fn with_pool(mut self, pool: Arc<rayon::ThreadPool>) -> Self {
@@ -125,7 +137,7 @@ mod tests {
         let first = |cx: &Context, name: &str| cx.stream(name).next_u64();
         assert_eq!(first(&cx, "a"), first(&cx.clone(), "a"));
         assert_ne!(first(&cx, "a"), first(&cx, "b"));
-        assert_ne!(first(&cx, "a"), first(&Context { seed: 1, ..Context::new() }, "a"));
+        assert_ne!(first(&cx, "a"), first(&Context::new().with_seed(1), "a"));
         assert_eq!(fingerprint(b""), 0x6c62272e07bb014262b821756295c58d);
         assert_eq!(fingerprint(b"a"), 0xd228cb696f1a8caf78912b704e4a8964, "the published test vector");
     }

@@ -16,9 +16,9 @@
 //!
 //! // Save it, open it again from its specification, multiply.
 //! let mut file = MemTensors::new();
-//! op.save("w", RowSlot::whole(2), &mut file)?;
+//! op.save("w", op.whole(), &mut file)?;
 //! assert_eq!(op.storage_bits(), file.bytes() as u64 * 8);
-//! let op = Registry::core().load(&op.spec(), "w", &file)?;
+//! let op = Registry::core().load(&op.spec(op.whole()), "w", &file)?;
 //! let mut y = [0.0; 2];
 //! op.apply(&Input::new(&[2.0, 4.0], [1, 2])?, MatViewMut::new(&mut y, [1, 2])?, &mut Exec::new())?;
 //! assert_eq!(y, [3.0, 6.0]);

@@ -91,7 +91,9 @@ pub struct Report {
 impl Report {
     /// Adds the report of another block of the same matrix.
     pub fn merge(&mut self, other: &Report) {
-        let add = |a: Option<f64>, b: Option<f64>| if a.is_none() && b.is_none() { None } else { Some(a.unwrap_or(0.0) + b.unwrap_or(0.0)) };
+        let add = |a: Option<f64>, b: Option<f64>| {
+            if a.is_none() && b.is_none() { None } else { Some(a.unwrap_or(0.0) + b.unwrap_or(0.0)) }
+        };
         self.squared_error += other.squared_error;
         self.energy += other.energy;
         self.data_error = add(self.data_error, other.data_error);

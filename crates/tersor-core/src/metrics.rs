@@ -26,7 +26,13 @@ pub fn sqnr_db(signal: &[f32], approximation: &[f32]) -> f64 {
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot: f64 = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
     let (x, y) = (energy(a), energy(b));
-    if x == 0.0 && y == 0.0 { 1.0 } else if x == 0.0 || y == 0.0 { 0.0 } else { dot / (x.sqrt() * y.sqrt()) }
+    if x == 0.0 && y == 0.0 {
+        1.0
+    } else if x == 0.0 || y == 0.0 {
+        0.0
+    } else {
+        dot / (x.sqrt() * y.sqrt())
+    }
 }
 
 /// `log Σ exp(x)`, stable; negative infinity for nothing.

@@ -20,8 +20,13 @@ pub trait LinearOp: Send + Sync {
         y.rows_mut().for_each(|r| r.fill(0.0));
         self.apply_add(x, y, exec)
     }
-    /// Kind, parameters and parts: with the tensors, all that loading needs.
-    fn spec(&self) -> OpSpec;
+    /// Kind, parameters and parts: with the tensors, all that loading needs. It describes the whole of which these rows
+    /// are the block `at`; see [`LinearOp::whole`].
+    fn spec(&self, at: RowSlot) -> OpSpec;
+    /// The slot of an operator that is the whole.
+    fn whole(&self) -> RowSlot {
+        RowSlot::whole(self.shape()[0])
+    }
     /// Writes the tensors under `prefix`; `at` says which rows of the whole these are. Tensors of an operator that can
     /// be cut lead with the row axis; others are equal in every block.
     fn save(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()>;

@@ -34,7 +34,9 @@ impl Rotation {
             for j in i..p {
                 let dot: f64 = (0..p).map(|c| f64::from(factor[i * p + c]) * f64::from(factor[j * p + c])).sum();
                 if (dot - f64::from(u8::from(i == j))).abs() > 1e-4 {
-                    return Err(Error::Numerical(format!("rows {i} and {j} of the factor of a rotation are not orthonormal")));
+                    return Err(Error::Numerical(format!(
+                        "rows {i} and {j} of the factor of a rotation are not orthonormal"
+                    )));
                 }
             }
         }
@@ -131,7 +133,8 @@ mod tests {
     fn forward_keeps_lengths_and_inverse_undoes_it() {
         let third = 1.0 / 3.0f32;
         // The Householder reflection of order 3.
-        let f = [third, -2.0 * third, -2.0 * third, -2.0 * third, third, -2.0 * third, -2.0 * third, -2.0 * third, third];
+        let f =
+            [third, -2.0 * third, -2.0 * third, -2.0 * third, third, -2.0 * third, -2.0 * third, -2.0 * third, third];
         let signs: Vec<f32> = (0..12).map(|i| if i % 5 < 2 { -1.0 } else { 1.0 }).collect();
         let r = Rotation::new(&f, 4, &signs).unwrap();
         let x: Vec<f32> = (0..24).map(|i| (i * i % 11) as f32 - 5.0).collect();

@@ -145,7 +145,8 @@ impl StatSet {
     /// `seed` chooses the sample. Error when the Gram matrix would not fit the address space.
     pub fn new(features: usize, needs: StatNeeds, seed: u64, first_token: u64) -> Result<Self> {
         let gram = if needs.gram { Some(vec![0.0; crate::view::elements([features, features])?]) } else { None };
-        let sample = (needs.sample > 0).then(|| Sample { want: needs.sample, seed, keys: Vec::new(), rows: Vec::new() });
+        let sample =
+            (needs.sample > 0).then(|| Sample { want: needs.sample, seed, keys: Vec::new(), rows: Vec::new() });
         let channel = needs.channel.then(|| ChannelStats::new(features));
         Ok(Self { features, first_token, tokens: 0, channel, gram, sample })
     }

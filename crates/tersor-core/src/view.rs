@@ -58,7 +58,8 @@ impl<'a, T: Element> MatView<'a, T> {
         }
         let shape = [self.shape[0], range.len()];
         // An empty part may begin anywhere; keep the offset inside the slice.
-        let first = if range.is_empty() { 0 } else { self.first.wrapping_add_signed(range.start as isize * self.strides[1]) };
+        let first =
+            if range.is_empty() { 0 } else { self.first.wrapping_add_signed(range.start as isize * self.strides[1]) };
         Ok(Self { first, shape, ..self })
     }
 
@@ -139,7 +140,11 @@ impl<'a> MatViewMut<'a> {
         let [rows, cols] = shape;
         let end = if rows == 0 { Some(0) } else { (rows - 1).checked_mul(stride).and_then(|v| v.checked_add(cols)) };
         if (rows > 1 && stride < cols) || end.is_none_or(|e| e > data.len()) {
-            return Err(Error::shape("output", format!("{shape:?} inside {} elements", data.len()), format!("row stride {stride}")));
+            return Err(Error::shape(
+                "output",
+                format!("{shape:?} inside {} elements", data.len()),
+                format!("row stride {stride}"),
+            ));
         }
         Ok(Self { data, shape, stride: stride.max(cols) })
     }
@@ -211,7 +216,12 @@ impl<T: Element, S: ndarray::Data<Elem = T>> IntoMat<T> for ndarray::ArrayBase<S
             // The memory is one slice; the first logical element lies as far in as the negative strides reach.
             let strides = [self.strides()[0], self.strides()[1]];
             let back = |n: usize, s: isize| if s < 0 { (n.max(1) - 1) * s.unsigned_abs() } else { 0 };
-            return f(MatView::strided(slice, back(shape[0], strides[0]) + back(shape[1], strides[1]), shape, strides)?);
+            return f(MatView::strided(
+                slice,
+                back(shape[0], strides[0]) + back(shape[1], strides[1]),
+                shape,
+                strides,
+            )?);
         }
         let copy: Vec<T> = self.iter().copied().collect();
         f(MatView::new(&copy, shape)?)
@@ -275,7 +285,14 @@ mod tests {
     fn ndarray_enters_however_it_lies_in_memory() {
         use ndarray::{Array2, s};
         let a = Array2::from_shape_fn((5, 6), |(r, c)| (r * 6 + c) as f32);
-        for v in [a.view(), a.t(), a.slice(s![..;-1, ..]), a.slice(s![.., ..;-1]), a.slice(s![1..4;2, 1..5;3]), a.slice(s![..;-2, ..;-1])] {
+        for v in [
+            a.view(),
+            a.t(),
+            a.slice(s![..;-1, ..]),
+            a.slice(s![.., ..;-1]),
+            a.slice(s![1..4;2, 1..5;3]),
+            a.slice(s![..;-2, ..;-1]),
+        ] {
             let want: Vec<f32> = v.iter().copied().collect();
             let got = v.with_mat(|m| Ok((m.shape(), m.to_f32().into_owned()))).unwrap();
             assert_eq!(got, ([v.nrows(), v.ncols()], want));

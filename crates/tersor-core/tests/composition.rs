@@ -72,8 +72,8 @@ impl LinearOp for DualGrained {
     fn apply_add(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
         apply_by_rows(self, x, y, Write::Add, exec)
     }
-    fn spec(&self) -> OpSpec {
-        OpSpec::new(Self::KIND, self.shape).int("group", self.group as i64)
+    fn spec(&self, at: RowSlot) -> OpSpec {
+        OpSpec::new(Self::KIND, [at.total, self.shape[1]]).int("group", self.group as i64)
     }
     fn save(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
         let info = |dtype, shape: &[usize]| TensorInfo { dtype, shape: shape.to_vec() };
@@ -125,8 +125,9 @@ impl LinearOp for Split {
         self.low.apply_add(&Input::copied(&m.columns(0..cut)?)?, y.reborrow(), exec)?;
         self.high.apply_add(&Input::copied(&m.columns(cut..m.shape()[1])?)?, y, exec)
     }
-    fn spec(&self) -> OpSpec {
-        OpSpec::new(Self::KIND, self.shape()).part("low", self.low.spec()).part("high", self.high.spec())
+    fn spec(&self, at: RowSlot) -> OpSpec {
+        let spec = OpSpec::new(Self::KIND, [at.total, self.shape()[1]]);
+        spec.part("low", self.low.spec(at)).part("high", self.high.spec(at))
     }
     fn save(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
         self.low.save(&join(prefix, "low"), at, sink)?;
@@ -166,8 +167,8 @@ fn round_trip(op: &dyn LinearOp, exact_input: bool) -> MemTensors {
     let mut file = MemTensors::new();
     op.save("layer.weight", RowSlot::whole(rows), &mut file).unwrap();
     assert_eq!(op.storage_bits(), file.bytes() as u64 * 8, "storage_bits are the bytes written");
-    let again = registry().load(&op.spec(), "layer.weight", &file).unwrap();
-    assert_eq!(again.spec(), op.spec());
+    let again = registry().load(&op.spec(op.whole()), "layer.weight", &file).unwrap();
+    assert_eq!(again.spec(op.whole()), op.spec(op.whole()));
     assert_eq!(rows_of(&*again), rows_of(op));
     let (tokens, x) = (5, values(5 * cols, 9));
     let (a, b) = (apply(op, &x, tokens), apply(&*again, &x, tokens));
@@ -195,7 +196,8 @@ fn lqer_over_a_dual_grained_grid() {
     let w = values(rows * cols, 1);
     let base = DualGrained::new(&w, [rows, cols], 8);
     let dense = |v: Vec<f32>, s| Box::new(Dense::new(v, s, DType::F16).unwrap()) as Box<dyn LinearOp>;
-    let low = Factored::new(dense(values(rows * rank, 2), [rows, rank]), dense(values(rank * cols, 3), [rank, cols])).unwrap();
+    let low = Factored::new(dense(values(rows * rank, 2), [rows, rank]), dense(values(rank * cols, 3), [rank, cols]))
+        .unwrap();
     let op = Residual::new(Box::new(base), Box::new(low)).unwrap();
     let file = round_trip(&op, true);
     assert!(file.names().contains(&"layer.weight.low_rank.up".to_string()));
@@ -212,7 +214,8 @@ fn resq_over_another_method() {
     let w = values(rows * cols, 4);
     let mut turned = w.clone();
     rotation(cols).forward(&mut turned);
-    let part = |range: Range<usize>| -> Vec<f32> { turned.chunks(cols).flat_map(|r| r[range.clone()].to_vec()).collect() };
+    let part =
+        |range: Range<usize>| -> Vec<f32> { turned.chunks(cols).flat_map(|r| r[range.clone()].to_vec()).collect() };
     let low = Box::new(DualGrained::new(&part(0..28), [rows, 28], 7));
     let high = Box::new(Dense::new(part(28..32), [rows, 4], DType::BF16).unwrap());
     let order: Vec<u32> = (0..cols as u32).rev().collect();
@@ -261,7 +264,8 @@ fn blocks_of_rows_save_as_the_whole() {
     let w = values(rows * cols, 2);
     let make = |range: Range<usize>| {
         let n = range.len();
-        let up = Dense::new(values(rows * rank, 3)[range.start * rank..range.end * rank].to_vec(), [n, rank], DType::F32);
+        let up =
+            Dense::new(values(rows * rank, 3)[range.start * rank..range.end * rank].to_vec(), [n, rank], DType::F32);
         let down = Dense::new(values(rank * cols, 4), [rank, cols], DType::F32).unwrap();
         let low = Factored::new(Box::new(up.unwrap()), Box::new(down)).unwrap();
         let base = DualGrained::new(&w[range.start * cols..range.end * cols], [n, cols], 4);
@@ -273,11 +277,14 @@ fn blocks_of_rows_save_as_the_whole() {
         make(first..first + 4).save("w", RowSlot { first, total: rows }, &mut cut).unwrap();
     }
     assert_eq!(whole, cut);
+    let (block, all) = (make(4..8), make(0..rows));
+    assert_eq!(block.spec(RowSlot { first: 4, total: rows }), all.spec(all.whole()), "a block describes the whole");
 }
 
 #[test]
 fn misfits_and_hostile_specifications_are_refused() {
-    let dense = |r: usize, c: usize| Box::new(Dense::new(vec![0.5; r * c], [r, c], DType::F32).unwrap()) as Box<dyn LinearOp>;
+    let dense =
+        |r: usize, c: usize| Box::new(Dense::new(vec![0.5; r * c], [r, c], DType::F32).unwrap()) as Box<dyn LinearOp>;
     assert!(Residual::new(dense(2, 3), dense(2, 4)).is_err());
     assert!(Factored::new(dense(2, 3), dense(2, 3)).is_err());
     assert!(Permuted::new(vec![0, 0, 1], dense(2, 3)).is_err());

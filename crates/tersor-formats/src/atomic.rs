@@ -18,7 +18,8 @@ pub struct AtomicFile {
 impl AtomicFile {
     /// Creates (or overwrites) the temporary file. Error when the directory cannot be written to.
     pub fn create(path: &Path) -> Result<Self> {
-        let name = path.file_name().ok_or_else(|| Error::format(path.display().to_string(), "not the name of a file"))?;
+        let name =
+            path.file_name().ok_or_else(|| Error::format(path.display().to_string(), "not the name of a file"))?;
         let mut hidden = std::ffi::OsString::from(".");
         hidden.push(name);
         hidden.push(".partial");

@@ -7,7 +7,8 @@ use tersor_core::{Error, Limits, OpSpec, Result, Value};
 /// Reads a JSON file. Error when it is larger than the limit, or not JSON.
 pub fn read(path: &Path, limits: &Limits) -> Result<Json> {
     let len = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-    Limits::check("length of a JSON file", len, limits.json_bytes).map_err(|e| e.in_tensor(&path.display().to_string()))?;
+    Limits::check("length of a JSON file", len, limits.json_bytes)
+        .map_err(|e| e.in_tensor(&path.display().to_string()))?;
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     serde_json::from_slice(&bytes).map_err(|e| Error::format(path.display().to_string(), e.to_string()))
 }
@@ -93,7 +94,13 @@ mod tests {
         let mut spec = OpSpec::new("rotated", [4, 8]).int("power", 8).part("op", inner);
         spec.params.insert("x".into(), Value::Float(0.5));
         assert_eq!(to_spec(&from_spec(&spec)).unwrap(), spec);
-        for bad in ["[]", "{}", r#"{"kind":"a","shape":[1]}"#, r#"{"kind":"a","shape":[1,-2]}"#, r#"{"kind":"a","shape":[1,2],"more":1}"#] {
+        for bad in [
+            "[]",
+            "{}",
+            r#"{"kind":"a","shape":[1]}"#,
+            r#"{"kind":"a","shape":[1,-2]}"#,
+            r#"{"kind":"a","shape":[1,2],"more":1}"#,
+        ] {
             assert!(to_spec(&serde_json::from_str(bad).unwrap()).is_err(), "{bad}");
         }
         let deep = "{\"kind\":\"a\",\"shape\":[1,1],\"parts\":{\"op\":".repeat(30) + "0" + &"}}".repeat(30);

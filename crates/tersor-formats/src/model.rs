@@ -1,8 +1,8 @@
 //! A model on disk, whatever its format: tensors by Hugging Face's names, and a configuration.
 
 use crate::gguf::{self, BlockType, Heads};
-use crate::safetensors::Shards;
 use crate::json;
+use crate::safetensors::Shards;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -48,11 +48,17 @@ impl Model {
         let mut magic = [0u8; 4];
         let file = crate::FileAt::open(path)?;
         let gguf = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
-            || (crate::ReadAt::len(&file) >= 4 && crate::ReadAt::read_at(&file, 0, &mut magic).is_ok() && &magic == b"GGUF");
+            || (crate::ReadAt::len(&file) >= 4
+                && crate::ReadAt::read_at(&file, 0, &mut magic).is_ok()
+                && &magic == b"GGUF");
         if gguf {
             return Self::from_gguf(gguf::File::open(path, limits)?, path);
         }
-        Ok(Self { kind: ModelKind::Safetensors(Shards::open_file(path, limits)?), path: path.to_path_buf(), config: None })
+        Ok(Self {
+            kind: ModelKind::Safetensors(Shards::open_file(path, limits)?),
+            path: path.to_path_buf(),
+            config: None,
+        })
     }
 
     fn from_gguf(file: gguf::File, path: &Path) -> Result<Self> {
@@ -132,7 +138,8 @@ impl Model {
             }
             ModelKind::Gguf(file, names) => {
                 let own = names.get(name).and_then(|(own, _)| file.tensors().get(own));
-                let t = own.ok_or_else(|| Error::Missing { name: name.into(), place: self.path.display().to_string() })?;
+                let t =
+                    own.ok_or_else(|| Error::Missing { name: name.into(), place: self.path.display().to_string() })?;
                 Ok(Tensor { name: name.into(), shape: t.shape.clone(), dtype: t.kind.name().into(), bytes: t.bytes })
             }
         }
@@ -144,8 +151,8 @@ impl Model {
             ModelKind::Safetensors(s) => Ok(Box::new(StoredRows::new(s, name)?)),
             ModelKind::Gguf(file, names) => {
                 let found = names.get(name);
-                let (own, heads) =
-                    found.ok_or_else(|| Error::Missing { name: name.into(), place: self.path.display().to_string() })?;
+                let (own, heads) = found
+                    .ok_or_else(|| Error::Missing { name: name.into(), place: self.path.display().to_string() })?;
                 let rows = file.rows(own)?;
                 // Llama files store q and k for interleaved rotary embeddings; Qwen's do not.
                 let llama = file.meta().text("general.architecture") == Some("llama");

@@ -90,7 +90,9 @@ impl ReadAt for Vec<u8> {
                 out.copy_from_slice(part);
                 Ok(())
             }
-            None => Err(Error::format("bytes", format!("{} bytes at {offset} leave {}", out.len(), self.as_slice().len()))),
+            None => {
+                Err(Error::format("bytes", format!("{} bytes at {offset} leave {}", out.len(), self.as_slice().len())))
+            }
         }
     }
     fn name(&self) -> String {

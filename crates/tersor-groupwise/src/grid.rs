@@ -131,8 +131,7 @@ impl GroupSpec {
     /// To the nearest value of the stored type; below its normal numbers, where neighbours lie far apart, upwards,
     /// so that the range is not cut.
     fn round_scale(&self, scale: f32) -> Result<f32> {
-        let out_of_range =
-            || Error::ScaleRange { row: 0, group: 0, value: scale, dtype: self.scale_dtype.name() };
+        let out_of_range = || Error::ScaleRange { row: 0, group: 0, value: scale, dtype: self.scale_dtype.name() };
         let rounded = match self.scale_dtype {
             DType::F16 => {
                 let near = f16::from_f32(scale);
@@ -178,7 +177,10 @@ mod tests {
         assert_eq!(asym.fit(isa, &[1.0, 3.0]).unwrap(), Affine { scale: 0.2, zero: 0 }, "all positive: zero included");
         assert_eq!(asym.fit(isa, &[-3.0, -3.0]).unwrap(), Affine { scale: 0.2, zero: 15 }, "constant and negative");
         assert_eq!(spec(4, Grid::SymFull, DType::F32).fit(isa, &[-3.0, 1.0]).unwrap(), Affine { scale: 0.4, zero: 8 });
-        assert_eq!(spec(8, Grid::SymNarrow, DType::F32).fit(isa, &[-1.0, 2.54]).unwrap(), Affine { scale: 0.02, zero: 128 });
+        assert_eq!(
+            spec(8, Grid::SymNarrow, DType::F32).fit(isa, &[-1.0, 2.54]).unwrap(),
+            Affine { scale: 0.02, zero: 128 }
+        );
         assert_eq!(Grid::symmetric(Bits::new(8).unwrap()), Grid::SymNarrow);
         assert_eq!(Grid::symmetric(Bits::new(4).unwrap()), Grid::SymFull);
     }
@@ -205,7 +207,8 @@ mod tests {
     #[test]
     fn clipping_never_raises_the_error_it_minimizes() {
         let isa = Isa::detect();
-        let w: Vec<f32> = (0..200).map(|i| ((i as f32) * 0.7).sin().powi(5) * if i == 13 { 6.0 } else { 1.0 }).collect();
+        let w: Vec<f32> =
+            (0..200).map(|i| ((i as f32) * 0.7).sin().powi(5) * if i == 13 { 6.0 } else { 1.0 }).collect();
         for bits in 2..=8 {
             let plain = spec(bits, Grid::Asym, DType::F16);
             let search = GroupSpec { clip: Clip::Search { norm: 2.4 }, ..plain };

@@ -195,13 +195,13 @@ impl LinearOp for GroupedLinear {
         apply_by_rows(self, x, y, Write::Set, exec)
     }
 
-    fn spec(&self) -> OpSpec {
+    fn spec(&self, at: RowSlot) -> OpSpec {
         let group = match self.spec.group {
             GroupSize::Size(n) => n.get().to_string(),
             GroupSize::Channel => "channel".to_string(),
             GroupSize::Tensor => "tensor".to_string(),
         };
-        OpSpec::new(Self::KIND, self.shape)
+        OpSpec::new(Self::KIND, [at.total, self.shape[1]])
             .int("bits", self.spec.bits.get())
             .text("group", &group)
             .text("grid", self.spec.grid.name())
@@ -289,7 +289,12 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, source: &dyn TensorSource, _: &R
     }
     if let Some(i) = scales.iter().position(|s| !s.is_finite() || *s <= 0.0) {
         let groups = group.count(cols).max(1);
-        return Err(Error::ScaleRange { row: i / groups, group: i % groups, value: scales[i], dtype: scale_dtype.name() });
+        return Err(Error::ScaleRange {
+            row: i / groups,
+            group: i % groups,
+            value: scales[i],
+            dtype: scale_dtype.name(),
+        });
     }
     if let Some(zero) = zeros.iter().find(|&&z| z > own.bits.max_code()) {
         return Err(Error::format(join(prefix, "zeros"), format!("zero {zero} does not fit {bits} bits")));
@@ -299,10 +304,12 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, source: &dyn TensorSource, _: &R
     if grid == Grid::SymNarrow {
         for r in 0..rows {
             if op.row_codes(r)?.contains(&0) {
-                return Err(Error::format(join(prefix, "codes"), format!("row {r} has a code outside the narrow grid")));
+                return Err(Error::format(
+                    join(prefix, "codes"),
+                    format!("row {r} has a code outside the narrow grid"),
+                ));
             }
         }
     }
     Ok(Box::new(op))
 }
-

@@ -34,7 +34,7 @@ fn any_rtn() -> impl Strategy<Value = Rtn> {
 
 fn bytes(op: &dyn LinearOp) -> MemTensors {
     let mut file = MemTensors::new();
-    op.save("w", RowSlot::whole(op.shape()[0]), &mut file).unwrap();
+    op.save("w", op.whole(), &mut file).unwrap();
     file
 }
 
@@ -62,7 +62,7 @@ proptest! {
             prop_assert_eq!(op.storage_bits(), 0);
             prop_assert_eq!(op.bits_per_weight(), 0.0);
         }
-        let again = registry().load(&op.spec(), "w", &file).unwrap();
+        let again = registry().load(&op.spec(op.whole()), "w", &file).unwrap();
         prop_assert_eq!(bytes(&*again), file);
         let (mut a, mut b) = (vec![0f32; w.len()], vec![0f32; w.len()]);
         op.decompress_rows(0..rows, &mut a).unwrap();
@@ -203,17 +203,17 @@ fn zeros_come_back_as_zeros() {
 fn broken_files_are_refused() {
     let op = Rtn::new().bits(4).group(4).quantize(&MatView::new(&values(16, 2), [2, 8]).unwrap()).unwrap();
     let file = bytes(&op);
-    let mut spec = op.spec();
+    let mut spec = op.spec(op.whole());
     spec.shape = [3, 8];
     assert!(registry().load(&spec, "w", &file).is_err(), "another shape");
-    assert!(registry().load(&op.spec(), "v", &file).is_err(), "another name");
-    let e = Registry::core().load(&op.spec(), "w", &file).map(|_| ()).unwrap_err();
+    assert!(registry().load(&op.spec(op.whole()), "v", &file).is_err(), "another name");
+    let e = Registry::core().load(&op.spec(op.whole()), "w", &file).map(|_| ()).unwrap_err();
     assert!(e.to_string().contains(GroupedLinear::KIND), "an unknown kind is named: {e}");
     use tersor_core::{TensorInfo, TensorSink};
     let mut bad = file.clone();
     let info = TensorInfo { dtype: DType::F16, shape: vec![2, 2] };
     bad.write_rows("w.scales", &info, 1, &[0x00, 0x7c, 0x00, 0x3c]).unwrap();
-    assert!(matches!(registry().load(&op.spec(), "w", &bad), Err(Error::Tensor { .. })), "an infinite scale");
+    assert!(matches!(registry().load(&op.spec(op.whole()), "w", &bad), Err(Error::Tensor { .. })), "an infinite scale");
     assert_eq!(GroupSize::Channel.count(8), 1);
     assert!(Bits::new(9).is_err());
 }

@@ -282,8 +282,26 @@ mod tests {
     #[test]
     fn wrong_lengths_are_refused() {
         let mut y = [0f32; 4];
-        assert!(!product(Isa::SCALAR, &[1.0; 3], [2, 2], &[1.0; 4], 2, Out { data: &mut y, stride: 2 }, Write::Set, false));
-        assert!(!product(Isa::SCALAR, &[1.0; 4], [2, 2], &[1.0; 4], 2, Out { data: &mut y, stride: 1 }, Write::Set, false));
+        assert!(!product(
+            Isa::SCALAR,
+            &[1.0; 3],
+            [2, 2],
+            &[1.0; 4],
+            2,
+            Out { data: &mut y, stride: 2 },
+            Write::Set,
+            false
+        ));
+        assert!(!product(
+            Isa::SCALAR,
+            &[1.0; 4],
+            [2, 2],
+            &[1.0; 4],
+            2,
+            Out { data: &mut y, stride: 1 },
+            Write::Set,
+            false
+        ));
         assert!(!add_gram(&[1.0; 4], [2, 2], &mut [0.0; 3], false));
         assert!(!product_plain(&[1.0; 4], [2, 2], &[1.0; 3], 2, &mut y));
         assert!(product_plain(&[1.0, 2.0, 3.0, 4.0], [2, 2], &[5.0, 6.0, 7.0, 8.0], 2, &mut y));

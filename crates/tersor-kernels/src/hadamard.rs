@@ -34,7 +34,8 @@ mod tests {
             let mut y = x.clone();
             assert!(fwht(&mut y));
             for (i, &v) in y.iter().enumerate() {
-                let sum: f32 = x.iter().enumerate().map(|(j, &v)| if (i & j).count_ones() % 2 == 0 { v } else { -v }).sum();
+                let sum: f32 =
+                    x.iter().enumerate().map(|(j, &v)| if (i & j).count_ones() % 2 == 0 { v } else { -v }).sum();
                 assert!((sum / (n as f32).sqrt() - v).abs() < 1e-4);
             }
             fwht(&mut y);

@@ -92,8 +92,8 @@ impl Checkpoint {
     }
 
     /// Sizes and switches.
-    pub fn config(&self) -> Result<&DecoderConfig> {
-        Ok(&self.config)
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
     }
 
     /// The files.
@@ -138,7 +138,7 @@ impl Checkpoint {
 
     /// One layer.
     pub fn layer(&self, index: usize) -> Result<Layer> {
-        let c = self.config()?;
+        let c = self.config();
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let linear = |part: &str, out: usize, inp: usize| -> Result<Linear> {
             let bias = name(&format!("{part}.bias"));

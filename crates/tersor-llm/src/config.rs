@@ -75,7 +75,9 @@ impl DecoderConfig {
             None => return Err(bad(format!("hidden_size {hidden} is not a multiple of num_attention_heads {heads}"))),
         };
         if !heads.is_multiple_of(kv_heads) {
-            return Err(bad(format!("num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")));
+            return Err(bad(format!(
+                "num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+            )));
         }
         if !head_dim.is_multiple_of(2) {
             return Err(bad(format!("head_dim {head_dim} is odd")));
@@ -94,7 +96,9 @@ impl DecoderConfig {
             return Err(bad(format!("rms_norm_eps {eps} and rope_theta {rope_theta} must be finite and positive")));
         }
         let eos = match json.get("eos_token_id") {
-            Some(Json::Array(ids)) => ids.iter().filter_map(Json::as_u64).filter_map(|v| u32::try_from(v).ok()).collect(),
+            Some(Json::Array(ids)) => {
+                ids.iter().filter_map(Json::as_u64).filter_map(|v| u32::try_from(v).ok()).collect()
+            }
             Some(v) => v.as_u64().and_then(|v| u32::try_from(v).ok()).into_iter().collect(),
             None => Vec::new(),
         };
@@ -161,7 +165,9 @@ fn check_architecture(json: &Json) -> Result<String> {
         None => None,
     };
     match (by_type, by_class) {
-        (Some(a), Some(b)) if a != b => Err(bad(format!("model_type `{}` and architecture `{}` do not agree", a.0, b.1))),
+        (Some(a), Some(b)) if a != b => {
+            Err(bad(format!("model_type `{}` and architecture `{}` do not agree", a.0, b.1)))
+        }
         (Some(a), _) | (None, Some(a)) => Ok(a.0.to_string()),
         (None, None) => Err(bad(format!("says neither model_type nor architectures (known: {})", names()))),
     }
@@ -185,7 +191,9 @@ fn sliding_window(json: &Json, model_type: &str) -> Result<Option<usize>> {
     let switched = json.get("use_sliding_window").and_then(Json::as_bool);
     match (model_type, switched) {
         ("mistral", _) => optional(json, "sliding_window"),
-        (_, Some(true)) => Err(Error::Unsupported { what: "sliding window over some layers", value: model_type.into() }),
+        (_, Some(true)) => {
+            Err(Error::Unsupported { what: "sliding window over some layers", value: model_type.into() })
+        }
         _ => Ok(None),
     }
 }

@@ -54,7 +54,7 @@ impl State {
 impl Decoder {
     /// Loads everything. Error when a tensor is missing, misshapen or not finite.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
-        let layers = (0..checkpoint.config()?.layers).map(|i| checkpoint.layer(i)).collect::<Result<_>>()?;
+        let layers = (0..checkpoint.config().layers).map(|i| checkpoint.layer(i)).collect::<Result<_>>()?;
         Self::with_layers(checkpoint, Layers::Resident(layers))
     }
 
@@ -67,14 +67,18 @@ impl Decoder {
     }
 
     fn with_layers(checkpoint: &Checkpoint, layers: Layers) -> Result<Self> {
-        let config = checkpoint.config()?.clone();
+        let config = checkpoint.config().clone();
         let shape = [config.vocab, config.hidden];
         let embed: Arc<dyn LinearOp> = checkpoint.matrix("model.embed_tokens.weight", shape)?.into();
         let separate = checkpoint.has("lm_head.weight");
         if !separate && !config.tied {
-            return Err(Error::Missing { name: "lm_head.weight".into(), place: "a model whose head is not tied".into() });
+            return Err(Error::Missing {
+                name: "lm_head.weight".into(),
+                place: "a model whose head is not tied".into(),
+            });
         }
-        let head = if separate && !config.tied { checkpoint.matrix("lm_head.weight", shape)?.into() } else { embed.clone() };
+        let head =
+            if separate && !config.tied { checkpoint.matrix("lm_head.weight", shape)?.into() } else { embed.clone() };
         let norm = checkpoint.vector("model.norm.weight", config.hidden)?;
         let rope = Arc::new(Rope::new(&config));
         Ok(Self { config, embed, head, norm, layers, rope })
@@ -125,7 +129,8 @@ impl Decoder {
         for block in tokens.chunks(BLOCK) {
             let mut stream = self.embed(block)?;
             let first = u32::try_from(state.len).map_err(|_| Error::Overflow { what: "positions".into() })?;
-            let last = first.checked_add(block.len() as u32).ok_or_else(|| Error::Overflow { what: "positions".into() })?;
+            let last =
+                first.checked_add(block.len() as u32).ok_or_else(|| Error::Overflow { what: "positions".into() })?;
             let positions: Vec<u32> = (first..last).collect();
             for (i, cache) in state.caches.iter_mut().enumerate() {
                 self.with_layer(i, |layer| {

@@ -84,16 +84,21 @@ pub fn evaluate(
                 p.resize(n * vocab, 0.0);
                 o.logits_into(&rows(h, o), &mut p, exec)?;
             }
-            let scores = par::map(n, exec.parallel(), || (), |t, ()| {
-                let q = &q[t * vocab..(t + 1) * vocab];
-                let target = window[first + t + 1] as usize;
-                let nll = metrics::log_sum_exp(q) - f64::from(q[target]);
-                let against = hidden_o.as_ref().map(|_| {
-                    let p = &p[t * vocab..(t + 1) * vocab];
-                    (metrics::kl_from_logits(p, q), metrics::argmax(p) == metrics::argmax(q))
-                });
-                (nll, against)
-            });
+            let scores = par::map(
+                n,
+                exec.parallel(),
+                || (),
+                |t, ()| {
+                    let q = &q[t * vocab..(t + 1) * vocab];
+                    let target = window[first + t + 1] as usize;
+                    let nll = metrics::log_sum_exp(q) - f64::from(q[target]);
+                    let against = hidden_o.as_ref().map(|_| {
+                        let p = &p[t * vocab..(t + 1) * vocab];
+                        (metrics::kl_from_logits(p, q), metrics::argmax(p) == metrics::argmax(q))
+                    });
+                    (nll, against)
+                },
+            );
             for (t, (n, against)) in scores.into_iter().enumerate() {
                 if !n.is_finite() {
                     let value = n as f32;

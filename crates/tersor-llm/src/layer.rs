@@ -153,10 +153,15 @@ pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
 pub(crate) fn gate(g: &mut [f32], u: &[f32], exec: &Exec) {
     const CHUNK: usize = 1 << 14;
     let chunks: Vec<std::sync::Mutex<&mut [f32]>> = g.chunks_mut(CHUNK).map(std::sync::Mutex::new).collect();
-    par::map(chunks.len(), exec.parallel(), || (), |i, ()| {
-        let mut g = chunks[i].lock().unwrap_or_else(|e| e.into_inner());
-        for (g, u) in g.iter_mut().zip(&u[i * CHUNK..]) {
-            *g = *g / (1.0 + (-*g).exp()) * u;
-        }
-    });
+    par::map(
+        chunks.len(),
+        exec.parallel(),
+        || (),
+        |i, ()| {
+            let mut g = chunks[i].lock().unwrap_or_else(|e| e.into_inner());
+            for (g, u) in g.iter_mut().zip(&u[i * CHUNK..]) {
+                *g = *g / (1.0 + (-*g).exp()) * u;
+            }
+        },
+    );
 }

@@ -84,7 +84,9 @@ mod tests {
         assert!((plain.frequencies[1] - 500000f32.powf(-2.0 / 128.0)).abs() < 1e-6);
         let linear = rope(json!({"type": "linear", "factor": 4.0}));
         assert!((linear.frequencies[5] * 4.0 - plain.frequencies[5]).abs() < 1e-6);
-        let llama = rope(json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}));
+        let llama = rope(
+            json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}),
+        );
         assert_eq!(llama.frequencies[0], plain.frequencies[0], "fast turns are kept");
         assert!((llama.frequencies[63] * 8.0 / plain.frequencies[63] - 1.0).abs() < 1e-5, "slow ones are divided");
         let yarn = rope(json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}));

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use serde_json::{Value as Json, json};
 use tersor_core::{Error, Limits, Result};
-use tersor_formats::gguf::{self, MetaValue};
 use tersor_formats::Model;
+use tersor_formats::gguf::{self, MetaValue};
 
 use crate::Checkpoint;
 
@@ -23,7 +23,8 @@ impl Tokenizer {
         match model.gguf() {
             Some(file) => Ok(from_gguf(file)?.to_string().into_bytes()),
             None => {
-                let path = if model.path().is_dir() { model.path() } else { model.path().parent().unwrap_or(model.path()) };
+                let path =
+                    if model.path().is_dir() { model.path() } else { model.path().parent().unwrap_or(model.path()) };
                 let path = path.join("tokenizer.json");
                 let len = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
                 // Vocabularies of multilingual models are larger than other JSON files.
@@ -55,14 +56,17 @@ impl Tokenizer {
 fn pre_tokenizer(name: &str) -> Result<Json> {
     const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
     const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-    let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+    let bytes =
+        |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
     let split = |pattern: &str| {
         json!({"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false}, bytes(false)]})
     };
     Ok(match name {
         "default" | "gpt-2" | "gpt2" => bytes(true),
-        "smollm" => json!({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, bytes(true)]}),
+        "smollm" => {
+            json!({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": true}, bytes(true)]})
+        }
         "llama-bpe" | "llama3" | "llama-v3" => split(LLAMA3),
         "qwen2" => split(QWEN2),
         other => return Err(Error::Unsupported { what: "GGUF pre-tokenizer", value: format!("`{other}`") }),
@@ -89,7 +93,8 @@ fn from_gguf(file: &gguf::File) -> Result<Json> {
     let added: Vec<Json> = kinds.iter().zip(&tokens).enumerate().filter(|(_, (k, _))| matches!(**k, 3 | 4)).map(|(id, (k, t))| {
         json!({"id": id, "content": t, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": *k == 3})
     }).collect();
-    let vocab: serde_json::Map<String, Json> = tokens.iter().enumerate().map(|(i, t)| (t.to_string(), i.into())).collect();
+    let vocab: serde_json::Map<String, Json> =
+        tokens.iter().enumerate().map(|(i, t)| (t.to_string(), i.into())).collect();
     if vocab.len() != tokens.len() {
         return Err(Error::format("tokenizer.ggml.tokens", "a token appears twice"));
     }
@@ -110,7 +115,8 @@ fn from_gguf(file: &gguf::File) -> Result<Json> {
                 None => Err(Error::format("tokenizer.ggml.merges", format!("`{m}` is not a pair"))),
             });
             let normalizer = if pre == "qwen2" { json!({"type": "NFC"}) } else { Json::Null };
-            let decoder = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+            let decoder =
+                json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
             Ok(frame(normalizer, pre_tokenizer(pre)?, decoder, bpe(merges.collect::<Result<_>>()?, Json::Null, false)))
         }
         Some("llama") => {
@@ -131,7 +137,10 @@ fn from_gguf(file: &gguf::File) -> Result<Json> {
             if prefix {
                 decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
             }
-            let unk = meta.uint("tokenizer.ggml.unknown_token_id").and_then(|i| tokens.get(i as usize)).map_or(Json::Null, |t| json!(t));
+            let unk = meta
+                .uint("tokenizer.ggml.unknown_token_id")
+                .and_then(|i| tokens.get(i as usize))
+                .map_or(Json::Null, |t| json!(t));
             let decoder = json!({"type": "Sequence", "decoders": decoders});
             Ok(frame(normalizer, Json::Null, decoder, bpe(merges, unk, true)))
         }

@@ -19,7 +19,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl};
+use tokenizers::{
+    DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+};
 
 const VOCAB: usize = 2048;
 const HIDDEN: usize = 192;
@@ -88,15 +90,17 @@ impl Model {
             (0..HEAD_DIM / 2).map(|i| (ROPE_THETA.powf(-2.0 * i as f64 / HEAD_DIM as f64)) as f32).collect();
         let angles: Vec<f32> = (0..CONTEXT).flat_map(|t| inv.iter().map(move |f| t as f32 * f)).collect();
         let angles = Tensor::from_vec(angles, (CONTEXT, HEAD_DIM / 2), device)?;
-        let mask: Vec<f32> = (0..CONTEXT)
-            .flat_map(|q| (0..CONTEXT).map(move |k| if k > q { f32::NEG_INFINITY } else { 0.0 }))
-            .collect();
+        let mask: Vec<f32> =
+            (0..CONTEXT).flat_map(|q| (0..CONTEXT).map(move |k| if k > q { f32::NEG_INFINITY } else { 0.0 })).collect();
         let mask = Tensor::from_vec(mask, (CONTEXT, CONTEXT), device)?;
         Ok(Self { vars, cos: angles.cos()?, sin: angles.sin()?, mask })
     }
 
     fn get(&self, name: &str) -> Result<&Tensor> {
-        self.vars.get(name).map(|v| v.as_tensor()).ok_or_else(|| candle_core::Error::Msg(format!("no parameter {name}")))
+        self.vars
+            .get(name)
+            .map(|v| v.as_tensor())
+            .ok_or_else(|| candle_core::Error::Msg(format!("no parameter {name}")))
     }
 
     fn linear(&self, x: &Tensor, name: &str) -> Result<Tensor> {
@@ -129,7 +133,10 @@ impl Model {
             let p = format!("model.layers.{layer}");
             let x = self.norm(&h, &format!("{p}.input_layernorm"))?;
             let heads = |name: &str, n: usize| -> Result<Tensor> {
-                self.linear(&x, &format!("{p}.self_attn.{name}"))?.reshape((b, CONTEXT, n, HEAD_DIM))?.transpose(1, 2)?.contiguous()
+                self.linear(&x, &format!("{p}.self_attn.{name}"))?
+                    .reshape((b, CONTEXT, n, HEAD_DIM))?
+                    .transpose(1, 2)?
+                    .contiguous()
             };
             let repeat = |t: Tensor| -> Result<Tensor> {
                 let n = HEADS / KV_HEADS;
@@ -164,7 +171,8 @@ fn learn_tokenizer(text: &Path) -> std::result::Result<Bpe, AnyError> {
         .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
         .build();
     let bytes = ByteLevel::new(false, true, true);
-    let mut bpe: TokenizerImpl<BPE, NormalizerWrapper, ByteLevel, ByteLevel, ByteLevel> = TokenizerImpl::new(BPE::default());
+    let mut bpe: TokenizerImpl<BPE, NormalizerWrapper, ByteLevel, ByteLevel, ByteLevel> =
+        TokenizerImpl::new(BPE::default());
     bpe.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes)).with_post_processor(Some(bytes));
     bpe.train_from_files(&mut trainer, vec![text.to_string_lossy().into_owned()])?;
     // Through JSON, to the type that any tokenizer.json loads as.
@@ -172,11 +180,14 @@ fn learn_tokenizer(text: &Path) -> std::result::Result<Bpe, AnyError> {
 }
 
 fn windows(tokens: &[u32]) -> Vec<&[u32]> {
-    tokens.chunks_exact(CONTEXT).filter_map(|w| {
-        let start = w.as_ptr() as usize - tokens.as_ptr() as usize;
-        let at = start / size_of::<u32>();
-        tokens.get(at..at + CONTEXT + 1)
-    }).collect()
+    tokens
+        .chunks_exact(CONTEXT)
+        .filter_map(|w| {
+            let start = w.as_ptr() as usize - tokens.as_ptr() as usize;
+            let at = start / size_of::<u32>();
+            tokens.get(at..at + CONTEXT + 1)
+        })
+        .collect()
 }
 
 fn evaluate(model: &Model, tokens: &[u32], device: &Device) -> Result<f64> {

@@ -121,8 +121,8 @@ impl LinearOp for Dense {
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
         self.product(x, y, Write::Set, exec)
     }
-    fn spec(&self) -> OpSpec {
-        OpSpec::new(Self::KIND, self.shape).text("dtype", self.dtype().name())
+    fn spec(&self, at: RowSlot) -> OpSpec {
+        OpSpec::new(Self::KIND, [at.total, self.shape[1]]).text("dtype", self.dtype().name())
     }
     fn save(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
         fn bytes<T: Copy, const N: usize>(v: &[T], f: impl Fn(T) -> [u8; N]) -> Vec<u8> {

@@ -58,13 +58,14 @@ impl LinearOp for Factored {
         self.down.apply(x, MatViewMut::new(&mut inner, shape)?, exec)?;
         self.up.apply_add(&Input::new(&inner, shape)?, y, exec)
     }
-    fn spec(&self) -> OpSpec {
-        OpSpec::new(Self::KIND, self.shape()).part("up", self.up.spec()).part("down", self.down.spec())
+    fn spec(&self, at: RowSlot) -> OpSpec {
+        let spec = OpSpec::new(Self::KIND, [at.total, self.shape()[1]]);
+        spec.part("up", self.up.spec(at)).part("down", self.down.spec(self.down.whole()))
     }
     fn save(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
         self.up.save(&join(prefix, "up"), at, sink)?;
         // `down` has no row of the whole: it is the same in every block.
-        self.down.save(&join(prefix, "down"), RowSlot::whole(self.down.shape()[0]), sink)
+        self.down.save(&join(prefix, "down"), self.down.whole(), sink)
     }
 }
 
@@ -105,8 +106,9 @@ impl LinearOp for Residual {
         self.base.apply_add(x, y.reborrow(), exec)?;
         self.low_rank.apply_add(x, y, exec)
     }
-    fn spec(&self) -> OpSpec {
-        OpSpec::new(Self::KIND, self.shape()).part("base", self.base.spec()).part("low_rank", self.low_rank.spec())
+    fn spec(&self, at: RowSlot) -> OpSpec {
+        let spec = OpSpec::new(Self::KIND, [at.total, self.shape()[1]]);
+        spec.part("base", self.base.spec(at)).part("low_rank", self.low_rank.spec(at))
     }
     fn save(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
         self.base.save(&join(prefix, "base"), at, sink)?;

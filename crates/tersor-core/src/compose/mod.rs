@@ -1,9 +1,11 @@
 //! Operators made of operators. They know nothing of the crates that their parts come from.
 
+mod cast;
 mod dense;
 mod factored;
 mod wrap;
 
+pub use cast::Cast;
 pub use dense::Dense;
 pub use factored::{Factored, Residual};
 pub use wrap::{Permuted, QuantizedInputs, Rotated, ScaledInputs};

@@ -233,8 +233,9 @@ macro_rules! wrapped {
                 let input = self.input(x, exec);
                 self.inner().apply(&input, y, exec)
             }
-            fn spec(&self) -> OpSpec {
-                self.describe(OpSpec::new(<Self as Wrap>::KIND, self.shape())).part("op", self.inner().spec())
+            fn spec(&self, at: RowSlot) -> OpSpec {
+                let spec = OpSpec::new(<Self as Wrap>::KIND, [at.total, self.shape()[1]]);
+                self.describe(spec).part("op", self.inner().spec(at))
             }
             fn save(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
                 self.save_own(prefix, sink)?;

@@ -129,7 +129,8 @@ fn table(
         shape.reverse();
         let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         let bytes = elements.and_then(|n| (n / kind.elements()).checked_mul(kind.bytes()));
-        let bytes = bytes.filter(|&b| b <= isize::MAX as usize && elements.is_some_and(|n| n <= isize::MAX as usize / 4));
+        let bytes =
+            bytes.filter(|&b| b <= isize::MAX as usize && elements.is_some_and(|n| n <= isize::MAX as usize / 4));
         let bytes = bytes.ok_or_else(|| Error::Overflow { what: format!("shape {shape:?}") }.in_tensor(&name))? as u64;
         if !offset.is_multiple_of(alignment) {
             return Err(cursor.bad(format!("tensor `{name}` begins at {offset}, not at a multiple of {alignment}")));

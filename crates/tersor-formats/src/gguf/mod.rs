@@ -8,6 +8,6 @@ mod names;
 
 pub use blocks::BlockType;
 pub use config::hf_config;
-pub use file::{GgufTensor, GgufRows, File};
+pub use file::{File, GgufRows, GgufTensor};
 pub use meta::{Meta, MetaValue};
 pub use names::{Heads, HfTensor, hf_name};

@@ -101,13 +101,16 @@ impl Header {
             })?;
             Limits::check("axes of a tensor", t.shape.len() as u64, limits.axes).map_err(|e| e.in_tensor(&name))?;
             let shape = t.shape.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<Vec<_>>>();
-            let shape = shape.ok_or_else(|| Error::Overflow { what: format!("shape {:?}", t.shape) }.in_tensor(&name))?;
+            let shape =
+                shape.ok_or_else(|| Error::Overflow { what: format!("shape {:?}", t.shape) }.in_tensor(&name))?;
             let info = TensorInfo { dtype, shape };
             let size = info.bytes().map_err(|e| e.in_tensor(&name))? as u64;
             let [start, end] = t.data_offsets;
             if end.checked_sub(start) != Some(size) {
                 let found = format!("offsets {start}..{end}");
-                return Err(Error::Shape { what: "bytes of a tensor", expected: size.to_string(), found }.in_tensor(&name));
+                return Err(
+                    Error::Shape { what: "bytes of a tensor", expected: size.to_string(), found }.in_tensor(&name)
+                );
             }
             spans.push((start, end, name.clone()));
             let offset = data_start.checked_add(start).ok_or_else(|| bad(format!("offset {start} overflows")))?;

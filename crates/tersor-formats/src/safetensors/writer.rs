@@ -28,7 +28,8 @@ impl Writer {
 
     fn place(&self, name: &str, info: &TensorInfo) -> Result<u64> {
         let entry = self.header.tensors.get(name);
-        let entry = entry.ok_or_else(|| Error::Missing { name: name.into(), place: "the layout of the file".into() })?;
+        let entry =
+            entry.ok_or_else(|| Error::Missing { name: name.into(), place: "the layout of the file".into() })?;
         if entry.info != *info {
             return Err(Error::shape("tensor against the layout of the file", &entry.info, info).in_tensor(name));
         }

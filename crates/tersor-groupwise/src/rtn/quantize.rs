@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use tersor_core::method::ROW_UNIT;
 use tersor_core::{
-    Compressed, Context, Element, Error, GroupSize, IntoMat, Isa, Layout, LinearOp, Method, Prepared, Report,
-    Result, RowSource, StatNeeds, StatSet, check_finite, metrics, read_finite,
+    Compressed, Context, Element, Error, GroupSize, IntoMat, Isa, Layout, LinearOp, Method, Prepared, Report, Result,
+    RowSource, StatNeeds, StatSet, check_finite, metrics, read_finite,
 };
 use tersor_kernels::par;
 

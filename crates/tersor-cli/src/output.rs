@@ -1,0 +1,147 @@
+//! Output directories: new, finished, or in progress, and never half of something.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value as Json, json};
+use tersor::core::{Error, Limits, Result};
+use tersor::formats::{Model, ModelKind, json as files, safetensors, sync_dir, write_atomic};
+use tersor::llm::{MANIFEST, Tokenizer};
+
+/// Directory inside the output directory where work in progress lies.
+const WORK: &str = ".tersor";
+
+/// What an output directory turned out to be.
+pub enum Output {
+    /// New, or work of the same inputs that did not end.
+    Open(Work),
+    /// The same inputs have already been worked through.
+    Finished,
+}
+
+/// An output directory being filled, locked until dropped.
+pub struct Work {
+    dir: PathBuf,
+    _lock: File,
+}
+
+/// Opens an output directory for work that depends on `inputs` (name to hash) and ends with `last` being written. Error when
+/// it holds anything else, naming what differs, or another process works in it.
+pub fn open(dir: &Path, inputs: &Json, last: &str) -> Result<Output> {
+    let work = dir.join(WORK);
+    let refuse = |what: String| Error::format(dir.display().to_string(), what);
+    if dir.exists() && !dir.is_dir() {
+        return Err(refuse("is not a directory".into()));
+    }
+    fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    let finished = dir.join(last);
+    if finished.is_file() && !work.exists() {
+        let before = files::read(&finished, &Limits::default())?;
+        check_same(dir, &before["inputs"], inputs)?;
+        return Ok(Output::Finished);
+    }
+    let empty = fs::read_dir(dir).map_err(|e| Error::io(dir, e))?.next().is_none();
+    if !empty && !work.is_dir() {
+        return Err(refuse("holds files that this did not write; choose a new or empty directory".into()));
+    }
+    fs::create_dir_all(&work).map_err(|e| Error::io(&work, e))?;
+    let lock_path = work.join("lock");
+    let lock = File::options().create(true).append(true).open(&lock_path).map_err(|e| Error::io(&lock_path, e))?;
+    if lock.try_lock().is_err() {
+        return Err(refuse("another process is working in it".into()));
+    }
+    let state = work.join("inputs.json");
+    if state.is_file() {
+        check_same(dir, &files::read(&state, &Limits::default())?, inputs)?;
+    } else {
+        write_atomic(&state, &files::to_bytes(inputs))?;
+    }
+    Ok(Output::Open(Work { dir: dir.to_path_buf(), _lock: lock }))
+}
+
+fn check_same(dir: &Path, before: &Json, now: &Json) -> Result<()> {
+    let differ: Vec<&str> = now
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(k, v)| before.get(k.as_str()) != Some(v))
+        .map(|(k, _)| k.as_str())
+        .collect();
+    if differ.is_empty() {
+        return Ok(());
+    }
+    let what = format!("holds work of other inputs: {} changed; choose another directory", differ.join(", "));
+    Err(Error::format(dir.display().to_string(), what))
+}
+
+impl Work {
+    /// Where a weight file is written before it is whole.
+    pub fn pending(&self, file: &str) -> PathBuf {
+        self.dir.join(WORK).join(format!("{file}.done"))
+    }
+
+    /// Moves the weight files to their names, writes what goes beside them, at the very end `last`, and removes the traces of work.
+    pub fn finish(self, weights: &[String], beside: &[(String, Vec<u8>)], last: (&str, Vec<u8>)) -> Result<()> {
+        for file in weights {
+            let to = self.dir.join(file);
+            fs::rename(self.pending(file), &to).map_err(|e| Error::io(&to, e))?;
+        }
+        sync_dir(&self.dir)?;
+        for (name, bytes) in beside {
+            write_atomic(&self.dir.join(name), bytes)?;
+        }
+        write_atomic(&self.dir.join(last.0), &last.1)?;
+        let work = self.dir.join(WORK);
+        fs::remove_dir_all(&work).map_err(|e| Error::io(&work, e))
+    }
+}
+
+/// What makes a directory complete beside the weights: configuration, tokenizer, index of shards, and the small files that
+/// other tools look for.
+pub fn companions(
+    model: &Model,
+    config: Option<Json>,
+    shards: &[(String, Vec<String>)],
+    total: u64,
+) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut out = Vec::new();
+    if let Some(config) = config {
+        out.push(("config.json".to_string(), files::to_bytes(&config)));
+    }
+    if let Ok(tokenizer) = Tokenizer::json_of(model) {
+        out.push(("tokenizer.json".to_string(), tokenizer));
+    }
+    if let ModelKind::Safetensors(_) = model.kind()
+        && model.path().is_dir()
+    {
+        for name in
+            ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja"]
+        {
+            let path = model.path().join(name);
+            if path.is_file() {
+                out.push((name.to_string(), fs::read(&path).map_err(|e| Error::io(&path, e))?));
+            }
+        }
+    }
+    let sharded = shards.len() > 1 || shards.iter().any(|(f, _)| f != "model.safetensors");
+    if sharded {
+        let map: serde_json::Map<String, Json> =
+            shards.iter().flat_map(|(f, names)| names.iter().map(|n| (n.clone(), f.clone().into()))).collect();
+        let index = json!({"metadata": {"total_size": total}, "weight_map": map});
+        out.push((safetensors::INDEX.to_string(), files::to_bytes(&index)));
+    }
+    Ok(out)
+}
+
+/// Length and hash of a file.
+pub fn hash_file(path: &Path) -> Result<(u64, String)> {
+    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut hasher = blake3::Hasher::new();
+    let n = std::io::copy(&mut file, &mut hasher).map_err(|e| Error::io(path, e))?;
+    Ok((n, hasher.finalize().to_hex().to_string()))
+}
+
+/// Whether a directory holds a compressed model.
+pub fn is_compressed(dir: &Path) -> bool {
+    dir.join(MANIFEST).is_file()
+}

@@ -1,0 +1,114 @@
+//! Recipes by name: `bf16`, and `w<bits>[-g<group>]-<method>[-sym][-mse]`.
+
+use tersor::core::{ParamError, Result};
+
+use super::{Group, Patterns, Recipe, Rule};
+
+/// Methods that a name may end in.
+const METHODS: [&str; 1] = ["rtn"];
+
+/// Names to offer when one is not understood.
+fn catalogue() -> Vec<String> {
+    let mut all: Vec<String> = ["bf16", "f16", "f32"].map(String::from).to_vec();
+    for method in METHODS {
+        for bits in 2..=8 {
+            for group in ["", "-g32", "-g64", "-g128"] {
+                for tail in ["", "-sym", "-mse", "-sym-mse"] {
+                    all.push(format!("w{bits}{group}-{method}{tail}"));
+                }
+            }
+        }
+    }
+    all
+}
+
+pub(super) fn built_in(name: &str) -> Result<Recipe> {
+    let blank = Rule {
+        patterns: Patterns::One("*".into()),
+        method: name.into(),
+        bits: None,
+        group: None,
+        grid: None,
+        scales: None,
+        mse: false,
+    };
+    if matches!(name, "bf16" | "f16" | "f32") {
+        return Ok(Recipe { name: name.into(), rules: vec![blank] });
+    }
+    let Some(body) = parse(name, &blank) else {
+        let mut near = catalogue();
+        near.sort_by(|a, b| strsim::jaro_winkler(b, name).total_cmp(&strsim::jaro_winkler(a, name)));
+        near.truncate(4);
+        let rule = format!("is no recipe and no file; near names: {}", near.join(", "));
+        return Err(ParamError::new("recipe", format!("`{name}`"), rule).into());
+    };
+    let ends = Patterns::Many(vec!["model.embed_tokens.weight".into(), "lm_head.weight".into()]);
+    let ends = Rule { patterns: ends, method: "rtn".into(), bits: Some(8), ..blank };
+    Ok(Recipe { name: name.into(), rules: vec![ends, body] })
+}
+
+fn parse(name: &str, blank: &Rule) -> Option<Rule> {
+    let mut parts = name.strip_prefix('w')?.split('-');
+    let bits = parts.next()?;
+    // As it would be written: no sign, no leading zero.
+    let number = |s: &str| s.parse::<u32>().ok().filter(|n| n.to_string() == s);
+    let mut rule = Rule { bits: Some(number(bits).filter(|b| (2..=8).contains(b))?), ..blank.clone() };
+    let mut part = parts.next()?;
+    if let Some(group) = part.strip_prefix('g') {
+        let group = number(group).filter(|&g| g > 0)?;
+        rule.group = Some(Group::Size(u64::from(group)));
+        part = parts.next()?;
+    }
+    if !METHODS.contains(&part) {
+        return None;
+    }
+    rule.method = part.into();
+    // Options in their one order, each at most once.
+    let mut rest = parts.peekable();
+    if rest.next_if_eq(&"sym").is_some() {
+        rule.grid = Some("sym".into());
+    }
+    if rest.next_if_eq(&"mse").is_some() {
+        rule.mse = true;
+    }
+    rest.next().is_none().then_some(rule)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grammar_and_nothing_else() {
+        for name in catalogue() {
+            let recipe = built_in(&name).unwrap();
+            recipe.check().unwrap();
+            assert_eq!(recipe.name, name);
+        }
+        let rule = built_in("w3-g64-rtn-sym-mse").unwrap().rules[1].clone();
+        assert_eq!(
+            (rule.bits, rule.grid.as_deref(), rule.mse, rule.group),
+            (Some(3), Some("sym"), true, Some(Group::Size(64)))
+        );
+        for bad in [
+            "w1-rtn",
+            "w9-rtn",
+            "w04-rtn",
+            "w4-g0-rtn",
+            "w4-rtn-mse-sym",
+            "w4",
+            "w4-",
+            "w4-g32",
+            "w4-rtn-",
+            "rtn",
+            "",
+            "w4-rtn-sym-sym",
+            "w4-g-rtn",
+            "w+4-rtn",
+        ] {
+            let e = built_in(bad).unwrap_err();
+            assert!(e.is_usage() && e.to_string().contains("near names"), "{bad}: {e}");
+        }
+        assert!(built_in("w4-g128-rnt").unwrap_err().to_string().contains("w4-g128-rtn"));
+    }
+}

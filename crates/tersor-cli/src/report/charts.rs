@@ -1,0 +1,128 @@
+//! The charts of the page.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value as Json;
+
+use super::svg::{COLOURS, Scale, Svg};
+
+/// A compressed model and what its manifest says.
+pub struct Run {
+    /// Name of the recipe.
+    pub name: String,
+    /// `tersor.json`.
+    pub manifest: Json,
+}
+
+fn span(values: impl Iterator<Item = f64>) -> Option<[f64; 2]> {
+    values.filter(|v| v.is_finite()).fold(None, |s, v| match s {
+        None => Some([v, v]),
+        Some([a, b]) => Some([a.min(v), b.max(v)]),
+    })
+}
+
+/// A point for each row that has been evaluated.
+pub fn size_against_perplexity(rows: &[Json]) -> Option<String> {
+    let points: Vec<(&str, f64, f64)> = rows
+        .iter()
+        .filter_map(|r| Some((r["recipe"].as_str()?, r["weight_bytes"].as_f64()? / 1e6, r["perplexity"].as_f64()?)))
+        .collect();
+    let right = span(points.iter().map(|p| p.1))?[1];
+    let [low, high] = span(points.iter().map(|p| p.2))?;
+    let x = Scale::new([0.0, right * 1.12], [70.0, 1000.0], false);
+    let y = Scale::new([low * 0.97, high * 1.05], [370.0, 34.0], true);
+    let mut svg = Svg::new(1020.0, 420.0);
+    svg.axes(x, y, ["weights, MB", "perplexity"]);
+    if let Some(original) = points.iter().find(|p| p.0 == "original") {
+        svg.line([70.0, y.at(original.2)], [1000.0, y.at(original.2)], "#8a97a5", true);
+    }
+    let mut placed: Vec<[f64; 2]> = Vec::new();
+    for (i, (name, size, perplexity)) in points.iter().enumerate() {
+        let at = [x.at(*size), y.at(*perplexity)];
+        svg.dot(at, COLOURS[i % COLOURS.len()], &format!("{name}: {size:.2} MB, perplexity {perplexity:.3}"));
+        // Labels above their points, moved up out of the way of earlier ones.
+        let mut spot = [at[0] + 7.0, at[1] - 6.0];
+        while placed.iter().any(|p| (p[0] - spot[0]).abs() < 110.0 && (p[1] - spot[1]).abs() < 13.0) && spot[1] > 20.0 {
+            spot[1] -= 13.0;
+        }
+        placed.push(spot);
+        svg.text(spot, "start", "", name);
+    }
+    Some(svg.finish())
+}
+
+/// Kind of matrix, layer and error of each matrix in a manifest.
+fn errors(run: &Run) -> Vec<(String, usize, f64)> {
+    let mut out = Vec::new();
+    for (name, t) in run.manifest["tensors"].as_object().into_iter().flatten() {
+        let rest = name.strip_prefix("model.layers.").and_then(|r| r.split_once('.'));
+        let layer = rest.and_then(|(l, _)| l.parse().ok());
+        if let (Some((_, part)), Some(layer), Some(error)) = (rest, layer, t["report"]["relative_error"].as_f64()) {
+            let kind = part.trim_end_matches(".weight").rsplit('.').next().unwrap_or(part);
+            out.push((kind.to_string(), layer, error));
+        }
+    }
+    out
+}
+
+/// A panel for each kind of matrix, a line for each recipe.
+pub fn error_by_layer(runs: &[Run]) -> Option<String> {
+    const KINDS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    let mut panels: BTreeMap<usize, Vec<(usize, Vec<(usize, f64)>)>> = BTreeMap::new();
+    let mut all = Vec::new();
+    for (i, run) in runs.iter().enumerate() {
+        for (k, kind) in KINDS.iter().enumerate() {
+            let mut line: Vec<(usize, f64)> =
+                errors(run).into_iter().filter(|e| e.0 == *kind && e.2 > 0.0).map(|e| (e.1, e.2)).collect();
+            line.sort_by_key(|p| p.0);
+            if !line.is_empty() {
+                all.extend(line.iter().map(|p| p.1));
+                panels.entry(k).or_default().push((i, line));
+            }
+        }
+    }
+    let [low, high] = span(all.into_iter())?;
+    let layers = panels.values().flatten().flat_map(|(_, l)| l.iter().map(|p| p.0)).max()?;
+    const COLUMNS: usize = 4;
+    let height = panels.len().div_ceil(COLUMNS) as f64 * 210.0 + 50.0;
+    let mut svg = Svg::new(1020.0, height);
+    for (n, (k, lines)) in panels.iter().enumerate() {
+        let (px, py) = ((n % COLUMNS) as f64 * 250.0 + 52.0, (n / COLUMNS) as f64 * 210.0 + 30.0);
+        let x = Scale::new([0.0, layers.max(1) as f64], [px, px + 185.0], false);
+        let y = Scale::new([low * 0.8, high * 1.25], [py + 140.0, py], true);
+        svg.axes(x, y, ["layer", KINDS[*k]]);
+        for (i, line) in lines {
+            let points: Vec<[f64; 2]> = line.iter().map(|p| [x.at(p.0 as f64), y.at(p.1)]).collect();
+            svg.path(&points, COLOURS[i % COLOURS.len()]);
+        }
+    }
+    let mut at = 52.0;
+    for (i, run) in runs.iter().enumerate() {
+        svg.bar([at, height - 20.0], [14.0, 4.0], COLOURS[i % COLOURS.len()]);
+        svg.text([at + 19.0, height - 14.0], "start", "", &run.name);
+        at += 40.0 + 7.2 * run.name.len() as f64;
+    }
+    Some(svg.finish())
+}
+
+/// Two bars a row.
+pub fn time_and_memory(rows: &[Json]) -> Option<String> {
+    let rows: Vec<&Json> = rows.iter().filter(|r| r["compress_seconds"].as_f64().is_some_and(|s| s > 0.0)).collect();
+    let seconds = span(rows.iter().filter_map(|r| r["compress_seconds"].as_f64()))?[1];
+    let memory = span(rows.iter().filter_map(|r| r["compress_peak_rss_bytes"].as_f64())).map(|s| s[1]);
+    let mut svg = Svg::new(1020.0, rows.len() as f64 * 26.0 + 40.0);
+    svg.text([170.0, 18.0], "start", "axis", "seconds");
+    svg.text([600.0, 18.0], "start", "axis", "peak memory, MB");
+    for (i, r) in rows.iter().enumerate() {
+        let y = 30.0 + i as f64 * 26.0;
+        svg.text([160.0, y + 13.0], "end", "", r["recipe"].as_str().unwrap_or("?"));
+        let s = r["compress_seconds"].as_f64().unwrap_or(0.0);
+        svg.bar([170.0, y], [330.0 * s / seconds, 16.0], COLOURS[0]);
+        svg.text([176.0 + 330.0 * s / seconds, y + 13.0], "start", "", &format!("{s:.2}"));
+        if let (Some(most), Some(m)) = (memory, r["compress_peak_rss_bytes"].as_f64()) {
+            svg.bar([600.0, y], [330.0 * m / most, 16.0], COLOURS[1]);
+            svg.text([606.0 + 330.0 * m / most, y + 13.0], "start", "", &format!("{:.0}", m / 1e6));
+        }
+    }
+    Some(svg.finish())
+}

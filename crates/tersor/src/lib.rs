@@ -1,0 +1,33 @@
+//! Neural networks made smaller and faster, in Rust: every Tersor crate behind a feature, and the registry
+//! that knows all their operators.
+//!
+//! ```
+//! use tersor::groupwise::Rtn;
+//! use tersor::core::{LinearOp, MatView, MemTensors};
+//! # fn main() -> tersor::core::Result<()> {
+//! let weights: Vec<f32> = (0..64 * 32).map(|i| (i as f32 * 0.1).cos()).collect();
+//! let op = Rtn::new().bits(3).group(16).quantize(&MatView::new(&weights, [64, 32])?)?;
+//! let mut file = MemTensors::new();
+//! op.save("w", op.whole(), &mut file)?;
+//! let again = tersor::registry().load(&op.spec(op.whole()), "w", &file)?;
+//! assert_eq!(again.storage_bits(), op.storage_bits());
+//! # Ok(())
+//! # }
+//! ```
+
+pub use tersor_core as core;
+#[cfg(feature = "formats")]
+pub use tersor_formats as formats;
+#[cfg(feature = "groupwise")]
+pub use tersor_groupwise as groupwise;
+#[cfg(feature = "llm")]
+pub use tersor_llm as llm;
+
+/// A registry with the operators of every crate that is switched on.
+pub fn registry() -> core::Registry {
+    #[allow(unused_mut)]
+    let mut registry = core::Registry::core();
+    #[cfg(feature = "groupwise")]
+    groupwise::register(&mut registry);
+    registry
+}
