@@ -161,8 +161,8 @@ impl DType {
                     *v = f32::from_le_bytes(*b);
                 }
             }
-            DType::F16 => widen_chunks(bytes, out, |b| f16::from_le_bytes(b)),
-            DType::BF16 => widen_chunks(bytes, out, |b| bf16::from_le_bytes(b)),
+            DType::F16 => widen_chunks(bytes, out, f16::from_le_bytes),
+            DType::BF16 => widen_chunks(bytes, out, bf16::from_le_bytes),
             _ => return false,
         }
         true

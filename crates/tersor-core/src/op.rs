@@ -3,7 +3,7 @@
 use crate::{Error, Exec, Input, MatViewMut, Result, RowSlot, TensorSink, TensorSource};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use tersor_kernels::dense::{Write, product_by_rows};
+use tersor_kernels::dense::{How, Write, product_by_rows};
 
 /// A matrix `[out_features, in_features]` in whatever form, that multiplies: `y = x Wᵀ`.
 pub trait LinearOp: Send + Sync {
@@ -55,8 +55,8 @@ pub fn apply_by_rows(
     let shape = op.shape();
     check_apply(shape, x, &y)?;
     let rows = |r: Range<usize>, out: &mut [f32]| op.decompress_rows(r, out);
-    let fitted =
-        product_by_rows(exec.isa(), x.data(), x.shape(), shape[0], rows, y.into_out(), write, exec.parallel())?;
+    let how = How { isa: exec.isa(), write, parallel: exec.parallel() };
+    let fitted = product_by_rows(how, x.data(), x.shape(), shape[0], rows, y.into_out())?;
     if fitted { Ok(()) } else { Err(Error::shape("output", "rows that fit their stride", "fewer elements")) }
 }
 

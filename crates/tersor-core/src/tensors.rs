@@ -110,10 +110,10 @@ impl MemTensors {
 pub fn rows_span(info: &TensorInfo, first: usize, bytes: usize) -> Result<std::ops::Range<usize>> {
     let total = info.bytes()?;
     let rows = info.shape.first().copied().unwrap_or(1);
-    let width = if rows == 0 { 0 } else { total / rows };
+    let width = total.checked_div(rows).unwrap_or(0);
     let start = first.checked_mul(width).filter(|s| s.checked_add(bytes).is_some_and(|e| e <= total));
     match start {
-        Some(s) if width == 0 || bytes % width == 0 => Ok(s..s + bytes),
+        Some(s) if width == 0 || bytes.is_multiple_of(width) => Ok(s..s + bytes),
         _ => Err(Error::shape("rows written", format!("whole rows inside {:?}", info.shape), (first, bytes))),
     }
 }

@@ -109,7 +109,7 @@ mod tests {
                     }
                 }
                 let used = n * bits as usize;
-                if used % 8 != 0 {
+                if !used.is_multiple_of(8) {
                     assert_eq!(packed[used / 8] >> (used % 8), 0, "spare bits are zero");
                 }
             }

@@ -19,6 +19,17 @@ pub enum Write {
     Add,
 }
 
+/// How a product runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct How {
+    /// The instruction set of the loops that are ours.
+    pub isa: Isa,
+    /// What happens to the output.
+    pub write: Write,
+    /// Whether blocks run in the current rayon pool.
+    pub parallel: bool,
+}
+
 /// A row-major output `[rows, cols]` whose rows are `stride` elements apart.
 pub struct Out<'a> {
     /// The elements; rows begin at multiples of `stride`.
@@ -48,18 +59,15 @@ impl Columns {
 /// `y[t, r] (+)= Σ_k x[t, k] * w[r, k]`, where `rows(range, buffer)` writes the weight rows of a block
 /// (`[range.len(), k]`) on demand, so that a compressed matrix is never expanded whole.
 ///
-/// `x` is `[tokens, k]`, contiguous; `y` is `[tokens, n]`. With `parallel` the blocks run in the
-/// current rayon pool. Returns the first error of `rows`, in block order; a wrong length of `x` or `y`
+/// `x` is `[tokens, k]`, contiguous; `y` is `[tokens, n]`. Returns the first error of `rows`, in block order; a wrong length of `x` or `y`
 /// is answered with `false` in `Ok`, before anything is computed.
 pub fn product_by_rows<E: Send>(
-    isa: Isa,
+    how: How,
     x: &[f32],
     [tokens, k]: [usize; 2],
     n: usize,
     rows: impl Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
     y: Out<'_>,
-    write: Write,
-    parallel: bool,
 ) -> Result<bool, E> {
     if tokens.checked_mul(k) != Some(x.len()) || !fits(&y, tokens, n) {
         return Ok(false);
@@ -75,23 +83,14 @@ pub fn product_by_rows<E: Send>(
         let columns = columns.get();
         // SAFETY: `fits` has checked that columns `range` of each of the `tokens` rows lie inside `y`,
         // and no other unit of work has this range.
-        unsafe { block_product(isa, x, [tokens, k], buffer, range, columns, write) };
+        unsafe { block_product(how, x, [tokens, k], buffer, range, columns) };
         Ok(())
     };
-    par::map(n.div_ceil(ROW_BLOCK), parallel, Vec::new, block).into_iter().collect::<Result<(), E>>().map(|()| true)
+    par::map(n.div_ceil(ROW_BLOCK), how.parallel, Vec::new, block).into_iter().collect::<Result<(), E>>().map(|()| true)
 }
 
 /// [`product_by_rows`] for weights that lie in memory as f32, `[n, k]`.
-pub fn product(
-    isa: Isa,
-    x: &[f32],
-    [tokens, k]: [usize; 2],
-    w: &[f32],
-    n: usize,
-    y: Out<'_>,
-    write: Write,
-    parallel: bool,
-) -> bool {
+pub fn product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32], n: usize, y: Out<'_>) -> bool {
     if tokens.checked_mul(k) != Some(x.len()) || n.checked_mul(k) != Some(w.len()) || !fits(&y, tokens, n) {
         return false;
     }
@@ -103,9 +102,9 @@ pub fn product(
         let range = index * ROW_BLOCK..((index + 1) * ROW_BLOCK).min(n);
         let columns = columns.get();
         // SAFETY: as in `product_by_rows`.
-        unsafe { block_product(isa, x, [tokens, k], &w[range.start * k..range.end * k], range, columns, write) };
+        unsafe { block_product(how, x, [tokens, k], &w[range.start * k..range.end * k], range, columns) };
     };
-    par::map(n.div_ceil(ROW_BLOCK), parallel, || (), block);
+    par::map(n.div_ceil(ROW_BLOCK), how.parallel, || (), block);
     true
 }
 
@@ -120,24 +119,16 @@ fn fits(y: &Out<'_>, tokens: usize, n: usize) -> bool {
 /// # Safety
 /// `x` is `[tokens, k]`, `w` is `[range.len(), k]`, and the elements `t * stride + r` of `y` for every
 /// `t < tokens`, `r` in `range` may be written and are not touched by anyone else.
-unsafe fn block_product(
-    isa: Isa,
-    x: &[f32],
-    [tokens, k]: [usize; 2],
-    w: &[f32],
-    range: Range<usize>,
-    y: Columns,
-    write: Write,
-) {
+unsafe fn block_product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32], range: Range<usize>, y: Columns) {
     let n = range.len();
     // A vector-matrix product is bound by memory: a dot product a row beats packing for a GEMM.
     if tokens <= 2 || k == 0 {
         for t in 0..tokens {
             for r in 0..n {
-                let sum = vector::dot(isa, &x[t * k..(t + 1) * k], &w[r * k..(r + 1) * k]);
+                let sum = vector::dot(how.isa, &x[t * k..(t + 1) * k], &w[r * k..(r + 1) * k]);
                 // SAFETY: the caller vouches for this element.
                 let cell = unsafe { &mut *y.data.add(t * y.stride + range.start + r) };
-                *cell = if write == Write::Add { *cell + sum } else { sum };
+                *cell = if how.write == Write::Add { *cell + sum } else { sum };
             }
         }
         return;
@@ -152,7 +143,7 @@ unsafe fn block_product(
             y.data.add(range.start),
             1,
             y.stride as isize,
-            write == Write::Add,
+            how.write == Write::Add,
             x.as_ptr(),
             1,
             k as isize,
@@ -265,7 +256,14 @@ mod tests {
                 for write in [Write::Set, Write::Add] {
                     let stride = n + 3;
                     let mut y = vec![0.5f32; t * stride];
-                    assert!(product(Isa::detect(), &x, [t, k], &w, n, Out { data: &mut y, stride }, write, parallel));
+                    assert!(product(
+                        How { isa: Isa::detect(), write, parallel },
+                        &x,
+                        [t, k],
+                        &w,
+                        n,
+                        Out { data: &mut y, stride }
+                    ));
                     for i in 0..t {
                         for j in 0..n {
                             let sum: f64 = (0..k).map(|c| f64::from(x[i * k + c]) * f64::from(w[j * k + c])).sum();
@@ -282,26 +280,9 @@ mod tests {
     #[test]
     fn wrong_lengths_are_refused() {
         let mut y = [0f32; 4];
-        assert!(!product(
-            Isa::SCALAR,
-            &[1.0; 3],
-            [2, 2],
-            &[1.0; 4],
-            2,
-            Out { data: &mut y, stride: 2 },
-            Write::Set,
-            false
-        ));
-        assert!(!product(
-            Isa::SCALAR,
-            &[1.0; 4],
-            [2, 2],
-            &[1.0; 4],
-            2,
-            Out { data: &mut y, stride: 1 },
-            Write::Set,
-            false
-        ));
+        let how = How { isa: Isa::SCALAR, write: Write::Set, parallel: false };
+        assert!(!product(how, &[1.0; 3], [2, 2], &[1.0; 4], 2, Out { data: &mut y, stride: 2 }));
+        assert!(!product(how, &[1.0; 4], [2, 2], &[1.0; 4], 2, Out { data: &mut y, stride: 1 }));
         assert!(!add_gram(&[1.0; 4], [2, 2], &mut [0.0; 3], false));
         assert!(!product_plain(&[1.0; 4], [2, 2], &[1.0; 3], 2, &mut y));
         assert!(product_plain(&[1.0, 2.0, 3.0, 4.0], [2, 2], &[5.0, 6.0, 7.0, 8.0], 2, &mut y));

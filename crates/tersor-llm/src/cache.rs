@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tersor_core::cache::Queries;
 use tersor_core::{Error, Exec, KvBlock, KvCache, ProbSink, Result};
-use tersor_kernels::dense::{Out, Write, product, product_plain};
+use tersor_kernels::dense::{How, Out, Write, product, product_plain};
 use tersor_kernels::{Isa, par};
 
 use crate::{DecoderConfig, Rope};
@@ -106,7 +106,8 @@ impl KvCache for DenseCache {
             let (keys, values) = (&self.keys[h / group], &self.values[h / group]);
             let mut scores = vec![0f32; tokens * len];
             let y = Out { data: &mut scores, stride: len };
-            product(Isa::detect(), &q, [tokens, dim], keys, len, y, Write::Set, false);
+            let how = How { isa: Isa::detect(), write: Write::Set, parallel: false };
+            product(how, &q, [tokens, dim], keys, len, y);
             for (row, visible) in scores.chunks_exact_mut(len).zip(&visible) {
                 softmax(row, visible.clone());
             }

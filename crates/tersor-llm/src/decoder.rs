@@ -12,7 +12,7 @@ const BLOCK: usize = 512;
 
 enum Layers {
     Resident(Vec<Layer>),
-    Streamed(Checkpoint),
+    Streamed(Box<Checkpoint>),
 }
 
 /// A decoder over operators. Shared by threads; what changes lies in a [`State`].
@@ -62,7 +62,7 @@ impl Decoder {
     pub fn load_streamed(checkpoint: Checkpoint) -> Result<Self> {
         // A resident frame around no layers; then the checkpoint moves in.
         let mut decoder = Self::with_layers(&checkpoint, Layers::Resident(Vec::new()))?;
-        decoder.layers = Layers::Streamed(checkpoint);
+        decoder.layers = Layers::Streamed(Box::new(checkpoint));
         Ok(decoder)
     }
 

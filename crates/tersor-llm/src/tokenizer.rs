@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::{Value as Json, json};
 use tersor_core::{Error, Limits, Result};
 use tersor_formats::Model;
-use tersor_formats::gguf::{self, MetaValue};
+use tersor_formats::gguf::{self, Meta, MetaValue};
 
 use crate::Checkpoint;
 
@@ -73,18 +73,22 @@ fn pre_tokenizer(name: &str) -> Result<Json> {
     })
 }
 
+fn missing(key: &str) -> Error {
+    Error::Missing { name: key.into(), place: "the GGUF metadata".into() }
+}
+
+/// A list of texts in the metadata.
+fn texts<'a>(meta: &'a Meta, key: &str) -> Result<Vec<&'a str>> {
+    let text = |v: &'a MetaValue| match v {
+        MetaValue::Text(s) => Ok(s.as_str()),
+        _ => Err(Error::format(key, "holds something else than texts")),
+    };
+    meta.array(key).ok_or_else(|| missing(key))?.iter().map(text).collect()
+}
+
 fn from_gguf(file: &gguf::File) -> Result<Json> {
     let meta = file.meta();
-    let missing = |key: &str| Error::Missing { name: key.into(), place: "the GGUF metadata".into() };
-    let texts = |key: &str| -> Result<Vec<&str>> {
-        let list = meta.array(key).ok_or_else(|| missing(key))?;
-        let text = |v| match v {
-            &MetaValue::Text(ref s) => Ok(s.as_str()),
-            _ => Err(Error::format(key, "holds something else than texts")),
-        };
-        list.iter().map(text).collect()
-    };
-    let tokens = texts("tokenizer.ggml.tokens")?;
+    let tokens = texts(meta, "tokenizer.ggml.tokens")?;
     let kinds: Vec<i64> = meta
         .array("tokenizer.ggml.token_type")
         .map(|l| l.iter().map(|v| if let MetaValue::Int(i) = v { *i } else { 1 }).collect())
@@ -109,7 +113,7 @@ fn from_gguf(file: &gguf::File) -> Result<Json> {
     match meta.text("tokenizer.ggml.model") {
         Some("gpt2") => {
             let pre = meta.text("tokenizer.ggml.pre").unwrap_or("default");
-            let merges = texts("tokenizer.ggml.merges")?;
+            let merges = texts(meta, "tokenizer.ggml.merges")?;
             let merges = merges.iter().map(|m| match m.split_once(' ') {
                 Some((a, b)) => Ok(json!([a, b])),
                 None => Err(Error::format("tokenizer.ggml.merges", format!("`{m}` is not a pair"))),

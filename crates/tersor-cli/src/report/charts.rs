@@ -65,10 +65,13 @@ fn errors(run: &Run) -> Vec<(String, usize, f64)> {
     out
 }
 
+/// Number of a run, and error by layer.
+type Line = (usize, Vec<(usize, f64)>);
+
 /// A panel for each kind of matrix, a line for each recipe.
 pub fn error_by_layer(runs: &[Run]) -> Option<String> {
     const KINDS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-    let mut panels: BTreeMap<usize, Vec<(usize, Vec<(usize, f64)>)>> = BTreeMap::new();
+    let mut panels: BTreeMap<usize, Vec<Line>> = BTreeMap::new();
     let mut all = Vec::new();
     for (i, run) in runs.iter().enumerate() {
         for (k, kind) in KINDS.iter().enumerate() {

@@ -6,7 +6,7 @@ use crate::tensors::read_expected;
 use crate::*;
 use half::{bf16, f16};
 use std::ops::Range;
-use tersor_kernels::dense::{Write, product};
+use tersor_kernels::dense::{How, Write, product};
 
 enum Store {
     F32(Vec<f32>),
@@ -68,7 +68,8 @@ impl Dense {
         match &self.store {
             Store::F32(w) => {
                 check_apply(self.shape, x, &y)?;
-                if product(exec.isa(), x.data(), x.shape(), w, self.shape[0], y.into_out(), write, exec.parallel()) {
+                let how = How { isa: exec.isa(), write, parallel: exec.parallel() };
+                if product(how, x.data(), x.shape(), w, self.shape[0], y.into_out()) {
                     Ok(())
                 } else {
                     Err(Error::shape("output", "rows that fit their stride", "fewer elements"))

@@ -5,7 +5,7 @@ use crate::rows::check_range;
 use crate::tensors::join;
 use crate::*;
 use std::ops::Range;
-use tersor_kernels::dense::{Out, Write, product};
+use tersor_kernels::dense::{How, Out, Write, product};
 
 /// `W = up · down`: a matrix of low rank as two operators, `up` `[out, rank]` and `down` `[rank, in]`.
 pub struct Factored {
@@ -48,7 +48,8 @@ impl LinearOp for Factored {
             }
         }
         let y = Out { data: out, stride: cols };
-        product(tersor_kernels::Isa::detect(), &up, [rows.len(), rank], &turned, cols, y, Write::Set, false);
+        let how = How { isa: Isa::detect(), write: Write::Set, parallel: false };
+        product(how, &up, [rows.len(), rank], &turned, cols, y);
         Ok(())
     }
     fn apply_add(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
