@@ -215,7 +215,7 @@ fn inputs(model: &Model, recipe: &Recipe, seed: u64) -> Result<BTreeMap<String, 
         ("recipe", hash(&recipe)),
         ("seed", seed.to_string()),
         ("version", env!("CARGO_PKG_VERSION").to_string()),
-        ("instruction set", tersor::core::Isa::detect().name().to_string()),
+        ("instruction set", tersor::core::Isa::fingerprint()),
     ]
     .map(|(k, v)| (k.to_string(), v))
     .into())

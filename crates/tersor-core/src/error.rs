@@ -95,6 +95,17 @@ pub enum Error {
         /// Where it was looked for.
         place: String,
     },
+    /// A matrix that a Cholesky factorization needs positive definite, and that is not.
+    #[error(
+        "the matrix is not positive definite at pivot {pivot}{}",
+        if damping_tried.is_empty() { String::new() } else { format!(" (damping tried: {damping_tried:?})") }
+    )]
+    NotPositiveDefinite {
+        /// The first pivot that is not positive.
+        pivot: usize,
+        /// Shares of the mean diagonal that were added to the diagonal, in vain.
+        damping_tried: Vec<f64>,
+    },
     /// A numerical procedure that could not finish.
     #[error("{0}")]
     Numerical(String),

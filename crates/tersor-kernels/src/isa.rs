@@ -43,6 +43,22 @@ impl Isa {
         }
     }
 
+    /// [`Isa::name`] and the level that the libraries of float products and factorizations choose on this processor:
+    /// what the bytes of a calibrated result depend on.
+    pub fn fingerprint() -> String {
+        #[cfg(target_arch = "x86_64")]
+        let products = if is_x86_feature_detected!("avx512f") {
+            "avx512"
+        } else if is_x86_feature_detected!("fma") {
+            "fma"
+        } else {
+            "sse"
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        let products = std::env::consts::ARCH;
+        format!("{}, products {products}", Isa::detect().name())
+    }
+
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_avx2(self) -> bool {
         self.0 == Level::Avx2

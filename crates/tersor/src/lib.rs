@@ -20,6 +20,8 @@ pub use tersor_core as core;
 pub use tersor_formats as formats;
 #[cfg(feature = "groupwise")]
 pub use tersor_groupwise as groupwise;
+#[cfg(feature = "linalg")]
+pub use tersor_linalg as linalg;
 #[cfg(feature = "llm")]
 pub use tersor_llm as llm;
 

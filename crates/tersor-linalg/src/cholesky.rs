@@ -1,0 +1,58 @@
+//! Factors of positive definite matrices.
+
+use tersor_core::{Error, Result};
+
+use crate::{backend, check, transposed};
+
+/// The lower `L` with `A = LLᵀ` of a symmetric `[n, n]` matrix, of which the upper triangle is read. Error
+/// [`Error::NotPositiveDefinite`] with the first pivot that is not positive.
+pub fn cholesky(a: &[f64], n: usize) -> Result<Vec<f64>> {
+    check(a, [n, n])?;
+    if n == 0 {
+        return Ok(Vec::new());
+    }
+    let mut r = a.to_vec();
+    backend::cholesky_upper(&mut r, n).map_err(not_definite)?;
+    Ok(transposed(&r, [n, n]))
+}
+
+/// The upper `U` with `H⁻¹ = UᵀU` of a symmetric positive definite `[n, n]` matrix: what GPTQ calls the
+/// Cholesky factor of the inverse (its Algorithm 1). Error as for [`cholesky`].
+///
+/// With `J` the reversal of order and `J H J = RᵀR`, `U = J R⁻ᵀ J`: one factorization and one triangular
+/// inverse, and the inverse itself is never formed.
+pub fn inverse_factor(h: &[f64], n: usize) -> Result<Vec<f64>> {
+    check(h, [n, n])?;
+    if n == 0 {
+        return Ok(Vec::new());
+    }
+    // Reversing the memory of a square matrix reverses both of its axes.
+    let mut r: Vec<f64> = h.iter().rev().copied().collect();
+    backend::cholesky_upper(&mut r, n).map_err(|pivot| not_definite(n - 1 - pivot))?;
+    let mut u = backend::inverse_transposed(&r, n);
+    u.reverse();
+    match u.iter().position(|v| !v.is_finite()) {
+        None => Ok(u),
+        Some(i) => Err(not_definite(i / n)),
+    }
+}
+
+/// Error unless `a` is a finite `[n, n]` matrix whose halves agree to `1e-6` of its largest magnitude.
+pub fn check_symmetric(a: &[f64], n: usize) -> Result<()> {
+    check(a, [n, n])?;
+    let largest = a.iter().fold(0f64, |m, v| m.max(v.abs()));
+    for i in 0..n {
+        for j in 0..i {
+            let (low, high) = (a[i * n + j], a[j * n + i]);
+            if (low - high).abs() > 1e-6 * largest {
+                let what = format!("the matrix is not symmetric: {low} at ({i}, {j}), {high} at ({j}, {i})");
+                return Err(Error::Numerical(what));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn not_definite(pivot: usize) -> Error {
+    Error::NotPositiveDefinite { pivot, damping_tried: Vec::new() }
+}

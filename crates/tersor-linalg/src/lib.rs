@@ -1,0 +1,63 @@
+//! The factorizations that compression needs, over plain row-major slices of f64: Cholesky with the
+//! pivot that failed, the inverse factor of GPTQ, symmetric eigenvectors, singular values (all, or a few
+//! by randomized range finding), QR, products, Hadamard matrices and random rotations.
+//!
+//! Signs and orders follow stated rules, and the same bytes come out of one thread and of many. The
+//! work is faer's; with the feature `lapack` it is LAPACK's, behind the same functions and tests.
+//!
+//! ```
+//! # fn main() -> tersor_core::Result<()> {
+//! // H⁻¹ = UᵀU without ever forming the inverse.
+//! let h = [4.0, 2.0, 2.0, 3.0];
+//! let u = tersor_linalg::inverse_factor(&h, 2)?;
+//! let inverse = tersor_linalg::syrk(&u, [2, 2])?;
+//! let product = tersor_linalg::matmul(&h, [2, 2], &inverse, 2)?;
+//! assert!((product[0] - 1.0).abs() < 1e-12 && product[1].abs() < 1e-12);
+//! # Ok(())
+//! # }
+//! ```
+
+mod backend;
+mod cholesky;
+mod eigen;
+mod hadamard;
+mod product;
+mod random;
+mod svd;
+
+pub use cholesky::{check_symmetric, cholesky, inverse_factor};
+pub use eigen::{Eigen, eigen};
+pub use hadamard::{hadamard, hadamard_order};
+pub use product::{matmul, syrk};
+pub use random::{MAX_FACTOR, gaussian, orthogonal, rotation};
+pub use svd::{Qr, Svd, qr, svd, svd_truncated};
+
+use tersor_core::{Error, Result};
+
+/// Error unless `a` is `[rows, cols]` of finite values.
+fn check(a: &[f64], [rows, cols]: [usize; 2]) -> Result<()> {
+    let n = tersor_core::view::elements([rows, cols])?;
+    if a.len() != n {
+        return Err(Error::shape("elements of a matrix", n, a.len()));
+    }
+    match a.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(i) => Err(Error::NonFinite { row: i / cols, col: i % cols, value: a[i] as f32 }),
+    }
+}
+
+/// The transpose of `[rows, cols]`, in square tiles that stay in the cache.
+fn transposed(a: &[f64], [rows, cols]: [usize; 2]) -> Vec<f64> {
+    const TILE: usize = 32;
+    let mut out = vec![0f64; a.len()];
+    for r0 in (0..rows).step_by(TILE) {
+        for c0 in (0..cols).step_by(TILE) {
+            for r in r0..(r0 + TILE).min(rows) {
+                for c in c0..(c0 + TILE).min(cols) {
+                    out[c * rows + r] = a[r * cols + c];
+                }
+            }
+        }
+    }
+    out
+}

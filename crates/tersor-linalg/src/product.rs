@@ -1,0 +1,45 @@
+//! Products, over faer: the same bytes on any number of threads.
+
+use faer::linalg::matmul::{self as product, triangular::BlockStructure};
+use faer::{Accum, MatMut, MatRef};
+use tersor_core::Result;
+
+use crate::{backend, check};
+
+/// `A B` of `[m, k]` and `[k, n]`. Error when a length does not fit or a value is not finite.
+pub fn matmul(a: &[f64], [m, k]: [usize; 2], b: &[f64], n: usize) -> Result<Vec<f64>> {
+    check(a, [m, k])?;
+    check(b, [k, n])?;
+    let mut out = vec![0f64; tersor_core::view::elements([m, n])?];
+    let (a, b) = (MatRef::from_row_major_slice(a, m, k), MatRef::from_row_major_slice(b, k, n));
+    // Transposed on both sides, so that faer writes columns.
+    let y = MatMut::from_column_major_slice_mut(&mut out, n, m);
+    product::matmul(y, Accum::Replace, b.transpose(), a.transpose(), 1.0, backend::threads());
+    Ok(out)
+}
+
+/// `XᵀX` of `[tokens, k]`, symmetric to the last bit. Error when a length does not fit or a value is not finite.
+pub fn syrk(x: &[f64], [tokens, k]: [usize; 2]) -> Result<Vec<f64>> {
+    check(x, [tokens, k])?;
+    let mut out = vec![0f64; tersor_core::view::elements([k, k])?];
+    let x = MatRef::from_row_major_slice(x, tokens, k);
+    let full = BlockStructure::Rectangular;
+    product::triangular::matmul(
+        MatMut::from_column_major_slice_mut(&mut out, k, k),
+        BlockStructure::TriangularLower,
+        Accum::Replace,
+        x.transpose(),
+        full,
+        x,
+        full,
+        1.0,
+        backend::threads(),
+    );
+    // The lower triangle by columns is the upper one by rows.
+    for r in 1..k {
+        for c in 0..r {
+            out[r * k + c] = out[c * k + r];
+        }
+    }
+    Ok(out)
+}
