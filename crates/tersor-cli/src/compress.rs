@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use serde_json::{Value as Json, json};
 use tersor::core::{
-    Context, Error, Limits, LinearOp, Method, ParamError, Report, Result, RowSlot, RowSource, TensorSink, check_finite,
+    Context, Error, Limits, LinearOp, Method, ParamError, Report, Result, RowSlot, RowSource, TensorInfo, TensorSink,
+    check_finite,
 };
 use tersor::formats::safetensors::Writer;
 use tersor::formats::{Model, json as files};
@@ -212,7 +213,7 @@ pub fn copy(model: &Model, entry: &Entry, sink: &mut dyn TensorSink) -> Result<(
         if info.dtype.is_weight() {
             let mut values = vec![0f32; bytes.len() / info.dtype.size()];
             info.dtype.widen_bytes(&bytes, &mut values);
-            check_finite(&values, width / info.dtype.size(), first).map_err(fail)?;
+            check_finite(&values, values.len(), 0).map_err(|e| fail(place(e, info, first)))?;
         }
         if info.shape.is_empty() {
             sink.write_shared(name, info, &bytes)?;
@@ -221,6 +222,14 @@ pub fn copy(model: &Model, entry: &Entry, sink: &mut dyn TensorSink) -> Result<(
         }
     }
     Ok(())
+}
+
+/// An error in a part of a tensor that begins at entry `first`, by the row and column in the whole.
+fn place(e: Error, info: &TensorInfo, first: usize) -> Error {
+    let Error::NonFinite { col, value, .. } = e else { return e };
+    let (cols, entry) = (info.shape.last().copied().unwrap_or(1).max(1), info.shape.iter().skip(1).product::<usize>());
+    let at = first * entry + col;
+    Error::NonFinite { row: at / cols, col: at % cols, value }
 }
 
 /// Reads every row of an operator, for the checks of `verify` and the writing of `convert`.

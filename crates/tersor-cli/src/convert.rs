@@ -130,7 +130,8 @@ fn write(
     }
     let rows = model.rows(&item.name)?;
     let [n, cols] = rows.shape();
-    let step = ((8usize << 20) / 4 / cols.max(1)).max(1);
+    // What is no matrix is small, and goes out in one piece.
+    let step = if item.info.shape.len() == 2 { ((8usize << 20) / 4 / cols.max(1)).max(1) } else { n.max(1) };
     for first in (0..n).step_by(step) {
         let block = tersor::core::read_finite(&*rows, first..(first + step).min(n))?;
         put(item, block, [n, cols], first, sink)?;

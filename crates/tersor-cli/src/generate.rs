@@ -8,17 +8,14 @@ use tersor::llm::{Checkpoint, Decoder, Sampling, Tokenizer, generate};
 use crate::{args, print_json};
 
 pub fn run(a: &args::Generate, json: bool) -> Result<()> {
+    let sampling = match a.temperature {
+        None => Sampling::Greedy,
+        Some(t) => Sampling::at(t, Context::new().with_seed(a.seed).stream("generate"))?,
+    };
     let checkpoint = Checkpoint::open(&a.model, &tersor::registry())?;
     let tokenizer = Tokenizer::of(&checkpoint)?;
     let decoder = Decoder::load(&checkpoint)?;
     let prompt = tokenizer.encode(&a.prompt)?;
-    let sampling = match a.temperature {
-        None => Sampling::Greedy,
-        Some(temperature) => {
-            let cx = Context::new().with_seed(a.seed);
-            Sampling::Temperature { temperature, rng: Box::new(cx.stream("generate")) }
-        }
-    };
     let (mut seen, mut shown) = (Vec::new(), String::new());
     if !json {
         print!("{}", a.prompt);

@@ -35,9 +35,11 @@ pub fn open(dir: &Path, inputs: &Json, last: &str) -> Result<Output> {
     }
     fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let finished = dir.join(last);
-    if finished.is_file() && !work.exists() {
+    if finished.is_file() {
         let before = files::read(&finished, &Limits::default())?;
         check_same(dir, &before["inputs"], inputs)?;
+        // The end of the work may have been cut short between its last file and its traces.
+        let _ = fs::remove_dir_all(&work);
         return Ok(Output::Finished);
     }
     let empty = fs::read_dir(dir).map_err(|e| Error::io(dir, e))?.next().is_none();

@@ -51,6 +51,15 @@ pub fn check_range(shape: [usize; 2], rows: &Range<usize>, out: usize) -> Result
     Ok(())
 }
 
+/// A tensor of any number of axes as rows and columns: the last axis is the row. Error on overflow.
+pub fn rows_and_columns(axes: &[usize]) -> Result<[usize; 2]> {
+    let (last, leading) = axes.split_last().map_or((1, axes), |(l, r)| (*l, r));
+    let rows = leading.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    let shape = [rows.ok_or_else(|| Error::Overflow { what: format!("a tensor of shape {axes:?}") })?, last];
+    elements(shape)?;
+    Ok(shape)
+}
+
 /// The rows of a stored f32, f16 or bf16 matrix.
 pub struct StoredRows<'a> {
     source: &'a dyn TensorSource,
@@ -60,19 +69,15 @@ pub struct StoredRows<'a> {
 }
 
 impl<'a> StoredRows<'a> {
-    /// Looks the tensor up. A vector counts as one row. Error when it is missing, not a float type or has more than two axes.
+    /// Looks the tensor up. A vector counts as one row; of more than two axes, the last one is the row. Error when it is
+    /// missing or not a float type.
     pub fn new(source: &'a dyn TensorSource, name: &'a str) -> Result<Self> {
         let info = source.info(name)?;
-        let shape = match info.shape[..] {
-            [n] => [1, n],
-            [r, c] => [r, c],
-            _ => return Err(Error::shape("axes of a matrix", 2, info.shape.len()).in_tensor(name)),
-        };
+        let shape = rows_and_columns(&info.shape).map_err(|e| e.in_tensor(name))?;
         if !info.dtype.is_weight() {
             let value = format!("{} (weights are F32, F16 or BF16)", info.dtype.name());
             return Err(Error::Unsupported { what: "type of a weight", value }.in_tensor(name));
         }
-        elements(shape).map_err(|e| e.in_tensor(name))?;
         Ok(Self { source, name, dtype: info.dtype, shape })
     }
 }

@@ -145,7 +145,7 @@ impl Model {
         }
     }
 
-    /// The rows of a tensor of one or two axes, in f32 and in Hugging Face's order. Error when there is none of that name.
+    /// The rows of a tensor (of a vector: one; of more than two axes: the last is the row), in f32 and in Hugging Face's order. Error when there is none of that name.
     pub fn rows<'a>(&'a self, name: &'a str) -> Result<Box<dyn RowSource + 'a>> {
         match &self.kind {
             ModelKind::Safetensors(s) => Ok(Box::new(StoredRows::new(s, name)?)),

@@ -2,7 +2,7 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::RngCore;
-use tersor_core::{Error, Exec, Result, metrics};
+use tersor_core::{Error, Exec, ParamError, Result, metrics};
 
 use crate::Decoder;
 
@@ -10,24 +10,30 @@ use crate::Decoder;
 pub enum Sampling {
     /// The likeliest; of equals the lowest number.
     Greedy,
-    /// By `softmax(logits / temperature)`, with draws from the given stream.
-    Temperature {
-        /// Above 0.
-        temperature: f32,
-        /// Where randomness comes from.
-        rng: Box<ChaCha8Rng>,
-    },
+    /// By `softmax(logits / temperature)`: see [`Sampling::at`].
+    Temperature(Temperature),
+}
+
+/// A checked temperature and where its randomness comes from.
+pub struct Temperature {
+    temperature: f32,
+    rng: Box<ChaCha8Rng>,
 }
 
 impl Sampling {
+    /// Draws at a temperature. Error unless it is finite and above 0.
+    pub fn at(temperature: f32, rng: ChaCha8Rng) -> Result<Self> {
+        if !temperature.is_finite() || temperature <= 0.0 {
+            return Err(ParamError::new("temperature", temperature, "must be finite and above 0").into());
+        }
+        Ok(Sampling::Temperature(Temperature { temperature, rng: Box::new(rng) }))
+    }
+
     fn pick(&mut self, logits: &[f32]) -> Result<u32> {
         let (temperature, rng) = match self {
             Sampling::Greedy => return Ok(metrics::argmax(logits) as u32),
-            Sampling::Temperature { temperature, rng } => (*temperature, rng),
+            Sampling::Temperature(t) => (t.temperature, &mut t.rng),
         };
-        if !temperature.is_finite() || temperature <= 0.0 {
-            return Err(tersor_core::ParamError::new("temperature", temperature, "must be finite and above 0").into());
-        }
         let scaled: Vec<f32> = logits.iter().map(|l| l / temperature).collect();
         let total = metrics::log_sum_exp(&scaled);
         let draw = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;

@@ -33,7 +33,7 @@ pub use checkpoint::{Checkpoint, MANIFEST, Manifest, StoredWeight, bits_per_weig
 pub use config::{DecoderConfig, RopeScaling};
 pub use decoder::{Decoder, State};
 pub use evaluate::{Agreement, Evaluation, evaluate, windows};
-pub use generate::{Sampling, generate};
+pub use generate::{Sampling, Temperature, generate};
 pub use layer::{Layer, Linear, SiteKind};
 pub use rope::Rope;
 pub use tokenizer::Tokenizer;

@@ -6,7 +6,7 @@ use crate::{FileAt, ReadAt};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use tersor_core::rows::check_range;
+use tersor_core::rows::{check_range, rows_and_columns};
 use tersor_core::{Error, Limits, Result, RowSource};
 
 /// Where a tensor lies and how it is stored.
@@ -20,17 +20,6 @@ pub struct GgufTensor {
     pub offset: u64,
     /// Length in bytes.
     pub bytes: u64,
-}
-
-impl GgufTensor {
-    /// Rows and columns; a vector is one row. None for other numbers of axes.
-    pub fn matrix(&self) -> Option<[usize; 2]> {
-        match self.shape[..] {
-            [n] => Some([1, n]),
-            [r, c] => Some([r, c]),
-            _ => None,
-        }
-    }
 }
 
 /// An open GGUF file: metadata and tensor table in memory, data on disk.
@@ -83,12 +72,12 @@ impl File {
         self.source.len()
     }
 
-    /// The rows of a tensor of one or two axes. Error when there is no such tensor.
+    /// The rows of a tensor; a vector is one, and of more than two axes the last is the row. Error when there is no
+    /// such tensor.
     pub fn rows(&self, name: &str) -> Result<GgufRows<'_>> {
         let tensor = self.tensors.get(name);
         let tensor = tensor.ok_or_else(|| Error::Missing { name: name.into(), place: self.source.name() })?;
-        let axes = tensor.shape.len();
-        let shape = tensor.matrix().ok_or_else(|| Error::shape("axes of a matrix", 2, axes).in_tensor(name))?;
+        let shape = rows_and_columns(&tensor.shape).map_err(|e| e.in_tensor(name))?;
         Ok(GgufRows { source: &*self.source, tensor, shape, interleaved: None })
     }
 }
