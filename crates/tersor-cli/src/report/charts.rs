@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
 
-use super::svg::{COLOURS, Scale, Svg};
+use super::svg::{COLOURS, ORIGINAL, Scale, Svg};
 
 /// A compressed model and what its manifest says.
 pub struct Run {
@@ -34,19 +34,27 @@ pub fn size_against_perplexity(rows: &[Json]) -> Option<String> {
     let mut svg = Svg::new(1020.0, 420.0);
     svg.axes(x, y, ["weights, MB", "perplexity"]);
     if let Some(original) = points.iter().find(|p| p.0 == "original") {
-        svg.line([70.0, y.at(original.2)], [1000.0, y.at(original.2)], "#8a97a5", true);
+        svg.line([70.0, y.at(original.2)], [1000.0, y.at(original.2)], ORIGINAL, true);
     }
-    let mut placed: Vec<[f64; 2]> = Vec::new();
-    for (i, (name, size, perplexity)) in points.iter().enumerate() {
+    // Recipes have the colours that they have in the other charts, where the original is not shown.
+    let mut colours = COLOURS.iter().cycle();
+    let mut placed: Vec<[f64; 2]> = points.iter().map(|p| [x.at(p.1) - 40.0, y.at(p.2) + 4.0]).collect();
+    for (name, size, perplexity) in &points {
         let at = [x.at(*size), y.at(*perplexity)];
-        svg.dot(at, COLOURS[i % COLOURS.len()], &format!("{name}: {size:.2} MB, perplexity {perplexity:.3}"));
-        // Labels above their points, moved up out of the way of earlier ones.
-        let mut spot = [at[0] + 7.0, at[1] - 6.0];
-        while placed.iter().any(|p| (p[0] - spot[0]).abs() < 110.0 && (p[1] - spot[1]).abs() < 13.0) && spot[1] > 20.0 {
-            spot[1] -= 13.0;
-        }
-        placed.push(spot);
+        let colour = if *name == "original" { ORIGINAL } else { colours.next().unwrap_or(&ORIGINAL) };
+        // Beside its point, or as near above or below as no other label or point is in the way.
+        let free = |spot: &[f64; 2]| {
+            let clear = |p: &[f64; 2]| (p[0] - spot[0]).abs() >= 110.0 || (p[1] - spot[1]).abs() >= 13.0;
+            (20.0..=366.0).contains(&spot[1])
+                && placed.iter().filter(|p| p[0] + 40.0 != at[0] || p[1] - 4.0 != at[1]).all(clear)
+        };
+        let spots =
+            (0..40).map(|i| [at[0] + 14.0, at[1] + 4.0 + if i % 2 == 0 { -7.0 } else { 7.0 } * f64::from((i + 1) / 2)]);
+        let spot = spots.clone().find(free).unwrap_or([at[0] + 14.0, at[1] + 4.0]);
+        svg.line(at, [spot[0] - 3.0, spot[1] - 4.0], colour, false);
+        svg.dot(at, colour, &format!("{name}: {size:.2} MB, perplexity {perplexity:.3}"));
         svg.text(spot, "start", "", name);
+        placed.push(spot);
     }
     Some(svg.finish())
 }

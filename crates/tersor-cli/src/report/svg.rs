@@ -14,7 +14,13 @@ pub fn escape(text: &str) -> String {
 }
 
 /// Colours that stay apart, also for readers who do not see all of them.
-pub const COLOURS: [&str; 8] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#444444"];
+pub const COLOURS: [&str; 14] = [
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#444444", "#8c564b", "#17806d",
+    "#a50f5b", "#7f9a00", "#3b4cc0", "#c9a227",
+];
+
+/// The original's, in every chart.
+pub const ORIGINAL: &str = "#8a97a5";
 
 /// From values to pixels.
 #[derive(Clone, Copy)]
@@ -43,15 +49,10 @@ impl Scale {
 
     /// Round values to mark.
     pub fn ticks(&self) -> Vec<f64> {
-        if self.log {
+        // Within a decade even steps read better, on either kind of axis.
+        if self.log && self.high / self.low > 8.0 {
             let decades = (self.high / self.low).log10();
-            let steps: &[f64] = if decades > 2.5 {
-                &[1.0]
-            } else if decades > 1.0 {
-                &[1.0, 3.0]
-            } else {
-                &[1.0, 1.5, 2.0, 3.0, 5.0, 7.0]
-            };
+            let steps: &[f64] = if decades > 2.5 { &[1.0] } else { &[1.0, 3.0] };
             let first = self.low.log10().floor() as i32;
             let last = self.high.log10().ceil() as i32;
             let all = (first..=last).flat_map(|d| steps.iter().map(move |s| s * 10f64.powi(d)));
