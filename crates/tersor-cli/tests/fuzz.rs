@@ -151,7 +151,7 @@ fn configurations() {
         "num_hidden_layers":2,"vocab_size":300,"rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,
         "high_freq_factor":4.0,"original_max_position_embeddings":8192},"eos_token_id":[1,2]}"#;
     feed("config", &[text("examples/models/tiny-wiki/config.json"), llama3.to_vec()], |b| {
-        parsed(b).is_some_and(|j| DecoderConfig::from_json(&j).is_ok_and(|c| c.layers > 4096 || !c.sites().is_empty()))
+        parsed(b).is_some_and(|j| DecoderConfig::from_json(&j).is_ok_and(|c| !c.sites().is_empty()))
     });
 }
 

@@ -13,13 +13,14 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// Bytes of the whole. Error when that overflows.
+    /// Bytes of the whole. Error when that overflows, be it in a part of a tensor that is empty.
     pub fn bytes(&self) -> Result<usize> {
-        self.shape
-            .iter()
-            .try_fold(self.dtype.size(), |n, &d| n.checked_mul(d))
-            .filter(|&n| n <= isize::MAX as usize)
-            .ok_or_else(|| Error::Overflow { what: format!("a tensor of shape {:?}", self.shape) })
+        let full = self.shape.iter().try_fold(self.dtype.size(), |n, &d| n.checked_mul(d.max(1)));
+        match full.filter(|&n| n <= isize::MAX as usize) {
+            Some(_) if self.shape.contains(&0) => Ok(0),
+            Some(n) => Ok(n),
+            None => Err(Error::Overflow { what: format!("a tensor of shape {:?}", self.shape) }),
+        }
     }
 }
 

@@ -183,11 +183,13 @@ impl<'a> MatViewMut<'a> {
     }
 }
 
-/// Rows times columns; error when that is not a size this machine can address.
+/// Rows times columns; error when this machine cannot address so many f64, or one row (column) of an empty matrix.
 pub fn elements([rows, cols]: [usize; 2]) -> Result<usize> {
-    rows.checked_mul(cols)
-        .filter(|n| n.checked_mul(4).is_some_and(|b| b <= isize::MAX as usize))
-        .ok_or_else(|| Error::Overflow { what: format!("a matrix of {rows} by {cols}") })
+    let full = rows.max(1).checked_mul(cols.max(1)).and_then(|n| n.checked_mul(8));
+    match full.filter(|&b| b <= isize::MAX as usize) {
+        Some(_) => Ok(rows * cols),
+        None => Err(Error::Overflow { what: format!("a matrix of {rows} by {cols}") }),
+    }
 }
 
 /// What can be looked at as a matrix: views themselves, `(slice, shape)` pairs and ndarray's arrays.

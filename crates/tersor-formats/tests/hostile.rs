@@ -98,6 +98,7 @@ fn gguf_headers_that_lie() {
     refused(with(&|t| t.dims = vec![33]), "blocks of 32");
     refused(with(&|t| t.dims = vec![0, u64::MAX, u64::MAX]), "overflows");
     refused(with(&|t| t.dims = vec![1 << 62]), "overflows");
+    refused(with(&|t| t.dims = vec![1 << 62, 0]), "overflows");
     refused(with(&|t| t.dims = vec![1 << 32, 1 << 32]), "overflows");
     refused(with(&|t| t.dims = vec![64]), "overlap");
     refused(with(&|t| t.kind = 99), "number 99");

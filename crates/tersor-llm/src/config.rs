@@ -1,7 +1,7 @@
 //! `config.json` of the architectures that run.
 
 use serde_json::Value as Json;
-use tersor_core::{Error, Result};
+use tersor_core::{Error, Limits, Result};
 
 /// Model types and the classes that go with them.
 const KNOWN: [(&str, &str); 4] = [
@@ -10,6 +10,8 @@ const KNOWN: [(&str, &str); 4] = [
     ("qwen2", "Qwen2ForCausalLM"),
     ("qwen3", "Qwen3ForCausalLM"),
 ];
+
+const MAX_LAYERS: u64 = 1024;
 
 /// Sizes and switches of a decoder.
 #[derive(Clone, PartialEq, Debug)]
@@ -120,6 +122,8 @@ impl DecoderConfig {
             rope_theta,
             eos,
         };
+        // Far above any model; a site names all that wrote to the stream before it, so this bounds the list of sites.
+        Limits::check("num_hidden_layers", config.layers as u64, MAX_LAYERS)?;
         for (a, b) in [(heads, head_dim), (config.vocab, hidden), (config.intermediate, hidden)] {
             tersor_core::view::elements([a, b])?;
         }
@@ -241,7 +245,8 @@ mod tests {
     #[test]
     fn wrong_configurations_are_refused_by_key() {
         assert!(DecoderConfig::from_json(&base()).is_ok());
-        let cases: [(&str, Json, &str); 12] = [
+        let cases: [(&str, Json, &str); 13] = [
+            ("num_hidden_layers", json!(4_000_000), "num_hidden_layers"),
             ("model_type", json!("gpt2"), "gpt2"),
             ("architectures", json!(["GPT2LMHeadModel"]), "GPT2LMHeadModel"),
             ("architectures", json!(["Qwen2ForCausalLM"]), "do not agree"),

@@ -7,8 +7,7 @@ use tersor_core::{Exec, Limits, LinearOp, Registry, TensorSource};
 use tersor_formats::safetensors::File;
 use tersor_llm::{Checkpoint, Decoder, SiteKind};
 
-const VARIANTS: [&str; 7] =
-    ["llama", "llama-linear", "llama-llama3", "llama-yarn", "mistral-window", "qwen2", "qwen3"];
+const VARIANTS: [&str; 7] = ["llama", "llama-linear", "llama-llama3", "llama-yarn", "mistral-window", "qwen2", "qwen3"];
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use tersor_core::rows::{check_range, rows_and_columns};
-use tersor_core::{Error, Limits, Result, RowSource};
+use tersor_core::{DType, Error, Limits, Result, RowSource, TensorInfo};
 
 /// Where a tensor lies and how it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,11 +116,10 @@ fn table(
             return Err(cursor.bad(format!("tensor `{name}`: {what}")));
         }
         shape.reverse();
-        let elements = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        let bytes = elements.and_then(|n| (n / kind.elements()).checked_mul(kind.bytes()));
-        let bytes =
-            bytes.filter(|&b| b <= isize::MAX as usize && elements.is_some_and(|n| n <= isize::MAX as usize / 4));
-        let bytes = bytes.ok_or_else(|| Error::Overflow { what: format!("shape {shape:?}") }.in_tensor(&name))? as u64;
+        // Checked as if nothing were empty, and at the four bytes a value that decoding takes at most.
+        let full = TensorInfo { dtype: DType::F32, shape: shape.clone() };
+        let elements = full.bytes().map_err(|e| e.in_tensor(&name))? / 4;
+        let bytes = (elements / kind.elements() * kind.bytes()) as u64;
         if !offset.is_multiple_of(alignment) {
             return Err(cursor.bad(format!("tensor `{name}` begins at {offset}, not at a multiple of {alignment}")));
         }
