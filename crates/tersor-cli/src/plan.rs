@@ -234,7 +234,9 @@ pub fn recipe_of(path: &Path) -> Result<(Recipe, u64, String)> {
 pub fn run(a: &args::Plan, json: bool) -> Result<()> {
     let model = Model::open(&a.model, &Limits::default())?;
     let plan = Plan::new(&model, Recipe::find(&a.recipe)?, a.seed, a.generic)?;
-    let tokenizer = Tokenizer::json_of(&model).map_or(0, |t| t.len() as u64 * 8);
+    // A file is copied; of GGUF metadata a tree is made, of some twelve times the size of its text.
+    let copies = if model.gguf().is_some() { 12 } else { 2 };
+    let tokenizer = Tokenizer::json_of(&model).map_or(0, |t| t.len() as u64 * copies);
     if let Some(out) = &a.out {
         let recipe = serde_json::to_value(&plan.recipe).map_err(|e| Error::format("recipe", e.to_string()))?;
         let file = json!({"recipe": recipe, "seed": plan.seed, "fingerprint": plan.fingerprint()});

@@ -60,7 +60,7 @@ pub(crate) fn dequantize_scalar(codes: &[u8], grid: Affine, out: &mut [f32]) {
     }
 }
 
-/// The smallest and largest value, `(0, 0)` included in neither: an empty slice gives `(inf, -inf)`.
+/// The smallest and the largest value; of nothing, infinity and its negative.
 pub fn min_max(isa: Isa, x: &[f32]) -> (f32, f32) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {

@@ -13,7 +13,8 @@ fn pieces_merge_by_score_and_unknown_bytes_fall_back() {
     let mut pieces: Vec<(String, f32, i32)> =
         vec![("<unk>".into(), 0.0, 2), ("<s>".into(), 0.0, 3), ("</s>".into(), 0.0, 3)];
     pieces.extend((0..256).map(|b| (format!("<0x{b:02X}>"), 0.0, 6)));
-    for (i, piece) in ["▁t", "he", "▁the", "er", "▁th", "▁a", "▁", "t", "h", "e", "r", "a", "n"].iter().enumerate() {
+    for (i, piece) in ["▁t", "he", "▁the", "er", "▁th", "▁a", "▁", "t", "h", "e", "r", "a", "n"].iter().enumerate()
+    {
         pieces.push((piece.to_string(), -(i as f32), 1));
     }
     let file = Gguf::new()
