@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use serde_json::{Value as Json, json};
 use tersor::core::{
-    Context, Error, Limits, LinearOp, Method, ParamError, Report, Result, RowSlot, RowSource, TensorInfo, TensorSink,
-    check_finite,
+    Context, Error, Limits, LinearOp, Method, NonFinite, ParamError, Repaired, Report, Result, RowSlot, RowSource,
+    TensorInfo, TensorSink, check_finite,
 };
 use tersor::formats::safetensors::Writer;
 use tersor::formats::{Model, json as files};
@@ -86,7 +86,7 @@ fn compress(model: &Model, plan: &Plan, out: &Path, cx: &Context) -> Result<bool
                 Action::Copy => copy(model, entry, &mut writer)?,
                 Action::Compress(method) => {
                     let done =
-                        matrix(model, entry, &**method, &mut writer, cx).map_err(|e| e.in_tensor(&entry.name))?;
+                        matrix(model, plan, entry, &**method, &mut writer, cx).map_err(|e| e.in_tensor(&entry.name))?;
                     seconds.insert(entry.name.clone(), done.1);
                     tensors.insert(entry.name.clone(), done.0);
                 }
@@ -138,12 +138,15 @@ impl RowSource for HashedRows<'_> {
 /// One matrix, a block of rows at a time: what the manifest says of it, and the seconds it took.
 fn matrix(
     model: &Model,
+    plan: &Plan,
     entry: &Entry,
     method: &dyn Method,
     sink: &mut dyn TensorSink,
     cx: &Context,
 ) -> Result<(Json, f64)> {
     let source = HashedRows(model.rows(&entry.name)?, Mutex::new(blake3::Hasher::new()));
+    let policy = entry.rule.and_then(|r| plan.recipe.rules.get(r)).map_or(Ok(NonFinite::Refuse), |r| r.non_finite())?;
+    let repaired = Repaired::new(&source, policy);
     let shape = source.shape();
     let prepared = method.prepare(None, cx)?;
     let (mut report, mut spec) = (Report::default(), None);
@@ -151,13 +154,17 @@ fn matrix(
     // An empty matrix is one empty block.
     for first in (0..shape[0].max(1)).step_by(step) {
         let rows = first..(first + step).min(shape[0]);
-        let done = prepared.compress(&source, rows, cx)?;
+        let done = prepared.compress(&repaired, rows, cx)?;
         let at = RowSlot { first, total: shape[0] };
         done.op.save(&entry.name, at, sink)?;
         report.merge(&done.report);
         spec = Some(done.op.spec(at));
     }
     let spec = spec.ok_or_else(|| Error::shape("blocks of a matrix", "at least one", 0))?;
+    report.replaced = repaired.count();
+    if report.replaced > 0 {
+        cx.progress.warn(&format!("{}: {} values were not finite and were replaced", entry.name, report.replaced));
+    }
     let hash = source.1.into_inner().unwrap_or_else(|e| e.into_inner()).finalize().to_hex().to_string();
     for f in &report.fallbacks {
         cx.progress.warn(&format!("{}: {f}", entry.name));
@@ -181,6 +188,9 @@ fn report_json(r: &Report) -> Json {
     put("damping", r.damping);
     if r.dead_columns > 0 {
         out["dead_columns"] = r.dead_columns.into();
+    }
+    if r.replaced > 0 {
+        out["replaced"] = r.replaced.into();
     }
     if !r.fallbacks.is_empty() {
         out["fallbacks"] = json!(r.fallbacks);

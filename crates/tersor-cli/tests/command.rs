@@ -110,6 +110,21 @@ fn values_that_are_not_finite_are_named() {
             let _ = std::fs::remove_dir_all(&out);
         }
     }
+    // Where a recipe allows it they are replaced, counted and reported.
+    let mut tiny = Tiny::llama();
+    tiny.set("model.layers.1.mlp.up_proj.weight", 3, f32::NAN);
+    tiny.set("model.layers.1.mlp.up_proj.weight", 7, f32::INFINITY);
+    let model = tiny.write(&dir.path().join("repaired"));
+    let recipe = dir.path().join("r.toml");
+    let toml = "name = \"r\"\n[[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 8\nnon_finite = \"clamp\"\n";
+    std::fs::write(&recipe, toml).unwrap();
+    let out = dir.path().join("repaired-out");
+    let done = tersor(&["compress", s(&model), "--recipe", s(&recipe), "--out", s(&out)]);
+    assert!(String::from_utf8_lossy(&done.stderr).contains("2 values were not finite"));
+    let manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("tersor.json")).unwrap()).unwrap();
+    assert_eq!(manifest["tensors"]["model.layers.1.mlp.up_proj.weight"]["report"]["replaced"], 2);
+    tersor_json(&["verify", s(&out)]);
+
     // A value that only the chosen type cannot hold.
     let mut tiny = Tiny::llama();
     tiny.set("model.layers.0.mlp.up_proj.weight", 1, 1e30);

@@ -65,7 +65,7 @@ fn the_number_of_threads_does_not_show() {
     let dir = tempfile::tempdir().unwrap();
     let model = Tiny::llama().write(&dir.path().join("m"));
     for recipe in ["w4-g32-rtn", "w3-rtn-sym-mse", "bf16"] {
-        let made = ["1", "2", "7"].map(|threads| {
+        let made = ["1", "2", "64"].map(|threads| {
             let out = dir.path().join(format!("{recipe}-{threads}"));
             tersor_json(&[&compress(s(&model), recipe, s(&out))[..], &["--threads", threads]].concat());
             result(&out)

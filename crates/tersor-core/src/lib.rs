@@ -57,7 +57,7 @@ pub use method::{Compressed, Layout, Method, Prepared, Report};
 pub use op::{LinearOp, OpSpec, Registry, Value};
 pub use params::{Bits, Check, GroupSize};
 pub use rotation::Rotation;
-pub use rows::{RowSource, StoredRows, check_finite, read_finite};
+pub use rows::{NonFinite, Repaired, RowSource, StoredRows, check_finite, read_finite};
 pub use site::{Consumer, Fold, FoldedRows, Producer, Side, Site, Transform};
 pub use stats::{ChannelStats, StatNeeds, StatSet};
 pub use tensors::{MemTensors, RowSlot, TensorInfo, TensorSink, TensorSource};

@@ -82,6 +82,8 @@ pub struct Report {
     pub damping: Option<f64>,
     /// Input features that were always zero.
     pub dead_columns: usize,
+    /// Weights that were not finite and were replaced, where the caller allowed that.
+    pub replaced: u64,
     /// What did not go as planned, in words.
     pub fallbacks: Vec<String>,
     /// Seconds of work, over all threads.
@@ -103,6 +105,7 @@ impl Report {
             (a, b) => a.or(b),
         };
         self.dead_columns = self.dead_columns.max(other.dead_columns);
+        self.replaced += other.replaced;
         for f in &other.fallbacks {
             if !self.fallbacks.contains(f) {
                 self.fallbacks.push(f.clone());

@@ -2,6 +2,7 @@
 
 use crate::{DType, Error, Result, TensorSource, view::elements};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A matrix read a few rows at a time, from any thread.
 pub trait RowSource: Sync {
@@ -37,6 +38,61 @@ pub fn check_finite(x: &[f32], cols: usize, first_row: usize) -> Result<()> {
             Err(Error::NonFinite { row: first_row + i / cols, col: i % cols, value: x[i] })
         }
         None => Ok(()),
+    }
+}
+
+/// What happens to NaN and infinities in weights.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum NonFinite {
+    /// They are an error.
+    #[default]
+    Refuse,
+    /// They become 0.
+    Zero,
+    /// Infinities become the largest finite magnitude of their row, NaN becomes 0.
+    Clamp,
+}
+
+/// Rows whose values that are not finite are replaced, and counted.
+pub struct Repaired<'a> {
+    source: &'a dyn RowSource,
+    policy: NonFinite,
+    count: AtomicU64,
+}
+
+impl<'a> Repaired<'a> {
+    /// Wraps a source; [`NonFinite::Refuse`] leaves it to the reader to find them.
+    pub fn new(source: &'a dyn RowSource, policy: NonFinite) -> Self {
+        Self { source, policy, count: AtomicU64::new(0) }
+    }
+
+    /// Values replaced so far, each as often as its row was read.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+}
+
+impl RowSource for Repaired<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.source.shape()
+    }
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.source.read_rows(rows, out)?;
+        if self.policy == NonFinite::Refuse {
+            return Ok(());
+        }
+        for row in out.chunks_exact_mut(self.source.shape()[1].max(1)) {
+            if check_finite(row, row.len(), 0).is_ok() {
+                continue;
+            }
+            let finite = row.iter().filter(|v| v.is_finite()).fold(0f32, |m, v| m.max(v.abs()));
+            for v in row.iter_mut().filter(|v| !v.is_finite()) {
+                let clamp = self.policy == NonFinite::Clamp && !v.is_nan();
+                *v = if clamp { finite.copysign(*v) } else { 0.0 };
+                self.count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -93,5 +149,28 @@ impl RowSource for StoredRows<'_> {
         self.source.read_at(self.name, (rows.start * width) as u64, &mut bytes)?;
         self.dtype.widen_bytes(&bytes, out);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MatView;
+
+    #[test]
+    fn what_is_not_finite_is_refused_or_replaced_and_counted() {
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        let w = [1.0, nan, -3.0, 2.0, inf, -inf, nan, nan, nan];
+        let m = MatView::new(&w, [3, 3]).unwrap();
+        let read = |policy| {
+            let source = Repaired::new(&m, policy);
+            let rows = read_finite(&source, 0..3);
+            (rows, source.count())
+        };
+        assert!(matches!(read(NonFinite::Refuse).0, Err(Error::NonFinite { row: 0, col: 1, .. })));
+        let (rows, count) = read(NonFinite::Zero);
+        assert_eq!((rows.unwrap(), count), (vec![1.0, 0.0, -3.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0], 6));
+        let (rows, count) = read(NonFinite::Clamp);
+        assert_eq!((rows.unwrap(), count), (vec![1.0, 0.0, -3.0, 2.0, 2.0, -2.0, 0.0, 0.0, 0.0], 6));
     }
 }

@@ -217,3 +217,38 @@ fn broken_files_are_refused() {
     assert_eq!(GroupSize::Channel.count(8), 1);
     assert!(Bits::new(9).is_err());
 }
+
+#[test]
+fn a_pool_inside_a_pool_and_a_cancelled_context() {
+    let w = values(300 * 40, 3);
+    let m = MatView::new(&w, [300, 40]).unwrap();
+    let method = Rtn::new().bits(3).group(16).check().unwrap();
+    let pool = |n: usize| std::sync::Arc::new(rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap());
+    let run = |cx: &Context| method.prepare(None, cx)?.compress(&m, 0..300, cx);
+    let plain = bytes(&*run(&Context::new()).unwrap().op);
+    let inner = Context::new().with_pool(pool(2));
+    assert_eq!(bytes(&*pool(2).install(|| run(&inner)).unwrap().op), plain);
+    assert_eq!(bytes(&*run(&Context::new().with_pool(pool(64))).unwrap().op), plain);
+    inner.cancel.cancel();
+    assert!(matches!(run(&inner), Err(Error::Cancelled)));
+}
+
+#[test]
+fn bytes_at_any_alignment_widen_alike() {
+    let halves: Vec<u8> = (0..66u16).flat_map(|i| (0x3c00 + i * 7).to_le_bytes()).collect();
+    for dtype in [DType::F16, DType::BF16, DType::F32] {
+        let n = 128 / dtype.size();
+        let mut want = vec![0f32; n];
+        dtype.widen_bytes(&halves[..128], &mut want);
+        for shift in 1..5 {
+            let mut moved = vec![0u8; shift];
+            moved.extend(&halves[..128]);
+            let mut got = vec![0f32; n];
+            dtype.widen_bytes(&moved[shift..], &mut got);
+            assert_eq!(
+                got.iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
+                want.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+            );
+        }
+    }
+}

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tersor::core::compose::Cast;
-use tersor::core::{Check, DType, Error, Method, ParamError, Result};
+use tersor::core::{Check, DType, Error, Method, NonFinite, ParamError, Result};
 use tersor::groupwise::{Clip, Grid, Rtn};
 
 /// Ordered rules, the first that matches a matrix wins. What no rule matches stays as it is.
@@ -43,6 +43,9 @@ pub struct Rule {
     /// Whether ranges are searched for the least error.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub mse: bool,
+    /// What happens to NaN and infinities in the weights: `"error"` (the default), `"zero"` or `"clamp"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub non_finite: Option<String>,
 }
 
 /// One pattern or several.
@@ -87,6 +90,7 @@ impl Recipe {
         }
         for rule in &self.rules {
             rule.method(DType::F32)?;
+            rule.non_finite()?;
             rule.matches("")?;
         }
         Ok(())
@@ -116,6 +120,18 @@ impl Rule {
             hit |= pattern.matches(tensor);
         }
         Ok(hit)
+    }
+
+    /// What happens to values that are not finite.
+    pub fn non_finite(&self) -> Result<NonFinite> {
+        match self.non_finite.as_deref() {
+            None | Some("error") => Ok(NonFinite::Refuse),
+            Some("zero") => Ok(NonFinite::Zero),
+            Some("clamp") => Ok(NonFinite::Clamp),
+            Some(other) => {
+                Err(ParamError::new("non_finite", format!("`{other}`"), "must be error, zero or clamp").into())
+            }
+        }
     }
 
     /// The checked method; `keep` stores `original`.
@@ -206,6 +222,7 @@ mod tests {
             "method = \"rtn\"\nbits = 4\nunknown = 1",
             "method = \"bf16\"\nbits = 4",
             "method = \"magic\"",
+            "method = \"bf16\"\nnon_finite = \"ignore\"",
         ] {
             let e = toml(bad).unwrap_err();
             assert!(e.is_usage(), "{bad}: {e}");

@@ -31,6 +31,7 @@ pub(super) fn built_in(name: &str) -> Result<Recipe> {
         grid: None,
         scales: None,
         mse: false,
+        non_finite: None,
     };
     if matches!(name, "bf16" | "f16" | "f32") {
         return Ok(Recipe { name: name.into(), rules: vec![blank] });
