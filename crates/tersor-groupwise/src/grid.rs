@@ -109,6 +109,14 @@ impl GroupSpec {
         Ok(best.1)
     }
 
+    /// [`GroupSpec::fit`] of a group that errors call by its row and number.
+    pub(crate) fn fit_at(&self, isa: Isa, w: &[f32], row: usize, group: usize) -> Result<GroupFit> {
+        self.fit(isa, w).map_err(|e| match e {
+            Error::ScaleRange { value, dtype, .. } => Error::ScaleRange { row, group, value, dtype },
+            other => other,
+        })
+    }
+
     fn fit_range(&self, (lo, hi): (f32, f32)) -> Result<GroupFit> {
         let half = 1u8 << (self.bits.get() - 1);
         let steps = f64::from(self.bits.max_code());

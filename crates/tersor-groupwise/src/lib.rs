@@ -16,17 +16,35 @@
 //! # }
 //! ```
 //!
+//! [`Rtn`] needs no data; [`Gptq`] makes the columns that follow make up for each column's error, as the inputs that
+//! were seen say they can:
+//!
+//! ```
+//! use tersor_groupwise::{Check, Gptq, Rtn, ndarray::Array2};
+//!
+//! # fn main() -> tersor_groupwise::Result<()> {
+//! let weights = Array2::from_shape_fn((64, 96), |(r, c)| ((r * 96 + c) as f32 * 0.37).sin());
+//! let inputs = Array2::from_shape_fn((500, 96), |(t, c)| ((t * c) as f64 * 0.01).cos() + (t as f64).sin());
+//! let hessian = inputs.t().dot(&inputs);
+//! let done = Gptq::new().bits(3).group(32).check()?.quantize(&weights, hessian.as_slice().unwrap_or_default())?;
+//! println!("{} bits; error in the outputs {:?}", done.op.storage_bits(), done.report.data_error);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! The result is a [`LinearOp`]: it multiplies, is saved, and reopens through a [`Registry`] in which
 //! [`register`] has put this crate's kind.
 
+pub mod gptq;
 mod grid;
 mod linear;
 mod rtn;
 
+pub use gptq::Gptq;
 pub use grid::{Clip, Grid, GroupFit, GroupSpec};
 pub use linear::GroupedLinear;
 pub use rtn::{CheckedRtn, Rtn};
-pub use tersor_core::{DType, Error, GroupSize, LinearOp, ParamError, Registry, Result};
+pub use tersor_core::{Check, DType, Error, GroupSize, LinearOp, ParamError, Registry, Result};
 
 #[cfg(feature = "ndarray")]
 pub use tersor_core::ndarray;

@@ -39,7 +39,7 @@ impl GroupedLinear {
     /// holds scale and zero of each group, row by row (one for all of them where the group is the tensor).
     /// Error when a length is wrong.
     pub fn round(spec: GroupSpec, shape: [usize; 2], w: &[f32], fits: &[Affine], isa: Isa) -> Result<Self> {
-        let [rows, cols] = shape;
+        let cols = shape[1];
         let n = tersor_core::view::elements(shape)?;
         if w.len() != n {
             return Err(Error::shape("elements of a matrix", n, w.len()));
@@ -48,20 +48,36 @@ impl GroupedLinear {
         if fits.len() != want {
             return Err(Error::shape("groups", want, fits.len()));
         }
-        let width = row_bytes(&spec, cols);
-        let mut codes = vec![0u8; rows * width];
-        let mut row_codes = vec![0u8; cols];
-        for r in 0..rows {
+        let mut codes = vec![0u8; n];
+        for (r, (w, codes)) in w.chunks_exact(cols.max(1)).zip(codes.chunks_exact_mut(cols.max(1))).enumerate() {
             for (g, span) in spans(&spec, cols).enumerate() {
                 let fit = fits[fit_index(&spec, cols, r, g)];
-                let range = spec.grid.codes(spec.bits);
-                affine::quantize(isa, &w[r * cols..][span.clone()], fit, range, &mut row_codes[span]);
+                affine::quantize(isa, &w[span.clone()], fit, spec.grid.codes(spec.bits), &mut codes[span]);
             }
-            bits::pack(&row_codes, spec.bits.get(), &mut codes[r * width..(r + 1) * width]);
+        }
+        Self::from_codes(spec, shape, &codes, fits)
+    }
+
+    /// Packs codes, one a byte and row-major, on the grids of `fits`. Error when a length is wrong or a code is not on
+    /// its grid.
+    pub fn from_codes(spec: GroupSpec, shape: [usize; 2], codes: &[u8], fits: &[Affine]) -> Result<Self> {
+        let [rows, cols] = shape;
+        let (n, want) = (tersor_core::view::elements(shape)?, fit_count(&spec, shape));
+        if codes.len() != n || fits.len() != want {
+            return Err(Error::shape("codes and groups", (n, want), (codes.len(), fits.len())));
+        }
+        let range = spec.grid.codes(spec.bits);
+        if let Some(i) = codes.iter().position(|c| !range.contains(c)) {
+            return Err(Error::shape("code", range, codes[i]));
+        }
+        let width = row_bytes(&spec, cols);
+        let mut packed = vec![0u8; rows * width];
+        for (codes, out) in codes.chunks_exact(cols.max(1)).zip(packed.chunks_exact_mut(width.max(1))) {
+            bits::pack(codes, spec.bits.get(), out);
         }
         let scales = fits.iter().map(|f| f.scale).collect();
         let zeros = if spec.grid == Grid::Asym { fits.iter().map(|f| f.zero).collect() } else { Vec::new() };
-        Ok(Self { spec, shape, codes, scales, zeros })
+        Ok(Self { spec, shape, codes: packed, scales, zeros })
     }
 
     /// Quantizes other values on the grids of this matrix (its scales and zeros held). Error on another length or a

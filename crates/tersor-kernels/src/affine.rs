@@ -29,14 +29,23 @@ pub fn quantize(isa: Isa, x: &[f32], grid: Affine, range: RangeInclusive<u8>, co
     quantize_scalar(x, grid, *range.start(), *range.end(), codes);
 }
 
+/// The code of one value: what [`quantize`] makes of it.
+#[inline]
+pub fn code(x: f32, grid: Affine, lo: u8, hi: u8) -> u8 {
+    let q = (x / grid.scale).round_ties_even() + f32::from(grid.zero);
+    // In this order a NaN falls to `lo`, as the vector `max` has it.
+    let q = if q > f32::from(lo) { q } else { f32::from(lo) };
+    if q < f32::from(hi) { q as u8 } else { hi }
+}
+
+/// The value of one code: what [`dequantize`] makes of it.
+#[inline]
+pub fn value(code: u8, grid: Affine) -> f32 {
+    (f32::from(code) - f32::from(grid.zero)) * grid.scale
+}
+
 pub(crate) fn quantize_scalar(x: &[f32], grid: Affine, lo: u8, hi: u8, codes: &mut [u8]) {
-    let (zero, lo, hi) = (f32::from(grid.zero), f32::from(lo), f32::from(hi));
-    for (c, &v) in codes.iter_mut().zip(x) {
-        let q = (v / grid.scale).round_ties_even() + zero;
-        // In this order a NaN falls to `lo`, as the vector `max` has it.
-        let q = if q > lo { q } else { lo };
-        *c = if q < hi { q as u8 } else { hi as u8 };
-    }
+    codes.iter_mut().zip(x).for_each(|(c, &v)| *c = code(v, grid, lo, hi));
 }
 
 /// `out[i] = scale * (codes[i] - zero)`, over the shorter of the two.
@@ -54,10 +63,7 @@ pub fn dequantize(isa: Isa, codes: &[u8], grid: Affine, out: &mut [f32]) {
 }
 
 pub(crate) fn dequantize_scalar(codes: &[u8], grid: Affine, out: &mut [f32]) {
-    let zero = f32::from(grid.zero);
-    for (v, &c) in out.iter_mut().zip(codes) {
-        *v = (f32::from(c) - zero) * grid.scale;
-    }
+    out.iter_mut().zip(codes).for_each(|(v, &c)| *v = value(c, grid));
 }
 
 /// The smallest and the largest value; of nothing, infinity and its negative.

@@ -181,6 +181,28 @@ pub fn product_plain(x: &[f32], [m, k]: [usize; 2], w: &[f32], n: usize, y: &mut
     true
 }
 
+/// `y -= x w` on the calling thread, for contiguous `x = [m, k]`, and `w = [k, n]` whose rows are `stride` elements apart,
+/// of which the last may be short. Returns false, with `y` unchanged, when a length is wrong.
+pub fn subtract_product(x: &[f32], [m, k]: [usize; 2], w: &[f32], stride: usize, n: usize, y: Out<'_>) -> bool {
+    let reach = |rows: usize, stride: usize| (rows - 1).checked_mul(stride).and_then(|v| v.checked_add(n));
+    if m.checked_mul(k) != Some(x.len()) || !fits(&y, m, n) {
+        return false;
+    }
+    if m == 0 || n == 0 || k == 0 {
+        return true;
+    }
+    if stride < n || reach(k, stride).is_none_or(|r| r > w.len()) {
+        return false;
+    }
+    let (k_, s, none) = (k as isize, y.stride as isize, gemm::Parallelism::None);
+    // SAFETY: sizes and strides describe `x`, and cells inside `w` and `y`, whose lengths were checked.
+    unsafe {
+        let (y, x, w) = (y.data.as_mut_ptr(), x.as_ptr(), w.as_ptr());
+        gemm::gemm(m, n, k, y, 1, s, true, x, 1, k_, w, 1, stride as isize, 1.0f32, -1.0f32, false, false, false, none);
+    }
+    true
+}
+
 /// `g += XᵀX` for `x = [tokens, k]` and `g = [k, k]`, both triangles: f32 products over blocks of 256
 /// tokens, summed in f64. Returns false, with `g` unchanged, when a length is wrong.
 pub fn add_gram(x: &[f32], [tokens, k]: [usize; 2], g: &mut [f64], parallel: bool) -> bool {
@@ -287,6 +309,13 @@ mod tests {
         assert!(!product_plain(&[1.0; 4], [2, 2], &[1.0; 3], 2, &mut y));
         assert!(product_plain(&[1.0, 2.0, 3.0, 4.0], [2, 2], &[5.0, 6.0, 7.0, 8.0], 2, &mut y));
         assert_eq!(y, [19.0, 22.0, 43.0, 50.0]);
+        // Two rows of three columns, four apart, from outputs three apart.
+        let (w, mut y) = ([1.0, 2.0, 3.0, 9.0, 4.0, 5.0, 6.0], [100.0f32; 6]);
+        let mut run = |w: &[f32], stride| {
+            subtract_product(&[1.0, 0.0, 2.0, -1.0], [2, 2], w, stride, 3, Out { data: &mut y, stride: 3 })
+        };
+        assert!(run(&w, 4) && !run(&w[..6], 4) && !run(&w, 2));
+        assert_eq!(y, [99.0, 98.0, 97.0, 102.0, 101.0, 100.0]);
     }
 
     #[test]

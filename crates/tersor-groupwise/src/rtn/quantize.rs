@@ -38,20 +38,13 @@ fn round(spec: &GroupSpec, w: &[f32], shape: [usize; 2]) -> Result<GroupedLinear
         let mut fits = Vec::with_capacity(range.len() * spec.group.count(cols));
         for (r, row) in range.clone().zip(w.chunks_exact(cols.max(1))) {
             for (g, span) in spans(spec, cols).enumerate() {
-                fits.push(spec.fit(isa, &row[span]).map_err(|e| place(e, r, g))?);
+                fits.push(spec.fit_at(isa, &row[span], r, g)?);
             }
         }
         GroupedLinear::round(*spec, [range.len(), cols], w, &fits, isa)
     };
     let parts = par::map(rows.div_ceil(ROW_UNIT), true, || (), block);
     GroupedLinear::stack(*spec, shape, parts.into_iter().collect::<Result<Vec<_>>>()?)
-}
-
-fn place(e: Error, row: usize, group: usize) -> Error {
-    match e {
-        Error::ScaleRange { value, dtype, .. } => Error::ScaleRange { row, group, value, dtype },
-        other => other,
-    }
 }
 
 impl Method for CheckedRtn {

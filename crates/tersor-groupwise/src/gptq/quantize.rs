@@ -1,0 +1,275 @@
+//! The algorithm, and its face as a [`Method`].
+
+use std::ops::Range;
+use std::time::Instant;
+
+use tersor_core::compose::Permuted;
+use tersor_core::method::ROW_UNIT;
+use tersor_core::{
+    Compressed, Context, DType, Element, Error, GroupSize, IntoMat, Isa, Layout, LinearOp, Method, Prepared, Report,
+    Result, RowSource, StatNeeds, StatSet, TensorInfo, check_finite, metrics, read_finite,
+};
+use tersor_kernels::affine::{self, Affine};
+use tersor_kernels::dense::{self, Out};
+use tersor_kernels::{par, vector};
+
+use super::{CheckedGptq, Dead, Factor, Groups};
+use crate::GroupedLinear;
+use crate::linear::spans;
+
+impl CheckedGptq {
+    /// Quantizes a matrix `[out_features, in_features]` for inputs with the Hessian `XᵀX`, `[in_features, in_features]`.
+    /// The report has the error `tr (W - Ŵ) H (W - Ŵ)ᵀ`. Error as for [`CheckedGptq::factor`], on a value that is not
+    /// finite, or a scale that its type cannot hold.
+    pub fn quantize<T: Element>(&self, w: &impl IntoMat<T>, hessian: &[f64]) -> Result<Compressed> {
+        w.with_mat(|m| self.quantize_with(&m, &self.factor(hessian, m.shape()[1])?))
+    }
+
+    /// [`CheckedGptq::quantize`] with a factor that several matrices share.
+    pub fn quantize_with<T: Element>(&self, w: &impl IntoMat<T>, factor: &Factor) -> Result<Compressed> {
+        w.with_mat(|m| {
+            let w = m.to_f32();
+            check_finite(&w, m.shape()[1], 0)?;
+            self.run(&w, m.shape(), factor, 0)
+        })
+    }
+
+    /// Rows in units of [`ROW_UNIT`], each on its own, in the current pool. `first` is the number of the first row.
+    fn run(&self, w: &[f32], [rows, cols]: [usize; 2], factor: &Factor, first: usize) -> Result<Compressed> {
+        let start = Instant::now();
+        if cols != factor.features {
+            return Err(Error::shape("features of the Hessian", cols, factor.features));
+        }
+        let isa = Isa::detect();
+        let unit = |i: usize, (): &mut ()| -> Result<Unit> {
+            let range = i * ROW_UNIT..((i + 1) * ROW_UNIT).min(rows);
+            self.unit(isa, &w[range.start * cols..range.end * cols], factor, first + range.start)
+        };
+        let units = par::map(rows.div_ceil(ROW_UNIT), true, || (), unit);
+        let mut report = Report { dead_columns: factor.dead_columns(), ..Report::default() };
+        report.fallbacks.extend(factor.fallback.clone());
+        let (mut parts, mut error) = (Vec::new(), 0f64);
+        for u in units {
+            let u = u?;
+            report.squared_error += u.squared_error;
+            error += u.data_error;
+            parts.push(u.op);
+        }
+        report.energy = metrics::energy(w);
+        if factor.u.is_some() {
+            (report.data_error, report.damping) = (Some(error), Some(factor.damping));
+        }
+        let op = GroupedLinear::stack(self.spec, [rows, cols], parts)?;
+        let op: Box<dyn LinearOp> = match &factor.order {
+            Some(order) if self.permutes() => Box::new(Permuted::new(order.clone(), Box::new(op))?),
+            _ => Box::new(op),
+        };
+        report.seconds = start.elapsed().as_secs_f64();
+        Ok(Compressed { op, report })
+    }
+
+    /// The grids of rows that are fitted before anything is rounded: of each group, or of each row.
+    fn fit_all(&self, isa: Isa, w: &[f32], cols: usize, first: usize) -> Result<Vec<Affine>> {
+        let mut fits = Vec::new();
+        for (r, row) in w.chunks_exact(cols.max(1)).enumerate() {
+            for (g, span) in spans(&self.spec, cols).enumerate() {
+                fits.push(self.spec.fit_at(isa, &row[span], first + r, g)?);
+            }
+        }
+        Ok(fits)
+    }
+
+    /// Columns from `start` on between two products with the rest: no group that is fitted on the way begins in one
+    /// block and ends in another, unless it is longer than a block and fills them.
+    fn block_end(&self, start: usize, cols: usize) -> usize {
+        let end = match (self.spec.group, self.groups) {
+            (GroupSize::Size(g), Groups::Dynamic) => match g.get() {
+                g if g <= self.block => start + self.block / g * g,
+                g => (start + self.block).min((start / g + 1) * g),
+            },
+            _ => start + self.block,
+        };
+        end.min(cols)
+    }
+
+    fn unit(&self, isa: Isa, original: &[f32], factor: &Factor, first: usize) -> Result<Unit> {
+        let cols = factor.features;
+        let rows = original.len().checked_div(cols).unwrap_or(0);
+        let mut w = original.to_vec();
+        if self.dead == Dead::Zero {
+            for row in w.chunks_exact_mut(cols.max(1)) {
+                row.iter_mut().zip(&factor.dead).filter(|(_, d)| **d).for_each(|(v, _)| *v = 0.0);
+            }
+        }
+        let Some(u) = &factor.u else {
+            let fits = self.fit_all(isa, &w, cols, first)?;
+            let op = GroupedLinear::round(self.spec, [rows, cols], &w, &fits, isa)?;
+            return Unit::new(op, original, 0.0, &None);
+        };
+        let dynamic = self.groups == Groups::Dynamic && matches!(self.spec.group, GroupSize::Size(_));
+        let mut fits = if dynamic { Vec::new() } else { self.fit_all(isa, &w, cols, first)? };
+        let per_row = self.spec.group.count(cols);
+        if dynamic {
+            fits.resize(rows * per_row, Affine { scale: 1.0, zero: 0 });
+        }
+        if let Some(order) = &factor.order {
+            permute(&mut w, order);
+        }
+        let targets = w.clone();
+        let width = self.spec.group.width(cols);
+        let (lo, hi) = self.spec.grid.codes(self.spec.bits).into_inner();
+        let mut codes = vec![0u8; rows * cols];
+        let (mut total, mut start) = (0f64, 0);
+        while start < cols {
+            let end = self.block_end(start, cols);
+            let mut errors = vec![0f32; rows * (end - start)];
+            for (r, (row, errors)) in w.chunks_exact_mut(cols).zip(errors.chunks_exact_mut(end - start)).enumerate() {
+                for i in start..end {
+                    let group = match &factor.order {
+                        Some(order) if !dynamic => order[i] as usize / width,
+                        _ => i / width,
+                    };
+                    let at = r * per_row + group;
+                    if dynamic && i % width == 0 {
+                        fits[at] = self.spec.fit_at(isa, &row[i..(i + width).min(cols)], first + r, group)?;
+                    }
+                    let fit = fits[at];
+                    let code = affine::code(row[i], fit, lo, hi);
+                    codes[r * cols + i] = code;
+                    let (value, pivot) = (affine::value(code, fit), u[i * cols + i]);
+                    let error = (row[i] - value) / pivot;
+                    row[i] = value;
+                    errors[i - start] = error;
+                    vector::axpy(isa, -error, &u[i * cols + i + 1..i * cols + end], &mut row[i + 1..end]);
+                }
+                total += errors.iter().map(|e| f64::from(*e).powi(2)).sum::<f64>();
+            }
+            // The lazy batch: what this block's errors mean for all columns after it, as one product.
+            if end < cols {
+                let rest = Out { data: &mut w[end..], stride: cols };
+                let from = &u[start * cols + end..];
+                dense::subtract_product(&errors, [rows, end - start], from, cols, cols - end, rest);
+            }
+            start = end;
+        }
+        // Σ e² is the error in the damped Hessian, exactly: W - Ŵ = E U and U (H + λI) Uᵀ = I.
+        let moved = metrics::squared_error(&targets, &w);
+        let data_error = (total - factor.added * moved).max(0.0);
+        let order = if self.permutes() { None } else { factor.order.as_ref() };
+        if let Some(order) = order {
+            unpermute(&mut codes, order);
+        }
+        let op = GroupedLinear::from_codes(self.spec, [rows, cols], &codes, &fits)?;
+        Unit::new(op, original, data_error, if self.permutes() { &factor.order } else { &None })
+    }
+}
+
+/// A unit of rows, done.
+struct Unit {
+    op: GroupedLinear,
+    squared_error: f64,
+    data_error: f64,
+}
+
+impl Unit {
+    /// `order`: the order in which `op` is stored, where that is not the matrix' own.
+    fn new(op: GroupedLinear, original: &[f32], data_error: f64, order: &Option<Vec<u32>>) -> Result<Self> {
+        let mut back = vec![0f32; original.len()];
+        op.decompress_rows(0..op.shape()[0], &mut back)?;
+        if let Some(order) = order {
+            unpermute(&mut back, order);
+        }
+        let squared_error = metrics::squared_error(original, &back);
+        Ok(Self { op, squared_error, data_error })
+    }
+}
+
+/// Column `i` becomes what was column `order[i]`.
+fn permute(rows: &mut [f32], order: &[u32]) {
+    let mut scratch = vec![0f32; order.len()];
+    for row in rows.chunks_exact_mut(order.len().max(1)) {
+        scratch.copy_from_slice(row);
+        row.iter_mut().zip(order).for_each(|(v, &i)| *v = scratch[i as usize]);
+    }
+}
+
+/// Undoes [`permute`].
+fn unpermute<T: Copy + Default>(rows: &mut [T], order: &[u32]) {
+    let mut scratch = vec![T::default(); order.len()];
+    for row in rows.chunks_exact_mut(order.len().max(1)) {
+        scratch.copy_from_slice(row);
+        order.iter().zip(&scratch).for_each(|(&i, v)| row[i as usize] = *v);
+    }
+}
+
+impl Method for CheckedGptq {
+    fn name(&self) -> String {
+        "gptq".into()
+    }
+
+    fn needs(&self) -> StatNeeds {
+        StatNeeds { gram: true, ..StatNeeds::default() }
+    }
+
+    fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
+        tersor_core::view::elements(shape)?;
+        let grouped = GroupedLinear::layout(&self.spec, shape);
+        if !self.permutes() {
+            return Ok(grouped);
+        }
+        // Stored in order whenever the Hessian can be factored; else without it, and smaller.
+        let mut layout = grouped.nested("op");
+        layout.tensors.push(("order".into(), TensorInfo { dtype: DType::U32, shape: vec![shape[1]] }));
+        Ok(layout)
+    }
+
+    fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
+        let missing = || Error::Missing { name: "XᵀX".into(), place: "the statistics that GPTQ was given".into() };
+        let stats = stats.ok_or_else(missing)?;
+        if stats.tokens() == 0 {
+            return Err(Error::Missing { name: "calibration tokens".into(), place: "the statistics".into() });
+        }
+        let gram = stats.gram().ok_or_else(missing)?;
+        let mut factor = self.factor(gram, stats.features())?;
+        if self.permutes() && factor.order.is_none() {
+            // The layout promised an order: the natural one.
+            factor.order = Some((0..stats.features() as u32).collect());
+        }
+        Ok(Box::new(Ready { method: self, factor, stats, gram: gram.iter().map(|v| *v as f32).collect() }))
+    }
+}
+
+/// A site's factor, for all its matrices.
+struct Ready<'s> {
+    method: &'s CheckedGptq,
+    factor: Factor,
+    stats: &'s StatSet,
+    gram: Vec<f32>,
+}
+
+impl Prepared for Ready<'_> {
+    fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
+        cx.cancel.check()?;
+        let cols = w.shape()[1];
+        let values = read_finite(w, rows.clone())?;
+        let mut done = cx.run(|| self.method.run(&values, [rows.len(), cols], &self.factor, rows.start))?;
+        done.report.data_energy = Some(cx.run(|| energy(&values, &self.gram, cols)));
+        if self.stats.tokens() < cols as u64 {
+            let n = self.stats.tokens();
+            done.report.fallbacks.push(format!("{n} tokens for {cols} features: the Hessian has rank {n} at most"));
+        }
+        Ok(done)
+    }
+}
+
+/// `tr W H Wᵀ`.
+fn energy(w: &[f32], gram: &[f32], cols: usize) -> f64 {
+    let unit = |i: usize, (): &mut ()| {
+        let w = &w[i * ROW_UNIT * cols..w.len().min((i + 1) * ROW_UNIT * cols)];
+        let mut y = vec![0f32; w.len()];
+        dense::product_plain(w, [w.len() / cols, cols], gram, cols, &mut y);
+        w.iter().zip(&y).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+    };
+    let units = w.len().checked_div(cols).unwrap_or(0).div_ceil(ROW_UNIT);
+    par::map(units, true, || (), unit).into_iter().sum()
+}
