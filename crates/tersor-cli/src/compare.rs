@@ -10,9 +10,21 @@ use tersor::formats::{json as files, write_atomic};
 use crate::recipe::Recipe;
 use crate::{args, megabytes, output, print_json, progress, report};
 
-/// Recipes of the demonstration; the last is a TOML file.
-const DEMO: [&str; 7] =
-    ["bf16", "w8-rtn", "w4-g128-rtn", "w4-g32-rtn", "w3-g64-rtn", "w2-g32-rtn", "examples/recipes/mixed.toml"];
+/// Recipes of the demonstration: rounding, each with its calibrated twin; the last is a TOML file.
+const DEMO: [&str; 12] = [
+    "bf16",
+    "w8-rtn",
+    "w8-gptq",
+    "w4-g128-rtn",
+    "w4-g128-gptq",
+    "w4-g32-rtn",
+    "w4-g32-gptq",
+    "w3-g64-rtn",
+    "w3-g64-gptq",
+    "w2-g32-rtn",
+    "w2-g32-gptq",
+    "examples/recipes/mixed.toml",
+];
 
 /// What `compare` writes into its directory, for `report`.
 pub const ROWS: &str = "rows.json";
@@ -117,6 +129,9 @@ fn compress(a: &args::Compare, recipe: &str, out: &Path, threads: usize) -> Resu
     if let Some(calib) = &a.calibration.calib {
         list.extend(["--calib".to_string(), calib.display().to_string()]);
         list.extend(["--calib-windows".to_string(), a.calibration.calib_windows.to_string()]);
+        if let Some(ctx) = a.ctx {
+            list.extend(["--ctx".to_string(), ctx.to_string()]);
+        }
     }
     match child(&list) {
         // Left by another version: this directory is the comparison's own, so it is made anew.

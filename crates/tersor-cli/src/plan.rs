@@ -1,16 +1,19 @@
 //! What a recipe makes of a model, from headers alone.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
-use tersor::core::{DType, Error, Limits, Method, Result, TensorInfo, tensors::join};
+use tersor::core::{DType, Error, Limits, Method, ParamError, Result, StatNeeds, TensorInfo, tensors::join};
 use tersor::formats::safetensors::Header;
 use tersor::formats::{Model, json as files, write_atomic};
 use tersor::llm::{DecoderConfig, StoredWeight, Tokenizer, bits_per_weight};
 
 use crate::recipe::Recipe;
 use crate::{args, megabytes, print_json};
+
+/// The embedding.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
 
 /// Bytes of f32 values in a block of rows.
 const BLOCK_BYTES: usize = 8 << 20;
@@ -45,6 +48,14 @@ impl Entry {
         self.tensors.iter().map(|(_, t)| t.bytes().unwrap_or(0) as u64).sum()
     }
 
+    /// What its method must know about its inputs.
+    pub fn needs(&self) -> StatNeeds {
+        match &self.action {
+            Action::Copy => StatNeeds::default(),
+            Action::Compress(m) => m.needs(),
+        }
+    }
+
     /// Rows and columns, of a matrix.
     pub fn matrix(&self) -> Option<[usize; 2]> {
         match self.shape[..] {
@@ -61,6 +72,24 @@ impl Entry {
     }
 }
 
+/// What calibrates, as asked for.
+#[derive(Default)]
+pub struct Calibration {
+    /// The text; a plan needs none.
+    pub text: Option<PathBuf>,
+    /// Windows of it.
+    pub windows: usize,
+    /// Tokens of a window; the smaller of 512 and the model's maximum unless given.
+    pub ctx: Option<usize>,
+}
+
+impl Calibration {
+    /// From the command line.
+    pub fn from_args(a: &args::Calibration, ctx: Option<usize>) -> Self {
+        Self { text: a.calib.clone(), windows: a.calib_windows, ctx }
+    }
+}
+
 /// A recipe applied to the headers of a model.
 pub struct Plan {
     /// The recipe.
@@ -71,21 +100,36 @@ pub struct Plan {
     pub seed: u64,
     /// What the result depends on, each hashed.
     pub inputs: BTreeMap<String, String>,
+    /// The architecture, unless matrices are taken by name.
+    pub config: Option<DecoderConfig>,
+    /// What calibrates, for recipes that need it and where it was given.
+    pub calibration: Option<Text>,
+    /// Windows of calibration and their length, as planned.
+    pub windows: [usize; 2],
+}
+
+/// A calibration text.
+pub struct Text {
+    /// Its content.
+    pub content: String,
+    /// Where it was read, for messages.
+    pub name: String,
 }
 
 impl Plan {
     /// Plans from headers. Error when the architecture is unknown (unless `generic`), a rule is invalid, or a
     /// method cannot lay a matrix out.
-    pub fn new(model: &Model, recipe: Recipe, seed: u64, generic: bool) -> Result<Self> {
+    pub fn new(model: &Model, recipe: Recipe, seed: u64, generic: bool, calibration: &Calibration) -> Result<Self> {
         recipe.check()?;
-        let tied = match (model.config(), generic) {
-            (Some(config), false) => DecoderConfig::from_json(config)?.tied,
+        let config = match (model.config(), generic) {
+            (Some(config), false) => Some(DecoderConfig::from_json(config)?),
             (None, false) => {
                 let place = format!("{} (with --generic, matrices are taken by name)", model.path().display());
                 return Err(Error::Missing { name: "config.json".into(), place });
             }
-            (_, true) => false,
+            (_, true) => None,
         };
+        let tied = config.as_ref().is_some_and(|c| c.tied);
         let mut entries = Vec::new();
         for t in model.tensors() {
             // The one is the other: a second copy in the file has no reader. The frequencies are in the configuration.
@@ -111,8 +155,64 @@ impl Plan {
             let file = model.shard_of(&t.name).to_string();
             entries.push(Entry { name: t.name, shape: t.shape, rule: rule.map(|r| r.0), action, tensors, file });
         }
-        let inputs = inputs(model, &recipe, seed)?;
-        Ok(Self { recipe, entries, seed, inputs })
+        let most = config.as_ref().map_or(512, |c| c.max_positions);
+        let ctx = calibration.ctx.unwrap_or(most.min(512));
+        if ctx < 2 || ctx > most {
+            return Err(
+                ParamError::new("ctx", ctx, format!("must be 2 to {most}, which the model was made for")).into()
+            );
+        }
+        if calibration.windows == 0 {
+            return Err(ParamError::new("calib-windows", 0, "must be at least 1").into());
+        }
+        let mut plan = Self {
+            inputs: inputs(model, &recipe, seed)?,
+            recipe,
+            entries,
+            seed,
+            config,
+            calibration: None,
+            windows: [calibration.windows, ctx],
+        };
+        if plan.needs_data() {
+            plan.check_sites()?;
+            if let Some(path) = &calibration.text {
+                let content = crate::eval::read_text(path)?;
+                let (windows, hash) = (format!("{} of {ctx}", calibration.windows), hash(content.as_bytes()));
+                plan.inputs.insert("calibration text".into(), hash);
+                plan.inputs.insert("calibration windows".into(), windows);
+                plan.calibration = Some(Text { content, name: path.display().to_string() });
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Whether some matrix is compressed by what flows into it.
+    pub fn needs_data(&self) -> bool {
+        self.entries.iter().any(|e| e.needs().any_data())
+    }
+
+    /// Error unless every matrix that wants data is one that data flows into.
+    fn check_sites(&self) -> Result<()> {
+        let Some(config) = &self.config else {
+            let value = "by name patterns alone: its method needs data (choose rtn)".to_string();
+            return Err(Error::Unsupported { what: "calibration of a model of unknown architecture", value });
+        };
+        let sites = config.sites();
+        let fed = |name: &str| sites.iter().any(|s| s.consumers.iter().any(|c| c.weight == name));
+        for e in self.entries.iter().filter(|e| e.needs().any_data()) {
+            if !fed(&e.name) || e.name == EMBEDDING {
+                let value =
+                    "it is looked up before anything flows; choose a method without data, such as rtn".to_string();
+                return Err(Error::Unsupported { what: "calibration of this matrix", value }.in_tensor(&e.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// The entry of a tensor.
+    pub fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.binary_search_by(|e| e.name.as_str().cmp(name)).ok().map(|i| &self.entries[i])
     }
 
     /// One hash of everything that the result depends on.
@@ -162,12 +262,35 @@ impl Plan {
             }
             _ => 0,
         };
+        let mut terms = self.calibration_memory();
         let headers: u64 = self.entries.iter().map(|e| 200 + e.tensors.len() as u64 * 300).sum();
-        [
+        terms.extend([
             ("rows", self.entries.iter().map(block).max().unwrap_or(0)),
             ("headers", headers),
             ("tokenizer", tokenizer),
             ("program", 10 << 20),
+        ]);
+        terms
+    }
+
+    /// What calibration adds: nothing where no method wants data.
+    fn calibration_memory(&self) -> BTreeMap<&'static str, u64> {
+        let Some(c) = self.config.as_ref().filter(|_| self.needs_data()) else { return BTreeMap::new() };
+        let tokens = (self.windows[0] * self.windows[1]) as u64;
+        let ctx = self.windows[1] as u64;
+        let wide = self.entries.iter().filter(|e| e.needs().gram).filter_map(|e| e.matrix()).map(|m| m[1] as u64).max();
+        let sites = tersor::llm::SiteKind::ALL.map(|k| k.shapes(c));
+        let elements = |shapes: &[[usize; 2]]| shapes.iter().map(|s| (s[0] * s[1]) as u64).sum::<u64>();
+        let largest = sites.iter().map(|s| elements(s)).max().unwrap_or(0);
+        [
+            // The stream, and beside it the attention output until it is added.
+            ("hidden states", tokens * 4 * (c.hidden + c.heads * c.head_dim) as u64),
+            // Statistics, the damped copy, its reversal and the factor, each in f64.
+            ("gram", wide.unwrap_or(0).pow(2) * 8 * 4),
+            // A layer in f32, and the compressed form of one site's matrices.
+            ("layer", 4 * (sites.iter().map(|s| elements(s)).sum::<u64>() + largest)),
+            // Of one window: queries, keys, values, scores of the heads at work, or the two halves of the gated product.
+            ("window", 4 * ctx * (3 * c.intermediate.max(c.heads * c.head_dim) as u64 + 2 * ctx)),
         ]
         .into()
     }
@@ -221,25 +344,26 @@ fn inputs(model: &Model, recipe: &Recipe, seed: u64) -> Result<BTreeMap<String, 
     .into())
 }
 
-/// Reads a recipe and a seed back out of a plan file.
-pub fn recipe_of(path: &Path) -> Result<(Recipe, u64, String)> {
+/// Reads a recipe, a seed and the hashed inputs back out of a plan file.
+pub fn recipe_of(path: &Path) -> Result<(Recipe, u64, BTreeMap<String, String>)> {
     let json = files::read(path, &Limits::default())?;
     let bad = |what: &str| Error::format(path.display().to_string(), what);
     let recipe = serde_json::from_value(json["recipe"].clone()).map_err(|e| bad(&format!("recipe: {e}")))?;
     let seed = json["seed"].as_u64().ok_or_else(|| bad("no `seed`"))?;
-    let fingerprint = json["fingerprint"].as_str().ok_or_else(|| bad("no `fingerprint`"))?;
-    Ok((recipe, seed, fingerprint.to_string()))
+    let inputs = serde_json::from_value(json["inputs"].clone()).map_err(|e| bad(&format!("inputs: {e}")))?;
+    Ok((recipe, seed, inputs))
 }
 
 pub fn run(a: &args::Plan, json: bool) -> Result<()> {
     let model = Model::open(&a.model, &Limits::default())?;
-    let plan = Plan::new(&model, Recipe::find(&a.recipe)?, a.seed, a.generic)?;
+    let calibration = Calibration::from_args(&a.calibration, a.ctx);
+    let plan = Plan::new(&model, Recipe::find(&a.recipe)?, a.seed, a.generic, &calibration)?;
     // A file is copied; of GGUF metadata a tree is made, of some twelve times the size of its text.
     let copies = if model.gguf().is_some() { 12 } else { 2 };
     let tokenizer = Tokenizer::json_of(&model).map_or(0, |t| t.len() as u64 * copies);
     if let Some(out) = &a.out {
         let recipe = serde_json::to_value(&plan.recipe).map_err(|e| Error::format("recipe", e.to_string()))?;
-        let file = json!({"recipe": recipe, "seed": plan.seed, "fingerprint": plan.fingerprint()});
+        let file = json!({"recipe": recipe, "seed": plan.seed, "inputs": plan.inputs});
         write_atomic(out, &files::to_bytes(&file))?;
     }
     let (all, body) = bits_per_weight(&plan.weights());

@@ -103,7 +103,7 @@ impl Layer {
         self.add(&self.down_proj, &x, stream, exec)
     }
 
-    fn add(&self, linear: &Linear, x: &Input<'_>, stream: &mut [f32], exec: &mut Exec) -> Result<()> {
+    pub(crate) fn add(&self, linear: &Linear, x: &Input<'_>, stream: &mut [f32], exec: &mut Exec) -> Result<()> {
         let shape = [x.shape()[0], linear.op.shape()[0]];
         linear.op.apply_add(x, MatViewMut::new(stream, shape)?, exec)?;
         if let Some(bias) = &linear.bias {

@@ -18,6 +18,7 @@
 //! ```
 
 mod cache;
+mod calibrate;
 mod checkpoint;
 mod config;
 mod decoder;
@@ -29,6 +30,7 @@ mod sites;
 mod tokenizer;
 
 pub use cache::DenseCache;
+pub use calibrate::{Behind, Calibration, Hooks, Replacements, SHARD_WINDOWS};
 pub use checkpoint::{Checkpoint, MANIFEST, Manifest, StoredWeight, bits_per_weight, is_embedding_or_head};
 pub use config::{DecoderConfig, RopeScaling};
 pub use decoder::{Decoder, State};

@@ -6,8 +6,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tersor::core::compose::Cast;
-use tersor::core::{Check, DType, Error, Method, NonFinite, ParamError, Result};
-use tersor::groupwise::{Clip, Grid, Rtn};
+use tersor::core::{Bits, Check, DType, Error, GroupSize, Method, NonFinite, ParamError, Result};
+use tersor::groupwise::gptq::{Dead, Groups, OnFailure};
+use tersor::groupwise::{Clip, Gptq, Grid, Rtn};
+use tersor::llm::Behind;
 
 /// Ordered rules, the first that matches a matrix wins. What no rule matches stays as it is.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -15,6 +17,10 @@ use tersor::groupwise::{Clip, Grid, Rtn};
 pub struct Recipe {
     /// A name for tables and directories.
     pub name: String,
+    /// Which weights calibration data comes through, for rules that need it: `"sequential"` (the default: each site sees the
+    /// outputs of those already compressed) or `"original"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<String>,
     /// The rules.
     pub rules: Vec<Rule>,
 }
@@ -26,7 +32,7 @@ pub struct Rule {
     /// Name patterns with `*` and `?`.
     #[serde(rename = "match")]
     pub patterns: Patterns,
-    /// `rtn`, `bf16`, `f16`, `f32` or `keep`.
+    /// `rtn`, `gptq`, `bf16`, `f16`, `f32` or `keep`.
     pub method: String,
     /// Bits of a code, 2 to 8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -43,6 +49,24 @@ pub struct Rule {
     /// Whether ranges are searched for the least error.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub mse: bool,
+    /// Takes columns by importance (GPTQ).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub act_order: bool,
+    /// Fits the grids of groups before anything is rounded (GPTQ).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub static_groups: bool,
+    /// Damping of the Hessian as a share of its mean diagonal, 0.01 unless given (GPTQ).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damping: Option<f64>,
+    /// Columns of a lazy batch, 128 unless given (GPTQ).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block: Option<usize>,
+    /// Weights of features that were always zero: `"zero"` (the default) or `"keep"` (GPTQ).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead: Option<String>,
+    /// When no damping helps: `"rtn"` (the default) or `"error"` (GPTQ).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<String>,
     /// What happens to NaN and infinities in the weights: `"error"` (the default), `"zero"` or `"clamp"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub non_finite: Option<String>,
@@ -88,12 +112,24 @@ impl Recipe {
             let rule = "must consist of letters, digits, `-`, `_` and `.`, and not begin with `.`";
             return Err(ParamError::new("name", format!("`{}`", self.name), rule).into());
         }
+        self.behind()?;
         for rule in &self.rules {
             rule.method(DType::F32)?;
             rule.non_finite()?;
             rule.matches("")?;
         }
         Ok(())
+    }
+
+    /// Which weights calibration data comes through.
+    pub fn behind(&self) -> Result<Behind> {
+        match self.statistics.as_deref() {
+            None | Some("sequential") => Ok(Behind::Compressed),
+            Some("original") => Ok(Behind::Original),
+            Some(other) => {
+                Err(ParamError::new("statistics", format!("`{other}`"), "must be sequential or original").into())
+            }
+        }
     }
 
     /// Number of the first rule that matches a name, and the rule.
@@ -137,54 +173,104 @@ impl Rule {
     /// The checked method; `keep` stores `original`.
     pub fn method(&self, original: DType) -> Result<Box<dyn Method>> {
         let cast = |dtype| Ok(Box::new(Cast::new(dtype)?) as Box<dyn Method>);
-        let quantizes = self.method == "rtn";
-        let given =
+        let grid =
             self.bits.is_some() || self.group.is_some() || self.grid.is_some() || self.scales.is_some() || self.mse;
-        if !quantizes && given {
-            let rule = "takes no bits, group, grid, scales or mse";
-            return Err(ParamError::new("method", format!("`{}`", self.method), rule).into());
+        let gptq = self.act_order
+            || self.static_groups
+            || self.damping.is_some()
+            || self.block.is_some()
+            || self.dead.is_some()
+            || self.on_failure.is_some();
+        let refuse = |rule: &str| Err(ParamError::new("method", format!("`{}`", self.method), rule).into());
+        if gptq && self.method != "gptq" {
+            return refuse("takes no act_order, static_groups, damping, block, dead or on_failure");
         }
         match self.method.as_str() {
+            "rtn" => Ok(Box::new(self.rtn()?.check()?)),
+            "gptq" => Ok(Box::new(self.gptq()?.check()?)),
+            "keep" | "bf16" | "f16" | "f32" if grid => refuse("takes no bits, group, grid, scales or mse"),
             "keep" => cast(original),
             "bf16" => cast(DType::BF16),
             "f16" => cast(DType::F16),
             "f32" => cast(DType::F32),
-            "rtn" => Ok(Box::new(self.rtn()?.check()?)),
-            other => {
-                let rule = "must be one of rtn, bf16, f16, f32, keep";
-                Err(ParamError::new("method", format!("`{other}`"), rule).into())
-            }
+            _ => refuse("must be one of rtn, gptq, bf16, f16, f32, keep"),
         }
     }
 
-    fn rtn(&self) -> Result<Rtn> {
-        let bits = self.bits.ok_or_else(|| ParamError::new("bits", "missing", "`rtn` needs 2 to 8"))?;
-        let mut rtn = Rtn::new().bits(bits);
-        rtn = match &self.group {
-            None => rtn.per_channel(),
-            Some(Group::Size(n)) => rtn.group(usize::try_from(*n).unwrap_or(usize::MAX)),
-            Some(Group::Word(w)) if w == "channel" => rtn.per_channel(),
-            Some(Group::Word(w)) if w == "tensor" => rtn.per_tensor(),
+    /// What a grid over groups needs, whoever finds the codes on it.
+    fn grid(&self) -> Result<GridOptions> {
+        let needs = || ParamError::new("bits", "missing", format!("`{}` needs 2 to 8", self.method));
+        let bits = self.bits.ok_or_else(needs)?;
+        let group = match &self.group {
+            None => GroupSize::Channel,
+            Some(Group::Size(n)) => GroupSize::size(usize::try_from(*n).unwrap_or(usize::MAX))?,
+            Some(Group::Word(w)) if w == "channel" => GroupSize::Channel,
+            Some(Group::Word(w)) if w == "tensor" => GroupSize::Tensor,
             Some(Group::Word(w)) => {
-                return Err(
-                    ParamError::new("group", format!("`{w}`"), "must be a number, `channel` or `tensor`").into()
-                );
+                let rule = "must be a number, `channel` or `tensor`";
+                return Err(ParamError::new("group", format!("`{w}`"), rule).into());
             }
         };
-        rtn = match self.grid.as_deref() {
-            None => rtn,
-            Some("sym") => rtn.symmetric(),
-            Some(g) => rtn.grid(Grid::from_name(g).ok_or_else(|| {
-                ParamError::new("grid", format!("`{g}`"), "must be asym, sym, sym_full or sym_narrow")
-            })?),
+        let bad = |g: &str| ParamError::new("grid", format!("`{g}`"), "must be asym, sym, sym_full or sym_narrow");
+        let grid = match self.grid.as_deref() {
+            None => Grid::Asym,
+            Some("sym") => Grid::symmetric(Bits::new(bits)?),
+            Some(g) => Grid::from_name(g).ok_or_else(|| bad(g))?,
         };
-        if let Some(s) = &self.scales {
-            let dtype = DType::from_name(s).filter(|d| d.is_weight());
-            rtn = rtn
-                .scales(dtype.ok_or_else(|| ParamError::new("scales", format!("`{s}`"), "must be f16, bf16 or f32"))?);
-        }
-        Ok(if self.mse { rtn.clip(Clip::Search { norm: 2.4 }) } else { rtn })
+        let scales = match self.scales.as_deref() {
+            None => DType::F16,
+            Some(s) => DType::from_name(s)
+                .filter(|d| d.is_weight())
+                .ok_or_else(|| ParamError::new("scales", format!("`{s}`"), "must be f16, bf16 or f32"))?,
+        };
+        let clip = if self.mse { Clip::Search { norm: 2.4 } } else { Clip::None };
+        Ok(GridOptions { bits, group, grid, scales, clip })
     }
+
+    fn rtn(&self) -> Result<Rtn> {
+        let g = self.grid()?;
+        let rtn = Rtn::new().bits(g.bits).grid(g.grid).scales(g.scales).clip(g.clip);
+        Ok(match g.group {
+            GroupSize::Size(n) => rtn.group(n.get()),
+            GroupSize::Channel => rtn.per_channel(),
+            GroupSize::Tensor => rtn.per_tensor(),
+        })
+    }
+
+    fn gptq(&self) -> Result<Gptq> {
+        let g = self.grid()?;
+        let mut gptq = Gptq::new().bits(g.bits).grid(g.grid).scales(g.scales).clip(g.clip).act_order(self.act_order);
+        gptq = match g.group {
+            GroupSize::Size(n) => gptq.group(n.get()),
+            GroupSize::Channel => gptq.per_channel(),
+            GroupSize::Tensor => {
+                return Err(ParamError::new("group", "`tensor`", "must be a number or `channel` with gptq").into());
+            }
+        };
+        if self.static_groups {
+            gptq = gptq.groups(Groups::Static);
+        }
+        gptq = self.damping.map_or(gptq, |d| gptq.damping(d));
+        gptq = self.block.map_or(gptq, |b| gptq.block(b));
+        gptq = match self.dead.as_deref() {
+            None | Some("zero") => gptq.dead(Dead::Zero),
+            Some("keep") => gptq.dead(Dead::Keep),
+            Some(other) => return Err(ParamError::new("dead", format!("`{other}`"), "must be zero or keep").into()),
+        };
+        Ok(match self.on_failure.as_deref() {
+            None | Some("rtn") => gptq.on_failure(OnFailure::Rtn),
+            Some("error") => gptq.on_failure(OnFailure::Error),
+            Some(o) => return Err(ParamError::new("on_failure", format!("`{o}`"), "must be rtn or error").into()),
+        })
+    }
+}
+
+struct GridOptions {
+    bits: u32,
+    group: GroupSize,
+    grid: Grid,
+    scales: DType,
+    clip: Clip,
 }
 
 #[cfg(test)]
@@ -222,6 +308,13 @@ mod tests {
             "method = \"rtn\"\nbits = 4\nunknown = 1",
             "method = \"bf16\"\nbits = 4",
             "method = \"magic\"",
+            "method = \"gptq\"",
+            "method = \"gptq\"\nbits = 4\ngroup = \"tensor\"",
+            "method = \"gptq\"\nbits = 4\ndamping = 0.0",
+            "method = \"gptq\"\nbits = 4\ndead = \"bury\"",
+            "method = \"gptq\"\nbits = 4\non_failure = \"pray\"",
+            "method = \"rtn\"\nbits = 4\nact_order = true",
+            "method = \"bf16\"\ndamping = 0.01",
             "method = \"bf16\"\nnon_finite = \"ignore\"",
         ] {
             let e = toml(bad).unwrap_err();

@@ -1,11 +1,11 @@
-//! Recipes by name: `bf16`, and `w<bits>[-g<group>]-<method>[-sym][-mse]`.
+//! Recipes by name: `bf16`, and `w<bits>[-g<group>]-<method>[-sym][-ao][-mse]`.
 
 use tersor::core::{ParamError, Result};
 
 use super::{Group, Patterns, Recipe, Rule};
 
 /// Methods that a name may end in.
-const METHODS: [&str; 1] = ["rtn"];
+const METHODS: [&str; 2] = ["rtn", "gptq"];
 
 /// Names to offer when one is not understood.
 fn catalogue() -> Vec<String> {
@@ -13,8 +13,10 @@ fn catalogue() -> Vec<String> {
     for method in METHODS {
         for bits in 2..=8 {
             for group in ["", "-g32", "-g64", "-g128"] {
-                for tail in ["", "-sym", "-mse", "-sym-mse"] {
-                    all.push(format!("w{bits}{group}-{method}{tail}"));
+                for tail in ["", "-sym", "-mse", "-sym-mse", "-ao", "-sym-ao", "-ao-mse", "-sym-ao-mse"] {
+                    if method == "gptq" || !tail.contains("-ao") {
+                        all.push(format!("w{bits}{group}-{method}{tail}"));
+                    }
                 }
             }
         }
@@ -31,10 +33,16 @@ pub(super) fn built_in(name: &str) -> Result<Recipe> {
         grid: None,
         scales: None,
         mse: false,
+        act_order: false,
+        static_groups: false,
+        damping: None,
+        block: None,
+        dead: None,
+        on_failure: None,
         non_finite: None,
     };
     if matches!(name, "bf16" | "f16" | "f32") {
-        return Ok(Recipe { name: name.into(), rules: vec![blank] });
+        return Ok(Recipe { name: name.into(), statistics: None, rules: vec![blank] });
     }
     let Some(body) = parse(name, &blank) else {
         let mut near = catalogue();
@@ -45,7 +53,7 @@ pub(super) fn built_in(name: &str) -> Result<Recipe> {
     };
     let ends = Patterns::Many(vec!["model.embed_tokens.weight".into(), "lm_head.weight".into()]);
     let ends = Rule { patterns: ends, method: "rtn".into(), bits: Some(8), ..blank };
-    Ok(Recipe { name: name.into(), rules: vec![ends, body] })
+    Ok(Recipe { name: name.into(), statistics: None, rules: vec![ends, body] })
 }
 
 fn parse(name: &str, blank: &Rule) -> Option<Rule> {
@@ -55,7 +63,8 @@ fn parse(name: &str, blank: &Rule) -> Option<Rule> {
     let number = |s: &str| s.parse::<u32>().ok().filter(|n| n.to_string() == s);
     let mut rule = Rule { bits: Some(number(bits).filter(|b| (2..=8).contains(b))?), ..blank.clone() };
     let mut part = parts.next()?;
-    if let Some(group) = part.strip_prefix('g') {
+    // A method's name may begin with a `g`, too.
+    if let Some(group) = part.strip_prefix('g').filter(|_| !METHODS.contains(&part)) {
         let group = number(group).filter(|&g| g > 0)?;
         rule.group = Some(Group::Size(u64::from(group)));
         part = parts.next()?;
@@ -68,6 +77,9 @@ fn parse(name: &str, blank: &Rule) -> Option<Rule> {
     let mut rest = parts.peekable();
     if rest.next_if_eq(&"sym").is_some() {
         rule.grid = Some("sym".into());
+    }
+    if part == "gptq" && rest.next_if_eq(&"ao").is_some() {
+        (rule.act_order, rule.static_groups) = (true, true);
     }
     if rest.next_if_eq(&"mse").is_some() {
         rule.mse = true;
@@ -106,6 +118,8 @@ mod tests {
             "w4-rtn-sym-sym",
             "w4-g-rtn",
             "w+4-rtn",
+            "w4-rtn-ao",
+            "w4-gptq-ao-sym",
         ] {
             let e = built_in(bad).unwrap_err();
             assert!(e.is_usage() && e.to_string().contains("near names"), "{bad}: {e}");

@@ -1,0 +1,199 @@
+//! One matrix at a time: compressed, or copied as it is stored.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Mutex;
+
+use serde_json::{Value as Json, json};
+use tersor::core::{
+    Context, Error, LinearOp, NonFinite, Prepared, Repaired, Report, Result, RowSlot, RowSource, TensorInfo,
+    TensorSink, check_finite,
+};
+use tersor::formats::safetensors::Writer;
+use tersor::formats::{Model, json as files};
+
+use crate::plan::{Action, Entry, Plan};
+
+/// A compression under way.
+pub struct Job<'a> {
+    pub model: &'a Model,
+    pub plan: &'a Plan,
+    pub cx: &'a Context,
+    /// The files being written.
+    pub writers: BTreeMap<String, Writer>,
+    /// What the manifest will say of each matrix.
+    pub tensors: BTreeMap<String, Json>,
+    /// Seconds that each took.
+    pub seconds: BTreeMap<String, f64>,
+}
+
+/// Sees the operator of each block of rows, by the number of its first row.
+pub type EachBlock<'e> = &'e mut dyn FnMut(usize, &dyn LinearOp) -> Result<()>;
+
+impl<'a> Job<'a> {
+    /// An entry that needs no data: copied, or compressed by a method of its own.
+    pub fn alone(&mut self, entry: &Entry, each: EachBlock<'_>) -> Result<()> {
+        match &entry.action {
+            Action::Copy => {
+                self.cx.cancel.check()?;
+                let (model, writer) = (self.model, self.writer(entry)?);
+                copy(model, entry, writer)?;
+                self.cx.progress.advance(1, &entry.name);
+                Ok(())
+            }
+            Action::Compress(method) => {
+                let prepared = method.prepare(None, self.cx).map_err(|e| e.in_tensor(&entry.name))?;
+                self.matrix(entry, &*prepared, each)
+            }
+        }
+    }
+
+    /// One matrix, a block of rows at a time.
+    pub fn matrix(&mut self, entry: &Entry, prepared: &dyn Prepared, each: EachBlock<'_>) -> Result<()> {
+        self.blocks(entry, prepared, each).map_err(|e| e.in_tensor(&entry.name))?;
+        self.cx.progress.advance(1, &entry.name);
+        Ok(())
+    }
+
+    fn writer(&mut self, entry: &Entry) -> Result<&mut Writer> {
+        let missing = || Error::Missing { name: entry.file.clone(), place: "the files being written".into() };
+        self.writers.get_mut(&entry.file).ok_or_else(missing)
+    }
+
+    fn blocks(&mut self, entry: &Entry, prepared: &dyn Prepared, each: EachBlock<'_>) -> Result<()> {
+        let Action::Compress(method) = &entry.action else { return Ok(()) };
+        let (plan, cx) = (self.plan, self.cx);
+        let source = HashedRows(self.model.rows(&entry.name)?, Mutex::new(blake3::Hasher::new()));
+        let rule = entry.rule.and_then(|r| plan.recipe.rules.get(r));
+        let repaired = Repaired::new(&source, rule.map_or(Ok(NonFinite::Refuse), |r| r.non_finite())?);
+        let shape = source.shape();
+        let (mut report, mut spec) = (Report::default(), None);
+        let step = Plan::block_rows(shape, &**method);
+        // An empty matrix is one empty block.
+        for first in (0..shape[0].max(1)).step_by(step) {
+            let rows = first..(first + step).min(shape[0]);
+            let done = prepared.compress(&repaired, rows, cx)?;
+            let at = RowSlot { first, total: shape[0] };
+            done.op.save(&entry.name, at, self.writer(entry)?)?;
+            each(first, &*done.op)?;
+            report.merge(&done.report);
+            spec = Some(done.op.spec(at));
+        }
+        let spec = spec.ok_or_else(|| Error::shape("blocks of a matrix", "at least one", 0))?;
+        report.replaced = repaired.count();
+        if report.replaced > 0 {
+            cx.progress.warn(&format!("{}: {} values were not finite and were replaced", entry.name, report.replaced));
+        }
+        let hash = source.1.into_inner().unwrap_or_else(|e| e.into_inner()).finalize().to_hex().to_string();
+        for f in &report.fallbacks {
+            cx.progress.warn(&format!("{}: {f}", entry.name));
+        }
+        let json = json!({
+            "spec": files::from_spec(&spec), "method": method.name(), "rule": entry.rule, "bytes": entry.bytes(),
+            "source_blake3": hash, "report": report_json(&report),
+        });
+        self.tensors.insert(entry.name.clone(), json);
+        self.seconds.insert(entry.name.clone(), report.seconds);
+        Ok(())
+    }
+}
+
+/// Hashes rows as they are read, in order.
+struct HashedRows<'a>(Box<dyn RowSource + 'a>, Mutex<blake3::Hasher>);
+
+impl RowSource for HashedRows<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.0.shape()
+    }
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.0.read_rows(rows, out)?;
+        let mut hasher = self.1.lock().unwrap_or_else(|e| e.into_inner());
+        let mut bytes = Vec::with_capacity(1 << 14);
+        for part in out.chunks(1 << 12) {
+            bytes.clear();
+            bytes.extend(part.iter().flat_map(|v| v.to_le_bytes()));
+            hasher.update(&bytes);
+        }
+        Ok(())
+    }
+}
+
+fn report_json(r: &Report) -> Json {
+    let mut out = json!({"squared_error": r.squared_error, "energy": r.energy, "relative_error": r.relative_error()});
+    let mut put = |name: &str, value: Option<f64>| {
+        if let Some(v) = value {
+            out[name] = v.into();
+        }
+    };
+    put("data_error", r.data_error);
+    put("data_energy", r.data_energy);
+    put("damping", r.damping);
+    if r.dead_columns > 0 {
+        out["dead_columns"] = r.dead_columns.into();
+    }
+    if r.replaced > 0 {
+        out["replaced"] = r.replaced.into();
+    }
+    if !r.fallbacks.is_empty() {
+        out["fallbacks"] = json!(r.fallbacks);
+    }
+    out
+}
+
+/// A tensor as it is stored; of block types, its values. Floats are checked.
+pub fn copy(model: &Model, entry: &Entry, sink: &mut dyn TensorSink) -> Result<()> {
+    let (name, info) = &entry.tensors[0];
+    let fail = |e: Error| e.in_tensor(name);
+    let Some(stored) = model.stored() else {
+        let rows = model.rows(name)?;
+        let [n, cols] = rows.shape();
+        let mut values = vec![0f32; tersor::core::view::elements([n, cols])?];
+        rows.read_rows(0..n, &mut values)?;
+        check_finite(&values, cols, 0).map_err(fail)?;
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        return sink.write_shared(name, info, &bytes);
+    };
+    let total = info.bytes().map_err(fail)?;
+    let rows = info.shape.first().copied().unwrap_or(1).max(1);
+    let width = total / rows;
+    // Tensors that are copied are norms and biases, of strange models anything: in parts of whole entries.
+    let step = ((8usize << 20) / width.max(1)).max(1);
+    for first in (0..rows).step_by(step) {
+        let n = step.min(rows - first);
+        let mut bytes = vec![0u8; if total == 0 { 0 } else { n * width }];
+        stored.read_at(name, (first * width) as u64, &mut bytes)?;
+        if info.dtype.is_weight() {
+            let mut values = vec![0f32; bytes.len() / info.dtype.size()];
+            info.dtype.widen_bytes(&bytes, &mut values);
+            check_finite(&values, values.len(), 0).map_err(|e| fail(place(e, info, first)))?;
+        }
+        if info.shape.is_empty() {
+            sink.write_shared(name, info, &bytes)?;
+        } else {
+            sink.write_rows(name, info, first, &bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// An error in a part of a tensor that begins at entry `first`, by the row and column in the whole.
+fn place(e: Error, info: &TensorInfo, first: usize) -> Error {
+    let Error::NonFinite { col, value, .. } = e else { return e };
+    let (cols, entry) = (info.shape.last().copied().unwrap_or(1).max(1), info.shape.iter().skip(1).product::<usize>());
+    let at = first * entry + col;
+    Error::NonFinite { row: at / cols, col: at % cols, value }
+}
+
+/// Reads every row of an operator, for the checks of `verify` and the writing of `convert`.
+pub fn each_block(op: &dyn LinearOp, mut f: impl FnMut(usize, Vec<f32>) -> Result<()>) -> Result<()> {
+    let [rows, cols] = op.shape();
+    let step = ((8usize << 20) / 4 / cols.max(1)).max(1);
+    for first in (0..rows).step_by(step) {
+        let last = (first + step).min(rows);
+        let mut block = vec![0f32; (last - first) * cols];
+        op.decompress_rows(first..last, &mut block)?;
+        check_finite(&block, cols, first)?;
+        f(first, block)?;
+    }
+    Ok(())
+}
