@@ -30,6 +30,8 @@ pub enum Verb {
     Inspect(Inspect),
     /// Say what a recipe would make of a model, from headers alone.
     Plan(Plan),
+    /// Gather statistics of what flows into the matrices, for `compress --stats`.
+    Calibrate(Calibrate),
     /// Compress a model into a directory.
     Compress(Compress),
     /// Measure perplexity, size and speed.
@@ -61,9 +63,71 @@ pub struct Calibration {
     /// Calibration text.
     #[arg(long)]
     pub calib: Option<PathBuf>,
-    /// Windows of calibration text.
+    /// Windows of calibration text; of an encoder's, lines.
     #[arg(long, default_value_t = 128)]
     pub calib_windows: usize,
+    /// Statistics that `calibrate` wrote (all shards), or an importance matrix of llama.cpp, instead of a text.
+    #[arg(long, value_delimiter = ',', conflicts_with = "calib")]
+    pub stats: Vec<PathBuf>,
+    /// Most memory to take (`300MB`, `2GiB`); hidden states go to disk where that helps.
+    #[arg(long, value_parser = bytes)]
+    pub max_memory: Option<u64>,
+}
+
+/// A number of bytes: `1500000`, `300MB`, `1.5GiB`.
+fn bytes(s: &str) -> Result<u64, String> {
+    let digits = s.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(s.len());
+    let (number, unit) = s.split_at(digits);
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1024f64.powi(2),
+        "gib" => 1024f64.powi(3),
+        _ => return Err("must be a number of bytes, such as 300MB or 2GiB".into()),
+    };
+    let bytes = number.parse::<f64>().ok().map(|n| n * unit).filter(|b| b.is_finite() && *b < 9e18);
+    bytes.map(|b| b as u64).ok_or_else(|| "must be a number of bytes, such as 300MB or 2GiB".to_string())
+}
+
+/// `tersor calibrate`
+#[derive(clap::Args, Debug)]
+pub struct Calibrate {
+    /// A directory or a `.gguf` file.
+    pub model: PathBuf,
+    /// Name of a recipe, or a TOML file: what it needs is gathered.
+    #[arg(long)]
+    pub recipe: String,
+    /// Calibration text.
+    #[arg(long)]
+    pub text: PathBuf,
+    /// Windows of it; for an encoder, lines.
+    #[arg(long, default_value_t = 128)]
+    pub windows: usize,
+    /// Tokens of a window; the smaller of 512 and the model's maximum unless given.
+    #[arg(long)]
+    pub ctx: Option<usize>,
+    /// Only part I of N, counted from 1; `compress --stats` takes the files of all parts.
+    #[arg(long, value_parser = shard)]
+    pub shard: Option<(usize, usize)>,
+    /// The file of statistics.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Most memory to take (`300MB`, `2GiB`); hidden states go to disk where that helps.
+    #[arg(long, value_parser = bytes)]
+    pub max_memory: Option<u64>,
+    /// Seed of the samples.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+fn shard(s: &str) -> Result<(usize, usize), String> {
+    let parsed = s.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    parsed
+        .filter(|(i, n): &(usize, usize)| (1..=*n).contains(i))
+        .ok_or_else(|| "must be I/N with I from 1 to N, such as 1/4".to_string())
 }
 
 /// `tersor plan`
@@ -111,6 +175,12 @@ pub struct Compress {
     /// Tokens of a window.
     #[arg(long)]
     pub ctx: Option<usize>,
+    /// Do only task K of those that `plan --json` lists; any process may do any of them, in an order that it allows.
+    #[arg(long, conflicts_with = "merge")]
+    pub task: Option<usize>,
+    /// Put together what the tasks have made.
+    #[arg(long)]
+    pub merge: bool,
     /// Take a model of unknown architecture, by name patterns.
     #[arg(long)]
     pub generic: bool,
@@ -124,13 +194,16 @@ pub struct Compress {
 pub struct Eval {
     /// A directory, a `.gguf` file, or what `compress` wrote.
     pub model: PathBuf,
-    /// Evaluation text.
-    #[arg(long)]
-    pub text: PathBuf,
+    /// Evaluation text, for a decoder.
+    #[arg(long, required_unless_present = "sentences", conflicts_with = "sentences")]
+    pub text: Option<PathBuf>,
+    /// Sentences, a line each, for an encoder: how close its embeddings are to those of `--against`.
+    #[arg(long, requires = "against")]
+    pub sentences: Option<PathBuf>,
     /// Tokens of a window; the smaller of 512 and the model's maximum unless given.
     #[arg(long)]
     pub ctx: Option<usize>,
-    /// Windows; all of the text unless given.
+    /// Windows; all of the text unless given. Of sentences: lines.
     #[arg(long)]
     pub windows: Option<usize>,
     /// Compare predictions with this model's.

@@ -10,7 +10,7 @@ use tersor::formats::{Model, json as files};
 use tersor::llm::{MANIFEST, Manifest};
 
 use crate::compress::each_block;
-use crate::output::{self, Output};
+use crate::output::{self, Output, Share};
 use crate::{args, megabytes, print_json};
 
 /// File that says what a converted directory was made of.
@@ -35,7 +35,7 @@ pub fn run(a: &args::Convert, json: bool) -> Result<()> {
         "model": blake3::hash(format!("{:?}{:?}", model.files(), model.tensors()).as_bytes()).to_hex().to_string(),
         "fingerprint": manifest.as_ref().map(|m| m.json["fingerprint"].clone()), "to": dtype.name(), "version": env!("CARGO_PKG_VERSION"),
     });
-    let total = match output::open(&a.out, &inputs, RECORD)? {
+    let total = match output::open(&a.out, &inputs, &Json::Null, RECORD, Share::Alone)? {
         Output::Finished => items.iter().map(|i| i.info.bytes().unwrap_or(0) as u64).sum(),
         Output::Open(work) => {
             let mut layout: BTreeMap<String, BTreeMap<String, TensorInfo>> = BTreeMap::new();

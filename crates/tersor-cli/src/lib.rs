@@ -1,6 +1,7 @@
 //! The `tersor` command as a library: recipes, plans, compression into directories, measurement, reports.
 
 pub mod args;
+mod calibrate;
 mod compare;
 mod compress;
 mod convert;
@@ -12,7 +13,9 @@ mod plan;
 mod progress;
 pub mod recipe;
 mod report;
+mod statistics;
 mod verify;
+mod windows;
 
 use args::{Args, Verb};
 use tersor::core::{Error, Result};
@@ -26,6 +29,7 @@ pub fn run(args: Args) -> Result<()> {
     match args.verb {
         Verb::Inspect(a) => inspect::run(&a, json),
         Verb::Plan(a) => plan::run(&a, json),
+        Verb::Calibrate(a) => calibrate::run(&a, json),
         Verb::Compress(a) => compress::run(&a, json),
         Verb::Eval(a) => eval::run(&a, json),
         Verb::Compare(a) => compare::run(&a, json, threads),
@@ -40,6 +44,13 @@ pub fn run(args: Args) -> Result<()> {
 /// Exit code of an error: 2 for bad usage, 1 for everything else.
 pub fn exit_code(error: &Error) -> u8 {
     if error.is_usage() { 2 } else { 1 }
+}
+
+/// Lets an interrupt stop the work at its next step rather than in the middle of one.
+pub(crate) fn cancel_on_signals(cancel: &tersor::core::Cancel) {
+    let cancel = cancel.clone();
+    // Where no handler can be set, the signal ends the process, which resumes as well.
+    let _ = ctrlc::set_handler(move || cancel.cancel());
 }
 
 /// Prints one JSON object.

@@ -4,7 +4,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
-use tersor::core::{Error, Limits, Result};
+use tersor::core::{Error, Limits};
+
+type Result<T, E = Error> = std::result::Result<T, E>;
 use tersor::formats::{Model, ModelKind, json as files, safetensors, sync_dir, write_atomic};
 use tersor::llm::{MANIFEST, Tokenizer};
 
@@ -22,16 +24,25 @@ pub enum Output {
 /// An output directory being filled, locked until dropped.
 pub struct Work {
     dir: PathBuf,
-    _lock: File,
+    _locks: Vec<File>,
 }
 
-/// Opens an output directory for work that depends on `inputs` (name to hash) and ends with `last` being written. Error when
-/// it holds anything else, naming what differs, or another process works in it.
-pub fn open(dir: &Path, inputs: &Json, last: &str) -> Result<Output> {
+/// Who may work in a directory at the same time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// Nobody else.
+    Alone,
+    /// Others, on other tasks.
+    Task(usize),
+}
+
+/// Opens an output directory for work that depends on `inputs` (name to hash; `beside` are further ones that the result does not
+/// show) and ends with `last` being written. Error when it holds anything else, naming what differs, or another process works in it.
+pub fn open(dir: &Path, inputs: &Json, beside: &Json, last: &str, share: Share) -> Result<Output> {
     let work = dir.join(WORK);
-    let refuse = |what: String| Error::format(dir.display().to_string(), what);
+    let refuse = |what: &str| Error::format(dir.display().to_string(), what);
     if dir.exists() && !dir.is_dir() {
-        return Err(refuse("is not a directory".into()));
+        return Err(refuse("is not a directory"));
     }
     fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let finished = dir.join(last);
@@ -44,31 +55,50 @@ pub fn open(dir: &Path, inputs: &Json, last: &str) -> Result<Output> {
     }
     let empty = fs::read_dir(dir).map_err(|e| Error::io(dir, e))?.next().is_none();
     if !empty && !work.is_dir() {
-        return Err(refuse("holds files that this did not write; choose a new or empty directory".into()));
+        return Err(refuse("holds files that this did not write; choose a new or empty directory"));
     }
     fs::create_dir_all(&work).map_err(|e| Error::io(&work, e))?;
-    let lock_path = work.join("lock");
-    let lock = File::options().create(true).append(true).open(&lock_path).map_err(|e| Error::io(&lock_path, e))?;
-    if lock.try_lock().is_err() {
-        return Err(refuse("another process is working in it".into()));
+    let busy = "another process is working in it";
+    let mut locks = Vec::new();
+    match share {
+        Share::Alone => locks.push(lock(&work.join("lock"), File::try_lock)?.ok_or_else(|| refuse(busy))?),
+        Share::Task(k) => {
+            locks.push(lock(&work.join("lock"), File::try_lock_shared)?.ok_or_else(|| refuse(busy))?);
+            let own = lock(&work.join(format!("task-{k}.lock")), File::try_lock)?;
+            locks.push(own.ok_or_else(|| refuse(&format!("another process is working on task {k}")))?);
+        }
+    }
+    // Tasks begin at the same time: one at a time looks at the record of inputs.
+    let opening = work.join("opening.lock");
+    let gate = File::options().create(true).append(true).open(&opening).map_err(|e| Error::io(&opening, e))?;
+    gate.lock().map_err(|e| Error::io(&opening, e))?;
+    let mut all = inputs.clone();
+    for (key, value) in beside.as_object().into_iter().flatten() {
+        all[key] = value.clone();
     }
     let state = work.join("inputs.json");
     if state.is_file() {
-        check_same(dir, &files::read(&state, &Limits::default())?, inputs)?;
+        check_same(dir, &files::read(&state, &Limits::default())?, &all)?;
     } else {
-        write_atomic(&state, &files::to_bytes(inputs))?;
+        write_atomic(&state, &files::to_bytes(&all))?;
     }
-    Ok(Output::Open(Work { dir: dir.to_path_buf(), _lock: lock }))
+    Ok(Output::Open(Work { dir: dir.to_path_buf(), _locks: locks }))
+}
+
+/// A lock that dies with this process; none when another holds it.
+fn lock(path: &Path, take: impl Fn(&File) -> Result<(), std::fs::TryLockError>) -> Result<Option<File>> {
+    let file = File::options().create(true).append(true).open(path).map_err(|e| Error::io(path, e))?;
+    match take(&file) {
+        Ok(()) => Ok(Some(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+        Err(std::fs::TryLockError::Error(e)) => Err(Error::io(path, e)),
+    }
 }
 
 fn check_same(dir: &Path, before: &Json, now: &Json) -> Result<()> {
-    let differ: Vec<&str> = now
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(k, v)| before.get(k.as_str()) != Some(v))
-        .map(|(k, _)| k.as_str())
-        .collect();
+    let keys = [now, before].map(|j| j.as_object().into_iter().flatten().map(|(k, _)| k.as_str()));
+    let keys: std::collections::BTreeSet<&str> = keys.into_iter().flatten().collect();
+    let differ: Vec<&str> = keys.into_iter().filter(|k| before.get(k) != now.get(k)).collect();
     if differ.is_empty() {
         return Ok(());
     }
@@ -77,6 +107,11 @@ fn check_same(dir: &Path, before: &Json, now: &Json) -> Result<()> {
 }
 
 impl Work {
+    /// Where work in progress lies.
+    pub fn scratch(&self) -> PathBuf {
+        self.dir.join(WORK)
+    }
+
     /// Where a weight file is written before it is whole.
     pub fn pending(&self, file: &str) -> PathBuf {
         self.dir.join(WORK).join(format!("{file}.done"))

@@ -207,6 +207,16 @@ impl StatSet {
         Ok(())
     }
 
+    /// Without what is not needed. A sample keeps its size.
+    pub fn only(self, needs: StatNeeds) -> Self {
+        Self {
+            channel: self.channel.filter(|_| needs.channel),
+            gram: self.gram.filter(|_| needs.gram),
+            sample: self.sample.filter(|_| needs.sample > 0),
+            ..self
+        }
+    }
+
     fn summary(&self) -> String {
         let sample = self.sample.as_ref().map_or(0, |s| s.want);
         let (channel, gram) = (self.channel.is_some(), self.gram.is_some());
@@ -239,6 +249,25 @@ impl StatSet {
         let mut order: Vec<usize> = (0..sample.keys.len()).collect();
         order.sort_by_key(|&i| sample.keys[i].1);
         Some(order.into_iter().flat_map(|i| sample.rows[i].iter().copied()).collect())
+    }
+
+    /// The tensors that [`StatSet::save`] writes for statistics of so many tokens.
+    pub fn layout(features: usize, needs: StatNeeds, tokens: u64) -> Vec<(String, TensorInfo)> {
+        let k = features;
+        let info = |dtype, shape: &[usize]| TensorInfo { dtype, shape: shape.to_vec() };
+        let mut out = vec![("head", info(DType::U64, &[5]))];
+        if needs.channel {
+            out.extend(["min", "max"].map(|n| (n, info(DType::F32, &[k]))));
+            out.extend(["sum", "sum_abs", "sum_sq", "max_mean_abs"].map(|n| (n, info(DType::F64, &[k]))));
+        }
+        if needs.gram {
+            out.push(("gram", info(DType::F64, &[k, k])));
+        }
+        if needs.sample > 0 {
+            let n = usize::try_from(tokens).unwrap_or(usize::MAX).min(needs.sample);
+            out.extend([("sample_tokens", info(DType::U64, &[n])), ("sample", info(DType::F32, &[n, k]))]);
+        }
+        out.into_iter().map(|(name, info)| (name.to_string(), info)).collect()
     }
 
     /// Writes everything under `prefix`.
@@ -353,6 +382,9 @@ mod tests {
             part.observe(&m).unwrap();
             let mut file = MemTensors::new();
             part.save("site", &mut file).unwrap();
+            for (name, info) in StatSet::layout(k, NEEDS, part.tokens()) {
+                assert_eq!(crate::TensorSource::info(&file, &join("site", &name)).unwrap(), info);
+            }
             let loaded = StatSet::load("site", &file).unwrap();
             assert_eq!(loaded, part);
             parts.merge(&loaded).unwrap();

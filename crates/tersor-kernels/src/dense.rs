@@ -203,8 +203,12 @@ pub fn subtract_product(x: &[f32], [m, k]: [usize; 2], w: &[f32], stride: usize,
     true
 }
 
-/// `g += XᵀX` for `x = [tokens, k]` and `g = [k, k]`, both triangles: f32 products over blocks of 256
-/// tokens, summed in f64. Returns false, with `g` unchanged, when a length is wrong.
+/// Tokens whose products are summed in f32 before they go to the f64 sums.
+const GRAM_TOKENS: usize = 512;
+
+/// `g += XᵀX` for `x = [tokens, k]` and `g = [k, k]`, both triangles: f32 products over blocks of 512 tokens, summed in f64.
+/// `g` must be symmetric: what lies below its diagonal is replaced by what lies above. Returns false, with `g` unchanged, when a
+/// length is wrong.
 pub fn add_gram(x: &[f32], [tokens, k]: [usize; 2], g: &mut [f64], parallel: bool) -> bool {
     if tokens.checked_mul(k) != Some(x.len()) || k.checked_mul(k) != Some(g.len()) {
         return false;
@@ -212,26 +216,27 @@ pub fn add_gram(x: &[f32], [tokens, k]: [usize; 2], g: &mut [f64], parallel: boo
     if k == 0 {
         return true;
     }
-    for x in x.chunks(256 * k) {
-        let tokens = x.len() / k;
-        let band = |(index, g): (usize, &mut [f64])| {
-            let (first, rows) = (index * ROW_BLOCK, g.len() / k);
-            let mut sums = vec![0f32; rows * k];
-            // SAFETY: the left operand is columns `first..first + rows` of `x`, transposed by its strides;
-            // the right one is `x`; the output is `sums`, `[rows, k]`.
+    // A band of rows, from the diagonal on: the other half is its mirror image. The largest bands come first.
+    let band = |(index, g): (usize, &mut [f64])| {
+        let (first, rows) = (index * ROW_BLOCK, g.len() / k);
+        let n = k - first;
+        let mut sums = vec![0f32; rows * n];
+        for x in x.chunks(GRAM_TOKENS * k) {
+            // SAFETY: the left operand is columns `first..first + rows` of `x`, transposed by its strides; the right one is its
+            // columns from `first` on; the output is `sums`, `[rows, n]`.
             unsafe {
                 gemm::gemm(
                     rows,
-                    k,
-                    tokens,
+                    n,
+                    x.len() / k,
                     sums.as_mut_ptr(),
                     1,
-                    k as isize,
+                    n as isize,
                     false,
                     x.as_ptr().add(first),
                     k as isize,
                     1,
-                    x.as_ptr(),
+                    x.as_ptr().add(first),
                     1,
                     k as isize,
                     0.0f32,
@@ -242,24 +247,36 @@ pub fn add_gram(x: &[f32], [tokens, k]: [usize; 2], g: &mut [f64], parallel: boo
                     gemm::Parallelism::None,
                 );
             }
-            g.iter_mut().zip(&sums).for_each(|(g, &s)| *g += f64::from(s));
-        };
-        #[cfg(feature = "rayon")]
-        if parallel {
-            use rayon::prelude::*;
-            g.par_chunks_mut(ROW_BLOCK * k).enumerate().for_each(band);
-            continue;
+            for (g, sums) in g.chunks_exact_mut(k).zip(sums.chunks_exact(n)) {
+                g[first..].iter_mut().zip(sums).for_each(|(g, &s)| *g += f64::from(s));
+            }
         }
-        let _ = parallel;
-        g.chunks_mut(ROW_BLOCK * k).enumerate().for_each(band);
+    };
+    #[cfg(feature = "rayon")]
+    if parallel {
+        use rayon::prelude::*;
+        g.par_chunks_mut(ROW_BLOCK * k).enumerate().for_each(band);
+        mirror(g, k);
+        return true;
     }
-    // The two triangles come out of different blocks and may differ in the last bit: make them equal.
-    for i in 0..k {
-        for j in 0..i {
-            g[i * k + j] = g[j * k + i];
-        }
-    }
+    let _ = parallel;
+    g.chunks_mut(ROW_BLOCK * k).enumerate().for_each(band);
+    mirror(g, k);
     true
+}
+
+/// Copies what lies above the diagonal below it, a tile at a time: a column of a whole matrix would miss the cache at each step.
+fn mirror(g: &mut [f64], k: usize) {
+    const TILE: usize = 32;
+    for top in (0..k).step_by(TILE) {
+        for left in (0..=top).step_by(TILE) {
+            for i in top..(top + TILE).min(k) {
+                for j in left..(left + TILE).min(i) {
+                    g[i * k + j] = g[j * k + i];
+                }
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -320,15 +337,19 @@ mod tests {
 
     #[test]
     fn gram_is_symmetric_and_right() {
-        let (t, k) = (300, 9);
-        let x = numbers(t * k, 3);
-        let mut g = vec![0f64; k * k];
-        assert!(add_gram(&x, [t, k], &mut g, true));
-        for i in 0..k {
-            for j in 0..k {
-                let want: f64 = (0..t).map(|r| f64::from(x[r * k + i]) * f64::from(x[r * k + j])).sum();
-                assert!((g[i * k + j] - want).abs() < 1e-3);
-                assert_eq!(g[i * k + j].to_bits(), g[j * k + i].to_bits());
+        for (t, k) in [(300, 9), (1030, 33), (70, 261)] {
+            let x = numbers(t * k, 3);
+            let mut g = vec![0f64; k * k];
+            assert!(add_gram(&x, [t, k], &mut g, true));
+            let mut serial = vec![0f64; k * k];
+            assert!(add_gram(&x, [t, k], &mut serial, false));
+            assert_eq!(g, serial);
+            for i in 0..k {
+                for j in 0..k {
+                    let want: f64 = (0..t).map(|r| f64::from(x[r * k + i]) * f64::from(x[r * k + j])).sum();
+                    assert!((g[i * k + j] - want).abs() < 1e-3);
+                    assert_eq!(g[i * k + j].to_bits(), g[j * k + i].to_bits());
+                }
             }
         }
     }

@@ -21,7 +21,7 @@ pub struct DenseCache {
 }
 
 /// Multiply-adds of one head below which forking costs more than it gives.
-const FORK: usize = 1 << 16;
+pub(crate) const FORK: usize = 1 << 16;
 
 impl DenseCache {
     /// Empty, for the heads of a configuration.
@@ -152,7 +152,7 @@ impl KvCache for DenseCache {
 }
 
 /// Softmax over `visible`, zero elsewhere.
-fn softmax(row: &mut [f32], visible: std::ops::Range<usize>) {
+pub(crate) fn softmax(row: &mut [f32], visible: std::ops::Range<usize>) {
     row[..visible.start].fill(0.0);
     row[visible.end..].fill(0.0);
     let row = &mut row[visible];

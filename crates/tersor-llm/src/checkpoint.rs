@@ -1,4 +1,4 @@
-//! A model on disk as the parts of a decoder: an original, or what `tersor compress` wrote.
+//! A model on disk as the parts of a network: an original, or what `tersor compress` wrote.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,7 +8,7 @@ use tersor_core::compose::Dense;
 use tersor_core::{DType, Error, Limits, LinearOp, OpSpec, Registry, Result, RowSource, read_finite};
 use tersor_formats::{Model, json};
 
-use crate::{DecoderConfig, Layer, Linear};
+use crate::Architecture;
 
 /// Name of the file that makes a directory a compressed model.
 pub const MANIFEST: &str = "tersor.json";
@@ -63,7 +63,7 @@ pub struct Checkpoint {
     model: Model,
     manifest: Option<Manifest>,
     registry: Registry,
-    config: DecoderConfig,
+    architecture: Architecture,
 }
 
 impl Checkpoint {
@@ -78,22 +78,13 @@ impl Checkpoint {
         } else {
             None
         };
-        let missing = || match model.gguf() {
-            // The reason why a GGUF file has no configuration.
-            Some(file) => tersor_formats::gguf::hf_config(file).err(),
-            None => None,
-        };
-        let config = model.config().ok_or_else(|| {
-            let place = path.display().to_string();
-            missing().unwrap_or(Error::Missing { name: "config.json".into(), place })
-        })?;
-        let config = DecoderConfig::from_json(config)?;
-        Ok(Self { model, manifest, registry: registry.clone(), config })
+        let architecture = Architecture::of(&model)?;
+        Ok(Self { model, manifest, registry: registry.clone(), architecture })
     }
 
     /// Sizes and switches.
-    pub fn config(&self) -> &DecoderConfig {
-        &self.config
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
     }
 
     /// The files.
@@ -134,33 +125,6 @@ impl Checkpoint {
             return Err(Error::shape("length of a vector", len, rows.shape()[1]).in_tensor(name));
         }
         read_finite(&*rows, 0..1).map_err(|e| e.in_tensor(name))
-    }
-
-    /// One layer.
-    pub fn layer(&self, index: usize) -> Result<Layer> {
-        let c = self.config();
-        let name = |part: &str| format!("model.layers.{index}.{part}");
-        let linear = |part: &str, out: usize, inp: usize| -> Result<Linear> {
-            let bias = name(&format!("{part}.bias"));
-            let bias = if self.model.tensor(&bias).is_ok() { Some(self.vector(&bias, out)?) } else { None };
-            Ok(Linear { op: self.matrix(&name(&format!("{part}.weight")), [out, inp])?.into(), bias })
-        };
-        let norm = |part: &str, n: usize| self.vector(&name(&format!("{part}.weight")), n);
-        let head_norm = |part: &str| c.qk_norm.then(|| norm(part, c.head_dim)).transpose();
-        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        Ok(Layer {
-            input_layernorm: norm("input_layernorm", c.hidden)?,
-            q_proj: linear("self_attn.q_proj", q, c.hidden)?,
-            k_proj: linear("self_attn.k_proj", kv, c.hidden)?,
-            v_proj: linear("self_attn.v_proj", kv, c.hidden)?,
-            o_proj: linear("self_attn.o_proj", c.hidden, q)?,
-            q_norm: head_norm("self_attn.q_norm")?,
-            k_norm: head_norm("self_attn.k_norm")?,
-            post_attention_layernorm: norm("post_attention_layernorm", c.hidden)?,
-            gate_proj: linear("mlp.gate_proj", c.intermediate, c.hidden)?,
-            up_proj: linear("mlp.up_proj", c.intermediate, c.hidden)?,
-            down_proj: linear("mlp.down_proj", c.hidden, c.intermediate)?,
-        })
     }
 
     /// The two-dimensional weights and what they take on disk; a head that is tied is not a second one.
@@ -210,7 +174,7 @@ pub fn bits_per_weight(weights: &[StoredWeight]) -> (f64, f64) {
 
 /// Whether a weight is the embedding or the head.
 pub fn is_embedding_or_head(name: &str) -> bool {
-    matches!(name, "model.embed_tokens.weight" | "lm_head.weight")
+    matches!(name, "model.embed_tokens.weight" | "lm_head.weight") || name.ends_with("_embeddings.weight")
 }
 
 fn read_dense(rows: &dyn RowSource) -> Result<Dense> {

@@ -3,15 +3,17 @@
 use serde_json::Value as Json;
 use tersor_core::{Error, Limits, Result};
 
-/// Model types and the classes that go with them.
-const KNOWN: [(&str, &str); 4] = [
+use crate::architecture::check_architecture;
+
+/// Model types of decoders and the classes that go with them.
+pub(crate) const DECODERS: [(&str, &str); 4] = [
     ("llama", "LlamaForCausalLM"),
     ("mistral", "MistralForCausalLM"),
     ("qwen2", "Qwen2ForCausalLM"),
     ("qwen3", "Qwen3ForCausalLM"),
 ];
 
-const MAX_LAYERS: u64 = 1024;
+pub(crate) const MAX_LAYERS: u64 = 1024;
 
 /// Sizes and switches of a decoder.
 #[derive(Clone, PartialEq, Debug)]
@@ -68,7 +70,7 @@ impl DecoderConfig {
     /// Reads a configuration. Error naming the key when one is missing, has another type, contradicts another, or
     /// asks for something that does not run here.
     pub fn from_json(json: &Json) -> Result<Self> {
-        let model_type = check_architecture(json)?;
+        let model_type = check_architecture(json, &DECODERS)?;
         let (hidden, heads) = (size(json, "hidden_size")?, size(json, "num_attention_heads")?);
         let kv_heads = optional(json, "num_key_value_heads")?.unwrap_or(heads);
         let head_dim = match optional(json, "head_dim")? {
@@ -136,48 +138,15 @@ impl DecoderConfig {
     }
 }
 
-fn bad(what: String) -> Error {
+pub(crate) fn bad(what: String) -> Error {
     Error::format("config.json", what)
 }
 
-fn unsupported(what: &'static str, value: &str) -> Error {
+pub(crate) fn unsupported(what: &'static str, value: &str) -> Error {
     Error::Unsupported { what, value: format!("`{value}`") }
 }
 
-/// `model_type` and `architectures`, where present, must both be known and agree.
-fn check_architecture(json: &Json) -> Result<String> {
-    let names = || KNOWN.map(|k| k.0).join(", ");
-    let by_type = match json.get("model_type").map(|v| v.as_str().unwrap_or("")) {
-        Some(t) => {
-            let known = KNOWN.iter().find(|k| k.0 == t);
-            Some(known.ok_or_else(|| Error::Unsupported {
-                what: "model_type",
-                value: format!("`{t}` (known: {})", names()),
-            })?)
-        }
-        None => None,
-    };
-    let class = match json.get("architectures") {
-        None | Some(Json::Null) => None,
-        Some(list) => Some(list.get(0).and_then(Json::as_str).unwrap_or("")),
-    };
-    let by_class = match class {
-        Some(c) => {
-            let known = KNOWN.iter().find(|k| k.1 == c);
-            Some(known.ok_or_else(|| unsupported("architecture", c))?)
-        }
-        None => None,
-    };
-    match (by_type, by_class) {
-        (Some(a), Some(b)) if a != b => {
-            Err(bad(format!("model_type `{}` and architecture `{}` do not agree", a.0, b.1)))
-        }
-        (Some(a), _) | (None, Some(a)) => Ok(a.0.to_string()),
-        (None, None) => Err(bad(format!("says neither model_type nor architectures (known: {})", names()))),
-    }
-}
-
-fn optional(json: &Json, key: &str) -> Result<Option<usize>> {
+pub(crate) fn optional(json: &Json, key: &str) -> Result<Option<usize>> {
     match json.get(key) {
         None | Some(Json::Null) => Ok(None),
         Some(v) => {
@@ -187,7 +156,7 @@ fn optional(json: &Json, key: &str) -> Result<Option<usize>> {
     }
 }
 
-fn size(json: &Json, key: &str) -> Result<usize> {
+pub(crate) fn size(json: &Json, key: &str) -> Result<usize> {
     optional(json, key)?.ok_or_else(|| Error::Missing { name: key.to_string(), place: "config.json".into() })
 }
 

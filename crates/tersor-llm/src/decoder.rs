@@ -54,7 +54,8 @@ impl State {
 impl Decoder {
     /// Loads everything. Error when a tensor is missing, misshapen or not finite.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
-        let layers = (0..checkpoint.config().layers).map(|i| checkpoint.layer(i)).collect::<Result<_>>()?;
+        let config = checkpoint.architecture().decoder()?;
+        let layers = (0..config.layers).map(|i| Layer::read(checkpoint, config, i)).collect::<Result<_>>()?;
         Self::with_layers(checkpoint, Layers::Resident(layers))
     }
 
@@ -67,7 +68,7 @@ impl Decoder {
     }
 
     fn with_layers(checkpoint: &Checkpoint, layers: Layers) -> Result<Self> {
-        let config = checkpoint.config().clone();
+        let config = checkpoint.architecture().decoder()?.clone();
         let shape = [config.vocab, config.hidden];
         let embed: Arc<dyn LinearOp> = checkpoint.matrix("model.embed_tokens.weight", shape)?.into();
         let separate = checkpoint.has("lm_head.weight");
@@ -107,7 +108,7 @@ impl Decoder {
                 let layer = layers.get(index);
                 f(layer.ok_or_else(|| Error::shape("layer", format!("below {}", layers.len()), index))?)
             }
-            Layers::Streamed(checkpoint) => f(&checkpoint.layer(index)?),
+            Layers::Streamed(checkpoint) => f(&Layer::read(checkpoint, &self.config, index)?),
         }
     }
 

@@ -6,7 +6,7 @@ use tersor_core::cache::Queries;
 use tersor_core::{Error, Exec, Input, KvBlock, KvCache, LinearOp, MatViewMut, Result};
 use tersor_kernels::{par, vector};
 
-use crate::DecoderConfig;
+use crate::{Checkpoint, DecoderConfig};
 
 /// An operator and the bias beside it.
 pub struct Linear {
@@ -20,6 +20,18 @@ impl Linear {
     /// `x Wᵀ + b`, `[tokens, out_features]`.
     pub fn apply(&self, x: &Input<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
         apply(&*self.op, self.bias.as_deref(), x, exec)
+    }
+
+    /// `y += x Wᵀ + b`, `[tokens, out_features]`.
+    pub(crate) fn add_to(&self, x: &Input<'_>, y: &mut [f32], exec: &mut Exec) -> Result<()> {
+        let shape = [x.shape()[0], self.op.shape()[0]];
+        self.op.apply_add(x, MatViewMut::new(y, shape)?, exec)?;
+        if let Some(bias) = &self.bias {
+            for row in y.chunks_exact_mut(bias.len().max(1)) {
+                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -68,6 +80,32 @@ pub struct Layer {
 pub type Observer<'a> = &'a mut dyn FnMut(SiteKind, &Input<'_>) -> Result<()>;
 
 impl Layer {
+    /// Layer `index` of a model. Error when a tensor is missing, misshapen or not finite.
+    pub fn read(checkpoint: &Checkpoint, c: &DecoderConfig, index: usize) -> Result<Self> {
+        let name = |part: &str| format!("model.layers.{index}.{part}");
+        let linear = |part: &str, out: usize, inp: usize| -> Result<Linear> {
+            let bias = name(&format!("{part}.bias"));
+            let bias = if checkpoint.model().tensor(&bias).is_ok() { Some(checkpoint.vector(&bias, out)?) } else { None };
+            Ok(Linear { op: checkpoint.matrix(&name(&format!("{part}.weight")), [out, inp])?.into(), bias })
+        };
+        let norm = |part: &str, n: usize| checkpoint.vector(&name(&format!("{part}.weight")), n);
+        let head_norm = |part: &str| c.qk_norm.then(|| norm(part, c.head_dim)).transpose();
+        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        Ok(Self {
+            input_layernorm: norm("input_layernorm", c.hidden)?,
+            q_proj: linear("self_attn.q_proj", q, c.hidden)?,
+            k_proj: linear("self_attn.k_proj", kv, c.hidden)?,
+            v_proj: linear("self_attn.v_proj", kv, c.hidden)?,
+            o_proj: linear("self_attn.o_proj", c.hidden, q)?,
+            q_norm: head_norm("self_attn.q_norm")?,
+            k_norm: head_norm("self_attn.k_norm")?,
+            post_attention_layernorm: norm("post_attention_layernorm", c.hidden)?,
+            gate_proj: linear("mlp.gate_proj", c.intermediate, c.hidden)?,
+            up_proj: linear("mlp.up_proj", c.intermediate, c.hidden)?,
+            down_proj: linear("mlp.down_proj", c.hidden, c.intermediate)?,
+        })
+    }
+
     /// Adds the layer's two parts to the stream `[tokens, hidden]`, in place. Error when a length does not fit.
     pub fn forward(
         &self,
@@ -90,7 +128,7 @@ impl Layer {
         let mixed = self.attend(config, qkv, positions, cache, exec)?;
         let x = Input::new(&mixed, [tokens, config.heads * config.head_dim])?;
         observe(SiteKind::O, &x)?;
-        self.add(&self.o_proj, &x, stream, exec)?;
+        self.o_proj.add_to(&x, stream, exec)?;
 
         let normed = rms_norm(stream, &self.post_attention_layernorm, config.eps);
         let x = Input::new(&normed, shape)?;
@@ -100,18 +138,7 @@ impl Layer {
         gate(&mut gated, &up, exec);
         let x = Input::new(&gated, [tokens, config.intermediate])?;
         observe(SiteKind::Down, &x)?;
-        self.add(&self.down_proj, &x, stream, exec)
-    }
-
-    pub(crate) fn add(&self, linear: &Linear, x: &Input<'_>, stream: &mut [f32], exec: &mut Exec) -> Result<()> {
-        let shape = [x.shape()[0], linear.op.shape()[0]];
-        linear.op.apply_add(x, MatViewMut::new(stream, shape)?, exec)?;
-        if let Some(bias) = &linear.bias {
-            for row in stream.chunks_exact_mut(bias.len().max(1)) {
-                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-            }
-        }
-        Ok(())
+        self.down_proj.add_to(&x, stream, exec)
     }
 
     /// Norms of q and k where the model has them, the cache, attention: `[tokens, heads * head_dim]`.

@@ -1,6 +1,6 @@
-//! A Llama-family decoder over boxed operators and a key-value cache: SmolLM2, Llama, Mistral, Qwen2 and
-//! Qwen3, from safetensors, GGUF, or what `tersor compress` wrote; its tokenizer, its sites, generation,
-//! and perplexity.
+//! A Llama-family decoder over boxed operators and a key-value cache (SmolLM2, Llama, Mistral, Qwen2 and Qwen3) and a
+//! BERT-family encoder with mean pooling, from safetensors, GGUF, or what `tersor compress` wrote; tokenizers, sites and what
+//! flows into them, generation, and perplexity.
 //!
 //! ```
 //! use tersor_core::{Exec, Registry};
@@ -17,11 +17,13 @@
 //! # }
 //! ```
 
+mod architecture;
 mod cache;
 mod calibrate;
 mod checkpoint;
 mod config;
 mod decoder;
+mod encoder;
 mod evaluate;
 mod generate;
 mod layer;
@@ -29,11 +31,13 @@ mod rope;
 mod sites;
 mod tokenizer;
 
+pub use architecture::Architecture;
 pub use cache::DenseCache;
-pub use calibrate::{Behind, Calibration, Hooks, Replacements, SHARD_WINDOWS};
+pub use calibrate::{Behind, Calibration, Hooks, ReadRow, Replacements, batch_tokens, shard_windows};
 pub use checkpoint::{Checkpoint, MANIFEST, Manifest, StoredWeight, bits_per_weight, is_embedding_or_head};
 pub use config::{DecoderConfig, RopeScaling};
 pub use decoder::{Decoder, State};
+pub use encoder::{Activation, Encoder, EncoderConfig};
 pub use evaluate::{Agreement, Evaluation, evaluate, windows};
 pub use generate::{Sampling, Temperature, generate};
 pub use layer::{Layer, Linear, SiteKind};

@@ -36,14 +36,28 @@ impl Tokenizer {
 
     /// From the content of a `tokenizer.json`.
     pub fn from_json(json: &[u8]) -> Result<Self> {
-        let tokenizer = tokenizers::Tokenizer::from_bytes(json);
-        Ok(Self(tokenizer.map_err(|e| Error::format("tokenizer.json", e.to_string()))?))
+        let bad = |e: Box<dyn std::error::Error + Send + Sync>| Error::format("tokenizer.json", e.to_string());
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(bad)?;
+        // Some files ask for every text to be cut and padded to one length.
+        tokenizer.with_padding(None).with_truncation(None).map_err(bad)?;
+        Ok(Self(tokenizer))
     }
 
     /// Tokens of a text; none are added around it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.0.encode(text, false).map_err(|e| Error::format("text", e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Tokens of a text with those that the model wants around it (`[CLS]`, `[SEP]`), at most `most`: of a longer text the end is left
+    /// out, and its last token stays.
+    pub fn encode_framed(&self, text: &str, most: usize) -> Result<Vec<u32>> {
+        let encoding = self.0.encode(text, true).map_err(|e| Error::format("text", e.to_string()))?;
+        let mut tokens = encoding.get_ids().to_vec();
+        if tokens.len() > most {
+            tokens.drain(most.saturating_sub(1)..tokens.len() - 1);
+        }
+        Ok(tokens)
     }
 
     /// The text of tokens, special ones left out.

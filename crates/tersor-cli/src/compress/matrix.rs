@@ -1,6 +1,5 @@
-//! One matrix at a time: compressed, or copied as it is stored.
+//! One matrix at a time: compressed into a part, or copied as it is stored.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -9,9 +8,9 @@ use tersor::core::{
     Context, Error, LinearOp, NonFinite, Prepared, Repaired, Report, Result, RowSlot, RowSource, TensorInfo,
     TensorSink, check_finite,
 };
-use tersor::formats::safetensors::Writer;
 use tersor::formats::{Model, json as files};
 
+use super::parts::Parts;
 use crate::plan::{Action, Entry, Plan};
 
 /// A compression under way.
@@ -19,63 +18,45 @@ pub struct Job<'a> {
     pub model: &'a Model,
     pub plan: &'a Plan,
     pub cx: &'a Context,
-    /// The files being written.
-    pub writers: BTreeMap<String, Writer>,
-    /// What the manifest will say of each matrix.
-    pub tensors: BTreeMap<String, Json>,
-    /// Seconds that each took.
-    pub seconds: BTreeMap<String, f64>,
+    /// Where finished matrices lie.
+    pub parts: Parts,
 }
 
-/// Sees the operator of each block of rows, by the number of its first row.
-pub type EachBlock<'e> = &'e mut dyn FnMut(usize, &dyn LinearOp) -> Result<()>;
-
-impl<'a> Job<'a> {
-    /// An entry that needs no data: copied, or compressed by a method of its own.
-    pub fn alone(&mut self, entry: &Entry, each: EachBlock<'_>) -> Result<()> {
-        match &entry.action {
-            Action::Copy => {
-                self.cx.cancel.check()?;
-                let (model, writer) = (self.model, self.writer(entry)?);
-                copy(model, entry, writer)?;
-                self.cx.progress.advance(1, &entry.name);
-                Ok(())
-            }
-            Action::Compress(method) => {
-                let prepared = method.prepare(None, self.cx).map_err(|e| e.in_tensor(&entry.name))?;
-                self.matrix(entry, &*prepared, each)
-            }
+impl Job<'_> {
+    /// An entry whose method needs no data, unless it is finished.
+    pub fn alone(&self, number: usize) -> Result<()> {
+        let entry = &self.plan.entries[number];
+        let Action::Compress(method) = &entry.action else { return Ok(()) };
+        if self.parts.finished(number)?.is_none() {
+            let prepared = method.prepare(None, self.cx).map_err(|e| e.in_tensor(&entry.name))?;
+            self.matrix(number, &*prepared)?;
         }
-    }
-
-    /// One matrix, a block of rows at a time.
-    pub fn matrix(&mut self, entry: &Entry, prepared: &dyn Prepared, each: EachBlock<'_>) -> Result<()> {
-        self.blocks(entry, prepared, each).map_err(|e| e.in_tensor(&entry.name))?;
         self.cx.progress.advance(1, &entry.name);
         Ok(())
     }
 
-    fn writer(&mut self, entry: &Entry) -> Result<&mut Writer> {
-        let missing = || Error::Missing { name: entry.file.clone(), place: "the files being written".into() };
-        self.writers.get_mut(&entry.file).ok_or_else(missing)
+    /// One matrix, a block of rows at a time.
+    pub fn matrix(&self, number: usize, prepared: &dyn Prepared) -> Result<()> {
+        let entry = &self.plan.entries[number];
+        self.blocks(number, entry, prepared).map_err(|e| e.in_tensor(&entry.name))
     }
 
-    fn blocks(&mut self, entry: &Entry, prepared: &dyn Prepared, each: EachBlock<'_>) -> Result<()> {
+    fn blocks(&self, number: usize, entry: &Entry, prepared: &dyn Prepared) -> Result<()> {
         let Action::Compress(method) = &entry.action else { return Ok(()) };
         let (plan, cx) = (self.plan, self.cx);
-        let source = HashedRows(self.model.rows(&entry.name)?, Mutex::new(blake3::Hasher::new()));
+        let source = HashedRows::new(self.model.rows(&entry.name)?);
         let rule = entry.rule.and_then(|r| plan.recipe.rules.get(r));
         let repaired = Repaired::new(&source, rule.map_or(Ok(NonFinite::Refuse), |r| r.non_finite())?);
         let shape = source.shape();
         let (mut report, mut spec) = (Report::default(), None);
+        let mut writer = self.parts.create(number, entry)?;
         let step = Plan::block_rows(shape, &**method);
         // An empty matrix is one empty block.
         for first in (0..shape[0].max(1)).step_by(step) {
             let rows = first..(first + step).min(shape[0]);
             let done = prepared.compress(&repaired, rows, cx)?;
             let at = RowSlot { first, total: shape[0] };
-            done.op.save(&entry.name, at, self.writer(entry)?)?;
-            each(first, &*done.op)?;
+            done.op.save(&entry.name, at, &mut writer)?;
             report.merge(&done.report);
             spec = Some(done.op.spec(at));
         }
@@ -84,22 +65,68 @@ impl<'a> Job<'a> {
         if report.replaced > 0 {
             cx.progress.warn(&format!("{}: {} values were not finite and were replaced", entry.name, report.replaced));
         }
-        let hash = source.1.into_inner().unwrap_or_else(|e| e.into_inner()).finalize().to_hex().to_string();
         for f in &report.fallbacks {
             cx.progress.warn(&format!("{}: {f}", entry.name));
         }
-        let json = json!({
+        let manifest = json!({
             "spec": files::from_spec(&spec), "method": method.name(), "rule": entry.rule, "bytes": entry.bytes(),
-            "source_blake3": hash, "report": report_json(&report),
+            "source_blake3": source.hash(), "report": report_json(&report),
         });
-        self.tensors.insert(entry.name.clone(), json);
-        self.seconds.insert(entry.name.clone(), report.seconds);
+        self.parts.commit(number, writer, manifest, report.seconds)
+    }
+}
+
+/// Hash of what a tensor holds, as [`Job::matrix`] or [`copy`] would read it.
+pub fn source_hash(model: &Model, entry: &Entry) -> Result<String> {
+    let Action::Compress(method) = &entry.action else {
+        let mut sink = HashSink(blake3::Hasher::new());
+        copy(model, entry, &mut sink)?;
+        return Ok(sink.0.finalize().to_hex().to_string());
+    };
+    let rows = HashedRows::new(model.rows(&entry.name)?);
+    let shape = rows.shape();
+    let step = Plan::block_rows(shape, &**method).min(shape[0].max(1));
+    let mut values = vec![0f32; step * shape[1]];
+    for first in (0..shape[0]).step_by(step) {
+        let last = (first + step).min(shape[0]);
+        rows.read_rows(first..last, &mut values[..(last - first) * shape[1]])?;
+    }
+    Ok(rows.hash())
+}
+
+/// Error unless a tensor still has the hash that was recorded when it was read.
+pub fn check_source(model: &Model, entry: &Entry, recorded: Option<&str>) -> Result<()> {
+    if Some(source_hash(model, entry)?.as_str()) != recorded {
+        let what = "its values are not those that the work in progress was made from; choose another directory";
+        return Err(Error::format(model.path().display().to_string(), what).in_tensor(&entry.name));
+    }
+    Ok(())
+}
+
+struct HashSink(blake3::Hasher);
+
+impl TensorSink for HashSink {
+    fn write_rows(&mut self, _: &str, _: &TensorInfo, _: usize, bytes: &[u8]) -> Result<()> {
+        self.0.update(bytes);
+        Ok(())
+    }
+    fn write_shared(&mut self, _: &str, _: &TensorInfo, bytes: &[u8]) -> Result<()> {
+        self.0.update(bytes);
         Ok(())
     }
 }
 
 /// Hashes rows as they are read, in order.
 struct HashedRows<'a>(Box<dyn RowSource + 'a>, Mutex<blake3::Hasher>);
+
+impl<'a> HashedRows<'a> {
+    fn new(rows: Box<dyn RowSource + 'a>) -> Self {
+        Self(rows, Mutex::new(blake3::Hasher::new()))
+    }
+    fn hash(&self) -> String {
+        self.1.lock().unwrap_or_else(|e| e.into_inner()).finalize().to_hex().to_string()
+    }
+}
 
 impl RowSource for HashedRows<'_> {
     fn shape(&self) -> [usize; 2] {

@@ -1,24 +1,27 @@
 //! `tersor compress`: a model in, a complete directory out.
 
-mod calibrated;
+mod chain;
 mod matrix;
+mod parts;
+mod tasks;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
 use serde_json::json;
-use tersor::core::{Context, Error, Limits, ParamError, Result};
+use tersor::core::{Context, Error, Limits, ParamError, Result, Site};
 use tersor::formats::safetensors::Writer;
 use tersor::formats::{Model, json as files};
-use tersor::llm::{MANIFEST, Manifest, bits_per_weight};
+use tersor::llm::{Checkpoint, MANIFEST, Manifest, bits_per_weight};
 
-use crate::output::{self, Output};
-use crate::plan::{Calibration, Entry, Plan, recipe_of};
+use crate::output::{self, Output, Share, Work};
+use crate::plan::{Action, Calibration, Entry, Plan, recipe_of};
 use crate::recipe::Recipe;
-use crate::{args, megabytes, print_json, progress};
-use matrix::Job;
+use crate::{args, cancel_on_signals, megabytes, print_json, progress};
 pub use matrix::each_block;
+use matrix::{Job, check_source, copy, source_hash};
+use parts::Parts;
 
 /// Name of the file with what differs from run to run.
 pub const TIMING: &str = "timing.json";
@@ -36,7 +39,8 @@ pub fn run(a: &args::Compress, json: bool) -> Result<()> {
         (None, Some(path)) => recipe_of(path).map(|(r, s, inputs)| (r, s, Some(inputs)))?,
         (None, None) => return Err(ParamError::new("recipe", "missing", "needed unless --plan is given").into()),
     };
-    let plan = Plan::new(&model, recipe, seed, a.generic, &Calibration::from_args(&a.calibration, a.ctx))?;
+    let calibration = Calibration::from_args(&a.calibration, a.ctx);
+    let mut plan = Plan::new(&model, recipe, seed, a.generic, &calibration)?;
     // A plan may have been made before there was a calibration text; what it does name must hold.
     let differ: Vec<String> = (planned.into_iter().flatten())
         .filter(|(name, hash)| plan.inputs.get(name) != Some(hash))
@@ -46,11 +50,27 @@ pub fn run(a: &args::Compress, json: bool) -> Result<()> {
         let what = format!("was made for another model or machine: {} changed; plan again", differ.join(", "));
         return Err(Error::format("plan", what));
     }
+    plan.fit(&model, calibration.max_memory)?;
     let cx = Context::new().with_seed(seed).with_progress(progress::bars());
-    let start = Instant::now();
-    let fresh = compress(&model, &plan, &a.out, &cx)?;
+    cancel_on_signals(&cx.cancel);
+    let part = match (a.task, a.merge) {
+        (Some(k), _) => Part::Task(k),
+        (None, true) => Part::Merge,
+        (None, false) => Part::All,
+    };
+    let outcome = compress(&model, &plan, &a.out, part, &cx)?;
+    if let Outcome::Task = outcome {
+        let task = a.task.unwrap_or_default();
+        if json {
+            print_json(&json!({"task": task, "out": a.out, "peak_rss_bytes": crate::eval::peak_rss()}));
+        } else {
+            println!("{}: task {task} is done", a.out.display());
+        }
+        return Ok(());
+    }
+    let fresh = matches!(outcome, Outcome::Done);
     let (all, body) = bits_per_weight(&plan.weights());
-    let seconds = if fresh { start.elapsed().as_secs_f64() } else { recorded_seconds(&a.out) };
+    let seconds = recorded_seconds(&a.out);
     let bytes = plan.weight_bytes()?;
     if json {
         print_json(&json!({
@@ -71,51 +91,153 @@ fn recorded_seconds(dir: &Path) -> f64 {
     timing.ok().and_then(|t| t["compress_seconds"].as_f64()).unwrap_or(0.0)
 }
 
-/// Compresses into `out`; false when it was finished before.
-fn compress(model: &Model, plan: &Plan, out: &Path, cx: &Context) -> Result<bool> {
-    if plan.needs_data() && plan.calibration.is_none() {
-        let rule = format!("`{}` needs a calibration text: --calib FILE", plan.recipe.name);
+/// What a call of `compress` is to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    All,
+    Task(usize),
+    Merge,
+}
+
+/// What it came to.
+enum Outcome {
+    /// The directory is complete, now.
+    Done,
+    /// It was before.
+    DoneBefore,
+    /// The task is done.
+    Task,
+}
+
+/// Compresses into `out`, or does a part of that.
+fn compress(model: &Model, plan: &Plan, out: &Path, part: Part, cx: &Context) -> Result<Outcome> {
+    if plan.needs_data() && plan.calibration.is_none() && plan.statistics.is_none() {
+        let rule = format!("`{}` needs a calibration text (--calib FILE) or statistics (--stats)", plan.recipe.name);
         return Err(ParamError::new("calib", "missing", rule).into());
     }
+    let tasks = plan.tasks();
+    let share = match part {
+        Part::Task(k) if k >= tasks.len() => {
+            let rule = format!("must be below {}, the number of tasks of this plan", tasks.len());
+            return Err(ParamError::new("task", k, rule).into());
+        }
+        Part::Task(k) => Share::Task(k),
+        _ => Share::Alone,
+    };
     let start = Instant::now();
     let inputs = json!(plan.inputs);
-    let work = match output::open(out, &inputs, MANIFEST)? {
-        Output::Finished => return Ok(false),
+    let beside = match &plan.statistics {
+        Some(statistics) => json!({"files of statistics": statistics.hashes()?}),
+        None => json!({}),
+    };
+    let work = match output::open(out, &inputs, &beside, MANIFEST, share)? {
+        Output::Finished => {
+            check_finished(model, plan, out)?;
+            return Ok(Outcome::DoneBefore);
+        }
         Output::Open(work) => work,
     };
-    let files = plan.files();
-    let mut job = Job { model, plan, cx, writers: BTreeMap::new(), tensors: BTreeMap::new(), seconds: BTreeMap::new() };
-    for (file, layout) in &files {
-        job.writers.insert(file.clone(), Writer::create(&work.pending(file), layout.clone())?);
+    let job = Job { model, plan, cx, parts: Parts::new(&work.scratch()) };
+    if let Part::Task(k) = part {
+        tasks::run(&job, tasks[k])?;
+        return Ok(Outcome::Task);
     }
-    cx.progress.begin("compress", plan.entries.len() as u64);
-    if plan.needs_data() {
-        calibrated::run(&mut job)?;
-    } else {
-        for entry in &plan.entries {
-            job.alone(entry, &mut |_, _| Ok(()))?;
+    if part == Part::All {
+        everything(&job)?;
+    }
+    let took = start.elapsed().as_secs_f64();
+    merge(&job, work, took)?;
+    Ok(Outcome::Done)
+}
+
+/// All tasks, in one process.
+fn everything(job: &Job<'_>) -> Result<()> {
+    let (plan, cx) = (job.plan, job.cx);
+    let numbers = (0..plan.entries.len()).filter(|i| matches!(plan.entries[*i].action, Action::Compress(_)));
+    let numbers: Vec<usize> = numbers.collect();
+    for &i in &numbers {
+        // What was made before was made of what is still there.
+        if let Some(record) = job.parts.finished(i)? {
+            cx.cancel.check()?;
+            check_source(job.model, &plan.entries[i], record.manifest["source_blake3"].as_str())?;
         }
     }
+    cx.progress.begin("compress", numbers.len() as u64);
+    let network = plan.network.as_ref().filter(|_| plan.needs_data());
+    let sites = network.map(|n| n.sites()).unwrap_or_default();
+    let fed = |i: &usize| {
+        let reads = |s: &Site| s.consumers.iter().any(|c| c.weight == plan.entries[*i].name);
+        sites.iter().any(|s| reads(s) && (s.layer.is_some() || plan.entries[*i].needs().any_data()))
+    };
+    for &i in numbers.iter().filter(|i| !fed(i)) {
+        job.alone(i)?;
+    }
+    if let Some(statistics) = &plan.statistics {
+        for site in sites.iter().filter(|s| s.consumers.iter().filter_map(|c| plan.entry(&c.weight)).any(|i| fed(&i))) {
+            cx.cancel.check()?;
+            let unfinished = tasks::unfinished(job, site)?;
+            chain::site(job, site, &statistics.site(site, tasks::needs(plan, &unfinished), plan.seed)?)?;
+        }
+    } else if plan.needs_data() {
+        chain::run(job, &Checkpoint::open(job.model.path(), &tersor::registry())?)?;
+    }
     cx.progress.end();
+    Ok(())
+}
+
+/// Puts finished matrices and what is copied into the files of the result.
+fn merge(job: &Job<'_>, work: Work, seconds: f64) -> Result<()> {
+    let (model, plan) = (job.model, job.plan);
+    let (mut tensors, mut copied, mut times) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let (mut shards, mut hashes) = (Vec::new(), BTreeMap::new());
-    for (file, writer) in std::mem::take(&mut job.writers) {
+    for (file, layout) in plan.files() {
+        let names: Vec<String> = layout.keys().cloned().collect();
+        let mut writer = Writer::create(&work.pending(&file), layout)?;
+        for (i, entry) in plan.entries.iter().enumerate().filter(|(_, e)| e.file == file) {
+            job.cx.cancel.check()?;
+            if let Action::Copy = entry.action {
+                copied.insert(entry.name.clone(), source_hash(model, entry)?);
+                copy(model, entry, &mut writer)?;
+                continue;
+            }
+            let missing = || Error::Missing {
+                name: entry.name.clone(),
+                place: "the finished matrices; its task has not been done".into(),
+            };
+            let record = job.parts.finished(i)?.ok_or_else(missing)?;
+            job.parts.copy(i, entry, &record, &mut writer)?;
+            times.insert(entry.name.clone(), record.seconds);
+            tensors.insert(entry.name.clone(), record.manifest);
+        }
         writer.finish()?;
         let (bytes, hash) = output::hash_file(&work.pending(&file))?;
         hashes.insert(file.clone(), json!({"bytes": bytes, "blake3": hash}));
-        shards.push((file.clone(), files[&file].keys().cloned().collect::<Vec<_>>()));
+        shards.push((file, names));
     }
     let recipe = serde_json::to_value(&plan.recipe).map_err(|e| Error::format("recipe", e.to_string()))?;
     let (all, body) = bits_per_weight(&plan.weights());
     let manifest = json!({
         "format": Manifest::FORMAT, "version": env!("CARGO_PKG_VERSION"), "recipe": recipe, "seed": plan.seed,
-        "fingerprint": plan.fingerprint(), "inputs": inputs, "bits_per_weight": all, "body_bits_per_weight": body,
-        "files": hashes, "tensors": job.tensors,
+        "fingerprint": plan.fingerprint(), "inputs": plan.inputs, "bits_per_weight": all, "body_bits_per_weight": body,
+        "files": hashes, "tensors": tensors, "copied": copied,
     });
     let total = plan.entries.iter().map(Entry::bytes).sum();
     let mut beside = output::companions(model, model.config().cloned(), &shards, total)?;
-    let timing = json!({"compress_seconds": start.elapsed().as_secs_f64(), "tensors": job.seconds});
+    let timing = json!({"compress_seconds": seconds, "tensors": times});
     beside.push((TIMING.into(), files::to_bytes(&timing)));
     let weights: Vec<String> = shards.into_iter().map(|(f, _)| f).collect();
-    work.finish(&weights, &beside, (MANIFEST, files::to_bytes(&manifest)))?;
-    Ok(true)
+    work.finish(&weights, &beside, (MANIFEST, files::to_bytes(&manifest)))
+}
+
+/// Error unless the model's tensors are still those that a finished directory was made from.
+fn check_finished(model: &Model, plan: &Plan, out: &Path) -> Result<()> {
+    let manifest = files::read(&out.join(MANIFEST), &Limits::default())?;
+    for entry in &plan.entries {
+        let recorded = match entry.action {
+            Action::Copy => &manifest["copied"][&entry.name],
+            Action::Compress(_) => &manifest["tensors"][&entry.name]["source_blake3"],
+        };
+        check_source(model, entry, recorded.as_str())?;
+    }
+    Ok(())
 }

@@ -51,7 +51,9 @@ pub(super) fn built_in(name: &str) -> Result<Recipe> {
         let rule = format!("is no recipe and no file; near names: {}", near.join(", "));
         return Err(ParamError::new("recipe", format!("`{name}`"), rule).into());
     };
-    let ends = Patterns::Many(vec!["model.embed_tokens.weight".into(), "lm_head.weight".into()]);
+    // An encoder's pooler reads a single token and is no part of mean pooling: nothing flows into it that could be measured.
+    let ends = ["model.embed_tokens.weight", "lm_head.weight", "*_embeddings.weight", "*pooler.dense.weight"];
+    let ends = Patterns::Many(ends.map(String::from).to_vec());
     let ends = Rule { patterns: ends, method: "rtn".into(), bits: Some(8), ..blank };
     Ok(Recipe { name: name.into(), statistics: None, rules: vec![ends, body] })
 }

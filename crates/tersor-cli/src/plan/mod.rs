@@ -1,19 +1,23 @@
 //! What a recipe makes of a model, from headers alone.
 
+mod memory;
+mod show;
+mod tasks;
+
+pub use show::run;
+pub use tasks::Task;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value as Json, json};
 use tersor::core::{DType, Error, Limits, Method, ParamError, Result, StatNeeds, TensorInfo, tensors::join};
 use tersor::formats::safetensors::Header;
-use tersor::formats::{Model, json as files, write_atomic};
-use tersor::llm::{DecoderConfig, StoredWeight, Tokenizer, bits_per_weight};
+use tersor::formats::{Model, json as files};
+use tersor::llm::{Architecture, Behind, StoredWeight, Tokenizer};
 
+use crate::args;
 use crate::recipe::Recipe;
-use crate::{args, megabytes, print_json};
-
-/// The embedding.
-pub const EMBEDDING: &str = "model.embed_tokens.weight";
+use crate::statistics::Statistics;
 
 /// Bytes of f32 values in a block of rows.
 const BLOCK_BYTES: usize = 8 << 20;
@@ -63,13 +67,6 @@ impl Entry {
             _ => None,
         }
     }
-
-    fn method_name(&self) -> String {
-        match &self.action {
-            Action::Copy => "copy".into(),
-            Action::Compress(m) => m.name(),
-        }
-    }
 }
 
 /// What calibrates, as asked for.
@@ -81,12 +78,22 @@ pub struct Calibration {
     pub windows: usize,
     /// Tokens of a window; the smaller of 512 and the model's maximum unless given.
     pub ctx: Option<usize>,
+    /// Files of statistics, instead of a text.
+    pub stats: Vec<PathBuf>,
+    /// Bytes of memory that compressing may take.
+    pub max_memory: Option<u64>,
 }
 
 impl Calibration {
     /// From the command line.
     pub fn from_args(a: &args::Calibration, ctx: Option<usize>) -> Self {
-        Self { text: a.calib.clone(), windows: a.calib_windows, ctx }
+        Self {
+            text: a.calib.clone(),
+            windows: a.calib_windows,
+            ctx,
+            stats: a.stats.clone(),
+            max_memory: a.max_memory,
+        }
     }
 }
 
@@ -101,9 +108,13 @@ pub struct Plan {
     /// What the result depends on, each hashed.
     pub inputs: BTreeMap<String, String>,
     /// The architecture, unless matrices are taken by name.
-    pub config: Option<DecoderConfig>,
+    pub network: Option<Architecture>,
     /// What calibrates, for recipes that need it and where it was given.
     pub calibration: Option<Text>,
+    /// Statistics gathered before, for recipes that need them and where they were given.
+    pub statistics: Option<Statistics>,
+    /// Whether hidden states lie on disk rather than in memory.
+    pub spill: bool,
     /// Windows of calibration and their length, as planned.
     pub windows: [usize; 2],
 }
@@ -121,15 +132,15 @@ impl Plan {
     /// method cannot lay a matrix out.
     pub fn new(model: &Model, recipe: Recipe, seed: u64, generic: bool, calibration: &Calibration) -> Result<Self> {
         recipe.check()?;
-        let config = match (model.config(), generic) {
-            (Some(config), false) => Some(DecoderConfig::from_json(config)?),
+        let network = match (model.config(), generic) {
+            (Some(_), false) => Some(Architecture::of(model)?),
             (None, false) => {
                 let place = format!("{} (with --generic, matrices are taken by name)", model.path().display());
                 return Err(Error::Missing { name: "config.json".into(), place });
             }
             (_, true) => None,
         };
-        let tied = config.as_ref().is_some_and(|c| c.tied);
+        let tied = network.as_ref().is_some_and(Architecture::tied);
         let mut entries = Vec::new();
         for t in model.tensors() {
             // The one is the other: a second copy in the file has no reader. The frequencies are in the configuration.
@@ -155,7 +166,7 @@ impl Plan {
             let file = model.shard_of(&t.name).to_string();
             entries.push(Entry { name: t.name, shape: t.shape, rule: rule.map(|r| r.0), action, tensors, file });
         }
-        let most = config.as_ref().map_or(512, |c| c.max_positions);
+        let most = network.as_ref().map_or(512, Architecture::max_positions);
         let ctx = calibration.ctx.unwrap_or(most.min(512));
         if ctx < 2 || ctx > most {
             return Err(
@@ -170,21 +181,47 @@ impl Plan {
             recipe,
             entries,
             seed,
-            config,
+            network,
             calibration: None,
+            statistics: None,
+            spill: false,
             windows: [calibration.windows, ctx],
         };
         if plan.needs_data() {
             plan.check_sites()?;
-            if let Some(path) = &calibration.text {
-                let content = crate::eval::read_text(path)?;
-                let (windows, hash) = (format!("{} of {ctx}", calibration.windows), hash(content.as_bytes()));
-                plan.inputs.insert("calibration text".into(), hash);
-                plan.inputs.insert("calibration windows".into(), windows);
-                plan.calibration = Some(Text { content, name: path.display().to_string() });
-            }
+            plan.take_data(calibration)?;
         }
         Ok(plan)
+    }
+
+    /// Takes the calibration text, or the statistics.
+    fn take_data(&mut self, calibration: &Calibration) -> Result<()> {
+        let mut behind = self.recipe.behind()?;
+        if !calibration.stats.is_empty() {
+            if self.recipe.statistics.as_deref() == Some("sequential") {
+                let rule = "are of the original network, and the recipe asks for `sequential`; give a text (--calib)";
+                return Err(ParamError::new("stats", "statistics gathered before", rule).into());
+            }
+            let statistics = Statistics::open(&calibration.stats, self)?;
+            self.inputs.extend(statistics.inputs());
+            self.windows = statistics.windows();
+            self.statistics = Some(statistics);
+            behind = Behind::Original;
+        } else if let Some(path) = &calibration.text {
+            let content = crate::eval::read_text(path)?;
+            let [windows, ctx] = self.windows;
+            self.inputs.insert("calibration text".into(), hash(content.as_bytes()));
+            self.inputs.insert("calibration windows".into(), format!("{windows} of {ctx}"));
+            self.calibration = Some(Text { content, name: path.display().to_string() });
+        }
+        let name = if behind == Behind::Original { "original" } else { "sequential" };
+        self.inputs.insert("statistics".into(), name.into());
+        Ok(())
+    }
+
+    /// Whose outputs flow into the sites.
+    pub fn behind(&self) -> Result<Behind> {
+        if self.statistics.is_some() { Ok(Behind::Original) } else { self.recipe.behind() }
     }
 
     /// Whether some matrix is compressed by what flows into it.
@@ -194,14 +231,14 @@ impl Plan {
 
     /// Error unless every matrix that wants data is one that data flows into.
     fn check_sites(&self) -> Result<()> {
-        let Some(config) = &self.config else {
+        let Some(network) = &self.network else {
             let value = "by name patterns alone: its method needs data (choose rtn)".to_string();
             return Err(Error::Unsupported { what: "calibration of a model of unknown architecture", value });
         };
-        let sites = config.sites();
+        let (sites, tables) = (network.sites(), network.embeddings());
         let fed = |name: &str| sites.iter().any(|s| s.consumers.iter().any(|c| c.weight == name));
         for e in self.entries.iter().filter(|e| e.needs().any_data()) {
-            if !fed(&e.name) || e.name == EMBEDDING {
+            if !fed(&e.name) || tables.contains(&e.name) {
                 let value =
                     "it is looked up before anything flows; choose a method without data, such as rtn".to_string();
                 return Err(Error::Unsupported { what: "calibration of this matrix", value }.in_tensor(&e.name));
@@ -210,9 +247,9 @@ impl Plan {
         Ok(())
     }
 
-    /// The entry of a tensor.
-    pub fn entry(&self, name: &str) -> Option<&Entry> {
-        self.entries.binary_search_by(|e| e.name.as_str().cmp(name)).ok().map(|i| &self.entries[i])
+    /// The number of a tensor's entry.
+    pub fn entry(&self, name: &str) -> Option<usize> {
+        self.entries.binary_search_by(|e| e.name.as_str().cmp(name)).ok()
     }
 
     /// One hash of everything that the result depends on.
@@ -252,70 +289,6 @@ impl Plan {
         }
         (BLOCK_BYTES / 4 / cols.max(1) / ROW_UNIT).max(1) * ROW_UNIT
     }
-
-    /// Peak memory of `compress`, by term.
-    pub fn memory(&self, tokenizer: u64) -> BTreeMap<&'static str, u64> {
-        let block = |e: &Entry| match (&e.action, e.matrix()) {
-            (Action::Compress(m), Some(shape)) => {
-                // Values, values read back, stored bytes, codes and their packed form: four times the values.
-                (Self::block_rows(shape, &**m).min(shape[0]) * shape[1]) as u64 * 16
-            }
-            _ => 0,
-        };
-        let mut terms = self.calibration_memory();
-        let headers: u64 = self.entries.iter().map(|e| 200 + e.tensors.len() as u64 * 300).sum();
-        terms.extend([
-            ("rows", self.entries.iter().map(block).max().unwrap_or(0)),
-            ("headers", headers),
-            ("tokenizer", tokenizer),
-            ("program", 10 << 20),
-        ]);
-        terms
-    }
-
-    /// What calibration adds: nothing where no method wants data.
-    fn calibration_memory(&self) -> BTreeMap<&'static str, u64> {
-        let Some(c) = self.config.as_ref().filter(|_| self.needs_data()) else { return BTreeMap::new() };
-        let tokens = (self.windows[0] * self.windows[1]) as u64;
-        let ctx = self.windows[1] as u64;
-        let wide = self.entries.iter().filter(|e| e.needs().gram).filter_map(|e| e.matrix()).map(|m| m[1] as u64).max();
-        let sites = tersor::llm::SiteKind::ALL.map(|k| k.shapes(c));
-        let elements = |shapes: &[[usize; 2]]| shapes.iter().map(|s| (s[0] * s[1]) as u64).sum::<u64>();
-        let largest = sites.iter().map(|s| elements(s)).max().unwrap_or(0);
-        [
-            // The stream, and beside it the attention output until it is added.
-            ("hidden states", tokens * 4 * (c.hidden + c.heads * c.head_dim) as u64),
-            // Statistics, the damped copy, its reversal and the factor, each in f64.
-            ("gram", wide.unwrap_or(0).pow(2) * 8 * 4),
-            // A layer in f32, and the compressed form of one site's matrices.
-            ("layer", 4 * (sites.iter().map(|s| elements(s)).sum::<u64>() + largest)),
-            // Of one window: queries, keys, values, scores of the heads at work, or the two halves of the gated product.
-            ("window", 4 * ctx * (3 * c.intermediate.max(c.heads * c.head_dim) as u64 + 2 * ctx)),
-        ]
-        .into()
-    }
-
-    fn to_json(&self, tokenizer: u64) -> Result<Json> {
-        let weights = self.weights();
-        let (all, body) = bits_per_weight(&weights);
-        let tensors: Vec<Json> = self
-            .entries
-            .iter()
-            .map(|e| {
-                let n = e.shape.iter().map(|&d| d as f64).product::<f64>();
-                let bits = if n == 0.0 { 0.0 } else { e.bytes() as f64 * 8.0 / n };
-                json!({"name": e.name, "rule": e.rule, "method": e.method_name(), "bits_per_weight": bits, "bytes": e.bytes()})
-            })
-            .collect();
-        let tasks: Vec<Json> = (self.entries.iter().filter(|e| matches!(e.action, Action::Compress(_))))
-            .enumerate()
-            .map(|(i, e)| json!({"task": i, "kind": "matrix", "tensor": e.name}))
-            .collect();
-        Ok(json!({
-            "recipe": self.recipe.name, "bits_per_weight": all, "body_bits_per_weight": body,
-            "weight_bytes": self.weight_bytes()?, "peak_memory_bytes": self.memory(tokenizer), "tensors": tensors, "tasks": tasks,
-        }))
-    }
 }
 
 fn hash(bytes: &[u8]) -> String {
@@ -352,45 +325,4 @@ pub fn recipe_of(path: &Path) -> Result<(Recipe, u64, BTreeMap<String, String>)>
     let seed = json["seed"].as_u64().ok_or_else(|| bad("no `seed`"))?;
     let inputs = serde_json::from_value(json["inputs"].clone()).map_err(|e| bad(&format!("inputs: {e}")))?;
     Ok((recipe, seed, inputs))
-}
-
-pub fn run(a: &args::Plan, json: bool) -> Result<()> {
-    let model = Model::open(&a.model, &Limits::default())?;
-    let calibration = Calibration::from_args(&a.calibration, a.ctx);
-    let plan = Plan::new(&model, Recipe::find(&a.recipe)?, a.seed, a.generic, &calibration)?;
-    // A file is copied; of GGUF metadata a tree is made, of some twelve times the size of its text.
-    let copies = if model.gguf().is_some() { 12 } else { 2 };
-    let tokenizer = Tokenizer::json_of(&model).map_or(0, |t| t.len() as u64 * copies);
-    if let Some(out) = &a.out {
-        let recipe = serde_json::to_value(&plan.recipe).map_err(|e| Error::format("recipe", e.to_string()))?;
-        let file = json!({"recipe": recipe, "seed": plan.seed, "inputs": plan.inputs});
-        write_atomic(out, &files::to_bytes(&file))?;
-    }
-    let (all, body) = bits_per_weight(&plan.weights());
-    if json {
-        print_json(&plan.to_json(tokenizer)?);
-        return Ok(());
-    }
-    let width = plan.entries.iter().map(|e| e.name.len()).max().unwrap_or(0);
-    for e in plan.entries.iter().filter(|e| matches!(e.action, Action::Compress(_))) {
-        let n = e.shape.iter().map(|&d| d as f64).product::<f64>().max(1.0);
-        let rule = e.rule.map_or("-".to_string(), |r| r.to_string());
-        println!(
-            "{:width$}  rule {rule:>2}  {:6} {:6.3} bits  {:>10}",
-            e.name,
-            e.method_name(),
-            e.bytes() as f64 * 8.0 / n,
-            megabytes(e.bytes())
-        );
-    }
-    println!(
-        "{all:.3} bits a weight ({body:.3} without embedding and head), {} of weights",
-        megabytes(plan.weight_bytes()?)
-    );
-    let memory = plan.memory(tokenizer);
-    println!("{} of memory at most:", megabytes(memory.values().sum()));
-    for (term, bytes) in memory {
-        println!("  {term:10} {}", megabytes(bytes));
-    }
-    Ok(())
 }

@@ -1,5 +1,7 @@
 //! `tersor eval`: perplexity, agreement, size, speed.
 
+mod sentences;
+
 use std::path::Path;
 use std::time::Instant;
 
@@ -20,7 +22,7 @@ pub fn read_text(path: &Path) -> Result<String> {
 
 /// The window length: as asked, else the smaller of 512 and the model's maximum. Error when it is above the maximum.
 pub fn context(asked: Option<usize>, checkpoint: &Checkpoint) -> Result<usize> {
-    let most = checkpoint.config().max_positions;
+    let most = checkpoint.architecture().max_positions();
     match asked {
         None => Ok(most.min(512)),
         Some(n) if (2..=most).contains(&n) => Ok(n),
@@ -29,14 +31,23 @@ pub fn context(asked: Option<usize>, checkpoint: &Checkpoint) -> Result<usize> {
 }
 
 pub fn run(a: &args::Eval, json: bool) -> Result<()> {
+    match (&a.text, &a.sentences) {
+        (Some(text), _) => decoder(a, text, json),
+        (None, Some(path)) => sentences::run(a, path, json),
+        (None, None) => Err(ParamError::new("text", "missing", "or --sentences is needed").into()),
+    }
+}
+
+fn decoder(a: &args::Eval, text: &Path, json: bool) -> Result<()> {
     let registry = tersor::registry();
     let checkpoint = Checkpoint::open(&a.model, &registry)?;
     let ctx = context(a.ctx, &checkpoint)?;
     if a.windows == Some(0) {
         return Err(ParamError::new("windows", 0, "must be at least 1").into());
     }
+    checkpoint.architecture().decoder()?;
     let tokenizer = Tokenizer::of(&checkpoint)?;
-    let tokens = tokenizer.encode(&read_text(&a.text)?)?;
+    let tokens = tokenizer.encode(&read_text(text)?)?;
     let cut = windows(&tokens, ctx, a.windows)?;
     let bars = progress::bars();
     if let Some(asked) = a.windows

@@ -1,0 +1,191 @@
+//! Compression by what flows into each matrix: the calibration text goes through the network a layer at a time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tersor::core::compose::Dense;
+use tersor::core::{DType, Error, LinearOp, Prepared, Result, Site, StatSet};
+use tersor::llm::{Behind, Calibration, Checkpoint, Hooks};
+
+use super::matrix::{Job, check_source, source_hash};
+use super::tasks;
+use crate::plan::Action;
+use crate::windows;
+
+/// The stream is kept so often, where the work is not cut into tasks: what a crash costs.
+const KEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// The walk of the calibration text through the layers.
+pub struct Chain<'j, 'a> {
+    job: &'j Job<'a>,
+    checkpoint: &'j Checkpoint,
+    calibration: Calibration<'j>,
+    behind: Behind,
+    /// Layers behind the stream.
+    passed: usize,
+    /// Hashes of the tensors that are copied, of layers that were passed.
+    sources: BTreeMap<String, String>,
+}
+
+impl<'j, 'a> Chain<'j, 'a> {
+    /// Behind as many layers as work in progress has passed, at most `most`. Tensors that were read before must still be what they were.
+    pub fn start(job: &'j Job<'a>, checkpoint: &'j Checkpoint, most: usize) -> Result<Self> {
+        let plan = job.plan;
+        let windows = windows::cut(plan, checkpoint, &*job.cx.progress)?;
+        let slices: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+        let scratch = plan.spill.then(|| job.parts.scratch());
+        let all = 0..slices.len();
+        let mut calibration = Calibration::new(checkpoint, &slices, all, plan.windows[1], scratch)?;
+        let behind = plan.behind()?;
+        let (mut passed, mut sources) = (0, BTreeMap::new());
+        match job.parts.farthest(most)? {
+            Some(before) => {
+                for (name, hash) in &before.sources {
+                    let entry = plan.entry(name).map(|i| &plan.entries[i]);
+                    let entry = entry.ok_or_else(|| Error::Missing { name: name.clone(), place: "the plan".into() })?;
+                    check_source(job.model, entry, Some(hash))?;
+                }
+                calibration.resume(&before.path)?;
+                (passed, sources) = (before.layers, before.sources);
+            }
+            None => embed(job, &mut calibration, behind)?,
+        }
+        Ok(Self { job, checkpoint, calibration, behind, passed, sources })
+    }
+
+    /// Layers behind the stream.
+    pub fn passed(&self) -> usize {
+        self.passed
+    }
+
+    /// The next layer.
+    pub fn layer(&mut self) -> Result<()> {
+        let (job, plan, cx, behind) = (self.job, self.job.plan, self.job.cx, self.behind);
+        // A record that cannot be read is an error when the site is compressed.
+        let needs = |site: &Site| tasks::needs(plan, &tasks::unfinished(job, site).unwrap_or_default());
+        let compress = &mut |site: &Site, stats: &StatSet| {
+            self::site(job, site, stats)?;
+            let replaced = |c: &tersor::core::Consumer| match behind {
+                Behind::Compressed => replacement(job, &c.weight),
+                Behind::Original => Ok(None),
+            };
+            site.consumers.iter().map(replaced).collect()
+        };
+        let mut hooks = Hooks { behind, cancel: &cx.cancel, seed: plan.seed, needs: &needs, compress };
+        self.calibration.layer(self.passed, &mut hooks)?;
+        let network = self.checkpoint.architecture();
+        for entry in plan.entries.iter().filter(|e| network.layer_of(&e.name) == Some(self.passed)) {
+            if matches!(entry.action, Action::Copy) {
+                self.sources.insert(entry.name.clone(), source_hash(job.model, entry)?);
+            }
+        }
+        self.passed += 1;
+        Ok(())
+    }
+
+    /// Keeps the stream for a later run.
+    pub fn keep(&mut self) -> Result<()> {
+        self.calibration.keep(&self.job.parts.stream_path(self.passed))?;
+        self.job.parts.passed(self.passed, &self.sources)
+    }
+
+    /// The head, once every layer is passed.
+    pub fn head(&mut self, site_: &Site) -> Result<()> {
+        let (job, plan) = (self.job, self.job.plan);
+        let needs = tasks::needs(plan, &tasks::unfinished(job, site_)?);
+        let stats = self.calibration.head(needs, plan.seed, &job.cx.cancel)?;
+        site(job, site_, &stats)
+    }
+}
+
+/// The whole walk, from where work in progress left it.
+pub fn run(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<()> {
+    let network = checkpoint.architecture();
+    let mut chain = Chain::start(job, checkpoint, network.layers())?;
+    for site in network.sites().iter().filter(|s| s.layer.is_some_and(|l| l < chain.passed())) {
+        job.cx.progress.advance(site.consumers.len() as u64, &site.name);
+    }
+    let mut kept = Instant::now();
+    while chain.passed() < network.layers() {
+        chain.layer()?;
+        if kept.elapsed() >= KEEP_EVERY {
+            chain.keep()?;
+            kept = Instant::now();
+        }
+    }
+    match head_site(job, checkpoint)? {
+        Some(site) => chain.head(&site),
+        None => Ok(()),
+    }
+}
+
+/// The head's site, where its matrix waits for data.
+pub fn head_site(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<Option<Site>> {
+    for site in checkpoint.architecture().sites().into_iter().filter(|s| s.layer.is_none()) {
+        for c in &site.consumers {
+            if let Some(i) = job.plan.entry(&c.weight)
+                && job.plan.entries[i].needs().any_data()
+                && job.parts.finished(i)?.is_none()
+            {
+                return Ok(Some(site));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Looks up the embeddings: compressed ones where sites follow compressed matrices, else the original's.
+fn embed(job: &Job<'_>, calibration: &mut Calibration<'_>, behind: Behind) -> Result<()> {
+    let mut compressed: BTreeMap<String, Option<Arc<dyn LinearOp>>> = BTreeMap::new();
+    calibration.embed(&mut |name, row, out| {
+        if !compressed.contains_key(name) {
+            let mut op = None;
+            if behind == Behind::Compressed
+                && let Some(i) = job.plan.entry(name)
+                && matches!(job.plan.entries[i].action, Action::Compress(_))
+            {
+                let record = job.parts.finished(i)?;
+                let waiting = || Error::Missing { name: name.into(), place: "the finished matrices; its task comes first".into() };
+                op = Some(job.parts.operator(i, &job.plan.entries[i], &record.ok_or_else(waiting)?)?);
+            }
+            compressed.insert(name.into(), op);
+        }
+        match compressed.get(name) {
+            Some(Some(op)) => op.decompress_rows(row..row + 1, out),
+            _ => job.model.rows(name)?.read_rows(row..row + 1, out),
+        }
+    })
+}
+
+/// What a finished matrix multiplies with. Its values in f32: unpacking them for every window would take longer.
+fn replacement(job: &Job<'_>, weight: &str) -> Result<Option<Arc<dyn LinearOp>>> {
+    let Some(i) = job.plan.entry(weight) else { return Ok(None) };
+    let entry = &job.plan.entries[i];
+    let Some(record) = job.parts.finished(i)? else { return Ok(None) };
+    let op = job.parts.operator(i, entry, &record)?;
+    let [rows, cols] = op.shape();
+    let mut values = vec![0f32; tersor::core::view::elements([rows, cols])?];
+    op.decompress_rows(0..rows, &mut values)?;
+    Ok(Some(Arc::new(Dense::new(values, [rows, cols], DType::F32)?)))
+}
+
+/// Compresses the consumers of a site that are not finished; those under one rule prepare once.
+pub fn site(job: &Job<'_>, site: &Site, stats: &StatSet) -> Result<()> {
+    let plan = job.plan;
+    let mut prepared: Vec<(Option<usize>, Box<dyn Prepared + '_>)> = Vec::new();
+    for number in site.consumers.iter().filter_map(|c| plan.entry(&c.weight)) {
+        let entry = &plan.entries[number];
+        let Action::Compress(method) = &entry.action else { continue };
+        if job.parts.finished(number)?.is_none() {
+            if !prepared.iter().any(|p| p.0 == entry.rule) {
+                let stats = method.needs().any_data().then_some(stats);
+                prepared.push((entry.rule, method.prepare(stats, job.cx).map_err(|e| e.in_tensor(&entry.name))?));
+            }
+            let Some((_, ready)) = prepared.iter().find(|p| p.0 == entry.rule) else { continue };
+            job.matrix(number, &**ready)?;
+        }
+        job.cx.progress.advance(1, &entry.name);
+    }
+    Ok(())
+}

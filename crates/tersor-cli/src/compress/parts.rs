@@ -1,0 +1,184 @@
+//! Work in progress: a file for each finished matrix, and the stream between two layers.
+//!
+//! A matrix is finished when its record is there; the record is written after the part. Names are numbers: names of tensors are never
+//! used as paths.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Value as Json, json};
+use tersor::core::{Error, Limits, LinearOp, Result, TensorInfo, TensorSink, TensorSource};
+use tersor::formats::safetensors::{File, Writer};
+use tersor::formats::{json as files, write_atomic};
+
+use crate::output::hash_file;
+use crate::plan::Entry;
+
+/// The directory that finished matrices lie in.
+pub struct Parts {
+    dir: PathBuf,
+}
+
+/// What is known of a finished matrix.
+pub struct Record {
+    /// What the manifest will say of it.
+    pub manifest: Json,
+    /// Seconds that it took.
+    pub seconds: f64,
+    bytes: u64,
+    hash: String,
+}
+
+/// How far the stream has come.
+pub struct Passed {
+    /// Layers behind it.
+    pub layers: usize,
+    /// Hashes of the tensors of those layers that are copied, as they were read.
+    pub sources: BTreeMap<String, String>,
+    /// The file.
+    pub path: PathBuf,
+}
+
+impl Parts {
+    /// In a directory of work in progress.
+    pub fn new(work: &Path) -> Self {
+        Self { dir: work.to_path_buf() }
+    }
+
+    /// For files that only this run needs.
+    pub fn scratch(&self) -> &Path {
+        &self.dir
+    }
+
+    fn part(&self, number: usize) -> PathBuf {
+        self.dir.join(format!("{number:06}.part"))
+    }
+
+    fn record(&self, number: usize) -> PathBuf {
+        self.dir.join(format!("{number:06}.json"))
+    }
+
+    /// The record of a matrix that is finished.
+    pub fn finished(&self, number: usize) -> Result<Option<Record>> {
+        let path = self.record(number);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let json = files::read(&path, &Limits::default())?;
+        let bad = || Error::format(path.display().to_string(), "is not a record of a finished matrix; delete it");
+        Ok(Some(Record {
+            manifest: json["manifest"].clone(),
+            seconds: json["seconds"].as_f64().unwrap_or(0.0),
+            bytes: json["bytes"].as_u64().ok_or_else(bad)?,
+            hash: json["blake3"].as_str().ok_or_else(bad)?.to_string(),
+        }))
+    }
+
+    /// A new part, for the tensors of an entry.
+    pub fn create(&self, number: usize, entry: &Entry) -> Result<Writer> {
+        Writer::create(&self.part(number), entry.tensors.iter().cloned().collect())
+    }
+
+    /// Finishes a part and records it.
+    pub fn commit(&self, number: usize, writer: Writer, manifest: Json, seconds: f64) -> Result<()> {
+        writer.finish()?;
+        let (bytes, hash) = hash_file(&self.part(number))?;
+        let record = json!({"manifest": manifest, "seconds": seconds, "bytes": bytes, "blake3": hash});
+        write_atomic(&self.record(number), &files::to_bytes(&record))
+    }
+
+    /// Opens a finished part. Error when it is not what was recorded.
+    pub fn open(&self, number: usize, record: &Record) -> Result<File> {
+        let path = self.part(number);
+        let (bytes, hash) = hash_file(&path)?;
+        if (bytes, &hash) != (record.bytes, &record.hash) {
+            let what = format!("is not what was written there; delete {} to have it made again", self.record(number).display());
+            return Err(Error::format(path.display().to_string(), what));
+        }
+        File::open(&path, &Limits::default())
+    }
+
+    /// The operator in a finished part.
+    pub fn operator(&self, number: usize, entry: &Entry, record: &Record) -> Result<Arc<dyn LinearOp>> {
+        let spec = files::to_spec(&record.manifest["spec"])?;
+        let op = tersor::registry().load(&spec, &entry.name, &self.open(number, record)?);
+        Ok(op.map_err(|e| e.in_tensor(&entry.name))?.into())
+    }
+
+    /// Copies the tensors of a finished part.
+    pub fn copy(&self, number: usize, entry: &Entry, record: &Record, sink: &mut dyn TensorSink) -> Result<()> {
+        let file = self.open(number, record)?;
+        for (name, info) in &entry.tensors {
+            copy_rows(&file, name, info, sink)?;
+        }
+        Ok(())
+    }
+
+    fn stream(&self, layers: usize) -> PathBuf {
+        self.dir.join(format!("stream-{layers:06}"))
+    }
+
+    /// A place for the stream behind so many layers; [`Parts::passed`] makes it count.
+    pub fn stream_path(&self, layers: usize) -> PathBuf {
+        self.stream(layers)
+    }
+
+    /// Records that the stream has come so far, and removes what lies behind it.
+    pub fn passed(&self, layers: usize, sources: &BTreeMap<String, String>) -> Result<()> {
+        let (bytes, hash) = hash_file(&self.stream(layers))?;
+        let record = json!({"layers": layers, "bytes": bytes, "blake3": hash, "sources": sources});
+        write_atomic(&self.stream(layers).with_extension("json"), &files::to_bytes(&record))?;
+        for before in 0..layers {
+            let path = self.stream(before);
+            let old = path.with_extension("json");
+            if old.is_file() {
+                std::fs::remove_file(&old).map_err(|e| Error::io(&old, e))?;
+            }
+            if path.is_file() {
+                std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How far the stream has come, at most behind `most` layers. Error when the file is not what was recorded.
+    pub fn farthest(&self, most: usize) -> Result<Option<Passed>> {
+        for layers in (1..=most).rev() {
+            let path = self.stream(layers);
+            let record = path.with_extension("json");
+            if !record.is_file() {
+                continue;
+            }
+            let json = files::read(&record, &Limits::default())?;
+            let (bytes, hash) = hash_file(&path)?;
+            if json["bytes"].as_u64() != Some(bytes) || json["blake3"].as_str() != Some(&hash) {
+                let what = format!("is not what was written there; delete it and {}", record.display());
+                return Err(Error::format(path.display().to_string(), what));
+            }
+            let sources = serde_json::from_value(json["sources"].clone());
+            let sources = sources.map_err(|e| Error::format(record.display().to_string(), e.to_string()))?;
+            return Ok(Some(Passed { layers, sources, path }));
+        }
+        Ok(None)
+    }
+}
+
+/// Copies a stored tensor a part at a time.
+pub fn copy_rows(source: &dyn TensorSource, name: &str, info: &TensorInfo, sink: &mut dyn TensorSink) -> Result<()> {
+    let total = info.bytes().map_err(|e| e.in_tensor(name))?;
+    let rows = info.shape.first().copied().unwrap_or(1).max(1);
+    let width = total / rows;
+    let step = ((8usize << 20) / width.max(1)).max(1);
+    for first in (0..rows).step_by(step) {
+        let n = step.min(rows - first);
+        let mut bytes = vec![0u8; n * width];
+        source.read_at(name, (first * width) as u64, &mut bytes)?;
+        if info.shape.is_empty() {
+            sink.write_shared(name, info, &bytes)?;
+        } else {
+            sink.write_rows(name, info, first, &bytes)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! One task of a plan, for processes that share the work.
+
+use tersor::core::{Error, Result, Site, StatNeeds};
+use tersor::llm::Checkpoint;
+
+use super::chain::{self, Chain};
+use super::matrix::{Job, check_source};
+use crate::plan::{Plan, Task};
+use crate::statistics::{self, Statistics};
+use crate::windows;
+
+/// Does a task, unless it is done. Error when one that must come first is not.
+pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
+    let plan = job.plan;
+    match task {
+        Task::Matrix(i) => {
+            let entry = &plan.entries[i];
+            if let Some(record) = job.parts.finished(i)? {
+                return check_source(job.model, entry, record.manifest["source_blake3"].as_str());
+            }
+            if !entry.needs().any_data() {
+                return job.alone(i);
+            }
+            let sites = plan.network.as_ref().map(|n| n.sites()).unwrap_or_default();
+            let site = sites.into_iter().find(|s| s.consumers.iter().any(|c| c.weight == entry.name));
+            let site = site.ok_or_else(|| Error::Missing { name: entry.name.clone(), place: "the sites".into() })?;
+            if plan.tasks().contains(&Task::Layer(0)) {
+                let checkpoint = open(job)?;
+                let layers = checkpoint.architecture().layers();
+                let mut chain = Chain::start(job, &checkpoint, layers)?;
+                return if chain.passed() == layers { chain.head(&site) } else { Err(before(chain.passed())) };
+            }
+            matrix(job, i, site)
+        }
+        Task::Layer(layer) => {
+            let sites = plan.network.as_ref().map(|n| n.sites()).unwrap_or_default();
+            let checkpoint = open(job)?;
+            // Where the stream is further on, this layer is finished.
+            if let Some(passed) = job.parts.farthest(checkpoint.architecture().layers())?
+                && passed.layers > layer
+            {
+                return Ok(());
+            }
+            for site in sites.iter().filter(|s| s.layer == Some(layer)) {
+                for i in site.consumers.iter().filter_map(|c| plan.entry(&c.weight)) {
+                    if let Some(record) = job.parts.finished(i)? {
+                        check_source(job.model, &plan.entries[i], record.manifest["source_blake3"].as_str())?;
+                    }
+                }
+            }
+            let mut chain = Chain::start(job, &checkpoint, layer)?;
+            if chain.passed() < layer {
+                return Err(before(chain.passed()));
+            }
+            chain.layer()?;
+            chain.keep()
+        }
+        Task::Statistics(shard) => {
+            let out = job.parts.scratch().join(shard_name(shard));
+            if out.is_file() {
+                return Ok(());
+            }
+            let windows = windows::cut(plan, &open(job)?, &*job.cx.progress)?;
+            let scratch = plan.spill.then(|| job.parts.scratch());
+            statistics::gather(job.model, plan, &windows, shard..shard + 1, &out, scratch, &job.cx.cancel)
+        }
+    }
+}
+
+/// One matrix, with the statistics that other tasks have gathered or that were given.
+fn matrix(job: &Job<'_>, number: usize, site: Site) -> Result<()> {
+    let plan = job.plan;
+    let needs = plan.entries[number].needs();
+    // Its neighbours are other tasks.
+    let alone = Site { consumers: site.consumers.iter().filter(|c| c.weight == plan.entries[number].name).cloned().collect(), ..site };
+    let stats = match &plan.statistics {
+        Some(statistics) => statistics.site(&alone, needs, plan.seed)?,
+        None => {
+            let paths: Vec<_> = (0..plan.shards()).map(|s| job.parts.scratch().join(shard_name(s))).collect();
+            if let Some(s) = paths.iter().position(|p| !p.is_file()) {
+                let what = format!("statistics of shard {} are missing: its task comes first", s + 1);
+                return Err(Error::format("task", what));
+            }
+            Statistics::open(&paths, plan)?.site(&alone, needs, plan.seed)?
+        }
+    };
+    chain::site(job, &alone, &stats)
+}
+
+/// Consumers of a site that are not finished.
+pub fn unfinished(job: &Job<'_>, site: &Site) -> Result<Vec<usize>> {
+    let all = site.consumers.iter().filter_map(|c| job.plan.entry(&c.weight));
+    all.filter_map(|i| job.parts.finished(i).map(|r| r.is_none().then_some(i)).transpose()).collect()
+}
+
+/// What they need.
+pub fn needs(plan: &Plan, entries: &[usize]) -> StatNeeds {
+    entries.iter().map(|i| plan.entries[*i].needs()).fold(StatNeeds::default(), StatNeeds::union)
+}
+
+fn open(job: &Job<'_>) -> Result<Checkpoint> {
+    Checkpoint::open(job.model.path(), &tersor::registry())
+}
+
+fn shard_name(shard: usize) -> String {
+    format!("statistics-{shard:06}")
+}
+
+fn before(passed: usize) -> Error {
+    Error::format("task", format!("the task of layer {passed} comes first"))
+}

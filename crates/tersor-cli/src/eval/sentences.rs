@@ -1,0 +1,57 @@
+//! `tersor eval --sentences`: how close the embeddings of an encoder are to the original's.
+
+use std::path::Path;
+
+use serde_json::json;
+use tersor::core::{Error, Exec, ParamError, Progress, Result, metrics};
+use tersor::llm::{Checkpoint, Encoder, Tokenizer};
+
+use super::{context, peak_rss, read_text};
+use crate::{args, megabytes, print_json, progress, windows};
+
+pub fn run(a: &args::Eval, path: &Path, json: bool) -> Result<()> {
+    let registry = tersor::registry();
+    let checkpoint = Checkpoint::open(&a.model, &registry)?;
+    let against = a.against.as_ref();
+    let against = against.ok_or_else(|| ParamError::new("against", "missing", "needed with --sentences"))?;
+    let original = Checkpoint::open(against, &registry)?;
+    let ctx = context(a.ctx, &checkpoint)?;
+    let tokenizer = Tokenizer::of(&checkpoint)?;
+    let text = read_text(path)?;
+    let tokens = windows::sentences(&tokenizer, &text, a.windows, ctx)?;
+    if tokens != windows::sentences(&Tokenizer::of(&original)?, &text, a.windows, ctx)? {
+        return Err(Error::format(against.display().to_string(), "has another tokenizer"));
+    }
+    if tokens.is_empty() {
+        return Err(Error::format(path.display().to_string(), "has no sentence: one a line is needed"));
+    }
+    let (bits, body) = checkpoint.bits_per_weight();
+    let weight_bytes = checkpoint.model().weight_bytes();
+    let (encoder, original) = (Encoder::load(&checkpoint)?, Encoder::load(&original)?);
+    let bars = progress::bars();
+    bars.begin("evaluate", tokens.len() as u64);
+    let mut exec = Exec::new();
+    let (mut sum, mut least) = (0f64, f64::INFINITY);
+    for (i, sentence) in tokens.iter().enumerate() {
+        let cosine = metrics::cosine(&encoder.embed(sentence, &mut exec)?, &original.embed(sentence, &mut exec)?);
+        if !cosine.is_finite() {
+            return Err(Error::NonFinite { row: i, col: 0, value: cosine as f32 }.in_tensor("embedding of a sentence"));
+        }
+        sum += cosine;
+        least = least.min(cosine);
+        bars.advance(1, "");
+    }
+    bars.end();
+    let mean = sum / tokens.len() as f64;
+    if json {
+        print_json(&json!({
+            "cosine_min": least, "cosine_mean": mean, "sentences": tokens.len(), "bits_per_weight": bits,
+            "body_bits_per_weight": body, "weight_bytes": weight_bytes, "peak_rss_bytes": peak_rss(),
+        }));
+        return Ok(());
+    }
+    println!("cosine         {mean:.5} in the mean of {} sentences, {least:.5} at least", tokens.len());
+    println!("bits a weight  {bits:.3} ({body:.3} without embeddings)");
+    println!("weights        {}", megabytes(weight_bytes));
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! How much memory compressing takes, by term.
+
+use std::collections::BTreeMap;
+
+use tersor::core::{ParamError, Result};
+use tersor::formats::Model;
+use tersor::llm::{Architecture, Tokenizer, batch_tokens};
+
+use super::{Action, Entry, Plan};
+use crate::megabytes;
+
+type Terms = BTreeMap<&'static str, u64>;
+
+impl Plan {
+    /// Peak memory of `compress`, by term: of its heaviest phase, and of what is there in all of them.
+    pub fn memory(&self, model: &Model) -> Terms {
+        let headers: u64 = self.entries.iter().map(|e| 200 + e.tensors.len() as u64 * 300).sum();
+        let all = |_: &Entry| true;
+        let mut phases = vec![Terms::from([("rows", self.rows(all))])];
+        if self.needs_data() {
+            phases.extend(self.text(model));
+            phases.extend(self.walk());
+        } else {
+            // The tokenizer is only carried over.
+            let copies = if model.gguf().is_some() { 12 } else { 2 };
+            let json = Tokenizer::json_of(model).map_or(0, |t| t.len() as u64 * copies);
+            phases[0].insert("tokenizer", json);
+        }
+        let heaviest = phases.into_iter().max_by_key(|t| t.values().sum::<u64>()).unwrap_or_default();
+        let mut terms = Terms::from([("headers", headers), ("program", 10 << 20)]);
+        terms.extend(heaviest);
+        terms
+    }
+
+    /// Puts hidden states on disk where memory would not do. Error, with the figure, when that is not enough.
+    pub fn fit(&mut self, model: &Model, most: Option<u64>) -> Result<()> {
+        let Some(most) = most else { return Ok(()) };
+        let need = |plan: &Self| plan.memory(model).values().sum::<u64>();
+        self.spill = self.network.is_some() && self.needs_data() && self.statistics.is_none() && need(self) > most;
+        let least = need(self);
+        if least > most {
+            let rule = format!("must be at least {least} bytes ({})", megabytes(least));
+            return Err(ParamError::new("max-memory", most, rule).into());
+        }
+        Ok(())
+    }
+
+    /// A block of rows of the widest matrix at work: values, values read back, stored bytes, codes and their packed form.
+    fn rows(&self, which: impl Fn(&Entry) -> bool) -> u64 {
+        let block = |e: &Entry| match (&e.action, e.matrix()) {
+            (Action::Compress(m), Some(shape)) => (Self::block_rows(shape, &**m).min(shape[0]) * shape[1]) as u64 * 16,
+            _ => 0,
+        };
+        self.entries.iter().filter(|e| which(e)).map(block).max().unwrap_or(0)
+    }
+
+    /// While the calibration text is tokenized: the tokenizer's tables, and of each byte of text its alignment on the way.
+    fn text(&self, model: &Model) -> Option<Terms> {
+        let text = self.calibration.as_ref().map_or(2 << 20, |t| t.content.len() as u64);
+        let json = Tokenizer::json_of(model).map_or(0, |t| t.len() as u64);
+        self.statistics.is_none().then(|| Terms::from([("tokenizer", json * 20), ("text", text * 80)]))
+    }
+
+    /// While the calibration text goes through the layers, or statistics gathered before are used.
+    fn walk(&self) -> Option<Terms> {
+        let network = self.network.as_ref()?;
+        let in_layers = |e: &Entry| network.layer_of(&e.name).is_some();
+        let wide = self.entries.iter().filter(|e| e.needs().gram).filter_map(|e| e.matrix()).map(|m| m[1] as u64).max();
+        // Statistics, the damped copy, its reversal and the factor, each in f64; the two that are kept in f32.
+        let gram = wide.unwrap_or(0).pow(2) * 8 * 5;
+        let mut terms = Terms::from([("gram", gram), ("rows", self.rows(in_layers))]);
+        if self.statistics.is_some() {
+            return Some(terms);
+        }
+        let [windows, ctx] = self.windows;
+        let (hidden, attention) = (network.hidden() as u64, network.attention() as u64);
+        let inner = match network {
+            Architecture::Decoder(c) => c.intermediate,
+            Architecture::Encoder(c) => c.intermediate,
+        } as u64;
+        let layer = self.entries.iter().filter(|e| network.layer_of(&e.name) == Some(0)).filter_map(Entry::matrix);
+        let layer: Vec<u64> = layer.map(|[rows, cols]| (rows * cols) as u64).collect();
+        let batch = batch_tokens(ctx) as u64;
+        if !self.spill {
+            // The stream, and beside it the attention output until it is added.
+            terms.insert("hidden states", (windows * ctx) as u64 * 4 * (hidden + attention));
+        }
+        // A layer in f32, and beside it the values of a compressed matrix.
+        terms.insert("layer", 4 * (layer.iter().sum::<u64>() + layer.iter().max().unwrap_or(&0)));
+        // The inputs of a batch of windows and their joined copy, and the two halves of the gated product.
+        terms.insert("windows", 4 * batch * (3 * inner.max(attention) + 2 * hidden));
+        Some(terms)
+    }
+}

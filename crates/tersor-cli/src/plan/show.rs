@@ -1,0 +1,79 @@
+//! `tersor plan`: the plan as text, as JSON, as a file.
+
+use serde_json::{Value as Json, json};
+use tersor::core::{Error, Limits, Result};
+use tersor::formats::{Model, json as files, write_atomic};
+use tersor::llm::bits_per_weight;
+
+use super::{Action, Calibration, Entry, Plan};
+use crate::recipe::Recipe;
+use crate::{args, megabytes, print_json};
+
+impl Entry {
+    fn method_name(&self) -> String {
+        match &self.action {
+            Action::Copy => "copy".into(),
+            Action::Compress(m) => m.name(),
+        }
+    }
+}
+
+impl Plan {
+    fn to_json(&self, model: &Model) -> Result<Json> {
+        let weights = self.weights();
+        let (all, body) = bits_per_weight(&weights);
+        let tensors: Vec<Json> = self
+            .entries
+            .iter()
+            .map(|e| {
+                let n = e.shape.iter().map(|&d| d as f64).product::<f64>();
+                let bits = if n == 0.0 { 0.0 } else { e.bytes() as f64 * 8.0 / n };
+                json!({"name": e.name, "rule": e.rule, "method": e.method_name(), "bits_per_weight": bits, "bytes": e.bytes()})
+            })
+            .collect();
+        Ok(json!({
+            "recipe": self.recipe.name, "bits_per_weight": all, "body_bits_per_weight": body,
+            "weight_bytes": self.weight_bytes()?, "peak_memory_bytes": self.memory(model), "hidden_states_on_disk": self.spill, "tensors": tensors,
+            "tasks": self.tasks_json(),
+        }))
+    }
+}
+
+pub fn run(a: &args::Plan, json: bool) -> Result<()> {
+    let model = Model::open(&a.model, &Limits::default())?;
+    let calibration = Calibration::from_args(&a.calibration, a.ctx);
+    let mut plan = Plan::new(&model, Recipe::find(&a.recipe)?, a.seed, a.generic, &calibration)?;
+    plan.fit(&model, calibration.max_memory)?;
+    if let Some(out) = &a.out {
+        let recipe = serde_json::to_value(&plan.recipe).map_err(|e| Error::format("recipe", e.to_string()))?;
+        let file = json!({"recipe": recipe, "seed": plan.seed, "inputs": plan.inputs});
+        write_atomic(out, &files::to_bytes(&file))?;
+    }
+    let (all, body) = bits_per_weight(&plan.weights());
+    if json {
+        print_json(&plan.to_json(&model)?);
+        return Ok(());
+    }
+    let width = plan.entries.iter().map(|e| e.name.len()).max().unwrap_or(0);
+    for e in plan.entries.iter().filter(|e| matches!(e.action, Action::Compress(_))) {
+        let n = e.shape.iter().map(|&d| d as f64).product::<f64>().max(1.0);
+        let rule = e.rule.map_or("-".to_string(), |r| r.to_string());
+        println!(
+            "{:width$}  rule {rule:>2}  {:6} {:6.3} bits  {:>10}",
+            e.name,
+            e.method_name(),
+            e.bytes() as f64 * 8.0 / n,
+            megabytes(e.bytes())
+        );
+    }
+    println!(
+        "{all:.3} bits a weight ({body:.3} without embedding and head), {} of weights",
+        megabytes(plan.weight_bytes()?)
+    );
+    let memory = plan.memory(&model);
+    println!("{} of memory at most:", megabytes(memory.values().sum()));
+    for (term, bytes) in memory {
+        println!("  {term:13} {}", megabytes(bytes));
+    }
+    Ok(())
+}

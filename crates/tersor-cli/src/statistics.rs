@@ -1,0 +1,231 @@
+//! Files of statistics: what `calibrate` writes, and what `--stats` takes.
+//!
+//! A file holds the statistics of one or several runs of windows, for each site that the recipe needs some of. The sum over all windows
+//! is made of shards in their order; a file of some of the shards keeps them apart, so that the sum does not depend on how the windows
+//! were shared out.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value as Json, json};
+use tersor::core::{
+    Cancel, DType, Error, Limits, Result, Site, StatNeeds, StatSet, TensorInfo, TensorSink, TensorSource,
+    tensors::join,
+};
+use tersor::formats::safetensors::{File, Writer};
+use tersor::formats::Model;
+use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, shard_windows};
+
+use crate::plan::Plan;
+
+/// The tensor that says what the others are.
+const ABOUT: &str = "about";
+
+/// Version of the file's format.
+const FORMAT: u64 = 1;
+
+/// What must agree between files, and with the model.
+const KEYS: [&str; 10] = [
+    "headers", "files", "config", "tokenizer", "seed", "version", "instruction set", "calibration text", "windows", "ctx",
+];
+
+/// Statistics from files, for all windows.
+pub struct Statistics {
+    about: Json,
+    /// Each run of windows: the first, how many, the file that has it.
+    runs: Vec<(usize, usize, usize)>,
+    files: Vec<(PathBuf, File)>,
+}
+
+impl Statistics {
+    /// Opens files that together cover all windows. Error when one was made of another model or text than the others or `plan`, windows
+    /// are missing or there twice, or a site that the plan needs is not there.
+    pub fn open(paths: &[PathBuf], plan: &Plan) -> Result<Self> {
+        let mut files = Vec::new();
+        let (mut runs, mut about): (Vec<(usize, usize, usize)>, Option<Json>) = (Vec::new(), None);
+        for (number, path) in paths.iter().enumerate() {
+            let refuse = |what: String| Error::format(path.display().to_string(), what);
+            let file = File::open(path, &Limits::default())?;
+            let json = read_about(&file).map_err(|e| refuse(format!("is no file of statistics: {e}")))?;
+            for key in KEYS {
+                let first = about.as_ref().unwrap_or(&json);
+                let planned = plan.inputs.get(key).map(|v| Json::from(v.as_str()));
+                if json[key] != first[key] || planned.is_some_and(|p| p != json[key]) {
+                    return Err(refuse(format!("was made of another model, text or seed: {key} differs")));
+                }
+            }
+            for run in json["runs"].as_array().into_iter().flatten() {
+                let pair = (run[0].as_u64(), run[1].as_u64());
+                let (Some(first), Some(count)) = pair else { return Err(refuse("has a broken list of runs".into())) };
+                runs.push((first as usize, count as usize, number));
+            }
+            about = about.or(Some(json));
+            files.push((path.clone(), file));
+        }
+        runs.sort_unstable();
+        let about = about.unwrap_or_default();
+        let windows = about["windows"].as_u64().unwrap_or(0) as usize;
+        let mut next = 0;
+        for &(first, count, number) in &runs {
+            if first != next {
+                let name = files[number].0.display().to_string();
+                let what = if first > next {
+                    format!("begins at window {first}, and windows {next} to {} are in no file", first - 1)
+                } else {
+                    format!("has windows from {first} on, which another file has, too")
+                };
+                return Err(Error::format(name, what));
+            }
+            next += count;
+        }
+        if next != windows {
+            let name = paths.last().map_or(String::new(), |p| p.display().to_string());
+            return Err(Error::format(name, format!("windows {next} to {} are in no file", windows.saturating_sub(1))));
+        }
+        let all = Self { about, runs, files };
+        for (site, needs) in needed(plan) {
+            all.check(&site, needs)?;
+        }
+        Ok(all)
+    }
+
+    fn check(&self, site: &Site, needs: StatNeeds) -> Result<()> {
+        for &(first, _, number) in &self.runs {
+            let (path, file) = &self.files[number];
+            for (suffix, _) in StatSet::layout(site.features, needs, 0) {
+                let name = join(&prefix(&site.name, first), &suffix);
+                if file.info(&name).is_err() {
+                    let what = format!("has no `{suffix}` of {}, which the recipe needs", site.name);
+                    return Err(Error::format(path.display().to_string(), what));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the result depends on.
+    pub fn inputs(&self) -> Vec<(String, String)> {
+        let text = self.about["calibration text"].as_str().unwrap_or_default().to_string();
+        let [windows, ctx] = self.windows();
+        vec![("calibration text".into(), text), ("calibration windows".into(), format!("{windows} of {ctx}"))]
+    }
+
+    /// Windows that were asked for, and the most tokens of one.
+    pub fn windows(&self) -> [usize; 2] {
+        ["asked", "ctx"].map(|k| self.about[k].as_u64().unwrap_or(0) as usize)
+    }
+
+    /// Hashes of the files, for the record of work in progress.
+    pub fn hashes(&self) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        for (path, _) in &self.files {
+            all.push(crate::output::hash_file(path)?.1);
+        }
+        all.sort();
+        Ok(all)
+    }
+
+    /// Statistics of a site over all windows.
+    pub fn site(&self, site: &Site, needs: StatNeeds, seed: u64) -> Result<StatSet> {
+        let mut total = StatSet::new(site.features, needs, seed, 0)?;
+        for &(first, _, number) in &self.runs {
+            let (path, file) = &self.files[number];
+            let wrap = |e: Error| Error::format(path.display().to_string(), e.to_string());
+            let part = StatSet::load(&prefix(&site.name, first), file).map_err(wrap)?.only(needs);
+            total.merge(&part).map_err(wrap)?;
+        }
+        Ok(total)
+    }
+}
+
+/// Tensors of a site in one run of windows.
+fn prefix(site: &str, first: usize) -> String {
+    format!("{site}.{first}")
+}
+
+/// The sites that some matrix of the plan needs statistics of.
+pub fn needed(plan: &Plan) -> Vec<(Site, StatNeeds)> {
+    let sites = plan.network.as_ref().map(|n| n.sites()).unwrap_or_default();
+    let with_needs = sites.into_iter().map(|site| {
+        let entries = site.consumers.iter().filter_map(|c| plan.entry(&c.weight));
+        let needs = entries.map(|i| plan.entries[i].needs()).fold(StatNeeds::default(), StatNeeds::union);
+        (site, needs)
+    });
+    with_needs.filter(|(_, needs)| needs.any_data()).collect()
+}
+
+fn read_about(file: &File) -> Result<Json> {
+    let info = file.info(ABOUT)?;
+    Limits::check("length of the description", info.bytes()? as u64, 1 << 20)?;
+    let mut bytes = vec![0u8; info.bytes()?];
+    file.read_at(ABOUT, 0, &mut bytes)?;
+    let json: Json = serde_json::from_slice(&bytes).map_err(|e| Error::format(ABOUT, e.to_string()))?;
+    match json["format"].as_u64() {
+        Some(FORMAT) => Ok(json),
+        other => Err(Error::Unsupported { what: "format of a file of statistics", value: format!("{other:?}") }),
+    }
+}
+
+/// Gathers statistics of the original network into a file: of shards `part` (all of them, added up, when that is all there are). Windows of
+/// the text are in `windows`.
+pub fn gather(
+    model: &Model,
+    plan: &Plan,
+    windows: &[Vec<u32>],
+    part: Range<usize>,
+    out: &Path,
+    scratch: Option<&Path>,
+    cancel: &Cancel,
+) -> Result<()> {
+    let checkpoint = Checkpoint::open(model.path(), &tersor::registry())?;
+    let slices: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+    let ctx = plan.windows[1];
+    let of_shard = shard_windows(ctx);
+    let whole = part == (0..plan.shards());
+    // A file of everything is one run; of a part, a run for each shard.
+    let cut = |r: Range<usize>| (r.start * of_shard).min(windows.len())..(r.end * of_shard).min(windows.len());
+    let runs: Vec<Range<usize>> =
+        if whole { vec![cut(part)] } else { part.map(|s| cut(s..s + 1)).filter(|r| !r.is_empty()).collect() };
+    let mut about = json!({
+        "format": FORMAT, "windows": windows.len(), "asked": plan.windows[0], "ctx": ctx,
+        "runs": runs.iter().map(|r| [r.start, r.len()]).collect::<Vec<_>>(),
+    });
+    for key in KEYS.into_iter().filter(|k| !matches!(*k, "windows" | "ctx")) {
+        about[key] = plan.inputs.get(key).cloned().into();
+    }
+    let about = about.to_string().into_bytes();
+    let about_info = TensorInfo { dtype: DType::U8, shape: vec![about.len()] };
+    let sites = needed(plan);
+    let mut layout = BTreeMap::from([(ABOUT.to_string(), about_info.clone())]);
+    for run in &runs {
+        let tokens: usize = windows[run.clone()].iter().map(Vec::len).sum();
+        for (site, needs) in &sites {
+            for (suffix, info) in StatSet::layout(site.features, *needs, tokens as u64) {
+                layout.insert(join(&prefix(&site.name, run.start), &suffix), info);
+            }
+        }
+    }
+    let mut writer = Writer::create(out, layout)?;
+    writer.write_shared(ABOUT, &about_info, &about)?;
+    for run in runs {
+        let mut calibration = Calibration::new(&checkpoint, &slices, run.clone(), ctx, scratch)?;
+        calibration.embed(&mut |name, row, out| model.rows(name)?.read_rows(row..row + 1, out))?;
+        let needs = |site: &Site| sites.iter().find(|s| s.0.name == site.name).map(|s| s.1).unwrap_or_default();
+        let save = &mut |site: &Site, stats: &StatSet| {
+            if needs(site).any_data() {
+                stats.save(&prefix(&site.name, run.start), &mut writer)?;
+            }
+            Ok(Vec::new())
+        };
+        let mut hooks = Hooks { behind: Behind::Original, cancel, seed: plan.seed, needs: &needs, compress: save };
+        for layer in 0..checkpoint.architecture().layers() {
+            calibration.layer(layer, &mut hooks)?;
+        }
+        if let Some((site, needs)) = sites.iter().find(|(s, _)| s.layer.is_none()) {
+            let stats = calibration.head(*needs, plan.seed, cancel)?;
+            stats.save(&prefix(&site.name, run.start), &mut writer)?;
+        }
+    }
+    writer.finish()
+}

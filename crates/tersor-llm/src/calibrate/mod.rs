@@ -1,0 +1,305 @@
+//! Statistics of what flows into each site, a layer at a time: behind layers that are already compressed, or behind those of
+//! the original.
+
+mod steps;
+mod store;
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tersor_core::{Cancel, Error, Exec, LinearOp, MatView, Result, Site, StatNeeds, StatSet};
+use tersor_kernels::par;
+
+use crate::layer::rms_norm;
+use crate::{Architecture, Checkpoint, Rope, SiteKind};
+use steps::{Effect, Steps, Window, effect};
+use store::{Filling, Rewriting, Store};
+
+/// Tokens of the windows that one shard of statistics covers at most. Shards are summed in order, whoever gathered them.
+const SHARD_TOKENS: usize = 8192;
+
+/// Tokens of the windows that are worked on at once.
+const BATCH_TOKENS: usize = 2048;
+
+/// Windows of one shard of statistics, for windows of at most `ctx` tokens.
+pub fn shard_windows(ctx: usize) -> usize {
+    (SHARD_TOKENS / ctx.max(1)).max(1)
+}
+
+/// Tokens whose activations are in memory at once, for windows of at most `ctx` tokens.
+pub fn batch_tokens(ctx: usize) -> usize {
+    (BATCH_TOKENS / ctx.max(1)).max(1) * ctx
+}
+
+/// Which weights a site's inputs come through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Behind {
+    /// Those that are already compressed: each site makes up for the errors before it.
+    Compressed,
+    /// The original's: sites do not depend on each other.
+    Original,
+}
+
+/// What compressing a site's consumers gave: an operator each, or none for one that was left as it is.
+pub type Replacements = Vec<Option<Arc<dyn LinearOp>>>;
+
+/// Reads a row of a table: name of the weight, row, values.
+pub type ReadRow<'r> = &'r mut dyn FnMut(&str, usize, &mut [f32]) -> Result<()>;
+
+/// What [`Calibration::layer`] asks its caller.
+pub struct Hooks<'h> {
+    /// Which weights the stream goes through.
+    pub behind: Behind,
+    /// Stops the work.
+    pub cancel: &'h Cancel,
+    /// Seed of the samples.
+    pub seed: u64,
+    /// The statistics that the consumers of a site need; none where it needs no data, or its consumers are compressed already.
+    pub needs: &'h dyn Fn(&Site) -> StatNeeds,
+    /// Compresses the consumers of a site.
+    pub compress: &'h mut dyn FnMut(&Site, &StatSet) -> Result<Replacements>,
+}
+
+/// The stream of a run of calibration windows, on its way through the layers.
+pub struct Calibration<'a> {
+    checkpoint: &'a Checkpoint,
+    rope: Option<Arc<Rope>>,
+    tokens: Vec<u32>,
+    /// Tokens of each window.
+    spans: Vec<Range<usize>>,
+    /// Windows of a shard.
+    shard: usize,
+    /// Number of the first token among those of all windows.
+    first_token: u64,
+    scratch: Option<PathBuf>,
+    stream: Store,
+}
+
+impl<'a> Calibration<'a> {
+    /// A stream for those of the `windows` in `part`, without embeddings yet: see [`Calibration::embed`]. Windows are of at most
+    /// `ctx` tokens. With `scratch`, hidden states lie in files there. Error when there is no window, one is empty or too long, or a
+    /// token is outside the vocabulary.
+    pub fn new(
+        checkpoint: &'a Checkpoint,
+        windows: &[&[u32]],
+        part: Range<usize>,
+        ctx: usize,
+        scratch: Option<&Path>,
+    ) -> Result<Self> {
+        let (network, mut at) = (checkpoint.architecture(), 0);
+        if windows.is_empty() || windows.iter().any(|w| w.is_empty() || w.len() > ctx) || part.end > windows.len() {
+            let want = format!("at least one, of 1 to {ctx} tokens");
+            return Err(Error::shape("calibration windows", want, windows.len()));
+        }
+        let before: usize = windows[..part.start].iter().map(|w| w.len()).sum();
+        let tokens = windows[part.clone()].concat();
+        let vocab = match network {
+            Architecture::Decoder(c) => c.vocab,
+            Architecture::Encoder(c) => c.vocab,
+        };
+        if let Some(t) = tokens.iter().find(|t| **t as usize >= vocab) {
+            return Err(Error::shape("token", format!("below {vocab}"), t));
+        }
+        let mut spans = Vec::with_capacity(part.len());
+        for w in &windows[part] {
+            spans.push(at..at + w.len());
+            at += w.len();
+        }
+        let rope = match network {
+            Architecture::Decoder(c) => Some(Arc::new(Rope::new(c))),
+            Architecture::Encoder(_) => None,
+        };
+        tersor_core::view::elements([tokens.len(), network.hidden()])?;
+        let (scratch, stream) = (scratch.map(Path::to_path_buf), Store::Memory(Vec::new()));
+        let (shard, first_token) = (shard_windows(ctx), before as u64);
+        Ok(Self { checkpoint, rope, tokens, spans, shard, first_token, scratch, stream })
+    }
+
+    fn hidden(&self) -> usize {
+        self.checkpoint.architecture().hidden()
+    }
+
+    /// Fills in the embeddings of the tokens; `read` gives rows of the tables that the architecture names.
+    pub fn embed(&mut self, read: ReadRow<'_>) -> Result<()> {
+        let hidden = self.hidden();
+        let network = self.checkpoint.architecture();
+        let tables = network.embeddings();
+        let norm = match network {
+            Architecture::Encoder(c) => Some((crate::encoder::embedding_norm(self.checkpoint, c)?, c.eps)),
+            Architecture::Decoder(_) => None,
+        };
+        let mut filling = Filling::new(self.tokens.len() * hidden, self.scratch.as_deref(), "embedded")?;
+        let mut row = vec![0f32; hidden];
+        for span in &self.spans {
+            let mut out = vec![0f32; span.len() * hidden];
+            for (i, (&t, out)) in self.tokens[span.clone()].iter().zip(out.chunks_exact_mut(hidden)).enumerate() {
+                for (table, at) in tables.iter().zip([t as usize, i, 0]) {
+                    read(table, at, &mut row)?;
+                    out.iter_mut().zip(&row).for_each(|(o, v)| *o += v);
+                }
+            }
+            if let Some((norm, eps)) = &norm {
+                norm.apply(&mut out, *eps);
+            }
+            filling.push(&out)?;
+        }
+        self.stream = filling.finish()?;
+        Ok(())
+    }
+
+    /// Writes the stream to a file, from which [`Calibration::resume`] goes on.
+    pub fn keep(&mut self, path: &Path) -> Result<()> {
+        self.stream.keep(path)
+    }
+
+    /// Takes the stream from a file that [`Calibration::keep`] wrote. Error when it has another length.
+    pub fn resume(&mut self, path: &Path) -> Result<()> {
+        self.stream = Store::open(path, self.tokens.len() * self.hidden(), self.scratch.is_some())?;
+        Ok(())
+    }
+
+    /// What flows into the head once the stream has passed every layer. Error when the last norm is missing, or the network has no head.
+    pub fn head(&mut self, needs: StatNeeds, seed: u64, cancel: &Cancel) -> Result<StatSet> {
+        let (hidden, config) = (self.hidden(), self.checkpoint.architecture().decoder()?);
+        let norm = self.checkpoint.vector("model.norm.weight", hidden)?;
+        self.gather(hidden, needs, seed, cancel, None, &|w, _| Ok(rms_norm(w.stream, &norm, config.eps)))
+    }
+
+    /// Takes the stream through one layer, site by site: the inputs of a site are gathered, its consumers compressed, and the stream
+    /// goes on through what `hooks` chose.
+    pub fn layer(&mut self, index: usize, hooks: &mut Hooks<'_>) -> Result<()> {
+        let mut layer = steps::layer(self.checkpoint, self.rope.as_ref(), index)?;
+        let sites = self.checkpoint.architecture().sites();
+        let sites = sites.iter().filter(|s| s.layer == Some(index));
+        let mut mixed = None;
+        for (kind, site) in SiteKind::ALL.into_iter().zip(sites) {
+            let needs = (hooks.needs)(site);
+            let stats = self.gather(site.features, needs, hooks.seed, hooks.cancel, mixed.as_mut(), &|w, exec| {
+                layer.input(kind, w, exec)
+            })?;
+            let made = (hooks.compress)(site, &stats)?;
+            drop(stats);
+            if hooks.behind == Behind::Compressed {
+                layer.replace(kind, made);
+            }
+            self.advance(kind, &*layer, &mut mixed, hooks.cancel)?;
+        }
+        Ok(())
+    }
+
+    /// Runs of windows that are worked on at once; none reaches across shards.
+    fn batches(&self) -> Vec<Range<usize>> {
+        let mut out: Vec<Range<usize>> = Vec::new();
+        for (w, span) in self.spans.iter().enumerate() {
+            match out.last_mut() {
+                Some(b)
+                    if w % self.shard != 0 && span.end - self.spans[b.start].start <= BATCH_TOKENS =>
+                {
+                    b.end = w + 1;
+                }
+                _ => out.push(w..w + 1),
+            }
+        }
+        out
+    }
+
+    /// `f` of each window of a batch, in the current pool, results in order.
+    fn map(
+        &mut self,
+        batch: Range<usize>,
+        mixed: Option<&mut Store>,
+        f: &(dyn Fn(&Window<'_>, &mut Exec) -> Result<Vec<f32>> + Sync),
+    ) -> Result<Vec<Vec<f32>>> {
+        let hidden = self.hidden();
+        let (first, last) = (self.spans[batch.start].start, self.spans[batch.end - 1].end);
+        let stream = self.stream.read(first * hidden..last * hidden)?;
+        let (mixed, width) = match mixed {
+            Some(store) => {
+                let width = self.checkpoint.architecture().attention();
+                (store.read(first * width..last * width)?, width)
+            }
+            None => (Default::default(), 0),
+        };
+        let spans = &self.spans[batch];
+        let window = |i: usize, (): &mut ()| {
+            let part = |values: &[f32], width: usize| -> Range<usize> {
+                let (a, b) = (spans[i].start - first, spans[i].end - first);
+                if values.is_empty() { 0..0 } else { a * width..b * width }
+            };
+            let window = Window { stream: &stream[part(&stream, hidden)], mixed: &mixed[part(&mixed, width)] };
+            f(&window, &mut Exec::new())
+        };
+        par::map(spans.len(), true, || (), window).into_iter().collect()
+    }
+
+    /// Statistics of what `input` makes of each window, in shards that are summed in order.
+    fn gather(
+        &mut self,
+        features: usize,
+        needs: StatNeeds,
+        seed: u64,
+        cancel: &Cancel,
+        mut mixed: Option<&mut Store>,
+        input: &(dyn Fn(&Window<'_>, &mut Exec) -> Result<Vec<f32>> + Sync),
+    ) -> Result<StatSet> {
+        let mut total = StatSet::new(features, needs, seed, self.first_token)?;
+        if !needs.any_data() {
+            return Ok(total);
+        }
+        let mut shard: Option<StatSet> = None;
+        for batch in self.batches() {
+            cancel.check()?;
+            if batch.start.is_multiple_of(self.shard)
+                && let Some(done) = shard.take()
+            {
+                total.merge(&done)?;
+            }
+            let inputs = self.map(batch.clone(), mixed.as_deref_mut(), input)?.concat();
+            let first = self.first_token + self.spans[batch.start].start as u64;
+            let shard = match &mut shard {
+                Some(shard) => shard,
+                none => none.insert(StatSet::new(features, needs, seed, first)?),
+            };
+            shard.observe(&MatView::new(&inputs, [inputs.len() / features, features])?)?;
+        }
+        if let Some(done) = shard {
+            total.merge(&done)?;
+        }
+        Ok(total)
+    }
+
+    /// The stream, or the attention output, after a site.
+    fn advance(&mut self, kind: SiteKind, layer: &dyn Steps, mixed: &mut Option<Store>, cancel: &Cancel) -> Result<()> {
+        let network = self.checkpoint.architecture();
+        let output = |w: &Window<'_>, exec: &mut Exec| layer.output(kind, w, exec);
+        match effect(kind) {
+            Effect::Nothing => {}
+            Effect::Mixed => {
+                let len = self.tokens.len() * network.attention();
+                let mut filling = Filling::new(len, self.scratch.as_deref(), "mixed")?;
+                for batch in self.batches() {
+                    cancel.check()?;
+                    for values in self.map(batch, None, &output)? {
+                        filling.push(&values)?;
+                    }
+                }
+                *mixed = Some(filling.finish()?);
+            }
+            Effect::Stream => {
+                let len = self.tokens.len() * network.hidden();
+                let name = if kind == SiteKind::O { "attended" } else { "passed" };
+                let mut writing = Rewriting::new(&self.stream, len, self.scratch.as_deref(), name)?;
+                for batch in self.batches() {
+                    cancel.check()?;
+                    for values in self.map(batch, mixed.as_mut(), &output)? {
+                        writing.push(&mut self.stream, &values)?;
+                    }
+                }
+                writing.finish(&mut self.stream)?;
+                *mixed = None;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,153 @@
+//! A layer as a list of sites: what flows into each, and what follows from it.
+
+use std::sync::Arc;
+
+use tersor_core::{Exec, Input, Result};
+
+use super::Replacements;
+use crate::encoder::EncoderLayer;
+use crate::layer::{gate, rms_norm};
+use crate::{Architecture, Checkpoint, DecoderConfig, DenseCache, Layer, Linear, Rope, SiteKind};
+
+/// One window between two steps.
+pub(super) struct Window<'w> {
+    /// The stream, `[tokens, hidden]`.
+    pub stream: &'w [f32],
+    /// The attention output, where it is waiting for its matrix.
+    pub mixed: &'w [f32],
+}
+
+/// What a step changes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// The attention output is made.
+    Mixed,
+    /// The stream goes on; the attention output has been used.
+    Stream,
+    /// Nothing: the next site reads on from the same stream.
+    Nothing,
+}
+
+pub(super) fn effect(kind: SiteKind) -> Effect {
+    match kind {
+        SiteKind::Qkv => Effect::Mixed,
+        SiteKind::O | SiteKind::Down => Effect::Stream,
+        SiteKind::GateUp => Effect::Nothing,
+    }
+}
+
+/// A layer in memory.
+pub(super) trait Steps: Sync {
+    /// What flows into a site, `[tokens, features]`.
+    fn input(&self, kind: SiteKind, window: &Window<'_>, exec: &mut Exec) -> Result<Vec<f32>>;
+    /// What the site's matrices and what follows them make of it: by [`effect`], the attention output or the new stream.
+    fn output(&self, kind: SiteKind, window: &Window<'_>, exec: &mut Exec) -> Result<Vec<f32>>;
+    /// The site's matrices.
+    fn linears(&mut self, kind: SiteKind) -> Vec<&mut Linear>;
+
+    /// Puts operators in the place of matrices.
+    fn replace(&mut self, kind: SiteKind, made: Replacements) {
+        for (linear, op) in self.linears(kind).into_iter().zip(made) {
+            if let Some(op) = op {
+                linear.op = op;
+            }
+        }
+    }
+}
+
+/// Reads a layer.
+pub(super) fn layer(checkpoint: &Checkpoint, rope: Option<&Arc<Rope>>, index: usize) -> Result<Box<dyn Steps>> {
+    Ok(match checkpoint.architecture() {
+        Architecture::Encoder(config) => Box::new(EncoderLayer::read(checkpoint, config, index)?),
+        Architecture::Decoder(config) => {
+            let rope = rope.map_or_else(|| Arc::new(Rope::new(config)), Arc::clone);
+            Box::new(DecoderSteps { config: config.clone(), rope, layer: Layer::read(checkpoint, config, index)? })
+        }
+    })
+}
+
+struct DecoderSteps {
+    config: DecoderConfig,
+    rope: Arc<Rope>,
+    layer: Layer,
+}
+
+impl Steps for DecoderSteps {
+    fn input(&self, kind: SiteKind, w: &Window<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+        let (l, eps) = (&self.layer, self.config.eps);
+        Ok(match kind {
+            SiteKind::Qkv => rms_norm(w.stream, &l.input_layernorm, eps),
+            SiteKind::O => w.mixed.to_vec(),
+            SiteKind::GateUp => rms_norm(w.stream, &l.post_attention_layernorm, eps),
+            SiteKind::Down => {
+                let x = self.input(SiteKind::GateUp, w, exec)?;
+                let x = Input::new(&x, [x.len() / self.config.hidden, self.config.hidden])?;
+                let mut gated = l.gate_proj.apply(&x, exec)?;
+                gate(&mut gated, &l.up_proj.apply(&x, exec)?, exec);
+                gated
+            }
+        })
+    }
+
+    fn output(&self, kind: SiteKind, w: &Window<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+        let (c, l) = (&self.config, &self.layer);
+        let tokens = w.stream.len() / c.hidden;
+        let x = self.input(kind, w, exec)?;
+        let x = Input::new(&x, [tokens, x.len() / tokens.max(1)])?;
+        let onto_stream = |linear: &Linear, exec: &mut Exec| {
+            let mut stream = w.stream.to_vec();
+            linear.add_to(&x, &mut stream, exec)?;
+            Ok(stream)
+        };
+        match kind {
+            SiteKind::Qkv => {
+                let qkv = [&l.q_proj, &l.k_proj, &l.v_proj].map(|l| l.apply(&x, exec));
+                let positions: Vec<u32> = (0..tokens as u32).collect();
+                l.attend(c, qkv, &positions, &mut DenseCache::new(c, self.rope.clone()), exec)
+            }
+            SiteKind::O => onto_stream(&l.o_proj, exec),
+            SiteKind::Down => onto_stream(&l.down_proj, exec),
+            SiteKind::GateUp => Ok(Vec::new()),
+        }
+    }
+
+    fn linears(&mut self, kind: SiteKind) -> Vec<&mut Linear> {
+        let l = &mut self.layer;
+        match kind {
+            SiteKind::Qkv => vec![&mut l.q_proj, &mut l.k_proj, &mut l.v_proj],
+            SiteKind::O => vec![&mut l.o_proj],
+            SiteKind::GateUp => vec![&mut l.gate_proj, &mut l.up_proj],
+            SiteKind::Down => vec![&mut l.down_proj],
+        }
+    }
+}
+
+impl Steps for EncoderLayer {
+    fn input(&self, kind: SiteKind, w: &Window<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+        Ok(match kind {
+            SiteKind::Qkv | SiteKind::GateUp => w.stream.to_vec(),
+            SiteKind::O => w.mixed.to_vec(),
+            SiteKind::Down => self.inner(&self.block(w.stream)?, exec)?,
+        })
+    }
+
+    fn output(&self, kind: SiteKind, w: &Window<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+        let mut stream = w.stream.to_vec();
+        match kind {
+            SiteKind::Qkv => return self.attend(&self.block(w.stream)?, exec),
+            SiteKind::O => self.join(&mut stream, &self.block(w.mixed)?, exec)?,
+            SiteKind::Down => {
+                let inner = self.input(kind, w, exec)?;
+                let shape = [w.stream.len() / self.hidden(), inner.len() * self.hidden() / w.stream.len().max(1)];
+                self.finish(&mut stream, &Input::new(&inner, shape)?, exec)?;
+            }
+            SiteKind::GateUp => {}
+        }
+        Ok(stream)
+    }
+
+    fn linears(&mut self, kind: SiteKind) -> Vec<&mut Linear> {
+        let at = SiteKind::ALL.iter().position(|k| *k == kind).unwrap_or(0);
+        self.linears[at].iter_mut().collect()
+    }
+}

@@ -1,0 +1,172 @@
+//! `config.json` of BERT-family encoders, and their sites.
+
+use serde_json::Value as Json;
+use tersor_core::{Consumer, Error, Limits, Producer, Result, Site};
+use tersor_formats::Model;
+
+use crate::SiteKind;
+use crate::architecture::check_architecture;
+use crate::config::{MAX_LAYERS, bad, optional, size, unsupported};
+
+/// Model types of encoders and the classes that go with them.
+pub(crate) const ENCODERS: [(&str, &str); 1] = [("bert", "BertModel")];
+
+/// The function between the two halves of the feed-forward part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Activation {
+    /// `x Φ(x)` by the error function.
+    Gelu,
+    /// The same, by a hyperbolic tangent.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+/// Sizes and switches of an encoder.
+#[derive(Clone, PartialEq, Debug)]
+pub struct EncoderConfig {
+    /// `bert`.
+    pub model_type: String,
+    /// What the names of its tensors begin with: empty, or `bert.`.
+    pub prefix: String,
+    /// Width of the stream.
+    pub hidden: usize,
+    /// Width inside the feed-forward part.
+    pub intermediate: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Heads; divides `hidden`.
+    pub heads: usize,
+    /// Tokens in the vocabulary.
+    pub vocab: usize,
+    /// Kinds of tokens (first and second text of a pair).
+    pub types: usize,
+    /// Most positions that the model was made for.
+    pub max_positions: usize,
+    /// Epsilon of the norms.
+    pub eps: f32,
+    /// Between the halves of the feed-forward part.
+    pub activation: Activation,
+}
+
+impl EncoderConfig {
+    /// Reads a configuration. Error naming the key when one is missing, has another type, or asks for something that does not run
+    /// here.
+    pub fn from_json(json: &Json) -> Result<Self> {
+        let model_type = check_architecture(json, &ENCODERS)?;
+        let (hidden, heads) = (size(json, "hidden_size")?, size(json, "num_attention_heads")?);
+        if !hidden.is_multiple_of(heads) {
+            return Err(bad(format!("hidden_size {hidden} is not a multiple of num_attention_heads {heads}")));
+        }
+        match json.get("position_embedding_type").and_then(Json::as_str) {
+            None | Some("absolute") => {}
+            Some(other) => return Err(unsupported("position embedding", other)),
+        }
+        let activation = match json.get("hidden_act").and_then(Json::as_str) {
+            None | Some("gelu") => Activation::Gelu,
+            Some("gelu_new" | "gelu_pytorch_tanh") => Activation::GeluTanh,
+            Some("relu") => Activation::Relu,
+            Some(other) => return Err(unsupported("activation function", other)),
+        };
+        let eps = json.get("layer_norm_eps").and_then(Json::as_f64).unwrap_or(1e-12) as f32;
+        if !(eps.is_finite() && eps >= 0.0) {
+            return Err(bad(format!("layer_norm_eps {eps} must be finite and not negative")));
+        }
+        let config = Self {
+            model_type,
+            prefix: String::new(),
+            hidden,
+            intermediate: size(json, "intermediate_size")?,
+            layers: size(json, "num_hidden_layers")?,
+            heads,
+            vocab: size(json, "vocab_size")?,
+            types: optional(json, "type_vocab_size")?.unwrap_or(2),
+            max_positions: optional(json, "max_position_embeddings")?.unwrap_or(512),
+            eps,
+            activation,
+        };
+        Limits::check("num_hidden_layers", config.layers as u64, MAX_LAYERS)?;
+        for (a, b) in [(config.vocab, hidden), (config.intermediate, hidden), (config.max_positions, hidden)] {
+            tersor_core::view::elements([a, b])?;
+        }
+        Ok(config)
+    }
+
+    /// Takes the prefix that the tensors of a model have.
+    pub(crate) fn find_prefix(&mut self, model: &Model) {
+        let known = ["", "bert."].into_iter().find(|p| model.tensor(&word_embeddings(p)).is_ok());
+        self.prefix = known.unwrap_or_default().into();
+    }
+
+    /// Features of a head.
+    pub fn head_dim(&self) -> usize {
+        self.hidden / self.heads
+    }
+
+    /// Names of the tables of tokens, positions and kinds.
+    pub fn embeddings(&self) -> [String; 3] {
+        let name = |part: &str| format!("{}embeddings.{part}_embeddings.weight", self.prefix);
+        [word_embeddings(&self.prefix), name("position"), name("token_type")]
+    }
+
+    /// The name of a part of a layer.
+    pub(crate) fn part(&self, layer: usize, part: &str) -> String {
+        format!("{}encoder.layer.{layer}.{part}", self.prefix)
+    }
+
+    /// The matrices that read a site, by the names inside a layer, and their shapes.
+    pub(crate) fn consumers(&self, kind: SiteKind) -> Vec<(&'static str, [usize; 2])> {
+        let (h, i) = (self.hidden, self.intermediate);
+        match kind {
+            SiteKind::Qkv => QKV.map(|part| (part, [h, h])).to_vec(),
+            SiteKind::O => vec![("attention.output.dense", [h, h])],
+            SiteKind::GateUp => vec![("intermediate.dense", [i, h])],
+            SiteKind::Down => vec![("output.dense", [h, i])],
+        }
+    }
+
+    /// The network's sites, in the order in which they run. Nothing folds into what produces them: each norm also feeds the stream.
+    pub fn sites(&self) -> Vec<Site> {
+        let mut sites = Vec::new();
+        for layer in 0..self.layers {
+            for kind in SiteKind::ALL {
+                let consumers = self.consumers(kind);
+                let (producer, name) = match kind {
+                    SiteKind::Qkv => (Producer::Opaque, "attention.qkv"),
+                    SiteKind::O => {
+                        let weight = self.part(layer, "attention.self.value.weight");
+                        (Producer::Linear { weight, block: self.head_dim(), repeat: 1 }, "attention.output")
+                    }
+                    SiteKind::GateUp => (Producer::Opaque, "intermediate"),
+                    SiteKind::Down => (Producer::Opaque, "output"),
+                };
+                sites.push(Site {
+                    name: self.part(layer, name),
+                    layer: Some(layer),
+                    features: consumers[0].1[1],
+                    consumers: consumers
+                        .into_iter()
+                        .map(|(part, shape)| Consumer { weight: self.part(layer, &format!("{part}.weight")), shape })
+                        .collect(),
+                    producer,
+                    writers: Vec::new(),
+                });
+            }
+        }
+        sites
+    }
+
+    /// Error unless tokens fit the positions.
+    pub(crate) fn check_len(&self, tokens: usize) -> Result<()> {
+        if tokens == 0 || tokens > self.max_positions {
+            return Err(Error::shape("tokens of a text", format!("1 to {}", self.max_positions), tokens));
+        }
+        Ok(())
+    }
+}
+
+const QKV: [&str; 3] = ["attention.self.query", "attention.self.key", "attention.self.value"];
+
+fn word_embeddings(prefix: &str) -> String {
+    format!("{prefix}embeddings.word_embeddings.weight")
+}

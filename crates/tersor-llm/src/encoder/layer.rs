@@ -1,0 +1,144 @@
+//! One layer of an encoder.
+
+use std::sync::Arc;
+
+use tersor_core::{Exec, Input, Result};
+use tersor_kernels::dense::{How, Out, Write, product, product_plain};
+use tersor_kernels::par;
+
+use super::config::Activation;
+use crate::{Checkpoint, EncoderConfig, Linear, SiteKind};
+
+/// Weight and bias of a layer norm.
+pub(crate) struct Norm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl Norm {
+    pub(crate) fn read(checkpoint: &Checkpoint, name: &str, features: usize) -> Result<Self> {
+        let vector = |part: &str| checkpoint.vector(&format!("{name}.{part}"), features);
+        Ok(Self { weight: vector("weight")?, bias: vector("bias")? })
+    }
+
+    /// `(x - mean) / sqrt(variance + eps) * weight + bias`, in place, for each run of features.
+    pub(crate) fn apply(&self, x: &mut [f32], eps: f32) {
+        let n = self.weight.len() as f32;
+        for row in x.chunks_exact_mut(self.weight.len().max(1)) {
+            let mean = row.iter().sum::<f32>() / n;
+            let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / n;
+            let scale = (variance + eps).sqrt().recip();
+            for ((v, w), b) in row.iter_mut().zip(&self.weight).zip(&self.bias) {
+                *v = (*v - mean) * scale * w + b;
+            }
+        }
+    }
+}
+
+/// Weights of a layer, in memory.
+pub(crate) struct EncoderLayer {
+    config: EncoderConfig,
+    /// Query, key, value; attention output; the two of the feed-forward part.
+    pub(crate) linears: [Vec<Linear>; 4],
+    attention_norm: Norm,
+    output_norm: Norm,
+}
+
+impl EncoderLayer {
+    pub(crate) fn read(checkpoint: &Checkpoint, config: &EncoderConfig, layer: usize) -> Result<Self> {
+        let mut linears = [const { Vec::new() }; 4];
+        for (kind, linears) in SiteKind::ALL.into_iter().zip(&mut linears) {
+            for (part, shape) in config.consumers(kind) {
+                let name = config.part(layer, part);
+                let op = Arc::from(checkpoint.matrix(&format!("{name}.weight"), shape)?);
+                linears.push(Linear { op, bias: Some(checkpoint.vector(&format!("{name}.bias"), shape[0])?) });
+            }
+        }
+        let norm = |part: &str| Norm::read(checkpoint, &config.part(layer, part), config.hidden);
+        let (attention_norm, output_norm) = (norm("attention.output.LayerNorm")?, norm("output.LayerNorm")?);
+        Ok(Self { config: config.clone(), linears, attention_norm, output_norm })
+    }
+
+    pub(crate) fn hidden(&self) -> usize {
+        self.config.hidden
+    }
+
+    /// Values of the stream's width as an input.
+    pub(crate) fn block<'v>(&self, values: &'v [f32]) -> Result<Input<'v>> {
+        Input::new(values, [values.len() / self.config.hidden, self.config.hidden])
+    }
+
+    /// Attention of one text to itself: `[tokens, hidden]` to `[tokens, hidden]`.
+    pub(crate) fn attend(&self, x: &Input<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+        let [tokens, hidden] = x.shape();
+        let (heads, dim) = (self.config.heads, self.config.head_dim());
+        let [q, k, v] = [0, 1, 2].map(|i| self.linears[0][i].apply(x, exec));
+        let (q, k, v) = (q?, k?, v?);
+        let of = |m: &[f32], h: usize| -> Vec<f32> {
+            m.chunks_exact(hidden).flat_map(|row| row[h * dim..(h + 1) * dim].iter().copied()).collect()
+        };
+        let isa = exec.isa();
+        let scale = (dim as f32).sqrt().recip();
+        let head = |h: usize, (): &mut ()| {
+            let (mut q, k, v) = (of(&q, h), of(&k, h), of(&v, h));
+            q.iter_mut().for_each(|v| *v *= scale);
+            let mut scores = vec![0f32; tokens * tokens];
+            let y = Out { data: &mut scores, stride: tokens };
+            product(How { isa, write: Write::Set, parallel: false }, &q, [tokens, dim], &k, tokens, y);
+            scores.chunks_exact_mut(tokens).for_each(|row| crate::cache::softmax(row, 0..tokens));
+            let mut mixed = vec![0f32; tokens * dim];
+            product_plain(&scores, [tokens, tokens], &v, dim, &mut mixed);
+            mixed
+        };
+        let fork = exec.parallel() && tokens * tokens * dim >= crate::cache::FORK;
+        let mut out = vec![0f32; tokens * hidden];
+        for (h, mixed) in par::map(heads, fork, || (), head).into_iter().enumerate() {
+            for (row, mixed) in out.chunks_exact_mut(hidden).zip(mixed.chunks_exact(dim)) {
+                row[h * dim..(h + 1) * dim].copy_from_slice(mixed);
+            }
+        }
+        Ok(out)
+    }
+
+    /// The stream after attention: `norm(stream + W mixed)`.
+    pub(crate) fn join(&self, stream: &mut [f32], mixed: &Input<'_>, exec: &mut Exec) -> Result<()> {
+        self.linears[1][0].add_to(mixed, stream, exec)?;
+        self.attention_norm.apply(stream, self.config.eps);
+        Ok(())
+    }
+
+    /// The inner activations of the feed-forward part, `[tokens, intermediate]`.
+    pub(crate) fn inner(&self, stream: &Input<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+        let mut inner = self.linears[2][0].apply(stream, exec)?;
+        let activation = self.config.activation;
+        inner.iter_mut().for_each(|v| *v = activate(activation, *v));
+        Ok(inner)
+    }
+
+    /// The stream after the feed-forward part: `norm(stream + W inner)`.
+    pub(crate) fn finish(&self, stream: &mut [f32], inner: &Input<'_>, exec: &mut Exec) -> Result<()> {
+        self.linears[3][0].add_to(inner, stream, exec)?;
+        self.output_norm.apply(stream, self.config.eps);
+        Ok(())
+    }
+
+    /// All of it, in place.
+    pub(crate) fn forward(&self, stream: &mut [f32], tokens: usize, exec: &mut Exec) -> Result<()> {
+        let shape = [tokens, self.config.hidden];
+        let mixed = self.attend(&Input::new(stream, shape)?, exec)?;
+        self.join(stream, &Input::new(&mixed, shape)?, exec)?;
+        let inner = self.inner(&Input::new(stream, shape)?, exec)?;
+        self.finish(stream, &Input::new(&inner, [tokens, self.config.intermediate])?, exec)
+    }
+}
+
+fn activate(activation: Activation, x: f32) -> f32 {
+    match activation {
+        Activation::Gelu => 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)),
+        Activation::GeluTanh => {
+            const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+            0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)).tanh())
+        }
+        Activation::Relu => x.max(0.0),
+    }
+}
