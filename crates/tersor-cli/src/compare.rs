@@ -36,7 +36,11 @@ pub fn demo(a: &args::Demo, json: bool, threads: usize) -> Result<()> {
     let a = args::Compare {
         model: at("examples/models/tiny-wiki"),
         recipes: recipes.to_vec(),
-        calibration: args::Calibration { calib: Some(at("examples/data/wiki-calib.txt")), calib_windows: 128, ..Default::default() },
+        calibration: args::Calibration {
+            calib: Some(at("examples/data/wiki-calib.txt")),
+            calib_windows: 128,
+            ..Default::default()
+        },
         text: at("examples/data/wiki-eval.txt"),
         ctx: None,
         windows: None,

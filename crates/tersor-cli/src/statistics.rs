@@ -10,11 +10,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 use tersor::core::{
-    Cancel, DType, Error, Limits, Result, Site, StatNeeds, StatSet, TensorInfo, TensorSink, TensorSource,
-    tensors::join,
+    Cancel, DType, Error, Limits, Result, Site, StatNeeds, StatSet, TensorInfo, TensorSink, TensorSource, tensors::join,
 };
-use tersor::formats::safetensors::{File, Writer};
 use tersor::formats::Model;
+use tersor::formats::safetensors::{File, Writer};
 use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, shard_windows};
 
 use crate::plan::Plan;
@@ -27,7 +26,16 @@ const FORMAT: u64 = 1;
 
 /// What must agree between files, and with the model.
 const KEYS: [&str; 10] = [
-    "headers", "files", "config", "tokenizer", "seed", "version", "instruction set", "calibration text", "windows", "ctx",
+    "headers",
+    "files",
+    "config",
+    "tokenizer",
+    "seed",
+    "version",
+    "instruction set",
+    "calibration text",
+    "windows",
+    "ctx",
 ];
 
 /// Statistics from files, for all windows.

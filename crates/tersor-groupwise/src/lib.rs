@@ -44,7 +44,7 @@ pub use gptq::Gptq;
 pub use grid::{Clip, Grid, GroupFit, GroupSpec};
 pub use linear::GroupedLinear;
 pub use rtn::{CheckedRtn, Rtn};
-pub use tersor_core::{Check, DType, Error, GroupSize, LinearOp, ParamError, Registry, Result};
+pub use tersor_core::{Check, DType, Error, GroupSize, LinearOp, MatView, ParamError, Registry, Result};
 
 #[cfg(feature = "ndarray")]
 pub use tersor_core::ndarray;

@@ -66,6 +66,45 @@ pub(crate) fn dequantize_scalar(codes: &[u8], grid: Affine, out: &mut [f32]) {
     out.iter_mut().zip(codes).for_each(|(v, &c)| *v = value(c, grid));
 }
 
+/// `codes[i]` and `values[i]` of `x[i]` on a grid of its own, `scales[i]` and `zeros[i]` (a code, as a float): what [`quantize`] and
+/// [`dequantize`] make of it. Works on the shortest of the slices.
+pub fn round_each(
+    isa: Isa,
+    x: &[f32],
+    [scales, zeros]: [&[f32]; 2],
+    range: RangeInclusive<u8>,
+    codes: &mut [u8],
+    values: &mut [f32],
+) {
+    let n = [x.len(), scales.len(), zeros.len(), codes.len(), values.len()].into_iter().min().unwrap_or(0);
+    let (x, scales, zeros, codes, values) = (&x[..n], &scales[..n], &zeros[..n], &mut codes[..n], &mut values[..n]);
+    let (lo, hi) = range.into_inner();
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        // SAFETY: `isa` proves that the processor has AVX2.
+        unsafe { crate::arch::avx2::round_each(x, scales, zeros, lo, hi, codes, values) };
+        return;
+    }
+    let _ = isa;
+    round_each_scalar(x, scales, zeros, lo, hi, codes, values);
+}
+
+pub(crate) fn round_each_scalar(
+    x: &[f32],
+    scales: &[f32],
+    zeros: &[f32],
+    lo: u8,
+    hi: u8,
+    codes: &mut [u8],
+    values: &mut [f32],
+) {
+    for (i, &v) in x.iter().enumerate() {
+        let grid = Affine { scale: scales[i], zero: zeros[i] as u8 };
+        codes[i] = code(v, grid, lo, hi);
+        values[i] = value(codes[i], grid);
+    }
+}
+
 /// The smallest and the largest value; of nothing, infinity and its negative.
 pub fn min_max(isa: Isa, x: &[f32]) -> (f32, f32) {
     #[cfg(target_arch = "x86_64")]
@@ -102,6 +141,24 @@ mod tests {
             dequantize(Isa::SCALAR, &a, grid, &mut v);
             prop_assert_eq!(&u, &v);
             prop_assert_eq!(min_max(isa, &x), min_max(Isa::SCALAR, &x));
+        }
+
+        #[test]
+        fn each_on_its_own_grid_equals_one_at_a_time(
+            x in prop::collection::vec((-1e3f32..1e3, 1e-3f32..10.0, 0u8..=255), 0..100), hi in 1u8..=255
+        ) {
+            let n = x.len();
+            let values: Vec<f32> = x.iter().map(|v| v.0).collect();
+            let (scales, zeros): (Vec<f32>, Vec<f32>) = x.iter().map(|v| (v.1, f32::from(v.2))).unzip();
+            for isa in [Isa::SCALAR, Isa::detect()] {
+                let (mut codes, mut back) = (vec![0u8; n], vec![0f32; n]);
+                round_each(isa, &values, [&scales, &zeros], 0..=hi, &mut codes, &mut back);
+                for (i, &(v, scale, zero)) in x.iter().enumerate() {
+                    let grid = Affine { scale, zero };
+                    prop_assert_eq!(codes[i], code(v, grid, 0, hi));
+                    prop_assert_eq!(back[i].to_bits(), value(codes[i], grid).to_bits());
+                }
+            }
         }
     }
 

@@ -25,7 +25,7 @@ mod product;
 mod random;
 mod svd;
 
-pub use cholesky::{check_symmetric, cholesky, inverse_factor};
+pub use cholesky::{check_symmetric, cholesky, inverse_factor, inverse_factor_f32};
 pub use eigen::{Eigen, eigen};
 pub use hadamard::{hadamard, hadamard_order};
 pub use product::{matmul, syrk};

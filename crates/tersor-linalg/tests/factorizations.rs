@@ -74,6 +74,7 @@ fn the_inverse_factor_is_the_upper_cholesky_factor_of_the_inverse() {
     for n in [0, 1, 2, 5, 33, 120] {
         let h = definite(n, 3 + n as u64);
         let u = inverse_factor(&h, n).unwrap();
+        assert!(inverse_factor_f32(h.clone(), n).unwrap().iter().zip(&u).all(|(a, b)| *a == *b as f32));
         assert!((0..n).all(|i| u[i * n + i] > 0.0 && u[i * n..i * n + i].iter().all(|v| *v == 0.0)));
         let inverse = product(&transpose(&u, [n, n]), [n, n], &u, n);
         close(&product(&h, [n, n], &inverse, n), &identity(n), 1e-8);

@@ -153,4 +153,3 @@ pub(crate) fn check_architecture(json: &Json, known: &[(&str, &str)]) -> Result<
         (None, None) => Err(bad(format!("says neither model_type nor architectures (known: {})", names()))),
     }
 }
-

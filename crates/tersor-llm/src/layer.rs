@@ -85,7 +85,8 @@ impl Layer {
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let linear = |part: &str, out: usize, inp: usize| -> Result<Linear> {
             let bias = name(&format!("{part}.bias"));
-            let bias = if checkpoint.model().tensor(&bias).is_ok() { Some(checkpoint.vector(&bias, out)?) } else { None };
+            let bias =
+                if checkpoint.model().tensor(&bias).is_ok() { Some(checkpoint.vector(&bias, out)?) } else { None };
             Ok(Linear { op: checkpoint.matrix(&name(&format!("{part}.weight")), [out, inp])?.into(), bias })
         };
         let norm = |part: &str, n: usize| checkpoint.vector(&name(&format!("{part}.weight")), n);

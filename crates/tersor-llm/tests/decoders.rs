@@ -68,7 +68,8 @@ fn a_text_in_parts_and_layers_from_disk_give_the_same() {
 fn a_site_with_its_own_weights_gives_what_the_layer_computes() {
     for name in VARIANTS {
         let checkpoint = open(name);
-        let (decoder, config) = (Decoder::load(&checkpoint).unwrap(), checkpoint.config().clone());
+        let (decoder, config) =
+            (Decoder::load(&checkpoint).unwrap(), checkpoint.architecture().decoder().unwrap().clone());
         let (tokens, _) = golden(name);
         let mut seen: Vec<(usize, SiteKind, Vec<f32>)> = Vec::new();
         let mut exec = Exec::new();
@@ -102,7 +103,7 @@ fn a_site_with_its_own_weights_gives_what_the_layer_computes() {
 
 #[test]
 fn sites_name_their_producers_and_writers() {
-    let sites = open("llama").config().sites();
+    let sites = open("llama").architecture().sites();
     assert_eq!(sites[4].name, "model.layers.1.self_attn.qkv");
     assert_eq!(
         sites[4].writers,
@@ -110,7 +111,7 @@ fn sites_name_their_producers_and_writers() {
     );
     assert!(sites[1].writers.is_empty());
     assert_eq!(sites.last().unwrap().consumers[0].weight, "model.embed_tokens.weight", "a tied head");
-    assert_eq!(open("qwen2").config().sites().last().unwrap().consumers[0].weight, "lm_head.weight");
+    assert_eq!(open("qwen2").architecture().sites().last().unwrap().consumers[0].weight, "lm_head.weight");
 }
 
 #[test]

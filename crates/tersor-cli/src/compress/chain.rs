@@ -146,7 +146,10 @@ fn embed(job: &Job<'_>, calibration: &mut Calibration<'_>, behind: Behind) -> Re
                 && matches!(job.plan.entries[i].action, Action::Compress(_))
             {
                 let record = job.parts.finished(i)?;
-                let waiting = || Error::Missing { name: name.into(), place: "the finished matrices; its task comes first".into() };
+                let waiting = || Error::Missing {
+                    name: name.into(),
+                    place: "the finished matrices; its task comes first".into(),
+                };
                 op = Some(job.parts.operator(i, &job.plan.entries[i], &record.ok_or_else(waiting)?)?);
             }
             compressed.insert(name.into(), op);

@@ -93,7 +93,10 @@ impl Parts {
         let path = self.part(number);
         let (bytes, hash) = hash_file(&path)?;
         if (bytes, &hash) != (record.bytes, &record.hash) {
-            let what = format!("is not what was written there; delete {} to have it made again", self.record(number).display());
+            let what = format!(
+                "is not what was written there; delete {} to have it made again",
+                self.record(number).display()
+            );
             return Err(Error::format(path.display().to_string(), what));
         }
         File::open(&path, &Limits::default())

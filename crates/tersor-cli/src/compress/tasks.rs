@@ -72,7 +72,10 @@ fn matrix(job: &Job<'_>, number: usize, site: Site) -> Result<()> {
     let plan = job.plan;
     let needs = plan.entries[number].needs();
     // Its neighbours are other tasks.
-    let alone = Site { consumers: site.consumers.iter().filter(|c| c.weight == plan.entries[number].name).cloned().collect(), ..site };
+    let alone = Site {
+        consumers: site.consumers.iter().filter(|c| c.weight == plan.entries[number].name).cloned().collect(),
+        ..site
+    };
     let stats = match &plan.statistics {
         Some(statistics) => statistics.site(&alone, needs, plan.seed)?,
         None => {

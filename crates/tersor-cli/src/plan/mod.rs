@@ -87,13 +87,7 @@ pub struct Calibration {
 impl Calibration {
     /// From the command line.
     pub fn from_args(a: &args::Calibration, ctx: Option<usize>) -> Self {
-        Self {
-            text: a.calib.clone(),
-            windows: a.calib_windows,
-            ctx,
-            stats: a.stats.clone(),
-            max_memory: a.max_memory,
-        }
+        Self { text: a.calib.clone(), windows: a.calib_windows, ctx, stats: a.stats.clone(), max_memory: a.max_memory }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What all matrices of a site share: the Hessian, damped and factored.
 
 use tersor_core::{Error, Result};
-use tersor_linalg::{check_symmetric, inverse_factor};
+use tersor_linalg::{check_symmetric, inverse_factor_f32};
 
 use super::{CheckedGptq, OnFailure};
 
@@ -60,9 +60,9 @@ impl CheckedGptq {
                 // A dead feature has nothing to say to others: its pivot is any positive number.
                 h[i * k + i] = if dead[at(i)] { mean } else { row[at(i)] } + damping * mean;
             }
-            match inverse_factor(&h, k) {
+            match inverse_factor_f32(h, k) {
                 Ok(u) => {
-                    let u = Some(u.into_iter().map(|v| v as f32).collect());
+                    let u = Some(u);
                     let added = damping * mean;
                     return Ok(Factor { u, features, order, dead, added, damping, fallback: None });
                 }

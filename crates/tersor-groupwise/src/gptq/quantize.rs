@@ -34,18 +34,20 @@ impl CheckedGptq {
         })
     }
 
-    /// Rows in units of [`ROW_UNIT`], each on its own, in the current pool. `first` is the number of the first row.
+    /// Rows in units, each on its own, in the current pool. `first` is the number of the first row.
     fn run(&self, w: &[f32], [rows, cols]: [usize; 2], factor: &Factor, first: usize) -> Result<Compressed> {
         let start = Instant::now();
         if cols != factor.features {
             return Err(Error::shape("features of the Hessian", cols, factor.features));
         }
         let isa = Isa::detect();
+        // Large enough that the lazy product is worth its preparation, small enough that all threads have some.
+        let step = ROW_UNIT * rows.div_ceil(8 * ROW_UNIT).clamp(1, 4);
         let unit = |i: usize, (): &mut ()| -> Result<Unit> {
-            let range = i * ROW_UNIT..((i + 1) * ROW_UNIT).min(rows);
+            let range = i * step..((i + 1) * step).min(rows);
             self.unit(isa, &w[range.start * cols..range.end * cols], factor, first + range.start)
         };
-        let units = par::map(rows.div_ceil(ROW_UNIT), true, || (), unit);
+        let units = par::map(rows.div_ceil(step), true, || (), unit);
         let mut report = Report { dead_columns: factor.dead_columns(), ..Report::default() };
         report.fallbacks.extend(factor.fallback.clone());
         let (mut parts, mut error) = (Vec::new(), 0f64);
@@ -120,29 +122,28 @@ impl CheckedGptq {
         let (lo, hi) = self.spec.grid.codes(self.spec.bits).into_inner();
         let mut codes = vec![0u8; rows * cols];
         let (mut total, mut start) = (0f64, 0);
+        let mut tile = Tile::default();
         while start < cols {
             let end = self.block_end(start, cols);
             let mut errors = vec![0f32; rows * (end - start)];
-            for (r, (row, errors)) in w.chunks_exact_mut(cols).zip(errors.chunks_exact_mut(end - start)).enumerate() {
+            for top in (0..rows).step_by(ROW_UNIT) {
+                let span = top..rows.min(top + ROW_UNIT);
+                tile.take(&w, cols, span.clone(), start..end);
                 for i in start..end {
                     let group = match &factor.order {
                         Some(order) if !dynamic => order[i] as usize / width,
                         _ => i / width,
                     };
-                    let at = r * per_row + group;
                     if dynamic && i % width == 0 {
-                        fits[at] = self.spec.fit_at(isa, &row[i..(i + width).min(cols)], first + r, group)?;
+                        for r in span.clone() {
+                            let piece = tile.row(&w[r * cols..(r + 1) * cols], r - top, i..(i + width).min(cols));
+                            fits[r * per_row + group] = self.spec.fit_at(isa, piece, first + r, group)?;
+                        }
                     }
-                    let fit = fits[at];
-                    let code = affine::code(row[i], fit, lo, hi);
-                    codes[r * cols + i] = code;
-                    let (value, pivot) = (affine::value(code, fit), u[i * cols + i]);
-                    let error = (row[i] - value) / pivot;
-                    row[i] = value;
-                    errors[i - start] = error;
-                    vector::axpy(isa, -error, &u[i * cols + i + 1..i * cols + end], &mut row[i + 1..end]);
+                    tile.grids(span.clone().map(|r| fits[r * per_row + group]));
+                    tile.round(isa, i, lo..=hi, &u[i * cols..(i + 1) * cols]);
                 }
-                total += errors.iter().map(|e| f64::from(*e).powi(2)).sum::<f64>();
+                total += tile.give(&mut w, &mut codes, &mut errors[top * (end - start)..], cols, span);
             }
             // The lazy batch: what this block's errors mean for all columns after it, as one product.
             if end < cols {
@@ -161,6 +162,86 @@ impl CheckedGptq {
         }
         let op = GroupedLinear::from_codes(self.spec, [rows, cols], &codes, &fits)?;
         Unit::new(op, original, data_error, if self.permutes() { &factor.order } else { &None })
+    }
+}
+
+/// A block of columns of up to [`ROW_UNIT`] rows, column by column: each column is rounded for all rows at once.
+#[derive(Default)]
+struct Tile {
+    rows: usize,
+    cols: Range<usize>,
+    /// Weights; those of rounded columns are what they were rounded to.
+    w: Vec<f32>,
+    errors: Vec<f32>,
+    codes: Vec<u8>,
+    scales: Vec<f32>,
+    zeros: Vec<f32>,
+    piece: Vec<f32>,
+}
+
+impl Tile {
+    /// Takes a block out of row-major weights of `width` columns.
+    fn take(&mut self, w: &[f32], width: usize, rows: Range<usize>, cols: Range<usize>) {
+        (self.rows, self.cols) = (rows.len(), cols.clone());
+        let n = rows.len() * cols.len();
+        self.w.resize(n, 0.0);
+        self.errors.resize(n, 0.0);
+        self.codes.resize(n, 0);
+        for (r, row) in rows.enumerate() {
+            for (c, v) in w[row * width..][cols.clone()].iter().enumerate() {
+                self.w[c * self.rows + r] = *v;
+            }
+        }
+    }
+
+    /// Columns `span` of a row as they are now: those of this block from here, those after it from `row`.
+    fn row(&mut self, row: &[f32], r: usize, span: Range<usize>) -> &[f32] {
+        let here = span.start..span.end.min(self.cols.end);
+        self.piece.clear();
+        self.piece.extend(here.clone().map(|i| self.w[(i - self.cols.start) * self.rows + r]));
+        self.piece.extend_from_slice(&row[here.end..span.end]);
+        &self.piece
+    }
+
+    /// The grid of each row.
+    fn grids(&mut self, fits: impl Iterator<Item = Affine>) {
+        self.scales.clear();
+        self.zeros.clear();
+        for fit in fits {
+            self.scales.push(fit.scale);
+            self.zeros.push(f32::from(fit.zero));
+        }
+    }
+
+    /// Rounds column `i` and moves its error to the columns of the block after it. `u` is row `i` of the factor.
+    fn round(&mut self, isa: Isa, i: usize, range: std::ops::RangeInclusive<u8>, u: &[f32]) {
+        let (at, n) = ((i - self.cols.start) * self.rows, self.rows);
+        let (done, rest) = self.w.split_at_mut(at + n);
+        let column = &mut done[at..];
+        let (codes, errors) = (&mut self.codes[at..at + n], &mut self.errors[at..at + n]);
+        // The errors' place holds the values until they are known.
+        affine::round_each(isa, column, [&self.scales, &self.zeros], range, codes, errors);
+        for (w, e) in column.iter_mut().zip(errors.iter_mut()) {
+            (*w, *e) = (*e, (*w - *e) / u[i]);
+        }
+        for (column, factor) in rest.chunks_exact_mut(n).zip(&u[i + 1..]) {
+            vector::axpy(isa, -factor, errors, column);
+        }
+    }
+
+    /// Puts the block back, its codes and errors (whose rows are as long as the block) beside it; the sum of the errors' squares.
+    fn give(&self, w: &mut [f32], codes: &mut [u8], errors: &mut [f32], width: usize, rows: Range<usize>) -> f64 {
+        let mut sum = 0f64;
+        for (r, row) in rows.enumerate() {
+            let at = row * width + self.cols.start;
+            let errors = &mut errors[r * self.cols.len()..][..self.cols.len()];
+            for (c, error) in errors.iter_mut().enumerate() {
+                let from = c * self.rows + r;
+                (w[at + c], codes[at + c], *error) = (self.w[from], self.codes[from], self.errors[from]);
+                sum += f64::from(*error).powi(2);
+            }
+        }
+        sum
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::affine::{Affine, dequantize_scalar, min_max_scalar, quantize_scalar};
+use crate::affine::{Affine, dequantize_scalar, min_max_scalar, quantize_scalar, round_each_scalar};
 use crate::vector::reduce;
 
 #[target_feature(enable = "avx2,fma")]
@@ -75,6 +75,39 @@ pub(crate) fn dequantize(codes: &[u8], grid: Affine, out: &mut [f32]) {
         unsafe { _mm256_storeu_ps(y.as_mut_ptr(), v) };
     }
     dequantize_scalar(&codes[body..], grid, &mut out[body..]);
+}
+
+#[target_feature(enable = "avx2")]
+pub(crate) fn round_each(
+    x: &[f32],
+    scales: &[f32],
+    zeros: &[f32],
+    lo: u8,
+    hi: u8,
+    codes: &mut [u8],
+    values: &mut [f32],
+) {
+    let (low, high) = (_mm256_set1_ps(f32::from(lo)), _mm256_set1_ps(f32::from(hi)));
+    let body = x.len() / 8 * 8;
+    for i in (0..body).step_by(8) {
+        // SAFETY: all slices are equally long, and `i + 8` is at most that.
+        let (v, scale, zero) = unsafe {
+            let load = |s: &[f32]| _mm256_loadu_ps(s.as_ptr().add(i));
+            (load(x), load(scales), load(zeros))
+        };
+        let q = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm256_div_ps(v, scale));
+        // As in `quantize`.
+        let q = _mm256_min_ps(_mm256_max_ps(_mm256_add_ps(q, zero), low), high);
+        let q = _mm256_cvttps_epi32(q);
+        let value = _mm256_mul_ps(_mm256_sub_ps(_mm256_cvtepi32_ps(q), zero), scale);
+        let words = _mm_packus_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q));
+        // SAFETY: as above.
+        unsafe {
+            _mm_storel_epi64(codes.as_mut_ptr().add(i).cast(), _mm_packus_epi16(words, words));
+            _mm256_storeu_ps(values.as_mut_ptr().add(i), value);
+        }
+    }
+    round_each_scalar(&x[body..], &scales[body..], &zeros[body..], lo, hi, &mut codes[body..], &mut values[body..]);
 }
 
 #[target_feature(enable = "avx2")]

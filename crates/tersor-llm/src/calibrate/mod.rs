@@ -193,9 +193,7 @@ impl<'a> Calibration<'a> {
         let mut out: Vec<Range<usize>> = Vec::new();
         for (w, span) in self.spans.iter().enumerate() {
             match out.last_mut() {
-                Some(b)
-                    if w % self.shard != 0 && span.end - self.spans[b.start].start <= BATCH_TOKENS =>
-                {
+                Some(b) if w % self.shard != 0 && span.end - self.spans[b.start].start <= BATCH_TOKENS => {
                     b.end = w + 1;
                 }
                 _ => out.push(w..w + 1),
