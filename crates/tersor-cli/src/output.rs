@@ -107,6 +107,13 @@ fn check_same(dir: &Path, before: &Json, now: &Json) -> Result<()> {
 }
 
 impl Work {
+    /// Leaves the directory as if nothing had begun, where nothing was there before.
+    pub fn abandon(self) {
+        // What cannot be removed only has to be removed by hand.
+        let _ = fs::remove_dir_all(self.dir.join(WORK));
+        let _ = fs::remove_dir(&self.dir);
+    }
+
     /// Where work in progress lies.
     pub fn scratch(&self) -> PathBuf {
         self.dir.join(WORK)

@@ -12,8 +12,9 @@ use serde_json::{Value as Json, json};
 use tersor::core::{
     Cancel, DType, Error, Limits, Result, Site, StatNeeds, StatSet, TensorInfo, TensorSink, TensorSource, tensors::join,
 };
-use tersor::formats::Model;
+use tersor::formats::imatrix::{self, Importance};
 use tersor::formats::safetensors::{File, Writer};
+use tersor::formats::{FileAt, Model, ReadAt};
 use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, shard_windows};
 
 use crate::plan::Plan;
@@ -38,8 +39,16 @@ const KEYS: [&str; 10] = [
     "ctx",
 ];
 
-/// Statistics from files, for all windows.
-pub struct Statistics {
+/// Statistics from files.
+pub enum Statistics {
+    /// Of what `calibrate` wrote.
+    Gathered(Gathered),
+    /// Of an importance matrix: its file, and what it knows of each weight.
+    Importance(PathBuf, BTreeMap<String, Importance>),
+}
+
+/// Statistics of all windows.
+pub struct Gathered {
     about: Json,
     /// Each run of windows: the first, how many, the file that has it.
     runs: Vec<(usize, usize, usize)>,
@@ -47,9 +56,82 @@ pub struct Statistics {
 }
 
 impl Statistics {
+    /// Opens files that `calibrate` wrote, or one importance matrix. Error when sites that the plan needs are missing in them, or they
+    /// know less than it needs.
+    pub fn open(paths: &[PathBuf], plan: &Plan) -> Result<Self> {
+        if let [path] = paths
+            && !is_safetensors(path)?
+        {
+            let all = Self::Importance(path.clone(), imatrix::read(path, &Limits::default())?);
+            for (site, needs) in needed(plan) {
+                all.site(&site, needs, plan.seed)?;
+            }
+            return Ok(all);
+        }
+        Ok(Self::Gathered(Gathered::open(paths, plan)?))
+    }
+
+    /// What the result depends on.
+    pub fn inputs(&self) -> Result<Vec<(String, String)>> {
+        Ok(match self {
+            Self::Gathered(g) => g.inputs(),
+            Self::Importance(path, _) => vec![("importance matrix".into(), crate::output::hash_file(path)?.1)],
+        })
+    }
+
+    /// Windows that were asked for, and the most tokens of one, where that is known.
+    pub fn windows(&self) -> Option<[usize; 2]> {
+        match self {
+            Self::Gathered(g) => Some(g.windows()),
+            Self::Importance(..) => None,
+        }
+    }
+
+    /// Hashes of the files, for the record of work in progress.
+    pub fn hashes(&self) -> Result<Vec<String>> {
+        match self {
+            Self::Gathered(g) => g.hashes(),
+            Self::Importance(path, _) => Ok(vec![crate::output::hash_file(path)?.1]),
+        }
+    }
+
+    /// Statistics of a site over all windows.
+    pub fn site(&self, site: &Site, needs: StatNeeds, seed: u64) -> Result<StatSet> {
+        let (path, all) = match self {
+            Self::Gathered(g) => return g.site(site, needs, seed),
+            Self::Importance(path, all) => (path, all),
+        };
+        let refuse = |what: String| Error::format(path.display().to_string(), what);
+        if needs.channel || needs.gram || needs.sample > 0 {
+            let what =
+                format!("knows sums of squares alone, and the method of {} needs more; use calibrate", site.name);
+            return Err(refuse(what));
+        }
+        let known = site.consumers.iter().find_map(|c| all.get(&c.weight));
+        let known = known.ok_or_else(|| refuse(format!("knows nothing of {}", site.name)))?;
+        if known.squares.len() != site.features {
+            let (has, wants) = (known.squares.len(), site.features);
+            return Err(refuse(format!("has {has} features for {}, which has {wants}", site.name)));
+        }
+        StatSet::from_squares(known.squares.clone(), known.count)
+    }
+}
+
+/// Whether a file begins as safetensors do: eight bytes, then a JSON object.
+fn is_safetensors(path: &Path) -> Result<bool> {
+    let file = FileAt::open(path)?;
+    let mut head = [0u8; 9];
+    if file.len() < 9 {
+        return Ok(true);
+    }
+    file.read_at(0, &mut head)?;
+    Ok(head[8] == b'{' && !head.starts_with(b"GGUF"))
+}
+
+impl Gathered {
     /// Opens files that together cover all windows. Error when one was made of another model or text than the others or `plan`, windows
     /// are missing or there twice, or a site that the plan needs is not there.
-    pub fn open(paths: &[PathBuf], plan: &Plan) -> Result<Self> {
+    fn open(paths: &[PathBuf], plan: &Plan) -> Result<Self> {
         let mut files = Vec::new();
         let (mut runs, mut about): (Vec<(usize, usize, usize)>, Option<Json>) = (Vec::new(), None);
         for (number, path) in paths.iter().enumerate() {
@@ -112,20 +194,17 @@ impl Statistics {
         Ok(())
     }
 
-    /// What the result depends on.
-    pub fn inputs(&self) -> Vec<(String, String)> {
+    fn inputs(&self) -> Vec<(String, String)> {
         let text = self.about["calibration text"].as_str().unwrap_or_default().to_string();
         let [windows, ctx] = self.windows();
         vec![("calibration text".into(), text), ("calibration windows".into(), format!("{windows} of {ctx}"))]
     }
 
-    /// Windows that were asked for, and the most tokens of one.
-    pub fn windows(&self) -> [usize; 2] {
+    fn windows(&self) -> [usize; 2] {
         ["asked", "ctx"].map(|k| self.about[k].as_u64().unwrap_or(0) as usize)
     }
 
-    /// Hashes of the files, for the record of work in progress.
-    pub fn hashes(&self) -> Result<Vec<String>> {
+    fn hashes(&self) -> Result<Vec<String>> {
         let mut all = Vec::new();
         for (path, _) in &self.files {
             all.push(crate::output::hash_file(path)?.1);
@@ -134,8 +213,7 @@ impl Statistics {
         Ok(all)
     }
 
-    /// Statistics of a site over all windows.
-    pub fn site(&self, site: &Site, needs: StatNeeds, seed: u64) -> Result<StatSet> {
+    fn site(&self, site: &Site, needs: StatNeeds, seed: u64) -> Result<StatSet> {
         let mut total = StatSet::new(site.features, needs, seed, 0)?;
         for &(first, _, number) in &self.runs {
             let (path, file) = &self.files[number];

@@ -190,3 +190,46 @@ fn recipes() {
     });
     assert!(!Path::new("r.toml").exists());
 }
+
+#[test]
+fn importance_matrices() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m");
+    let mut older = 1i32.to_le_bytes().to_vec();
+    for part in [
+        &6i32.to_le_bytes()[..],
+        b"output",
+        &2i32.to_le_bytes(),
+        &2i32.to_le_bytes(),
+        &1f32.to_le_bytes(),
+        &2f32.to_le_bytes(),
+    ] {
+        older.extend(part);
+    }
+    let mut newer = binary::Gguf::new();
+    let entry = |name: &str, offset| binary::GgufEntry { name: name.into(), dims: vec![2], kind: 0, offset };
+    newer.tensors = vec![entry("output.in_sum2", 0), entry("output.counts", 32)];
+    newer.data = vec![0; 64];
+    feed("imatrix", &[older, newer.bytes()], |b| {
+        std::fs::write(&path, b).unwrap();
+        tersor::formats::imatrix::read(&path, &Default::default()).is_ok()
+    });
+}
+
+#[test]
+fn files_of_statistics() {
+    use tersor::core::{MatView, StatNeeds, StatSet};
+    let needs = StatNeeds { squares: true, channel: true, gram: true, sample: 2, whole_matrix: false };
+    let mut stats = StatSet::new(3, needs, 1, 0).unwrap();
+    stats.observe(&MatView::new(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], [3, 3]).unwrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m");
+    let layout = StatSet::layout(3, needs, 3).into_iter().map(|(n, i)| (format!("s.{n}"), i)).collect();
+    let mut writer = tersor::formats::safetensors::Writer::create(&path, layout).unwrap();
+    stats.save("s", &mut writer).unwrap();
+    writer.finish().unwrap();
+    feed("statistics", &[std::fs::read(&path).unwrap()], |b| {
+        let file = tersor::formats::safetensors::File::new(Box::new(b.to_vec()), &Default::default());
+        file.and_then(|f| StatSet::load("s", &f)).is_ok()
+    });
+}

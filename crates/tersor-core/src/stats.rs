@@ -6,6 +6,8 @@ use crate::{DType, Error, IntoMat, Result, TensorInfo, TensorSink, TensorSource}
 /// What a method asks to know about the inputs of a matrix.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct StatNeeds {
+    /// Per-channel sums of squares, of which an importance matrix consists; part of `channel`, and the diagonal of `gram`.
+    pub squares: bool,
     /// Per-channel sums and extremes.
     pub channel: bool,
     /// The Gram matrix `XᵀX`.
@@ -20,6 +22,7 @@ impl StatNeeds {
     /// What either of two methods needs.
     pub fn union(self, other: Self) -> Self {
         Self {
+            squares: self.squares || other.squares,
             channel: self.channel || other.channel,
             gram: self.gram || other.gram,
             sample: self.sample.max(other.sample),
@@ -29,7 +32,7 @@ impl StatNeeds {
 
     /// Whether calibration data is needed at all.
     pub fn any_data(self) -> bool {
-        self.channel || self.gram || self.sample > 0
+        self.squares || self.channel || self.gram || self.sample > 0
     }
 }
 
@@ -135,6 +138,7 @@ pub struct StatSet {
     features: usize,
     first_token: u64,
     tokens: u64,
+    squares: Option<Vec<f64>>,
     channel: Option<ChannelStats>,
     gram: Option<Vec<f64>>,
     sample: Option<Sample>,
@@ -148,7 +152,18 @@ impl StatSet {
         let sample =
             (needs.sample > 0).then(|| Sample { want: needs.sample, seed, keys: Vec::new(), rows: Vec::new() });
         let channel = needs.channel.then(|| ChannelStats::new(features));
-        Ok(Self { features, first_token, tokens: 0, channel, gram, sample })
+        let squares = needs.squares.then(|| vec![0.0; features]);
+        Ok(Self { features, first_token, tokens: 0, squares, channel, gram, sample })
+    }
+
+    /// From sums of squares over so many tokens, `[features]`: all that an importance matrix knows. Error when one is negative or not
+    /// finite.
+    pub fn from_squares(squares: Vec<f64>, tokens: u64) -> Result<Self> {
+        if let Some(i) = squares.iter().position(|v| !v.is_finite() || *v < 0.0) {
+            return Err(Error::Numerical(format!("a sum of squares is {} at feature {i}", squares[i])));
+        }
+        let features = squares.len();
+        Ok(Self { features, first_token: 0, tokens, squares: Some(squares), channel: None, gram: None, sample: None })
     }
 
     /// Adds a batch `[tokens, features]`. All or nothing: on an error (another width, a value that is not
@@ -169,6 +184,11 @@ impl StatSet {
             {
                 return Err(Error::shape("Gram matrix", [k, k], gram.len()));
             }
+            if let Some(squares) = &mut self.squares {
+                for row in x.chunks_exact(k) {
+                    squares.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v).powi(2));
+                }
+            }
             if let Some(channel) = &mut self.channel {
                 channel.observe(&x, k);
             }
@@ -186,11 +206,15 @@ impl StatSet {
     /// unchanged, when the two were made for different inputs or needs.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         let alike = self.features == other.features
+            && self.squares.is_some() == other.squares.is_some()
             && self.channel.is_some() == other.channel.is_some()
             && self.gram.is_some() == other.gram.is_some()
             && self.sample.as_ref().map(|s| (s.want, s.seed)) == other.sample.as_ref().map(|s| (s.want, s.seed));
         if !alike {
             return Err(Error::shape("statistics to merge", self.summary(), other.summary()));
+        }
+        if let (Some(a), Some(b)) = (&mut self.squares, &other.squares) {
+            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
         }
         if let (Some(a), Some(b)) = (&mut self.channel, &other.channel) {
             a.merge(b);
@@ -210,6 +234,7 @@ impl StatSet {
     /// Without what is not needed. A sample keeps its size.
     pub fn only(self, needs: StatNeeds) -> Self {
         Self {
+            squares: self.squares.filter(|_| needs.squares),
             channel: self.channel.filter(|_| needs.channel),
             gram: self.gram.filter(|_| needs.gram),
             sample: self.sample.filter(|_| needs.sample > 0),
@@ -219,8 +244,8 @@ impl StatSet {
 
     fn summary(&self) -> String {
         let sample = self.sample.as_ref().map_or(0, |s| s.want);
-        let (channel, gram) = (self.channel.is_some(), self.gram.is_some());
-        format!("{} features, channel {channel}, gram {gram}, sample {sample}", self.features)
+        let [squares, channel, gram] = [self.squares.is_some(), self.channel.is_some(), self.gram.is_some()];
+        format!("{} features, squares {squares}, channel {channel}, gram {gram}, sample {sample}", self.features)
     }
 
     /// Input features of the site.
@@ -231,6 +256,15 @@ impl StatSet {
     /// Tokens seen.
     pub fn tokens(&self) -> u64 {
         self.tokens
+    }
+
+    /// Sums of squares of each channel, `[features]`, from whichever of the statistics has them.
+    pub fn squares(&self) -> Option<Vec<f64>> {
+        let diagonal = |g: &Vec<f64>| (0..self.features).map(|i| g[i * self.features + i]).collect();
+        self.squares
+            .clone()
+            .or_else(|| self.channel.as_ref().map(|c| c.sum_sq.clone()))
+            .or_else(|| self.gram.as_ref().map(diagonal))
     }
 
     /// Per-channel figures, if they were asked for.
@@ -256,6 +290,9 @@ impl StatSet {
         let k = features;
         let info = |dtype, shape: &[usize]| TensorInfo { dtype, shape: shape.to_vec() };
         let mut out = vec![("head", info(DType::U64, &[5]))];
+        if needs.squares {
+            out.push(("squares", info(DType::F64, &[k])));
+        }
         if needs.channel {
             out.extend(["min", "max"].map(|n| (n, info(DType::F32, &[k]))));
             out.extend(["sum", "sum_abs", "sum_sq", "max_mean_abs"].map(|n| (n, info(DType::F64, &[k]))));
@@ -279,6 +316,9 @@ impl StatSet {
         let want = self.sample.as_ref().map_or((0, 0), |s| (s.want as u64, s.seed));
         let head = [k as u64, self.first_token, self.tokens, want.0, want.1];
         put("head", DType::U64, vec![5], bytemuck::cast_slice(&head.map(u64::to_le)))?;
+        if let Some(s) = &self.squares {
+            put("squares", DType::F64, vec![k], bytemuck::cast_slice(s))?;
+        }
         if let Some(c) = &self.channel {
             put("min", DType::F32, vec![k], bytemuck::cast_slice(&c.min))?;
             put("max", DType::F32, vec![k], bytemuck::cast_slice(&c.max))?;
@@ -323,6 +363,7 @@ impl StatSet {
             }
         };
         let has = |suffix: &str| source.info(&join(prefix, suffix)).is_ok();
+        let squares = if has("squares") { Some(f64s("squares", &[k])?) } else { None };
         let channel = if has("min") {
             let vector = [k];
             Some(ChannelStats {
@@ -338,7 +379,7 @@ impl StatSet {
         };
         let gram = if has("gram") { Some(f64s("gram", &[k, k])?) } else { None };
         let sample = if want > 0 { Some(load_sample(prefix, source, k, want, seed)?) } else { None };
-        Ok(Self { features: k, first_token, tokens, channel, gram, sample })
+        Ok(Self { features: k, first_token, tokens, squares, channel, gram, sample })
     }
 }
 
@@ -363,7 +404,7 @@ mod tests {
     use super::*;
     use crate::{MatView, MemTensors};
 
-    const NEEDS: StatNeeds = StatNeeds { channel: true, gram: true, sample: 5, whole_matrix: false };
+    const NEEDS: StatNeeds = StatNeeds { squares: true, channel: true, gram: true, sample: 5, whole_matrix: false };
 
     fn batch(t: usize, k: usize, salt: usize) -> Vec<f32> {
         (0..t * k).map(|i| ((i * 13 + salt) % 29) as f32 - 14.0).collect()
@@ -395,6 +436,16 @@ mod tests {
         let want: f64 = all.chunks(k).map(|r| f64::from(r[1]) * f64::from(r[4])).sum();
         assert_eq!((gram[k + 4], gram[4 * k + 1]), (want, want));
         let c = whole.channel().unwrap();
+        assert_eq!(whole.squares().unwrap(), c.sum_sq);
+        let diagonal = |needs| {
+            let mut s = StatSet::new(k, needs, 9, 0).unwrap();
+            s.observe(&MatView::new(&all, [40, k]).unwrap()).unwrap();
+            s.squares()
+        };
+        assert_eq!(diagonal(StatNeeds { gram: true, ..StatNeeds::default() }).as_ref(), Some(&c.sum_sq));
+        assert_eq!(diagonal(StatNeeds { channel: true, ..StatNeeds::default() }).as_ref(), Some(&c.sum_sq));
+        assert_eq!(diagonal(StatNeeds { sample: 1, ..StatNeeds::default() }), None);
+        assert!(StatSet::from_squares(vec![1.0, -1.0], 3).is_err());
         assert_eq!(c.sum_sq[2], all.chunks(k).map(|r| f64::from(r[2]).powi(2)).sum::<f64>());
         assert_eq!(whole.sample().unwrap().len(), 5 * k);
     }

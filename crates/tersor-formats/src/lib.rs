@@ -25,6 +25,7 @@
 
 mod atomic;
 pub mod gguf;
+pub mod imatrix;
 pub mod json;
 mod model;
 mod read_at;

@@ -93,15 +93,21 @@ impl GroupSpec {
     /// Scale (already rounded to its stored type) and zero of a group of finite values. A group whose step would
     /// be below the smallest normal f32 counts as zeros: scale 1. Error when the scale does not fit its type.
     pub fn fit(&self, isa: Isa, w: &[f32]) -> Result<GroupFit> {
+        self.fit_weighted(isa, w, &[])
+    }
+
+    /// [`GroupSpec::fit`], the clip search weighing the error at each feature by `importance`, repeated where it is shorter; all alike
+    /// where it is empty.
+    pub fn fit_weighted(&self, isa: Isa, w: &[f32], importance: &[f32]) -> Result<GroupFit> {
         let (lo, hi) = affine::min_max(isa, w);
         let range = (lo.min(0.0), hi.max(0.0));
         let full = self.fit_range(range)?;
         let Clip::Search { norm } = self.clip else { return Ok(full) };
-        let mut best = (self.error(isa, w, full, norm, f64::INFINITY), full);
+        let mut best = (self.error(isa, w, importance, full, norm, f64::INFINITY), full);
         for i in 1..80 {
             let p = 1.0 - i as f32 / 100.0;
             let Ok(fit) = self.fit_range((range.0 * p, range.1 * p)) else { break };
-            let error = self.error(isa, w, fit, norm, best.0);
+            let error = self.error(isa, w, importance, fit, norm, best.0);
             if error < best.0 {
                 best = (error, fit);
             }
@@ -109,9 +115,9 @@ impl GroupSpec {
         Ok(best.1)
     }
 
-    /// [`GroupSpec::fit`] of a group that errors call by its row and number.
-    pub(crate) fn fit_at(&self, isa: Isa, w: &[f32], row: usize, group: usize) -> Result<GroupFit> {
-        self.fit(isa, w).map_err(|e| match e {
+    /// [`GroupSpec::fit_weighted`] of a group that errors call by its row and number.
+    pub(crate) fn fit_at(&self, isa: Isa, w: &[f32], importance: &[f32], [row, group]: [usize; 2]) -> Result<GroupFit> {
+        self.fit_weighted(isa, w, importance).map_err(|e| match e {
             Error::ScaleRange { value, dtype, .. } => Error::ScaleRange { row, group, value, dtype },
             other => other,
         })
@@ -152,15 +158,21 @@ impl GroupSpec {
         if rounded.is_finite() && rounded > 0.0 { Ok(rounded) } else { Err(out_of_range()) }
     }
 
-    /// `Σ |w - ŵ|^norm`, given up (infinite) once it is above `bound`.
-    fn error(&self, isa: Isa, w: &[f32], fit: GroupFit, norm: f32, bound: f64) -> f64 {
+    /// `Σ h |w - ŵ|^norm` with the importance `h`, given up (infinite) once it is above `bound`.
+    fn error(&self, isa: Isa, w: &[f32], importance: &[f32], fit: GroupFit, norm: f32, bound: f64) -> f64 {
         let (mut codes, mut back) = ([0u8; 64], [0f32; 64]);
         let mut sum = 0.0;
+        let mut weights = importance.iter().cycle();
         for w in w.chunks(64) {
             let (codes, back) = (&mut codes[..w.len()], &mut back[..w.len()]);
             affine::quantize(isa, w, fit, self.grid.codes(self.bits), codes);
             affine::dequantize(isa, codes, fit, back);
-            sum += f64::from(w.iter().zip(&*back).map(|(w, b)| (w - b).abs().powf(norm)).sum::<f32>());
+            let errors = w.iter().zip(&*back).map(|(w, b)| (w - b).abs().powf(norm));
+            sum += f64::from(if importance.is_empty() {
+                errors.sum::<f32>()
+            } else {
+                errors.zip(weights.by_ref()).map(|(e, h)| e * h).sum()
+            });
             if sum > bound {
                 return f64::INFINITY;
             }
@@ -220,7 +232,7 @@ mod tests {
         for bits in 2..=8 {
             let plain = spec(bits, Grid::Asym, DType::F16);
             let search = GroupSpec { clip: Clip::Search { norm: 2.4 }, ..plain };
-            let of = |s: &GroupSpec| s.error(isa, &w, s.fit(isa, &w).unwrap(), 2.4, f64::INFINITY);
+            let of = |s: &GroupSpec| s.error(isa, &w, &[], s.fit(isa, &w).unwrap(), 2.4, f64::INFINITY);
             assert!(of(&search) <= of(&plain));
             if bits <= 3 {
                 assert!(of(&search) < 0.9 * of(&plain), "an outlier is worth clipping at {bits} bits");

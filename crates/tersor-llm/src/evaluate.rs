@@ -1,15 +1,18 @@
 //! Perplexity, and how close one model's predictions are to another's.
 
-use tersor_core::{Cancel, Error, Exec, Progress, Result, metrics};
+use tersor_core::{Cancel, Error, Exec, Input, Progress, Result, metrics};
 use tersor_kernels::par;
 
-use crate::Decoder;
+use crate::{Decoder, SiteKind};
 
 /// Tokens whose logits are in memory at once.
 const BLOCK: usize = 64;
 
+/// Of each window, the inputs of so many of its tokens are compared with the original's: all of them would not fit in memory.
+const COMPARED: usize = 16;
+
 /// What an evaluation found.
-#[derive(Clone, Copy, PartialEq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Evaluation {
     /// `exp` of the mean negative log-probability of the scored tokens.
     pub perplexity: f64,
@@ -20,12 +23,15 @@ pub struct Evaluation {
 }
 
 /// How the predictions of two models compare, over all scored positions.
-#[derive(Clone, Copy, PartialEq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Agreement {
     /// Mean divergence of this model's distribution from the original's, in nats.
     pub kl_mean: f64,
     /// Share of positions where both have the same likeliest token.
     pub top1: f64,
+    /// Of each site, in the order in which they run, how far its inputs are from the original's: `‖x - x₀‖ / ‖x₀‖` over 16 tokens of
+    /// each window. Empty where the two have other sites.
+    pub sites: Vec<(String, f64)>,
 }
 
 /// The first `count` (or all) non-overlapping windows of `ctx` tokens; a shorter tail is dropped. Error when there is none.
@@ -59,18 +65,27 @@ pub fn evaluate(
     let (mut nll, mut kl, mut same, mut scored) = (0f64, 0f64, 0u64, 0u64);
     let (mut state, mut state_o) = (decoder.state(), original.map(Decoder::state));
     let (mut p, mut q) = (Vec::new(), Vec::new());
+    let mut drift = original.and_then(|o| Drift::new(decoder, o));
     progress.begin("evaluate", windows.len() as u64);
     for window in windows {
         cancel.check()?;
         state.clear();
-        let hidden = decoder.forward(window, &mut state, exec)?;
         let hidden_o = match (original, &mut state_o) {
             (Some(o), Some(s)) => {
                 s.clear();
-                Some((o, o.forward(window, s, exec)?))
+                let seen = &mut |layer, kind, x: &Input<'_>| {
+                    drift.iter_mut().for_each(|d| d.original(layer, kind, x));
+                    Ok(())
+                };
+                Some((o, o.forward_observed(window, s, exec, seen)?))
             }
             _ => None,
         };
+        let seen = &mut |layer, kind, x: &Input<'_>| {
+            drift.iter_mut().for_each(|d| d.compare(layer, kind, x));
+            Ok(())
+        };
+        let hidden = decoder.forward_observed(window, &mut state, exec, seen)?;
         let predicted = window.len() - 1;
         for first in (0..predicted).step_by(BLOCK) {
             let n = BLOCK.min(predicted - first);
@@ -116,6 +131,62 @@ pub fn evaluate(
     }
     progress.end();
     let n = scored as f64;
-    let against = original.map(|_| Agreement { kl_mean: kl / n, top1: same as f64 / n });
+    let sites = drift.map(Drift::finish).unwrap_or_default();
+    let against = original.map(|_| Agreement { kl_mean: kl / n, top1: same as f64 / n, sites });
     Ok(Evaluation { perplexity: (nll / n).exp(), tokens: scored, against })
+}
+
+/// How far the inputs of sites drift from the original's.
+struct Drift {
+    names: Vec<String>,
+    /// The original's inputs in the window at hand, by site.
+    seen: Vec<Vec<f32>>,
+    /// `Σ (x - x₀)²` and `Σ x₀²` of each site.
+    sums: Vec<(f64, f64)>,
+}
+
+impl Drift {
+    fn new(decoder: &Decoder, original: &Decoder) -> Option<Self> {
+        let sites =
+            |d: &Decoder| d.sites().into_iter().filter(|s| s.layer.is_some()).map(|s| (s.name, s.features)).collect();
+        let (ours, theirs): (Vec<_>, Vec<_>) = (sites(decoder), sites(original));
+        let n = ours.len();
+        (ours == theirs).then(|| Self {
+            names: ours.into_iter().map(|s| s.0).collect(),
+            seen: vec![Vec::new(); n],
+            sums: vec![(0.0, 0.0); n],
+        })
+    }
+
+    fn site(layer: usize, kind: SiteKind) -> usize {
+        layer * SiteKind::ALL.len() + SiteKind::ALL.iter().position(|k| *k == kind).unwrap_or(0)
+    }
+
+    /// Tokens that are compared, evenly spread.
+    fn rows<'x>(x: &'x Input<'_>) -> impl Iterator<Item = &'x [f32]> {
+        let [tokens, features] = x.shape();
+        x.data().chunks_exact(features.max(1)).step_by((tokens / COMPARED).max(1))
+    }
+
+    fn original(&mut self, layer: usize, kind: SiteKind, x: &Input<'_>) {
+        if let Some(seen) = self.seen.get_mut(Self::site(layer, kind)) {
+            seen.clear();
+            seen.extend(Self::rows(x).flatten());
+        }
+    }
+
+    fn compare(&mut self, layer: usize, kind: SiteKind, x: &Input<'_>) {
+        let at = Self::site(layer, kind);
+        if let (Some(seen), Some(sums)) = (self.seen.get(at), self.sums.get_mut(at)) {
+            for (x, o) in Self::rows(x).flatten().zip(seen) {
+                sums.0 += f64::from(x - o).powi(2);
+                sums.1 += f64::from(*o).powi(2);
+            }
+        }
+    }
+
+    fn finish(self) -> Vec<(String, f64)> {
+        let relative = |(e, o): (f64, f64)| if o > 0.0 { (e / o).sqrt() } else { 0.0 };
+        self.names.into_iter().zip(self.sums).map(|(name, sums)| (name, relative(sums))).collect()
+    }
 }

@@ -7,7 +7,7 @@ use tersor_core::compose::Dense;
 use tersor_core::{Cancel, DType, Error, Exec, LinearOp, MatView, MemTensors, Registry, Site, StatNeeds, StatSet};
 use tersor_llm::{Behind, Calibration, Checkpoint, Decoder, Hooks, Replacements, SiteKind};
 
-const NEEDS: StatNeeds = StatNeeds { channel: true, gram: true, sample: 7, whole_matrix: false };
+const NEEDS: StatNeeds = StatNeeds { squares: true, channel: true, gram: true, sample: 7, whole_matrix: false };
 
 fn open(name: &str) -> Checkpoint {
     Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name), &Registry::core()).unwrap()

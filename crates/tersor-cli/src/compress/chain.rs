@@ -11,7 +11,6 @@ use tersor::llm::{Behind, Calibration, Checkpoint, Hooks};
 use super::matrix::{Job, check_source, source_hash};
 use super::tasks;
 use crate::plan::Action;
-use crate::windows;
 
 /// The stream is kept so often, where the work is not cut into tasks: what a crash costs.
 const KEEP_EVERY: Duration = Duration::from_secs(10);
@@ -30,9 +29,8 @@ pub struct Chain<'j, 'a> {
 
 impl<'j, 'a> Chain<'j, 'a> {
     /// Behind as many layers as work in progress has passed, at most `most`. Tensors that were read before must still be what they were.
-    pub fn start(job: &'j Job<'a>, checkpoint: &'j Checkpoint, most: usize) -> Result<Self> {
+    pub fn start(job: &'j Job<'a>, checkpoint: &'j Checkpoint, windows: &[Vec<u32>], most: usize) -> Result<Self> {
         let plan = job.plan;
-        let windows = windows::cut(plan, checkpoint, &*job.cx.progress)?;
         let slices: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
         let scratch = plan.spill.then(|| job.parts.scratch());
         let all = 0..slices.len();
@@ -100,9 +98,9 @@ impl<'j, 'a> Chain<'j, 'a> {
 }
 
 /// The whole walk, from where work in progress left it.
-pub fn run(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<()> {
+pub fn run(job: &Job<'_>, checkpoint: &Checkpoint, windows: &[Vec<u32>]) -> Result<()> {
     let network = checkpoint.architecture();
-    let mut chain = Chain::start(job, checkpoint, network.layers())?;
+    let mut chain = Chain::start(job, checkpoint, windows, network.layers())?;
     for site in network.sites().iter().filter(|s| s.layer.is_some_and(|l| l < chain.passed())) {
         job.cx.progress.advance(site.consumers.len() as u64, &site.name);
     }

@@ -18,7 +18,7 @@ use tersor::llm::{Checkpoint, MANIFEST, Manifest, bits_per_weight};
 use crate::output::{self, Output, Share, Work};
 use crate::plan::{Action, Calibration, Entry, Plan, recipe_of};
 use crate::recipe::Recipe;
-use crate::{args, cancel_on_signals, megabytes, print_json, progress};
+use crate::{args, cancel_on_signals, megabytes, print_json, progress, windows};
 pub use matrix::each_block;
 use matrix::{Job, check_source, copy, source_hash};
 use parts::Parts;
@@ -142,8 +142,16 @@ fn compress(model: &Model, plan: &Plan, out: &Path, part: Part, cx: &Context) ->
         tasks::run(&job, tasks[k])?;
         return Ok(Outcome::Task);
     }
-    if part == Part::All {
-        everything(&job)?;
+    if part == Part::All
+        && let Err(e) = everything(&job)
+    {
+        // Where nothing has been made yet, nothing is left behind.
+        if !job.parts.any()? {
+            work.abandon();
+        } else if let Error::Cancelled = e {
+            cx.progress.warn("the same command again goes on from where this one stopped");
+        }
+        return Err(e);
     }
     let took = start.elapsed().as_secs_f64();
     merge(&job, work, took)?;
@@ -153,6 +161,13 @@ fn compress(model: &Model, plan: &Plan, out: &Path, part: Part, cx: &Context) ->
 /// All tasks, in one process.
 fn everything(job: &Job<'_>) -> Result<()> {
     let (plan, cx) = (job.plan, job.cx);
+    let walk = if plan.needs_data() && plan.statistics.is_none() {
+        let checkpoint = Checkpoint::open(job.model.path(), &tersor::registry())?;
+        let windows = windows::cut(plan, &checkpoint, &*cx.progress)?;
+        Some((checkpoint, windows))
+    } else {
+        None
+    };
     let numbers = (0..plan.entries.len()).filter(|i| matches!(plan.entries[*i].action, Action::Compress(_)));
     let numbers: Vec<usize> = numbers.collect();
     for &i in &numbers {
@@ -178,8 +193,9 @@ fn everything(job: &Job<'_>) -> Result<()> {
             let unfinished = tasks::unfinished(job, site)?;
             chain::site(job, site, &statistics.site(site, tasks::needs(plan, &unfinished), plan.seed)?)?;
         }
-    } else if plan.needs_data() {
-        chain::run(job, &Checkpoint::open(job.model.path(), &tersor::registry())?)?;
+    }
+    if let Some((checkpoint, windows)) = walk {
+        chain::run(job, &checkpoint, &windows)?;
     }
     cx.progress.end();
     Ok(())

@@ -59,6 +59,13 @@ impl Parts {
         self.dir.join(format!("{number:06}.json"))
     }
 
+    /// Whether anything is finished.
+    pub fn any(&self) -> Result<bool> {
+        let entries = std::fs::read_dir(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
+        let names = entries.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()));
+        Ok({ names }.any(|n| n.ends_with(".json") && n != "inputs.json" || n.starts_with("statistics")))
+    }
+
     /// The record of a matrix that is finished.
     pub fn finished(&self, number: usize) -> Result<Option<Record>> {
         let path = self.record(number);

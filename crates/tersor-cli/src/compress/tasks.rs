@@ -27,7 +27,8 @@ pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
             if plan.tasks().contains(&Task::Layer(0)) {
                 let checkpoint = open(job)?;
                 let layers = checkpoint.architecture().layers();
-                let mut chain = Chain::start(job, &checkpoint, layers)?;
+                let mut chain =
+                    Chain::start(job, &checkpoint, &windows::cut(plan, &checkpoint, &*job.cx.progress)?, layers)?;
                 return if chain.passed() == layers { chain.head(&site) } else { Err(before(chain.passed())) };
             }
             matrix(job, i, site)
@@ -48,7 +49,8 @@ pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
                     }
                 }
             }
-            let mut chain = Chain::start(job, &checkpoint, layer)?;
+            let windows = windows::cut(plan, &checkpoint, &*job.cx.progress)?;
+            let mut chain = Chain::start(job, &checkpoint, &windows, layer)?;
             if chain.passed() < layer {
                 return Err(before(chain.passed()));
             }

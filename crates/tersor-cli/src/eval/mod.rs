@@ -2,6 +2,7 @@
 
 mod sentences;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -84,16 +85,17 @@ fn decoder(a: &args::Eval, text: &Path, json: bool) -> Result<()> {
         out["prefill_tokens_per_s"] = prefill.into();
         out["decode_tokens_per_s"] = decode.into();
     }
-    if let Some(against) = found.against {
+    if let Some(against) = &found.against {
         out["kl_mean"] = against.kl_mean.into();
         out["top1_agreement"] = against.top1.into();
+        out["site_errors"] = against.sites.iter().cloned().collect::<BTreeMap<String, f64>>().into_iter().collect();
     }
     if json {
         print_json(&out);
         return Ok(());
     }
     println!("perplexity     {:.4} over {} tokens", found.perplexity, found.tokens);
-    if let Some(against) = found.against {
+    if let Some(against) = &found.against {
         println!("KL mean        {:.5} nats", against.kl_mean);
         println!("top-1          {:.2} % agree", against.top1 * 100.0);
     }

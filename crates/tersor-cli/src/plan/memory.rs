@@ -54,11 +54,12 @@ impl Plan {
         self.entries.iter().filter(|e| which(e)).map(block).max().unwrap_or(0)
     }
 
-    /// While the calibration text is tokenized: the tokenizer's tables, and of each byte of text its alignment on the way.
+    /// While the calibration text is tokenized, in pieces: the tokenizer's tables, the text, and its tokens.
     fn text(&self, model: &Model) -> Option<Terms> {
         let text = self.calibration.as_ref().map_or(2 << 20, |t| t.content.len() as u64);
         let json = Tokenizer::json_of(model).map_or(0, |t| t.len() as u64);
-        self.statistics.is_none().then(|| Terms::from([("tokenizer", json * 20), ("text", text * 80)]))
+        let pieces = text.min(1 << 16) * 160 + text * 6;
+        self.statistics.is_none().then(|| Terms::from([("tokenizer", json * 20), ("text", pieces)]))
     }
 
     /// While the calibration text goes through the layers, or statistics gathered before are used.
@@ -68,7 +69,9 @@ impl Plan {
         let wide = self.entries.iter().filter(|e| e.needs().gram).filter_map(|e| e.matrix()).map(|m| m[1] as u64).max();
         // Statistics, the damped copy, its reversal and the factor, each in f64; the two that are kept in f32.
         let gram = wide.unwrap_or(0).pow(2) * 8 * 5;
-        let mut terms = Terms::from([("gram", gram), ("rows", self.rows(in_layers))]);
+        // What each thread packs for a product, and what its allocator keeps.
+        let threads = rayon::current_num_threads() as u64 * (5 << 20);
+        let mut terms = Terms::from([("gram", gram), ("rows", self.rows(in_layers)), ("threads", threads)]);
         if self.statistics.is_some() {
             return Some(terms);
         }

@@ -197,8 +197,8 @@ impl Plan {
                 return Err(ParamError::new("stats", "statistics gathered before", rule).into());
             }
             let statistics = Statistics::open(&calibration.stats, self)?;
-            self.inputs.extend(statistics.inputs());
-            self.windows = statistics.windows();
+            self.inputs.extend(statistics.inputs()?);
+            self.windows = statistics.windows().unwrap_or(self.windows);
             self.statistics = Some(statistics);
             behind = Behind::Original;
         } else if let Some(path) = &calibration.text {

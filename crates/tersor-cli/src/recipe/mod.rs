@@ -49,6 +49,9 @@ pub struct Rule {
     /// Whether ranges are searched for the least error.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub mse: bool,
+    /// Weighs the search by how large each input feature is (round-to-nearest with `mse`); needs calibration or an importance matrix.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub importance: bool,
     /// Takes columns by importance (GPTQ).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub act_order: bool,
@@ -173,8 +176,12 @@ impl Rule {
     /// The checked method; `keep` stores `original`.
     pub fn method(&self, original: DType) -> Result<Box<dyn Method>> {
         let cast = |dtype| Ok(Box::new(Cast::new(dtype)?) as Box<dyn Method>);
-        let grid =
-            self.bits.is_some() || self.group.is_some() || self.grid.is_some() || self.scales.is_some() || self.mse;
+        let grid = self.bits.is_some()
+            || self.group.is_some()
+            || self.grid.is_some()
+            || self.scales.is_some()
+            || self.mse
+            || self.importance;
         let gptq = self.act_order
             || self.static_groups
             || self.damping.is_some()
@@ -186,9 +193,10 @@ impl Rule {
             return refuse("takes no act_order, static_groups, damping, block, dead or on_failure");
         }
         match self.method.as_str() {
+            "gptq" if self.importance => refuse("weighs errors by itself: takes no importance"),
             "rtn" => Ok(Box::new(self.rtn()?.check()?)),
             "gptq" => Ok(Box::new(self.gptq()?.check()?)),
-            "keep" | "bf16" | "f16" | "f32" if grid => refuse("takes no bits, group, grid, scales or mse"),
+            "keep" | "bf16" | "f16" | "f32" if grid => refuse("takes no bits, group, grid, scales, mse or importance"),
             "keep" => cast(original),
             "bf16" => cast(DType::BF16),
             "f16" => cast(DType::F16),
@@ -229,7 +237,7 @@ impl Rule {
 
     fn rtn(&self) -> Result<Rtn> {
         let g = self.grid()?;
-        let rtn = Rtn::new().bits(g.bits).grid(g.grid).scales(g.scales).clip(g.clip);
+        let rtn = Rtn::new().bits(g.bits).grid(g.grid).scales(g.scales).clip(g.clip).importance(self.importance);
         Ok(match g.group {
             GroupSize::Size(n) => rtn.group(n.get()),
             GroupSize::Channel => rtn.per_channel(),
@@ -315,6 +323,8 @@ mod tests {
             "method = \"gptq\"\nbits = 4\non_failure = \"pray\"",
             "method = \"rtn\"\nbits = 4\nact_order = true",
             "method = \"bf16\"\ndamping = 0.01",
+            "method = \"rtn\"\nbits = 4\nimportance = true",
+            "method = \"gptq\"\nbits = 4\nmse = true\nimportance = true",
             "method = \"bf16\"\nnon_finite = \"ignore\"",
         ] {
             let e = toml(bad).unwrap_err();

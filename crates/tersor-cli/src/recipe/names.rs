@@ -33,6 +33,7 @@ pub(super) fn built_in(name: &str) -> Result<Recipe> {
         grid: None,
         scales: None,
         mse: false,
+        importance: false,
         act_order: false,
         static_groups: false,
         damping: None,

@@ -59,32 +59,57 @@ pub fn size_against_perplexity(rows: &[Json]) -> Option<String> {
     Some(svg.finish())
 }
 
-/// Kind of matrix, layer and error of each matrix in a manifest.
-fn errors(run: &Run) -> Vec<(String, usize, f64)> {
-    let mut out = Vec::new();
-    for (name, t) in run.manifest["tensors"].as_object().into_iter().flatten() {
-        let rest = name.strip_prefix("model.layers.").and_then(|r| r.split_once('.'));
-        let layer = rest.and_then(|(l, _)| l.parse().ok());
-        if let (Some((_, part)), Some(layer), Some(error)) = (rest, layer, t["report"]["relative_error"].as_f64()) {
-            let kind = part.trim_end_matches(".weight").rsplit('.').next().unwrap_or(part);
-            out.push((kind.to_string(), layer, error));
-        }
-    }
-    out
+/// What a chart by layer shows of one recipe: its name, and kind, layer and error of each point.
+pub struct Errors {
+    name: String,
+    points: Vec<(String, usize, f64)>,
 }
 
-/// Number of a run, and error by layer.
+/// Kinds of matrices, in the order of their panels.
+pub const MATRICES: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// Kinds of sites.
+pub const SITES: [&str; 4] = ["self_attn.qkv", "self_attn.o", "mlp.gate_up", "mlp.down"];
+
+/// Layer and the name inside it.
+fn in_layer(name: &str) -> Option<(usize, &str)> {
+    let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    Some((layer.parse().ok()?, part))
+}
+
+/// Of each matrix in a manifest, how far it is from the original.
+pub fn of_matrices(run: &Run) -> Errors {
+    let mut points = Vec::new();
+    for (name, t) in run.manifest["tensors"].as_object().into_iter().flatten() {
+        if let (Some((layer, part)), Some(error)) = (in_layer(name), t["report"]["relative_error"].as_f64()) {
+            let kind = part.trim_end_matches(".weight").rsplit('.').next().unwrap_or(part);
+            points.push((kind.to_string(), layer, error));
+        }
+    }
+    Errors { name: run.name.clone(), points }
+}
+
+/// Of each site in an evaluated row, how far its inputs are from the original's.
+pub fn of_sites(row: &Json) -> Option<Errors> {
+    let sites = row["site_errors"].as_object()?;
+    let point = |(name, error): (&String, &Json)| {
+        let (layer, kind) = in_layer(name)?;
+        Some((kind.to_string(), layer, error.as_f64()?))
+    };
+    Some(Errors { name: row["recipe"].as_str()?.to_string(), points: sites.iter().filter_map(point).collect() })
+}
+
+/// Number of a recipe, and error by layer.
 type Line = (usize, Vec<(usize, f64)>);
 
-/// A panel for each kind of matrix, a line for each recipe.
-pub fn error_by_layer(runs: &[Run]) -> Option<String> {
-    const KINDS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+/// A panel for each kind, a line for each recipe.
+pub fn error_by_layer(recipes: &[Errors], kinds: &[&str]) -> Option<String> {
     let mut panels: BTreeMap<usize, Vec<Line>> = BTreeMap::new();
     let mut all = Vec::new();
-    for (i, run) in runs.iter().enumerate() {
-        for (k, kind) in KINDS.iter().enumerate() {
-            let mut line: Vec<(usize, f64)> =
-                errors(run).into_iter().filter(|e| e.0 == *kind && e.2 > 0.0).map(|e| (e.1, e.2)).collect();
+    for (i, recipe) in recipes.iter().enumerate() {
+        for (k, kind) in kinds.iter().enumerate() {
+            let points = recipe.points.iter().filter(|e| e.0 == *kind && e.2 > 0.0);
+            let mut line: Vec<(usize, f64)> = points.map(|e| (e.1, e.2)).collect();
             line.sort_by_key(|p| p.0);
             if !line.is_empty() {
                 all.extend(line.iter().map(|p| p.1));
@@ -95,23 +120,31 @@ pub fn error_by_layer(runs: &[Run]) -> Option<String> {
     let [low, high] = span(all.into_iter())?;
     let layers = panels.values().flatten().flat_map(|(_, l)| l.iter().map(|p| p.0)).max()?;
     const COLUMNS: usize = 4;
-    let height = panels.len().div_ceil(COLUMNS) as f64 * 210.0 + 50.0;
-    let mut svg = Svg::new(1020.0, height);
+    let top = panels.len().div_ceil(COLUMNS) as f64 * 210.0 + 30.0;
+    // Where each name goes, in as many lines as they need.
+    let (mut legend, mut at) = (Vec::new(), (52.0, 0.0));
+    for recipe in recipes {
+        let width = 40.0 + 7.2 * recipe.name.len() as f64;
+        if at.0 + width > 1020.0 {
+            at = (52.0, at.1 + 18.0);
+        }
+        legend.push(at);
+        at.0 += width;
+    }
+    let mut svg = Svg::new(1020.0, top + at.1 + 20.0);
     for (n, (k, lines)) in panels.iter().enumerate() {
         let (px, py) = ((n % COLUMNS) as f64 * 250.0 + 52.0, (n / COLUMNS) as f64 * 210.0 + 30.0);
         let x = Scale::new([0.0, layers.max(1) as f64], [px, px + 185.0], false);
         let y = Scale::new([low * 0.8, high * 1.25], [py + 140.0, py], true);
-        svg.axes(x, y, ["layer", KINDS[*k]]);
+        svg.axes(x, y, ["layer", kinds[*k]]);
         for (i, line) in lines {
             let points: Vec<[f64; 2]> = line.iter().map(|p| [x.at(p.0 as f64), y.at(p.1)]).collect();
             svg.path(&points, COLOURS[i % COLOURS.len()]);
         }
     }
-    let mut at = 52.0;
-    for (i, run) in runs.iter().enumerate() {
-        svg.bar([at, height - 20.0], [14.0, 4.0], COLOURS[i % COLOURS.len()]);
-        svg.text([at + 19.0, height - 14.0], "start", "", &run.name);
-        at += 40.0 + 7.2 * run.name.len() as f64;
+    for ((x, y), (i, recipe)) in legend.into_iter().zip(recipes.iter().enumerate()) {
+        svg.bar([x, top + y], [14.0, 4.0], COLOURS[i % COLOURS.len()]);
+        svg.text([x + 19.0, top + y + 6.0], "start", "", &recipe.name);
     }
     Some(svg.finish())
 }

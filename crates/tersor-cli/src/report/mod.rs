@@ -80,7 +80,13 @@ pub fn page(dirs: &[PathBuf]) -> Result<String> {
     section(
         "Error by layer and kind",
         "Relative error of each matrix, the root of Σ(w−ŵ)² over Σw², on a logarithmic axis.",
-        charts::error_by_layer(&runs),
+        charts::error_by_layer(&runs.iter().map(charts::of_matrices).collect::<Vec<_>>(), &charts::MATRICES),
+    );
+    section(
+        "Error in what flows, by layer and site",
+        "How far the inputs of each site are from the original's on the evaluation text, ‖x−x₀‖ over ‖x₀‖: what calibration is for. A \
+        calibrated matrix may be further from its original than a rounded one, and its outputs nearer.",
+        charts::error_by_layer(&rows.iter().filter_map(charts::of_sites).collect::<Vec<_>>(), &charts::SITES),
     );
     section(
         "Time and memory",

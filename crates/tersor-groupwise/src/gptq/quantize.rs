@@ -75,7 +75,7 @@ impl CheckedGptq {
         let mut fits = Vec::new();
         for (r, row) in w.chunks_exact(cols.max(1)).enumerate() {
             for (g, span) in spans(&self.spec, cols).enumerate() {
-                fits.push(self.spec.fit_at(isa, &row[span], first + r, g)?);
+                fits.push(self.spec.fit_at(isa, &row[span], &[], [first + r, g])?);
             }
         }
         Ok(fits)
@@ -137,7 +137,7 @@ impl CheckedGptq {
                     if dynamic && i % width == 0 {
                         for r in span.clone() {
                             let piece = tile.row(&w[r * cols..(r + 1) * cols], r - top, i..(i + width).min(cols));
-                            fits[r * per_row + group] = self.spec.fit_at(isa, piece, first + r, group)?;
+                            fits[r * per_row + group] = self.spec.fit_at(isa, piece, &[], [first + r, group])?;
                         }
                     }
                     tile.grids(span.clone().map(|r| fits[r * per_row + group]));

@@ -13,11 +13,20 @@ pub struct Rtn {
     grid: Grid,
     scales: DType,
     clip: Clip,
+    importance: bool,
 }
 
 impl Default for Rtn {
     fn default() -> Self {
-        Self { bits: 4, group: None, per_tensor: false, grid: Grid::Asym, scales: DType::F16, clip: Clip::None }
+        Self {
+            bits: 4,
+            group: None,
+            per_tensor: false,
+            grid: Grid::Asym,
+            scales: DType::F16,
+            clip: Clip::None,
+            importance: false,
+        }
     }
 }
 
@@ -67,6 +76,12 @@ impl Rtn {
         Self { clip, ..self }
     }
 
+    /// As a [`Method`](tersor_core::Method), weighs the clip search by the mean square of each input feature, from statistics or an
+    /// importance matrix. Needs [`Clip::Search`].
+    pub fn importance(self, importance: bool) -> Self {
+        Self { importance, ..self }
+    }
+
     /// Checks the parameters and quantizes a matrix `[out_features, in_features]` of f32, f16 or bf16. Error on a wrong
     /// parameter, a value that is not finite, or a scale that its type cannot hold.
     pub fn quantize<T: Element>(self, w: &impl IntoMat<T>) -> Result<GroupedLinear> {
@@ -78,6 +93,7 @@ impl Rtn {
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct CheckedRtn {
     pub(crate) spec: GroupSpec,
+    pub(crate) importance: bool,
 }
 
 impl CheckedRtn {
@@ -95,6 +111,10 @@ impl Check for Rtn {
             None if self.per_tensor => GroupSize::Tensor,
             None => GroupSize::Channel,
         };
-        Ok(CheckedRtn { spec: GroupSpec::new(self.bits, group, self.grid, self.scales, self.clip)? })
+        if self.importance && self.clip == Clip::None {
+            return Err(ParamError::new("importance", true, "needs the clip search: nothing else weighs errors"));
+        }
+        let spec = GroupSpec::new(self.bits, group, self.grid, self.scales, self.clip)?;
+        Ok(CheckedRtn { spec, importance: self.importance })
     }
 }

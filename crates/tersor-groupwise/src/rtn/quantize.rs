@@ -20,16 +20,16 @@ impl CheckedRtn {
         w.with_mat(|m| {
             let w = m.to_f32();
             check_finite(&w, m.shape()[1], 0)?;
-            round(&self.spec, &w, m.shape())
+            round(&self.spec, &w, m.shape(), &[])
         })
     }
 }
 
 /// Rows in blocks of [`ROW_UNIT`], each on its own, in the current pool.
-fn round(spec: &GroupSpec, w: &[f32], shape: [usize; 2]) -> Result<GroupedLinear> {
+fn round(spec: &GroupSpec, w: &[f32], shape: [usize; 2], importance: &[f32]) -> Result<GroupedLinear> {
     let ([rows, cols], isa) = (shape, Isa::detect());
     if spec.group == GroupSize::Tensor {
-        let fits = if w.is_empty() { Vec::new() } else { vec![spec.fit(isa, w)?] };
+        let fits = if w.is_empty() { Vec::new() } else { vec![spec.fit_weighted(isa, w, importance)?] };
         return GroupedLinear::round(*spec, shape, w, &fits, isa);
     }
     let block = |i: usize, (): &mut ()| -> Result<GroupedLinear> {
@@ -38,7 +38,8 @@ fn round(spec: &GroupSpec, w: &[f32], shape: [usize; 2]) -> Result<GroupedLinear
         let mut fits = Vec::with_capacity(range.len() * spec.group.count(cols));
         for (r, row) in range.clone().zip(w.chunks_exact(cols.max(1))) {
             for (g, span) in spans(spec, cols).enumerate() {
-                fits.push(spec.fit_at(isa, &row[span], r, g)?);
+                let weights = importance.get(span.clone()).unwrap_or_default();
+                fits.push(spec.fit_at(isa, &row[span], weights, [r, g])?);
             }
         }
         GroupedLinear::round(*spec, [range.len(), cols], w, &fits, isa)
@@ -53,7 +54,8 @@ impl Method for CheckedRtn {
     }
 
     fn needs(&self) -> StatNeeds {
-        StatNeeds { whole_matrix: self.spec.group == GroupSize::Tensor, ..StatNeeds::default() }
+        let whole_matrix = self.spec.group == GroupSize::Tensor;
+        StatNeeds { squares: self.importance, whole_matrix, ..StatNeeds::default() }
     }
 
     fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
@@ -61,21 +63,41 @@ impl Method for CheckedRtn {
         Ok(GroupedLinear::layout(&self.spec, shape))
     }
 
-    fn prepare<'s>(&'s self, _: Option<&'s StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
-        Ok(Box::new(*self))
+    fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
+        let mut importance = Vec::new();
+        if self.importance {
+            let missing =
+                || Error::Missing { name: "sums of squares".into(), place: "the statistics of the inputs".into() };
+            let stats = stats.filter(|s| s.tokens() > 0).ok_or_else(missing)?;
+            let squares = stats.squares().ok_or_else(missing)?;
+            // On average 1: only ratios count, and so f32 will do.
+            let mean = squares.iter().sum::<f64>() / squares.len().max(1) as f64;
+            importance.extend(squares.iter().map(|v| if mean > 0.0 { (v / mean) as f32 } else { 1.0 }));
+        }
+        Ok(Box::new(Ready { method: self, importance }))
     }
 }
 
-impl Prepared for CheckedRtn {
+/// With the importance of each input feature, where errors are weighed.
+struct Ready<'m> {
+    method: &'m CheckedRtn,
+    importance: Vec<f32>,
+}
+
+impl Prepared for Ready<'_> {
     fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
         cx.cancel.check()?;
         let ([all, cols], start) = (w.shape(), Instant::now());
-        if self.spec.group == GroupSize::Tensor && rows != (0..all) {
+        let spec = &self.method.spec;
+        if !self.importance.is_empty() && self.importance.len() != cols {
+            return Err(Error::shape("features of the statistics", cols, self.importance.len()));
+        }
+        if spec.group == GroupSize::Tensor && rows != (0..all) {
             return Err(Error::shape("rows of a matrix with one scale", 0..all, rows));
         }
         let values = read_finite(w, rows.clone())?;
         let shape = [rows.len(), cols];
-        let op = cx.run(|| round(&self.spec, &values, shape)).map_err(|e| match e {
+        let op = cx.run(|| round(spec, &values, shape, &self.importance)).map_err(|e| match e {
             Error::ScaleRange { row, group, value, dtype } => {
                 Error::ScaleRange { row: rows.start + row, group, value, dtype }
             }

@@ -177,7 +177,8 @@ impl<'a> Calibration<'a> {
             let needs = (hooks.needs)(site);
             let stats = self.gather(site.features, needs, hooks.seed, hooks.cancel, mixed.as_mut(), &|w, exec| {
                 layer.input(kind, w, exec)
-            })?;
+            });
+            let stats = stats.map_err(|e| e.in_tensor(&format!("input of {}", site.name)))?;
             let made = (hooks.compress)(site, &stats)?;
             drop(stats);
             if hooks.behind == Behind::Compressed {

@@ -1,0 +1,603 @@
+//! Compression by calibration data: the same bytes whoever did which part of it, and no bytes from inputs that changed.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::*;
+use rand_core::RngCore;
+use tersor::core::Context;
+
+const SEQUENTIAL: &str = "w3-g32-gptq";
+
+/// Arguments of `compress` on a short calibration text.
+fn args(model: &Path, recipe: &str, out: &Path) -> Vec<String> {
+    let text = root().join("examples/data/wiki-calib.txt");
+    let list = ["compress", s(model), "--recipe", recipe, "--out", s(out), "--calib", s(&text)];
+    list.iter().chain(&["--calib-windows", "90", "--ctx", "128"]).map(|a| a.to_string()).collect()
+}
+
+fn run(args: &[String], more: &[&str]) -> serde_json::Value {
+    tersor_json(&args.iter().map(String::as_str).chain(more.iter().copied()).collect::<Vec<_>>())
+}
+
+fn refused(code: i32, args: &[String], more: &[&str]) -> String {
+    fails(code, &args.iter().map(String::as_str).chain(more.iter().copied()).collect::<Vec<_>>())
+}
+
+fn shipped() -> PathBuf {
+    root().join("examples/models/tiny-wiki")
+}
+
+/// A recipe whose statistics are the original network's.
+fn original(dir: &Path) -> String {
+    let path = dir.join("original.toml");
+    let text = "name = \"w3-original\"\nstatistics = \"original\"\n[[rules]]\nmatch = [\"*embed_tokens*\", \"lm_head*\"]\nmethod = \"rtn\"\nbits = 8\n\
+        [[rules]]\nmatch = \"*\"\nmethod = \"gptq\"\nbits = 3\ngroup = 32\n";
+    fs::write(&path, text).unwrap();
+    s(&path).to_string()
+}
+
+/// Matrices of work in progress that are finished.
+fn finished(out: &Path) -> usize {
+    let names = fs::read_dir(out.join(".tersor")).into_iter().flatten().map(|e| e.unwrap().file_name());
+    names.filter(|n| n.to_str().is_some_and(|n| n.starts_with('0') && n.ends_with(".json"))).count()
+}
+
+fn spawn(args: &[String]) -> std::process::Child {
+    let mut run = Command::new(env!("CARGO_BIN_EXE_tersor"));
+    run.args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+#[test]
+fn killed_at_any_moment_and_started_again_the_bytes_are_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole");
+    let start = Instant::now();
+    run(&args(&shipped(), SEQUENTIAL, &whole), &["--threads", "2"]);
+    let (took, want) = (start.elapsed(), result(&whole));
+    let mut rng = Context::new().stream("moments of death");
+    let (mut killed, mut resumed) = (0, 0);
+    for i in 0..12 {
+        let out = dir.path().join(format!("out{i}"));
+        let list = args(&shipped(), SEQUENTIAL, &out);
+        let mut child = spawn(&list);
+        std::thread::sleep(Duration::from_nanos(rng.next_u64() % took.as_nanos() as u64));
+        let _ = child.kill();
+        killed += usize::from(!child.wait().unwrap().success());
+        assert!(
+            !out.join("model.safetensors").exists() || out.join(".tersor").exists() || out.join("tersor.json").exists()
+        );
+        resumed += usize::from(finished(&out) > 1);
+        run(&list, &["--threads", if i % 2 == 0 { "1" } else { "2" }]);
+        assert!(result(&out) == want, "killed run {i}");
+    }
+    assert!(
+        killed > 4 && resumed > 1,
+        "the moments were badly chosen: {killed} killed, {resumed} with finished matrices"
+    );
+}
+
+#[test]
+fn tasks_of_a_chain_killed_and_repeated_merge_to_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
+    run(&args(&shipped(), SEQUENTIAL, &whole), &[]);
+    let list = args(&shipped(), SEQUENTIAL, &out);
+    let mut plan: Vec<String> = list.clone();
+    plan[0] = "plan".into();
+    let tasks = run(&[&plan[..4], &plan[6..]].concat(), &[])["tasks"].as_array().unwrap().clone();
+    let kinds: Vec<&str> = tasks.iter().map(|t| t["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["matrix", "layer", "layer", "layer", "layer"]);
+    assert_eq!((&tasks[1]["after"], &tasks[4]["after"]), (&serde_json::json!([0]), &serde_json::json!([3])));
+
+    assert!(refused(1, &list, &["--task", "1"]).contains("comes first"));
+    assert!(refused(2, &list, &["--task", "5"]).contains("below 5"));
+    assert!(refused(1, &list, &["--merge"]).contains("has not been done"));
+    let mut rng = Context::new().stream("moments of death of tasks");
+    for (k, _) in tasks.iter().enumerate() {
+        let task = [&list[..], &["--task".to_string(), k.to_string()]].concat();
+        for _ in 0..3 {
+            let mut child = spawn(&task);
+            std::thread::sleep(Duration::from_millis(rng.next_u64() % 400));
+            let _ = child.kill();
+            child.wait().unwrap();
+        }
+        if k == 2 {
+            assert!(refused(1, &list, &["--task", "4"]).contains("task of layer"));
+        }
+        run(&task, &[]);
+        // A second time it has nothing to do.
+        run(&task, &[]);
+    }
+    run(&list, &["--merge"]);
+    assert!(result(&out) == result(&whole));
+    assert!(!out.join(".tersor").exists());
+}
+
+#[test]
+fn processes_that_share_the_work_and_files_of_statistics_give_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = original(dir.path());
+    let whole = dir.path().join("whole");
+    run(&args(&shipped(), &recipe, &whole), &["--threads", "1"]);
+    let want = result(&whole);
+
+    let out = dir.path().join("shared");
+    let list = args(&shipped(), &recipe, &out);
+    let plan: Vec<String> = [&["plan".to_string()], &list[1..4], &list[6..]].concat();
+    let tasks = run(&plan, &[])["tasks"].as_array().unwrap().clone();
+    let shards = tasks.iter().filter(|t| t["kind"] == "statistics").count();
+    assert_eq!((shards, tasks[0]["shard"].as_str()), (2, Some("1/2")));
+    // Matrices wait for statistics; else any order will do, at the same time.
+    assert!(refused(1, &list, &["--task", "10"]).contains("shard 1"));
+    for range in [0..shards, shards..tasks.len()] {
+        let mut waiting: Vec<usize> = range.rev().collect();
+        while !waiting.is_empty() {
+            let now: Vec<usize> = waiting.drain(..waiting.len().min(4)).collect();
+            let children = now.iter().map(|k| spawn(&[&list[..], &["--task".to_string(), k.to_string()]].concat()));
+            let children: Vec<_> = children.collect();
+            assert!(children.into_iter().all(|mut c| c.wait().unwrap().success()), "{now:?}");
+        }
+    }
+    run(&list, &["--merge"]);
+    assert!(result(&out) == want);
+
+    let text = s(&root().join("examples/data/wiki-calib.txt")).to_string();
+    let calibrate = |shard: Option<&str>, name: &str| -> PathBuf {
+        let file = dir.path().join(name);
+        let model = shipped();
+        let mut list =
+            vec!["calibrate", s(&model), "--recipe", &recipe, "--text", &text, "--windows", "90", "--ctx", "128"];
+        list.extend(shard.map(|s| ["--shard", s]).into_iter().flatten());
+        tersor_json(&[&list[..], &["--out", s(&file)]].concat());
+        file
+    };
+    let all = calibrate(None, "all");
+    let (one, two) = (calibrate(Some("1/2"), "one"), calibrate(Some("2/2"), "two"));
+    let stats = |files: &str, name: &str, recipe: &str| -> Vec<String> {
+        let model = shipped();
+        let out = dir.path().join(name);
+        ["compress", s(&model), "--recipe", recipe, "--out", s(&out), "--stats", files].map(String::from).to_vec()
+    };
+    let both = format!("{},{}", s(&two), s(&one));
+    for (files, name) in [(s(&all), "from-all"), (&both, "from-parts")] {
+        run(&stats(files, name, &recipe), &[]);
+        assert!(result(&dir.path().join(name)) == want, "{name}");
+    }
+    // A recipe that says nothing of statistics takes them as they are; one that wants the chain does not.
+    run(&stats(s(&all), "default", SEQUENTIAL), &[]);
+    let chain = dir.path().join("chain.toml");
+    fs::write(&chain, fs::read_to_string(&recipe).unwrap().replace("\"original\"", "\"sequential\"")).unwrap();
+    assert!(refused(2, &stats(s(&all), "x", s(&chain)), &[]).contains("sequential"));
+    // Parts that are missing, there twice, of another text, or no statistics.
+    assert!(refused(1, &stats(s(&one), "x", &recipe), &[]).contains("in no file"));
+    assert!(refused(1, &stats(s(&two), "x", &recipe), &[]).contains("windows 0 to"));
+    assert!(refused(1, &stats(&format!("{},{}", s(&one), s(&all)), "x", &recipe), &[]).contains("another file"));
+    assert!(
+        refused(1, &stats(s(&shipped().join("model.safetensors")), "x", &recipe), &[])
+            .contains("no file of statistics")
+    );
+    let other = dir.path().join("other");
+    let eval = root().join("examples/data/wiki-eval.txt");
+    let model = shipped();
+    let list = [
+        "calibrate",
+        s(&model),
+        "--recipe",
+        &recipe,
+        "--text",
+        s(&eval),
+        "--windows",
+        "90",
+        "--ctx",
+        "128",
+        "--shard",
+        "2/2",
+    ];
+    tersor_json(&[&list[..], &["--out", s(&other)]].concat());
+    let mixed = format!("{},{}", s(&one), s(&other));
+    assert!(refused(1, &stats(&mixed, "x", &recipe), &[]).contains("calibration text differs"));
+    assert!(refused(2, &stats(s(&all), "x", &recipe), &["--calib", &text]).contains("--calib"));
+    // Cut short at any of some places.
+    let bytes = fs::read(&all).unwrap();
+    for cut in (0..bytes.len()).step_by(bytes.len() / 23 + 1) {
+        fs::write(&other, &bytes[..cut]).unwrap();
+        refused(1, &stats(s(&other), "x", &recipe), &[]);
+    }
+    for bad in ["0/2", "3/2", "1/9", "1", "a/b", "1/0"] {
+        let list = ["calibrate", s(&model), "--recipe", &recipe, "--text", &text, "--windows", "90", "--ctx", "128"];
+        fails(2, &[&list[..], &["--shard", bad, "--out", s(&other)]].concat());
+    }
+    fails(2, &["calibrate", s(&model), "--recipe", "w4-rtn", "--text", &text, "--out", s(&other)]);
+}
+
+#[test]
+fn work_in_progress_of_other_inputs_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("m");
+    fs::create_dir(&model).unwrap();
+    for (name, bytes) in files(&shipped()) {
+        fs::write(model.join(name), bytes).unwrap();
+    }
+    let out = dir.path().join("out");
+    let list = args(&model, SEQUENTIAL, &out);
+    for k in ["0", "1", "2"] {
+        run(&list, &["--task", k]);
+    }
+    let before = files(&out);
+    let swap = |from: &str, to: &str| {
+        list.iter().map(|a| if a == from { to.to_string() } else { a.clone() }).collect::<Vec<_>>()
+    };
+    assert!(refused(1, &swap(SEQUENTIAL, "w2-g32-gptq"), &[]).contains("recipe changed"));
+    let eval = root().join("examples/data/wiki-eval.txt");
+    let text = s(&root().join("examples/data/wiki-calib.txt")).to_string();
+    assert!(refused(1, &swap(&text, s(&eval)), &[]).contains("calibration text changed"));
+    assert!(refused(1, &swap("90", "91"), &[]).contains("calibration windows changed"));
+    assert!(refused(1, &list, &["--seed", "4"]).contains("seed changed"));
+    let state = out.join(".tersor/inputs.json");
+    let good = fs::read_to_string(&state).unwrap();
+    fs::write(&state, good.replace(env!("CARGO_PKG_VERSION"), "0.0.1")).unwrap();
+    assert!(refused(1, &list, &[]).contains("version changed"));
+    fs::write(&state, &good).unwrap();
+
+    // A byte of the model: of a matrix that is finished, of a norm that the stream has passed, of one that it has not.
+    let weights = model.join("model.safetensors");
+    let stored = fs::read(&weights).unwrap();
+    let file = tersor::formats::safetensors::File::open(&weights, &tersor::core::Limits::default()).unwrap();
+    let flip = |name: &str| {
+        let at = file.header().tensors[name].offset as usize;
+        let mut bad = stored.clone();
+        bad[at] ^= 1;
+        fs::write(&weights, &bad).unwrap();
+    };
+    for name in
+        ["model.layers.0.mlp.up_proj.weight", "model.embed_tokens.weight", "model.layers.1.input_layernorm.weight"]
+    {
+        flip(name);
+        for more in [&[][..], &["--task", "3"]] {
+            // A task looks at what it stands on: the stream.
+            if more.is_empty() || name.contains("norm") {
+                let said = refused(1, &list, more);
+                assert!(said.contains(name) && said.contains("another directory"), "{said}");
+            }
+        }
+    }
+    // A part or a stream that is not what was written.
+    fs::write(&weights, &stored).unwrap();
+    for name in [".tersor/000003.part", ".tersor/stream-000002"] {
+        let path = out.join(name);
+        let good = fs::read(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let mut bad = good.clone();
+        *bad.last_mut().unwrap() ^= 1;
+        fs::write(&path, &bad).unwrap();
+        let said = refused(1, &list, &[]);
+        assert!(said.contains("not what was written") && said.contains("delete"), "{said}");
+        fs::write(&path, &good).unwrap();
+    }
+    assert!(
+        files(&out).iter().filter(|(n, _)| !n.contains("lock")).all(|(n, b)| before.get(n).is_none_or(|old| old == b))
+    );
+    run(&list, &[]);
+    let whole = dir.path().join("whole");
+    run(&args(&model, SEQUENTIAL, &whole), &[]);
+    assert!(result(&out) == result(&whole));
+    // A finished directory is of the model that it was made from.
+    flip("model.norm.weight");
+    assert!(refused(1, &list, &[]).contains("model.norm.weight"));
+}
+
+#[test]
+fn memory_is_kept_within_its_cap_or_refused_with_the_figure() {
+    let dir = tempfile::tempdir().unwrap();
+    let (free, capped) = (dir.path().join("free"), dir.path().join("capped"));
+    let list = |out: &Path| {
+        let mut list = args(&shipped(), SEQUENTIAL, out);
+        *list.iter_mut().find(|a| *a == "90").unwrap() = "700".into();
+        list
+    };
+    let plan = |more: &[&str]| {
+        let all = list(&free);
+        run(&[&["plan".to_string()], &all[1..4], &all[6..]].concat(), more)
+    };
+    let total = |plan: &serde_json::Value| {
+        plan["peak_memory_bytes"].as_object().unwrap().values().map(|v| v.as_u64().unwrap()).sum::<u64>()
+    };
+    let (all, spilled) = (plan(&[]), plan(&["--max-memory", "45MB"]));
+    assert_eq!((&all["hidden_states_on_disk"], &spilled["hidden_states_on_disk"]), (&false.into(), &true.into()));
+    assert!(total(&all) > 90_000_000 && total(&spilled) <= 45_000_000, "{} {}", total(&all), total(&spilled));
+    let a = run(&list(&free), &[]);
+    let b = run(&list(&capped), &["--max-memory", "45MB"]);
+    assert!(result(&free) == result(&capped));
+    let peak = |r: &serde_json::Value| r["peak_rss_bytes"].as_u64().unwrap();
+    assert!(peak(&a) <= total(&all) * 11 / 10, "{} of {}", peak(&a), total(&all));
+    assert!(peak(&b) <= 45_000_000, "{}", peak(&b));
+    let said = refused(2, &list(&dir.path().join("x")), &["--max-memory", "5MB"]);
+    assert!(said.contains("max-memory") && said.contains(" MB"), "{said}");
+    assert!(!dir.path().join("x").exists());
+    for bad in ["much", "-1", "3XB", ""] {
+        refused(2, &list(&dir.path().join("x")), &["--max-memory", bad]);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_no_result_and_the_work_goes_on_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
+    run(&args(&shipped(), SEQUENTIAL, &whole), &[]);
+    let list = args(&shipped(), SEQUENTIAL, &out);
+    // No file may grow beyond so many blocks of 512 bytes: the embedding's part, the stream on disk, the result.
+    for blocks in [1, 100, 1000] {
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_tersor")]).args(&list).args(["--max-memory", "45MB"]);
+        let done = limited.output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{blocks}: {said}");
+        assert!(said.contains("too large") || said.contains("space"), "{said}");
+        for name in if out.exists() { files(&out) } else { Default::default() }.keys() {
+            assert!(name.starts_with(".tersor/"), "{name}");
+        }
+    }
+    run(&list, &[]);
+    assert!(result(&out) == result(&whole));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_stops_at_the_next_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let list = args(&shipped(), SEQUENTIAL, &out);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tersor")).args(&list).stderr(Stdio::piped()).spawn().unwrap();
+    while finished(&out) < 3 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().unwrap(), &mut said).unwrap();
+    assert!(said.contains("again"), "{said}");
+    assert!(!out.join("tersor.json").exists() && out.join(".tersor").exists());
+    let whole = dir.path().join("whole");
+    run(&list, &[]);
+    run(&args(&shipped(), SEQUENTIAL, &whole), &[]);
+    assert!(result(&out) == result(&whole));
+}
+
+#[test]
+fn a_task_is_done_by_one_process_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let list = args(&shipped(), SEQUENTIAL, &out);
+    run(&list, &["--task", "0"]);
+    let open = |name: &str| fs::File::options().append(true).create(true).open(out.join(".tersor").join(name)).unwrap();
+    let (shared, own) = (open("lock"), open("task-1.lock"));
+    shared.lock_shared().unwrap();
+    own.lock().unwrap();
+    assert!(refused(1, &list, &["--task", "1"]).contains("task 1"));
+    // Neither the whole nor the merge may begin while a task is at work; other tasks may.
+    for more in [&[][..], &["--merge"]] {
+        assert!(refused(1, &list, more).contains("another process"));
+    }
+    run(&list, &["--task", "0"]);
+    drop((shared, own));
+    let lock = open("lock");
+    lock.lock().unwrap();
+    assert!(refused(1, &list, &["--task", "1"]).contains("another process"));
+    drop(lock);
+    run(&list, &["--task", "1"]);
+}
+
+#[test]
+fn calibration_that_cannot_be_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let model = shipped();
+    let gptq = ["compress", s(&model), "--recipe", SEQUENTIAL, "--out", s(&out)];
+    assert!(fails(2, &gptq).contains("--calib"));
+    let text = dir.path().join("text");
+    let with = |more: &[&str]| -> Vec<String> {
+        gptq.iter().chain(&["--calib", s(&text)]).chain(more).map(|a| a.to_string()).collect()
+    };
+    fs::write(&text, "Too short.").unwrap();
+    assert!(refused(1, &with(&[]), &[]).contains("do not fill one window"));
+    fs::write(&text, [0xff, 0xfe]).unwrap();
+    assert!(refused(1, &with(&[]), &[]).contains("UTF-8"));
+    assert!(refused(2, &with(&["--calib-windows", "0"]), &[]).contains("at least 1"));
+    assert!(refused(2, &with(&["--ctx", "1"]), &[]).contains("must be 2 to"));
+    assert!(refused(2, &with(&["--ctx", "100000"]), &[]).contains("must be 2 to"));
+    // Fewer windows than asked for, fewer tokens than features: done, and said.
+    fs::write(&text, "The river runs to the sea. ".repeat(12)).unwrap();
+    let few = with(&["--ctx", "16", "--calib-windows", "3"]);
+    let done = Command::new(env!("CARGO_BIN_EXE_tersor")).args(&few).output().unwrap();
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && said.contains("rank 48 at most"), "{said}");
+    fs::remove_dir_all(&out).unwrap();
+    let many = with(&["--ctx", "16", "--calib-windows", "300"]);
+    let done = Command::new(env!("CARGO_BIN_EXE_tersor")).args(&many).output().unwrap();
+    assert!(String::from_utf8_lossy(&done.stderr).contains("fewer than 300"));
+
+    // Activations that overflow are an error of the site, not NaN in the result.
+    let mut tiny = Tiny::llama();
+    for i in 0..48 {
+        tiny.set("model.layers.0.input_layernorm.weight", i, 3e38);
+    }
+    let model = tiny.write(&dir.path().join("m"));
+    let calib = root().join("examples/data/wiki-calib.txt");
+    let out = dir.path().join("overflow");
+    let said = fails(
+        1,
+        &[
+            "compress",
+            s(&model),
+            "--recipe",
+            SEQUENTIAL,
+            "--out",
+            s(&out),
+            "--calib",
+            s(&calib),
+            "--calib-windows",
+            "2",
+        ],
+    );
+    assert!(said.contains("layers.0") && (said.contains("NaN") || said.contains("inf")), "{said}");
+    assert!(!out.join("tersor.json").exists());
+    // A recipe that wants data for what is looked up, or for a model that nobody knows.
+    let toml = dir.path().join("all.toml");
+    fs::write(&toml, "name = \"all\"\n[[rules]]\nmatch = \"*\"\nmethod = \"gptq\"\nbits = 4\n").unwrap();
+    let said = fails(1, &["plan", s(&model), "--recipe", s(&toml)]);
+    assert!(said.contains("embed_tokens") && said.contains("rtn"), "{said}");
+    assert!(fails(1, &["plan", s(&model), "--recipe", SEQUENTIAL, "--generic"]).contains("unknown architecture"));
+}
+
+#[test]
+fn an_importance_matrix_weighs_the_search_and_does_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Tiny::llama().write(&dir.path().join("m"));
+    let recipe = dir.path().join("r.toml");
+    let text = "name = \"weighted\"\n[[rules]]\nmatch = [\"*embed*\"]\nmethod = \"rtn\"\nbits = 8\n\
+        [[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 3\ngroup = 16\nmse = true\nimportance = true\n";
+    fs::write(&recipe, text).unwrap();
+    // What llama.cpp would write: every matrix by its name there.
+    let mut file = 14i32.to_le_bytes().to_vec();
+    for layer in 0..2 {
+        for (name, n) in [
+            ("attn_q", 48),
+            ("attn_k", 48),
+            ("attn_v", 48),
+            ("attn_output", 48),
+            ("ffn_gate", 48),
+            ("ffn_up", 48),
+            ("ffn_down", 80),
+        ] {
+            let name = format!("blk.{layer}.{name}.weight");
+            file.extend((name.len() as i32).to_le_bytes());
+            file.extend(name.as_bytes());
+            file.extend([4i32, n].iter().flat_map(|v| v.to_le_bytes()));
+            file.extend((0..n).flat_map(|i| (if i % 7 == 0 { 400.0f32 } else { 0.01 }).to_le_bytes()));
+        }
+    }
+    let imatrix = dir.path().join("imatrix.dat");
+    fs::write(&imatrix, &file).unwrap();
+    let out = |name: &str| dir.path().join(name);
+    let weighted = out("weighted");
+    let list = ["compress", s(&model), "--recipe", s(&recipe), "--stats", s(&imatrix), "--out", s(&weighted)];
+    tersor_json(&list);
+    let again = out("again");
+    tersor_json(&[
+        "compress",
+        s(&model),
+        "--recipe",
+        s(&recipe),
+        "--stats",
+        s(&imatrix),
+        "--out",
+        s(&again),
+        "--threads",
+        "1",
+    ]);
+    assert!(result(&weighted) == result(&again));
+    let plain = out("plain");
+    let alike = dir.path().join("p.toml");
+    fs::write(&alike, text.replace("importance = true", "")).unwrap();
+    tersor_json(&["compress", s(&model), "--recipe", s(&alike), "--out", s(&plain)]);
+    assert!(result(&weighted)["model.safetensors"] != result(&plain)["model.safetensors"]);
+
+    // The same recipe takes a text, too; GPTQ needs more than an importance matrix knows.
+    let calib = root().join("examples/data/wiki-calib.txt");
+    let by_text = out("by-text");
+    tersor_json(&[
+        "compress",
+        s(&model),
+        "--recipe",
+        s(&recipe),
+        "--calib",
+        s(&calib),
+        "--calib-windows",
+        "4",
+        "--out",
+        s(&by_text),
+    ]);
+    let x = out("x");
+    let said = fails(1, &["compress", s(&model), "--recipe", SEQUENTIAL, "--stats", s(&imatrix), "--out", s(&x)]);
+    assert!(said.contains("sums of squares alone") && said.contains("calibrate"), "{said}");
+    fs::write(&imatrix, &file[..file.len() - 1]).unwrap();
+    assert!(
+        fails(1, &["compress", s(&model), "--recipe", s(&recipe), "--stats", s(&imatrix), "--out", s(&x)])
+            .contains("in the middle")
+    );
+    fs::write(&imatrix, [&1i32.to_le_bytes()[..], &file[4..23 + 4 + 8 + 48 * 4]].concat()).unwrap();
+    assert!(
+        fails(1, &["compress", s(&model), "--recipe", s(&recipe), "--stats", s(&imatrix), "--out", s(&x)])
+            .contains("knows nothing of")
+    );
+    assert!(!x.exists());
+}
+
+#[test]
+fn an_encoder_is_calibrated_on_sentences_and_measured_by_cosine() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = root().join("crates/tersor-llm/tests/golden-encoders/bert");
+    let copy = dir.path().join("bert");
+    fs::create_dir(&copy).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(model.join(name), copy.join(name)).unwrap();
+    }
+    // A vocabulary of forty words between the two tokens that frame a text.
+    let words: serde_json::Map<String, serde_json::Value> = (0..40)
+        .map(|i| (if i < 3 { ["[UNK]", "[CLS]", "[SEP]"][i].into() } else { format!("w{i}") }, i.into()))
+        .collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": {"strategy": {"Fixed": 20}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "[UNK]"},
+        "added_tokens": [], "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "decoder": null,
+        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 2], "cls": ["[CLS]", 1]},
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"},
+    });
+    fs::write(copy.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let lines = |salt: usize| {
+        (0..60)
+            .map(|i| {
+                (0..3 + i % 9)
+                    .map(|j| format!("w{}", 3 + (i * 5 + j * j * 7 + salt) % 37))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            })
+            .collect::<Vec<_>>()
+            .join("\n\n")
+    };
+    let (calib, eval) = (dir.path().join("calib"), dir.path().join("eval"));
+    fs::write(&calib, lines(0)).unwrap();
+    fs::write(&eval, lines(11)).unwrap();
+    let cosine = |recipe: &str, more: &[&str]| {
+        let out = dir.path().join(format!("{recipe}{}", more.len()));
+        tersor_json(
+            &[&["compress", s(&copy), "--recipe", recipe, "--out", s(&out), "--calib", s(&calib)], more].concat(),
+        );
+        tersor_json(&["verify", s(&out)]);
+        let found = tersor_json(&["eval", s(&out), "--sentences", s(&eval), "--against", s(&copy)]);
+        assert_eq!(found["sentences"], 60);
+        let (least, mean) = (found["cosine_min"].as_f64().unwrap(), found["cosine_mean"].as_f64().unwrap());
+        assert!(least <= mean && mean <= 1.0 + 1e-9);
+        mean
+    };
+    let (eight, three, gptq) = (cosine("w8-rtn", &[]), cosine("w3-g16-rtn", &[]), cosine("w3-g16-gptq", &[]));
+    assert!(eight > 0.999 && gptq > three && three > 0.5, "{eight} {three} {gptq}");
+    // On disk, the same.
+    assert_eq!(cosine("w3-g16-gptq", &["--threads", "1"]), gptq);
+    assert_eq!(tersor_json(&["eval", s(&copy), "--sentences", s(&eval), "--against", s(&copy)])["cosine_mean"], 1.0);
+    // Each measure is for its own kind of model.
+    let text = root().join("examples/data/wiki-eval.txt");
+    assert!(fails(1, &["eval", s(&copy), "--text", s(&text)]).contains("--sentences"));
+    assert!(fails(1, &["eval", s(&shipped()), "--sentences", s(&eval), "--against", s(&shipped())]).contains("--text"));
+    assert!(fails(1, &["generate", s(&copy), "--prompt", "w5"]).contains("encoder"));
+    fails(2, &["eval", s(&copy), "--sentences", s(&eval)]);
+    fails(2, &["eval", s(&copy)]);
+    fs::write(&eval, "\n  \n").unwrap();
+    assert!(fails(1, &["eval", s(&copy), "--sentences", s(&eval), "--against", s(&copy)]).contains("no sentence"));
+}

@@ -1,0 +1,120 @@
+//! Importance matrices of llama.cpp: sums of squares of what flows into each matrix, in the older binary file or in GGUF.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::gguf::{self, hf_name};
+use crate::{FileAt, ReadAt};
+use tersor_core::{Error, Limits, Result, RowSource};
+
+/// Of one matrix.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Importance {
+    /// Sum of squares of each input feature.
+    pub squares: Vec<f64>,
+    /// What they are sums over: tokens or batches of them, as the file counts.
+    pub count: u64,
+}
+
+/// Reads a file; matrices are called by Hugging Face's names where those are known. Error when it is neither of the two formats, is cut
+/// short, or holds a value that is negative or not finite.
+pub fn read(path: &Path, limits: &Limits) -> Result<BTreeMap<String, Importance>> {
+    let file = FileAt::open(path)?;
+    let mut magic = [0u8; 4];
+    if file.len() >= 4 {
+        file.read_at(0, &mut magic)?;
+    }
+    let found =
+        if &magic == b"GGUF" { from_gguf(&gguf::File::open(path, limits)?) } else { from_binary(&file, limits) };
+    let found = found.map_err(|e| match e {
+        Error::Format { .. } => Error::format(path.display().to_string(), e.to_string()),
+        other => other,
+    })?;
+    for (name, i) in &found {
+        if let Some(at) = i.squares.iter().position(|v| !v.is_finite() || *v < 0.0) {
+            return Err(Error::NonFinite { row: 0, col: at, value: i.squares[at] as f32 }.in_tensor(name));
+        }
+    }
+    let known = |name: String| hf_name(&name).map_or(name, |h| h.name);
+    Ok(found.into_iter().map(|(name, i)| (known(name), i)).collect())
+}
+
+fn bad(what: String) -> Error {
+    Error::format("importance matrix", what)
+}
+
+/// `in_sum2` and `counts` of each matrix. Of several experts, the sums over all.
+fn from_gguf(file: &gguf::File) -> Result<BTreeMap<String, Importance>> {
+    let mut out = BTreeMap::new();
+    for name in file.tensors().keys() {
+        let Some(weight) = name.strip_suffix(".in_sum2") else { continue };
+        let rows = |name: &str| -> Result<(usize, Vec<f32>)> {
+            let rows = file.rows(name)?;
+            let [n, cols] = rows.shape();
+            let mut values = vec![0f32; tersor_core::view::elements([n, cols])?];
+            rows.read_rows(0..n, &mut values)?;
+            Ok((cols, values))
+        };
+        let (cols, sums) = rows(name)?;
+        let (_, counts) = rows(&format!("{weight}.counts"))?;
+        let mut squares = vec![0f64; cols];
+        for row in sums.chunks_exact(cols.max(1)) {
+            squares.iter_mut().zip(row).for_each(|(s, v)| *s += f64::from(*v));
+        }
+        let count = counts.iter().map(|c| f64::from(*c)).sum::<f64>();
+        if !(count.is_finite() && count >= 0.0) {
+            return Err(bad(format!("`{weight}` counts {count}")));
+        }
+        out.insert(weight.to_string(), Importance { squares, count: count as u64 });
+    }
+    if out.is_empty() {
+        return Err(bad("no tensor ends in `.in_sum2`".into()));
+    }
+    Ok(out)
+}
+
+/// The older file: a number of entries, each a name, a count, a length and so many f32; what may follow is the name of the data.
+fn from_binary(file: &dyn ReadAt, limits: &Limits) -> Result<BTreeMap<String, Importance>> {
+    let mut cursor = Cursor { file, at: 0 };
+    let entries = cursor.number("entries")?;
+    Limits::check("entries of an importance matrix", entries, limits.tensors)?;
+    if entries == 0 {
+        return Err(bad("no entries".into()));
+    }
+    let mut out = BTreeMap::new();
+    for _ in 0..entries {
+        let length = cursor.number("bytes of a name")?;
+        let name = String::from_utf8(cursor.take(length)?).map_err(|e| bad(format!("a name is not UTF-8: {e}")))?;
+        let (count, n) = (cursor.number("batches")?, cursor.number("values")?);
+        let values = cursor.take(n * 4)?;
+        let squares = values.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect();
+        if out.insert(name.clone(), Importance { squares, count }).is_some() {
+            return Err(bad(format!("`{name}` appears twice")));
+        }
+    }
+    Ok(out)
+}
+
+struct Cursor<'f> {
+    file: &'f dyn ReadAt,
+    at: u64,
+}
+
+impl Cursor<'_> {
+    /// The next bytes. Error, before anything is allocated, when the file has fewer.
+    fn take(&mut self, n: u64) -> Result<Vec<u8>> {
+        let end = self.at.checked_add(n).filter(|e| *e <= self.file.len());
+        let end = end.ok_or_else(|| bad(format!("it ends at byte {}, in the middle of an entry", self.file.len())))?;
+        let mut bytes = vec![0u8; n as usize];
+        self.file.read_at(self.at, &mut bytes)?;
+        self.at = end;
+        Ok(bytes)
+    }
+
+    /// A number that is not negative.
+    fn number(&mut self, what: &str) -> Result<u64> {
+        let bytes = self.take(4)?;
+        let value = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        u64::try_from(value).map_err(|_| bad(format!("{value} {what}")))
+    }
+}
