@@ -48,12 +48,22 @@ pub fn log_sum_exp(x: &[f32]) -> f64 {
 /// Kullback-Leibler divergence in nats of `softmax(q)` from `softmax(p)`: `Σ p log(p / q)`. A logit of minus
 /// infinity in `p` contributes 0.
 pub fn kl_from_logits(p: &[f32], q: &[f32]) -> f64 {
-    let (zp, zq) = (log_sum_exp(p), log_sum_exp(q));
-    let term = |(&a, &b): (&f32, &f32)| {
-        let log_p = f64::from(a) - zp;
-        if log_p == f64::NEG_INFINITY { 0.0 } else { log_p.exp() * (log_p - (f64::from(b) - zq)) }
-    };
-    p.iter().zip(q).map(term).sum::<f64>().max(0.0)
+    kl_with_norm(p, q, log_sum_exp(q))
+}
+
+/// [`kl_from_logits`] where `log_sum_exp(q)` is known: one pass of exponentials.
+pub fn kl_with_norm(p: &[f32], q: &[f32], norm_q: f64) -> f64 {
+    let max = f64::from(p.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let (mut sum, mut differences) = (0f64, 0f64);
+    for (&a, &b) in p.iter().zip(q) {
+        let e = (f64::from(a) - max).exp();
+        if e > 0.0 {
+            sum += e;
+            differences += e * (f64::from(a) - f64::from(b));
+        }
+    }
+    // Σ p (a - zp - b + zq)
+    (differences / sum - (max + sum.ln()) + norm_q).max(0.0)
 }
 
 /// Index of the largest value, the lowest of equals; 0 for nothing.

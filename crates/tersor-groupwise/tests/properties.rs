@@ -252,3 +252,38 @@ fn bytes_at_any_alignment_widen_alike() {
         }
     }
 }
+
+#[test]
+fn importance_moves_the_range_to_what_matters() {
+    use tersor_core::{StatNeeds, StatSet};
+    let (rows, cols) = (40, 96);
+    let w = values(rows * cols, 5);
+    // A few features carry nearly all of the input.
+    let squares: Vec<f64> = (0..cols).map(|i| if i % 9 == 0 { 900.0 } else { 0.5 }).collect();
+    let stats = StatSet::from_squares(squares.clone(), 10).unwrap();
+    let cx = Context::new();
+    let m = MatView::new(&w, [rows, cols]).unwrap();
+    let error = |importance: bool, clip: Clip| {
+        let rtn = Rtn::new().bits(3).group(32).clip(clip).importance(importance).check().unwrap();
+        assert_eq!(rtn.needs(), StatNeeds { squares: importance, ..StatNeeds::default() });
+        let done = rtn.prepare(Some(&stats), &cx).unwrap().compress(&m, 0..rows, &cx).unwrap();
+        let mut back = vec![0f32; rows * cols];
+        done.op.decompress_rows(0..rows, &mut back).unwrap();
+        // In parts of rows, the same.
+        let whole = bytes(&*done.op);
+        let part = rtn.prepare(Some(&stats), &cx).unwrap().compress(&m, 0..rows, &cx).unwrap();
+        assert_eq!(bytes(&*part.op), whole);
+        w.iter().zip(&back).enumerate().map(|(i, (a, b))| squares[i % cols] * f64::from(a - b).powi(2)).sum::<f64>()
+    };
+    let search = Clip::Search { norm: 2.0 };
+    let (weighted, alike, none) = (error(true, search), error(false, search), error(false, Clip::None));
+    assert!(weighted < 0.9 * alike && alike < none, "{weighted} {alike} {none}");
+    // What it asks for must be there, and fit.
+    let rtn = Rtn::new().bits(3).clip(search).importance(true).check().unwrap();
+    assert!(matches!(rtn.prepare(None, &cx), Err(Error::Missing { .. })));
+    let sample = StatSet::new(cols, StatNeeds { sample: 1, ..StatNeeds::default() }, 0, 0).unwrap();
+    assert!(rtn.prepare(Some(&sample), &cx).is_err());
+    let narrow = StatSet::from_squares(vec![1.0; 5], 1).unwrap();
+    assert!(rtn.prepare(Some(&narrow), &cx).unwrap().compress(&m, 0..rows, &cx).is_err());
+    assert!(Rtn::new().importance(true).check().is_err());
+}

@@ -106,10 +106,11 @@ pub fn evaluate(
                 |t, ()| {
                     let q = &q[t * vocab..(t + 1) * vocab];
                     let target = window[first + t + 1] as usize;
-                    let nll = metrics::log_sum_exp(q) - f64::from(q[target]);
+                    let norm = metrics::log_sum_exp(q);
+                    let nll = norm - f64::from(q[target]);
                     let against = hidden_o.as_ref().map(|_| {
                         let p = &p[t * vocab..(t + 1) * vocab];
-                        (metrics::kl_from_logits(p, q), metrics::argmax(p) == metrics::argmax(q))
+                        (metrics::kl_with_norm(p, q, norm), metrics::argmax(p) == metrics::argmax(q))
                     });
                     (nll, against)
                 },

@@ -153,8 +153,7 @@ fn compress(model: &Model, plan: &Plan, out: &Path, part: Part, cx: &Context) ->
         }
         return Err(e);
     }
-    let took = start.elapsed().as_secs_f64();
-    merge(&job, work, took)?;
+    merge(&job, work, (part == Part::All).then_some(start))?;
     Ok(Outcome::Done)
 }
 
@@ -201,8 +200,8 @@ fn everything(job: &Job<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Puts finished matrices and what is copied into the files of the result.
-fn merge(job: &Job<'_>, work: Work, seconds: f64) -> Result<()> {
+/// Puts finished matrices and what is copied into the files of the result. `start`: when the work began, if one process did all of it.
+fn merge(job: &Job<'_>, work: Work, start: Option<Instant>) -> Result<()> {
     let (model, plan) = (job.model, job.plan);
     let (mut tensors, mut copied, mut times) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let (mut shards, mut hashes) = (Vec::new(), BTreeMap::new());
@@ -239,6 +238,7 @@ fn merge(job: &Job<'_>, work: Work, seconds: f64) -> Result<()> {
     });
     let total = plan.entries.iter().map(Entry::bytes).sum();
     let mut beside = output::companions(model, model.config().cloned(), &shards, total)?;
+    let seconds = start.map_or_else(|| times.values().sum(), |s| s.elapsed().as_secs_f64());
     let timing = json!({"compress_seconds": seconds, "tensors": times});
     beside.push((TIMING.into(), files::to_bytes(&timing)));
     let weights: Vec<String> = shards.into_iter().map(|(f, _)| f).collect();
