@@ -192,7 +192,9 @@ fn what_is_compressed_converts_back_to_the_same_predictions() {
     assert_eq!(names, ["config.json", "conversion.json", "model.safetensors", "tokenizer.json"]);
     let text = root().join("examples/data/wiki-eval.txt");
     let eval = |m| tersor_json(&["eval", s(m), "--text", s(&text), "--ctx", "64", "--windows", "2", "--no-speed"]);
-    assert_eq!(eval(&out)["perplexity"], eval(&plain)["perplexity"]);
+    // Integer products and float ones round differently, and no more than that.
+    let perplexity = |m| eval(m)["perplexity"].as_f64().unwrap();
+    assert!((perplexity(&out) / perplexity(&plain) - 1.0).abs() < 1e-6);
     tersor_json(&["convert", s(&out), "--to", "f32", "--out", s(&plain)]);
     assert!(fails(1, &["convert", s(&out), "--to", "f16", "--out", s(&plain)]).contains("to changed"));
 }

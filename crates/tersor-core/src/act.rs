@@ -38,14 +38,18 @@ impl ActQuant {
         scale
     }
 
-    /// Replaces each row of `cols` values by what its codes stand for.
-    pub fn round_rows(&self, isa: Isa, x: &mut [f32], cols: usize) {
+    /// Replaces each row of `cols` values by what its codes stand for; the codes, around 0, and a scale for each row.
+    pub fn round_rows(&self, isa: Isa, x: &mut [f32], cols: usize) -> (Vec<i8>, Vec<f32>) {
         let mut codes = vec![0u8; cols];
         let zero = 1u8 << (self.bits.get() - 1);
+        let (mut all, mut scales) = (Vec::with_capacity(x.len()), Vec::new());
         for row in x.chunks_mut(cols.max(1)) {
             let scale = self.encode(isa, row, &mut codes);
             affine::dequantize(isa, &codes, Affine { scale, zero }, row);
+            all.extend(codes.iter().map(|c| c.wrapping_sub(zero) as i8));
+            scales.push(scale);
         }
+        (all, scales)
     }
 }
 

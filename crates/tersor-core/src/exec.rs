@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::rc::Rc;
 use tersor_kernels::Isa;
+use tersor_kernels::integer::{Activations, Padding};
 
 /// How operators run: the instruction set, and whether they may use the current thread pool.
 #[derive(Clone, Debug)]
@@ -57,6 +58,9 @@ pub struct Input<'a> {
     data: Cow<'a, [f32]>,
     shape: [usize; 2],
     forms: RefCell<Vec<(u128, Rc<Input<'static>>)>>,
+    /// What an activation quantizer made of it: 8-bit codes `[tokens, features]` and a scale a token, of which `data` are the values.
+    codes: Option<(Vec<i8>, Vec<f32>)>,
+    planes: RefCell<Vec<(Padding, Rc<Activations>)>>,
 }
 
 impl<'a> Input<'a> {
@@ -75,7 +79,7 @@ impl<'a> Input<'a> {
         if n != data.len() {
             return Err(Error::shape("elements of an input", n, data.len()));
         }
-        Ok(Self { data, shape, forms: RefCell::default() })
+        Ok(Self { data, shape, forms: RefCell::default(), codes: None, planes: RefCell::default() })
     }
 
     /// `[tokens, features]`.
@@ -97,14 +101,41 @@ impl<'a> Input<'a> {
         }
         let mut data = self.data.to_vec();
         make(&mut data);
-        let made = Rc::new(Input { data: Cow::Owned(data), shape: self.shape, forms: RefCell::default() });
+        self.keep(key, data, None)
+    }
+
+    fn keep(&self, key: u128, data: Vec<f32>, codes: Option<(Vec<i8>, Vec<f32>)>) -> Rc<Input<'static>> {
+        let (forms, planes) = Default::default();
+        let made = Rc::new(Input { data: Cow::Owned(data), shape: self.shape, forms, codes, planes });
         self.forms.borrow_mut().push((key, Rc::clone(&made)));
         made
     }
 
-    /// The values that remain of this input after an activation quantizer, made once for each quantizer.
+    /// The values that remain of this input after an activation quantizer, made once for each quantizer. Integer kernels find the codes
+    /// beside them.
     pub fn quantized(&self, act: &ActQuant, isa: Isa) -> Rc<Input<'static>> {
-        self.form(act.key(), |x| act.round_rows(isa, x, self.shape[1]))
+        let key = act.key();
+        if let Some((_, made)) = self.forms.borrow().iter().find(|(k, _)| *k == key) {
+            return Rc::clone(made);
+        }
+        let mut data = self.data.to_vec();
+        let codes = act.round_rows(isa, &mut data, self.shape[1]);
+        self.keep(key, data, Some(codes))
+    }
+
+    /// As planes of 8-bit codes for an integer product: those of the activation quantizer, or else enough of them to be as good as f32.
+    /// Made once for each layout. Error when the layout has another number of features.
+    pub fn activations(&self, isa: Isa, padding: Padding) -> Result<Rc<Activations>> {
+        if let Some((_, made)) = self.planes.borrow().iter().find(|(p, _)| *p == padding) {
+            return Ok(Rc::clone(made));
+        }
+        let made = match &self.codes {
+            Some((codes, scales)) => Activations::from_codes(codes, scales, padding),
+            None => Activations::exact(isa, &self.data, self.shape[0], padding),
+        };
+        let made = Rc::new(made.ok_or_else(|| Error::shape("features of the input", padding.cols, self.shape[1]))?);
+        self.planes.borrow_mut().push((padding, Rc::clone(&made)));
+        Ok(made)
     }
 }
 

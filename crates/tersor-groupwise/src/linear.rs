@@ -1,8 +1,10 @@
 //! The packed result.
 
+use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::OnceLock;
 
-use tersor_core::op::apply_by_rows;
+use tersor_core::op::check_apply;
 use tersor_core::rows::check_range;
 use tersor_core::tensors::{join, read_expected};
 use tersor_core::{
@@ -12,6 +14,7 @@ use tersor_core::{
 use tersor_kernels::affine::{self, Affine};
 use tersor_kernels::bits;
 use tersor_kernels::dense::Write;
+use tersor_kernels::integer::{self, Panels};
 
 use crate::{Clip, Grid, GroupSpec};
 
@@ -20,11 +23,14 @@ use crate::{Clip, Grid, GroupSpec};
 /// Stored as `codes` (u8, `[rows, ceil(cols * bits / 8)]`, dense little-endian bits along the row), `scales`
 /// (`[rows, groups]` in their type) and, on the asymmetric grid, `zeros` (u8, `[rows, ceil(groups * bits / 8)]`,
 /// packed likewise). With one scale for the tensor, `scales` is `[1]` and `zeros` `[1]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct GroupedLinear {
     spec: GroupSpec,
     shape: [usize; 2],
+    /// As stored; empty where only `panels` are kept.
     codes: Vec<u8>,
+    /// As kernels read them, made at load or at the first product.
+    panels: OnceLock<Panels>,
     /// As stored, widened.
     scales: Vec<f32>,
     /// Unpacked; empty on symmetric grids.
@@ -77,7 +83,7 @@ impl GroupedLinear {
         }
         let scales = fits.iter().map(|f| f.scale).collect();
         let zeros = if spec.grid == Grid::Asym { fits.iter().map(|f| f.zero).collect() } else { Vec::new() };
-        Ok(Self { spec, shape, codes: packed, scales, zeros })
+        Ok(Self { spec, shape, codes: packed, panels: OnceLock::new(), scales, zeros })
     }
 
     /// Quantizes other values on the grids of this matrix (its scales and zeros held). Error on another length or a
@@ -90,13 +96,14 @@ impl GroupedLinear {
 
     /// Puts blocks of rows, in order, together. Error when they do not belong together.
     pub(crate) fn stack(spec: GroupSpec, shape: [usize; 2], parts: impl IntoIterator<Item = Self>) -> Result<Self> {
-        let mut whole = Self { spec, shape: [0, shape[1]], codes: Vec::new(), scales: Vec::new(), zeros: Vec::new() };
+        let (codes, scales, zeros) = Default::default();
+        let mut whole = Self { spec, shape: [0, shape[1]], codes, panels: OnceLock::new(), scales, zeros };
         for part in parts {
             if part.spec != spec || part.shape[1] != shape[1] || spec.group == GroupSize::Tensor {
                 return Err(Error::shape("blocks of one matrix", (spec, shape[1]), (part.spec, part.shape[1])));
             }
             whole.shape[0] += part.shape[0];
-            whole.codes.extend(part.codes);
+            whole.codes.extend(part.dense().iter());
             whole.scales.extend(part.scales);
             whole.zeros.extend(part.zeros);
         }
@@ -126,9 +133,56 @@ impl GroupedLinear {
     pub fn row_codes(&self, row: usize) -> Result<Vec<u8>> {
         let mut out = vec![0u8; self.shape[1]];
         check_range(self.shape, &(row..row.saturating_add(1)), out.len())?;
-        let width = row_bytes(&self.spec, self.shape[1]);
-        bits::unpack(&self.codes[row * width..(row + 1) * width], self.spec.bits.get(), 0, &mut out);
+        self.read_codes(row, &mut out);
         Ok(out)
+    }
+
+    /// The codes of a row that there is.
+    fn read_codes(&self, row: usize, out: &mut [u8]) {
+        match self.panels.get() {
+            Some(panels) if self.codes.is_empty() => panels.row_codes(row, out),
+            _ => {
+                let width = row_bytes(&self.spec, self.shape[1]);
+                bits::unpack(&self.codes[row * width..(row + 1) * width], self.spec.bits.get(), 0, out);
+            }
+        }
+    }
+
+    /// The codes as they are stored.
+    fn dense(&self) -> Cow<'_, [u8]> {
+        let ([rows, cols], width) = (self.shape, row_bytes(&self.spec, self.shape[1]));
+        if self.codes.len() == rows * width {
+            return Cow::Borrowed(&self.codes);
+        }
+        let (mut row, mut out) = (vec![0u8; cols], vec![0u8; rows * width]);
+        for (r, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
+            self.read_codes(r, &mut row);
+            bits::pack(&row, self.spec.bits.get(), out);
+        }
+        Cow::Owned(out)
+    }
+
+    /// The codes as kernels read them. Error when the stored ones are too short for that, which loading rules out.
+    fn panels(&self) -> Result<&Panels> {
+        if let Some(panels) = self.panels.get() {
+            return Ok(panels);
+        }
+        let (spec, cols) = (&self.spec, self.shape[1]);
+        let fit = |row: usize, group: usize| {
+            let fit = self.fit(fit_index(spec, cols, row, group));
+            (fit.scale, fit.zero)
+        };
+        let made = Panels::new(&self.codes, spec.bits.get(), self.shape, spec.group.width(cols).max(1), fit);
+        let made = made.ok_or_else(|| Error::shape("bytes of codes", self.shape, self.codes.len()))?;
+        Ok(self.panels.get_or_init(|| made))
+    }
+
+    fn multiply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &mut Exec) -> Result<()> {
+        check_apply(self.shape, x, &y)?;
+        let panels = self.panels()?;
+        let x = x.activations(exec.isa(), panels.padding())?;
+        let done = integer::product(exec.isa(), &x, panels, write, y.into_out(), exec.parallel());
+        if done { Ok(()) } else { Err(Error::shape("output", "rows that fit their stride", "fewer elements")) }
     }
 
     fn fit(&self, index: usize) -> Affine {
@@ -176,6 +230,15 @@ pub(crate) fn spans(spec: &GroupSpec, cols: usize) -> impl Iterator<Item = Range
     (0..spec.group.count(cols)).map(move |g| g * width..((g + 1) * width).min(cols))
 }
 
+impl PartialEq for GroupedLinear {
+    fn eq(&self, other: &Self) -> bool {
+        (self.spec, self.shape) == (other.spec, other.shape)
+            && self.scales == other.scales
+            && self.zeros == other.zeros
+            && self.dense() == other.dense()
+    }
+}
+
 impl LinearOp for GroupedLinear {
     fn shape(&self) -> [usize; 2] {
         self.shape
@@ -191,10 +254,10 @@ impl LinearOp for GroupedLinear {
         if cols == 0 {
             return Ok(());
         }
-        let (isa, width) = (Isa::detect(), row_bytes(&self.spec, cols));
+        let isa = Isa::detect();
         let mut codes = vec![0u8; cols];
         for (r, out) in rows.zip(out.chunks_exact_mut(cols)) {
-            bits::unpack(&self.codes[r * width..(r + 1) * width], self.spec.bits.get(), 0, &mut codes);
+            self.read_codes(r, &mut codes);
             for (g, span) in spans(&self.spec, cols).enumerate() {
                 let fit = self.fit(fit_index(&self.spec, cols, r, g));
                 affine::dequantize(isa, &codes[span.clone()], fit, &mut out[span]);
@@ -204,11 +267,11 @@ impl LinearOp for GroupedLinear {
     }
 
     fn apply_add(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
-        apply_by_rows(self, x, y, Write::Add, exec)
+        self.multiply(x, y, Write::Add, exec)
     }
 
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
-        apply_by_rows(self, x, y, Write::Set, exec)
+        self.multiply(x, y, Write::Set, exec)
     }
 
     fn spec(&self, at: RowSlot) -> OpSpec {
@@ -229,11 +292,12 @@ impl LinearOp for GroupedLinear {
         let mut scales = vec![0u8; self.scales.len() * scale_type.size()];
         scale_type.narrow_bytes(&self.scales, &mut scales);
         let whole = Self::layout(&self.spec, [at.total, self.shape[1]]);
+        let codes = self.dense();
         for (suffix, info) in &whole.tensors {
             let name = join(prefix, suffix);
             let zeros;
             let bytes = match suffix.as_str() {
-                "codes" => &self.codes[..],
+                "codes" => &codes[..],
                 "scales" => &scales,
                 _ if self.spec.group == GroupSize::Tensor => &self.zeros,
                 _ => {
@@ -316,7 +380,7 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, source: &dyn TensorSource, _: &R
         return Err(Error::format(join(prefix, "zeros"), format!("zero {zero} does not fit {bits} bits")));
     }
     // The lowest code of the narrow grid is its one unused one.
-    let op = GroupedLinear { spec: own, shape: spec.shape, codes, scales, zeros };
+    let mut op = GroupedLinear { spec: own, shape: spec.shape, codes, panels: OnceLock::new(), scales, zeros };
     if grid == Grid::SymNarrow {
         for r in 0..rows {
             if op.row_codes(r)?.contains(&0) {
@@ -327,5 +391,8 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, source: &dyn TensorSource, _: &R
             }
         }
     }
+    // One copy is enough: what is stored can be made of it again.
+    op.panels()?;
+    op.codes = Vec::new();
     Ok(Box::new(op))
 }

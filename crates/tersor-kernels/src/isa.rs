@@ -12,34 +12,49 @@ enum Level {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
 }
 
 impl Isa {
     /// Plain Rust, on every processor: the meaning of each kernel.
     pub const SCALAR: Isa = Isa(Level::Scalar);
 
-    /// The best level of this processor. `TERSOR_ISA=scalar` in the environment forces [`Isa::SCALAR`],
-    /// for tests and bug reports. Decided once for the process.
+    /// The best level of this processor. `TERSOR_ISA` in the environment (`scalar`, `avx2`) asks for a lower one, for tests and bug
+    /// reports. Decided once for the process.
     pub fn detect() -> Isa {
         static FOUND: OnceLock<Isa> = OnceLock::new();
         *FOUND.get_or_init(|| {
-            if std::env::var_os("TERSOR_ISA").is_some_and(|v| v == "scalar") {
-                return Isa::SCALAR;
-            }
-            #[cfg(target_arch = "x86_64")]
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-                return Isa(Level::Avx2);
-            }
-            Isa::SCALAR
+            let asked = std::env::var("TERSOR_ISA").unwrap_or_default();
+            let levels = Isa::available();
+            let found = levels.iter().find(|l| l.name() == asked).or(levels.last());
+            found.copied().unwrap_or(Isa::SCALAR)
         })
     }
 
-    /// A name for reports and fingerprints: `scalar` or `avx2`.
+    /// Every level of this processor, the best last.
+    pub fn available() -> Vec<Isa> {
+        #[allow(unused_mut)]
+        let mut levels = vec![Isa::SCALAR];
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+            levels.push(Isa(Level::Avx2));
+            let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            if wide && is_x86_feature_detected!("avx512vnni") {
+                levels.push(Isa(Level::Avx512Vnni));
+            }
+        }
+        levels
+    }
+
+    /// A name for reports and fingerprints: `scalar`, `avx2` or `avx512vnni`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => "avx512vnni",
         }
     }
 
@@ -61,6 +76,11 @@ impl Isa {
 
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_avx2(self) -> bool {
-        self.0 == Level::Avx2
+        self.0 != Level::Scalar
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_avx512_vnni(self) -> bool {
+        self.0 == Level::Avx512Vnni
     }
 }

@@ -21,7 +21,9 @@ pub mod bits;
 pub mod convert;
 pub mod dense;
 pub mod hadamard;
+pub mod integer;
 mod isa;
+pub mod limits;
 pub mod par;
 pub mod vector;
 

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tersor::core::compose::Dense;
-use tersor::core::{DType, Error, LinearOp, Prepared, Result, Site, StatSet};
+use tersor::core::{Error, LinearOp, Prepared, Result, Site, StatSet};
 use tersor::llm::{Behind, Calibration, Checkpoint, Hooks};
 
 use super::matrix::{Job, check_source, source_hash};
@@ -159,16 +158,11 @@ fn embed(job: &Job<'_>, calibration: &mut Calibration<'_>, behind: Behind) -> Re
     })
 }
 
-/// What a finished matrix multiplies with. Its values in f32: unpacking them for every window would take longer.
+/// What a finished matrix multiplies with.
 fn replacement(job: &Job<'_>, weight: &str) -> Result<Option<Arc<dyn LinearOp>>> {
     let Some(i) = job.plan.entry(weight) else { return Ok(None) };
-    let entry = &job.plan.entries[i];
     let Some(record) = job.parts.finished(i)? else { return Ok(None) };
-    let op = job.parts.operator(i, entry, &record)?;
-    let [rows, cols] = op.shape();
-    let mut values = vec![0f32; tersor::core::view::elements([rows, cols])?];
-    op.decompress_rows(0..rows, &mut values)?;
-    Ok(Some(Arc::new(Dense::new(values, [rows, cols], DType::F32)?)))
+    Ok(Some(job.parts.operator(i, &job.plan.entries[i], &record)?))
 }
 
 /// Compresses the consumers of a site that are not finished; those under one rule prepare once.

@@ -19,7 +19,7 @@ impl Plan {
         let mut phases = vec![Terms::from([("rows", self.rows(all))])];
         if self.needs_data() {
             phases.extend(self.text(model));
-            phases.extend(self.walk());
+            phases.extend(self.walk().into_iter().flatten());
         } else {
             // The tokenizer is only carried over.
             let copies = if model.gguf().is_some() { 12 } else { 2 };
@@ -27,7 +27,7 @@ impl Plan {
             phases[0].insert("tokenizer", json);
         }
         let heaviest = phases.into_iter().max_by_key(|t| t.values().sum::<u64>()).unwrap_or_default();
-        let mut terms = Terms::from([("headers", headers), ("program", 10 << 20)]);
+        let mut terms = Terms::from([("headers", headers), ("program", 14 << 20)]);
         terms.extend(heaviest);
         terms
     }
@@ -62,18 +62,19 @@ impl Plan {
         self.statistics.is_none().then(|| Terms::from([("tokenizer", json * 20), ("text", pieces)]))
     }
 
-    /// While the calibration text goes through the layers, or statistics gathered before are used.
-    fn walk(&self) -> Option<Terms> {
+    /// While statistics are gathered, and while a site is compressed with them.
+    fn walk(&self) -> Option<[Terms; 2]> {
         let network = self.network.as_ref()?;
         let in_layers = |e: &Entry| network.layer_of(&e.name).is_some();
         let wide = self.entries.iter().filter(|e| e.needs().gram).filter_map(|e| e.matrix()).map(|m| m[1] as u64).max();
-        // Statistics, the damped copy, its reversal and the factor, each in f64; the two that are kept in f32.
-        let gram = wide.unwrap_or(0).pow(2) * 8 * 5;
+        let gram = wide.unwrap_or(0).pow(2) * 8;
         // What each thread packs for a product, and what its allocator keeps.
         let threads = rayon::current_num_threads() as u64 * (5 << 20);
-        let mut terms = Terms::from([("gram", gram), ("rows", self.rows(in_layers)), ("threads", threads)]);
+        // The sums so far and those of a shard; then the sums, the damped copy, its reversal and the factor, and two that are kept in f32.
+        let mut gather = Terms::from([("gram", gram * 2), ("threads", threads)]);
+        let mut compress = Terms::from([("gram", gram * 5), ("rows", self.rows(in_layers)), ("threads", threads)]);
         if self.statistics.is_some() {
-            return Some(terms);
+            return Some([gather, compress]);
         }
         let [windows, ctx] = self.windows;
         let (hidden, attention) = (network.hidden() as u64, network.attention() as u64);
@@ -83,15 +84,21 @@ impl Plan {
         } as u64;
         let layer = self.entries.iter().filter(|e| network.layer_of(&e.name) == Some(0)).filter_map(Entry::matrix);
         let layer: Vec<u64> = layer.map(|[rows, cols]| (rows * cols) as u64).collect();
-        let batch = batch_tokens(ctx) as u64;
-        if !self.spill {
-            // The stream, and beside it the attention output until it is added.
-            terms.insert("hidden states", (windows * ctx) as u64 * 4 * (hidden + attention));
+        for terms in [&mut gather, &mut compress] {
+            if !self.spill {
+                // The stream, and beside it the attention output until it is added.
+                terms.insert("hidden states", (windows * ctx) as u64 * 4 * (hidden + attention));
+            }
+            // A layer in f32, and beside it the values of a compressed matrix.
+            terms.insert("layer", 4 * (layer.iter().sum::<u64>() + layer.iter().max().unwrap_or(&0)));
         }
-        // A layer in f32, and beside it the values of a compressed matrix.
-        terms.insert("layer", 4 * (layer.iter().sum::<u64>() + layer.iter().max().unwrap_or(&0)));
         // The inputs of a batch of windows and their joined copy, and the two halves of the gated product.
-        terms.insert("windows", 4 * batch * (3 * inner.max(attention) + 2 * hidden));
-        Some(terms)
+        let batch = 4 * batch_tokens(ctx) as u64 * (3 * inner.max(attention) + 2 * hidden);
+        gather.insert("windows", batch);
+        if self.spill {
+            // Nothing large comes between them, so the allocator keeps what they had.
+            compress.insert("windows", batch);
+        }
+        Some([gather, compress])
     }
 }

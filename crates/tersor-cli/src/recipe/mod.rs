@@ -5,8 +5,8 @@ mod names;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use tersor::core::compose::Cast;
-use tersor::core::{Bits, Check, DType, Error, GroupSize, Method, NonFinite, ParamError, Result};
+use tersor::core::compose::{Cast, WithActivations};
+use tersor::core::{ActQuant, Bits, Check, DType, Error, GroupSize, Method, NonFinite, ParamError, Result};
 use tersor::groupwise::gptq::{Dead, Groups, OnFailure};
 use tersor::groupwise::{Clip, Gptq, Grid, Rtn};
 use tersor::llm::Behind;
@@ -37,6 +37,9 @@ pub struct Rule {
     /// Bits of a code, 2 to 8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits: Option<u32>,
+    /// Bits of the activations, 2 to 8, each token by its own largest magnitude; f32 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activations: Option<u32>,
     /// Features of a group, `"channel"` (the default) or `"tensor"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Group>,
@@ -175,6 +178,15 @@ impl Rule {
 
     /// The checked method; `keep` stores `original`.
     pub fn method(&self, original: DType) -> Result<Box<dyn Method>> {
+        let method = self.weights(original)?;
+        Ok(match self.activations {
+            Some(bits) => Box::new(WithActivations::new(ActQuant::per_token(bits)?, method)),
+            None => method,
+        })
+    }
+
+    /// The method for the weights.
+    fn weights(&self, original: DType) -> Result<Box<dyn Method>> {
         let cast = |dtype| Ok(Box::new(Cast::new(dtype)?) as Box<dyn Method>);
         let grid = self.bits.is_some()
             || self.group.is_some()
@@ -322,6 +334,7 @@ mod tests {
             "method = \"gptq\"\nbits = 4\ndead = \"bury\"",
             "method = \"gptq\"\nbits = 4\non_failure = \"pray\"",
             "method = \"rtn\"\nbits = 4\nact_order = true",
+            "method = \"rtn\"\nbits = 4\nactivations = 9",
             "method = \"bf16\"\ndamping = 0.01",
             "method = \"rtn\"\nbits = 4\nimportance = true",
             "method = \"gptq\"\nbits = 4\nmse = true\nimportance = true",

@@ -1,4 +1,4 @@
-//! Recipes by name: `bf16`, and `w<bits>[-g<group>]-<method>[-sym][-ao][-mse]`.
+//! Recipes by name: `bf16`, and `w<bits>[a<bits>][-g<group>]-<method>[-sym][-ao][-mse]`.
 
 use tersor::core::{ParamError, Result};
 
@@ -11,7 +11,7 @@ const METHODS: [&str; 2] = ["rtn", "gptq"];
 fn catalogue() -> Vec<String> {
     let mut all: Vec<String> = ["bf16", "f16", "f32"].map(String::from).to_vec();
     for method in METHODS {
-        for bits in 2..=8 {
+        for bits in ["2", "3", "4", "5", "6", "7", "8", "4a8", "8a8"] {
             for group in ["", "-g32", "-g64", "-g128"] {
                 for tail in ["", "-sym", "-mse", "-sym-mse", "-ao", "-sym-ao", "-ao-mse", "-sym-ao-mse"] {
                     if method == "gptq" || !tail.contains("-ao") {
@@ -29,6 +29,7 @@ pub(super) fn built_in(name: &str) -> Result<Recipe> {
         patterns: Patterns::One("*".into()),
         method: name.into(),
         bits: None,
+        activations: None,
         group: None,
         grid: None,
         scales: None,
@@ -61,10 +62,15 @@ pub(super) fn built_in(name: &str) -> Result<Recipe> {
 
 fn parse(name: &str, blank: &Rule) -> Option<Rule> {
     let mut parts = name.strip_prefix('w')?.split('-');
-    let bits = parts.next()?;
+    let head = parts.next()?;
+    let (bits, activations) = head.split_once('a').map_or((head, None), |(b, a)| (b, Some(a)));
     // As it would be written: no sign, no leading zero.
     let number = |s: &str| s.parse::<u32>().ok().filter(|n| n.to_string() == s);
-    let mut rule = Rule { bits: Some(number(bits).filter(|b| (2..=8).contains(b))?), ..blank.clone() };
+    let width = |s: &str| number(s).filter(|b| (2..=8).contains(b));
+    let mut rule = Rule { bits: Some(width(bits)?), ..blank.clone() };
+    if let Some(activations) = activations {
+        rule.activations = Some(width(activations)?);
+    }
     let mut part = parts.next()?;
     // A method's name may begin with a `g`, too.
     if let Some(group) = part.strip_prefix('g').filter(|_| !METHODS.contains(&part)) {
@@ -106,6 +112,8 @@ mod tests {
             (rule.bits, rule.grid.as_deref(), rule.mse, rule.group),
             (Some(3), Some("sym"), true, Some(Group::Size(64)))
         );
+        let rule = built_in("w4a8-g32-rtn-sym").unwrap().rules[1].clone();
+        assert_eq!((rule.bits, rule.activations), (Some(4), Some(8)));
         for bad in [
             "w1-rtn",
             "w9-rtn",
@@ -123,6 +131,10 @@ mod tests {
             "w+4-rtn",
             "w4-rtn-ao",
             "w4-gptq-ao-sym",
+            "w4a-rtn",
+            "w4a9-rtn",
+            "wa8-rtn",
+            "w4a8a8-rtn",
         ] {
             let e = built_in(bad).unwrap_err();
             assert!(e.is_usage() && e.to_string().contains("near names"), "{bad}: {e}");

@@ -1,10 +1,12 @@
 //! Operators made of operators. They know nothing of the crates that their parts come from.
 
+mod activations;
 mod cast;
 mod dense;
 mod factored;
 mod wrap;
 
+pub use activations::WithActivations;
 pub use cast::Cast;
 pub use dense::Dense;
 pub use factored::{Factored, Residual};

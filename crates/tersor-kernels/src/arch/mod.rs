@@ -2,3 +2,9 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2_integer;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod peaks;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod vnni;

@@ -1,0 +1,129 @@
+//! Activations as planes of 8-bit codes.
+
+use crate::Isa;
+
+/// How columns are laid out for a product: groups one after the other, each filled up with zeros to whole blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Padding {
+    /// Columns.
+    pub cols: usize,
+    /// Columns of a group; of the last, the rest.
+    pub group: usize,
+    /// Columns of a block: a multiple of 4.
+    pub block: usize,
+}
+
+impl Padding {
+    /// Number of groups.
+    pub fn groups(&self) -> usize {
+        self.cols.div_ceil(self.group.max(1))
+    }
+    /// Blocks of a group.
+    pub(crate) fn blocks(&self, group: usize) -> usize {
+        let cols = self.group.min(self.cols - (group * self.group).min(self.cols));
+        cols.div_ceil(self.block)
+    }
+    /// Columns with the filling.
+    pub(crate) fn width(&self) -> usize {
+        (0..self.groups()).map(|g| self.blocks(g)).sum::<usize>() * self.block
+    }
+}
+
+/// Tokens as 8-bit codes: `x[t, k] = scale[t] * Σ_p 256^p * code[p, t, k]`.
+#[derive(Clone, Debug)]
+pub struct Activations {
+    padding: Padding,
+    tokens: usize,
+    planes: usize,
+    /// `[token, plane, width]`.
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+    /// Sum of the codes of each group, `[token, plane, group]`.
+    sums: Vec<i32>,
+}
+
+/// What a token's largest magnitude becomes in three planes: less than they hold, as rounding may go up.
+const MOST: f32 = 127.0 * 65536.0;
+
+impl Activations {
+    /// Three planes of values `[tokens, cols]`: within 2^-23 of the token's largest magnitude. None when the length is wrong. Values must
+    /// be finite.
+    pub fn exact(isa: Isa, x: &[f32], tokens: usize, padding: Padding) -> Option<Self> {
+        let mut new = Self::empty(tokens, 3, padding, x.len())?;
+        let mut row = vec![0i32; padding.cols];
+        for (t, x) in x.chunks_exact(padding.cols.max(1)).enumerate() {
+            let (lo, hi) = crate::affine::min_max(isa, x);
+            let scale = hi.max(-lo) / MOST;
+            let scale = if scale >= f32::MIN_POSITIVE { scale } else { 1.0 };
+            let inverse = scale.recip();
+            // A subnormal scale was replaced, so the inverse is finite.
+            for (q, v) in row.iter_mut().zip(x) {
+                *q = (v * inverse).round_ties_even() as i32;
+            }
+            new.scales[t] = scale;
+            for p in 0..3 {
+                new.place(t, p, |k| row[k] as i8);
+                row.iter_mut().for_each(|q| *q = (*q - i32::from(*q as i8)) >> 8);
+            }
+        }
+        Some(new)
+    }
+
+    /// One plane of codes `[tokens, cols]`, a scale a token. None when a length is wrong.
+    pub fn from_codes(codes: &[i8], scales: &[f32], padding: Padding) -> Option<Self> {
+        let tokens = scales.len();
+        let mut new = Self::empty(tokens, 1, padding, codes.len())?;
+        new.scales.copy_from_slice(scales);
+        for (t, row) in codes.chunks_exact(padding.cols.max(1)).enumerate() {
+            new.place(t, 0, |k| row[k]);
+        }
+        Some(new)
+    }
+
+    fn empty(tokens: usize, planes: usize, padding: Padding, len: usize) -> Option<Self> {
+        if tokens.checked_mul(padding.cols) != Some(len) || padding.block == 0 || padding.group == 0 {
+            return None;
+        }
+        let codes = vec![0i8; tokens * planes * padding.width()];
+        let sums = vec![0i32; tokens * planes * padding.groups()];
+        Some(Self { padding, tokens, planes, codes, scales: vec![1.0; tokens], sums })
+    }
+
+    fn place(&mut self, token: usize, plane: usize, code: impl Fn(usize) -> i8) {
+        let (p, width, groups) = (self.padding, self.padding.width(), self.padding.groups());
+        let row = &mut self.codes[(token * self.planes + plane) * width..][..width];
+        let sums = &mut self.sums[(token * self.planes + plane) * groups..][..groups];
+        let mut at = 0;
+        for (g, sum) in sums.iter_mut().enumerate() {
+            let cols = g * p.group..((g + 1) * p.group).min(p.cols);
+            for (out, k) in row[at..].iter_mut().zip(cols) {
+                *out = code(k);
+                *sum += i32::from(*out);
+            }
+            at += p.blocks(g) * p.block;
+        }
+    }
+
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+    /// Layout of the columns.
+    pub fn padding(&self) -> &Padding {
+        &self.padding
+    }
+    pub(crate) fn planes(&self) -> usize {
+        self.planes
+    }
+    /// Codes of a token's plane.
+    pub(crate) fn row(&self, token: usize, plane: usize) -> &[i8] {
+        let width = self.padding.width();
+        &self.codes[(token * self.planes + plane) * width..][..width]
+    }
+    pub(crate) fn sum(&self, token: usize, plane: usize, group: usize) -> i32 {
+        self.sums[(token * self.planes + plane) * self.padding.groups() + group]
+    }
+    pub(crate) fn scale(&self, token: usize) -> f32 {
+        self.scales[token]
+    }
+}

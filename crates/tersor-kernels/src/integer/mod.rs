@@ -1,0 +1,97 @@
+//! Products of packed integer weights with integer activations, exact in 32 bits.
+//!
+//! A weight is `scale * (code - zero)` with a scale and a zero for each row and group of columns. Activations are one plane of 8-bit
+//! codes (a scale a token), or three planes that together hold 24 bits: as good as f32, and products with them are three times the
+//! integer work rather than a detour through floats. Sums of codes are integers and therefore exact; groups are added in f32, in
+//! order, by fused multiply-add: every instruction set gives the same bits.
+
+mod activations;
+mod panels;
+mod scalar;
+
+pub use activations::{Activations, Padding};
+pub use panels::{LANES, Panels};
+pub(crate) use panels::{Lane, Line};
+
+use crate::dense::{Out, Write};
+use crate::{Isa, par};
+
+/// Where a block of panels goes: a disjoint part of the output.
+#[derive(Clone, Copy)]
+pub(crate) struct Cells {
+    data: *mut f32,
+    stride: usize,
+}
+// SAFETY: units of work write disjoint columns (see `product`), and the borrow of the output outlives them all.
+unsafe impl Send for Cells {}
+// SAFETY: as above.
+unsafe impl Sync for Cells {}
+
+impl Cells {
+    fn get(&self) -> Self {
+        *self
+    }
+
+    /// Puts the sums of one token and one panel where they belong.
+    ///
+    /// # Safety
+    /// Elements `token * stride + row` for the rows of the panel may be written and are not touched by anyone else.
+    pub(crate) unsafe fn put(self, token: usize, first: usize, rows: usize, values: &[f32; LANES], write: Write) {
+        for (i, v) in values.iter().enumerate().take(rows.saturating_sub(first)) {
+            // SAFETY: the caller vouches for this element.
+            let cell = unsafe { &mut *self.data.add(token * self.stride + first + i) };
+            *cell = if write == Write::Add { *cell + v } else { *v };
+        }
+    }
+}
+
+/// Bytes of weights below which one token's product is not worth forking.
+const FORK_BYTES: usize = 1 << 17;
+
+/// Bytes of weights of one unit of work.
+const UNIT_BYTES: usize = 1 << 16;
+
+/// `y[t, r] (+)= Σ_k x[t, k] * w[r, k]`. Returns false, with `y` unchanged, when the shapes do not fit.
+pub fn product(isa: Isa, x: &Activations, w: &Panels, write: Write, y: Out<'_>, parallel: bool) -> bool {
+    let (tokens, rows) = (x.tokens(), w.rows());
+    if tokens == 0 || rows == 0 {
+        return true;
+    }
+    let last = (tokens - 1).checked_mul(y.stride).and_then(|v| v.checked_add(rows));
+    if x.padding() != &w.padding() || y.stride < rows || last.is_none_or(|l| l > y.data.len()) {
+        return false;
+    }
+    let cells = Cells { data: y.data.as_mut_ptr(), stride: y.stride };
+    // Work is cut by shape: so many panels that a unit is worth its start.
+    let step = (UNIT_BYTES / w.panel_bytes().max(1)).max(1).next_multiple_of(PANELS);
+    let units = w.panels().div_ceil(step);
+    let fork = parallel && w.panels() * w.panel_bytes() * tokens >= FORK_BYTES;
+    let unit = |i: usize, sums: &mut Vec<f32>| {
+        let panels = i * step..w.panels().min((i + 1) * step);
+        let cells = cells.get();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if isa.has_avx512_vnni() {
+                // SAFETY: `isa` proves the instructions; cells of these panels are this unit's alone, and `last` was checked.
+                unsafe { crate::arch::vnni::product(x, w, panels, write, cells, sums) };
+                return;
+            }
+            if isa.has_avx2() {
+                // SAFETY: as above.
+                unsafe { crate::arch::avx2_integer::product(x, w, panels, write, cells, sums) };
+                return;
+            }
+        }
+        let _ = isa;
+        // SAFETY: as above.
+        unsafe { scalar::product(x, w, panels, write, cells, sums) };
+    };
+    par::map(units, fork, Vec::new, unit);
+    true
+}
+
+/// Panels that a micro-kernel takes at once.
+pub(crate) const PANELS: usize = 2;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,64 @@
+//! What the machine can do at most, for measurements to stand beside: loops that do nothing else.
+
+use crate::Isa;
+
+/// Sum of 64-bit words: reads memory and does nothing else worth the name.
+pub fn read(words: &[u64]) -> u64 {
+    let mut lanes = [0u64; 16];
+    let chunks = words.chunks_exact(16);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (l, w) in lanes.iter_mut().zip(chunk) {
+            *l = l.wrapping_add(*w);
+        }
+    }
+    lanes.iter().chain(rest).fold(0, |a, b| a.wrapping_add(*b))
+}
+
+/// Kinds of arithmetic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arithmetic {
+    /// Fused multiply-add of f32.
+    F32,
+    /// Products of bytes, summed in 32 bits.
+    Bytes32,
+    /// Products of bytes, summed in 16 bits as far as that goes.
+    Bytes16,
+}
+
+/// Runs `steps` rounds of independent operations in registers; gives the number of multiply-adds that they were, and something that
+/// depends on all of them. None where the processor has no instructions for it.
+pub fn arithmetic(isa: Isa, kind: Arithmetic, steps: u64) -> Option<(u64, i32)> {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        // SAFETY: `isa` proves the instructions.
+        return unsafe {
+            Some(match kind {
+                Arithmetic::F32 => crate::arch::peaks::f32(steps),
+                Arithmetic::Bytes32 if isa.has_avx512_vnni() => crate::arch::peaks::vnni(steps),
+                Arithmetic::Bytes32 => crate::arch::peaks::bytes32(steps),
+                Arithmetic::Bytes16 => crate::arch::peaks::bytes16(steps),
+            })
+        };
+    }
+    let _ = (isa, kind, steps);
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loops_run_and_count() {
+        let words: Vec<u64> = (0..1000).collect();
+        assert_eq!(read(&words), 499_500);
+        for isa in Isa::available() {
+            for kind in [Arithmetic::F32, Arithmetic::Bytes32, Arithmetic::Bytes16] {
+                let done = arithmetic(isa, kind, 1000);
+                assert_eq!(done.is_some(), isa != Isa::SCALAR);
+                assert!(done.is_none_or(|d| d.0 >= 80_000 && d.0 % 1000 == 0));
+            }
+        }
+    }
+}
