@@ -55,37 +55,41 @@ pub(crate) unsafe fn product(
 }
 
 /// Half of the 64 bytes of a quad of columns: eight rows.
+///
+/// # Safety
+/// `lines` points to the lines of a block: three for codes of 3 bits, else one.
+#[inline]
 #[target_feature(enable = "avx2")]
-fn quad<const BITS: u32>(lines: &[Line], quad: usize, half: usize) -> __m256i {
-    // SAFETY: a line is 64 bytes at a multiple of 64, of which 32 are loaded from 0 or 32 on.
-    let load = |i: usize| unsafe { _mm256_load_si256(lines[i].0.as_ptr().add(32 * half).cast()) };
+unsafe fn quad<const BITS: u32, const Q: usize>(lines: *const Line, half: usize) -> __m256i {
+    // SAFETY: a line is 64 bytes at a multiple of 64, of which 32 are loaded from 0 or 32 on; the caller vouches for the lines.
+    let load = |i: usize| unsafe { _mm256_load_si256(lines.add(i).cast::<__m256i>().add(half)) };
     let low = |v: __m256i, mask: i8| _mm256_and_si256(v, _mm256_set1_epi8(mask));
     match BITS {
         8 => _mm256_xor_si256(load(0), _mm256_set1_epi8(-128)),
-        4 => match quad {
-            0 => low(load(0), 15),
-            _ => low(_mm256_srli_epi16::<4>(load(0)), 15),
-        },
-        2 => low(shift(load(0), 2 * quad), 3),
+        4 => low(shift(load(0), 4 * Q), 15),
+        2 => low(shift(load(0), 2 * Q), 3),
         _ => {
-            let low_bits = low(shift(load(quad / 4), 2 * (quad % 4)), 3);
-            let high = low(shift(load(2), quad), 1);
-            _mm256_or_si256(low_bits, _mm256_slli_epi16::<2>(high))
+            let high = low(shift(load(2), Q), 1);
+            _mm256_or_si256(low(shift(load(Q / 4), 2 * (Q % 4)), 3), _mm256_slli_epi16::<2>(high))
         }
     }
 }
 
-#[target_feature(enable = "avx2")]
+/// By a number that is a constant where this is inlined.
+#[inline(always)]
 fn shift(v: __m256i, by: usize) -> __m256i {
-    match by {
-        0 => v,
-        1 => _mm256_srli_epi16::<1>(v),
-        2 => _mm256_srli_epi16::<2>(v),
-        3 => _mm256_srli_epi16::<3>(v),
-        4 => _mm256_srli_epi16::<4>(v),
-        5 => _mm256_srli_epi16::<5>(v),
-        6 => _mm256_srli_epi16::<6>(v),
-        _ => _mm256_srli_epi16::<7>(v),
+    // SAFETY: only called where the instructions are there.
+    unsafe {
+        match by {
+            0 => v,
+            1 => _mm256_srli_epi16::<1>(v),
+            2 => _mm256_srli_epi16::<2>(v),
+            3 => _mm256_srli_epi16::<3>(v),
+            4 => _mm256_srli_epi16::<4>(v),
+            5 => _mm256_srli_epi16::<5>(v),
+            6 => _mm256_srli_epi16::<6>(v),
+            _ => _mm256_srli_epi16::<7>(v),
+        }
     }
 }
 
@@ -99,8 +103,12 @@ unsafe fn tile<const BITS: u32, const V: usize, const D: usize>(
     sums: &mut [f32],
 ) -> usize {
     let padding = w.padding();
-    let quads = padding.block / 4;
-    let lines_of_block = if BITS == 3 { 3 } else { 1 };
+    let (quads, lines_of_block) = match BITS {
+        8 => (1, 1),
+        4 => (2, 1),
+        2 => (4, 1),
+        _ => (8, 3),
+    };
     // Quads whose pair sums are added in 16 bits: see the head of this file.
     let narrow: usize = match BITS {
         2 => 42,
@@ -112,8 +120,10 @@ unsafe fn tile<const BITS: u32, const V: usize, const D: usize>(
     let centre = if BITS == 8 { 128 } else { 0 };
     let ones = _mm256_set1_epi16(1);
     let tokens = V / D;
-    let lines = w.lines(panel);
-    let rows: [&[i8]; V] = std::array::from_fn(|v| x.row(token + v / D, v % D));
+    let lines = w.lines(panel).as_ptr();
+    // The planes of neighbouring tokens follow each other.
+    let (base, width) = (x.row(token, 0).as_ptr(), padding.width());
+    debug_assert!(x.row(token + tokens - 1, D - 1).as_ptr() == base.wrapping_add((V - 1) * width));
     let mut totals = [[_mm256_setzero_ps(); 2]; V];
     let mut first = 0;
     for group in 0..padding.groups() {
@@ -131,33 +141,42 @@ unsafe fn tile<const BITS: u32, const V: usize, const D: usize>(
         let blocks = first..first + padding.blocks(group);
         let (mut short, mut pending) = ([[_mm256_setzero_si256(); 2]; V], 0);
         for block in blocks.clone() {
-            let here = &lines[block * lines_of_block..(block + 1) * lines_of_block];
-            for q in 0..quads {
-                let at = (block * quads + q) * 4;
-                let codes = [quad::<BITS>(here, q, 0), quad::<BITS>(here, q, 1)];
-                for v in 0..V {
-                    debug_assert!(at + 4 <= rows[v].len());
-                    // SAFETY: a row has four codes for every quad of every block.
-                    let four = unsafe { rows[v].as_ptr().add(at).cast::<i32>().read_unaligned() };
-                    let four = _mm256_set1_epi32(four);
-                    for half in 0..2 {
-                        if BITS == 8 {
-                            let pair = wide_pair(codes[half], four);
-                            wide[v][half] = _mm256_add_epi32(wide[v][half], pair);
-                        } else {
-                            let pair = _mm256_maddubs_epi16(codes[half], four);
-                            short[v][half] = _mm256_add_epi16(short[v][half], pair);
+            // A step for each quad of the block, its number a constant: shifts by it are immediate ones.
+            macro_rules! step {
+                ($($q:literal)*) => {{$({
+                    // SAFETY: a panel has this many lines for every block, and a plane four codes for every quad of it.
+                    let (codes, at) = unsafe {
+                        let here = lines.add(block * lines_of_block);
+                        let codes = [quad::<BITS, $q>(here, 0), quad::<BITS, $q>(here, 1)];
+                        (codes, base.add((block * quads + $q) * 4))
+                    };
+                    for v in 0..V {
+                        // SAFETY: as above; there are `V` planes.
+                        let four = _mm256_set1_epi32(unsafe { at.add(v * width).cast::<i32>().read_unaligned() });
+                        for half in 0..2 {
+                            if BITS == 8 {
+                                wide[v][half] = _mm256_add_epi32(wide[v][half], wide_pair(codes[half], four));
+                            } else {
+                                let pair = _mm256_maddubs_epi16(codes[half], four);
+                                short[v][half] = _mm256_add_epi16(short[v][half], pair);
+                            }
                         }
                     }
-                }
-                pending += 1;
-                if BITS != 8 && pending == narrow {
-                    for (wide, short) in wide.iter_mut().flatten().zip(short.iter_mut().flatten()) {
-                        *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(*short, ones));
-                        *short = _mm256_setzero_si256();
+                    pending += 1;
+                    if BITS != 8 && pending == narrow {
+                        for (wide, short) in wide.iter_mut().flatten().zip(short.iter_mut().flatten()) {
+                            *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(*short, ones));
+                            *short = _mm256_setzero_si256();
+                        }
+                        pending = 0;
                     }
-                    pending = 0;
-                }
+                })*}};
+            }
+            match BITS {
+                8 => step!(0),
+                4 => step!(0 1),
+                2 => step!(0 1 2 3),
+                _ => step!(0 1 2 3 4 5 6 7),
             }
         }
         if BITS != 8 && pending > 0 {

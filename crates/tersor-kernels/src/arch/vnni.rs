@@ -80,37 +80,41 @@ unsafe fn by_width<const BITS: u32, const P: usize>(
 }
 
 /// The 64 bytes of a quad of columns.
+///
+/// # Safety
+/// `lines` points to the lines of a block: three for codes of 3 bits, else one.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn quad<const BITS: u32>(lines: &[Line], quad: usize) -> __m512i {
-    // SAFETY: a line is 64 bytes at a multiple of 64.
-    let load = |i: usize| unsafe { _mm512_load_si512(lines[i].0.as_ptr().cast()) };
+unsafe fn quad<const BITS: u32, const Q: usize>(lines: *const Line) -> __m512i {
+    // SAFETY: a line is 64 bytes at a multiple of 64, and the caller vouches for as many as are asked for.
+    let load = |i: usize| unsafe { _mm512_load_si512(lines.add(i).cast()) };
     let low = |v: __m512i, mask: i8| _mm512_and_si512(v, _mm512_set1_epi8(mask));
     match BITS {
         8 => load(0),
-        4 => match quad {
-            0 => low(load(0), 15),
-            _ => low(_mm512_srli_epi16::<4>(load(0)), 15),
-        },
-        2 => low(shift(load(0), 2 * quad), 3),
+        4 => low(shift(load(0), 4 * Q), 15),
+        2 => low(shift(load(0), 2 * Q), 3),
         _ => {
-            let low_bits = low(shift(load(quad / 4), 2 * (quad % 4)), 3);
-            let high = low(shift(load(2), quad), 1);
-            _mm512_or_si512(low_bits, _mm512_slli_epi16::<2>(high))
+            let high = low(shift(load(2), Q), 1);
+            _mm512_or_si512(low(shift(load(Q / 4), 2 * (Q % 4)), 3), _mm512_slli_epi16::<2>(high))
         }
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw")]
+/// By a number that is a constant where this is inlined.
+#[inline(always)]
 fn shift(v: __m512i, by: usize) -> __m512i {
-    match by {
-        0 => v,
-        1 => _mm512_srli_epi16::<1>(v),
-        2 => _mm512_srli_epi16::<2>(v),
-        3 => _mm512_srli_epi16::<3>(v),
-        4 => _mm512_srli_epi16::<4>(v),
-        5 => _mm512_srli_epi16::<5>(v),
-        6 => _mm512_srli_epi16::<6>(v),
-        _ => _mm512_srli_epi16::<7>(v),
+    // SAFETY: only called where the instructions are there.
+    unsafe {
+        match by {
+            0 => v,
+            1 => _mm512_srli_epi16::<1>(v),
+            2 => _mm512_srli_epi16::<2>(v),
+            3 => _mm512_srli_epi16::<3>(v),
+            4 => _mm512_srli_epi16::<4>(v),
+            5 => _mm512_srli_epi16::<5>(v),
+            6 => _mm512_srli_epi16::<6>(v),
+            _ => _mm512_srli_epi16::<7>(v),
+        }
     }
 }
 
@@ -124,11 +128,17 @@ unsafe fn tile<const BITS: u32, const P: usize, const V: usize, const D: usize>(
     sums: &mut [f32],
 ) -> usize {
     let padding = w.padding();
-    let quads = padding.block / 4;
-    let lines_of_block = if BITS == 3 { 3 } else { 1 };
+    let (quads, lines_of_block) = match BITS {
+        8 => (1, 1),
+        4 => (2, 1),
+        2 => (4, 1),
+        _ => (8, 3),
+    };
     let tokens = V / D;
-    let lines: [&[Line]; P] = std::array::from_fn(|p| w.lines(panel + p));
-    let rows: [&[i8]; V] = std::array::from_fn(|v| x.row(token + v / D, v % D));
+    let lines: [*const Line; P] = std::array::from_fn(|p| w.lines(panel + p).as_ptr());
+    // The planes of neighbouring tokens follow each other.
+    let (base, width) = (x.row(token, 0).as_ptr(), padding.width());
+    debug_assert!(x.row(token + tokens - 1, D - 1).as_ptr() == base.wrapping_add((V - 1) * width));
     let mut totals = [[_mm512_setzero_ps(); P]; V];
     let mut first = 0;
     for group in 0..padding.groups() {
@@ -144,20 +154,29 @@ unsafe fn tile<const BITS: u32, const P: usize, const V: usize, const D: usize>(
         }
         let end = first + padding.blocks(group);
         for block in first..end {
-            let here: [&[Line]; P] =
-                std::array::from_fn(|p| &lines[p][block * lines_of_block..(block + 1) * lines_of_block]);
-            for q in 0..quads {
-                let at = (block * quads + q) * 4;
-                let codes: [__m512i; P] = std::array::from_fn(|p| quad::<BITS>(here[p], q));
-                for v in 0..V {
-                    debug_assert!(at + 4 <= rows[v].len());
-                    // SAFETY: a row has four codes for every quad of every block.
-                    let four = unsafe { rows[v].as_ptr().add(at).cast::<i32>().read_unaligned() };
-                    let four = _mm512_set1_epi32(four);
-                    for p in 0..P {
-                        acc[v][p] = _mm512_dpbusd_epi32(acc[v][p], codes[p], four);
+            // A step for each quad of the block, its number a constant: shifts by it are immediate ones.
+            macro_rules! step {
+                ($($q:literal)*) => {{$({
+                    // SAFETY: a panel has this many lines for every block, and a plane four codes for every quad of it.
+                    let (codes, at) = unsafe {
+                        let here = |p: usize| lines[p].add(block * lines_of_block);
+                        let codes: [__m512i; P] = std::array::from_fn(|p| quad::<BITS, $q>(here(p)));
+                        (codes, base.add((block * quads + $q) * 4))
+                    };
+                    for v in 0..V {
+                        // SAFETY: as above; there are `V` planes.
+                        let four = _mm512_set1_epi32(unsafe { at.add(v * width).cast::<i32>().read_unaligned() });
+                        for p in 0..P {
+                            acc[v][p] = _mm512_dpbusd_epi32(acc[v][p], codes[p], four);
+                        }
                     }
-                }
+                })*}};
+            }
+            match BITS {
+                8 => step!(0),
+                4 => step!(0 1),
+                2 => step!(0 1 2 3),
+                _ => step!(0 1 2 3 4 5 6 7),
             }
         }
         first = end;
