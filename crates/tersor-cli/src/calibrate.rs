@@ -51,7 +51,7 @@ pub fn run(a: &args::Calibrate, json: bool) -> Result<()> {
             "peak_rss_bytes": crate::eval::peak_rss(),
         }));
     } else {
-        println!("{}: statistics of {sites} sites, {}", a.out.display(), megabytes(bytes));
+        crate::say!("{}: statistics of {sites} sites, {}", a.out.display(), megabytes(bytes));
     }
     Ok(())
 }

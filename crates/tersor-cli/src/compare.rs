@@ -102,8 +102,8 @@ pub fn run(a: &args::Compare, json: bool, threads: usize) -> Result<()> {
     if json {
         print_json(&json!({"rows": result["rows"], "out": dir, "report": page}));
     } else {
-        print!("{}", table(&result["rows"]));
-        println!("report: {}", page.display());
+        crate::say!("{}", table(&result["rows"]).trim_end());
+        crate::say!("report: {}", page.display());
     }
     Ok(())
 }

@@ -65,7 +65,7 @@ pub fn run(a: &args::Convert, json: bool) -> Result<()> {
     if json {
         print_json(&json!({"out": a.out, "to": dtype.name(), "tensors": items.len(), "bytes": total}));
     } else {
-        println!("{}: {} tensors, {} in {}", a.out.display(), items.len(), megabytes(total), dtype.name());
+        crate::say!("{}: {} tensors, {} in {}", a.out.display(), items.len(), megabytes(total), dtype.name());
     }
     Ok(())
 }

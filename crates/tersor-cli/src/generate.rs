@@ -40,7 +40,7 @@ pub fn run(a: &args::Generate, json: bool) -> Result<()> {
             &json!({"prompt": a.prompt, "text": tokenizer.decode(&tokens)?, "prompt_tokens": prompt, "tokens": tokens}),
         );
     } else {
-        println!();
+        crate::say!();
     }
     Ok(())
 }

@@ -39,16 +39,16 @@ pub fn run(a: &args::Inspect, json: bool) -> Result<()> {
         print_json(&out);
         return Ok(());
     }
-    println!("architecture  {}", architecture.as_deref().unwrap_or("unknown"));
-    println!("parameters    {parameters}");
-    println!("weights       {} in {} file(s)", megabytes(model.weight_bytes()), model.files().len());
+    crate::say!("architecture  {}", architecture.as_deref().unwrap_or("unknown"));
+    crate::say!("parameters    {parameters}");
+    crate::say!("weights       {} in {} file(s)", megabytes(model.weight_bytes()), model.files().len());
     if let Some(recipe) = recipe {
-        println!("recipe        {}", recipe.as_str().unwrap_or("?"));
+        crate::say!("recipe        {}", recipe.as_str().unwrap_or("?"));
     }
     let width = tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
     for t in &tensors {
         let shape = t.shape.iter().map(|d| d.to_string()).collect::<Vec<_>>().join(" x ");
-        println!("{:width$}  {:5}  {:>14}  {:>10}", t.name, t.dtype, shape, megabytes(t.bytes));
+        crate::say!("{:width$}  {:5}  {:>14}  {:>10}", t.name, t.dtype, shape, megabytes(t.bytes));
     }
     Ok(())
 }

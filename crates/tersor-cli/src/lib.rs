@@ -1,5 +1,14 @@
 //! The `tersor` command as a library: recipes, plans, compression into directories, measurement, reports.
 
+/// Prints a line on stdout. Whoever reads may have gone (`| head`): that is no error.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout().lock(), $($arg)*);
+    }};
+}
+pub(crate) use say;
+
 pub mod args;
 mod calibrate;
 mod compare;
@@ -55,7 +64,7 @@ pub(crate) fn cancel_on_signals(cancel: &tersor::core::Cancel) {
 
 /// Prints one JSON object.
 pub(crate) fn print_json(value: &serde_json::Value) {
-    println!("{value:#}");
+    say!("{value:#}");
 }
 
 /// `12.3 MB`.

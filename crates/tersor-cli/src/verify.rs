@@ -45,7 +45,7 @@ pub fn run(a: &args::Verify, json: bool) -> Result<()> {
     if json {
         print_json(&json!({"ok": true, "files": n, "matrices": m, "weight_bytes": total}));
     } else {
-        println!(
+        crate::say!(
             "{}: {n} file(s) with the hashes recorded, {m} matrices of the right shapes, all values finite",
             a.dir.display()
         );

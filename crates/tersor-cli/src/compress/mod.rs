@@ -64,7 +64,7 @@ pub fn run(a: &args::Compress, json: bool) -> Result<()> {
         if json {
             print_json(&json!({"task": task, "out": a.out, "peak_rss_bytes": crate::eval::peak_rss()}));
         } else {
-            println!("{}: task {task} is done", a.out.display());
+            crate::say!("{}: task {task} is done", a.out.display());
         }
         return Ok(());
     }
@@ -79,9 +79,9 @@ pub fn run(a: &args::Compress, json: bool) -> Result<()> {
             "peak_rss_bytes": crate::eval::peak_rss(),
         }));
     } else if fresh {
-        println!("{}: {all:.3} bits a weight, {} in {seconds:.1} s", a.out.display(), megabytes(bytes));
+        crate::say!("{}: {all:.3} bits a weight, {} in {seconds:.1} s", a.out.display(), megabytes(bytes));
     } else {
-        println!("{} is finished already: {all:.3} bits a weight, {}", a.out.display(), megabytes(bytes));
+        crate::say!("{} is finished already: {all:.3} bits a weight, {}", a.out.display(), megabytes(bytes));
     }
     Ok(())
 }

@@ -94,20 +94,20 @@ fn decoder(a: &args::Eval, text: &Path, json: bool) -> Result<()> {
         print_json(&out);
         return Ok(());
     }
-    println!("perplexity     {:.4} over {} tokens", found.perplexity, found.tokens);
+    crate::say!("perplexity     {:.4} over {} tokens", found.perplexity, found.tokens);
     if let Some(against) = &found.against {
-        println!("KL mean        {:.5} nats", against.kl_mean);
-        println!("top-1          {:.2} % agree", against.top1 * 100.0);
+        crate::say!("KL mean        {:.5} nats", against.kl_mean);
+        crate::say!("top-1          {:.2} % agree", against.top1 * 100.0);
     }
-    println!("bits a weight  {bits:.3} ({body:.3} without embedding and head)");
-    println!("weights        {}", megabytes(weight_bytes));
-    println!("cache          {kv} bytes a token");
+    crate::say!("bits a weight  {bits:.3} ({body:.3} without embedding and head)");
+    crate::say!("weights        {}", megabytes(weight_bytes));
+    crate::say!("cache          {kv} bytes a token");
     if let Some((prefill, decode)) = speed {
-        println!("prefill        {prefill:.0} tokens/s");
-        println!("decode         {decode:.1} tokens/s");
+        crate::say!("prefill        {prefill:.0} tokens/s");
+        crate::say!("decode         {decode:.1} tokens/s");
     }
     if let Some(rss) = peak_rss() {
-        println!("peak memory    {}", megabytes(rss));
+        crate::say!("peak memory    {}", megabytes(rss));
     }
     Ok(())
 }

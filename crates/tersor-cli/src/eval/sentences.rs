@@ -50,8 +50,8 @@ pub fn run(a: &args::Eval, path: &Path, json: bool) -> Result<()> {
         }));
         return Ok(());
     }
-    println!("cosine         {mean:.5} in the mean of {} sentences, {least:.5} at least", tokens.len());
-    println!("bits a weight  {bits:.3} ({body:.3} without embeddings)");
-    println!("weights        {}", megabytes(weight_bytes));
+    crate::say!("cosine         {mean:.5} in the mean of {} sentences, {least:.5} at least", tokens.len());
+    crate::say!("bits a weight  {bits:.3} ({body:.3} without embeddings)");
+    crate::say!("weights        {}", megabytes(weight_bytes));
     Ok(())
 }

@@ -58,7 +58,7 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
     for e in plan.entries.iter().filter(|e| matches!(e.action, Action::Compress(_))) {
         let n = e.shape.iter().map(|&d| d as f64).product::<f64>().max(1.0);
         let rule = e.rule.map_or("-".to_string(), |r| r.to_string());
-        println!(
+        crate::say!(
             "{:width$}  rule {rule:>2}  {:6} {:6.3} bits  {:>10}",
             e.name,
             e.method_name(),
@@ -66,14 +66,14 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
             megabytes(e.bytes())
         );
     }
-    println!(
+    crate::say!(
         "{all:.3} bits a weight ({body:.3} without embedding and head), {} of weights",
         megabytes(plan.weight_bytes()?)
     );
     let memory = plan.memory(&model);
-    println!("{} of memory at most:", megabytes(memory.values().sum()));
+    crate::say!("{} of memory at most:", megabytes(memory.values().sum()));
     for (term, bytes) in memory {
-        println!("  {term:13} {}", megabytes(bytes));
+        crate::say!("  {term:13} {}", megabytes(bytes));
     }
     Ok(())
 }

@@ -26,7 +26,7 @@ pub fn run(a: &args::Report, json: bool) -> Result<()> {
     if json {
         print_json(&json!({"report": a.out}));
     } else {
-        println!("{}", a.out.display());
+        crate::say!("{}", a.out.display());
     }
     Ok(())
 }
