@@ -18,7 +18,7 @@ pub fn run(a: &args::Generate, json: bool) -> Result<()> {
     let prompt = tokenizer.encode(&a.prompt)?;
     let (mut seen, mut shown) = (Vec::new(), String::new());
     if !json {
-        print!("{}", a.prompt);
+        say(&a.prompt);
     }
     let tokens = generate(&decoder, &prompt, a.tokens, sampling, &mut Exec::new(), |t| {
         seen.push(t);
@@ -27,9 +27,8 @@ pub fn run(a: &args::Generate, json: bool) -> Result<()> {
             && let Ok(text) = tokenizer.decode(&seen)
             && !text.ends_with('\u{fffd}')
         {
-            print!("{}", text.strip_prefix(shown.as_str()).unwrap_or_default());
             // A closed pipe ends the text, not the program.
-            let open = std::io::stdout().flush().is_ok();
+            let open = say(text.strip_prefix(shown.as_str()).unwrap_or_default());
             shown = text;
             return open;
         }
@@ -43,4 +42,10 @@ pub fn run(a: &args::Generate, json: bool) -> Result<()> {
         crate::say!();
     }
     Ok(())
+}
+
+/// Prints a piece of text at once; whether anybody still reads.
+fn say(text: &str) -> bool {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }
