@@ -10,7 +10,7 @@ use tersor::core::{
 };
 use tersor::formats::{Model, json as files};
 
-use super::parts::Parts;
+use super::parts::{Parts, copy_rows};
 use crate::plan::{Action, Entry, Plan};
 
 /// A compression under way.
@@ -79,9 +79,7 @@ impl Job<'_> {
 /// Hash of what a tensor holds, as [`Job::matrix`] or [`copy`] would read it.
 pub fn source_hash(model: &Model, entry: &Entry) -> Result<String> {
     let Action::Compress(method) = &entry.action else {
-        let mut sink = HashSink(blake3::Hasher::new());
-        copy(model, entry, &mut sink)?;
-        return Ok(sink.0.finalize().to_hex().to_string());
+        return copy(model, entry, None);
     };
     let rows = HashedRows::new(model.rows(&entry.name)?);
     let shape = rows.shape();
@@ -103,16 +101,20 @@ pub fn check_source(model: &Model, entry: &Entry, recorded: Option<&str>) -> Res
     Ok(())
 }
 
-struct HashSink(blake3::Hasher);
+/// Hashes what it passes on, if there is anywhere to pass it.
+struct HashSink<'a> {
+    hasher: blake3::Hasher,
+    next: Option<&'a mut dyn TensorSink>,
+}
 
-impl TensorSink for HashSink {
-    fn write_rows(&mut self, _: &str, _: &TensorInfo, _: usize, bytes: &[u8]) -> Result<()> {
-        self.0.update(bytes);
-        Ok(())
+impl TensorSink for HashSink<'_> {
+    fn write_rows(&mut self, name: &str, info: &TensorInfo, first: usize, bytes: &[u8]) -> Result<()> {
+        self.hasher.update(bytes);
+        self.next.as_mut().map_or(Ok(()), |s| s.write_rows(name, info, first, bytes))
     }
-    fn write_shared(&mut self, _: &str, _: &TensorInfo, bytes: &[u8]) -> Result<()> {
-        self.0.update(bytes);
-        Ok(())
+    fn write_shared(&mut self, name: &str, info: &TensorInfo, bytes: &[u8]) -> Result<()> {
+        self.hasher.update(bytes);
+        self.next.as_mut().map_or(Ok(()), |s| s.write_shared(name, info, bytes))
     }
 }
 
@@ -167,8 +169,14 @@ fn report_json(r: &Report) -> Json {
     out
 }
 
-/// A tensor as it is stored; of block types, its values. Floats are checked.
-pub fn copy(model: &Model, entry: &Entry, sink: &mut dyn TensorSink) -> Result<()> {
+/// A tensor as it is stored; of block types, its values. Floats are checked. Gives the hash of what was read.
+pub fn copy(model: &Model, entry: &Entry, next: Option<&mut dyn TensorSink>) -> Result<String> {
+    let mut sink = HashSink { hasher: blake3::Hasher::new(), next };
+    pass(model, entry, &mut sink)?;
+    Ok(sink.hasher.finalize().to_hex().to_string())
+}
+
+fn pass(model: &Model, entry: &Entry, sink: &mut dyn TensorSink) -> Result<()> {
     let (name, info) = &entry.tensors[0];
     let fail = |e: Error| e.in_tensor(name);
     let Some(stored) = model.stored() else {
@@ -180,27 +188,15 @@ pub fn copy(model: &Model, entry: &Entry, sink: &mut dyn TensorSink) -> Result<(
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         return sink.write_shared(name, info, &bytes);
     };
-    let total = info.bytes().map_err(fail)?;
-    let rows = info.shape.first().copied().unwrap_or(1).max(1);
-    let width = total / rows;
-    // Tensors that are copied are norms and biases, of strange models anything: in parts of whole entries.
-    let step = ((8usize << 20) / width.max(1)).max(1);
-    for first in (0..rows).step_by(step) {
-        let n = step.min(rows - first);
-        let mut bytes = vec![0u8; if total == 0 { 0 } else { n * width }];
-        stored.read_at(name, (first * width) as u64, &mut bytes)?;
-        if info.dtype.is_weight() {
-            let mut values = vec![0f32; bytes.len() / info.dtype.size()];
-            info.dtype.widen_bytes(&bytes, &mut values);
-            check_finite(&values, values.len(), 0).map_err(|e| fail(place(e, info, first)))?;
+    let check = |first: usize, bytes: &[u8]| {
+        if !info.dtype.is_weight() {
+            return Ok(());
         }
-        if info.shape.is_empty() {
-            sink.write_shared(name, info, &bytes)?;
-        } else {
-            sink.write_rows(name, info, first, &bytes)?;
-        }
-    }
-    Ok(())
+        let mut values = vec![0f32; bytes.len() / info.dtype.size()];
+        info.dtype.widen_bytes(bytes, &mut values);
+        check_finite(&values, values.len(), 0).map_err(|e| place(e, info, first))
+    };
+    copy_rows(stored, name, info, check, sink)
 }
 
 /// An error in a part of a tensor that begins at entry `first`, by the row and column in the whole.

@@ -20,7 +20,7 @@ use crate::plan::{Action, Calibration, Entry, Plan, recipe_of};
 use crate::recipe::Recipe;
 use crate::{args, cancel_on_signals, megabytes, print_json, progress, windows};
 pub use matrix::each_block;
-use matrix::{Job, check_source, copy, source_hash};
+use matrix::{Job, check_source, copy};
 use parts::Parts;
 
 /// Name of the file with what differs from run to run.
@@ -211,8 +211,7 @@ fn merge(job: &Job<'_>, work: Work, start: Option<Instant>) -> Result<()> {
         for (i, entry) in plan.entries.iter().enumerate().filter(|(_, e)| e.file == file) {
             job.cx.cancel.check()?;
             if let Action::Copy = entry.action {
-                copied.insert(entry.name.clone(), source_hash(model, entry)?);
-                copy(model, entry, &mut writer)?;
+                copied.insert(entry.name.clone(), copy(model, entry, Some(&mut writer))?);
                 continue;
             }
             let missing = || Error::Missing {

@@ -120,7 +120,7 @@ impl Parts {
     pub fn copy(&self, number: usize, entry: &Entry, record: &Record, sink: &mut dyn TensorSink) -> Result<()> {
         let file = self.open(number, record)?;
         for (name, info) in &entry.tensors {
-            copy_rows(&file, name, info, sink)?;
+            copy_rows(&file, name, info, |_, _| Ok(()), sink)?;
         }
         Ok(())
     }
@@ -174,16 +174,22 @@ impl Parts {
     }
 }
 
-/// Copies a stored tensor a part at a time.
-pub fn copy_rows(source: &dyn TensorSource, name: &str, info: &TensorInfo, sink: &mut dyn TensorSink) -> Result<()> {
+/// Copies a stored tensor a part at a time; `check` sees each part and the entry of the first dimension that it begins at.
+pub fn copy_rows(
+    source: &dyn TensorSource,
+    name: &str,
+    info: &TensorInfo,
+    check: impl Fn(usize, &[u8]) -> Result<()>,
+    sink: &mut dyn TensorSink,
+) -> Result<()> {
     let total = info.bytes().map_err(|e| e.in_tensor(name))?;
     let rows = info.shape.first().copied().unwrap_or(1).max(1);
     let width = total / rows;
     let step = ((8usize << 20) / width.max(1)).max(1);
     for first in (0..rows).step_by(step) {
-        let n = step.min(rows - first);
-        let mut bytes = vec![0u8; n * width];
+        let mut bytes = vec![0u8; step.min(rows - first) * width];
         source.read_at(name, (first * width) as u64, &mut bytes)?;
+        check(first, &bytes).map_err(|e| e.in_tensor(name))?;
         if info.shape.is_empty() {
             sink.write_shared(name, info, &bytes)?;
         } else {
