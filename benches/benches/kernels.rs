@@ -1,7 +1,8 @@
 //! Integer products beside what the machine can do at most: `cargo bench -p tersor-benches --bench kernels`.
 //!
 //! Every figure is the median of repetitions, on one thread and on two, pinned. Operands rotate through more memory than the caches
-//! hold. Limits are measured right before the product that stands beside them.
+//! hold. Limits are measured right before and after the product that stands beside them. Words after `--` choose lines: those that have
+//! all of them (`-- avx2 "4 row" "512 tokens" "2 threads"`).
 
 use std::time::Instant;
 
@@ -67,59 +68,75 @@ struct Form {
     name: &'static str,
     bits: u32,
     group: usize,
+    dual: bool,
 }
 
 fn main() {
-    let isa = Isa::detect();
-    println!("instruction set: {}", isa.name());
+    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let buffer: Vec<u64> = (0..BEYOND as u64 / 8).collect();
     let cores = core_affinity::get_core_ids().unwrap_or_default();
-    for threads in [1, 2] {
-        let cores = cores.clone();
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).start_handler(move |i| {
-            if let Some(core) = cores.get(i) {
-                core_affinity::set_for_current(*core);
-            }
-        });
-        let Ok(pool) = pool.build() else { return };
-        pool.install(|| {
-            let rate = |kind| peak(isa, kind, threads) / 1e9;
-            println!(
-                "\n{threads} thread(s): f32 {:.0} Gop/s, bytes in 32 bits {:.0} Gop/s, in 16 bits {:.0} Gop/s (AVX2)",
-                rate(Arithmetic::F32),
-                rate(Arithmetic::Bytes32),
-                rate(Arithmetic::Bytes16)
-            );
-            println!(
-                "{:12} {:>12} {:>7} {:>9} {:>9} {:>9} {:>16}",
-                "weights", "shape", "tokens", "planes", "us", "Gop/s", "of the limit"
-            );
-            for [rows, cols] in [[4096, 4096], [14336, 4096]] {
-                for form in [
-                    Form { name: "8 row", bits: 8, group: cols },
-                    Form { name: "8 g128", bits: 8, group: 128 },
-                    Form { name: "4 row", bits: 4, group: cols },
-                    Form { name: "4 g128", bits: 4, group: 128 },
-                    Form { name: "4 g32", bits: 4, group: 32 },
-                    Form { name: "3 g128", bits: 3, group: 128 },
-                    Form { name: "2 g128", bits: 2, group: 128 },
-                ] {
-                    measure(isa, threads, [rows, cols], &form, &buffer);
+    println!(
+        "{:10} {:10} {:8} {:>12} {:>11} {:>8} {:>9} {:>7}  of the limit",
+        "level", "threads", "weights", "shape", "tokens", "planes", "us", "Gop/s"
+    );
+    for isa in Isa::available().into_iter().skip(1).rev() {
+        for threads in [2, 1] {
+            let cores = cores.clone();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).start_handler(move |i| {
+                if let Some(core) = cores.get(i) {
+                    core_affinity::set_for_current(*core);
                 }
-            }
-        });
+            });
+            let Ok(pool) = pool.build() else { return };
+            pool.install(|| {
+                for shape in [[4096, 4096], [14336, 4096], [4096, 14336]] {
+                    for (name, bits, group, dual) in [
+                        ("8 row", 8, shape[1], false),
+                        ("8 g128", 8, 128, false),
+                        ("4 row", 4, shape[1], false),
+                        ("4 dual", 4, 128, true),
+                        ("4 g128", 4, 128, false),
+                        ("4 g32", 4, 32, false),
+                        ("3 g128", 3, 128, false),
+                        ("2 g128", 2, 128, false),
+                    ] {
+                        measure(isa, threads, shape, &Form { name, bits, group, dual }, &buffer, &words);
+                    }
+                }
+            });
+        }
     }
 }
 
-fn measure(isa: Isa, threads: usize, [rows, cols]: [usize; 2], form: &Form, buffer: &[u64]) {
+/// Operands, made when the first line asks for them.
+fn weights([rows, cols]: [usize; 2], form: &Form) -> Option<Vec<Panels>> {
     let width = bits::packed_len(cols, form.bits);
     let packed: Vec<u8> = (0..rows * width).map(|i| ((i * 37) >> 3) as u8).collect();
-    let fit = |r: usize, g: usize| (((r + g) % 64 + 1) as f32 / 4096.0, 1 << (form.bits - 1));
-    let Some(first) = Panels::new(&packed, form.bits, [rows, cols], form.group, fit) else { return };
+    let zero = 1 << (form.bits - 1);
+    let first = if form.dual {
+        let fit = |r: usize, g: usize| ((r + g) as u8 % 15 + 1, zero);
+        Panels::dual(&packed, form.bits, [rows, cols], form.group, fit, &vec![0.01; rows])?
+    } else {
+        let fit = |r: usize, g: usize| (((r + g) % 64 + 1) as f32 / 4096.0, zero);
+        Panels::new(&packed, form.bits, [rows, cols], form.group, fit)?
+    };
     let copies = (BEYOND / first.bytes()).max(1) + 1;
-    let weights = vec![first; copies];
-    let mut y = vec![0f32; 512 * rows];
+    Some(vec![first; copies])
+}
+
+fn measure(isa: Isa, threads: usize, [rows, cols]: [usize; 2], form: &Form, buffer: &[u64], words: &[String]) {
+    let mut made = None;
     for (tokens, planes) in [(1, 1), (1, 3), (32, 1), (512, 1), (512, 3)] {
+        let label = format!(
+            "{:10} {threads} threads  {:8} {:>12} {tokens:>4} tokens {planes:>8}",
+            isa.name(),
+            form.name,
+            format!("{rows}x{cols}")
+        );
+        if !words.iter().all(|w| label.contains(w.as_str())) {
+            continue;
+        }
+        let Some(weights) = made.get_or_insert_with(|| weights([rows, cols], form)) else { return };
         let padding = weights[0].padding();
         let x = if planes == 1 {
             let codes: Vec<i8> = (0..tokens * cols).map(|i| ((i * 31) >> 2) as i8).collect();
@@ -129,19 +146,27 @@ fn measure(isa: Isa, threads: usize, [rows, cols]: [usize; 2], form: &Form, buff
             Activations::exact(isa, &values, tokens, padding)
         };
         let Some(x) = x else { return };
-        let seconds = time(|i| {
-            let y = Out { data: &mut y[..tokens * rows], stride: rows };
+        let mut y = vec![0f32; tokens * rows];
+        let copies = weights.len();
+        let run = |i: usize| {
+            let y = Out { data: &mut y, stride: rows };
             product(isa, &x, &weights[i % copies], Write::Set, y, threads > 1);
-        });
-        let gops = 2.0 * (tokens * rows * cols) as f64 / seconds / 1e9;
-        let limit = if tokens == 1 {
-            let (ours, most) = (weights[0].bytes() as f64 / seconds, read_rate(buffer, threads));
-            format!("{:.0} % of {:.1} GB/s", 100.0 * ours / most, most / 1e9)
-        } else {
-            let most = peak(isa, Arithmetic::Bytes32, threads);
-            format!("{:.0} % of 32 bits", 100.0 * gops * planes as f64 * 1e9 / most)
         };
-        let shape = format!("{rows}x{cols}");
-        println!("{:12} {shape:>12} {tokens:>7} {planes:>9} {:>9.0} {gops:>9.0} {limit:>16}", form.name, seconds * 1e6);
+        let limit = || match tokens {
+            1 => read_rate(buffer, threads),
+            _ => peak(isa, Arithmetic::Bytes32, threads),
+        };
+        let (before, seconds, after) = (limit(), time(run), limit());
+        let most = (before + after) / 2.0;
+        let gops = 2.0 * (tokens * rows * cols) as f64 / seconds / 1e9;
+        let share = if tokens == 1 {
+            let bytes = weights[0].bytes() as f64 / seconds;
+            format!("{:.0} % of {:.1} GB/s", 100.0 * bytes / most, most / 1e9)
+        } else {
+            let in_16 = peak(isa, Arithmetic::Bytes16, threads);
+            let done = gops * planes as f64 * 1e11;
+            format!("{:.0} % of {:.0} Gop/s in 32 bits, {:.0} % of {:.0} in 16", done / most, most / 1e9, done / in_16, in_16 / 1e9)
+        };
+        println!("{label} {:>9.0} {gops:>7.0}  {share}", seconds * 1e6);
     }
 }

@@ -79,6 +79,22 @@ impl Isa {
         self.0 != Level::Scalar
     }
 
+    /// Whether bytes of 8-bit weights are multiplied in pairs of 16 bits, for want of an instruction that sums products of bytes in 32.
+    pub(crate) fn multiplies_pairs(self) -> bool {
+        self.name() == "avx2"
+    }
+
+    /// Numbers of tokens that the micro-kernels take at once, the largest first, the last 1.
+    pub(crate) fn tiles(self, bits: u32, planes: usize) -> &'static [usize] {
+        match self.0 {
+            Level::Scalar => &[1],
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => crate::arch::avx2_integer::tiles(bits, planes),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => crate::arch::vnni::tiles(planes),
+        }
+    }
+
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_avx512_vnni(self) -> bool {
         self.0 == Level::Avx512Vnni

@@ -1,56 +1,73 @@
 //! Integer products with AVX2: `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs in 16 bits, which saturate.
 //!
-//! Codes of 2 to 4 bits are at most 3, 7 and 15, so a pair sum is at most `2 * 15 * 128 = 3840` in magnitude and 8 of them (30720), 18 of
-//! 3 bits (1792 each) or 42 of 2 bits (768 each) stay below 32768: they are added in 16 bits before they are widened. Codes of 8 bits
-//! are re-centred to -128..=127 and multiplied as 16-bit numbers: a pair sum of theirs would not fit.
+//! Codes of 2 to 4 bits are at most 3, 7 and 15, so a pair sum is at most `2 * 15 * 128 = 3840` in magnitude (1792 at 3 bits, 768 at 2), and
+//! the sum of 8 of them at most 30720: so many are added in 16 bits before they are widened. Codes of 8 bits would not fit: they are
+//! multiplied as 16-bit numbers by `vpmaddwd`, which adds pairs in 32 bits.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::dense::Write;
-use crate::integer::{Activations, Cells, LANES, Lane, Line, Panels};
+use crate::integer::{Cells, LANES, Lane, Line, Panels, Tile, Tokens};
+
+/// Planes of tokens that a tile takes at once, at most.
+const WIDE: usize = 6;
+
+/// Lines that are asked for before they are needed, where memory is slower than the arithmetic.
+const AHEAD: usize = 96;
+
+/// Values of a tile, `[token, 16]`.
+type Values = [[f32; LANES]; WIDE];
+
+type Kernel = unsafe fn(&Tokens<'_>, &Panels, usize, Tile, &mut Values);
+
+/// Numbers of tokens that a tile may have.
+pub(crate) fn tiles(bits: u32, planes: usize) -> &'static [usize] {
+    match (bits, planes) {
+        (8, 1) => &[4, 2, 1],
+        (8, _) => &[1],
+        (_, 1) => &[6, 4, 2, 1],
+        (_, _) => &[2, 1],
+    }
+}
 
 /// # Safety
-/// The processor has AVX2 and FMA. The cells of `panels` for all tokens may be written and are not touched by anyone else.
+/// The processor has AVX2, FMA and F16C. The cells of `panels` for all tokens may be written and are not touched by anyone else.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn product(
-    x: &Activations,
-    w: &Panels,
-    panels: Range<usize>,
-    write: Write,
-    cells: Cells,
-    sums: &mut Vec<f32>,
-) {
-    sums.resize(4 * LANES, 0.0);
+pub(crate) unsafe fn product(x: &Tokens<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
+    let mut values = [[0f32; LANES]; WIDE];
     for panel in panels {
-        let mut token = 0;
-        while token < x.tokens() {
-            let left = x.tokens() - token;
-            // SAFETY: as for this function; the tokens of the tile exist.
-            let done = unsafe {
-                match (w.bits(), x.planes(), left) {
-                    (8, 1, 4..) => tile::<8, 4, 1>(x, w, panel, token, sums),
-                    (8, 1, _) => tile::<8, 1, 1>(x, w, panel, token, sums),
-                    (8, _, _) => tile::<8, 3, 3>(x, w, panel, token, sums),
-                    (4, 1, 4..) => tile::<4, 4, 1>(x, w, panel, token, sums),
-                    (4, 1, _) => tile::<4, 1, 1>(x, w, panel, token, sums),
-                    (4, _, _) => tile::<4, 3, 3>(x, w, panel, token, sums),
-                    (3, 1, 4..) => tile::<3, 4, 1>(x, w, panel, token, sums),
-                    (3, 1, _) => tile::<3, 1, 1>(x, w, panel, token, sums),
-                    (3, _, _) => tile::<3, 3, 3>(x, w, panel, token, sums),
-                    (_, 1, 4..) => tile::<2, 4, 1>(x, w, panel, token, sums),
-                    (_, 1, _) => tile::<2, 1, 1>(x, w, panel, token, sums),
-                    (_, _, _) => tile::<2, 3, 3>(x, w, panel, token, sums),
-                }
+        for &tile in &x.tiles {
+            let kernel: Kernel = match (w.bits(), x.x.planes(), tile.tokens) {
+                (8, 1, 4) => multiply::<8, 4, 1>,
+                (8, 1, 2) => multiply::<8, 2, 1>,
+                (8, 1, _) => multiply::<8, 1, 1>,
+                (8, _, _) => multiply::<8, 3, 3>,
+                (4, planes, tokens) => kernels::<4>(planes, tokens),
+                (3, planes, tokens) => kernels::<3>(planes, tokens),
+                (_, planes, tokens) => kernels::<2>(planes, tokens),
             };
-            for (t, sums) in sums.chunks_exact(LANES).take(done).enumerate() {
-                let scale = x.scale(token + t);
-                let values: [f32; LANES] = std::array::from_fn(|l| sums[l] * scale);
+            // SAFETY: as for this function; the tile exists, and the kernel is for tiles of this size.
+            unsafe { kernel(x, w, panel, tile, &mut values) };
+            for (t, values) in (tile.first..).zip(values.iter().take(tile.tokens)) {
+                let scaled = values.map(|v| v * x.x.scale(t));
                 // SAFETY: the caller vouches for the cells.
-                unsafe { cells.put(token + t, panel * LANES, w.rows(), &values, write) };
+                unsafe { cells.put(t, panel * LANES, w.rows(), &scaled, write) };
             }
-            token += done;
         }
+    }
+}
+
+/// The kernel for tiles of so many tokens.
+fn kernels<const BITS: u32>(planes: usize, tokens: usize) -> Kernel {
+    match (planes, tokens) {
+        (1, 6) => multiply::<BITS, 6, 1>,
+        (1, 4) => multiply::<BITS, 4, 1>,
+        (1, 2) => multiply::<BITS, 2, 1>,
+        (1, _) => multiply::<BITS, 1, 1>,
+        (_, 2) => multiply::<BITS, 6, 3>,
+        (_, _) => multiply::<BITS, 3, 3>,
     }
 }
 
@@ -65,43 +82,130 @@ unsafe fn quad<const BITS: u32, const Q: usize>(lines: *const Line, half: usize)
     let load = |i: usize| unsafe { _mm256_load_si256(lines.add(i).cast::<__m256i>().add(half)) };
     let low = |v: __m256i, mask: i8| _mm256_and_si256(v, _mm256_set1_epi8(mask));
     match BITS {
-        8 => _mm256_xor_si256(load(0), _mm256_set1_epi8(-128)),
-        4 => low(shift(load(0), 4 * Q), 15),
-        2 => low(shift(load(0), 2 * Q), 3),
+        4 => low(shift::<Q, 4>(load(0)), 15),
+        2 => low(shift::<Q, 2>(load(0)), 3),
         _ => {
-            let high = low(shift(load(2), Q), 1);
-            _mm256_or_si256(low(shift(load(Q / 4), 2 * (Q % 4)), 3), _mm256_slli_epi16::<2>(high))
+            let high = low(shift::<Q, 1>(load(2)), 1);
+            let two = if Q < 4 { shift::<Q, 2>(load(0)) } else { shift::<Q, 2>(load(1)) };
+            _mm256_or_si256(low(two, 3), _mm256_slli_epi16::<2>(high))
         }
     }
 }
 
-/// By a number that is a constant where this is inlined.
-#[inline(always)]
-fn shift(v: __m256i, by: usize) -> __m256i {
-    // SAFETY: only called where the instructions are there.
+/// To the right by `BITS * Q`, below 8: of codes of 3 bits, the second four have their low bits where the first four have them.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn shift<const Q: usize, const BITS: usize>(v: __m256i) -> __m256i {
+    match BITS * Q % 8 {
+        0 => v,
+        1 => _mm256_srli_epi16::<1>(v),
+        2 => _mm256_srli_epi16::<2>(v),
+        3 => _mm256_srli_epi16::<3>(v),
+        4 => _mm256_srli_epi16::<4>(v),
+        5 => _mm256_srli_epi16::<5>(v),
+        6 => _mm256_srli_epi16::<6>(v),
+        _ => _mm256_srli_epi16::<7>(v),
+    }
+}
+
+/// Eight of 16 scales as floats.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn floats(scales: Lane<'_>, half: usize) -> __m256 {
+    debug_assert!(half < 2);
+    // SAFETY: the arrays have 16 elements, and 8 are read from 0 or 8 on.
     unsafe {
-        match by {
-            0 => v,
-            1 => _mm256_srli_epi16::<1>(v),
-            2 => _mm256_srli_epi16::<2>(v),
-            3 => _mm256_srli_epi16::<3>(v),
-            4 => _mm256_srli_epi16::<4>(v),
-            5 => _mm256_srli_epi16::<5>(v),
-            6 => _mm256_srli_epi16::<6>(v),
-            _ => _mm256_srli_epi16::<7>(v),
+        match scales {
+            Lane::Half(s) => _mm256_cvtph_ps(_mm_loadu_si128(s.as_ptr().add(8 * half).cast())),
+            Lane::Single(s) => _mm256_loadu_ps(s.as_ptr().add(8 * half)),
+            Lane::Whole(s) => _mm256_cvtepi32_ps(wide(s, half)),
         }
     }
 }
 
-/// One panel by `V` planes, `D` of them a token. Leaves the sums at `[token, 16]`; gives the number of tokens.
+/// Eight of 16 bytes in 32 bits each.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn wide(bytes: &[u8; LANES], half: usize) -> __m256i {
+    debug_assert!(half < 2);
+    // SAFETY: 16 bytes, 8 are read from 0 or 8 on.
+    _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(bytes.as_ptr().add(8 * half).cast()) })
+}
+
+/// Adds, in 16 bits, the products of four codes of each row with those of one token. Written out, because a compiler that may move the
+/// loads moves so many to the front that the sums lose their registers.
+///
+/// # Safety
+/// Four bytes may be read at `four`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add(acc: &mut [__m256i; 2], codes: &[__m256i; 2], four: *const [i8; 4]) {
+    // SAFETY: reads the four bytes, and changes nothing but its operands.
+    unsafe {
+        asm!(
+            "vpbroadcastd {x}, dword ptr [{four}]",
+            "vpmaddubsw {y}, {c}, {x}",
+            "vpmaddubsw {x}, {d}, {x}",
+            "vpaddw {a}, {a}, {y}",
+            "vpaddw {b}, {b}, {x}",
+            x = out(ymm_reg) _,
+            y = out(ymm_reg) _,
+            four = in(reg) four,
+            a = inout(ymm_reg) acc[0],
+            b = inout(ymm_reg) acc[1],
+            c = in(ymm_reg) codes[0],
+            d = in(ymm_reg) codes[1],
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+}
+
+/// Adds, in 32 bits, the products of 8-bit codes of each row in columns 0 and 2 (`even`) and 1 and 3 (`odd`) with those of one token.
+///
+/// # Safety
+/// Eight bytes may be read at `pairs`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn add_pairs(acc: &mut [__m256i; 2], even: &[__m256i; 2], odd: &[__m256i; 2], pairs: *const [i16; 4]) {
+    // SAFETY: reads the eight bytes, and changes nothing but its operands.
+    unsafe {
+        asm!(
+            "vpbroadcastd {x}, dword ptr [{pairs}]",
+            "vpmaddwd {y}, {c}, {x}",
+            "vpmaddwd {x}, {d}, {x}",
+            "vpaddd {a}, {a}, {y}",
+            "vpaddd {b}, {b}, {x}",
+            "vpbroadcastd {x}, dword ptr [{pairs} + 4]",
+            "vpmaddwd {y}, {e}, {x}",
+            "vpmaddwd {x}, {f}, {x}",
+            "vpaddd {a}, {a}, {y}",
+            "vpaddd {b}, {b}, {x}",
+            x = out(ymm_reg) _,
+            y = out(ymm_reg) _,
+            pairs = in(reg) pairs,
+            a = inout(ymm_reg) acc[0],
+            b = inout(ymm_reg) acc[1],
+            c = in(ymm_reg) even[0],
+            d = in(ymm_reg) even[1],
+            e = in(ymm_reg) odd[0],
+            f = in(ymm_reg) odd[1],
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+}
+
+/// One panel by `V` planes, `D` of them a token. Leaves the values before the tokens' scales.
+///
+/// # Safety
+/// The processor has the instructions; the panel and the tile exist, and it has `V / D` tokens of `D` planes.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile<const BITS: u32, const V: usize, const D: usize>(
-    x: &Activations,
+unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
+    x: &Tokens<'_>,
     w: &Panels,
     panel: usize,
-    token: usize,
-    sums: &mut [f32],
-) -> usize {
+    tile: Tile,
+    values: &mut Values,
+) {
     let padding = w.padding();
     let (quads, lines_of_block) = match BITS {
         8 => (1, 1),
@@ -109,115 +213,126 @@ unsafe fn tile<const BITS: u32, const V: usize, const D: usize>(
         2 => (4, 1),
         _ => (8, 3),
     };
-    // Quads whose pair sums are added in 16 bits: see the head of this file.
-    let narrow: usize = match BITS {
-        2 => 42,
-        3 => 18,
-        4 => 8,
-        _ => 1,
-    };
-    // Of re-centred codes the zero moves with them.
-    let centre = if BITS == 8 { 128 } else { 0 };
+    // Blocks whose pair sums are added in 16 bits: 8 quads, see the head of this file.
+    let run = if BITS == 8 { usize::MAX } else { 8 / quads };
     let ones = _mm256_set1_epi16(1);
-    let tokens = V / D;
-    let lines = w.lines(panel).as_ptr();
-    // The planes of neighbouring tokens follow each other.
-    let (base, width) = (x.row(token, 0).as_ptr(), padding.width());
-    debug_assert!(x.row(token + tokens - 1, D - 1).as_ptr() == base.wrapping_add((V - 1) * width));
+    let groups = padding.groups();
+    let (lines, offsets) = (w.lines(panel).as_ptr(), x.offsets(tile).as_ptr());
+    let codes_of_tile = x.quads(tile).as_ptr();
+    let pairs = if BITS == 8 { x.pairs(tile).as_ptr() } else { std::ptr::null() };
+    debug_assert!((tile.tokens, x.x.planes()) == (V / D, D));
+    // A few tokens are bound by memory.
+    let few = V < 4;
     let mut totals = [[_mm256_setzero_ps(); 2]; V];
+    let mut wholes = [[_mm256_setzero_si256(); 2]; V];
     let mut first = 0;
-    for group in 0..padding.groups() {
-        let (scales, zeros) = w.grid(panel, group);
-        let mut wide = [[_mm256_setzero_si256(); 2]; V];
-        for half in 0..2 {
-            // SAFETY: 16 bytes, 8 from 0 or 8 on.
-            let zeros = _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(zeros.as_ptr().add(8 * half).cast()) });
-            let zeros = _mm256_sub_epi32(zeros, _mm256_set1_epi32(centre));
-            for (v, wide) in wide.iter_mut().enumerate() {
-                let sum = _mm256_set1_epi32(x.sum(token + v / D, v % D, group).wrapping_neg());
-                wide[half] = _mm256_mullo_epi32(zeros, sum);
+    for group in 0..groups {
+        // SAFETY: there are `V` planes with an offset for each group.
+        let offset = |v: usize| _mm256_set1_epi32(unsafe { *offsets.add(v * groups + group) });
+        let mut acc = [[_mm256_setzero_si256(); 2]; V];
+        for v in 0..V {
+            acc[v] = [offset(v); 2];
+        }
+        if w.same_zero().is_none() {
+            for half in 0..2 {
+                let zeros = wide(w.zeros(panel, group), half);
+                for v in 0..V {
+                    acc[v][half] = _mm256_mullo_epi32(zeros, acc[v][half]);
+                }
             }
         }
-        let blocks = first..first + padding.blocks(group);
-        let (mut short, mut pending) = ([[_mm256_setzero_si256(); 2]; V], 0);
-        for block in blocks.clone() {
-            // A step for each quad of the block, its number a constant: shifts by it are immediate ones.
-            macro_rules! step {
-                ($($q:literal)*) => {{$({
-                    // SAFETY: a panel has this many lines for every block, and a plane four codes for every quad of it.
-                    let (codes, at) = unsafe {
-                        let here = lines.add(block * lines_of_block);
-                        let codes = [quad::<BITS, $q>(here, 0), quad::<BITS, $q>(here, 1)];
-                        (codes, base.add((block * quads + $q) * 4))
+        let end = first + padding.blocks(group);
+        while first < end {
+            let last = end.min(first.saturating_add(run));
+            if few && BITS < 8 {
+                for line in first * lines_of_block..last * lines_of_block {
+                    _mm_prefetch::<_MM_HINT_T1>(lines.wrapping_add(line + AHEAD).cast());
+                }
+            }
+            if BITS == 8 {
+                for block in first..last {
+                    // SAFETY: a panel has this many lines, of 64 bytes.
+                    let codes = unsafe {
+                        let here = lines.add(block).cast::<__m256i>();
+                        [_mm256_load_si256(here), _mm256_load_si256(here.add(1))]
                     };
+                    let even = codes.map(|c| _mm256_and_si256(c, _mm256_set1_epi16(255)));
+                    let odd = codes.map(|c| _mm256_srli_epi16::<8>(c));
                     for v in 0..V {
-                        // SAFETY: as above; there are `V` planes.
-                        let four = _mm256_set1_epi32(unsafe { at.add(v * width).cast::<i32>().read_unaligned() });
-                        for half in 0..2 {
-                            if BITS == 8 {
-                                wide[v][half] = _mm256_add_epi32(wide[v][half], wide_pair(codes[half], four));
-                            } else {
-                                let pair = _mm256_maddubs_epi16(codes[half], four);
-                                short[v][half] = _mm256_add_epi16(short[v][half], pair);
+                        // SAFETY: a tile has `V` times two pairs for every block.
+                        unsafe { add_pairs(&mut acc[v], &even, &odd, pairs.add(block * V + v)) };
+                    }
+                }
+            } else {
+                let mut short = [[_mm256_setzero_si256(); 2]; V];
+                for block in first..last {
+                    // A step for each quad of the block, its number a constant: shifts by it are immediate ones.
+                    macro_rules! step {
+                        ($($q:literal)*) => {{$({
+                            // SAFETY: a panel has this many lines for every block, and a tile `V` times four codes for every quad of it.
+                            unsafe {
+                                let here = lines.add(block * lines_of_block);
+                                let codes = [quad::<BITS, $q>(here, 0), quad::<BITS, $q>(here, 1)];
+                                let at = codes_of_tile.add((block * quads + $q) * V);
+                                for v in 0..V {
+                                    add(&mut short[v], &codes, at.add(v));
+                                }
                             }
-                        }
+                        })*}};
                     }
-                    pending += 1;
-                    if BITS != 8 && pending == narrow {
-                        for (wide, short) in wide.iter_mut().flatten().zip(short.iter_mut().flatten()) {
-                            *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(*short, ones));
-                            *short = _mm256_setzero_si256();
-                        }
-                        pending = 0;
+                    match BITS {
+                        4 => step!(0 1),
+                        2 => step!(0 1 2 3),
+                        _ => step!(0 1 2 3 4 5 6 7),
                     }
-                })*}};
+                }
+                for v in 0..V {
+                    for half in 0..2 {
+                        acc[v][half] = _mm256_add_epi32(acc[v][half], _mm256_madd_epi16(short[v][half], ones));
+                    }
+                }
             }
-            match BITS {
-                8 => step!(0),
-                4 => step!(0 1),
-                2 => step!(0 1 2 3),
-                _ => step!(0 1 2 3 4 5 6 7),
-            }
+            first = last;
         }
-        if BITS != 8 && pending > 0 {
-            for (wide, short) in wide.iter_mut().flatten().zip(short.iter().flatten()) {
-                *wide = _mm256_add_epi32(*wide, _mm256_madd_epi16(*short, ones));
-            }
-        }
-        first = blocks.end;
         for half in 0..2 {
-            // SAFETY: 16 floats of either width, 8 from 0 or 8 on.
-            let scales = unsafe {
-                match scales {
-                    Lane::Half(s) => _mm256_cvtph_ps(_mm_loadu_si128(s.as_ptr().add(8 * half).cast())),
-                    Lane::Single(s) => _mm256_loadu_ps(s.as_ptr().add(8 * half)),
+            match w.scales(panel, group) {
+                Lane::Whole(scales) => {
+                    let scales = wide(scales, half);
+                    for v in 0..V {
+                        let scaled = _mm256_mullo_epi32(scales, acc[v][half]);
+                        wholes[v][half] = _mm256_add_epi32(wholes[v][half], scaled);
+                    }
                 }
-            };
-            for t in 0..tokens {
-                let mut value = _mm256_cvtepi32_ps(wide[t * D + D - 1][half]);
-                for d in (0..D - 1).rev() {
-                    let next = _mm256_cvtepi32_ps(wide[t * D + d][half]);
-                    value = _mm256_fmadd_ps(value, _mm256_set1_ps(256.0), next);
+                scales => {
+                    let scales = floats(scales, half);
+                    for t in 0..V / D {
+                        let sum = join([acc[t * D][half], acc[t * D + D / 2][half], acc[t * D + D - 1][half]], D);
+                        totals[t][half] = _mm256_fmadd_ps(scales, sum, totals[t][half]);
+                    }
                 }
-                totals[t][half] = _mm256_fmadd_ps(scales, value, totals[t][half]);
             }
         }
     }
-    for t in 0..tokens {
+    for t in 0..V / D {
         for half in 0..2 {
-            let out = &mut sums[t * LANES + 8 * half..][..8];
-            // SAFETY: 8 floats.
-            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), totals[t][half]) };
+            if let Some(rows) = w.row_scales(panel) {
+                let sum = join([wholes[t * D][half], wholes[t * D + D / 2][half], wholes[t * D + D - 1][half]], D);
+                totals[t][half] = _mm256_mul_ps(floats(Lane::Single(rows), half), sum);
+            }
+            // SAFETY: 8 floats from 0 or 8 on.
+            unsafe { _mm256_storeu_ps(values[t].as_mut_ptr().add(8 * half), totals[t][half]) };
         }
     }
-    tokens
 }
 
-/// Sums of four products of signed bytes, in 32 bits.
-#[target_feature(enable = "avx2")]
-fn wide_pair(w: __m256i, x: __m256i) -> __m256i {
-    // The even and the odd bytes, each sign-extended in place: products of 16 bits, pairs summed in 32.
-    let even = |v: __m256i| _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(v));
-    let odd = |v: __m256i| _mm256_srai_epi16::<8>(v);
-    _mm256_add_epi32(_mm256_madd_epi16(even(w), even(x)), _mm256_madd_epi16(odd(w), odd(x)))
+/// Sums of one plane or three, of which the second counts 256 times and the third 65 536 times, as one.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn join(planes: [__m256i; 3], count: usize) -> __m256 {
+    let [low, middle, high] = planes.map(|p| _mm256_cvtepi32_ps(p));
+    if count == 1 {
+        return low;
+    }
+    let base = _mm256_set1_ps(256.0);
+    _mm256_fmadd_ps(_mm256_fmadd_ps(high, base, middle), base, low)
 }

@@ -1,9 +1,11 @@
-//! Loops in registers for [`limits`](crate::limits): ten independent sums each.
+//! Loops in registers for [`limits`](crate::limits): independent sums, as many as hide the latency.
 
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
 const SUMS: usize = 10;
+/// Sums of the loops whose chain is one addition: enough, with an operand for each in a register.
+const BYTES: usize = 6;
 
 #[target_feature(enable = "avx2,fma")]
 pub(crate) fn f32(steps: u64) -> (u64, i32) {
@@ -20,33 +22,33 @@ pub(crate) fn f32(steps: u64) -> (u64, i32) {
 
 #[target_feature(enable = "avx2")]
 pub(crate) fn bytes32(steps: u64) -> (u64, i32) {
-    let (x, ones) = (_mm256_set1_epi8(black_box(1)), _mm256_set1_epi16(black_box(1)));
-    let mut sums = [_mm256_setzero_si256(); SUMS];
-    for i in 0..steps {
-        let w = _mm256_set1_epi8(i as i8 & 7);
-        for (k, s) in sums.iter_mut().enumerate() {
-            // A different operand for each sum, or they would be one.
-            let w = _mm256_xor_si256(w, _mm256_set1_epi8(k as i8));
+    let (mut x, ones) = (_mm256_set1_epi8(black_box(1)), _mm256_set1_epi16(black_box(1)));
+    let w: [__m256i; BYTES] = std::array::from_fn(|k| _mm256_set1_epi8(black_box(k as i8)));
+    let mut sums = [_mm256_setzero_si256(); BYTES];
+    for _ in 0..steps {
+        for (s, w) in sums.iter_mut().zip(w) {
             *s = _mm256_add_epi32(*s, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones));
         }
+        // Another operand, so that no product is computed once for all rounds.
+        x = _mm256_add_epi8(x, ones);
     }
     let total = sums.into_iter().fold(_mm256_setzero_si256(), |t, s| _mm256_add_epi32(t, s));
-    (steps * (SUMS * 32) as u64, _mm256_cvtsi256_si32(total))
+    (steps * (BYTES * 32) as u64, _mm256_cvtsi256_si32(total))
 }
 
 #[target_feature(enable = "avx2")]
 pub(crate) fn bytes16(steps: u64) -> (u64, i32) {
-    let x = _mm256_set1_epi8(black_box(1));
-    let mut sums = [_mm256_setzero_si256(); SUMS];
-    let w: [__m256i; SUMS] = std::array::from_fn(|k| _mm256_set1_epi8(black_box(k as i8)));
+    let (mut x, ones) = (_mm256_set1_epi8(black_box(1)), _mm256_set1_epi16(black_box(1)));
+    let w: [__m256i; BYTES] = std::array::from_fn(|k| _mm256_set1_epi8(black_box(k as i8)));
+    let mut sums = [_mm256_setzero_si256(); BYTES];
     for _ in 0..steps {
-        for (s, w) in sums.iter_mut().zip(&w) {
-            // The sum is an operand, so that no product is computed once for all rounds.
-            *s = _mm256_add_epi16(*s, _mm256_maddubs_epi16(_mm256_xor_si256(*w, *s), x));
+        for (s, w) in sums.iter_mut().zip(w) {
+            *s = _mm256_add_epi16(*s, _mm256_maddubs_epi16(w, x));
         }
+        x = _mm256_add_epi8(x, ones);
     }
     let total = sums.into_iter().fold(_mm256_setzero_si256(), |t, s| _mm256_add_epi16(t, s));
-    (steps * (SUMS * 32) as u64, _mm256_cvtsi256_si32(total))
+    (steps * (BYTES * 32) as u64, _mm256_cvtsi256_si32(total))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]

@@ -1,81 +1,77 @@
 //! Integer products with AVX-512 VNNI: `vpdpbusd` adds four products of an unsigned and a signed byte to 32 bits, without saturation.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::dense::Write;
-use crate::integer::{Activations, Cells, LANES, Lane, Line, PANELS, Panels};
+use crate::integer::{Cells, LANES, Lane, Line, PANELS, Panels, Tile, Tokens};
 
 /// Planes of tokens that a tile takes at once: divisible by one and by three.
 const WIDE: usize = 12;
 
+/// Lines that are asked for before they are needed, where memory is slower than the arithmetic.
+const AHEAD: usize = 96;
+
+/// Values of a tile, `[token, panel, 16]`.
+type Values = [[[f32; LANES]; PANELS]; WIDE];
+
+type Kernel = unsafe fn(&Tokens<'_>, &Panels, usize, Tile, &mut Values);
+
+/// Numbers of tokens that a tile may have.
+pub(crate) fn tiles(planes: usize) -> &'static [usize] {
+    if planes == 1 { &[12, 8, 4, 2, 1] } else { &[4, 2, 1] }
+}
+
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI. The cells of `panels` for all tokens may be written and are not touched by anyone else.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(crate) unsafe fn product(
-    x: &Activations,
-    w: &Panels,
-    panels: Range<usize>,
-    write: Write,
-    cells: Cells,
-    sums: &mut Vec<f32>,
-) {
-    sums.resize(PANELS * WIDE * LANES, 0.0);
+pub(crate) unsafe fn product(x: &Tokens<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
+    let mut values = [[[0f32; LANES]; PANELS]; WIDE];
     let mut panel = panels.start;
     while panel < panels.end {
         let count = PANELS.min(panels.end - panel);
-        let mut token = 0;
-        while token < x.tokens() {
-            let left = x.tokens() - token;
-            // SAFETY: as for this function; `count` panels and the tokens of the tile exist.
-            let done = unsafe {
-                match (w.bits(), count, x.planes()) {
-                    (8, 2, p) => by_width::<8, 2>(x, w, panel, token, left, p, sums),
-                    (8, _, p) => by_width::<8, 1>(x, w, panel, token, left, p, sums),
-                    (4, 2, p) => by_width::<4, 2>(x, w, panel, token, left, p, sums),
-                    (4, _, p) => by_width::<4, 1>(x, w, panel, token, left, p, sums),
-                    (3, 2, p) => by_width::<3, 2>(x, w, panel, token, left, p, sums),
-                    (3, _, p) => by_width::<3, 1>(x, w, panel, token, left, p, sums),
-                    (_, 2, p) => by_width::<2, 2>(x, w, panel, token, left, p, sums),
-                    (_, _, p) => by_width::<2, 1>(x, w, panel, token, left, p, sums),
-                }
+        for &tile in &x.tiles {
+            let kernel = match (w.bits(), count) {
+                (8, PANELS) => kernels::<8, PANELS>,
+                (8, _) => kernels::<8, 1>,
+                (4, PANELS) => kernels::<4, PANELS>,
+                (4, _) => kernels::<4, 1>,
+                (3, PANELS) => kernels::<3, PANELS>,
+                (3, _) => kernels::<3, 1>,
+                (_, PANELS) => kernels::<2, PANELS>,
+                (_, _) => kernels::<2, 1>,
             };
-            for (i, sums) in sums.chunks_exact(LANES).take(done * count).enumerate() {
-                let (t, p) = (i / count, i % count);
-                let scale = x.scale(token + t);
-                let values: [f32; LANES] = std::array::from_fn(|l| sums[l] * scale);
-                // SAFETY: the caller vouches for the cells.
-                unsafe { cells.put(token + t, (panel + p) * LANES, w.rows(), &values, write) };
+            // SAFETY: as for this function; `count` panels and the tile exist, and the kernel is for tiles of this size.
+            unsafe { kernel(x.x.planes(), tile.tokens)(x, w, panel, tile, &mut values) };
+            for (t, of_token) in (tile.first..).zip(values.iter().take(tile.tokens)) {
+                let scale = _mm512_set1_ps(x.x.scale(t));
+                for (p, values) in of_token.iter().enumerate().take(count) {
+                    let mut scaled = [0f32; LANES];
+                    // SAFETY: 16 floats each; the caller vouches for the cells.
+                    unsafe {
+                        let product = _mm512_mul_ps(_mm512_loadu_ps(values.as_ptr()), scale);
+                        _mm512_storeu_ps(scaled.as_mut_ptr(), product);
+                        cells.put(t, (panel + p) * LANES, w.rows(), &scaled, write);
+                    }
+                }
             }
-            token += done;
         }
         panel += count;
     }
 }
 
-/// Picks the widest tile that the tokens fill; gives the number of tokens done.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn by_width<const BITS: u32, const P: usize>(
-    x: &Activations,
-    w: &Panels,
-    panel: usize,
-    token: usize,
-    left: usize,
-    planes: usize,
-    sums: &mut [f32],
-) -> usize {
-    // SAFETY: as for `product`.
-    unsafe {
-        match (planes, left) {
-            (1, 12..) => tile::<BITS, P, 12, 1>(x, w, panel, token, sums),
-            (1, 8..) => tile::<BITS, P, 8, 1>(x, w, panel, token, sums),
-            (1, 4..) => tile::<BITS, P, 4, 1>(x, w, panel, token, sums),
-            (1, 2..) => tile::<BITS, P, 2, 1>(x, w, panel, token, sums),
-            (1, _) => tile::<BITS, P, 1, 1>(x, w, panel, token, sums),
-            (_, 4..) => tile::<BITS, P, 12, 3>(x, w, panel, token, sums),
-            (_, 2..) => tile::<BITS, P, 6, 3>(x, w, panel, token, sums),
-            (_, _) => tile::<BITS, P, 3, 3>(x, w, panel, token, sums),
-        }
+/// The kernel for tiles of so many tokens.
+fn kernels<const BITS: u32, const P: usize>(planes: usize, tokens: usize) -> Kernel {
+    match (planes, tokens) {
+        (1, 12) => multiply::<BITS, P, 12, 1>,
+        (1, 8) => multiply::<BITS, P, 8, 1>,
+        (1, 4) => multiply::<BITS, P, 4, 1>,
+        (1, 2) => multiply::<BITS, P, 2, 1>,
+        (1, _) => multiply::<BITS, P, 1, 1>,
+        (_, 4) => multiply::<BITS, P, 12, 3>,
+        (_, 2) => multiply::<BITS, P, 6, 3>,
+        (_, _) => multiply::<BITS, P, 3, 3>,
     }
 }
 
@@ -91,42 +87,91 @@ unsafe fn quad<const BITS: u32, const Q: usize>(lines: *const Line) -> __m512i {
     let low = |v: __m512i, mask: i8| _mm512_and_si512(v, _mm512_set1_epi8(mask));
     match BITS {
         8 => load(0),
-        4 => low(shift(load(0), 4 * Q), 15),
-        2 => low(shift(load(0), 2 * Q), 3),
+        4 => low(shift::<Q, 4>(load(0)), 15),
+        2 => low(shift::<Q, 2>(load(0)), 3),
         _ => {
-            let high = low(shift(load(2), Q), 1);
-            _mm512_or_si512(low(shift(load(Q / 4), 2 * (Q % 4)), 3), _mm512_slli_epi16::<2>(high))
+            let high = low(shift::<Q, 1>(load(2)), 1);
+            let two = if Q < 4 { shift::<Q, 2>(load(0)) } else { shift::<Q, 2>(load(1)) };
+            _mm512_or_si512(low(two, 3), _mm512_slli_epi16::<2>(high))
         }
     }
 }
 
-/// By a number that is a constant where this is inlined.
-#[inline(always)]
-fn shift(v: __m512i, by: usize) -> __m512i {
-    // SAFETY: only called where the instructions are there.
+/// To the right by `BITS * Q`, below 8: of codes of 3 bits, the second four have their low bits where the first four have them.
+#[inline]
+#[target_feature(enable = "avx512bw")]
+fn shift<const Q: usize, const BITS: usize>(v: __m512i) -> __m512i {
+    match BITS * Q % 8 {
+        0 => v,
+        1 => _mm512_srli_epi16::<1>(v),
+        2 => _mm512_srli_epi16::<2>(v),
+        3 => _mm512_srli_epi16::<3>(v),
+        4 => _mm512_srli_epi16::<4>(v),
+        5 => _mm512_srli_epi16::<5>(v),
+        6 => _mm512_srli_epi16::<6>(v),
+        _ => _mm512_srli_epi16::<7>(v),
+    }
+}
+
+/// 16 scales as floats.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn floats(scales: Lane<'_>) -> __m512 {
+    // SAFETY: the arrays have 16 elements.
     unsafe {
-        match by {
-            0 => v,
-            1 => _mm512_srli_epi16::<1>(v),
-            2 => _mm512_srli_epi16::<2>(v),
-            3 => _mm512_srli_epi16::<3>(v),
-            4 => _mm512_srli_epi16::<4>(v),
-            5 => _mm512_srli_epi16::<5>(v),
-            6 => _mm512_srli_epi16::<6>(v),
-            _ => _mm512_srli_epi16::<7>(v),
+        match scales {
+            Lane::Half(s) => _mm512_cvtph_ps(_mm256_loadu_si256(s.as_ptr().cast())),
+            Lane::Single(s) => _mm512_loadu_ps(s.as_ptr()),
+            Lane::Whole(s) => _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(s.as_ptr().cast()))),
         }
     }
 }
 
-/// `P` panels by `V` planes, `D` of them a token. Leaves the sums at `[token, panel, 16]`; gives the number of tokens.
+/// Adds the products of four codes of each row with those of one token. Written out, because a compiler that may move the loads moves
+/// so many to the front that the sums lose their registers.
+///
+/// # Safety
+/// Four bytes may be read at `four`.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn tile<const BITS: u32, const P: usize, const V: usize, const D: usize>(
-    x: &Activations,
+unsafe fn add<const P: usize>(acc: &mut [__m512i; P], codes: &[__m512i; P], four: *const [i8; 4]) {
+    if P == 2 {
+        // SAFETY: reads the four bytes, and changes nothing but its operands.
+        unsafe {
+            asm!(
+                "vpbroadcastd {x}, dword ptr [{four}]",
+                "vpdpbusd {a}, {c}, {x}",
+                "vpdpbusd {b}, {d}, {x}",
+                x = out(zmm_reg) _,
+                four = in(reg) four,
+                a = inout(zmm_reg) acc[0],
+                b = inout(zmm_reg) acc[1],
+                c = in(zmm_reg) codes[0],
+                d = in(zmm_reg) codes[1],
+                options(pure, readonly, nostack, preserves_flags)
+            );
+        }
+    } else {
+        // SAFETY: as above.
+        let x = _mm512_set1_epi32(unsafe { four.cast::<i32>().read_unaligned() });
+        for p in 0..P {
+            acc[p] = _mm512_dpbusd_epi32(acc[p], codes[p], x);
+        }
+    }
+}
+
+/// `P` panels by `V` planes, `D` of them a token. Leaves the values before the tokens' scales.
+///
+/// # Safety
+/// The processor has the instructions; the panels and the tile exist, and it has `V / D` tokens of `D` planes.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn multiply<const BITS: u32, const P: usize, const V: usize, const D: usize>(
+    x: &Tokens<'_>,
     w: &Panels,
     panel: usize,
-    token: usize,
-    sums: &mut [f32],
-) -> usize {
+    tile: Tile,
+    values: &mut Values,
+) {
     let padding = w.padding();
     let (quads, lines_of_block) = match BITS {
         8 => (1, 1),
@@ -134,40 +179,51 @@ unsafe fn tile<const BITS: u32, const P: usize, const V: usize, const D: usize>(
         2 => (4, 1),
         _ => (8, 3),
     };
-    let tokens = V / D;
+    let (groups, dual) = (padding.groups(), w.is_dual());
     let lines: [*const Line; P] = std::array::from_fn(|p| w.lines(panel + p).as_ptr());
-    // The planes of neighbouring tokens follow each other.
-    let (base, width) = (x.row(token, 0).as_ptr(), padding.width());
-    debug_assert!(x.row(token + tokens - 1, D - 1).as_ptr() == base.wrapping_add((V - 1) * width));
+    let (codes_of_tile, offsets) = (x.quads(tile).as_ptr(), x.offsets(tile).as_ptr());
+    debug_assert!((tile.tokens, x.x.planes()) == (V / D, D));
+    // A few tokens are bound by memory, and one panel's lines lie far from the other's.
+    let few = V < 4;
     let mut totals = [[_mm512_setzero_ps(); P]; V];
+    let mut wholes = [[_mm512_setzero_si512(); P]; V];
     let mut first = 0;
-    for group in 0..padding.groups() {
+    for group in 0..groups {
+        // SAFETY: there are `V` planes with an offset for each group.
+        let offset = |v: usize| _mm512_set1_epi32(unsafe { *offsets.add(v * groups + group) });
         let mut acc = [[_mm512_setzero_si512(); P]; V];
-        for p in 0..P {
-            let (_, zeros) = w.grid(panel + p, group);
-            // SAFETY: 16 bytes.
-            let zeros = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(zeros.as_ptr().cast()) });
-            for (v, acc) in acc.iter_mut().enumerate() {
-                let sum = _mm512_set1_epi32(x.sum(token + v / D, v % D, group).wrapping_neg());
-                acc[p] = _mm512_mullo_epi32(zeros, sum);
+        for v in 0..V {
+            acc[v] = [offset(v); P];
+        }
+        if w.same_zero().is_none() {
+            for p in 0..P {
+                // SAFETY: 16 bytes.
+                let zeros = unsafe { _mm_loadu_si128(w.zeros(panel + p, group).as_ptr().cast()) };
+                let zeros = _mm512_cvtepu8_epi32(zeros);
+                for v in 0..V {
+                    acc[v][p] = _mm512_mullo_epi32(zeros, acc[v][p]);
+                }
             }
         }
         let end = first + padding.blocks(group);
         for block in first..end {
+            if few {
+                for p in 0..P {
+                    for line in 0..lines_of_block {
+                        let at = lines[p].wrapping_add(block * lines_of_block + line + AHEAD);
+                        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+                    }
+                }
+            }
             // A step for each quad of the block, its number a constant: shifts by it are immediate ones.
             macro_rules! step {
                 ($($q:literal)*) => {{$({
-                    // SAFETY: a panel has this many lines for every block, and a plane four codes for every quad of it.
-                    let (codes, at) = unsafe {
-                        let here = |p: usize| lines[p].add(block * lines_of_block);
-                        let codes: [__m512i; P] = std::array::from_fn(|p| quad::<BITS, $q>(here(p)));
-                        (codes, base.add((block * quads + $q) * 4))
-                    };
-                    for v in 0..V {
-                        // SAFETY: as above; there are `V` planes.
-                        let four = _mm512_set1_epi32(unsafe { at.add(v * width).cast::<i32>().read_unaligned() });
-                        for p in 0..P {
-                            acc[v][p] = _mm512_dpbusd_epi32(acc[v][p], codes[p], four);
+                    // SAFETY: a panel has this many lines for every block, and a tile `V` times four codes for every quad of it.
+                    unsafe {
+                        let codes = std::array::from_fn(|p| quad::<BITS, $q>(lines[p].add(block * lines_of_block)));
+                        let at = codes_of_tile.add((block * quads + $q) * V);
+                        for v in 0..V {
+                            add(&mut acc[v], &codes, at.add(v));
                         }
                     }
                 })*}};
@@ -181,30 +237,44 @@ unsafe fn tile<const BITS: u32, const P: usize, const V: usize, const D: usize>(
         }
         first = end;
         for p in 0..P {
-            let (scales, _) = w.grid(panel + p, group);
-            // SAFETY: 16 floats of either width.
-            let scales = unsafe {
-                match scales {
-                    Lane::Half(s) => _mm512_cvtph_ps(_mm256_loadu_si256(s.as_ptr().cast())),
-                    Lane::Single(s) => _mm512_loadu_ps(s.as_ptr()),
+            match w.scales(panel + p, group) {
+                Lane::Whole(scales) => {
+                    // SAFETY: 16 bytes.
+                    let scales = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(scales.as_ptr().cast()) });
+                    for v in 0..V {
+                        wholes[v][p] = _mm512_add_epi32(wholes[v][p], _mm512_mullo_epi32(scales, acc[v][p]));
+                    }
                 }
-            };
-            for t in 0..tokens {
-                let mut value = _mm512_cvtepi32_ps(acc[t * D + D - 1][p]);
-                for d in (0..D - 1).rev() {
-                    let next = _mm512_cvtepi32_ps(acc[t * D + d][p]);
-                    value = _mm512_fmadd_ps(value, _mm512_set1_ps(256.0), next);
+                scales => {
+                    let scales = floats(scales);
+                    for t in 0..V / D {
+                        let sum = join([acc[t * D][p], acc[t * D + D / 2][p], acc[t * D + D - 1][p]], D);
+                        totals[t][p] = _mm512_fmadd_ps(scales, sum, totals[t][p]);
+                    }
                 }
-                totals[t][p] = _mm512_fmadd_ps(scales, value, totals[t][p]);
             }
         }
     }
-    for t in 0..tokens {
+    for t in 0..V / D {
         for p in 0..P {
-            let out = &mut sums[(t * P + p) * LANES..][..LANES];
+            if let (true, Some(rows)) = (dual, w.row_scales(panel + p)) {
+                let sum = join([wholes[t * D][p], wholes[t * D + D / 2][p], wholes[t * D + D - 1][p]], D);
+                totals[t][p] = _mm512_mul_ps(floats(Lane::Single(rows)), sum);
+            }
             // SAFETY: 16 floats.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), totals[t][p]) };
+            unsafe { _mm512_storeu_ps(values[t][p].as_mut_ptr(), totals[t][p]) };
         }
     }
-    tokens
+}
+
+/// Sums of one plane or three, of which the second counts 256 times and the third 65 536 times, as one.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn join(planes: [__m512i; 3], count: usize) -> __m512 {
+    let [low, middle, high] = planes.map(|p| _mm512_cvtepi32_ps(p));
+    if count == 1 {
+        return low;
+    }
+    let base = _mm512_set1_ps(256.0);
+    _mm512_fmadd_ps(_mm512_fmadd_ps(high, base, middle), base, low)
 }

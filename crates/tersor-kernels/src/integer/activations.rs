@@ -120,8 +120,13 @@ impl Activations {
         let width = self.padding.width();
         &self.codes[(token * self.planes + plane) * width..][..width]
     }
-    pub(crate) fn sum(&self, token: usize, plane: usize, group: usize) -> i32 {
-        self.sums[(token * self.planes + plane) * self.padding.groups() + group]
+    /// Codes of all, `[token, plane, width]`.
+    pub(crate) fn codes(&self) -> &[i8] {
+        &self.codes
+    }
+    /// Sums of the codes of each group, `[token, plane, group]`.
+    pub(crate) fn sums(&self) -> &[i32] {
+        &self.sums
     }
     pub(crate) fn scale(&self, token: usize) -> f32 {
         self.scales[token]

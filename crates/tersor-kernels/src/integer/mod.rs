@@ -32,7 +32,7 @@ impl Cells {
         *self
     }
 
-    /// Puts the sums of one token and one panel where they belong.
+    /// Puts the values of one token and one panel where they belong.
     ///
     /// # Safety
     /// Elements `token * stride + row` for the rows of the panel may be written and are not touched by anyone else.
@@ -42,6 +42,78 @@ impl Cells {
             let cell = unsafe { &mut *self.data.add(token * self.stride + first + i) };
             *cell = if write == Write::Add { *cell + v } else { *v };
         }
+    }
+}
+
+/// Tokens that a micro-kernel takes at once.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile {
+    pub first: usize,
+    pub tokens: usize,
+}
+
+/// Activations in the order in which a micro-kernel reads them.
+pub(crate) struct Tokens<'a> {
+    pub x: &'a Activations,
+    pub tiles: Vec<Tile>,
+    /// Tile after tile, `[quad, token, plane]` of four codes each.
+    quads: Vec<[i8; 4]>,
+    /// The same in 16 bits, columns 0, 2, 1, 3: where bytes cannot be multiplied as they are.
+    pairs: Vec<[i16; 4]>,
+    /// What the sums of a group begin with, `[token, plane, group]`: the negative sum of its codes, times the zero where all groups have
+    /// the same.
+    offsets: Vec<i32>,
+}
+
+impl<'a> Tokens<'a> {
+    fn new(isa: Isa, x: &'a Activations, w: &Panels) -> Self {
+        let zero = w.same_zero().map_or(1, i32::from);
+        let offsets = x.sums().iter().map(|s| s.wrapping_mul(-zero)).collect();
+        let (planes, each) = (x.planes(), x.padding().width() / 4);
+        let (mut tiles, mut first) = (Vec::new(), 0);
+        for &tokens in isa.tiles(w.bits(), planes) {
+            while x.tokens() - first >= tokens {
+                tiles.push(Tile { first, tokens });
+                first += tokens;
+            }
+        }
+        let codes = x.codes().as_chunks::<4>().0;
+        let mut quads = vec![[0i8; 4]; codes.len()];
+        for tile in &tiles {
+            let (from, count) = (tile.first * planes, tile.tokens * planes);
+            let span = from * each..(from + count) * each;
+            for (v, row) in codes[span.clone()].chunks_exact(each.max(1)).enumerate() {
+                quads[span.clone()].iter_mut().skip(v).step_by(count).zip(row).for_each(|(out, q)| *out = *q);
+            }
+        }
+        let mut pairs = Vec::new();
+        if isa.multiplies_pairs() && w.bits() == 8 {
+            pairs = quads.iter().map(|q| [q[0], q[2], q[1], q[3]].map(i16::from)).collect();
+        }
+        Self { x, tiles, quads, pairs, offsets }
+    }
+
+    /// Where a tile's codes begin.
+    fn start(&self, tile: Tile) -> usize {
+        tile.first * self.x.planes() * (self.x.padding().width() / 4)
+    }
+
+    /// Codes of a tile, `[quad, token, plane]`.
+    pub fn quads(&self, tile: Tile) -> &[[i8; 4]] {
+        let n = tile.tokens * self.x.planes() * (self.x.padding().width() / 4);
+        &self.quads[self.start(tile)..][..n]
+    }
+
+    /// Pairs of a tile, `[quad, token, plane]`.
+    pub fn pairs(&self, tile: Tile) -> &[[i16; 4]] {
+        let n = tile.tokens * self.x.planes() * (self.x.padding().width() / 4);
+        &self.pairs[self.start(tile)..][..n]
+    }
+
+    /// Offsets of a tile, `[token, plane, group]`.
+    pub fn offsets(&self, tile: Tile) -> &[i32] {
+        let each = self.x.planes() * self.x.padding().groups();
+        &self.offsets[tile.first * each..][..tile.tokens * each]
     }
 }
 
@@ -62,31 +134,32 @@ pub fn product(isa: Isa, x: &Activations, w: &Panels, write: Write, y: Out<'_>, 
         return false;
     }
     let cells = Cells { data: y.data.as_mut_ptr(), stride: y.stride };
+    let x = &Tokens::new(isa, x, w);
     // Work is cut by shape: so many panels that a unit is worth its start.
     let step = (UNIT_BYTES / w.panel_bytes().max(1)).max(1).next_multiple_of(PANELS);
     let units = w.panels().div_ceil(step);
     let fork = parallel && w.panels() * w.panel_bytes() * tokens >= FORK_BYTES;
-    let unit = |i: usize, sums: &mut Vec<f32>| {
+    let unit = |i: usize, (): &mut ()| {
         let panels = i * step..w.panels().min((i + 1) * step);
         let cells = cells.get();
         #[cfg(target_arch = "x86_64")]
         {
             if isa.has_avx512_vnni() {
                 // SAFETY: `isa` proves the instructions; cells of these panels are this unit's alone, and `last` was checked.
-                unsafe { crate::arch::vnni::product(x, w, panels, write, cells, sums) };
+                unsafe { crate::arch::vnni::product(x, w, panels, write, cells) };
                 return;
             }
             if isa.has_avx2() {
                 // SAFETY: as above.
-                unsafe { crate::arch::avx2_integer::product(x, w, panels, write, cells, sums) };
+                unsafe { crate::arch::avx2_integer::product(x, w, panels, write, cells) };
                 return;
             }
         }
         let _ = isa;
         // SAFETY: as above.
-        unsafe { scalar::product(x, w, panels, write, cells, sums) };
+        unsafe { scalar::product(x, w, panels, write, cells) };
     };
-    par::map(units, fork, Vec::new, unit);
+    par::map(units, fork, || (), unit);
     true
 }
 

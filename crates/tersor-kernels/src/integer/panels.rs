@@ -29,16 +29,20 @@ pub struct Panels {
     lines: Vec<Line>,
     /// `[panel, group, 16]`.
     scales: Scales,
-    /// `[panel, group, 16]`.
-    zeros: Vec<u8>,
+    /// `[panel, group, 16]`, or one array where all are the same.
+    zeros: Vec<[u8; LANES]>,
+    /// The zero of all groups, if they have the same.
+    same_zero: Option<u8>,
 }
 
 /// Scales in two bytes where those hold them exactly, as those of most files do: with groups of 32 the rest would be a quarter of all
 /// that is read.
 #[derive(Clone, Debug, PartialEq)]
 enum Scales {
-    Half(Vec<u16>),
-    Single(Vec<f32>),
+    Half(Vec<[u16; LANES]>),
+    Single(Vec<[f32; LANES]>),
+    /// Integers, and `[panel, 16]` floats of the rows.
+    Dual(Vec<[u8; LANES]>, Vec<[f32; LANES]>),
 }
 
 /// Scales of the rows of a panel in one group.
@@ -48,6 +52,8 @@ pub(crate) enum Lane<'w> {
     Half(&'w [u16; LANES]),
     /// f32.
     Single(&'w [f32; LANES]),
+    /// Integers.
+    Whole(&'w [u8; LANES]),
 }
 
 impl Lane<'_> {
@@ -56,9 +62,14 @@ impl Lane<'_> {
         match self {
             Lane::Half(h) => h.map(|b| f16::from_bits(b).to_f32()),
             Lane::Single(s) => *s,
+            Lane::Whole(s) => s.map(f32::from),
         }
     }
 }
+
+/// The largest magnitude of a weight of dual grain, and the number of columns over which its products stay below 2^31.
+const DUAL_MOST: i32 = 127;
+const DUAL_LONGEST: usize = 1 << 17;
 
 /// Bits in which codes of a width are kept, columns of a block, lines of a block.
 fn form(bits: u32) -> (u32, usize, usize) {
@@ -72,7 +83,7 @@ fn form(bits: u32) -> (u32, usize, usize) {
 
 impl Panels {
     /// Repacks codes, one row after the other, each packed as by [`bits::pack`] into `ceil(cols * bits / 8)` bytes. `fit(row, group)` gives scale
-    /// and zero. None when the codes are too short, or `bits` is not 1 to 8.
+    /// and zero: a weight is `scale * (code - zero)`. None when the codes are too short, or `bits` is not 1 to 8.
     pub fn new(
         packed: &[u8],
         bits: u32,
@@ -80,6 +91,56 @@ impl Panels {
         group: usize,
         fit: impl Fn(usize, usize) -> (f32, u8),
     ) -> Option<Self> {
+        let (mut new, scales) = Self::repack(packed, bits, [rows, cols], group, fit)?;
+        let halves = scales.iter().map(|s| s.map(|s| f16::from_f32(s).to_bits()));
+        let halves: Vec<[u16; LANES]> = halves.collect();
+        let same = |s: &[f32; LANES], h: &[u16; LANES]| s.iter().zip(h).all(|(s, h)| f16::from_bits(*h).to_f32() == *s);
+        let exact = scales.iter().zip(&halves).all(|(s, h)| same(s, h));
+        new.scales = if exact { Scales::Half(halves) } else { Scales::Single(scales) };
+        Some(new)
+    }
+
+    /// The same of dual grain: a weight is `row_scales[row] * (scale * (code - zero))`, the scale of a group an integer, and what stands
+    /// in brackets at most 127 in magnitude. A row is then one sum in integers. None also when a weight is larger, there are more than
+    /// 131 072 columns, or not a scale for each row.
+    pub fn dual(
+        packed: &[u8],
+        bits: u32,
+        [rows, cols]: [usize; 2],
+        group: usize,
+        fit: impl Fn(usize, usize) -> (u8, u8),
+        row_scales: &[f32],
+    ) -> Option<Self> {
+        if cols > DUAL_LONGEST || row_scales.len() != rows {
+            return None;
+        }
+        let float = |row: usize, group: usize| (f32::from(fit(row, group).0), fit(row, group).1);
+        let (mut new, scales) = Self::repack(packed, bits, [rows, cols], group, float)?;
+        let mut codes = vec![0u8; cols];
+        let width = bits::packed_len(cols, bits);
+        for (r, packed) in packed.chunks_exact(width.max(1)).take(rows).enumerate() {
+            bits::unpack(packed, bits, 0, &mut codes);
+            for (k, code) in codes.iter().enumerate() {
+                let (scale, zero) = fit(r, k / group);
+                if i32::from(scale) * (i32::from(*code) - i32::from(zero)).abs() > DUAL_MOST {
+                    return None;
+                }
+            }
+        }
+        let mut rows = vec![[0f32; LANES]; new.panels()];
+        rows.as_flattened_mut()[..row_scales.len()].copy_from_slice(row_scales);
+        new.scales = Scales::Dual(scales.iter().map(|s| s.map(|s| s as u8)).collect(), rows);
+        Some(new)
+    }
+
+    /// Lines and zeros; scales `[panel, group, 16]` beside.
+    fn repack(
+        packed: &[u8],
+        bits: u32,
+        [rows, cols]: [usize; 2],
+        group: usize,
+        fit: impl Fn(usize, usize) -> (f32, u8),
+    ) -> Option<(Self, Vec<[f32; LANES]>)> {
         let width = bits::packed_len(cols, bits);
         if !(1..=8).contains(&bits) || packed.len() < rows.checked_mul(width)? || group == 0 {
             return None;
@@ -92,74 +153,45 @@ impl Panels {
             if parts > 1 && !whole.is_multiple_of(LONGEST) && whole < cols { return None } else { whole.min(LONGEST) };
         let padding = Padding { cols, group: short, block };
         let (panels, groups) = (rows.div_ceil(LANES), padding.groups());
-        let mut scales = vec![0f32; panels * groups * LANES];
-        let mut new = Self {
-            rows,
-            padding,
-            bits: kept,
-            lines: Vec::with_capacity(panels * Self::lines_of(&padding, kept)),
-            scales: Scales::Single(Vec::new()),
-            zeros: vec![0; panels * groups * LANES],
-        };
+        let mut scales = vec![[0f32; LANES]; panels * groups];
+        let mut zeros = vec![[0u8; LANES]; panels * groups];
+        let mut lines = Vec::with_capacity(panels * Self::lines_of(&padding, kept));
         let mut codes = vec![[0u8; LANES]; padding.width()];
         let mut row = vec![0u8; cols];
         for panel in 0..panels {
             codes.iter_mut().for_each(|c| *c = [0; LANES]);
-            for lane in 0..LANES.min(rows - panel * LANES) {
-                let r = panel * LANES + lane;
+            for lane in 0..LANES {
+                // What stands past the last row has its zeros and no more.
+                let r = (panel * LANES + lane).min(rows - 1);
+                let there = panel * LANES + lane < rows;
                 bits::unpack(&packed[r * width..(r + 1) * width], bits, 0, &mut row);
                 let mut at = 0;
                 for g in 0..groups {
                     let cols = g * short..((g + 1) * short).min(cols);
-                    for (out, code) in codes[at..].iter_mut().zip(&row[cols]) {
-                        out[lane] = *code;
+                    let (scale, zero) = fit(r, g * short / group);
+                    zeros[panel * groups + g][lane] = zero;
+                    if there {
+                        codes[at..].iter_mut().zip(&row[cols]).for_each(|(out, code)| out[lane] = *code);
+                        scales[panel * groups + g][lane] = scale;
                     }
                     at += padding.blocks(g) * block;
-                    let (scale, zero) = fit(r, g * short / group);
-                    scales[(panel * groups + g) * LANES + lane] = scale;
-                    new.zeros[(panel * groups + g) * LANES + lane] = zero;
                 }
             }
             for codes in codes.chunks_exact(block) {
-                new.push(codes);
+                push(kept, codes, &mut lines);
             }
         }
-        let halves: Vec<u16> = scales.iter().map(|s| f16::from_f32(*s).to_bits()).collect();
-        let exact = scales.iter().zip(&halves).all(|(s, h)| f16::from_bits(*h).to_f32() == *s);
-        new.scales = if exact { Scales::Half(halves) } else { Scales::Single(scales) };
-        Some(new)
+        let first = zeros.first().map_or(0, |z| z[0]);
+        let same_zero = zeros.iter().flatten().all(|z| *z == first).then_some(first);
+        if same_zero.is_some() {
+            zeros.clear();
+        }
+        let new = Self { rows, padding, bits: kept, lines, scales: Scales::Single(Vec::new()), zeros, same_zero };
+        Some((new, scales))
     }
 
     fn lines_of(padding: &Padding, bits: u32) -> usize {
         padding.width() / form(bits).1 * form(bits).2
-    }
-
-    /// A block of columns of a panel.
-    fn push(&mut self, codes: &[[u8; LANES]]) {
-        // `part(quad, shift)` has for each row the codes of four columns, shifted.
-        let part = |quad: usize, of: &dyn Fn(u8) -> u8| {
-            let mut line = [0u8; 64];
-            for (i, byte) in line.iter_mut().enumerate() {
-                *byte = of(codes[quad * 4 + i % 4][i / 4]);
-            }
-            line
-        };
-        let join = |parts: &[[u8; 64]]| {
-            let mut line = [0u8; 64];
-            parts.iter().for_each(|p| line.iter_mut().zip(p).for_each(|(l, p)| *l |= p));
-            Line(line)
-        };
-        match self.bits {
-            8 => self.lines.push(Line(part(0, &|c| c))),
-            4 => self.lines.push(join(&[part(0, &|c| c), part(1, &|c| c << 4)])),
-            2 => self.lines.push(join(&[0, 1, 2, 3].map(|q| part(q, &|c| c << (2 * q))))),
-            _ => {
-                for half in 0..2 {
-                    self.lines.push(join(&[0, 1, 2, 3].map(|q| part(half * 4 + q, &|c| (c & 3) << (2 * q)))));
-                }
-                self.lines.push(join(&[0, 1, 2, 3, 4, 5, 6, 7].map(|q| part(q, &|c| (c >> 2) << q))));
-            }
-        }
     }
 
     /// Rows.
@@ -172,8 +204,12 @@ impl Panels {
     }
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
-        let scale = if matches!(self.scales, Scales::Half(_)) { 2 } else { 4 };
-        self.lines.len() * 64 + self.zeros.len() * (scale + 1)
+        let scales = match &self.scales {
+            Scales::Half(s) => size_of_val(&s[..]),
+            Scales::Single(s) => size_of_val(&s[..]),
+            Scales::Dual(s, rows) => size_of_val(&s[..]) + size_of_val(&rows[..]),
+        };
+        self.lines.len() * 64 + size_of_val(&self.zeros[..]) + scales
     }
     pub(crate) fn bits(&self) -> u32 {
         self.bits
@@ -189,14 +225,34 @@ impl Panels {
         let n = Self::lines_of(&self.padding, self.bits);
         &self.lines[panel * n..(panel + 1) * n]
     }
-    /// Scales and zeros of a panel's group.
-    pub(crate) fn grid(&self, panel: usize, group: usize) -> (Lane<'_>, &[u8; LANES]) {
+    /// Scales of a panel's group.
+    pub(crate) fn scales(&self, panel: usize, group: usize) -> Lane<'_> {
         let at = panel * self.padding.groups() + group;
-        let scales = match &self.scales {
-            Scales::Half(s) => Lane::Half(&s.as_chunks().0[at]),
-            Scales::Single(s) => Lane::Single(&s.as_chunks().0[at]),
-        };
-        (scales, &self.zeros.as_chunks().0[at])
+        match &self.scales {
+            Scales::Half(s) => Lane::Half(&s[at]),
+            Scales::Single(s) => Lane::Single(&s[at]),
+            Scales::Dual(s, _) => Lane::Whole(&s[at]),
+        }
+    }
+    /// Floats of a panel's rows, where the groups have integers.
+    pub(crate) fn row_scales(&self, panel: usize) -> Option<&[f32; LANES]> {
+        match &self.scales {
+            Scales::Dual(_, rows) => Some(&rows[panel]),
+            _ => None,
+        }
+    }
+    /// Whether groups have integers for scales.
+    pub(crate) fn is_dual(&self) -> bool {
+        matches!(self.scales, Scales::Dual(..))
+    }
+    /// The zero of every group, if they have the same.
+    pub(crate) fn same_zero(&self) -> Option<u8> {
+        self.same_zero
+    }
+    /// Zeros of a panel's group, where they differ.
+    pub(crate) fn zeros(&self, panel: usize, group: usize) -> &[u8; LANES] {
+        const NONE: [u8; LANES] = [0; LANES];
+        self.zeros.get(panel * self.padding.groups() + group).unwrap_or(&NONE)
     }
 
     /// The four codes of each row in quad `quad` of block `block`, as bytes `4 r + j`.
@@ -240,6 +296,34 @@ impl Panels {
                 block += 1;
             }
             at = end;
+        }
+    }
+}
+
+/// Packs a block of columns of a panel.
+fn push(bits: u32, codes: &[[u8; LANES]], lines: &mut Vec<Line>) {
+    // `part(quad, of)` has for each row the codes of four columns, shifted.
+    let part = |quad: usize, of: &dyn Fn(u8) -> u8| {
+        let mut line = [0u8; 64];
+        for (i, byte) in line.iter_mut().enumerate() {
+            *byte = of(codes[quad * 4 + i % 4][i / 4]);
+        }
+        line
+    };
+    let join = |parts: &[[u8; 64]]| {
+        let mut line = [0u8; 64];
+        parts.iter().for_each(|p| line.iter_mut().zip(p).for_each(|(l, p)| *l |= p));
+        Line(line)
+    };
+    match bits {
+        8 => lines.push(Line(part(0, &|c| c))),
+        4 => lines.push(join(&[part(0, &|c| c), part(1, &|c| c << 4)])),
+        2 => lines.push(join(&[0, 1, 2, 3].map(|q| part(q, &|c| c << (2 * q))))),
+        _ => {
+            for half in 0..2 {
+                lines.push(join(&[0, 1, 2, 3].map(|q| part(half * 4 + q, &|c| (c & 3) << (2 * q)))));
+            }
+            lines.push(join(&[0, 1, 2, 3, 4, 5, 6, 7].map(|q| part(q, &|c| (c >> 2) << q))));
         }
     }
 }

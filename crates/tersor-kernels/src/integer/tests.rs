@@ -30,6 +30,27 @@ fn case(bits: u32, [rows, cols]: [usize; 2], group: usize, code: impl Fn(usize) 
     Case { weights: weights.collect(), panels, codes }
 }
 
+/// The same of dual grain: scales of groups are such that no weight is beyond 127.
+fn dual_case(bits: u32, [rows, cols]: [usize; 2], group: usize, same: bool, code: impl Fn(usize) -> u8) -> Case {
+    let Case { codes, .. } = case(bits, [rows, cols], group, code);
+    let width = bits::packed_len(cols, bits);
+    let mut packed = vec![0u8; rows * width];
+    codes.chunks(cols.max(1)).zip(packed.chunks_mut(width.max(1))).for_each(|(c, p)| bits::pack(c, bits, p));
+    let most = ((1u32 << bits) - 1) as u8;
+    let fit = |r: usize, g: usize| {
+        let zero = if same { most / 2 + 1 } else { (r * 5 + g) as u8 & most };
+        let largest = zero.max(most - zero).max(1);
+        (if largest > 127 { 0 } else { 1 + (r + g) as u8 % (127 / largest) }, zero)
+    };
+    let scales: Vec<f32> = (0..rows).map(|r| 0.01 + 0.002 * (r % 13) as f32).collect();
+    let panels = Panels::dual(&packed, bits, [rows, cols], group, fit, &scales).unwrap();
+    let weights = (0..rows * cols).map(|i| {
+        let (scale, zero) = fit(i / cols, i % cols / group);
+        f64::from(scales[i / cols]) * f64::from(scale) * (f64::from(codes[i]) - f64::from(zero))
+    });
+    Case { weights: weights.collect(), panels, codes }
+}
+
 fn run(isa: Isa, x: &Activations, w: &Panels, parallel: bool) -> Vec<f32> {
     let (stride, mut y) = (w.rows() + 3, vec![0.5f32; x.tokens() * (w.rows() + 3)]);
     assert!(product(isa, x, w, Write::Add, Out { data: &mut y, stride }, parallel));
@@ -65,10 +86,16 @@ proptest! {
 
     #[test]
     fn every_level_gives_the_same_bits(
-        bits in 1u32..=8, rows in 1usize..70, cols in 1usize..300, group in 1usize..300, tokens in 1usize..15, salt: u64
+        bits in 1u32..=8, rows in 1usize..=300, cols in 1usize..=300, group in 1usize..=300, tokens in 1usize..28, dual in 0u8..3,
+        salt: u64
     ) {
         let mix = |i: usize| (i as u64 ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-        let case = case(bits, [rows, cols], group, |i| mix(i) as u8);
+        // The scalar twin takes its time.
+        let rows = if tokens > 3 { rows.min(40) } else { rows };
+        let case = match dual {
+            0 => case(bits, [rows, cols], group, |i| mix(i) as u8),
+            grain => dual_case(bits, [rows, cols], group, grain == 2, |i| mix(i) as u8),
+        };
         let mut row = vec![0u8; cols];
         for r in 0..rows {
             case.panels.row_codes(r, &mut row);
@@ -92,14 +119,27 @@ proptest! {
 fn extremes_do_not_overflow() {
     for bits in [1, 2, 3, 4, 8] {
         for (code, x) in [(255u8, -128i8), (255, 127), (0, -128), (0, 127)] {
-            let case = case(bits, [17, 1000], 1000, |_| code);
-            let codes = vec![x; 2 * 1000];
-            let x = Activations::from_codes(&codes, &[1.0, 0.5], case.panels.padding()).unwrap();
-            let values: Vec<f64> =
-                codes.iter().enumerate().map(|(i, c)| f64::from(*c) / (1 + i / 1000) as f64).collect();
-            check(&case, &x, &values, 1e-6);
+            let shape = [17, 1000];
+            for case in [case(bits, shape, 1000, |_| code), dual_case(bits, shape, 1000, true, |_| code)] {
+                let codes = vec![x; 13 * 1000];
+                let scales: Vec<f32> = (1..14).map(|t| 1.0 / t as f32).collect();
+                let x = Activations::from_codes(&codes, &scales, case.panels.padding()).unwrap();
+                let value = |(i, c): (usize, &i8)| f64::from(*c) * f64::from(scales[i / 1000]);
+                let values: Vec<f64> = codes.iter().enumerate().map(value).collect();
+                check(&case, &x, &values, 1e-6);
+            }
         }
     }
+    // The longest row of dual grain at its largest: 127 * 128 * 2^17 is 2^31 less 2^24.
+    let n = 1 << 17;
+    let (packed, codes) = (vec![0u8; n], vec![-128i8; n]);
+    let Some(panels) = Panels::dual(&packed, 8, [1, n], n, |_, _| (1, 127), &[1.0]) else { panic!() };
+    let case = Case { panels, weights: vec![-127.0; n], codes: packed.clone() };
+    let x = Activations::from_codes(&codes, &[1.0], case.panels.padding()).unwrap();
+    check(&case, &x, &vec![-128.0; n], 1e-6);
+    assert!(Panels::dual(&vec![0; n + 1], 8, [1, n + 1], n, |_, _| (1, 127), &[1.0]).is_none());
+    assert!(Panels::dual(&packed, 8, [1, n], n, |_, _| (1, 128), &[1.0]).is_none());
+    assert!(Panels::dual(&packed, 8, [2, n / 2], n, |_, _| (1, 127), &[1.0]).is_none());
 }
 
 #[test]
