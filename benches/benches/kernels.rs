@@ -165,7 +165,13 @@ fn measure(isa: Isa, threads: usize, [rows, cols]: [usize; 2], form: &Form, buff
         } else {
             let in_16 = peak(isa, Arithmetic::Bytes16, threads);
             let done = gops * planes as f64 * 1e11;
-            format!("{:.0} % of {:.0} Gop/s in 32 bits, {:.0} % of {:.0} in 16", done / most, most / 1e9, done / in_16, in_16 / 1e9)
+            format!(
+                "{:.0} % of {:.0} Gop/s in 32 bits, {:.0} % of {:.0} in 16",
+                done / most,
+                most / 1e9,
+                done / in_16,
+                in_16 / 1e9
+            )
         };
         println!("{label} {:>9.0} {gops:>7.0}  {share}", seconds * 1e6);
     }

@@ -146,7 +146,20 @@ fn an_encoder_is_calibrated_on_sentences_and_measured_by_cosine() {
     // Each measure is for its own kind of model.
     let text = root().join("examples/data/wiki-eval.txt");
     assert!(fails(1, &["eval", s(&copy), "--text", s(&text)]).contains("--sentences"));
-    assert!(fails(1, &["eval", s(&root().join("examples/models/tiny-wiki")), "--sentences", s(&eval), "--against", s(&root().join("examples/models/tiny-wiki"))]).contains("--text"));
+    assert!(
+        fails(
+            1,
+            &[
+                "eval",
+                s(&root().join("examples/models/tiny-wiki")),
+                "--sentences",
+                s(&eval),
+                "--against",
+                s(&root().join("examples/models/tiny-wiki"))
+            ]
+        )
+        .contains("--text")
+    );
     assert!(fails(1, &["generate", s(&copy), "--prompt", "w5"]).contains("encoder"));
     fails(2, &["eval", s(&copy), "--sentences", s(&eval)]);
     fails(2, &["eval", s(&copy)]);

@@ -84,6 +84,11 @@ impl Isa {
         self.name() == "avx2"
     }
 
+    /// Whether one instruction sums four products of bytes in 32 bits.
+    pub(crate) fn multiplies_quads(self) -> bool {
+        self.name() == "avx512vnni"
+    }
+
     /// Numbers of tokens that the micro-kernels take at once, the largest first, the last 1.
     pub(crate) fn tiles(self, bits: u32, planes: usize) -> &'static [usize] {
         match self.0 {

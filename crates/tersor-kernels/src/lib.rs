@@ -24,6 +24,7 @@ pub mod hadamard;
 pub mod integer;
 mod isa;
 pub mod limits;
+pub mod lookup;
 pub mod par;
 pub mod vector;
 

@@ -4,12 +4,15 @@
 //! the sum of 8 of them at most 30720: so many are added in 16 bits before they are widened. Codes of 8 bits would not fit: they are
 //! multiplied as 16-bit numbers by `vpmaddwd`, which adds pairs in 32 bits.
 
+// Iterators over arrays of sums are not always unrolled, and then the sums live in memory.
+#![allow(clippy::needless_range_loop)]
+
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::dense::Write;
-use crate::integer::{Cells, LANES, Lane, Line, Panels, Tile, Tokens};
+use crate::integer::{Cells, LANES, Line, PanelScales, Panels, Tile, Tokens};
 
 /// Planes of tokens that a tile takes at once, at most.
 const WIDE: usize = 6;
@@ -108,21 +111,6 @@ fn shift<const Q: usize, const BITS: usize>(v: __m256i) -> __m256i {
     }
 }
 
-/// Eight of 16 scales as floats.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn floats(scales: Lane<'_>, half: usize) -> __m256 {
-    debug_assert!(half < 2);
-    // SAFETY: the arrays have 16 elements, and 8 are read from 0 or 8 on.
-    unsafe {
-        match scales {
-            Lane::Half(s) => _mm256_cvtph_ps(_mm_loadu_si128(s.as_ptr().add(8 * half).cast())),
-            Lane::Single(s) => _mm256_loadu_ps(s.as_ptr().add(8 * half)),
-            Lane::Whole(s) => _mm256_cvtepi32_ps(wide(s, half)),
-        }
-    }
-}
-
 /// Eight of 16 bytes in 32 bits each.
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -206,7 +194,6 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
     tile: Tile,
     values: &mut Values,
 ) {
-    let padding = w.padding();
     let (quads, lines_of_block) = match BITS {
         8 => (1, 1),
         4 => (2, 1),
@@ -216,7 +203,7 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
     // Blocks whose pair sums are added in 16 bits: 8 quads, see the head of this file.
     let run = if BITS == 8 { usize::MAX } else { 8 / quads };
     let ones = _mm256_set1_epi16(1);
-    let groups = padding.groups();
+    let [groups, each, in_last] = w.cuts();
     let (lines, offsets) = (w.lines(panel).as_ptr(), x.offsets(tile).as_ptr());
     let codes_of_tile = x.quads(tile).as_ptr();
     let pairs = if BITS == 8 { x.pairs(tile).as_ptr() } else { std::ptr::null() };
@@ -225,6 +212,7 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
     let few = V < 4;
     let mut totals = [[_mm256_setzero_ps(); 2]; V];
     let mut wholes = [[_mm256_setzero_si256(); 2]; V];
+    let (scales, zeros, differ) = (w.scales(panel), w.zeros(panel), w.same_zero().is_none());
     let mut first = 0;
     for group in 0..groups {
         // SAFETY: there are `V` planes with an offset for each group.
@@ -233,15 +221,15 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
         for v in 0..V {
             acc[v] = [offset(v); 2];
         }
-        if w.same_zero().is_none() {
+        if differ {
             for half in 0..2 {
-                let zeros = wide(w.zeros(panel, group), half);
+                let zeros = wide(&zeros[group], half);
                 for v in 0..V {
                     acc[v][half] = _mm256_mullo_epi32(zeros, acc[v][half]);
                 }
             }
         }
-        let end = first + padding.blocks(group);
+        let end = first + if group + 1 == groups { in_last } else { each };
         while first < end {
             let last = end.min(first.saturating_add(run));
             if few && BITS < 8 {
@@ -295,21 +283,24 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
             first = last;
         }
         for half in 0..2 {
-            match w.scales(panel, group) {
-                Lane::Whole(scales) => {
-                    let scales = wide(scales, half);
-                    for v in 0..V {
-                        let scaled = _mm256_mullo_epi32(scales, acc[v][half]);
-                        wholes[v][half] = _mm256_add_epi32(wholes[v][half], scaled);
+            // SAFETY: 16 numbers, of which 8 are read from 0 or 8 on.
+            let scales = unsafe {
+                match scales {
+                    PanelScales::Half(s) => _mm256_cvtph_ps(_mm_loadu_si128(s[group].as_ptr().add(8 * half).cast())),
+                    PanelScales::Single(s) => _mm256_loadu_ps(s[group].as_ptr().add(8 * half)),
+                    PanelScales::Whole(s) => {
+                        let scales = wide(&s[group], half);
+                        for v in 0..V {
+                            let scaled = _mm256_mullo_epi32(scales, acc[v][half]);
+                            wholes[v][half] = _mm256_add_epi32(wholes[v][half], scaled);
+                        }
+                        continue;
                     }
                 }
-                scales => {
-                    let scales = floats(scales, half);
-                    for t in 0..V / D {
-                        let sum = join([acc[t * D][half], acc[t * D + D / 2][half], acc[t * D + D - 1][half]], D);
-                        totals[t][half] = _mm256_fmadd_ps(scales, sum, totals[t][half]);
-                    }
-                }
+            };
+            for t in 0..V / D {
+                let sum = join([acc[t * D][half], acc[t * D + D / 2][half], acc[t * D + D - 1][half]], D);
+                totals[t][half] = _mm256_fmadd_ps(scales, sum, totals[t][half]);
             }
         }
     }
@@ -317,7 +308,8 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
         for half in 0..2 {
             if let Some(rows) = w.row_scales(panel) {
                 let sum = join([wholes[t * D][half], wholes[t * D + D / 2][half], wholes[t * D + D - 1][half]], D);
-                totals[t][half] = _mm256_mul_ps(floats(Lane::Single(rows), half), sum);
+                // SAFETY: 16 floats, of which 8 are read from 0 or 8 on.
+                totals[t][half] = _mm256_mul_ps(unsafe { _mm256_loadu_ps(rows.as_ptr().add(8 * half)) }, sum);
             }
             // SAFETY: 8 floats from 0 or 8 on.
             unsafe { _mm256_storeu_ps(values[t].as_mut_ptr().add(8 * half), totals[t][half]) };

@@ -5,6 +5,10 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2_integer;
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod lookup;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod peaks;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tables;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod vnni;

@@ -1,14 +1,20 @@
 //! Integer products with AVX-512 VNNI: `vpdpbusd` adds four products of an unsigned and a signed byte to 32 bits, without saturation.
 
+// Iterators over arrays of sums are not always unrolled, and then the sums live in memory.
+#![allow(clippy::needless_range_loop)]
+
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::dense::Write;
-use crate::integer::{Cells, LANES, Lane, Line, PANELS, Panels, Tile, Tokens};
+use crate::integer::{Cells, LANES, Line, PANELS, PanelScales, Panels, Tile, Tokens};
 
 /// Planes of tokens that a tile takes at once: divisible by one and by three.
 const WIDE: usize = 12;
+
+/// Planes of tokens below which a product is bound by memory.
+const FEW: usize = 4;
 
 /// Lines that are asked for before they are needed, where memory is slower than the arithmetic.
 const AHEAD: usize = 96;
@@ -30,7 +36,9 @@ pub(crate) unsafe fn product(x: &Tokens<'_>, w: &Panels, panels: Range<usize>, w
     let mut values = [[[0f32; LANES]; PANELS]; WIDE];
     let mut panel = panels.start;
     while panel < panels.end {
-        let count = PANELS.min(panels.end - panel);
+        // One stream of lines is read faster than two.
+        let most = if x.x.tokens() * x.x.planes() < FEW { 1 } else { PANELS };
+        let count = most.min(panels.end - panel);
         for &tile in &x.tiles {
             let kernel = match (w.bits(), count) {
                 (8, PANELS) => kernels::<8, PANELS>,
@@ -113,18 +121,12 @@ fn shift<const Q: usize, const BITS: usize>(v: __m512i) -> __m512i {
     }
 }
 
-/// 16 scales as floats.
+/// 16 bytes in 32 bits each.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn floats(scales: Lane<'_>) -> __m512 {
-    // SAFETY: the arrays have 16 elements.
-    unsafe {
-        match scales {
-            Lane::Half(s) => _mm512_cvtph_ps(_mm256_loadu_si256(s.as_ptr().cast())),
-            Lane::Single(s) => _mm512_loadu_ps(s.as_ptr()),
-            Lane::Whole(s) => _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(s.as_ptr().cast()))),
-        }
-    }
+fn wide(bytes: &[u8; LANES]) -> __m512i {
+    // SAFETY: 16 bytes.
+    _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
 
 /// Adds the products of four codes of each row with those of one token. Written out, because a compiler that may move the loads moves
@@ -172,40 +174,43 @@ unsafe fn multiply<const BITS: u32, const P: usize, const V: usize, const D: usi
     tile: Tile,
     values: &mut Values,
 ) {
-    let padding = w.padding();
     let (quads, lines_of_block) = match BITS {
         8 => (1, 1),
         4 => (2, 1),
         2 => (4, 1),
         _ => (8, 3),
     };
-    let (groups, dual) = (padding.groups(), w.is_dual());
+    let [groups, each, in_last] = w.cuts();
     let lines: [*const Line; P] = std::array::from_fn(|p| w.lines(panel + p).as_ptr());
     let (codes_of_tile, offsets) = (x.quads(tile).as_ptr(), x.offsets(tile).as_ptr());
     debug_assert!((tile.tokens, x.x.planes()) == (V / D, D));
-    // A few tokens are bound by memory, and one panel's lines lie far from the other's.
-    let few = V < 4;
+    let few = V < FEW;
     let mut totals = [[_mm512_setzero_ps(); P]; V];
     let mut wholes = [[_mm512_setzero_si512(); P]; V];
+    let (scales, zeros) = (
+        std::array::from_fn::<_, P, _>(|p| w.scales(panel + p)),
+        std::array::from_fn::<_, P, _>(|p| w.zeros(panel + p)),
+    );
+    let differ = w.same_zero().is_none();
     let mut first = 0;
     for group in 0..groups {
         // SAFETY: there are `V` planes with an offset for each group.
         let offset = |v: usize| _mm512_set1_epi32(unsafe { *offsets.add(v * groups + group) });
         let mut acc = [[_mm512_setzero_si512(); P]; V];
+        // Of a few tokens, every second quad has sums of its own: a chain of them takes four cycles a step.
+        let mut second = [[_mm512_setzero_si512(); P]; V];
         for v in 0..V {
             acc[v] = [offset(v); P];
         }
-        if w.same_zero().is_none() {
+        if differ {
             for p in 0..P {
-                // SAFETY: 16 bytes.
-                let zeros = unsafe { _mm_loadu_si128(w.zeros(panel + p, group).as_ptr().cast()) };
-                let zeros = _mm512_cvtepu8_epi32(zeros);
+                let zeros = wide(&zeros[p][group]);
                 for v in 0..V {
                     acc[v][p] = _mm512_mullo_epi32(zeros, acc[v][p]);
                 }
             }
         }
-        let end = first + padding.blocks(group);
+        let end = first + if group + 1 == groups { in_last } else { each };
         for block in first..end {
             if few {
                 for p in 0..P {
@@ -223,7 +228,8 @@ unsafe fn multiply<const BITS: u32, const P: usize, const V: usize, const D: usi
                         let codes = std::array::from_fn(|p| quad::<BITS, $q>(lines[p].add(block * lines_of_block)));
                         let at = codes_of_tile.add((block * quads + $q) * V);
                         for v in 0..V {
-                            add(&mut acc[v], &codes, at.add(v));
+                            let sums = if few && $q % 2 == 1 { &mut second[v] } else { &mut acc[v] };
+                            add(sums, &codes, at.add(v));
                         }
                     }
                 })*}};
@@ -236,30 +242,40 @@ unsafe fn multiply<const BITS: u32, const P: usize, const V: usize, const D: usi
             }
         }
         first = end;
+        if few && BITS < 8 {
+            for v in 0..V {
+                for p in 0..P {
+                    acc[v][p] = _mm512_add_epi32(acc[v][p], second[v][p]);
+                }
+            }
+        }
         for p in 0..P {
-            match w.scales(panel + p, group) {
-                Lane::Whole(scales) => {
-                    // SAFETY: 16 bytes.
-                    let scales = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(scales.as_ptr().cast()) });
-                    for v in 0..V {
-                        wholes[v][p] = _mm512_add_epi32(wholes[v][p], _mm512_mullo_epi32(scales, acc[v][p]));
+            // SAFETY: 16 numbers.
+            let scales = unsafe {
+                match scales[p] {
+                    PanelScales::Half(s) => _mm512_cvtph_ps(_mm256_loadu_si256(s[group].as_ptr().cast())),
+                    PanelScales::Single(s) => _mm512_loadu_ps(s[group].as_ptr()),
+                    PanelScales::Whole(s) => {
+                        let scales = wide(&s[group]);
+                        for v in 0..V {
+                            wholes[v][p] = _mm512_add_epi32(wholes[v][p], _mm512_mullo_epi32(scales, acc[v][p]));
+                        }
+                        continue;
                     }
                 }
-                scales => {
-                    let scales = floats(scales);
-                    for t in 0..V / D {
-                        let sum = join([acc[t * D][p], acc[t * D + D / 2][p], acc[t * D + D - 1][p]], D);
-                        totals[t][p] = _mm512_fmadd_ps(scales, sum, totals[t][p]);
-                    }
-                }
+            };
+            for t in 0..V / D {
+                let sum = join([acc[t * D][p], acc[t * D + D / 2][p], acc[t * D + D - 1][p]], D);
+                totals[t][p] = _mm512_fmadd_ps(scales, sum, totals[t][p]);
             }
         }
     }
     for t in 0..V / D {
         for p in 0..P {
-            if let (true, Some(rows)) = (dual, w.row_scales(panel + p)) {
+            if let Some(rows) = w.row_scales(panel + p) {
                 let sum = join([wholes[t * D][p], wholes[t * D + D / 2][p], wholes[t * D + D - 1][p]], D);
-                totals[t][p] = _mm512_mul_ps(floats(Lane::Single(rows)), sum);
+                // SAFETY: 16 floats.
+                totals[t][p] = _mm512_mul_ps(unsafe { _mm512_loadu_ps(rows.as_ptr()) }, sum);
             }
             // SAFETY: 16 floats.
             unsafe { _mm512_storeu_ps(values[t][p].as_mut_ptr(), totals[t][p]) };

@@ -124,6 +124,11 @@ impl Activations {
     pub(crate) fn codes(&self) -> &[i8] {
         &self.codes
     }
+    /// Sum of the codes of a token's plane.
+    pub(crate) fn total(&self, token: usize, plane: usize) -> i32 {
+        let groups = self.padding.groups();
+        self.sums[(token * self.planes + plane) * groups..][..groups].iter().fold(0, |s, v| s.wrapping_add(*v))
+    }
     /// Sums of the codes of each group, `[token, plane, group]`.
     pub(crate) fn sums(&self) -> &[i32] {
         &self.sums

@@ -8,10 +8,11 @@
 mod activations;
 mod panels;
 mod scalar;
+pub mod tables;
 
 pub use activations::{Activations, Padding};
 pub use panels::{LANES, Panels};
-pub(crate) use panels::{Lane, Line};
+pub(crate) use panels::{Line, PanelScales};
 
 use crate::dense::{Out, Write};
 use crate::{Isa, par};
@@ -19,8 +20,8 @@ use crate::{Isa, par};
 /// Where a block of panels goes: a disjoint part of the output.
 #[derive(Clone, Copy)]
 pub(crate) struct Cells {
-    data: *mut f32,
-    stride: usize,
+    pub(crate) data: *mut f32,
+    pub(crate) stride: usize,
 }
 // SAFETY: units of work write disjoint columns (see `product`), and the borrow of the output outlives them all.
 unsafe impl Send for Cells {}
@@ -28,7 +29,7 @@ unsafe impl Send for Cells {}
 unsafe impl Sync for Cells {}
 
 impl Cells {
-    fn get(&self) -> Self {
+    pub(crate) fn get(&self) -> Self {
         *self
     }
 

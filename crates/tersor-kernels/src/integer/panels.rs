@@ -25,6 +25,7 @@ pub(crate) struct Line(pub [u8; 64]);
 pub struct Panels {
     rows: usize,
     padding: Padding,
+    groups: usize,
     bits: u32,
     lines: Vec<Line>,
     /// `[panel, group, 16]`.
@@ -45,24 +46,24 @@ enum Scales {
     Dual(Vec<[u8; LANES]>, Vec<[f32; LANES]>),
 }
 
-/// Scales of the rows of a panel in one group.
+/// Scales of the rows of a panel, group by group.
 #[derive(Clone, Copy)]
-pub(crate) enum Lane<'w> {
+pub(crate) enum PanelScales<'w> {
     /// Bits of f16.
-    Half(&'w [u16; LANES]),
+    Half(&'w [[u16; LANES]]),
     /// f32.
-    Single(&'w [f32; LANES]),
+    Single(&'w [[f32; LANES]]),
     /// Integers.
-    Whole(&'w [u8; LANES]),
+    Whole(&'w [[u8; LANES]]),
 }
 
-impl Lane<'_> {
-    /// As f32.
-    pub(crate) fn to_f32(self) -> [f32; LANES] {
+impl PanelScales<'_> {
+    /// Of one group, as f32.
+    pub(crate) fn to_f32(self, group: usize) -> [f32; LANES] {
         match self {
-            Lane::Half(h) => h.map(|b| f16::from_bits(b).to_f32()),
-            Lane::Single(s) => *s,
-            Lane::Whole(s) => s.map(f32::from),
+            PanelScales::Half(h) => h[group].map(|b| f16::from_bits(b).to_f32()),
+            PanelScales::Single(s) => s[group],
+            PanelScales::Whole(s) => s[group].map(f32::from),
         }
     }
 }
@@ -186,7 +187,8 @@ impl Panels {
         if same_zero.is_some() {
             zeros.clear();
         }
-        let new = Self { rows, padding, bits: kept, lines, scales: Scales::Single(Vec::new()), zeros, same_zero };
+        let new =
+            Self { rows, padding, groups, bits: kept, lines, scales: Scales::Single(Vec::new()), zeros, same_zero };
         Some((new, scales))
     }
 
@@ -225,13 +227,13 @@ impl Panels {
         let n = Self::lines_of(&self.padding, self.bits);
         &self.lines[panel * n..(panel + 1) * n]
     }
-    /// Scales of a panel's group.
-    pub(crate) fn scales(&self, panel: usize, group: usize) -> Lane<'_> {
-        let at = panel * self.padding.groups() + group;
+    /// Scales of a panel's groups.
+    pub(crate) fn scales(&self, panel: usize) -> PanelScales<'_> {
+        let span = panel * self.groups..(panel + 1) * self.groups;
         match &self.scales {
-            Scales::Half(s) => Lane::Half(&s[at]),
-            Scales::Single(s) => Lane::Single(&s[at]),
-            Scales::Dual(s, _) => Lane::Whole(&s[at]),
+            Scales::Half(s) => PanelScales::Half(&s[span]),
+            Scales::Single(s) => PanelScales::Single(&s[span]),
+            Scales::Dual(s, _) => PanelScales::Whole(&s[span]),
         }
     }
     /// Floats of a panel's rows, where the groups have integers.
@@ -241,18 +243,17 @@ impl Panels {
             _ => None,
         }
     }
-    /// Whether groups have integers for scales.
-    pub(crate) fn is_dual(&self) -> bool {
-        matches!(self.scales, Scales::Dual(..))
-    }
     /// The zero of every group, if they have the same.
     pub(crate) fn same_zero(&self) -> Option<u8> {
         self.same_zero
     }
-    /// Zeros of a panel's group, where they differ.
-    pub(crate) fn zeros(&self, panel: usize, group: usize) -> &[u8; LANES] {
-        const NONE: [u8; LANES] = [0; LANES];
-        self.zeros.get(panel * self.padding.groups() + group).unwrap_or(&NONE)
+    /// Zeros of a panel's groups; none where all are the same.
+    pub(crate) fn zeros(&self, panel: usize) -> &[[u8; LANES]] {
+        self.zeros.get(panel * self.groups..(panel + 1) * self.groups).unwrap_or(&[])
+    }
+    /// Number of groups, and of blocks in each but the last, and in the last.
+    pub(crate) fn cuts(&self) -> [usize; 3] {
+        [self.groups, self.padding.blocks(0), self.padding.blocks(self.groups.saturating_sub(1))]
     }
 
     /// The four codes of each row in quad `quad` of block `block`, as bytes `4 r + j`.

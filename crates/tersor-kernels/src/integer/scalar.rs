@@ -20,14 +20,14 @@ pub(super) unsafe fn product(x: &Tokens<'_>, w: &Panels, panels: Range<usize>, w
             for group in 0..padding.groups() {
                 let blocks = first..first + padding.blocks(group);
                 first = blocks.end;
-                let scales = w.scales(panel, group).to_f32();
+                let scales = w.scales(panel).to_f32(group);
                 let mut value = [0f32; LANES];
                 for plane in (0..planes).rev() {
                     let tile = Tile { first: token, tokens: 1 };
                     let offset = x.offsets(tile)[plane * padding.groups() + group];
                     let mut dots = match w.same_zero() {
                         Some(_) => [offset; LANES],
-                        None => w.zeros(panel, group).map(|z| i32::from(z).wrapping_mul(offset)),
+                        None => w.zeros(panel)[group].map(|z| i32::from(z).wrapping_mul(offset)),
                     };
                     let row = x.x.row(token, plane);
                     for block in blocks.clone() {

@@ -63,8 +63,9 @@ fn run(isa: Isa, x: &Activations, w: &Panels, parallel: bool) -> Vec<f32> {
     set.chunks(stride).flat_map(|row| row[..w.rows()].to_vec()).collect()
 }
 
-/// All levels of this processor, bit for bit; and the exact product, within rounding.
-fn check(case: &Case, x: &Activations, values: &[f64], tolerance: f64) {
+/// All levels of this processor, bit for bit; and the exact product, within rounding: of f32, and by `step` of the activations' largest
+/// magnitude at each place.
+fn check(case: &Case, x: &Activations, values: &[f64], step: f64) {
     let (w, cols) = (&case.panels, case.panels.padding().cols);
     let want = run(Isa::SCALAR, x, w, false);
     for isa in Isa::available() {
@@ -75,9 +76,11 @@ fn check(case: &Case, x: &Activations, values: &[f64], tolerance: f64) {
     }
     for (i, got) in want.iter().enumerate() {
         let (t, r) = (i / w.rows(), i % w.rows());
-        let terms = (0..cols).map(|k| values[t * cols + k] * case.weights[r * cols + k]);
-        let (exact, size) = terms.fold((0f64, 1e-9f64), |(sum, size), v| (sum + v, size + v.abs()));
-        assert!((f64::from(*got) - exact).abs() <= tolerance * size, "token {t}, row {r}: {got} for {exact} of {size}");
+        let (x, w) = (&values[t * cols..][..cols], &case.weights[r * cols..][..cols]);
+        let exact: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+        let most = x.iter().fold(0f64, |m, v| m.max(v.abs()));
+        let size: f64 = x.iter().zip(w).map(|(x, w)| 3e-6 * (x * w).abs() + step * most * w.abs()).sum();
+        assert!((f64::from(*got) - exact).abs() <= 1e-9 + size, "token {t}, row {r}: {got} for {exact}");
     }
 }
 
@@ -105,13 +108,13 @@ proptest! {
         let scales: Vec<f32> = (0..tokens).map(|t| 0.1 + t as f32).collect();
         let x = Activations::from_codes(&codes, &scales, case.panels.padding()).unwrap();
         let values: Vec<f64> = codes.iter().enumerate().map(|(i, c)| f64::from(*c) * f64::from(scales[i / cols])).collect();
-        check(&case, &x, &values, 3e-6);
+        check(&case, &x, &values, 0.0);
 
         let floats: Vec<f32> = (0..tokens * cols).map(|i| (mix(i + 3) as f32 / 1e7 - 0.8) * if i % 31 == 0 { 60.0 } else { 1.0 }).collect();
         let x = Activations::exact(Isa::detect(), &floats, tokens, case.panels.padding()).unwrap();
         // Within 2^-23 of the token's largest magnitude at each place.
         let values: Vec<f64> = floats.iter().map(|v| f64::from(*v)).collect();
-        check(&case, &x, &values, 2e-5);
+        check(&case, &x, &values, f64::from(f32::EPSILON));
     }
 }
 
@@ -126,7 +129,7 @@ fn extremes_do_not_overflow() {
                 let x = Activations::from_codes(&codes, &scales, case.panels.padding()).unwrap();
                 let value = |(i, c): (usize, &i8)| f64::from(*c) * f64::from(scales[i / 1000]);
                 let values: Vec<f64> = codes.iter().enumerate().map(value).collect();
-                check(&case, &x, &values, 1e-6);
+                check(&case, &x, &values, 0.0);
             }
         }
     }
@@ -136,7 +139,7 @@ fn extremes_do_not_overflow() {
     let Some(panels) = Panels::dual(&packed, 8, [1, n], n, |_, _| (1, 127), &[1.0]) else { panic!() };
     let case = Case { panels, weights: vec![-127.0; n], codes: packed.clone() };
     let x = Activations::from_codes(&codes, &[1.0], case.panels.padding()).unwrap();
-    check(&case, &x, &vec![-128.0; n], 1e-6);
+    check(&case, &x, &vec![-128.0; n], 0.0);
     assert!(Panels::dual(&vec![0; n + 1], 8, [1, n + 1], n, |_, _| (1, 127), &[1.0]).is_none());
     assert!(Panels::dual(&packed, 8, [1, n], n, |_, _| (1, 128), &[1.0]).is_none());
     assert!(Panels::dual(&packed, 8, [2, n / 2], n, |_, _| (1, 127), &[1.0]).is_none());
@@ -148,7 +151,7 @@ fn long_rows_are_cut_and_zeros_stay() {
     let codes: Vec<i8> = (0..70_000).map(|i| (i % 255) as i8).collect();
     let x = Activations::from_codes(&codes, &[0.25], case.panels.padding()).unwrap();
     let values: Vec<f64> = codes.iter().map(|c| f64::from(*c) * 0.25).collect();
-    check(&case, &x, &values, 1e-5);
+    check(&case, &x, &values, 0.0);
     let zeros = Activations::exact(Isa::detect(), &[0.0; 140_000], 2, case.panels.padding()).unwrap();
     assert!(run(Isa::detect(), &zeros, &case.panels, true).iter().all(|v| *v == 0.0));
     // What does not fit is refused.

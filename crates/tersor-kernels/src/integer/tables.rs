@@ -1,0 +1,296 @@
+//! Weights of 4 bits whose groups each have a table of 16 bytes.
+//!
+//! A code looks its 8-bit weight up, so that a row is one sum in integers whatever its groups do: the per-group form of QQQ
+//! (arXiv 2406.09904), whose group scale is applied to the codes and rounded.
+
+use std::ops::Range;
+
+use half::f16;
+
+use super::{Activations, Cells, LANES, Line, Padding};
+use crate::dense::{Out, Write};
+use crate::{Isa, bits, par};
+
+/// Rows of a line.
+pub(crate) const ROWS: usize = 4;
+
+/// Columns of a line.
+const COLS: usize = 32;
+
+/// Columns over which products of bytes stay below 2^31.
+const LONGEST: usize = 1 << 17;
+
+/// A matrix `[rows, cols]` of 4-bit codes, a table of 16 signed bytes for each row and group, and a float for each row:
+/// a weight is `row_scales[row] * table[row, group][code]`.
+///
+/// A line of 64 bytes has 16 bytes for each of four rows: the codes of 32 columns, those of the first 16 in the low halves. A line of
+/// tables has a table for each row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TablePanels {
+    rows: usize,
+    padding: Padding,
+    /// `[four rows, block]`.
+    lines: Vec<Line>,
+    /// `[four rows, group]`, bytes offset by 128.
+    tables: Vec<Line>,
+    row_scales: Vec<f32>,
+}
+
+/// QQQ's table of a group scale: `round((code - 8) * scale)`, ties to even, kept within -127..=127.
+pub fn rounded_table(scale: f16) -> [i8; 16] {
+    // The product is exact in f32: 4 bits by 11.
+    std::array::from_fn(|n| ((n as f32 - 8.0) * scale.to_f32()).round_ties_even().clamp(-127.0, 127.0) as i8)
+}
+
+impl TablePanels {
+    /// Repacks codes, one row after the other, each packed as by [`bits::pack`] with 4 bits. None when the codes are too short, there are more
+    /// than 131 072 columns, or not a scale for each row.
+    pub fn new(
+        packed: &[u8],
+        [rows, cols]: [usize; 2],
+        group: usize,
+        table: impl Fn(usize, usize) -> [i8; 16],
+        row_scales: &[f32],
+    ) -> Option<Self> {
+        let width = bits::packed_len(cols, 4);
+        if packed.len() < rows.checked_mul(width)? || group == 0 || cols > LONGEST || row_scales.len() != rows {
+            return None;
+        }
+        let padding = Padding { cols, group: group.min(cols.max(1)), block: COLS };
+        let (quartets, groups, blocks) = (rows.div_ceil(ROWS), padding.groups(), padding.width() / COLS);
+        let mut lines = vec![Line([0; 64]); quartets * blocks];
+        let mut tables = vec![Line([128; 64]); quartets * groups];
+        let mut codes = vec![0u8; cols];
+        for (r, packed) in packed.chunks_exact(width.max(1)).take(rows).enumerate() {
+            bits::unpack(packed, 4, 0, &mut codes);
+            let (quartet, lane) = (r / ROWS, r % ROWS * 16);
+            let mut block = quartet * blocks;
+            for g in 0..groups {
+                let bytes = &mut tables[quartet * groups + g].0[lane..lane + 16];
+                bytes.iter_mut().zip(table(r, g)).for_each(|(out, v)| *out = (v as u8) ^ 128);
+                for codes in codes[g * padding.group..((g + 1) * padding.group).min(cols)].chunks(COLS) {
+                    for (j, c) in codes.iter().enumerate() {
+                        lines[block].0[lane + j % 16] |= c << (4 * (j / 16));
+                    }
+                    block += 1;
+                }
+            }
+        }
+        Some(Self { rows, padding, lines, tables, row_scales: row_scales.to_vec() })
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+    /// Layout that activations need for a product.
+    pub fn padding(&self) -> Padding {
+        self.padding
+    }
+    /// Bytes in memory.
+    pub fn bytes(&self) -> usize {
+        (self.lines.len() + self.tables.len()) * 64 + self.row_scales.len() * 4
+    }
+    /// The line of four rows in a block.
+    pub(crate) fn line(&self, quartet: usize, block: usize) -> &Line {
+        &self.lines[quartet * (self.padding.width() / COLS) + block]
+    }
+    /// The tables of four rows in a group.
+    pub(crate) fn table(&self, quartet: usize, group: usize) -> &Line {
+        &self.tables[quartet * self.padding.groups() + group]
+    }
+    /// Blocks of each group.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let mut first = 0;
+        (0..self.padding.groups()).map(move |g| {
+            let blocks = first..first + self.padding.blocks(g);
+            first = blocks.end;
+            blocks
+        })
+    }
+}
+
+/// `y[t, r] (+)= Σ_k x[t, k] * w[r, k]`. Returns false, with `y` unchanged, when the shapes do not fit.
+pub fn product(isa: Isa, x: &Activations, w: &TablePanels, write: Write, y: Out<'_>, parallel: bool) -> bool {
+    let (tokens, rows, planes) = (x.tokens(), w.rows(), x.planes());
+    if tokens == 0 || rows == 0 {
+        return true;
+    }
+    let last = (tokens - 1).checked_mul(y.stride).and_then(|v| v.checked_add(rows));
+    if x.padding() != &w.padding() || y.stride < rows || last.is_none_or(|l| l > y.data.len()) {
+        return false;
+    }
+    let cells = Cells { data: y.data.as_mut_ptr(), stride: y.stride };
+    let unit = |panel: usize, (): &mut ()| {
+        let mut token = 0;
+        while token < tokens {
+            // As many planes at once as there are registers for sums.
+            let (step, values) = match (tokens - token) * planes {
+                12.. if isa.multiplies_quads() => (12, tile::<12>(isa, x, w, panel, token)),
+                3.. => (3, tile::<3>(isa, x, w, panel, token)),
+                _ => (1, tile::<1>(isa, x, w, panel, token)),
+            };
+            for (t, values) in values.iter().enumerate().take(step / planes) {
+                // SAFETY: rows of this panel are this unit's alone, and `last` was checked.
+                unsafe { cells.get().put(token + t, panel * LANES, rows, values, write) };
+            }
+            token += step / planes;
+        }
+    };
+    par::map(rows.div_ceil(LANES), parallel && rows * w.padding.cols * tokens >= 1 << 18, || (), unit);
+    true
+}
+
+/// Values of 16 rows for as many tokens as have `V` planes together.
+fn tile<const V: usize>(isa: Isa, x: &Activations, w: &TablePanels, panel: usize, token: usize) -> [[f32; LANES]; 12] {
+    let planes = x.planes();
+    let codes: [&[i8]; V] = std::array::from_fn(|v| x.row(token + v / planes, v % planes));
+    let totals: [i32; V] = std::array::from_fn(|v| x.total(token + v / planes, v % planes));
+    let mut values = [[0f32; LANES]; 12];
+    let quartets = panel * (LANES / ROWS)..w.rows.div_ceil(ROWS).min((panel + 1) * (LANES / ROWS));
+    for (q, quartet) in quartets.enumerate() {
+        let sums = sums(isa, w, quartet, codes, totals);
+        for (t, sums) in sums.chunks(planes).enumerate() {
+            for (lane, scale) in w.row_scales[quartet * ROWS..].iter().take(ROWS).enumerate() {
+                let sum = sums.iter().rev().fold(0f32, |sum, s| sum.mul_add(256.0, s[lane] as f32));
+                values[t][q * ROWS + lane] = scale * sum * x.scale(token + t);
+            }
+        }
+    }
+    values
+}
+
+/// Sums of four rows with each plane, whose codes have these sums.
+fn sums<const V: usize>(
+    isa: Isa,
+    w: &TablePanels,
+    quartet: usize,
+    x: [&[i8]; V],
+    totals: [i32; V],
+) -> [[i32; ROWS]; V] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if isa.has_avx512_vnni() {
+            // SAFETY: `isa` proves the instructions; planes have the width of the padding, which the product checked.
+            let sums = unsafe { crate::arch::tables::vnni(w, quartet, x) };
+            return std::array::from_fn(|v| sums[v].map(|s| s.wrapping_sub(totals[v].wrapping_mul(128))));
+        }
+        if isa.has_avx2() {
+            // SAFETY: as above.
+            return unsafe { crate::arch::tables::avx2(w, quartet, x) };
+        }
+    }
+    let _ = (isa, totals);
+    sums_scalar(w, quartet, x)
+}
+
+fn sums_scalar<const V: usize>(w: &TablePanels, quartet: usize, x: [&[i8]; V]) -> [[i32; ROWS]; V] {
+    let mut sums = [[0i32; ROWS]; V];
+    for (group, blocks) in w.groups().enumerate() {
+        let table = &w.table(quartet, group).0;
+        for block in blocks {
+            let line = &w.line(quartet, block).0;
+            for (i, byte) in line.iter().enumerate() {
+                let row = i / 16;
+                for (half, code) in [byte & 15, byte >> 4].into_iter().enumerate() {
+                    let weight = i32::from((table[row * 16 + usize::from(code)] ^ 128) as i8);
+                    for (sums, x) in sums.iter_mut().zip(x) {
+                        sums[row] += weight * i32::from(x[block * COLS + half * 16 + i % 16]);
+                    }
+                }
+            }
+        }
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn tables_are_those_of_the_paper() {
+        let at = |code: usize, scale: f32| rounded_table(f16::from_f32(scale))[code + 8];
+        // 18.14 is 18.140625 in f16; halves go to the even neighbour.
+        assert_eq!((at(7, 18.14), at(3, 2.5)), (127, 8));
+        assert_eq!(rounded_table(f16::from_f32(2.5))[5], -8);
+        assert_eq!(rounded_table(f16::from_f32(100.0))[0], -127);
+        // The trick with the spacing of f16 in 1024..2048, for every code and many scales.
+        for bits in 0..0x4d00u16 {
+            let s = f16::from_bits(bits);
+            for (n, v) in rounded_table(s).into_iter().enumerate() {
+                let sum = (n as f64 - 8.0) * s.to_f64();
+                if sum.abs() <= 127.0 {
+                    let byte = (f16::from_f64(1152.0 + sum).to_bits() & 255) as u8;
+                    assert_eq!((byte ^ 128) as i8, v, "code {n}, scale {s}");
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_level_gives_the_definition(
+            rows in 1usize..=60, cols in 1usize..=300, group in 1usize..=300, tokens in 1usize..16, exact: bool, salt: u64, extreme in 0u8..3
+        ) {
+            let mix = |i: usize| (i as u64 ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+            let width = bits::packed_len(cols, 4);
+            let packed: Vec<u8> = (0..rows * width).map(|i| mix(i) as u8).collect();
+            let table = |r: usize, g: usize| match extreme {
+                0 => rounded_table(f16::from_f32(0.1 + (mix(r * 31 + g) % 170) as f32 / 10.0)),
+                1 => [127; 16],
+                _ => [-127; 16],
+            };
+            let scales: Vec<f32> = (0..rows).map(|r| 0.01 + r as f32 / 64.0).collect();
+            let w = TablePanels::new(&packed, [rows, cols], group, table, &scales).unwrap();
+            let x = if exact {
+                let values: Vec<f32> = (0..tokens * cols).map(|i| mix(i + 9) as f32 / 1e6 - 8.0).collect();
+                Activations::exact(Isa::SCALAR, &values, tokens, w.padding()).unwrap()
+            } else {
+                let code = |i: usize| if extreme == 0 { mix(i + 9) as i8 } else { -128 };
+                let codes: Vec<i8> = (0..tokens * cols).map(code).collect();
+                Activations::from_codes(&codes, &vec![0.5; tokens], w.padding()).unwrap()
+            };
+            // The same weights as 8-bit codes with one scale a row.
+            let mut bytes = vec![0u8; rows * cols];
+            for (r, out) in bytes.chunks_exact_mut(cols).enumerate() {
+                bits::unpack(&packed[r * width..], 4, 0, out);
+                for (k, v) in out.iter_mut().enumerate() {
+                    *v = (table(r, k / group)[usize::from(*v)] as u8) ^ 128;
+                }
+            }
+            let wide = super::super::Panels::dual(&bytes, 8, [rows, cols], group, |_, _| (1, 128), &scales).unwrap();
+            let stride = rows + 2;
+            let mut want = vec![0.5f32; tokens * stride];
+            // Other padding: the same values again.
+            let other = if exact {
+                let values: Vec<f32> = (0..tokens * cols).map(|i| mix(i + 9) as f32 / 1e6 - 8.0).collect();
+                Activations::exact(Isa::SCALAR, &values, tokens, wide.padding()).unwrap()
+            } else {
+                let code = |i: usize| if extreme == 0 { mix(i + 9) as i8 } else { -128 };
+                let codes: Vec<i8> = (0..tokens * cols).map(code).collect();
+                Activations::from_codes(&codes, &vec![0.5; tokens], wide.padding()).unwrap()
+            };
+            let out = Out { data: &mut want[..], stride };
+            prop_assert!(super::super::product(Isa::SCALAR, &other, &wide, Write::Add, out, false));
+            for isa in Isa::available() {
+                let mut got = vec![0.5f32; tokens * stride];
+                let out = Out { data: &mut got[..], stride };
+                prop_assert!(product(isa, &x, &w, Write::Add, out, true));
+                prop_assert_eq!(&got, &want, "{}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let none = |n: usize, rows: usize, cols: usize, scales: usize| {
+            TablePanels::new(&vec![0; n], [rows, cols], 32, |_, _| [0; 16], &vec![1.0; scales]).is_none()
+        };
+        assert!(none(3, 2, 4, 2) && none(4, 2, 4, 1) && none(1 << 17, 1, (1 << 17) + 1, 1) && !none(4, 2, 4, 2));
+        let w = TablePanels::new(&[0; 4], [2, 4], 32, |_, _| [0; 16], &[1.0; 2]).unwrap();
+        let x = Activations::from_codes(&[0; 8], &[1.0; 2], w.padding()).unwrap();
+        assert!(!product(Isa::SCALAR, &x, &w, Write::Set, Out { data: &mut [0.0; 3], stride: 2 }, false));
+    }
+}
