@@ -14,6 +14,7 @@ use tersor_core::{
 use tersor_kernels::affine::{self, Affine};
 use tersor_kernels::bits;
 use tersor_kernels::dense::Write;
+use tersor_kernels::grouped::{self, Groups};
 use tersor_kernels::integer::{self, Panels};
 
 use crate::{Clip, Grid, GroupSpec};
@@ -54,14 +55,36 @@ impl GroupedLinear {
         if fits.len() != want {
             return Err(Error::shape("groups", want, fits.len()));
         }
-        let mut codes = vec![0u8; n];
-        for (r, (w, codes)) in w.chunks_exact(cols.max(1)).zip(codes.chunks_exact_mut(cols.max(1))).enumerate() {
-            for (g, span) in spans(&spec, cols).enumerate() {
-                let fit = fits[fit_index(&spec, cols, r, g)];
-                affine::quantize(isa, &w[span.clone()], fit, spec.grid.codes(spec.bits), &mut codes[span]);
-            }
+        Self::encode(spec, shape, w, isa, |r, _, out| {
+            out.iter_mut().enumerate().for_each(|(g, fit)| *fit = fits[fit_index(&spec, cols, r, g)]);
+            Ok(())
+        })
+    }
+
+    /// Quantizes `w`, of the right length and finite, by rounding, in the current pool: `fit(row, values, fits)` gives the grids of a row.
+    pub(crate) fn encode(
+        spec: GroupSpec,
+        shape: [usize; 2],
+        w: &[f32],
+        isa: Isa,
+        fit: impl Fn(usize, &[f32], &mut [Affine]) -> Result<()> + Sync + Send,
+    ) -> Result<Self> {
+        let [rows, cols] = shape;
+        let (groups, none) = (groups(&spec, cols), Affine { scale: 1.0, zero: 0 });
+        let mut codes = vec![0u8; rows * groups.row_bytes()];
+        let mut fits = vec![none; rows * groups.count()];
+        if !grouped::quantize(isa, w, &groups, fit, (&mut codes, &mut fits), true)? {
+            return Err(Error::shape("elements of a matrix", shape, w.len()));
         }
-        Self::from_codes(spec, shape, &codes, fits)
+        fits.truncate(fit_count(&spec, shape));
+        Ok(Self::new(spec, shape, codes, &fits))
+    }
+
+    /// Of packed codes that are on their grids.
+    fn new(spec: GroupSpec, shape: [usize; 2], codes: Vec<u8>, fits: &[Affine]) -> Self {
+        let scales = fits.iter().map(|f| f.scale).collect();
+        let zeros = if spec.grid == Grid::Asym { fits.iter().map(|f| f.zero).collect() } else { Vec::new() };
+        Self { spec, shape, codes, panels: OnceLock::new(), scales, zeros }
     }
 
     /// Packs codes, one a byte and row-major, on the grids of `fits`. Error when a length is wrong or a code is not on
@@ -81,9 +104,7 @@ impl GroupedLinear {
         for (codes, out) in codes.chunks_exact(cols.max(1)).zip(packed.chunks_exact_mut(width.max(1))) {
             bits::pack(codes, spec.bits.get(), out);
         }
-        let scales = fits.iter().map(|f| f.scale).collect();
-        let zeros = if spec.grid == Grid::Asym { fits.iter().map(|f| f.zero).collect() } else { Vec::new() };
-        Ok(Self { spec, shape, codes: packed, panels: OnceLock::new(), scales, zeros })
+        Ok(Self::new(spec, shape, packed, fits))
     }
 
     /// Quantizes other values on the grids of this matrix (its scales and zeros held). Error on another length or a
@@ -212,6 +233,11 @@ fn row_bytes(spec: &GroupSpec, cols: usize) -> usize {
     bits::packed_len(cols, spec.bits.get())
 }
 
+/// Rows as kernels cut them.
+fn groups(spec: &GroupSpec, cols: usize) -> Groups {
+    Groups { cols, group: spec.group.width(cols).max(1), bits: spec.bits.get(), range: spec.grid.codes(spec.bits) }
+}
+
 /// Scales of the whole matrix.
 fn fit_count(spec: &GroupSpec, [rows, cols]: [usize; 2]) -> usize {
     match spec.group {
@@ -255,12 +281,18 @@ impl LinearOp for GroupedLinear {
             return Ok(());
         }
         let isa = Isa::detect();
+        let fit = |r: usize, g: usize| self.fit(fit_index(&self.spec, cols, r, g));
+        let (groups, width) = (groups(&self.spec, cols), row_bytes(&self.spec, cols));
+        if self.codes.len() == self.shape[0] * width {
+            let codes = &self.codes[rows.start * width..rows.end * width];
+            grouped::dequantize(isa, codes, &groups, |r, g| fit(rows.start + r, g), out, false);
+            return Ok(());
+        }
         let mut codes = vec![0u8; cols];
         for (r, out) in rows.zip(out.chunks_exact_mut(cols)) {
             self.read_codes(r, &mut codes);
             for (g, span) in spans(&self.spec, cols).enumerate() {
-                let fit = self.fit(fit_index(&self.spec, cols, r, g));
-                affine::dequantize(isa, &codes[span.clone()], fit, &mut out[span]);
+                affine::dequantize(isa, &codes[span.clone()], fit(r, g), &mut out[span]);
             }
         }
         Ok(())

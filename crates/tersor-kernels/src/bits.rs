@@ -18,16 +18,68 @@ pub fn pack(codes: &[u8], bits: u32, out: &mut [u8]) {
         out[..n].copy_from_slice(&codes[..n]);
         return;
     }
-    let mask = (1u64 << bits) - 1;
+    let width = bits as usize;
     // Eight codes fill exactly `bits` bytes.
-    for (group, bytes) in codes.chunks(8).zip(out.chunks_mut(bits as usize)) {
-        let mut word = 0u64;
-        for (i, &c) in group.iter().enumerate() {
-            word |= (u64::from(c) & mask) << (i as u32 * bits);
-        }
-        let word = word.to_le_bytes();
-        bytes.copy_from_slice(&word[..bytes.len()]);
+    let (whole, rest) = codes.as_chunks::<8>();
+    let mut places = out.chunks_exact_mut(width);
+    match bits {
+        4 => whole.iter().zip(&mut places).for_each(|(c, b)| b.copy_from_slice(&join::<4>(c)[..4])),
+        2 => whole.iter().zip(&mut places).for_each(|(c, b)| b.copy_from_slice(&join::<2>(c)[..2])),
+        3 => whole.iter().zip(&mut places).for_each(|(c, b)| b.copy_from_slice(&join::<3>(c)[..3])),
+        1 => whole.iter().zip(&mut places).for_each(|(c, b)| b.copy_from_slice(&join::<1>(c)[..1])),
+        5 => whole.iter().zip(&mut places).for_each(|(c, b)| b.copy_from_slice(&join::<5>(c)[..5])),
+        6 => whole.iter().zip(&mut places).for_each(|(c, b)| b.copy_from_slice(&join::<6>(c)[..6])),
+        _ => whole.iter().zip(&mut places).for_each(|(c, b)| b.copy_from_slice(&join::<7>(c)[..7])),
     }
+    // The codes that do not fill a group, or a group that the output cuts.
+    let done = (codes.len() / 8).min(out.len() / width);
+    let rest = if done == codes.len() / 8 { rest } else { &codes[done * 8..][..8] };
+    let mut last = [0u8; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let last = match bits {
+        1 => join::<1>(&last),
+        2 => join::<2>(&last),
+        3 => join::<3>(&last),
+        4 => join::<4>(&last),
+        5 => join::<5>(&last),
+        6 => join::<6>(&last),
+        _ => join::<7>(&last),
+    };
+    let out = &mut out[done * width..];
+    let n = out.len().min((rest.len() * width).div_ceil(8));
+    out[..n].copy_from_slice(&last[..n]);
+}
+
+/// Eight bytes with a code of `BITS` bits each, as `BITS` bytes: neighbours are joined three times.
+#[inline]
+fn join<const BITS: u32>(codes: &[u8; 8]) -> [u8; 8] {
+    let mut w = u64::from_le_bytes(*codes) & spread(BITS, 8);
+    for [bits, step] in [[BITS, 8], [2 * BITS, 16], [4 * BITS, 32]] {
+        let low = spread(bits, 2 * step);
+        w = (w & low) | (w >> (step - bits) & low << bits);
+    }
+    w.to_le_bytes()
+}
+
+/// The reverse of [`join`].
+#[inline]
+fn part<const BITS: u32>(bytes: [u8; 8]) -> [u8; 8] {
+    let mut w = u64::from_le_bytes(bytes);
+    for [bits, step] in [[4 * BITS, 32], [2 * BITS, 16], [BITS, 8]] {
+        let low = spread(bits, 2 * step);
+        w = (w & low) | (w & low << bits) << (step - bits);
+    }
+    w.to_le_bytes()
+}
+
+/// The lowest `bits` of every `step` bits.
+const fn spread(bits: u32, step: u32) -> u64 {
+    let (mut word, mut at) = (0u64, 0);
+    while at < 64 {
+        word |= ((1u64 << bits) - 1) << at;
+        at += step;
+    }
+    word
 }
 
 /// Unpacks `out.len()` codes that begin at code number `first`. Codes past the end of `packed` are 0.
@@ -48,31 +100,32 @@ pub fn unpack(packed: &[u8], bits: u32, first: usize, out: &mut [u8]) {
             body[..n].copy_from_slice(&packed[..n]);
             body[n..].fill(0);
         }
-        4 => {
-            let mut bytes = packed.iter();
-            for pair in body.chunks_mut(2) {
-                let b = bytes.next().copied().unwrap_or(0);
-                pair[0] = b & 15;
-                if let Some(c) = pair.get_mut(1) {
-                    *c = b >> 4;
-                }
-            }
-        }
-        _ => {
-            let mask = (1u64 << bits) - 1;
-            let mut bytes = packed.chunks(bits as usize);
-            for group in body.chunks_mut(8) {
-                let mut word = [0u8; 8];
-                if let Some(b) = bytes.next() {
-                    word[..b.len()].copy_from_slice(b);
-                }
-                let mut word = u64::from_le_bytes(word);
-                for c in group {
-                    *c = (word & mask) as u8;
-                    word >>= bits;
-                }
-            }
-        }
+        1 => groups::<1>(packed, body),
+        2 => groups::<2>(packed, body),
+        3 => groups::<3>(packed, body),
+        4 => groups::<4>(packed, body),
+        5 => groups::<5>(packed, body),
+        6 => groups::<6>(packed, body),
+        _ => groups::<7>(packed, body),
+    }
+}
+
+/// Unpacks from the start of a group on.
+fn groups<const BITS: u32>(packed: &[u8], out: &mut [u8]) {
+    let width = BITS as usize;
+    let (whole, rest) = out.as_chunks_mut::<8>();
+    let full = whole.len().min(packed.len() / width);
+    for (codes, bytes) in whole[..full].iter_mut().zip(packed.chunks_exact(width)) {
+        let mut word = [0u8; 8];
+        word[..width].copy_from_slice(bytes);
+        *codes = part::<BITS>(word);
+    }
+    // Past the end there are zeros.
+    let mut bytes = packed[full * width..].iter();
+    for codes in whole[full..].iter_mut().map(|c| &mut c[..]).chain([rest]) {
+        let mut word = [0u8; 8];
+        word.iter_mut().take(width).zip(&mut bytes).for_each(|(w, b)| *w = *b);
+        codes.copy_from_slice(&part::<BITS>(word)[..codes.len()]);
     }
 }
 

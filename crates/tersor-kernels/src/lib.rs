@@ -20,6 +20,7 @@ mod arch;
 pub mod bits;
 pub mod convert;
 pub mod dense;
+pub mod grouped;
 pub mod hadamard;
 pub mod integer;
 mod isa;

@@ -3,12 +3,10 @@
 use std::ops::Range;
 use std::time::Instant;
 
-use tersor_core::method::ROW_UNIT;
 use tersor_core::{
     Compressed, Context, Element, Error, GroupSize, IntoMat, Isa, Layout, LinearOp, Method, Prepared, Report, Result,
     RowSource, StatNeeds, StatSet, check_finite, metrics, read_finite,
 };
-use tersor_kernels::par;
 
 use crate::linear::spans;
 use crate::{CheckedRtn, GroupSpec, GroupedLinear};
@@ -17,35 +15,26 @@ impl CheckedRtn {
     /// Quantizes a matrix `[out_features, in_features]`. Error on a value that is not finite, or a scale that its type
     /// cannot hold.
     pub fn quantize<T: Element>(&self, w: &impl IntoMat<T>) -> Result<GroupedLinear> {
-        w.with_mat(|m| {
-            let w = m.to_f32();
-            check_finite(&w, m.shape()[1], 0)?;
-            round(&self.spec, &w, m.shape(), &[])
-        })
+        w.with_mat(|m| round(&self.spec, &m.to_f32(), m.shape(), &[]))
     }
 }
 
-/// Rows in blocks of [`ROW_UNIT`], each on its own, in the current pool.
+/// Rows on their own, in the current pool. Error on a value that is not finite.
 fn round(spec: &GroupSpec, w: &[f32], shape: [usize; 2], importance: &[f32]) -> Result<GroupedLinear> {
-    let ([rows, cols], isa) = (shape, Isa::detect());
+    let (cols, isa) = (shape[1], Isa::detect());
     if spec.group == GroupSize::Tensor {
+        check_finite(w, cols, 0)?;
         let fits = if w.is_empty() { Vec::new() } else { vec![spec.fit_weighted(isa, w, importance)?] };
         return GroupedLinear::round(*spec, shape, w, &fits, isa);
     }
-    let block = |i: usize, (): &mut ()| -> Result<GroupedLinear> {
-        let range = i * ROW_UNIT..((i + 1) * ROW_UNIT).min(rows);
-        let w = &w[range.start * cols..range.end * cols];
-        let mut fits = Vec::with_capacity(range.len() * spec.group.count(cols));
-        for (r, row) in range.clone().zip(w.chunks_exact(cols.max(1))) {
-            for (g, span) in spans(spec, cols).enumerate() {
-                let weights = importance.get(span.clone()).unwrap_or_default();
-                fits.push(spec.fit_at(isa, &row[span], weights, [r, g])?);
-            }
+    GroupedLinear::encode(*spec, shape, w, isa, |r, row, fits| {
+        check_finite(row, cols, r)?;
+        for ((g, span), fit) in spans(spec, cols).enumerate().zip(fits) {
+            let weights = importance.get(span.clone()).unwrap_or_default();
+            *fit = spec.fit_at(isa, &row[span], weights, [r, g])?;
         }
-        GroupedLinear::round(*spec, [range.len(), cols], w, &fits, isa)
-    };
-    let parts = par::map(rows.div_ceil(ROW_UNIT), true, || (), block);
-    GroupedLinear::stack(*spec, shape, parts.into_iter().collect::<Result<Vec<_>>>()?)
+        Ok(())
+    })
 }
 
 impl Method for CheckedRtn {

@@ -42,24 +42,34 @@ pub(crate) fn axpy(c: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
+/// Eight codes in 32 bits each.
+#[inline]
 #[target_feature(enable = "avx2")]
-pub(crate) fn quantize(x: &[f32], grid: Affine, lo: u8, hi: u8, codes: &mut [u8]) {
+fn codes([v, scale, zero]: [__m256; 3], [low, high]: [__m256; 2]) -> __m256i {
+    let q = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm256_div_ps(v, scale));
+    // `max` returns its second operand when the first is NaN, so a NaN becomes `low`.
+    _mm256_cvttps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_add_ps(q, zero), low), high))
+}
+
+#[target_feature(enable = "avx2")]
+pub(crate) fn quantize(x: &[f32], grid: Affine, lo: u8, hi: u8, out: &mut [u8]) {
     let (scale, zero) = (_mm256_set1_ps(grid.scale), _mm256_set1_ps(f32::from(grid.zero)));
-    let (low, high) = (_mm256_set1_ps(f32::from(lo)), _mm256_set1_ps(f32::from(hi)));
-    let body = x.len() / 8 * 8;
-    for (x, c) in x.chunks_exact(8).zip(codes.chunks_exact_mut(8)) {
-        // SAFETY: `x` has 8 elements.
-        let v = unsafe { _mm256_loadu_ps(x.as_ptr()) };
-        let q = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm256_div_ps(v, scale));
-        // `max` returns its second operand when the first is NaN, so a NaN becomes `lo`.
-        let q = _mm256_min_ps(_mm256_max_ps(_mm256_add_ps(q, zero), low), high);
-        let q = _mm256_cvttps_epi32(q);
-        let words = _mm_packus_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q));
-        let bytes = _mm_packus_epi16(words, words);
-        // SAFETY: `c` has 8 bytes, and 8 are stored.
-        unsafe { _mm_storel_epi64(c.as_mut_ptr().cast(), bytes) };
+    let range = [_mm256_set1_ps(f32::from(lo)), _mm256_set1_ps(f32::from(hi))];
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    let body = x.len() / 32 * 32;
+    for (x, c) in x.chunks_exact(32).zip(out.chunks_exact_mut(32)) {
+        let part = |i: usize| {
+            // SAFETY: `x` has 32 elements, and `i` is below 4.
+            let v = unsafe { _mm256_loadu_ps(x.as_ptr().add(8 * i)) };
+            codes([v, scale, zero], range)
+        };
+        let (a, b) = (_mm256_packus_epi32(part(0), part(1)), _mm256_packus_epi32(part(2), part(3)));
+        // Packing works within halves of a register: fours of codes come out as 0, 2, 4, 6, 1, 3, 5, 7.
+        let bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order);
+        // SAFETY: `c` has 32 bytes.
+        unsafe { _mm256_storeu_si256(c.as_mut_ptr().cast(), bytes) };
     }
-    quantize_scalar(&x[body..], grid, lo, hi, &mut codes[body..]);
+    quantize_scalar(&x[body..], grid, lo, hi, &mut out[body..]);
 }
 
 #[target_feature(enable = "avx2")]
@@ -95,10 +105,7 @@ pub(crate) fn round_each(
             let load = |s: &[f32]| _mm256_loadu_ps(s.as_ptr().add(i));
             (load(x), load(scales), load(zeros))
         };
-        let q = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm256_div_ps(v, scale));
-        // As in `quantize`.
-        let q = _mm256_min_ps(_mm256_max_ps(_mm256_add_ps(q, zero), low), high);
-        let q = _mm256_cvttps_epi32(q);
+        let q = self::codes([v, scale, zero], [low, high]);
         let value = _mm256_mul_ps(_mm256_sub_ps(_mm256_cvtepi32_ps(q), zero), scale);
         let words = _mm_packus_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256::<1>(q));
         // SAFETY: as above.
@@ -112,21 +119,25 @@ pub(crate) fn round_each(
 
 #[target_feature(enable = "avx2")]
 pub(crate) fn min_max(x: &[f32]) -> (f32, f32) {
-    let (mut lo, mut hi) = (_mm256_set1_ps(f32::INFINITY), _mm256_set1_ps(f32::NEG_INFINITY));
-    let chunks = x.chunks_exact(8);
+    let (mut lo, mut hi) = ([_mm256_set1_ps(f32::INFINITY); 4], [_mm256_set1_ps(f32::NEG_INFINITY); 4]);
+    let chunks = x.chunks_exact(32);
     let tail = chunks.remainder();
     for c in chunks {
-        // SAFETY: `c` has 8 elements.
-        let v = unsafe { _mm256_loadu_ps(c.as_ptr()) };
-        // `min` and `max` return the second operand on NaN: NaN is passed over, as in the twin.
-        lo = _mm256_min_ps(v, lo);
-        hi = _mm256_max_ps(v, hi);
+        for i in 0..4 {
+            // SAFETY: `c` has 32 elements, and `i` is below 4.
+            let v = unsafe { _mm256_loadu_ps(c.as_ptr().add(8 * i)) };
+            // `min` and `max` return the second operand on NaN: NaN is passed over, as in the twin.
+            lo[i] = _mm256_min_ps(v, lo[i]);
+            hi[i] = _mm256_max_ps(v, hi[i]);
+        }
     }
-    let (mut los, mut his) = ([0f32; 8], [0f32; 8]);
-    // SAFETY: both arrays have 8 elements.
-    unsafe {
-        _mm256_storeu_ps(los.as_mut_ptr(), lo);
-        _mm256_storeu_ps(his.as_mut_ptr(), hi);
+    let (mut los, mut his) = ([0f32; 32], [0f32; 32]);
+    for i in 0..4 {
+        // SAFETY: both arrays have 32 elements.
+        unsafe {
+            _mm256_storeu_ps(los.as_mut_ptr().add(8 * i), lo[i]);
+            _mm256_storeu_ps(his.as_mut_ptr().add(8 * i), hi[i]);
+        }
     }
     let (a, b) = (min_max_scalar(&los), min_max_scalar(&his));
     let t = min_max_scalar(tail);

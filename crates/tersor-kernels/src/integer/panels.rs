@@ -274,29 +274,32 @@ impl Panels {
         }
     }
 
-    /// The codes of one row.
+    /// The codes of one row, as many as `out` takes.
     pub fn row_codes(&self, row: usize, out: &mut [u8]) {
-        let (panel, lane) = (row / LANES, row % LANES);
+        let (panel, lane) = (row / LANES, row % LANES * 4);
         if row >= self.rows {
             return;
         }
-        let lines = self.lines(panel);
-        let (quads, mut block, mut at) = (self.padding.block / 4, 0, 0);
-        for g in 0..self.padding.groups() {
-            let end = ((g + 1) * self.padding.group).min(self.padding.cols);
-            for _ in 0..self.padding.blocks(g) {
-                for q in 0..quads {
-                    let codes = Self::quad(lines, self.bits, block, q);
-                    for code in &codes[lane * 4..lane * 4 + 4] {
-                        if at < end && at < out.len() {
-                            out[at] = *code;
+        let (block, lines_of_block) = (self.padding.block, form(self.bits).2);
+        let mut lines = self.lines(panel).chunks_exact(lines_of_block);
+        let n = self.padding.cols.min(out.len());
+        for out in out[..n].chunks_mut(self.padding.group) {
+            for out in out.chunks_mut(block) {
+                let Some(lines) = lines.next() else { return };
+                let four = |i: usize| u32::from_le_bytes(std::array::from_fn(|j| lines[i].0[lane + j]));
+                for (quad, out) in out.chunks_mut(4).enumerate() {
+                    let codes = match self.bits {
+                        8 => four(0),
+                        4 => four(0) >> (4 * quad) & 0x0f0f_0f0f,
+                        2 => four(0) >> (2 * quad) & 0x0303_0303,
+                        _ => {
+                            let low = four(quad / 4) >> (2 * (quad % 4)) & 0x0303_0303;
+                            low | (four(2) >> quad & 0x0101_0101) << 2
                         }
-                        at += 1;
-                    }
+                    };
+                    out.copy_from_slice(&codes.to_le_bytes()[..out.len()]);
                 }
-                block += 1;
             }
-            at = end;
         }
     }
 }

@@ -1,0 +1,150 @@
+//! Matrices on affine grids, a grid for each row and group of columns: from floats to packed codes and back, in one pass over memory.
+
+use std::ops::{Range, RangeInclusive};
+
+use crate::affine::{self, Affine};
+use crate::{Isa, bits, par};
+
+/// How rows are cut and coded.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Groups {
+    /// Columns.
+    pub cols: usize,
+    /// Columns of a group; of the last, the rest.
+    pub group: usize,
+    /// Bits of a code, 1 to 8.
+    pub bits: u32,
+    /// Codes in use.
+    pub range: RangeInclusive<u8>,
+}
+
+impl Groups {
+    /// Groups of a row.
+    pub fn count(&self) -> usize {
+        self.cols.div_ceil(self.group.max(1))
+    }
+    /// Bytes of a row's codes.
+    pub fn row_bytes(&self) -> usize {
+        bits::packed_len(self.cols, self.bits)
+    }
+    fn spans(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        (0..self.count()).map(|g| g * self.group..((g + 1) * self.group).min(self.cols))
+    }
+}
+
+/// Rows of a unit of work.
+const UNIT: usize = 64;
+
+/// Rounds rows `x` (`[rows, cols]`, finite) to packed codes (`[rows, row_bytes]`), while each is in the cache: `fit(row, values, fits)` writes
+/// the row's grids, which are left in `fits` (`[rows, count]`). Gives the first error of `fit`, in order of blocks of 64 rows; `false` in `Ok`
+/// when a length is wrong, before anything is done.
+pub fn quantize<E: Send>(
+    isa: Isa,
+    x: &[f32],
+    groups: &Groups,
+    fit: impl Fn(usize, &[f32], &mut [Affine]) -> Result<(), E> + Sync + Send,
+    (codes, fits): (&mut [u8], &mut [Affine]),
+    parallel: bool,
+) -> Result<bool, E> {
+    let (cols, count, width) = (groups.cols, groups.count(), groups.row_bytes());
+    if cols == 0 {
+        return Ok(x.is_empty() && codes.is_empty() && fits.is_empty());
+    }
+    let rows = x.len() / cols;
+    if rows * cols != x.len() || rows * width != codes.len() || rows * count != fits.len() || groups.group == 0 {
+        return Ok(false);
+    }
+    let block = |index: usize, codes: &mut [u8], fits: &mut [Affine]| {
+        let mut row = vec![0u8; cols];
+        let values = x[index * UNIT * cols..].chunks_exact(cols);
+        for (r, ((x, packed), fits)) in values.zip(codes.chunks_mut(width)).zip(fits.chunks_mut(count)).enumerate() {
+            fit(index * UNIT + r, x, fits)?;
+            for (span, fit) in groups.spans().zip(&*fits) {
+                affine::quantize(isa, &x[span.clone()], *fit, groups.range.clone(), &mut row[span]);
+            }
+            bits::pack(&row, groups.bits, packed);
+        }
+        Ok(())
+    };
+    par::pairs(codes, UNIT * width, fits, UNIT * count, parallel, block).into_iter().collect::<Result<Vec<()>, E>>()?;
+    Ok(true)
+}
+
+/// The values of rows of packed codes: `fit(row, group)` gives their grids. Returns false, with `out` unchanged, when a length is wrong.
+pub fn dequantize(
+    isa: Isa,
+    codes: &[u8],
+    groups: &Groups,
+    fit: impl Fn(usize, usize) -> Affine + Sync + Send,
+    out: &mut [f32],
+    parallel: bool,
+) -> bool {
+    let (cols, width) = (groups.cols, groups.row_bytes());
+    if cols == 0 {
+        return codes.is_empty() && out.is_empty();
+    }
+    let rows = out.len() / cols;
+    if rows * cols != out.len() || rows * width != codes.len() || groups.group == 0 {
+        return false;
+    }
+    let block = |index: usize, out: &mut [f32], _: &mut [()]| {
+        let mut row = vec![0u8; cols];
+        let packed = codes[index * UNIT * width..].chunks_exact(width);
+        for (r, (packed, out)) in packed.zip(out.chunks_exact_mut(cols)).enumerate() {
+            let row = if groups.bits == 8 {
+                packed
+            } else {
+                bits::unpack(packed, groups.bits, 0, &mut row);
+                &row
+            };
+            for (g, span) in groups.spans().enumerate() {
+                affine::dequantize(isa, &row[span.clone()], fit(index * UNIT + r, g), &mut out[span]);
+            }
+        }
+    };
+    par::pairs(out, UNIT * cols, &mut vec![(); rows.div_ceil(UNIT)], 1, parallel, block);
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn rows_are_rounded_one_group_at_a_time(rows in 0usize..=150, cols in 0usize..=300, group in 1usize..=300, bits in 1u32..=8, salt: u64) {
+            let mix = |i: usize| (i as u64 ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+            let x: Vec<f32> = (0..rows * cols).map(|i| mix(i) as f32 / 1e6 - 8.0).collect();
+            let most = ((1u32 << bits) - 1) as u8;
+            let groups = Groups { cols, group, bits, range: 0..=most };
+            let grid = |r: usize, g: usize| Affine { scale: 0.1 + ((r + g) % 7) as f32, zero: (r + g) as u8 & most };
+            let mut fits = vec![Affine { scale: 1.0, zero: 0 }; if cols == 0 { 0 } else { rows * groups.count() }];
+            let mut codes = vec![0u8; if cols == 0 { 0 } else { rows * groups.row_bytes() }];
+            let set = |r: usize, values: &[f32], fits: &mut [Affine]| -> Result<(), ()> {
+                assert_eq!(values, &x[r * cols..(r + 1) * cols]);
+                fits.iter_mut().enumerate().for_each(|(g, f)| *f = grid(r, g));
+                Ok(())
+            };
+            prop_assert_eq!(quantize(Isa::detect(), &x, &groups, set, (&mut codes, &mut fits), true), Ok(true));
+            let mut back = vec![f32::NAN; x.len()];
+            prop_assert!(dequantize(Isa::detect(), &codes, &groups, grid, &mut back, true));
+            for (i, (x, back)) in x.iter().zip(&back).enumerate() {
+                let fit = grid(i / cols, i % cols / group);
+                prop_assert_eq!(affine::value(affine::code(*x, fit, 0, most), fit), *back);
+            }
+        }
+    }
+
+    #[test]
+    fn errors_and_wrong_lengths() {
+        let groups = Groups { cols: 3, group: 2, bits: 4, range: 0..=15 };
+        let (x, one) = (vec![1.0f32; 300], Affine { scale: 1.0, zero: 0 });
+        let (mut codes, mut fits) = (vec![0u8; 200], vec![one; 200]);
+        let fail = |r: usize, _: &[f32], _: &mut [Affine]| if r >= 70 { Err(r) } else { Ok(()) };
+        assert_eq!(quantize(Isa::SCALAR, &x, &groups, fail, (&mut codes, &mut fits), true), Err(70));
+        assert_eq!(quantize(Isa::SCALAR, &x[1..], &groups, fail, (&mut codes, &mut fits), true), Ok(false));
+        assert_eq!(quantize(Isa::SCALAR, &x, &groups, fail, (&mut codes[1..], &mut fits), true), Ok(false));
+        assert!(!dequantize(Isa::SCALAR, &codes, &groups, |_, _| one, &mut [0.0; 299], false));
+    }
+}
