@@ -2,7 +2,7 @@
 
 use crate::{ActQuant, Error, IntoMat, Result};
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use tersor_kernels::Isa;
 use tersor_kernels::integer::{Activations, Padding};
@@ -55,10 +55,11 @@ impl Exec {
 /// Activations of one block of tokens, `[tokens, features]` row-major in f32, prepared once for all its
 /// consumers: rotated and quantized forms are made on first use and kept.
 pub struct Input<'a> {
-    data: Cow<'a, [f32]>,
+    data: OnceCell<Cow<'a, [f32]>>,
     shape: [usize; 2],
     forms: RefCell<Vec<(u128, Rc<Input<'static>>)>>,
-    /// What an activation quantizer made of it: 8-bit codes `[tokens, features]` and a scale a token, of which `data` are the values.
+    /// What an activation quantizer made of it: 8-bit codes `[tokens, features]` and a scale a token. The values are made of them when they
+    /// are asked for.
     codes: Option<(Vec<i8>, Vec<f32>)>,
     planes: RefCell<Vec<(Padding, Rc<Activations>)>>,
 }
@@ -79,7 +80,7 @@ impl<'a> Input<'a> {
         if n != data.len() {
             return Err(Error::shape("elements of an input", n, data.len()));
         }
-        Ok(Self { data, shape, forms: RefCell::default(), codes: None, planes: RefCell::default() })
+        Ok(Self { data: data.into(), shape, forms: RefCell::default(), codes: None, planes: RefCell::default() })
     }
 
     /// `[tokens, features]`.
@@ -89,7 +90,10 @@ impl<'a> Input<'a> {
 
     /// The values.
     pub fn data(&self) -> &[f32] {
-        &self.data
+        self.data.get_or_init(|| {
+            let (codes, scales) = self.codes.as_ref().map_or((&[][..], &[][..]), |(c, s)| (c, s));
+            Cow::Owned(ActQuant::decode(codes, scales, self.shape[1]))
+        })
     }
 
     /// Another form of this input (rotated, scaled, permuted), of the same shape, made by `make` on a copy
@@ -99,14 +103,19 @@ impl<'a> Input<'a> {
         if let Some((_, made)) = self.forms.borrow().iter().find(|(k, _)| *k == key) {
             return Rc::clone(made);
         }
-        let mut data = self.data.to_vec();
+        let mut data = self.data().to_vec();
         make(&mut data);
-        self.keep(key, data, None)
+        self.keep(key, OnceCell::from(Cow::Owned(data)), None)
     }
 
-    fn keep(&self, key: u128, data: Vec<f32>, codes: Option<(Vec<i8>, Vec<f32>)>) -> Rc<Input<'static>> {
+    fn keep(
+        &self,
+        key: u128,
+        data: OnceCell<Cow<'static, [f32]>>,
+        codes: Option<(Vec<i8>, Vec<f32>)>,
+    ) -> Rc<Input<'static>> {
         let (forms, planes) = Default::default();
-        let made = Rc::new(Input { data: Cow::Owned(data), shape: self.shape, forms, codes, planes });
+        let made = Rc::new(Input { data, shape: self.shape, forms, codes, planes });
         self.forms.borrow_mut().push((key, Rc::clone(&made)));
         made
     }
@@ -118,9 +127,7 @@ impl<'a> Input<'a> {
         if let Some((_, made)) = self.forms.borrow().iter().find(|(k, _)| *k == key) {
             return Rc::clone(made);
         }
-        let mut data = self.data.to_vec();
-        let codes = act.round_rows(isa, &mut data, self.shape[1]);
-        self.keep(key, data, Some(codes))
+        self.keep(key, OnceCell::new(), Some(act.encode(isa, self.data(), self.shape[1])))
     }
 
     /// As planes of 8-bit codes for an integer product: those of the activation quantizer, or else enough of them to be as good as f32.
@@ -131,7 +138,7 @@ impl<'a> Input<'a> {
         }
         let made = match &self.codes {
             Some((codes, scales)) => Activations::from_codes(codes, scales, padding),
-            None => Activations::exact(isa, &self.data, self.shape[0], padding),
+            None => Activations::exact(isa, self.data(), self.shape[0], padding),
         };
         let made = Rc::new(made.ok_or_else(|| Error::shape("features of the input", padding.cols, self.shape[1]))?);
         self.planes.borrow_mut().push((padding, Rc::clone(&made)));

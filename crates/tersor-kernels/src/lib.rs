@@ -17,6 +17,7 @@
 
 pub mod affine;
 mod arch;
+pub mod attention;
 pub mod bits;
 pub mod convert;
 pub mod dense;

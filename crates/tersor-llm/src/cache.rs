@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use tersor_core::cache::Queries;
 use tersor_core::{Error, Exec, KvBlock, KvCache, ProbSink, Result};
-use tersor_kernels::dense::{How, Out, Write, product, product_plain};
-use tersor_kernels::{Isa, par};
+use tersor_kernels::{attention, par, vector};
 
 use crate::{DecoderConfig, Rope};
 
@@ -22,6 +21,9 @@ pub struct DenseCache {
 
 /// Multiply-adds of one head below which forking costs more than it gives.
 pub(crate) const FORK: usize = 1 << 16;
+
+/// Tokens whose scores are made at once: few enough that those over a long text stay in the cache, and most keys that come after are left out.
+const BLOCK: usize = 64;
 
 impl DenseCache {
     /// Empty, for the heads of a configuration.
@@ -49,7 +51,7 @@ impl DenseCache {
 }
 
 impl KvCache for DenseCache {
-    fn append(&mut self, block: KvBlock<'_>, _: &mut Exec) -> Result<()> {
+    fn append(&mut self, block: KvBlock<'_>, exec: &mut Exec) -> Result<()> {
         let (tokens, dim) = (block.positions.len(), self.head_dim);
         let want = tokens * self.keys.len() * dim;
         if block.keys.len() != want || block.values.len() != want {
@@ -64,12 +66,12 @@ impl KvCache for DenseCache {
         }
         let width = self.keys.len() * dim;
         for (t, &p) in block.positions.iter().enumerate() {
-            let angles = self.rope.angles(p);
+            let (cos, sin) = self.rope.angles(p);
             for (h, (keys, values)) in self.keys.iter_mut().zip(&mut self.values).enumerate() {
                 let span = t * width + h * dim..t * width + (h + 1) * dim;
                 keys.extend_from_slice(&block.keys[span.clone()]);
                 let end = keys.len();
-                Rope::turn(&mut keys[end - dim..], &angles);
+                vector::turn(exec.isa(), &mut keys[end - dim..], &cos, &sin);
                 values.extend_from_slice(&block.values[span]);
             }
         }
@@ -96,33 +98,32 @@ impl KvCache for DenseCache {
         let angles: Vec<_> = queries.positions.iter().map(|&p| self.rope.angles(p)).collect();
         let scale = (dim as f32).sqrt().recip();
         let group = self.heads / self.keys.len();
-        let head = |h: usize, (): &mut ()| -> (Vec<f32>, Vec<f32>) {
-            let mut q = Vec::with_capacity(tokens * dim);
-            for (t, angles) in angles.iter().enumerate() {
+        let (isa, blocks) = (exec.isa(), tokens.div_ceil(BLOCK));
+        let wanted = probs.is_some();
+        // A block of tokens of a head.
+        let unit = |i: usize, probs: &mut Vec<f32>| -> (Vec<f32>, Vec<f32>) {
+            let (h, block) = (i / blocks, i % blocks * BLOCK..tokens.min((i % blocks + 1) * BLOCK));
+            let mut q = Vec::with_capacity(block.len() * dim);
+            for t in block.clone() {
                 q.extend_from_slice(&queries.data[t * width + h * dim..][..dim]);
-                Rope::turn(&mut q[t * dim..], angles);
+                let at = q.len() - dim;
+                vector::turn(isa, &mut q[at..], &angles[t].0, &angles[t].1);
             }
-            q.iter_mut().for_each(|v| *v *= scale);
+            vector::scale(isa, scale, &mut q);
             let (keys, values) = (&self.keys[h / group], &self.values[h / group]);
-            let mut scores = vec![0f32; tokens * len];
-            let y = Out { data: &mut scores, stride: len };
-            let how = How { isa: Isa::detect(), write: Write::Set, parallel: false };
-            product(how, &q, [tokens, dim], keys, len, y);
-            for (row, visible) in scores.chunks_exact_mut(len).zip(&visible) {
-                softmax(row, visible.clone());
-            }
-            let mut mixed = vec![0f32; tokens * dim];
-            product_plain(&scores, [tokens, len], values, dim, &mut mixed);
-            (mixed, scores)
+            let mut mixed = vec![0f32; block.len() * dim];
+            attention::attend(isa, [&q, keys, values], dim, &visible[block], probs, &mut mixed);
+            (mixed, if wanted { probs.clone() } else { Vec::new() })
         };
         let fork = exec.parallel() && tokens * len * dim >= FORK;
-        let results = par::map(self.heads, fork, || (), head);
-        for (h, (mixed, scores)) in results.into_iter().enumerate() {
+        let results = par::map(self.heads * blocks, fork, Vec::new, unit);
+        for (i, (mixed, scores)) in results.into_iter().enumerate() {
+            let (h, first) = (i / blocks, i % blocks * BLOCK);
             for (t, row) in mixed.chunks_exact(dim).enumerate() {
-                out[t * width + h * dim..][..dim].copy_from_slice(row);
+                out[(first + t) * width + h * dim..][..dim].copy_from_slice(row);
             }
             if let Some(sink) = probs.as_deref_mut() {
-                for (row, &p) in scores.chunks_exact(len).zip(queries.positions) {
+                for (row, &p) in scores.chunks_exact(len).zip(&queries.positions[first..]) {
                     sink.probs(h, p, row);
                 }
             }
@@ -149,19 +150,4 @@ impl KvCache for DenseCache {
     fn len(&self) -> usize {
         self.positions.len()
     }
-}
-
-/// Softmax over `visible`, zero elsewhere.
-pub(crate) fn softmax(row: &mut [f32], visible: std::ops::Range<usize>) {
-    row[..visible.start].fill(0.0);
-    row[visible.end..].fill(0.0);
-    let row = &mut row[visible];
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0f32;
-    for v in row.iter_mut() {
-        *v = (*v - max).exp();
-        sum += *v;
-    }
-    let norm = sum.recip();
-    row.iter_mut().for_each(|v| *v *= norm);
 }

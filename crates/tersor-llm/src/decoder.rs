@@ -140,7 +140,7 @@ impl Decoder {
                 })?;
             }
             state.len += block.len();
-            out.extend(rms_norm(&stream, &self.norm, self.config.eps));
+            out.extend(rms_norm(&stream, &self.norm, self.config.eps, exec));
         }
         Ok(out)
     }

@@ -122,7 +122,7 @@ impl Layer {
             return Err(Error::shape("residual stream", tokens * config.hidden, stream.len()));
         }
         let shape = [tokens, config.hidden];
-        let normed = rms_norm(stream, &self.input_layernorm, config.eps);
+        let normed = rms_norm(stream, &self.input_layernorm, config.eps, exec);
         let x = Input::new(&normed, shape)?;
         observe(SiteKind::Qkv, &x)?;
         let qkv = [&self.q_proj, &self.k_proj, &self.v_proj].map(|l| l.apply(&x, exec));
@@ -131,7 +131,7 @@ impl Layer {
         observe(SiteKind::O, &x)?;
         self.o_proj.add_to(&x, stream, exec)?;
 
-        let normed = rms_norm(stream, &self.post_attention_layernorm, config.eps);
+        let normed = rms_norm(stream, &self.post_attention_layernorm, config.eps, exec);
         let x = Input::new(&normed, shape)?;
         observe(SiteKind::GateUp, &x)?;
         let mut gated = self.gate_proj.apply(&x, exec)?;
@@ -153,10 +153,10 @@ impl Layer {
     ) -> Result<Vec<f32>> {
         let (mut q, mut k, v) = (q?, k?, v?);
         if let Some(norm) = &self.q_norm {
-            q = rms_norm(&q, norm, config.eps);
+            q = rms_norm(&q, norm, config.eps, exec);
         }
         if let Some(norm) = &self.k_norm {
-            k = rms_norm(&k, norm, config.eps);
+            k = rms_norm(&k, norm, config.eps, exec);
         }
         cache.append(KvBlock { keys: &k, values: &v, positions }, exec)?;
         let mut mixed = vec![0f32; positions.len() * config.heads * config.head_dim];
@@ -165,31 +165,23 @@ impl Layer {
     }
 }
 
-/// `x / rms(x) * weight` for each run of `weight.len()` values.
-pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
-    let mut out = Vec::with_capacity(x.len());
-    let isa = tersor_kernels::Isa::detect();
-    for row in x.chunks_exact(weight.len().max(1)) {
-        let mean = vector::dot(isa, row, row) / row.len() as f32;
-        let scale = (mean + eps).sqrt().recip();
-        out.extend(row.iter().zip(weight).map(|(v, w)| v * scale * w));
-    }
+/// [`vector::rms_norm`] of tokens, in the current pool where it is worth it.
+pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, exec: &Exec) -> Vec<f32> {
+    let mut out = vec![0f32; x.len()];
+    let step = CHUNK.next_multiple_of(weight.len().max(1));
+    let part = |i: usize, out: &mut [f32], _: &mut [()]| {
+        vector::rms_norm(exec.isa(), &x[i * step..], weight, eps, out);
+    };
+    par::pairs(&mut out, step, &mut vec![(); x.len().div_ceil(step)], 1, exec.parallel(), part);
     out
 }
 
-/// `g = silu(g) * u`.
+/// `g = silu(g) * u`, likewise.
 pub(crate) fn gate(g: &mut [f32], u: &[f32], exec: &Exec) {
-    const CHUNK: usize = 1 << 14;
-    let chunks: Vec<std::sync::Mutex<&mut [f32]>> = g.chunks_mut(CHUNK).map(std::sync::Mutex::new).collect();
-    par::map(
-        chunks.len(),
-        exec.parallel(),
-        || (),
-        |i, ()| {
-            let mut g = chunks[i].lock().unwrap_or_else(|e| e.into_inner());
-            for (g, u) in g.iter_mut().zip(&u[i * CHUNK..]) {
-                *g = *g / (1.0 + (-*g).exp()) * u;
-            }
-        },
-    );
+    let parts = g.len().div_ceil(CHUNK);
+    let part = |i: usize, g: &mut [f32], _: &mut [()]| vector::gated_silu(exec.isa(), g, &u[i * CHUNK..]);
+    par::pairs(g, CHUNK, &mut vec![(); parts], 1, exec.parallel(), part);
 }
+
+/// Values of a unit of work on vectors.
+pub(crate) const CHUNK: usize = 1 << 14;

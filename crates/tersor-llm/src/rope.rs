@@ -54,23 +54,13 @@ impl Rope {
         let sin = self.frequencies.iter().map(|f| angle(f).sin() as f32 * self.attention).collect();
         (cos, sin)
     }
-
-    /// Turns every head of a row `[heads * head_dim]` by the angles of a position.
-    pub fn turn(row: &mut [f32], (cos, sin): &(Vec<f32>, Vec<f32>)) {
-        let half = cos.len();
-        for head in row.chunks_exact_mut(2 * half.max(1)) {
-            let (a, b) = head.split_at_mut(half);
-            for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-                (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
-            }
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+    use tersor_kernels::{Isa, vector};
 
     fn rope(scaling: serde_json::Value) -> Rope {
         let json = json!({"model_type": "llama", "hidden_size": 512, "num_attention_heads": 4, "intermediate_size": 128,
@@ -101,8 +91,8 @@ mod tests {
         let (q, k): (Vec<f32>, Vec<f32>) = (0..128).map(|i| ((i as f32).sin(), (i as f32 * 0.3).cos())).unzip();
         let score = |a: u32, b: u32| {
             let (mut q, mut k) = (q.clone(), k.clone());
-            Rope::turn(&mut q, &r.angles(a));
-            Rope::turn(&mut k, &r.angles(b));
+            vector::turn(Isa::detect(), &mut q, &r.angles(a).0, &r.angles(a).1);
+            vector::turn(Isa::detect(), &mut k, &r.angles(b).0, &r.angles(b).1);
             q.iter().zip(&k).map(|(a, b)| a * b).sum::<f32>()
         };
         assert!((score(7, 3) - score(107, 103)).abs() < 1e-3);

@@ -4,43 +4,6 @@
 use std::arch::x86_64::*;
 
 use crate::affine::{Affine, dequantize_scalar, min_max_scalar, quantize_scalar, round_each_scalar};
-use crate::vector::reduce;
-
-#[target_feature(enable = "avx2,fma")]
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut acc = [_mm256_setzero_ps(); 4];
-    let (ca, cb) = (a.chunks_exact(32), b.chunks_exact(32));
-    let (ta, tb) = (ca.remainder(), cb.remainder());
-    for (a, b) in ca.zip(cb) {
-        for (i, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: `a` and `b` have 32 elements and `8 * i + 8 <= 32`; the loads are unaligned ones.
-            let (x, y) = unsafe { (_mm256_loadu_ps(a.as_ptr().add(8 * i)), _mm256_loadu_ps(b.as_ptr().add(8 * i))) };
-            *acc = _mm256_fmadd_ps(x, y, *acc);
-        }
-    }
-    let mut lanes = [0f32; 32];
-    for (i, acc) in acc.iter().enumerate() {
-        // SAFETY: `lanes` has 32 elements and `8 * i + 8 <= 32`.
-        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr().add(8 * i), *acc) };
-    }
-    reduce(&lanes, ta, tb)
-}
-
-#[target_feature(enable = "avx2,fma")]
-pub(crate) fn axpy(c: f32, x: &[f32], y: &mut [f32]) {
-    let v = _mm256_set1_ps(c);
-    let body = x.len() / 8 * 8;
-    for (x, y) in x.chunks_exact(8).zip(y.chunks_exact_mut(8)) {
-        // SAFETY: both chunks have 8 elements.
-        unsafe {
-            let sum = _mm256_fmadd_ps(v, _mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(y.as_ptr()));
-            _mm256_storeu_ps(y.as_mut_ptr(), sum);
-        }
-    }
-    for (y, &x) in y[body..].iter_mut().zip(&x[body..]) {
-        *y = c.mul_add(x, *y);
-    }
-}
 
 /// Eight codes in 32 bits each.
 #[inline]
@@ -142,4 +105,53 @@ pub(crate) fn min_max(x: &[f32]) -> (f32, f32) {
     let (a, b) = (min_max_scalar(&los), min_max_scalar(&his));
     let t = min_max_scalar(tail);
     (a.0.min(t.0), b.1.max(t.1))
+}
+
+/// Codes `clamp(round(x / scale), -most - 1, most)`; works on whole 32s and gives their number.
+#[target_feature(enable = "avx2")]
+pub(crate) fn quantize_signed(x: &[f32], scale: f32, most: i8, out: &mut [i8]) -> usize {
+    let (scale, high) = (_mm256_set1_ps(scale), _mm256_set1_ps(f32::from(most)));
+    let low = _mm256_set1_ps(-f32::from(most) - 1.0);
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (x, out) in x.chunks_exact(32).zip(out.chunks_exact_mut(32)) {
+        let part = |i: usize| {
+            // SAFETY: `x` has 32 elements, and `i` is below 4.
+            let v = unsafe { _mm256_loadu_ps(x.as_ptr().add(8 * i)) };
+            // Rounds to even; `max` gives its second operand for a NaN.
+            _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_div_ps(v, scale), low), high))
+        };
+        let (a, b) = (_mm256_packs_epi32(part(0), part(1)), _mm256_packs_epi32(part(2), part(3)));
+        // As in `quantize`.
+        let bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order);
+        // SAFETY: `out` has 32 bytes.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes) };
+    }
+    x.len().min(out.len()) / 32 * 32
+}
+
+/// `round(x * inverse)` as three digits of base 256 around 0; works on whole 32s and gives their number.
+#[target_feature(enable = "avx2")]
+pub(crate) fn digits(x: &[f32], inverse: f32, [low, middle, high]: [&mut [i8]; 3]) -> usize {
+    let (inverse, bias) = (_mm256_set1_ps(inverse), _mm256_set1_epi32(0x80_8080));
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    let (byte, centre) = (_mm256_set1_epi32(255), _mm256_set1_epi8(-128));
+    let planes = low.chunks_exact_mut(32).zip(middle.chunks_exact_mut(32)).zip(high.chunks_exact_mut(32));
+    for (x, ((low, middle), high)) in x.chunks_exact(32).zip(planes) {
+        let numbers: [__m256i; 4] = std::array::from_fn(|i| {
+            // SAFETY: `x` has 32 elements, and `i` is below 4.
+            let v = unsafe { _mm256_loadu_ps(x.as_ptr().add(8 * i)) };
+            _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_mul_ps(v, inverse)), bias)
+        });
+        let store = |n: [__m256i; 4], out: &mut [i8]| {
+            let n = n.map(|n| _mm256_and_si256(n, byte));
+            let words = _mm256_packus_epi16(_mm256_packus_epi32(n[0], n[1]), _mm256_packus_epi32(n[2], n[3]));
+            let bytes = _mm256_xor_si256(_mm256_permutevar8x32_epi32(words, order), centre);
+            // SAFETY: `out` has 32 bytes.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes) };
+        };
+        store(numbers, low);
+        store(numbers.map(|n| _mm256_srli_epi32::<8>(n)), middle);
+        store(numbers.map(|n| _mm256_srli_epi32::<16>(n)), high);
+    }
+    x.len() / 32 * 32
 }

@@ -50,20 +50,16 @@ impl Activations {
     /// be finite.
     pub fn exact(isa: Isa, x: &[f32], tokens: usize, padding: Padding) -> Option<Self> {
         let mut new = Self::empty(tokens, 3, padding, x.len())?;
-        let mut row = vec![0i32; padding.cols];
+        let mut planes = vec![0i8; 3 * padding.cols];
         for (t, x) in x.chunks_exact(padding.cols.max(1)).enumerate() {
             let (lo, hi) = crate::affine::min_max(isa, x);
             let scale = hi.max(-lo) / MOST;
             let scale = if scale >= f32::MIN_POSITIVE { scale } else { 1.0 };
-            let inverse = scale.recip();
             // A subnormal scale was replaced, so the inverse is finite.
-            for (q, v) in row.iter_mut().zip(x) {
-                *q = (v * inverse).round_ties_even() as i32;
-            }
+            digits(isa, x, scale.recip(), &mut planes);
             new.scales[t] = scale;
-            for p in 0..3 {
-                new.place(t, p, |k| row[k] as i8);
-                row.iter_mut().for_each(|q| *q = (*q - i32::from(*q as i8)) >> 8);
+            for (p, codes) in planes.chunks_exact(padding.cols).enumerate() {
+                new.place(t, p, codes);
             }
         }
         Some(new)
@@ -75,7 +71,7 @@ impl Activations {
         let mut new = Self::empty(tokens, 1, padding, codes.len())?;
         new.scales.copy_from_slice(scales);
         for (t, row) in codes.chunks_exact(padding.cols.max(1)).enumerate() {
-            new.place(t, 0, |k| row[k]);
+            new.place(t, 0, row);
         }
         Some(new)
     }
@@ -89,18 +85,15 @@ impl Activations {
         Some(Self { padding, tokens, planes, codes, scales: vec![1.0; tokens], sums })
     }
 
-    fn place(&mut self, token: usize, plane: usize, code: impl Fn(usize) -> i8) {
+    fn place(&mut self, token: usize, plane: usize, codes: &[i8]) {
         let (p, width, groups) = (self.padding, self.padding.width(), self.padding.groups());
         let row = &mut self.codes[(token * self.planes + plane) * width..][..width];
         let sums = &mut self.sums[(token * self.planes + plane) * groups..][..groups];
         let mut at = 0;
-        for (g, sum) in sums.iter_mut().enumerate() {
-            let cols = g * p.group..((g + 1) * p.group).min(p.cols);
-            for (out, k) in row[at..].iter_mut().zip(cols) {
-                *out = code(k);
-                *sum += i32::from(*out);
-            }
-            at += p.blocks(g) * p.block;
+        for (sum, codes) in sums.iter_mut().zip(codes.chunks(p.group)) {
+            row[at..at + codes.len()].copy_from_slice(codes);
+            *sum = codes.iter().map(|c| i32::from(*c)).sum();
+            at += codes.len().next_multiple_of(p.block);
         }
     }
 
@@ -135,5 +128,46 @@ impl Activations {
     }
     pub(crate) fn scale(&self, token: usize) -> f32 {
         self.scales[token]
+    }
+}
+
+/// Quantizes rows of `cols` finite values, each by its own largest magnitude: `scale = max|x| / most`,
+/// `code = clamp(round(x / scale), -most - 1, most)`, ties to even; the scale of a row of zeros is 1. Works on whole rows, over the shortest of
+/// the slices.
+pub fn quantize_rows(isa: Isa, x: &[f32], cols: usize, most: i8, codes: &mut [i8], scales: &mut [f32]) {
+    let rows = x.chunks_exact(cols.max(1)).zip(codes.chunks_exact_mut(cols.max(1)));
+    for ((x, codes), out) in rows.zip(scales) {
+        let (lo, hi) = crate::affine::min_max(isa, x);
+        let scale = hi.max(-lo) / f32::from(most);
+        let scale = if scale >= f32::MIN_POSITIVE { scale } else { 1.0 };
+        *out = scale;
+        let mut done = 0;
+        #[cfg(target_arch = "x86_64")]
+        if isa.has_avx2() {
+            // SAFETY: `isa` proves the instructions.
+            done = unsafe { crate::arch::avx2::quantize_signed(x, scale, most, codes) };
+        }
+        let (low, high) = (-f32::from(most) - 1.0, f32::from(most));
+        for (x, c) in x[done..].iter().zip(&mut codes[done..]) {
+            *c = (x / scale).max(low).min(high).round_ties_even() as i8;
+        }
+    }
+}
+
+/// `round(x * inverse)`, below 2^23 in magnitude, as three digits of base 256 in -128..=127: `[3, cols]`, the lowest first.
+fn digits(isa: Isa, x: &[f32], inverse: f32, planes: &mut [i8]) {
+    let (low, rest) = planes.split_at_mut(x.len());
+    let (middle, high) = rest.split_at_mut(x.len());
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        // SAFETY: `isa` proves the instructions.
+        done = unsafe { crate::arch::avx2::digits(x, inverse, [low, middle, high]) };
+    }
+    let _ = isa;
+    for (i, x) in x.iter().enumerate().skip(done) {
+        // With 128 in each place, digits are bytes.
+        let bytes = ((x * inverse).round_ties_even() as i32 + 0x80_8080).to_le_bytes();
+        [low[i], middle[i], high[i]] = [0, 1, 2].map(|p| (bytes[p] ^ 128) as i8);
     }
 }

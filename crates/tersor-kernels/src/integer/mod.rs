@@ -10,7 +10,7 @@ mod panels;
 mod scalar;
 pub mod tables;
 
-pub use activations::{Activations, Padding};
+pub use activations::{Activations, Padding, quantize_rows};
 pub use panels::{LANES, Panels};
 pub(crate) use panels::{Line, PanelScales};
 

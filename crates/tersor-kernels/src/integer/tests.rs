@@ -163,3 +163,29 @@ fn long_rows_are_cut_and_zeros_stay() {
     let narrow = Panels::new(&[0; 4], 8, [2, 2], 2, |_, _| (1.0, 0)).unwrap();
     assert!(!product(Isa::detect(), &x, &narrow, Write::Set, Out { data: &mut y, stride: 2 }, true));
 }
+
+proptest! {
+    #[test]
+    fn rows_are_quantized_alike_on_every_level(
+        x in prop::collection::vec(-1e3f32..1e3, 0..300), cols in 1usize..300, most in prop::sample::select(vec![1i8, 7, 127]), zeros: bool
+    ) {
+        let x: Vec<f32> = if zeros { vec![0.0; x.len()] } else { x };
+        let rows = x.len() / cols;
+        let padding = Padding { cols, group: cols, block: 4 };
+        let of = |isa: Isa| {
+            let (mut codes, mut scales) = (vec![0i8; rows * cols], vec![0f32; rows]);
+            quantize_rows(isa, &x, cols, most, &mut codes, &mut scales);
+            let exact = Activations::exact(isa, &x[..rows * cols], rows, padding).unwrap();
+            let planes: Vec<i8> = (0..rows * 3).flat_map(|i| exact.row(i / 3, i % 3).to_vec()).collect();
+            (codes, scales, planes)
+        };
+        let want = of(Isa::SCALAR);
+        for isa in Isa::available() {
+            prop_assert_eq!(&of(isa), &want);
+        }
+        for (i, (code, x)) in want.0.iter().zip(&x).enumerate() {
+            let scale = want.1[i / cols];
+            prop_assert!((f32::from(*code) * scale - x).abs() <= 0.5001 * scale && *code >= -most);
+        }
+    }
+}

@@ -163,7 +163,7 @@ impl<'a> Calibration<'a> {
     pub fn head(&mut self, needs: StatNeeds, seed: u64, cancel: &Cancel) -> Result<StatSet> {
         let (hidden, config) = (self.hidden(), self.checkpoint.architecture().decoder()?);
         let norm = self.checkpoint.vector("model.norm.weight", hidden)?;
-        self.gather(hidden, needs, seed, cancel, None, &|w, _| Ok(rms_norm(w.stream, &norm, config.eps)))
+        self.gather(hidden, needs, seed, cancel, None, &|w, exec| Ok(rms_norm(w.stream, &norm, config.eps, exec)))
     }
 
     /// Takes the stream through one layer, site by site: the inputs of a site are gathered, its consumers compressed, and the stream

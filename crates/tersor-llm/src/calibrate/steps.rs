@@ -76,9 +76,9 @@ impl Steps for DecoderSteps {
     fn input(&self, kind: SiteKind, w: &Window<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
         let (l, eps) = (&self.layer, self.config.eps);
         Ok(match kind {
-            SiteKind::Qkv => rms_norm(w.stream, &l.input_layernorm, eps),
+            SiteKind::Qkv => rms_norm(w.stream, &l.input_layernorm, eps, exec),
             SiteKind::O => w.mixed.to_vec(),
-            SiteKind::GateUp => rms_norm(w.stream, &l.post_attention_layernorm, eps),
+            SiteKind::GateUp => rms_norm(w.stream, &l.post_attention_layernorm, eps, exec),
             SiteKind::Down => {
                 let x = self.input(SiteKind::GateUp, w, exec)?;
                 let x = Input::new(&x, [x.len() / self.config.hidden, self.config.hidden])?;

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use tersor_core::{Exec, Input, Result};
-use tersor_kernels::dense::{How, Out, Write, product, product_plain};
-use tersor_kernels::par;
+use tersor_kernels::{Isa, attention, par, vector};
 
 use super::config::Activation;
+use crate::layer::CHUNK;
 use crate::{Checkpoint, EncoderConfig, Linear, SiteKind};
 
 /// Weight and bias of a layer norm.
@@ -23,15 +23,7 @@ impl Norm {
 
     /// `(x - mean) / sqrt(variance + eps) * weight + bias`, in place, for each run of features.
     pub(crate) fn apply(&self, x: &mut [f32], eps: f32) {
-        let n = self.weight.len() as f32;
-        for row in x.chunks_exact_mut(self.weight.len().max(1)) {
-            let mean = row.iter().sum::<f32>() / n;
-            let variance = row.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / n;
-            let scale = (variance + eps).sqrt().recip();
-            for ((v, w), b) in row.iter_mut().zip(&self.weight).zip(&self.bias) {
-                *v = (*v - mean) * scale * w + b;
-            }
-        }
+        vector::layer_norm(Isa::detect(), x, &self.weight, &self.bias, eps);
     }
 }
 
@@ -79,20 +71,16 @@ impl EncoderLayer {
         };
         let isa = exec.isa();
         let scale = (dim as f32).sqrt().recip();
-        let head = |h: usize, (): &mut ()| {
+        let head = |h: usize, probs: &mut Vec<f32>| {
             let (mut q, k, v) = (of(&q, h), of(&k, h), of(&v, h));
-            q.iter_mut().for_each(|v| *v *= scale);
-            let mut scores = vec![0f32; tokens * tokens];
-            let y = Out { data: &mut scores, stride: tokens };
-            product(How { isa, write: Write::Set, parallel: false }, &q, [tokens, dim], &k, tokens, y);
-            scores.chunks_exact_mut(tokens).for_each(|row| crate::cache::softmax(row, 0..tokens));
+            vector::scale(isa, scale, &mut q);
             let mut mixed = vec![0f32; tokens * dim];
-            product_plain(&scores, [tokens, tokens], &v, dim, &mut mixed);
+            attention::attend(isa, [&q, &k, &v], dim, &vec![0..tokens; tokens], probs, &mut mixed);
             mixed
         };
         let fork = exec.parallel() && tokens * tokens * dim >= crate::cache::FORK;
         let mut out = vec![0f32; tokens * hidden];
-        for (h, mixed) in par::map(heads, fork, || (), head).into_iter().enumerate() {
+        for (h, mixed) in par::map(heads, fork, Vec::new, head).into_iter().enumerate() {
             for (row, mixed) in out.chunks_exact_mut(hidden).zip(mixed.chunks_exact(dim)) {
                 row[h * dim..(h + 1) * dim].copy_from_slice(mixed);
             }
@@ -110,8 +98,13 @@ impl EncoderLayer {
     /// The inner activations of the feed-forward part, `[tokens, intermediate]`.
     pub(crate) fn inner(&self, stream: &Input<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
         let mut inner = self.linears[2][0].apply(stream, exec)?;
-        let activation = self.config.activation;
-        inner.iter_mut().for_each(|v| *v = activate(activation, *v));
+        let parts = inner.len().div_ceil(CHUNK);
+        let part = |_, x: &mut [f32], _: &mut [()]| match self.config.activation {
+            Activation::Gelu => vector::gelu(exec.isa(), x),
+            Activation::GeluTanh => vector::gelu_tanh(exec.isa(), x),
+            Activation::Relu => x.iter_mut().for_each(|v| *v = v.max(0.0)),
+        };
+        par::pairs(&mut inner, CHUNK, &mut vec![(); parts], 1, exec.parallel(), part);
         Ok(inner)
     }
 
@@ -129,16 +122,5 @@ impl EncoderLayer {
         self.join(stream, &Input::new(&mixed, shape)?, exec)?;
         let inner = self.inner(&Input::new(stream, shape)?, exec)?;
         self.finish(stream, &Input::new(&inner, [tokens, self.config.intermediate])?, exec)
-    }
-}
-
-fn activate(activation: Activation, x: f32) -> f32 {
-    match activation {
-        Activation::Gelu => 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)),
-        Activation::GeluTanh => {
-            const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-            0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)).tanh())
-        }
-        Activation::Relu => x.max(0.0),
     }
 }

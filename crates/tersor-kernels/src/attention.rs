@@ -1,0 +1,101 @@
+//! Scaled dot-product attention of one head.
+
+use std::ops::Range;
+
+use crate::dense::{How, Out, Write, product, product_plain};
+use crate::{Isa, vector};
+
+/// Queries below which rows are taken one at a time: a product of matrices is not worth its start.
+const FEW: usize = 4;
+
+/// `out[t] = Σ_j p[t, j] values[j]`, `p[t] = softmax over visible[t] of q[t] · keys[j]`; queries `[tokens, dim]` are scaled already, keys and
+/// values are `[len, dim]`. Leaves `p` in `probs` (`[tokens, len]`, 0 where nothing is seen; for long texts one does this for a block of tokens at
+/// a time). Returns false, with the outputs unchanged, when a length is wrong or a range leaves the keys.
+pub fn attend(
+    isa: Isa,
+    [q, keys, values]: [&[f32]; 3],
+    dim: usize,
+    visible: &[Range<usize>],
+    probs: &mut Vec<f32>,
+    out: &mut [f32],
+) -> bool {
+    let (tokens, len) = (visible.len(), keys.len() / dim.max(1));
+    let fits = visible.iter().all(|v| v.start <= v.end && v.end <= len);
+    if [q.len(), out.len()] != [tokens * dim; 2] || [keys.len(), values.len()] != [len * dim; 2] || !fits {
+        return false;
+    }
+    probs.clear();
+    probs.resize(tokens * len, 0.0);
+    // Nothing outside of this is seen by any.
+    let first = visible.iter().map(|v| v.start).min().unwrap_or(0);
+    let last = visible.iter().map(|v| v.end).max().unwrap_or(0).max(first);
+    let (keys, values) = (&keys[first * dim..last * dim], &values[first * dim..last * dim]);
+    let cut = |v: &Range<usize>| v.start - first..v.end - first;
+    if tokens < FEW {
+        out.fill(0.0);
+        for (t, v) in visible.iter().enumerate() {
+            let (p, q, out) = (&mut probs[t * len + first..], &q[t * dim..][..dim], &mut out[t * dim..][..dim]);
+            for j in cut(v) {
+                p[j] = vector::dot(isa, q, &keys[j * dim..][..dim]);
+            }
+            vector::softmax(isa, &mut p[cut(v)]);
+            for j in cut(v) {
+                vector::axpy(isa, p[j], &values[j * dim..][..dim], out);
+            }
+        }
+        return true;
+    }
+    let how = How { isa, write: Write::Set, parallel: false };
+    let seen = last - first;
+    let mut scores = vec![0f32; tokens * seen];
+    product(how, q, [tokens, dim], keys, seen, Out { data: &mut scores, stride: seen });
+    for (scores, v) in scores.chunks_exact_mut(seen.max(1)).zip(visible) {
+        scores[..v.start - first].fill(0.0);
+        scores[v.end - first..].fill(0.0);
+        vector::softmax(isa, &mut scores[cut(v)]);
+    }
+    product_plain(&scores, [tokens, seen], values, dim, out);
+    for (p, scores) in probs.chunks_exact_mut(len.max(1)).zip(scores.chunks_exact(seen.max(1))) {
+        p[first..last].copy_from_slice(scores);
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn it_is_the_definition(tokens in 1usize..20, len in 1usize..100, dim in 1usize..70, salt: u64) {
+            let mix = |i: usize| ((i as u64 ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / 16_777_216.0 - 0.5;
+            let of = |n: usize, salt: usize| -> Vec<f32> { (0..n).map(|i| 3.0 * mix(i + salt)).collect() };
+            let (q, keys, values) = (of(tokens * dim, 1), of(len * dim, 2), of(len * dim, 3));
+            let visible: Vec<_> = (0..tokens).map(|t| { let end = 1 + (t * 7) % len; end / 3..end }).collect();
+            let want: Vec<f64> = (0..tokens * dim).map(|i| {
+                let (t, d) = (i / dim, i % dim);
+                let score = |j: usize| (0..dim).map(|k| f64::from(q[t * dim + k]) * f64::from(keys[j * dim + k])).sum::<f64>().exp();
+                let total: f64 = visible[t].clone().map(score).sum();
+                visible[t].clone().map(|j| score(j) / total * f64::from(values[j * dim + d])).sum()
+            }).collect();
+            for isa in Isa::available() {
+                let (mut probs, mut out) = (Vec::new(), vec![f32::NAN; tokens * dim]);
+                prop_assert!(attend(isa, [&q, &keys, &values], dim, &visible, &mut probs, &mut out));
+                prop_assert!(out.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5));
+                for (p, v) in probs.chunks(len).zip(&visible) {
+                    prop_assert!((p[v.clone()].iter().sum::<f32>() - 1.0).abs() < 1e-5);
+                    prop_assert!(p[..v.start].iter().chain(&p[v.end..]).all(|p| *p == 0.0));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_lengths_are_refused() {
+        let (x, mut out, mut probs) = ([1.0f32; 8], [0f32; 4], Vec::new());
+        let mut run =
+            |q: &[f32], visible: Range<usize>| attend(Isa::SCALAR, [q, &x, &x], 4, &[visible], &mut probs, &mut out);
+        assert!(run(&x[..4], 0..2) && !run(&x[..3], 0..2) && !run(&x[..4], 0..3));
+    }
+}
