@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tersor_core::{Error, Exec, Input, KvCache, LinearOp, MatViewMut, Result};
+use tersor_kernels::par;
 
 use crate::layer::{apply, rms_norm};
 use crate::{Checkpoint, DecoderConfig, DenseCache, Layer, Rope, SiteKind};
@@ -126,6 +127,16 @@ impl Decoder {
         exec: &mut Exec,
         observe: &mut dyn FnMut(usize, SiteKind, &Input<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
+        par::region(exec.parallel(), || self.run(tokens, state, exec, observe))
+    }
+
+    fn run(
+        &self,
+        tokens: &[u32],
+        state: &mut State,
+        exec: &mut Exec,
+        observe: &mut dyn FnMut(usize, SiteKind, &Input<'_>) -> Result<()>,
+    ) -> Result<Vec<f32>> {
         let mut out = Vec::with_capacity(tokens.len() * self.config.hidden);
         for block in tokens.chunks(BLOCK) {
             let mut stream = self.embed(block)?;
@@ -143,6 +154,16 @@ impl Decoder {
             out.extend(rms_norm(&stream, &self.norm, self.config.eps, exec));
         }
         Ok(out)
+    }
+
+    /// [`Decoder::forward`], and the logits after the last token, `[vocab]`. Error also when there is none.
+    pub fn next(&self, tokens: &[u32], state: &mut State, exec: &mut Exec) -> Result<Vec<f32>> {
+        par::region(exec.parallel(), || {
+            let hidden = self.forward(tokens, state, exec)?;
+            let last = hidden.len().checked_sub(self.config.hidden);
+            let last = last.ok_or_else(|| Error::shape("tokens", "at least one", 0))?;
+            self.logits(&hidden[last..], exec)
+        })
     }
 
     /// Rows of the embedding. Error when a token is outside the vocabulary.

@@ -61,14 +61,11 @@ pub fn generate(
     if prompt.is_empty() {
         return Err(Error::shape("tokens of the prompt", "at least one", 0));
     }
-    let hidden = decoder.config().hidden;
     let mut state = decoder.state();
     let mut out = Vec::new();
     let mut next = prompt.to_vec();
     while out.len() < count {
-        let h = decoder.forward(&next, &mut state, exec)?;
-        let logits = decoder.logits(&h[h.len() - hidden..], exec)?;
-        let token = sampling.pick(&logits)?;
+        let token = sampling.pick(&decoder.next(&next, &mut state, exec)?)?;
         if decoder.config().eos.contains(&token) {
             break;
         }

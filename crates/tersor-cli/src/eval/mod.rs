@@ -114,7 +114,6 @@ fn decoder(a: &args::Eval, text: &Path, json: bool) -> Result<()> {
 
 /// Tokens a second: prefill of one window (logits of its last token), and decoding from an empty context. Medians of three.
 fn speed(decoder: &Decoder, window: &[u32], exec: &mut Exec) -> Result<(f64, f64)> {
-    let hidden = decoder.config().hidden;
     let median = |mut v: [f64; 3]| {
         v.sort_by(f64::total_cmp);
         v[1]
@@ -123,13 +122,11 @@ fn speed(decoder: &Decoder, window: &[u32], exec: &mut Exec) -> Result<(f64, f64
     let count = DECODED.min(decoder.config().max_positions);
     for i in 0..3 {
         let (mut state, start) = (decoder.state(), Instant::now());
-        let h = decoder.forward(window, &mut state, exec)?;
-        decoder.logits(&h[h.len() - hidden..], exec)?;
+        decoder.next(window, &mut state, exec)?;
         prefill[i] = window.len() as f64 / start.elapsed().as_secs_f64();
         let (mut state, start) = (decoder.state(), Instant::now());
         for &token in window.iter().cycle().take(count) {
-            let h = decoder.forward(&[token], &mut state, exec)?;
-            decoder.logits(&h, exec)?;
+            decoder.next(&[token], &mut state, exec)?;
         }
         decode[i] = count as f64 / start.elapsed().as_secs_f64();
     }

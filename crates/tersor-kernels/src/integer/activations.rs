@@ -33,6 +33,8 @@ impl Padding {
 #[derive(Clone, Debug)]
 pub struct Activations {
     padding: Padding,
+    /// Of the padding.
+    width: usize,
     tokens: usize,
     planes: usize,
     /// `[token, plane, width]`.
@@ -80,13 +82,14 @@ impl Activations {
         if tokens.checked_mul(padding.cols) != Some(len) || padding.block == 0 || padding.group == 0 {
             return None;
         }
-        let codes = vec![0i8; tokens * planes * padding.width()];
+        let width = padding.width();
+        let codes = vec![0i8; tokens * planes * width];
         let sums = vec![0i32; tokens * planes * padding.groups()];
-        Some(Self { padding, tokens, planes, codes, scales: vec![1.0; tokens], sums })
+        Some(Self { padding, width, tokens, planes, codes, scales: vec![1.0; tokens], sums })
     }
 
     fn place(&mut self, token: usize, plane: usize, codes: &[i8]) {
-        let (p, width, groups) = (self.padding, self.padding.width(), self.padding.groups());
+        let (p, width, groups) = (self.padding, self.width, self.padding.groups());
         let row = &mut self.codes[(token * self.planes + plane) * width..][..width];
         let sums = &mut self.sums[(token * self.planes + plane) * groups..][..groups];
         let mut at = 0;
@@ -105,12 +108,15 @@ impl Activations {
     pub fn padding(&self) -> &Padding {
         &self.padding
     }
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
     pub(crate) fn planes(&self) -> usize {
         self.planes
     }
     /// Codes of a token's plane.
     pub(crate) fn row(&self, token: usize, plane: usize) -> &[i8] {
-        let width = self.padding.width();
+        let width = self.width;
         &self.codes[(token * self.planes + plane) * width..][..width]
     }
     /// Codes of all, `[token, plane, width]`.

@@ -37,11 +37,15 @@ impl Cells {
     ///
     /// # Safety
     /// Elements `token * stride + row` for the rows of the panel may be written and are not touched by anyone else.
+    #[inline]
     pub(crate) unsafe fn put(self, token: usize, first: usize, rows: usize, values: &[f32; LANES], write: Write) {
-        for (i, v) in values.iter().enumerate().take(rows.saturating_sub(first)) {
-            // SAFETY: the caller vouches for this element.
-            let cell = unsafe { &mut *self.data.add(token * self.stride + first + i) };
-            *cell = if write == Write::Add { *cell + v } else { *v };
+        let count = rows.saturating_sub(first).min(LANES);
+        // SAFETY: the caller vouches for these elements.
+        let cells = unsafe { std::slice::from_raw_parts_mut(self.data.add(token * self.stride + first), count) };
+        match (write, cells.first_chunk_mut::<LANES>()) {
+            (Write::Set, Some(cells)) => *cells = *values,
+            (Write::Set, None) => cells.copy_from_slice(&values[..count]),
+            (Write::Add, _) => cells.iter_mut().zip(values).for_each(|(c, v)| *c += v),
         }
     }
 }
@@ -61,6 +65,8 @@ pub(crate) struct Tokens<'a> {
     quads: Vec<[i8; 4]>,
     /// The same in 16 bits, columns 0, 2, 1, 3: where bytes cannot be multiplied as they are.
     pairs: Vec<[i16; 4]>,
+    /// Quads of a token's plane.
+    each: usize,
     /// What the sums of a group begin with, `[token, plane, group]`: the negative sum of its codes, times the zero where all groups have
     /// the same.
     offsets: Vec<i32>,
@@ -70,7 +76,7 @@ impl<'a> Tokens<'a> {
     fn new(isa: Isa, x: &'a Activations, w: &Panels) -> Self {
         let zero = w.same_zero().map_or(1, i32::from);
         let offsets = x.sums().iter().map(|s| s.wrapping_mul(-zero)).collect();
-        let (planes, each) = (x.planes(), x.padding().width() / 4);
+        let (planes, each) = (x.planes(), x.width() / 4);
         let (mut tiles, mut first) = (Vec::new(), 0);
         for &tokens in isa.tiles(w.bits(), planes) {
             while x.tokens() - first >= tokens {
@@ -91,23 +97,23 @@ impl<'a> Tokens<'a> {
         if isa.multiplies_pairs() && w.bits() == 8 {
             pairs = quads.iter().map(|q| [q[0], q[2], q[1], q[3]].map(i16::from)).collect();
         }
-        Self { x, tiles, quads, pairs, offsets }
+        Self { x, tiles, quads, pairs, each, offsets }
     }
 
     /// Where a tile's codes begin.
     fn start(&self, tile: Tile) -> usize {
-        tile.first * self.x.planes() * (self.x.padding().width() / 4)
+        tile.first * self.x.planes() * self.each
     }
 
     /// Codes of a tile, `[quad, token, plane]`.
     pub fn quads(&self, tile: Tile) -> &[[i8; 4]] {
-        let n = tile.tokens * self.x.planes() * (self.x.padding().width() / 4);
+        let n = tile.tokens * self.x.planes() * self.each;
         &self.quads[self.start(tile)..][..n]
     }
 
     /// Pairs of a tile, `[quad, token, plane]`.
     pub fn pairs(&self, tile: Tile) -> &[[i16; 4]] {
-        let n = tile.tokens * self.x.planes() * (self.x.padding().width() / 4);
+        let n = tile.tokens * self.x.planes() * self.each;
         &self.pairs[self.start(tile)..][..n]
     }
 
@@ -122,7 +128,7 @@ impl<'a> Tokens<'a> {
 const FORK_BYTES: usize = 1 << 17;
 
 /// Bytes of weights of one unit of work.
-const UNIT_BYTES: usize = 1 << 16;
+const UNIT_BYTES: usize = 1 << 14;
 
 /// `y[t, r] (+)= Σ_k x[t, k] * w[r, k]`. Returns false, with `y` unchanged, when the shapes do not fit.
 pub fn product(isa: Isa, x: &Activations, w: &Panels, write: Write, y: Out<'_>, parallel: bool) -> bool {

@@ -26,6 +26,8 @@ pub struct Panels {
     rows: usize,
     padding: Padding,
     groups: usize,
+    /// Lines of a panel.
+    each: usize,
     bits: u32,
     lines: Vec<Line>,
     /// `[panel, group, 16]`.
@@ -187,8 +189,18 @@ impl Panels {
         if same_zero.is_some() {
             zeros.clear();
         }
-        let new =
-            Self { rows, padding, groups, bits: kept, lines, scales: Scales::Single(Vec::new()), zeros, same_zero };
+        let each = Self::lines_of(&padding, kept);
+        let new = Self {
+            rows,
+            padding,
+            groups,
+            each,
+            bits: kept,
+            lines,
+            scales: Scales::Single(Vec::new()),
+            zeros,
+            same_zero,
+        };
         Some((new, scales))
     }
 
@@ -220,12 +232,11 @@ impl Panels {
         self.rows.div_ceil(LANES)
     }
     pub(crate) fn panel_bytes(&self) -> usize {
-        Self::lines_of(&self.padding, self.bits) * 64
+        self.each * 64
     }
     /// Lines of a panel.
     pub(crate) fn lines(&self, panel: usize) -> &[Line] {
-        let n = Self::lines_of(&self.padding, self.bits);
-        &self.lines[panel * n..(panel + 1) * n]
+        &self.lines[panel * self.each..(panel + 1) * self.each]
     }
     /// Scales of a panel's groups.
     pub(crate) fn scales(&self, panel: usize) -> PanelScales<'_> {
