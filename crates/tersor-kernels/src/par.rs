@@ -76,11 +76,20 @@ pub fn region<R>(parallel: bool, f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// How much work is worth sharing, against what it is where threads must be woken: a sixteenth inside of a [`region`].
+pub fn worth(work: usize, asleep: usize) -> bool {
+    #[cfg(feature = "rayon")]
+    if Team::any() {
+        return work >= asleep / 16;
+    }
+    work >= asleep
+}
+
 #[cfg(feature = "rayon")]
 mod team {
     use std::cell::{Cell, UnsafeCell};
     use std::mem::MaybeUninit;
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 
     thread_local! {
         /// The team that this thread leads.
@@ -224,17 +233,18 @@ mod team {
             results.resize_with(count, MaybeUninit::uninit);
             let (slots, done) = (Slots(results.as_mut_ptr()), AtomicUsize::new(0));
             self.post(&|next: &AtomicUsize| {
-                let mut own = None;
+                let (mut own, mut mine) = (None, 0);
                 loop {
-                    let i = next.fetch_add(1, SeqCst);
+                    let i = next.fetch_add(1, Relaxed);
                     if i >= count {
                         break;
                     }
                     let result = f(i, own.get_or_insert_with(scratch));
                     // SAFETY: below `count`, and nobody else has this number.
                     unsafe { (*slots.at(i)).write(result) };
-                    done.fetch_add(1, SeqCst);
+                    mine += 1;
                 }
+                done.fetch_add(mine, SeqCst);
             });
             // A panic of a helper is told by the scope in the end; until then there is a result for every item or none for any.
             assert_eq!(done.load(SeqCst), count, "a helper panicked");

@@ -19,8 +19,8 @@ pub struct DenseCache {
     positions: Vec<u32>,
 }
 
-/// Multiply-adds of one head below which forking costs more than it gives.
-pub(crate) const FORK: usize = 1 << 16;
+/// Multiply-adds below which forking costs more than it gives.
+pub(crate) const FORK: usize = 1 << 19;
 
 /// Tokens whose scores are made at once: few enough that those over a long text stay in the cache, and most keys that come after are left out.
 const BLOCK: usize = 64;
@@ -115,7 +115,7 @@ impl KvCache for DenseCache {
             attention::attend(isa, [&q, keys, values], dim, &visible[block], probs, &mut mixed);
             (mixed, if wanted { probs.clone() } else { Vec::new() })
         };
-        let fork = exec.parallel() && tokens * len * dim >= FORK;
+        let fork = exec.parallel() && par::worth(self.heads * tokens * len * dim, FORK);
         let results = par::map(self.heads * blocks, fork, Vec::new, unit);
         for (i, (mixed, scores)) in results.into_iter().enumerate() {
             let (h, first) = (i / blocks, i % blocks * BLOCK);

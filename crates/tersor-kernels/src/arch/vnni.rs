@@ -17,7 +17,7 @@ const WIDE: usize = 12;
 const FEW: usize = 4;
 
 /// Lines that are asked for before they are needed, where memory is slower than the arithmetic.
-const AHEAD: usize = 96;
+const AHEAD: usize = 48;
 
 /// Values of a tile, `[token, panel, 16]`.
 type Values = [[[f32; LANES]; PANELS]; WIDE];

@@ -127,8 +127,8 @@ impl<'a> Tokens<'a> {
 /// Bytes of weights below which one token's product is not worth forking.
 const FORK_BYTES: usize = 1 << 17;
 
-/// Bytes of weights of one unit of work.
-const UNIT_BYTES: usize = 1 << 14;
+/// Bytes of weights of one unit of work: a sixteenth of the matrix, within these.
+const UNIT_BYTES: [usize; 2] = [1 << 12, 1 << 16];
 
 /// `y[t, r] (+)= Σ_k x[t, k] * w[r, k]`. Returns false, with `y` unchanged, when the shapes do not fit.
 pub fn product(isa: Isa, x: &Activations, w: &Panels, write: Write, y: Out<'_>, parallel: bool) -> bool {
@@ -143,9 +143,11 @@ pub fn product(isa: Isa, x: &Activations, w: &Panels, write: Write, y: Out<'_>, 
     let cells = Cells { data: y.data.as_mut_ptr(), stride: y.stride };
     let x = &Tokens::new(isa, x, w);
     // Work is cut by shape: so many panels that a unit is worth its start.
-    let step = (UNIT_BYTES / w.panel_bytes().max(1)).max(1).next_multiple_of(PANELS);
+    let bytes = w.panels() * w.panel_bytes();
+    let step = (bytes / 6).clamp(UNIT_BYTES[0], UNIT_BYTES[1]) / w.panel_bytes().max(1);
+    let step = step.max(1).next_multiple_of(PANELS);
     let units = w.panels().div_ceil(step);
-    let fork = parallel && w.panels() * w.panel_bytes() * tokens >= FORK_BYTES;
+    let fork = parallel && par::worth(bytes.saturating_mul(tokens), FORK_BYTES);
     let unit = |i: usize, (): &mut ()| {
         let panels = i * step..w.panels().min((i + 1) * step);
         let cells = cells.get();

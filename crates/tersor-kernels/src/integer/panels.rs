@@ -26,6 +26,8 @@ pub struct Panels {
     rows: usize,
     padding: Padding,
     groups: usize,
+    /// See [`Panels::cuts`].
+    cuts: [usize; 3],
     /// Lines of a panel.
     each: usize,
     bits: u32,
@@ -190,10 +192,12 @@ impl Panels {
             zeros.clear();
         }
         let each = Self::lines_of(&padding, kept);
+        let cuts = [groups, padding.blocks(0), padding.blocks(groups.saturating_sub(1))];
         let new = Self {
             rows,
             padding,
             groups,
+            cuts,
             each,
             bits: kept,
             lines,
@@ -264,7 +268,7 @@ impl Panels {
     }
     /// Number of groups, and of blocks in each but the last, and in the last.
     pub(crate) fn cuts(&self) -> [usize; 3] {
-        [self.groups, self.padding.blocks(0), self.padding.blocks(self.groups.saturating_sub(1))]
+        self.cuts
     }
 
     /// The four codes of each row in quad `quad` of block `block`, as bytes `4 r + j`.
