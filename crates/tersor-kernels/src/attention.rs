@@ -9,8 +9,9 @@ use crate::{Isa, vector};
 const FEW: usize = 4;
 
 /// `out[t] = Σ_j p[t, j] values[j]`, `p[t] = softmax over visible[t] of q[t] · keys[j]`; queries `[tokens, dim]` are scaled already, keys and
-/// values are `[len, dim]`. Leaves `p` in `probs` (`[tokens, len]`, 0 where nothing is seen; for long texts one does this for a block of tokens at
-/// a time). Returns false, with the outputs unchanged, when a length is wrong or a range leaves the keys.
+/// values are `[len, dim]`. Gives the range of keys that any token sees, and leaves `p` over it in `probs` (`[tokens, range]`, 0 where a token
+/// sees nothing). None, with the outputs unchanged, when a length is wrong or a range leaves the keys. For long texts, a block of tokens at a
+/// time: what comes after them is left out.
 pub fn attend(
     isa: Isa,
     [q, keys, values]: [&[f32]; 3],
@@ -18,47 +19,44 @@ pub fn attend(
     visible: &[Range<usize>],
     probs: &mut Vec<f32>,
     out: &mut [f32],
-) -> bool {
+) -> Option<Range<usize>> {
     let (tokens, len) = (visible.len(), keys.len() / dim.max(1));
     let fits = visible.iter().all(|v| v.start <= v.end && v.end <= len);
     if [q.len(), out.len()] != [tokens * dim; 2] || [keys.len(), values.len()] != [len * dim; 2] || !fits {
-        return false;
+        return None;
     }
-    probs.clear();
-    probs.resize(tokens * len, 0.0);
-    // Nothing outside of this is seen by any.
     let first = visible.iter().map(|v| v.start).min().unwrap_or(0);
     let last = visible.iter().map(|v| v.end).max().unwrap_or(0).max(first);
-    let (keys, values) = (&keys[first * dim..last * dim], &values[first * dim..last * dim]);
+    let (keys, values, seen) = (&keys[first * dim..last * dim], &values[first * dim..last * dim], last - first);
     let cut = |v: &Range<usize>| v.start - first..v.end - first;
-    if tokens < FEW {
+    // What is not written below is filled with zeros.
+    probs.resize(tokens * seen, 0.0);
+    let matrices = tokens >= FEW;
+    if matrices {
+        let how = How { isa, write: Write::Set, parallel: false };
+        product(how, q, [tokens, dim], keys, seen, Out { data: probs, stride: seen });
+    } else {
         out.fill(0.0);
-        for (t, v) in visible.iter().enumerate() {
-            let (p, q, out) = (&mut probs[t * len + first..], &q[t * dim..][..dim], &mut out[t * dim..][..dim]);
+    }
+    for (t, (p, v)) in probs.chunks_exact_mut(seen.max(1)).zip(visible).enumerate() {
+        p[..v.start - first].fill(0.0);
+        p[v.end - first..].fill(0.0);
+        if !matrices {
             for j in cut(v) {
-                p[j] = vector::dot(isa, q, &keys[j * dim..][..dim]);
-            }
-            vector::softmax(isa, &mut p[cut(v)]);
-            for j in cut(v) {
-                vector::axpy(isa, p[j], &values[j * dim..][..dim], out);
+                p[j] = vector::dot(isa, &q[t * dim..][..dim], &keys[j * dim..][..dim]);
             }
         }
-        return true;
+        vector::softmax(isa, &mut p[cut(v)]);
+        if !matrices {
+            for j in cut(v) {
+                vector::axpy(isa, p[j], &values[j * dim..][..dim], &mut out[t * dim..][..dim]);
+            }
+        }
     }
-    let how = How { isa, write: Write::Set, parallel: false };
-    let seen = last - first;
-    let mut scores = vec![0f32; tokens * seen];
-    product(how, q, [tokens, dim], keys, seen, Out { data: &mut scores, stride: seen });
-    for (scores, v) in scores.chunks_exact_mut(seen.max(1)).zip(visible) {
-        scores[..v.start - first].fill(0.0);
-        scores[v.end - first..].fill(0.0);
-        vector::softmax(isa, &mut scores[cut(v)]);
+    if matrices {
+        product_plain(probs, [tokens, seen], values, dim, out);
     }
-    product_plain(&scores, [tokens, seen], values, dim, out);
-    for (p, scores) in probs.chunks_exact_mut(len.max(1)).zip(scores.chunks_exact(seen.max(1))) {
-        p[first..last].copy_from_slice(scores);
-    }
-    true
+    Some(first..last)
 }
 
 #[cfg(test)]
@@ -81,9 +79,10 @@ mod tests {
             }).collect();
             for isa in Isa::available() {
                 let (mut probs, mut out) = (Vec::new(), vec![f32::NAN; tokens * dim]);
-                prop_assert!(attend(isa, [&q, &keys, &values], dim, &visible, &mut probs, &mut out));
+                let seen = attend(isa, [&q, &keys, &values], dim, &visible, &mut probs, &mut out).unwrap();
                 prop_assert!(out.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5));
-                for (p, v) in probs.chunks(len).zip(&visible) {
+                for (p, v) in probs.chunks(seen.len()).zip(&visible) {
+                    let v = v.start - seen.start..v.end - seen.start;
                     prop_assert!((p[v.clone()].iter().sum::<f32>() - 1.0).abs() < 1e-5);
                     prop_assert!(p[..v.start].iter().chain(&p[v.end..]).all(|p| *p == 0.0));
                 }
@@ -96,6 +95,6 @@ mod tests {
         let (x, mut out, mut probs) = ([1.0f32; 8], [0f32; 4], Vec::new());
         let mut run =
             |q: &[f32], visible: Range<usize>| attend(Isa::SCALAR, [q, &x, &x], 4, &[visible], &mut probs, &mut out);
-        assert!(run(&x[..4], 0..2) && !run(&x[..3], 0..2) && !run(&x[..4], 0..3));
+        assert!(run(&x[..4], 0..2) == Some(0..2) && run(&x[..3], 0..2).is_none() && run(&x[..4], 0..3).is_none());
     }
 }

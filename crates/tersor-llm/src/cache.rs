@@ -66,12 +66,12 @@ impl KvCache for DenseCache {
         }
         let width = self.keys.len() * dim;
         for (t, &p) in block.positions.iter().enumerate() {
-            let (cos, sin) = self.rope.angles(p);
+            let angles = self.rope.angles(p);
             for (h, (keys, values)) in self.keys.iter_mut().zip(&mut self.values).enumerate() {
                 let span = t * width + h * dim..t * width + (h + 1) * dim;
                 keys.extend_from_slice(&block.keys[span.clone()]);
                 let end = keys.len();
-                vector::turn(exec.isa(), &mut keys[end - dim..], &cos, &sin);
+                vector::turn(exec.isa(), &mut keys[end - dim..], &angles.cos, &angles.sin);
                 values.extend_from_slice(&block.values[span]);
             }
         }
@@ -107,13 +107,19 @@ impl KvCache for DenseCache {
             for t in block.clone() {
                 q.extend_from_slice(&queries.data[t * width + h * dim..][..dim]);
                 let at = q.len() - dim;
-                vector::turn(isa, &mut q[at..], &angles[t].0, &angles[t].1);
+                vector::turn(isa, &mut q[at..], &angles[t].cos, &angles[t].sin);
             }
             vector::scale(isa, scale, &mut q);
             let (keys, values) = (&self.keys[h / group], &self.values[h / group]);
             let mut mixed = vec![0f32; block.len() * dim];
-            attention::attend(isa, [&q, keys, values], dim, &visible[block], probs, &mut mixed);
-            (mixed, if wanted { probs.clone() } else { Vec::new() })
+            let seen = attention::attend(isa, [&q, keys, values], dim, &visible[block], probs, &mut mixed);
+            let (seen, mut scores) = (seen.unwrap_or(0..0), Vec::new());
+            if wanted {
+                scores.resize(mixed.len() / dim * len, 0.0);
+                let rows = scores.chunks_exact_mut(len).zip(probs.chunks_exact(seen.len().max(1)));
+                rows.for_each(|(row, p)| row[seen.clone()].copy_from_slice(p));
+            }
+            (mixed, scores)
         };
         let fork = exec.parallel() && par::worth(self.heads * tokens * len * dim, FORK);
         let results = par::map(self.heads * blocks, fork, Vec::new, unit);

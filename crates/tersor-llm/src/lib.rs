@@ -41,5 +41,5 @@ pub use encoder::{Activation, Encoder, EncoderConfig};
 pub use evaluate::{Agreement, Evaluation, evaluate, windows};
 pub use generate::{Sampling, Temperature, generate};
 pub use layer::{Layer, Linear, SiteKind};
-pub use rope::Rope;
+pub use rope::{Angles, Rope};
 pub use tokenizer::Tokenizer;

@@ -1,15 +1,32 @@
 //! Rotary position embedding, in the layout of Hugging Face: dimension `i` turns with `i + head_dim / 2`.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
+
 use crate::{DecoderConfig, RopeScaling};
 
 /// Frequencies of a model.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Rope {
     /// One for each pair of dimensions.
     frequencies: Vec<f32>,
     /// Factor on cosine and sine (YaRN).
     attention: f32,
+    /// What [`Rope::angles`] gave: every layer asks for the same.
+    known: RwLock<BTreeMap<u32, Arc<Angles>>>,
 }
+
+/// Cosines and sines of the pairs at a position.
+#[derive(Debug)]
+pub struct Angles {
+    /// Cosines.
+    pub cos: Vec<f32>,
+    /// Sines.
+    pub sin: Vec<f32>,
+}
+
+/// Positions that are kept.
+const KNOWN: usize = 1 << 14;
 
 impl Rope {
     /// From base, width and scaling of a configuration.
@@ -43,16 +60,24 @@ impl Rope {
         if let RopeScaling::Yarn { attention: a, .. } = config.rope_scaling {
             attention = a as f32;
         }
-        Self { frequencies, attention }
+        Self { frequencies, attention, known: RwLock::default() }
     }
 
     /// Cosine and sine of each pair at a position.
-    pub fn angles(&self, position: u32) -> (Vec<f32>, Vec<f32>) {
+    pub fn angles(&self, position: u32) -> Arc<Angles> {
+        if let Some(known) = self.known.read().unwrap_or_else(|e| e.into_inner()).get(&position) {
+            return Arc::clone(known);
+        }
         // The angle is rounded to f32 as the reference does it; its sine is then exact.
         let angle = |f: &f32| f64::from(position as f32 * f);
         let cos = self.frequencies.iter().map(|f| angle(f).cos() as f32 * self.attention).collect();
         let sin = self.frequencies.iter().map(|f| angle(f).sin() as f32 * self.attention).collect();
-        (cos, sin)
+        let made = Arc::new(Angles { cos, sin });
+        let mut known = self.known.write().unwrap_or_else(|e| e.into_inner());
+        if known.len() < KNOWN {
+            known.insert(position, Arc::clone(&made));
+        }
+        made
     }
 }
 
@@ -91,8 +116,8 @@ mod tests {
         let (q, k): (Vec<f32>, Vec<f32>) = (0..128).map(|i| ((i as f32).sin(), (i as f32 * 0.3).cos())).unzip();
         let score = |a: u32, b: u32| {
             let (mut q, mut k) = (q.clone(), k.clone());
-            vector::turn(Isa::detect(), &mut q, &r.angles(a).0, &r.angles(a).1);
-            vector::turn(Isa::detect(), &mut k, &r.angles(b).0, &r.angles(b).1);
+            vector::turn(Isa::detect(), &mut q, &r.angles(a).cos, &r.angles(a).sin);
+            vector::turn(Isa::detect(), &mut k, &r.angles(b).cos, &r.angles(b).sin);
             q.iter().zip(&k).map(|(a, b)| a * b).sum::<f32>()
         };
         assert!((score(7, 3) - score(107, 103)).abs() < 1e-3);

@@ -55,12 +55,16 @@ pub(crate) unsafe fn product(x: &Tokens<'_>, w: &Panels, panels: Range<usize>, w
             for (t, of_token) in (tile.first..).zip(values.iter().take(tile.tokens)) {
                 let scale = _mm512_set1_ps(x.x.scale(t));
                 for (p, values) in of_token.iter().enumerate().take(count) {
-                    let mut scaled = [0f32; LANES];
-                    // SAFETY: 16 floats each; the caller vouches for the cells.
+                    let first = (panel + p) * LANES;
+                    let mask = (1u32 << (w.rows() - first).min(LANES)) - 1;
+                    // SAFETY: 16 floats; the caller vouches for the cells, of which the mask has those that there are.
                     unsafe {
-                        let product = _mm512_mul_ps(_mm512_loadu_ps(values.as_ptr()), scale);
-                        _mm512_storeu_ps(scaled.as_mut_ptr(), product);
-                        cells.put(t, (panel + p) * LANES, w.rows(), &scaled, write);
+                        let at = cells.at(t, first);
+                        let mut value = _mm512_mul_ps(_mm512_loadu_ps(values.as_ptr()), scale);
+                        if write == Write::Add {
+                            value = _mm512_add_ps(_mm512_maskz_loadu_ps(mask as u16, at), value);
+                        }
+                        _mm512_mask_storeu_ps(at, mask as u16, value);
                     }
                 }
             }

@@ -92,11 +92,17 @@ impl Activations {
         let (p, width, groups) = (self.padding, self.width, self.padding.groups());
         let row = &mut self.codes[(token * self.planes + plane) * width..][..width];
         let sums = &mut self.sums[(token * self.planes + plane) * groups..][..groups];
+        let filled = !p.group.is_multiple_of(p.block);
+        if !filled {
+            row[..codes.len()].copy_from_slice(codes);
+        }
         let mut at = 0;
         for (sum, codes) in sums.iter_mut().zip(codes.chunks(p.group)) {
-            row[at..at + codes.len()].copy_from_slice(codes);
+            if filled {
+                row[at..at + codes.len()].copy_from_slice(codes);
+                at += codes.len().next_multiple_of(p.block);
+            }
             *sum = codes.iter().map(|c| i32::from(*c)).sum();
-            at += codes.len().next_multiple_of(p.block);
         }
     }
 
