@@ -3,7 +3,9 @@
 use crate::{Error, Exec, Input, MatViewMut, Result, RowSlot, TensorSink, TensorSource};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::rc::Rc;
 use tersor_kernels::dense::{How, Write, product_by_rows};
+use tersor_kernels::integer::{Activations, Panels, Product, products};
 
 /// A matrix `[out_features, in_features]` in whatever form, that multiplies: `y = x Wᵀ`.
 pub trait LinearOp: Send + Sync {
@@ -19,6 +21,12 @@ pub trait LinearOp: Send + Sync {
     fn apply(&self, x: &Input<'_>, mut y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
         y.rows_mut().for_each(|r| r.fill(0.0));
         self.apply_add(x, y, exec)
+    }
+    /// The integer product that [`LinearOp::apply`] comes down to, if it is one and nothing else: its activations and its weights. For
+    /// [`apply_all`]. Error when the features do not fit.
+    fn integer<'w>(&'w self, x: &Input<'_>, exec: &Exec) -> Result<Option<(Rc<Activations>, &'w Panels)>> {
+        let _ = (x, exec);
+        Ok(None)
     }
     /// Kind, parameters and parts: with the tensors, all that loading needs. It describes the whole of which these rows
     /// are the block `at`; see [`LinearOp::whole`].
@@ -42,6 +50,21 @@ pub fn check_apply([out, inp]: [usize; 2], x: &Input<'_>, y: &MatViewMut<'_>) ->
         return Err(Error::shape("output", [tokens, out], y.shape()));
     }
     Ok(())
+}
+
+/// `y_i = x W_iᵀ` for operators that share an input, together: what has few rows alone has enough for all threads with the others. Error when
+/// the shapes do not fit.
+pub fn apply_all(ops: &[&dyn LinearOp], x: &Input<'_>, ys: Vec<MatViewMut<'_>>, exec: &mut Exec) -> Result<()> {
+    for (op, y) in ops.iter().zip(&ys) {
+        check_apply(op.shape(), x, y)?;
+    }
+    let found: Option<Vec<_>> = ops.iter().map(|op| op.integer(x, exec)).collect::<Result<_>>()?;
+    let Some(found) = found else {
+        return ops.iter().zip(ys).try_for_each(|(op, y)| op.apply(x, y, exec));
+    };
+    let tasks = found.iter().zip(ys).map(|((x, w), y)| Product { x, w, write: Write::Set, y: y.into_out() });
+    let done = products(exec.isa(), tasks.collect(), exec.parallel());
+    if done { Ok(()) } else { Err(Error::shape("output", "rows that fit their stride", "fewer elements")) }
 }
 
 /// The product of any operator through its own rows, a block at a time; never the whole matrix in f32.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::rc::Rc;
 use std::sync::OnceLock;
 
 use tersor_core::op::check_apply;
@@ -15,7 +16,7 @@ use tersor_kernels::affine::{self, Affine};
 use tersor_kernels::bits;
 use tersor_kernels::dense::Write;
 use tersor_kernels::grouped::{self, Groups};
-use tersor_kernels::integer::{self, Panels};
+use tersor_kernels::integer::{self, Activations, Panels};
 
 use crate::{Clip, Grid, GroupSpec};
 
@@ -304,6 +305,11 @@ impl LinearOp for GroupedLinear {
 
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
         self.multiply(x, y, Write::Set, exec)
+    }
+
+    fn integer<'w>(&'w self, x: &Input<'_>, exec: &Exec) -> Result<Option<(Rc<Activations>, &'w Panels)>> {
+        let panels = self.panels()?;
+        Ok(Some((x.activations(exec.isa(), panels.padding())?, panels)))
     }
 
     fn spec(&self, at: RowSlot) -> OpSpec {

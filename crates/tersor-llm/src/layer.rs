@@ -26,12 +26,31 @@ impl Linear {
     pub(crate) fn add_to(&self, x: &Input<'_>, y: &mut [f32], exec: &mut Exec) -> Result<()> {
         let shape = [x.shape()[0], self.op.shape()[0]];
         self.op.apply_add(x, MatViewMut::new(y, shape)?, exec)?;
-        if let Some(bias) = &self.bias {
-            for row in y.chunks_exact_mut(bias.len().max(1)) {
-                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-            }
-        }
+        add_bias(y, self.bias.as_deref());
         Ok(())
+    }
+}
+
+/// Of several that share an input.
+pub(crate) fn apply_all<const N: usize>(
+    linears: [&Linear; N],
+    x: &Input<'_>,
+    exec: &mut Exec,
+) -> Result<[Vec<f32>; N]> {
+    let tokens = x.shape()[0];
+    let mut out = linears.map(|l| vec![0f32; tokens * l.op.shape()[0]]);
+    let views = out.iter_mut().zip(linears).map(|(y, l)| MatViewMut::new(y, [tokens, l.op.shape()[0]]));
+    tersor_core::op::apply_all(&linears.map(|l| &*l.op), x, views.collect::<Result<_>>()?, exec)?;
+    for (y, linear) in out.iter_mut().zip(linears) {
+        add_bias(y, linear.bias.as_deref());
+    }
+    Ok(out)
+}
+
+fn add_bias(y: &mut [f32], bias: Option<&[f32]>) {
+    let Some(bias) = bias else { return };
+    for row in y.chunks_exact_mut(bias.len().max(1)) {
+        row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
     }
 }
 
@@ -39,11 +58,7 @@ pub(crate) fn apply(op: &dyn LinearOp, bias: Option<&[f32]>, x: &Input<'_>, exec
     let shape = [x.shape()[0], op.shape()[0]];
     let mut y = vec![0f32; tersor_core::view::elements(shape)?];
     op.apply(x, MatViewMut::new(&mut y, shape)?, exec)?;
-    if let Some(bias) = bias {
-        for row in y.chunks_exact_mut(bias.len().max(1)) {
-            row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-        }
-    }
+    add_bias(&mut y, bias);
     Ok(y)
 }
 
@@ -125,7 +140,7 @@ impl Layer {
         let normed = rms_norm(stream, &self.input_layernorm, config.eps, exec);
         let x = Input::new(&normed, shape)?;
         observe(SiteKind::Qkv, &x)?;
-        let qkv = [&self.q_proj, &self.k_proj, &self.v_proj].map(|l| l.apply(&x, exec));
+        let qkv = apply_all([&self.q_proj, &self.k_proj, &self.v_proj], &x, exec)?;
         let mixed = self.attend(config, qkv, positions, cache, exec)?;
         let x = Input::new(&mixed, [tokens, config.heads * config.head_dim])?;
         observe(SiteKind::O, &x)?;
@@ -134,8 +149,7 @@ impl Layer {
         let normed = rms_norm(stream, &self.post_attention_layernorm, config.eps, exec);
         let x = Input::new(&normed, shape)?;
         observe(SiteKind::GateUp, &x)?;
-        let mut gated = self.gate_proj.apply(&x, exec)?;
-        let up = self.up_proj.apply(&x, exec)?;
+        let [mut gated, up] = apply_all([&self.gate_proj, &self.up_proj], &x, exec)?;
         gate(&mut gated, &up, exec);
         let x = Input::new(&gated, [tokens, config.intermediate])?;
         observe(SiteKind::Down, &x)?;
@@ -146,12 +160,11 @@ impl Layer {
     pub(crate) fn attend(
         &self,
         config: &DecoderConfig,
-        [q, k, v]: [Result<Vec<f32>>; 3],
+        [mut q, mut k, v]: [Vec<f32>; 3],
         positions: &[u32],
         cache: &mut dyn KvCache,
         exec: &mut Exec,
     ) -> Result<Vec<f32>> {
-        let (mut q, mut k, v) = (q?, k?, v?);
         if let Some(norm) = &self.q_norm {
             q = rms_norm(&q, norm, config.eps, exec);
         }

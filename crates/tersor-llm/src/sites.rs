@@ -127,7 +127,7 @@ impl Decoder {
                     (SiteKind::Qkv, &[q, k, v]) => {
                         let bias = [&own.q_proj, &own.k_proj, &own.v_proj].map(|l| l.bias.as_deref());
                         let mut run = |op: &dyn LinearOp, b| apply(op, b, &x, exec);
-                        let qkv = [run(q, bias[0]), run(k, bias[1]), run(v, bias[2])];
+                        let qkv = [run(q, bias[0])?, run(k, bias[1])?, run(v, bias[2])?];
                         let positions: Vec<u32> = (0..window as u32).collect();
                         own.attend(config, qkv, &positions, &mut self.cache(), exec)?
                     }

@@ -8,6 +8,7 @@ use crate::tensors::{join, read_expected};
 use crate::*;
 use std::ops::Range;
 use std::rc::Rc;
+use tersor_kernels::integer::{Activations, Panels};
 
 /// `y = (x Rᵀ) W'ᵀ`, that is `W = W' R`.
 pub struct Rotated {
@@ -232,6 +233,9 @@ macro_rules! wrapped {
                 op::check_apply(self.shape(), x, &y)?;
                 let input = self.input(x, exec);
                 self.inner().apply(&input, y, exec)
+            }
+            fn integer<'w>(&'w self, x: &Input<'_>, exec: &Exec) -> Result<Option<(Rc<Activations>, &'w Panels)>> {
+                self.inner().integer(&self.input(x, exec), exec)
             }
             fn spec(&self, at: RowSlot) -> OpSpec {
                 let spec = OpSpec::new(<Self as Wrap>::KIND, [at.total, self.shape()[1]]);

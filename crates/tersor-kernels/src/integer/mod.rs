@@ -71,6 +71,8 @@ pub(crate) struct Tokens<'a> {
     quads: Vec<[i8; 4]>,
     /// The same in 16 bits, columns 0, 2, 1, 3: where bytes cannot be multiplied as they are.
     pairs: Vec<[i16; 4]>,
+    /// Zero of all groups and bits of the weights that this is for.
+    of: (Option<u8>, u32),
     /// Quads of a token's plane.
     each: usize,
     /// What the sums of a group begin with, `[token, plane, group]`: the negative sum of its codes, times the zero where all groups have
@@ -103,7 +105,12 @@ impl<'a> Tokens<'a> {
         if isa.multiplies_pairs() && w.bits() == 8 {
             pairs = quads.iter().map(|q| [q[0], q[2], q[1], q[3]].map(i16::from)).collect();
         }
-        Self { x, tiles, quads, pairs, each, offsets }
+        Self { x, tiles, quads, pairs, of: (w.same_zero(), w.bits()), each, offsets }
+    }
+
+    /// Whether this is what a product of `x` with `w` needs.
+    fn serves(&self, x: &Activations, w: &Panels) -> bool {
+        std::ptr::eq(self.x, x) && self.of == (w.same_zero(), w.bits())
     }
 
     /// Where a tile's codes begin.
@@ -133,34 +140,79 @@ impl<'a> Tokens<'a> {
 /// Bytes of weights below which one token's product is not worth forking.
 const FORK_BYTES: usize = 1 << 17;
 
-/// Bytes of weights of one unit of work: a sixteenth of the matrix, within these.
+/// Bytes of weights of one unit of work: a sixth of the matrix, within these.
 const UNIT_BYTES: [usize; 2] = [1 << 12, 1 << 16];
 
-/// `y[t, r] (+)= Σ_k x[t, k] * w[r, k]`. Returns false, with `y` unchanged, when the shapes do not fit.
+/// One product: `y[t, r] (+)= Σ_k x[t, k] * w[r, k]`.
+pub struct Product<'a> {
+    /// Tokens.
+    pub x: &'a Activations,
+    /// Weights.
+    pub w: &'a Panels,
+    /// Whether the output is replaced or added to.
+    pub write: Write,
+    /// `[tokens, rows]`.
+    pub y: Out<'a>,
+}
+
+/// One product; see [`products`].
 pub fn product(isa: Isa, x: &Activations, w: &Panels, write: Write, y: Out<'_>, parallel: bool) -> bool {
-    let (tokens, rows) = (x.tokens(), w.rows());
-    if tokens == 0 || rows == 0 {
-        return true;
-    }
-    let last = (tokens - 1).checked_mul(y.stride).and_then(|v| v.checked_add(rows));
-    if x.padding() != &w.padding() || y.stride < rows || last.is_none_or(|l| l > y.data.len()) {
+    products(isa, vec![Product { x, w, write, y }], parallel)
+}
+
+/// A product that is cut into units of work.
+struct Work<'a> {
+    w: &'a Panels,
+    write: Write,
+    cells: Cells,
+    /// Number of its tokens.
+    tokens: usize,
+    /// Panels of a unit.
+    step: usize,
+    /// Units of this and of all before it.
+    end: usize,
+}
+
+/// Several products as one piece of parallel work: those with few rows share threads. Returns false, with all outputs unchanged, when
+/// shapes do not fit.
+pub fn products(isa: Isa, tasks: Vec<Product<'_>>, parallel: bool) -> bool {
+    let fits = |t: &Product<'_>| {
+        let (tokens, rows) = (t.x.tokens(), t.w.rows());
+        let last = tokens.saturating_sub(1).checked_mul(t.y.stride).and_then(|v| v.checked_add(rows));
+        let inside = last.is_some_and(|l| l <= t.y.data.len()) && t.y.stride >= rows;
+        tokens == 0 || rows == 0 || t.x.padding() == &t.w.padding() && inside
+    };
+    if !tasks.iter().all(fits) {
         return false;
     }
-    let cells = Cells { data: y.data.as_mut_ptr(), stride: y.stride };
-    let x = &Tokens::new(isa, x, w);
-    // Work is cut by shape: so many panels that a unit is worth its start.
-    let bytes = w.panels() * w.panel_bytes();
-    let step = (bytes / 6).clamp(UNIT_BYTES[0], UNIT_BYTES[1]) / w.panel_bytes().max(1);
-    let step = step.max(1).next_multiple_of(PANELS);
-    let units = w.panels().div_ceil(step);
-    let fork = parallel && par::worth(bytes.saturating_mul(tokens), FORK_BYTES);
+    let (mut works, mut packed): (Vec<Work<'_>>, Vec<Tokens<'_>>) = (Vec::new(), Vec::new());
+    let (mut units, mut bytes) = (0, 0usize);
+    for Product { x, w, write, y } in tasks.into_iter().filter(|t| t.x.tokens() > 0 && t.w.rows() > 0) {
+        // Neighbours that read the same tokens in the same way have them packed once.
+        if packed.last().is_none_or(|p| !p.serves(x, w)) {
+            packed.push(Tokens::new(isa, x, w));
+        }
+        // Work is cut by shape: so many panels that a unit is worth its start.
+        let size = w.panels() * w.panel_bytes();
+        let step = (size / 6).clamp(UNIT_BYTES[0], UNIT_BYTES[1]) / w.panel_bytes().max(1);
+        let step = step.max(1).next_multiple_of(PANELS);
+        units += w.panels().div_ceil(step);
+        bytes = bytes.saturating_add(size.saturating_mul(x.tokens()));
+        let cells = Cells { data: y.data.as_mut_ptr(), stride: y.stride };
+        works.push(Work { w, write, cells, tokens: packed.len() - 1, step, end: units });
+    }
+    let fork = parallel && par::worth(bytes, FORK_BYTES);
     let unit = |i: usize, (): &mut ()| {
-        let panels = i * step..w.panels().min((i + 1) * step);
-        let cells = cells.get();
+        let at = works.partition_point(|w| w.end <= i);
+        let Work { w, write, cells, tokens, step, .. } = &works[at];
+        let first = (i - at.checked_sub(1).map_or(0, |before| works[before].end)) * step;
+        let panels = first..w.panels().min(first + step);
+        let (x, cells, write) = (&packed[*tokens], cells.get(), *write);
         #[cfg(target_arch = "x86_64")]
         {
             if isa.has_avx512_vnni() {
-                // SAFETY: `isa` proves the instructions; cells of these panels are this unit's alone, and `last` was checked.
+                // SAFETY: `isa` proves the instructions; cells of these panels are this unit's alone, and `fits` has checked that they
+                // are there.
                 unsafe { crate::arch::vnni::product(x, w, panels, write, cells) };
                 return;
             }

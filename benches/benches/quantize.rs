@@ -1,0 +1,130 @@
+//! Quantize and dequantize loops against the memory time: `cargo bench -p tersor-benches --bench quantize`.
+//!
+//! The memory time is the larger of the bytes read at read bandwidth and the bytes read plus written at memcpy's rate of both, each
+//! measured right beside the loop, on the same pinned threads. Buffers are larger than the caches, and are written before they are timed.
+
+use std::time::Instant;
+
+use half::{bf16, f16};
+use tersor_kernels::affine::{Affine, min_max};
+use tersor_kernels::grouped::{Groups, dequantize, quantize};
+use tersor_kernels::integer::quantize_rows;
+use tersor_kernels::limits::read;
+use tersor_kernels::{Isa, convert, hadamard};
+
+const ROWS: usize = 8192;
+const COLS: usize = 4096;
+const N: usize = ROWS * COLS;
+
+fn time(mut f: impl FnMut()) -> f64 {
+    f();
+    let mut times: Vec<f64> = (0..9)
+        .map(|_| {
+            let start = Instant::now();
+            f();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// `f` on equal parts of two slices, one for each thread.
+fn parts<A: Send + Sync, B: Send>(a: &[A], b: &mut [B], f: impl Fn(&[A], &mut [B]) + Sync) {
+    let n = rayon::current_num_threads();
+    let (na, nb) = (a.len() / n, b.len() / n);
+    rayon::scope(|s| {
+        for (a, b) in a.chunks(na).zip(b.chunks_mut(nb)) {
+            let f = &f;
+            s.spawn(move |_| f(a, b));
+        }
+    });
+}
+
+fn main() {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let isa = Isa::detect();
+    println!("{} values; instruction set {}", N, isa.name());
+    println!("{:8} {:28} {:>8} {:>8} {:>14}", "threads", "loop", "ms", "memory", "of memory time");
+    for threads in [2, 1] {
+        let cores = cores.clone();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).start_handler(move |i| {
+            if let Some(core) = cores.get(i) {
+                core_affinity::set_for_current(*core);
+            }
+        });
+        let Ok(pool) = pool.build() else { return };
+        pool.install(|| run(isa, threads));
+    }
+}
+
+fn run(isa: Isa, threads: usize) {
+    let x: Vec<f32> = (0..N).map(|i| ((i * 7919) % 2001) as f32 / 1000.0 - 1.0).collect();
+    let mut y = vec![1f32; N];
+    let mut show = |name: &str, bytes: [usize; 2], f: &mut dyn FnMut()| {
+        let words: &[u64] = bytemuck::cast_slice(&x);
+        let reading = time(|| {
+            parts(words, &mut vec![0u8; threads], |part, _| {
+                std::hint::black_box(read(part));
+            })
+        });
+        let copying = time(|| parts(&x, &mut y, |a, b| b.copy_from_slice(a)));
+        let seconds = time(f);
+        let limit =
+            (bytes[0] as f64 * reading / (4 * N) as f64).max((bytes[0] + bytes[1]) as f64 * copying / (8 * N) as f64);
+        println!(
+            "{threads:<8} {name:28} {:>8.2} {:>8.2} {:>12.0} %",
+            seconds * 1e3,
+            limit * 1e3,
+            100.0 * limit / seconds
+        );
+    };
+    for (name, bits, group) in [
+        ("4 bits, groups of 128", 4u32, 128),
+        ("8 bits, rows", 8, COLS),
+        ("3 bits, groups of 128", 3, 128),
+        ("2 bits, groups of 128", 2, 128),
+    ] {
+        let most = ((1u32 << bits) - 1) as u8;
+        let groups = Groups { cols: COLS, group, bits, range: 0..=most };
+        let mut codes = vec![1u8; ROWS * groups.row_bytes()];
+        let mut fits = vec![Affine { scale: 1.0, zero: 0 }; ROWS * groups.count()];
+        let fit = |_: usize, row: &[f32], fits: &mut [Affine]| -> Result<(), ()> {
+            for (part, fit) in row.chunks(group).zip(fits) {
+                let (lo, hi) = min_max(isa, part);
+                let scale = (hi - lo) / f32::from(most);
+                *fit = Affine { scale, zero: (-lo / scale).round_ties_even() as u8 };
+            }
+            Ok(())
+        };
+        let bytes = [4 * N, codes.len() + 5 * fits.len()];
+        show(&format!("quantize {name}"), bytes, &mut || {
+            let done = quantize(isa, &x, &groups, fit, (&mut codes, &mut fits), threads > 1);
+            assert_eq!(done, Ok(true));
+        });
+        let mut back = vec![1f32; N];
+        let count = groups.count();
+        show(&format!("dequantize {name}"), [bytes[1], 4 * N], &mut || {
+            assert!(dequantize(isa, &codes, &groups, |r, g| fits[r * count + g], &mut back, threads > 1));
+        });
+    }
+    let mut codes = vec![1i8; N];
+    show("activations, 8 bits a token", [4 * N, N], &mut || {
+        parts(&x, &mut codes, |x, codes| {
+            let mut scales = vec![0f32; x.len() / COLS];
+            quantize_rows(isa, x, COLS, 127, codes, &mut scales);
+        });
+    });
+    let (mut halves, mut brains, mut back) = (vec![f16::ONE; N], vec![bf16::ONE; N], vec![1f32; N]);
+    show("f32 to f16", [4 * N, 2 * N], &mut || parts(&x, &mut halves, convert::f32_to_f16));
+    show("f16 to f32", [2 * N, 4 * N], &mut || parts(&halves, &mut back, convert::f16_to_f32));
+    show("f32 to bf16", [4 * N, 2 * N], &mut || parts(&x, &mut brains, convert::f32_to_bf16));
+    show("bf16 to f32", [2 * N, 4 * N], &mut || parts(&brains, &mut back, convert::bf16_to_f32));
+    show("Hadamard of 4096", [4 * N, 4 * N], &mut || {
+        parts(&[0u8; 64], &mut back, |_, y| {
+            y.chunks_exact_mut(COLS).for_each(|row| {
+                hadamard::fwht(row);
+            });
+        });
+    });
+}

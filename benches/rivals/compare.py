@@ -1,0 +1,146 @@
+"""Tersor beside llama.cpp and candle on this machine, in one run: products of a matrix with 1, 32 and 512 tokens, and SmolLM2-135M as a whole.
+
+    python3 benches/rivals/compare.py [products|model] [--rounds 3] [--threads 2,1]
+
+Brings the rivals from their registries: llama.cpp as the package llama-cpp-python, built for this processor in target/rivals, candle as the
+crate that the benches depend on. The model is models/smollm2-135m.gguf (scripts/fetch-models.sh). The sides take turns, each answering with the
+median of many repetitions; of the rounds, the median is shown. Prints two tables in Markdown; the last column is the best rival's time over ours.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = ROOT / "benches" / "rivals"
+HOME = ROOT / "target" / "rivals"
+OURS = {4: ["4row", "4dual", "4g128", "4g32"], 8: ["8row", "8g32"]}
+THEIRS = {
+    4: ["ggml q4_0", "ggml q4_0+", "ggml q4_K", "ggml q4_K+", "candle q4_0", "candle q4_K"],
+    8: ["ggml q8_0", "candle q8_0"],
+}
+FLOATS = ["ours f32", "ggml f32", "candle f32"]
+
+
+def run(*command, **more):
+    subprocess.run([str(c) for c in command], check=True, cwd=ROOT, **more)
+
+
+def python():
+    """The interpreter beside which llama.cpp is installed."""
+    found = HOME / "bin" / "python"
+    if not found.exists():
+        venv.create(HOME, with_pip=True)
+        flags = dict(os.environ, CMAKE_ARGS="-DGGML_NATIVE=ON")
+        run(found, "-m", "pip", "install", "--quiet", "--no-binary", "llama-cpp-python", "llama-cpp-python", "numpy", env=flags)
+    return found
+
+
+def bench(name):
+    """Path of a bench of ours."""
+    made = subprocess.run(
+        ["cargo", "bench", "-p", "tersor-benches", "--bench", name, "--no-run", "--message-format=json"],
+        cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True,
+    )
+    lines = map(json.loads, made.stdout.splitlines())
+    return next(l["executable"] for l in lines if l.get("target", {}).get("name") == name and l.get("executable"))
+
+
+class Side:
+    """A process that answers lines."""
+
+    def __init__(self, *command, **env):
+        self.process = subprocess.Popen(
+            [str(c) for c in command], env=dict(os.environ, **env), cwd=ROOT, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )
+
+    def ask(self, line):
+        print(line, file=self.process.stdin, flush=True)
+        return self.process.stdout.readline()
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def products(rounds, threads):
+    print("| threads | shape | tokens | product | ms | Gop/s | best rival over ours |\n|--:|--|--:|--|--:|--:|--:|")
+    turns = bench("turns")
+    for count in threads:
+        sides = {"ours": Side(turns, RAYON_NUM_THREADS=str(count)), "ggml": Side(python(), HERE / "ggml.py", THREADS=str(count))}
+        sides["candle"] = sides["ours"]
+        limits = []
+        for rows, cols in [(4096, 4096), (14336, 4096)]:
+            for tokens in (1, 32, 512):
+                names = [f"ours {f}" for f in OURS[4] + OURS[8]] + THEIRS[4] + THEIRS[8] + FLOATS
+                times = {n: [] for n in names}
+                for number in range(rounds):
+                    limits.append([float(v) for v in sides["ours"].ask("limits").split()])
+                    for name in names:
+                        side, form = name.split()
+                        # Seconds a call, and far behind: once will do.
+                        if side == "candle" and tokens > 1 and number > 0:
+                            continue
+                        line = f"{form} {rows} {cols} {tokens}"
+                        times[name].append(float(sides[side].ask(line if side == "ggml" else f"{side} {line}")))
+                middle = {n: statistics.median(t) for n, t in times.items()}
+                for name in names:
+                    if math.isnan(middle[name]):
+                        continue
+                    rivals = next((THEIRS[b] for b in OURS if name.split()[1] in OURS[b] and name.startswith("ours")), [])
+                    best = min((middle[r] for r in rivals if not math.isnan(middle[r])), default=None)
+                    ratio = f"{best / middle[name]:.2f}" if best else ""
+                    rate = 2e-9 * rows * cols * tokens / middle[name]
+                    print(f"| {count} | {rows} x {cols} | {tokens} | {name} | {middle[name] * 1e3:.3f} | {rate:.0f} | {ratio} |", flush=True)
+        for side in (sides["ours"], sides["ggml"]):
+            side.end()
+        read, f32, wide, narrow = (statistics.median(l) / 1e9 for l in zip(*limits))
+        print(f"\n{count} threads, limits: {read:.1f} GB/s read, {f32:.0f} Gop/s f32, bytes {wide:.0f} Gop/s in 32 bits, {narrow:.0f} in 16 (AVX2)\n")
+
+
+def model(rounds, threads):
+    source = ROOT / "models" / "smollm2-135m.gguf"
+    print("| threads | model | prefill 512, tokens/s | decode 128, tokens/s | ours over llama.cpp |\n|--:|--|--:|--:|--|")
+    run("cargo", "build", "--release", "-p", "tersor-cli", stderr=subprocess.DEVNULL)
+    speed = bench("model")
+    for recipe, kind in [("w4a8-g32-rtn-sym", "q4_0"), ("w8a8-g32-rtn-sym", "q8_0")]:
+        out = HOME / recipe
+        if not (out / "tersor.json").exists():
+            run(ROOT / "target/release/tersor", "compress", source, "--recipe", recipe, "--out", out, stdout=subprocess.DEVNULL)
+        for count in threads:
+            ours = Side(speed, out, count)
+            theirs = Side(python(), HERE / "llama_model.py", source, kind, HOME / f"{kind}.gguf", THREADS=str(count))
+            found = {"ours": [], "theirs": []}
+            for _ in range(rounds):
+                for name, side in (("ours", ours), ("theirs", theirs)):
+                    found[name].append(json.loads(side.ask("go")))
+            ours.end()
+            theirs.end()
+            middle = {n: [statistics.median(f[k] for f in v) for k in ("prefill", "decode")] for n, v in found.items()}
+            ratio = [a / b for a, b in zip(middle["ours"], middle["theirs"])]
+            for name, of in (("ours", recipe), ("theirs", f"llama.cpp {kind}")):
+                last = f"prefill {ratio[0]:.2f}, decode {ratio[1]:.2f}" if name == "ours" else ""
+                print(f"| {count} | {of} | {middle[name][0]:.0f} | {middle[name][1]:.0f} | {last} |", flush=True)
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("what", nargs="?", choices=["products", "model"])
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--threads", default="2,1")
+    a = arguments.parse_args()
+    threads = [int(t) for t in a.threads.split(",")]
+    if a.what != "model":
+        products(a.rounds, threads)
+    if a.what != "products":
+        model(a.rounds, threads)
+
+
+main()
