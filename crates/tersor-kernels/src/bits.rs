@@ -13,6 +13,19 @@ pub const fn packed_len(n: usize, bits: u32) -> usize {
 /// [`packed_len`]. Bits after the last code are zero. Stops where `out` ends.
 pub fn pack(codes: &[u8], bits: u32, out: &mut [u8]) {
     let bits = bits.clamp(1, 8);
+    #[cfg(target_arch = "x86_64")]
+    if matches!(bits, 2 | 4) && crate::Isa::detect().has_avx2() {
+        // SAFETY: the level proves the instructions.
+        let done = unsafe {
+            if bits == 4 { crate::arch::avx2::pack4(codes, out) } else { crate::arch::avx2::pack2(codes, out) }
+        };
+        return pack_words(&codes[done..], bits, &mut out[done / (8 / bits as usize)..]);
+    }
+    pack_words(codes, bits, out);
+}
+
+/// Eight codes at a time.
+fn pack_words(codes: &[u8], bits: u32, out: &mut [u8]) {
     if bits == 8 {
         let n = codes.len().min(out.len());
         out[..n].copy_from_slice(&codes[..n]);
@@ -145,7 +158,7 @@ mod tests {
     #[test]
     fn every_width_length_and_start_comes_back() {
         for bits in 1..=8u32 {
-            for n in 0..=130usize {
+            for n in 0..=330usize {
                 let codes: Vec<u8> = (0..n).map(|i| ((i * 37 + 11) as u32 % (1 << bits)) as u8).collect();
                 let mut packed = vec![0xffu8; packed_len(n, bits)];
                 pack(&codes, bits, &mut packed);

@@ -56,10 +56,14 @@ pub fn quantize<E: Send>(
     }
     let block = |index: usize, codes: &mut [u8], fits: &mut [Affine]| {
         let mut row = vec![0u8; cols];
-        let values = x[index * UNIT * cols..].chunks_exact(cols);
+        let rest = &x[index * UNIT * cols..];
+        let values = rest.chunks_exact(cols);
         for (r, ((x, packed), fits)) in values.zip(codes.chunks_mut(width)).zip(fits.chunks_mut(count)).enumerate() {
             fit(index * UNIT + r, x, fits)?;
+            // The next row comes from memory while this one is computed.
+            let next = rest.get(r * cols + cols..).unwrap_or_default();
             for (span, fit) in groups.spans().zip(&*fits) {
+                prefetch(next.get(span.clone()).unwrap_or_default());
                 affine::quantize(isa, &x[span.clone()], *fit, groups.range.clone(), &mut row[span]);
             }
             bits::pack(&row, groups.bits, packed);
@@ -68,6 +72,17 @@ pub fn quantize<E: Send>(
     };
     par::pairs(codes, UNIT * width, fits, UNIT * count, parallel, block).into_iter().collect::<Result<Vec<()>, E>>()?;
     Ok(true)
+}
+
+/// Asks for values that will be read soon.
+fn prefetch(x: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in x.chunks(16) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, for which any address will do; SSE is in every x86-64 processor.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    let _ = x;
 }
 
 /// The values of rows of packed codes: `fit(row, group)` gives their grids. Returns false, with `out` unchanged, when a length is wrong.

@@ -1,25 +1,49 @@
 //! The fast Walsh-Hadamard transform.
 
+use crate::Isa;
+use crate::isa::versions;
+
 /// Transforms `x` in place by the Sylvester-Hadamard matrix of order `x.len()` scaled to be orthogonal
 /// (its own inverse). Returns false and leaves `x` alone unless the length is a power of two.
 pub fn fwht(x: &mut [f32]) -> bool {
-    let n = x.len();
-    if !n.is_power_of_two() {
-        return n == 0;
+    if x.is_empty() || x.len().is_power_of_two() {
+        transform(Isa::detect(), x);
     }
-    let mut half = 1;
-    while half < n {
-        for pair in x.chunks_exact_mut(2 * half) {
-            let (a, b) = pair.split_at_mut(half);
-            for (a, b) in a.iter_mut().zip(b) {
-                (*a, *b) = (*a + *b, *a - *b);
-            }
+    x.is_empty() || x.len().is_power_of_two()
+}
+
+versions! {
+    /// The transform of a power of two: eight neighbours in registers, then two levels at a time, then what is left.
+    fn transform(isa: Isa, x: &mut [f32]) {
+        let n = x.len();
+        let scale = (n.max(1) as f32).sqrt().recip();
+        let (eights, rest) = x.as_chunks_mut::<8>();
+        for x in eights {
+            let a: [f32; 8] = std::array::from_fn(|i| if i % 2 == 0 { x[i] + x[i + 1] } else { x[i - 1] - x[i] });
+            let b: [f32; 8] = std::array::from_fn(|i| if i & 2 == 0 { a[i] + a[i + 2] } else { a[i - 2] - a[i] });
+            *x = std::array::from_fn(|i| scale * if i & 4 == 0 { b[i] + b[i + 4] } else { b[i - 4] - b[i] });
         }
-        half *= 2;
+        let mut half = 8;
+        if n < 8 {
+            rest.iter_mut().for_each(|v| *v *= scale);
+            half = 1;
+        }
+        while 4 * half <= n {
+            for four in x.chunks_exact_mut(4 * half) {
+                let (a, b) = four.split_at_mut(2 * half);
+                let ((a, b), (c, d)) = (a.split_at_mut(half), b.split_at_mut(half));
+                for (((a, b), c), d) in a.iter_mut().zip(b).zip(c).zip(d) {
+                    let (p, q, r, s) = (*a + *b, *a - *b, *c + *d, *c - *d);
+                    (*a, *b, *c, *d) = (p + r, q + s, p - r, q - s);
+                }
+            }
+            half *= 4;
+        }
+        if 2 * half <= n {
+            let (a, b) = x.split_at_mut(half);
+            a.iter_mut().zip(b).for_each(|(a, b)| (*a, *b) = (*a + *b, *a - *b));
+        }
     }
-    let scale = (n as f32).sqrt().recip();
-    x.iter_mut().for_each(|v| *v *= scale);
-    true
 }
 
 #[cfg(test)]
@@ -28,7 +52,7 @@ mod tests {
 
     #[test]
     fn it_is_its_own_inverse_and_matches_the_definition() {
-        for log in 0..8 {
+        for log in 0..12 {
             let n = 1usize << log;
             let x: Vec<f32> = (0..n).map(|i| ((i * 31 + 7) % 17) as f32 - 8.0).collect();
             let mut y = x.clone();
@@ -38,6 +62,9 @@ mod tests {
                     x.iter().enumerate().map(|(j, &v)| if (i & j).count_ones() % 2 == 0 { v } else { -v }).sum();
                 assert!((sum / (n as f32).sqrt() - v).abs() < 1e-4);
             }
+            let mut scalar = x.clone();
+            transform(Isa::SCALAR, &mut scalar);
+            assert_eq!(y, scalar);
             fwht(&mut y);
             assert!(x.iter().zip(&y).all(|(a, b)| (a - b).abs() < 1e-4));
         }

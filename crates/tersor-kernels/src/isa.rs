@@ -2,6 +2,30 @@
 
 use std::sync::OnceLock;
 
+/// Compiles a body twice: as it stands, and for AVX2 with FMA, where the compiler vectorizes it.
+macro_rules! versions {
+    ($($(#[$doc:meta])* $vis:vis fn $name:ident(isa: Isa $(, $arg:ident: $ty:ty)* $(,)?) $(-> $out:ty)? $body:block)*) => {$(
+        $(#[$doc])*
+        $vis fn $name(isa: Isa $(, $arg: $ty)*) $(-> $out)? {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $(-> $out)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn wide($($arg: $ty),*) $(-> $out)? {
+                body($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            if isa.has_avx2() {
+                // SAFETY: `isa` proves the instructions.
+                return unsafe { wide($($arg),*) };
+            }
+            let _ = isa;
+            body($($arg),*)
+        }
+    )*};
+}
+pub(crate) use versions;
+
 /// An instruction-set level. A value other than `Scalar` can only be had from [`Isa::detect`], on a
 /// processor that has it: kernels rely on that.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

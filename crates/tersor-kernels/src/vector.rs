@@ -4,29 +4,7 @@
 //! fused multiply-adds are asked for by name: the same bits come out everywhere.
 
 use crate::Isa;
-
-/// Compiles a body twice: as it stands, and for AVX2 with FMA, where the compiler vectorizes it.
-macro_rules! versions {
-    ($($(#[$doc:meta])* pub fn $name:ident(isa: Isa $(, $arg:ident: $ty:ty)* $(,)?) $(-> $out:ty)? $body:block)*) => {$(
-        $(#[$doc])*
-        pub fn $name(isa: Isa $(, $arg: $ty)*) $(-> $out)? {
-            #[inline(always)]
-            fn body($($arg: $ty),*) $(-> $out)? $body
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
-            fn wide($($arg: $ty),*) $(-> $out)? {
-                body($($arg),*)
-            }
-            #[cfg(target_arch = "x86_64")]
-            if isa.has_avx2() {
-                // SAFETY: `isa` proves the instructions.
-                return unsafe { wide($($arg),*) };
-            }
-            let _ = isa;
-            body($($arg),*)
-        }
-    )*};
-}
+use crate::isa::versions;
 
 versions! {
     /// `Σ a[i] * b[i]` over the shorter of the two.

@@ -94,17 +94,56 @@ pub(crate) fn min_max(x: &[f32]) -> (f32, f32) {
             hi[i] = _mm256_max_ps(v, hi[i]);
         }
     }
-    let (mut los, mut his) = ([0f32; 32], [0f32; 32]);
-    for i in 0..4 {
-        // SAFETY: both arrays have 32 elements.
-        unsafe {
-            _mm256_storeu_ps(los.as_mut_ptr().add(8 * i), lo[i]);
-            _mm256_storeu_ps(his.as_mut_ptr().add(8 * i), hi[i]);
-        }
+    let (lo, hi) = (
+        _mm256_min_ps(_mm256_min_ps(lo[0], lo[1]), _mm256_min_ps(lo[2], lo[3])),
+        _mm256_max_ps(_mm256_max_ps(hi[0], hi[1]), _mm256_max_ps(hi[2], hi[3])),
+    );
+    let (mut los, mut his) = ([0f32; 8], [0f32; 8]);
+    // SAFETY: both arrays have 8 elements.
+    unsafe {
+        _mm256_storeu_ps(los.as_mut_ptr(), lo);
+        _mm256_storeu_ps(his.as_mut_ptr(), hi);
     }
     let (a, b) = (min_max_scalar(&los), min_max_scalar(&his));
     let t = min_max_scalar(tail);
     (a.0.min(t.0), b.1.max(t.1))
+}
+
+/// Packs codes below 16 in pairs; works on whole 64s and gives their number.
+#[target_feature(enable = "avx2")]
+pub(crate) fn pack4(codes: &[u8], out: &mut [u8]) -> usize {
+    let (mask, weights) = (_mm256_set1_epi8(15), _mm256_set1_epi16(0x1001));
+    for (codes, out) in codes.chunks_exact(64).zip(out.chunks_exact_mut(32)) {
+        let words = |half: usize| {
+            // SAFETY: `codes` has 64 bytes, and `half` is below 2.
+            let v = unsafe { _mm256_loadu_si256(codes.as_ptr().add(32 * half).cast()) };
+            // One times the even code and 16 times the odd one.
+            _mm256_maddubs_epi16(_mm256_and_si256(v, mask), weights)
+        };
+        let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi16(words(0), words(1)));
+        // SAFETY: `out` has 32 bytes.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes) };
+    }
+    codes.len().min(2 * out.len()) / 64 * 64
+}
+
+/// Packs codes below 4 in fours; works on whole 128s and gives their number.
+#[target_feature(enable = "avx2")]
+pub(crate) fn pack2(codes: &[u8], out: &mut [u8]) -> usize {
+    let (mask, pairs, fours) = (_mm256_set1_epi8(3), _mm256_set1_epi16(0x0401), _mm256_set1_epi32(0x0010_0001));
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (codes, out) in codes.chunks_exact(128).zip(out.chunks_exact_mut(32)) {
+        let numbers = |part: usize| {
+            // SAFETY: `codes` has 128 bytes, and `part` is below 4.
+            let v = unsafe { _mm256_loadu_si256(codes.as_ptr().add(32 * part).cast()) };
+            _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_and_si256(v, mask), pairs), fours)
+        };
+        let (a, b) = (_mm256_packus_epi32(numbers(0), numbers(1)), _mm256_packus_epi32(numbers(2), numbers(3)));
+        let bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order);
+        // SAFETY: `out` has 32 bytes.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), bytes) };
+    }
+    codes.len().min(4 * out.len()) / 128 * 128
 }
 
 /// Codes `clamp(round(x / scale), -most - 1, most)`; works on whole 32s and gives their number.
