@@ -69,7 +69,8 @@ mod tests {
         fn it_is_the_definition(tokens in 1usize..20, len in 1usize..100, dim in 1usize..70, salt: u64) {
             let mix = |i: usize| ((i as u64 ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / 16_777_216.0 - 0.5;
             let of = |n: usize, salt: usize| -> Vec<f32> { (0..n).map(|i| 3.0 * mix(i + salt)).collect() };
-            let (q, keys, values) = (of(tokens * dim, 1), of(len * dim, 2), of(len * dim, 3));
+            let (mut q, keys, values) = (of(tokens * dim, 1), of(len * dim, 2), of(len * dim, 3));
+            q.iter_mut().for_each(|q| *q /= (dim as f32).sqrt());
             let visible: Vec<_> = (0..tokens).map(|t| { let end = 1 + (t * 7) % len; end / 3..end }).collect();
             let want: Vec<f64> = (0..tokens * dim).map(|i| {
                 let (t, d) = (i / dim, i % dim);

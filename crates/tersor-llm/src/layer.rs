@@ -140,8 +140,7 @@ impl Layer {
         let normed = rms_norm(stream, &self.input_layernorm, config.eps, exec);
         let x = Input::new(&normed, shape)?;
         observe(SiteKind::Qkv, &x)?;
-        let qkv = apply_all([&self.q_proj, &self.k_proj, &self.v_proj], &x, exec)?;
-        let mixed = self.attend(config, qkv, positions, cache, exec)?;
+        let mixed = self.mixed(config, &x, positions, cache, exec)?;
         let x = Input::new(&mixed, [tokens, config.heads * config.head_dim])?;
         observe(SiteKind::O, &x)?;
         self.o_proj.add_to(&x, stream, exec)?;
@@ -149,11 +148,30 @@ impl Layer {
         let normed = rms_norm(stream, &self.post_attention_layernorm, config.eps, exec);
         let x = Input::new(&normed, shape)?;
         observe(SiteKind::GateUp, &x)?;
-        let [mut gated, up] = apply_all([&self.gate_proj, &self.up_proj], &x, exec)?;
-        gate(&mut gated, &up, exec);
+        let gated = self.gated(&x, exec)?;
         let x = Input::new(&gated, [tokens, config.intermediate])?;
         observe(SiteKind::Down, &x)?;
         self.down_proj.add_to(&x, stream, exec)
+    }
+
+    /// What attention makes of its input: `[tokens, heads * head_dim]`.
+    pub(crate) fn mixed(
+        &self,
+        config: &DecoderConfig,
+        x: &Input<'_>,
+        positions: &[u32],
+        cache: &mut dyn KvCache,
+        exec: &mut Exec,
+    ) -> Result<Vec<f32>> {
+        let qkv = apply_all([&self.q_proj, &self.k_proj, &self.v_proj], x, exec)?;
+        self.attend(config, qkv, positions, cache, exec)
+    }
+
+    /// What gate and up make of their input: `[tokens, intermediate]`.
+    pub(crate) fn gated(&self, x: &Input<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+        let [mut gated, up] = apply_all([&self.gate_proj, &self.up_proj], x, exec)?;
+        gate(&mut gated, &up, exec);
+        Ok(gated)
     }
 
     /// Norms of q and k where the model has them, the cache, attention: `[tokens, heads * head_dim]`.

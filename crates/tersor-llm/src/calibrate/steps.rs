@@ -6,7 +6,7 @@ use tersor_core::{Exec, Input, Result};
 
 use super::Replacements;
 use crate::encoder::EncoderLayer;
-use crate::layer::{apply_all, gate, rms_norm};
+use crate::layer::rms_norm;
 use crate::{Architecture, Checkpoint, DecoderConfig, DenseCache, Layer, Linear, Rope, SiteKind};
 
 /// One window between two steps.
@@ -82,9 +82,7 @@ impl Steps for DecoderSteps {
             SiteKind::Down => {
                 let x = self.input(SiteKind::GateUp, w, exec)?;
                 let x = Input::new(&x, [x.len() / self.config.hidden, self.config.hidden])?;
-                let [mut gated, up] = apply_all([&l.gate_proj, &l.up_proj], &x, exec)?;
-                gate(&mut gated, &up, exec);
-                gated
+                l.gated(&x, exec)?
             }
         })
     }
@@ -101,9 +99,8 @@ impl Steps for DecoderSteps {
         };
         match kind {
             SiteKind::Qkv => {
-                let qkv = apply_all([&l.q_proj, &l.k_proj, &l.v_proj], &x, exec)?;
                 let positions: Vec<u32> = (0..tokens as u32).collect();
-                l.attend(c, qkv, &positions, &mut DenseCache::new(c, self.rope.clone()), exec)
+                l.mixed(c, &x, &positions, &mut DenseCache::new(c, self.rope.clone()), exec)
             }
             SiteKind::O => onto_stream(&l.o_proj, exec),
             SiteKind::Down => onto_stream(&l.down_proj, exec),
