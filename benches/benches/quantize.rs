@@ -16,17 +16,23 @@ const ROWS: usize = 8192;
 const COLS: usize = 4096;
 const N: usize = ROWS * COLS;
 
-fn time(mut f: impl FnMut()) -> f64 {
-    f();
-    let mut times: Vec<f64> = (0..9)
-        .map(|_| {
+/// Median seconds of each, taken in turns: the speed of memory drifts.
+fn times<const K: usize>(mut work: [&mut dyn FnMut(); K]) -> [f64; K] {
+    let mut times = [const { Vec::new() }; K];
+    for turn in 0..16 {
+        for (f, times) in work.iter_mut().zip(&mut times) {
             let start = Instant::now();
             f();
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
+            // The first turn warms up.
+            if turn > 0 {
+                times.push(start.elapsed().as_secs_f64());
+            }
+        }
+    }
+    times.map(|mut t| {
+        t.sort_by(f64::total_cmp);
+        t[t.len() / 2]
+    })
 }
 
 /// `f` on equal parts of two slices, one for each thread.
@@ -59,17 +65,18 @@ fn main() {
 }
 
 fn run(isa: Isa, threads: usize) {
-    let x: Vec<f32> = (0..N).map(|i| ((i * 7919) % 2001) as f32 / 1000.0 - 1.0).collect();
+    let x: Vec<f32> =
+        (0..N as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / 8_388_608.0 - 1.0).collect();
     let mut y = vec![1f32; N];
     let mut show = |name: &str, bytes: [usize; 2], f: &mut dyn FnMut()| {
         let words: &[u64] = bytemuck::cast_slice(&x);
-        let reading = time(|| {
+        let mut reading = || {
             parts(words, &mut vec![0u8; threads], |part, _| {
                 std::hint::black_box(read(part));
             })
-        });
-        let copying = time(|| parts(&x, &mut y, |a, b| b.copy_from_slice(a)));
-        let seconds = time(f);
+        };
+        let mut copying = || parts(&x, &mut y, |a, b| b.copy_from_slice(a));
+        let [reading, copying, seconds] = times([&mut reading, &mut copying, f]);
         let limit =
             (bytes[0] as f64 * reading / (4 * N) as f64).max((bytes[0] + bytes[1]) as f64 * copying / (8 * N) as f64);
         println!(

@@ -162,6 +162,23 @@ mod tests {
         }
     }
 
+    proptest! {
+        // Near a half, a multiplication by the inverse and the division may fall on two sides of it.
+        #[test]
+        fn quotients_near_halves_and_scales_of_any_size(exponent in -149i32..127, mantissa in 1f32..2.0, at in prop::collection::vec((-300i32..300, -3i32..=3), 64)) {
+            let scale = (f64::from(mantissa) * 2f64.powi(exponent)) as f32;
+            let x: Vec<f32> = at.iter().map(|&(k, units)| {
+                let half = ((f64::from(k) + 0.5) * f64::from(scale)) as f32;
+                f32::from_bits((half.to_bits() as i32 + units) as u32)
+            }).collect();
+            let grid = Affine { scale, zero: 128 };
+            let (mut a, mut b) = ([0u8; 64], [0u8; 64]);
+            quantize(Isa::detect(), &x, grid, 0..=255, &mut a);
+            quantize(Isa::SCALAR, &x, grid, 0..=255, &mut b);
+            prop_assert_eq!(a, b);
+        }
+    }
+
     #[test]
     fn ties_go_to_even_and_extremes_clamp() {
         let mut c = [0u8; 6];

@@ -62,11 +62,13 @@ pub fn quantize<E: Send>(
             fit(index * UNIT + r, x, fits)?;
             // The next row comes from memory while this one is computed.
             let next = rest.get(r * cols + cols..).unwrap_or_default();
-            for (span, fit) in groups.spans().zip(&*fits) {
-                prefetch(next.get(span.clone()).unwrap_or_default());
-                affine::quantize(isa, &x[span.clone()], *fit, groups.range.clone(), &mut row[span]);
+            let round = |row: &mut [u8]| quantize_row(isa, [x, next], groups, fits, row);
+            if groups.bits == 8 {
+                round(packed);
+            } else {
+                round(&mut row);
+                bits::pack(&row, groups.bits, packed);
             }
-            bits::pack(&row, groups.bits, packed);
         }
         Ok(())
     };
@@ -74,15 +76,19 @@ pub fn quantize<E: Send>(
     Ok(true)
 }
 
-/// Asks for values that will be read soon.
-fn prefetch(x: &[f32]) {
+/// Codes of a row, while the next one is asked for.
+fn quantize_row(isa: Isa, [x, next]: [&[f32]; 2], groups: &Groups, fits: &[Affine], codes: &mut [u8]) {
+    let (lo, hi) = groups.range.clone().into_inner();
     #[cfg(target_arch = "x86_64")]
-    for line in x.chunks(16) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint, for which any address will do; SSE is in every x86-64 processor.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    if isa.has_avx2() {
+        // SAFETY: `isa` proves that the processor has AVX2.
+        unsafe { crate::arch::avx2::quantize_groups([x, next], groups.group, fits, [lo, hi], codes) };
+        return;
     }
-    let _ = x;
+    let (_, _) = (isa, next);
+    for (span, fit) in groups.spans().zip(fits) {
+        affine::quantize_scalar(&x[span.clone()], *fit, lo, hi, &mut codes[span]);
+    }
 }
 
 /// The values of rows of packed codes: `fit(row, group)` gives their grids. Returns false, with `out` unchanged, when a length is wrong.

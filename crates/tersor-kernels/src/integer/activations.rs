@@ -144,9 +144,10 @@ impl Activations {
 }
 
 /// Quantizes rows of `cols` finite values, each by its own largest magnitude: `scale = max|x| / most`,
-/// `code = clamp(round(x / scale), -most - 1, most)`, ties to even; the scale of a row of zeros is 1. Works on whole rows, over the shortest of
+/// `code = clamp(round(x / scale), -most - 1, most)`, `most` at least 1, ties to even; the scale of a row of zeros is 1. Works on whole rows, over the shortest of
 /// the slices.
 pub fn quantize_rows(isa: Isa, x: &[f32], cols: usize, most: i8, codes: &mut [i8], scales: &mut [f32]) {
+    let most = most.max(1);
     let rows = x.chunks_exact(cols.max(1)).zip(codes.chunks_exact_mut(cols.max(1)));
     for ((x, codes), out) in rows.zip(scales) {
         let (lo, hi) = crate::affine::min_max(isa, x);
