@@ -1,6 +1,6 @@
 """Tersor beside llama.cpp and candle on this machine, in one run: products of a matrix with 1, 32 and 512 tokens, and SmolLM2-135M as a whole.
 
-    python3 benches/rivals/compare.py [products|model] [--rounds 3] [--threads 2,1]
+    python3 benches/rivals/compare.py [products|model] [--rounds 3] [--threads 2,1] [--tokens 1,32,512]
 
 Brings the rivals from their registries: llama.cpp as the package llama-cpp-python, built for this processor in target/rivals, candle as the
 crate that the benches depend on. The model is models/smollm2-135m.gguf (scripts/fetch-models.sh). The sides take turns, each answering with the
@@ -70,7 +70,7 @@ class Side:
         self.process.wait()
 
 
-def products(rounds, threads):
+def products(rounds, threads, numbers):
     print("| threads | shape | tokens | product | ms | Gop/s | best rival over ours |\n|--:|--|--:|--|--:|--:|--:|")
     turns = bench("turns")
     for count in threads:
@@ -78,7 +78,7 @@ def products(rounds, threads):
         sides["candle"] = sides["ours"]
         limits = []
         for rows, cols in [(4096, 4096), (14336, 4096)]:
-            for tokens in (1, 32, 512):
+            for tokens in numbers:
                 names = [f"ours {f}" for f in OURS[4] + OURS[8]] + THEIRS[4] + THEIRS[8] + FLOATS
                 times = {n: [] for n in names}
                 for number in range(rounds):
@@ -135,10 +135,11 @@ def main():
     arguments.add_argument("what", nargs="?", choices=["products", "model"])
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--threads", default="2,1")
+    arguments.add_argument("--tokens", default="1,32,512")
     a = arguments.parse_args()
-    threads = [int(t) for t in a.threads.split(",")]
+    threads, numbers = ([int(t) for t in v.split(",")] for v in (a.threads, a.tokens))
     if a.what != "model":
-        products(a.rounds, threads)
+        products(a.rounds, threads, numbers)
     if a.what != "products":
         model(a.rounds, threads)
 

@@ -76,6 +76,14 @@ pub fn region<R>(parallel: bool, f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// Threads that share work.
+pub fn threads() -> usize {
+    #[cfg(feature = "rayon")]
+    return rayon::current_num_threads();
+    #[cfg(not(feature = "rayon"))]
+    1
+}
+
 /// How much work is worth sharing, against what it is where threads must be woken: a sixteenth inside of a [`region`].
 pub fn worth(work: usize, asleep: usize) -> bool {
     #[cfg(feature = "rayon")]

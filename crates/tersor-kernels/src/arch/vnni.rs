@@ -16,8 +16,9 @@ const WIDE: usize = 12;
 /// Planes of tokens below which a product is bound by memory.
 const FEW: usize = 4;
 
-/// Lines that are asked for before they are needed, where memory is slower than the arithmetic.
-const AHEAD: usize = 48;
+/// Lines that are asked for before they are needed, where memory is slower than the arithmetic, and blocks whose lines are asked for at once.
+const AHEAD: usize = 96;
+const BURST: usize = 16;
 
 /// Values of a tile, `[token, panel, 16]`.
 type Values = [[[f32; LANES]; PANELS]; WIDE];
@@ -216,11 +217,11 @@ unsafe fn multiply<const BITS: u32, const P: usize, const V: usize, const D: usi
         }
         let end = first + if group + 1 == groups { in_last } else { each };
         for block in first..end {
-            if few {
-                for p in 0..P {
-                    for line in 0..lines_of_block {
-                        let at = lines[p].wrapping_add(block * lines_of_block + line + AHEAD);
-                        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+            // Many at once: one between every two steps is slower than none.
+            if few && BITS < 8 && (block - first) % BURST == 0 {
+                for line in block * lines_of_block..(block + BURST).min(end) * lines_of_block {
+                    for p in 0..P {
+                        _mm_prefetch::<_MM_HINT_T1>(lines[p].wrapping_add(line + AHEAD).cast());
                     }
                 }
             }

@@ -140,8 +140,9 @@ impl<'a> Tokens<'a> {
 /// Bytes of weights below which one token's product is not worth forking.
 const FORK_BYTES: usize = 1 << 17;
 
-/// Bytes of weights of one unit of work: a sixth of the matrix, within these.
-const UNIT_BYTES: [usize; 2] = [1 << 12, 1 << 16];
+/// Bytes of weights of one unit of work, for one token and for many: a third of what a thread has to do, within these. One token's product is
+/// bound by memory, which is read fastest in long pieces.
+const UNIT_BYTES: [[usize; 2]; 2] = [[1 << 12, 1 << 20], [1 << 12, 1 << 16]];
 
 /// One product: `y[t, r] (+)= Σ_k x[t, k] * w[r, k]`.
 pub struct Product<'a> {
@@ -194,7 +195,8 @@ pub fn products(isa: Isa, tasks: Vec<Product<'_>>, parallel: bool) -> bool {
         }
         // Work is cut by shape: so many panels that a unit is worth its start.
         let size = w.panels() * w.panel_bytes();
-        let step = (size / 6).clamp(UNIT_BYTES[0], UNIT_BYTES[1]) / w.panel_bytes().max(1);
+        let [least, most] = UNIT_BYTES[usize::from(x.tokens() > 1)];
+        let step = (size / (3 * par::threads())).clamp(least, most) / w.panel_bytes().max(1);
         let step = step.max(1).next_multiple_of(PANELS);
         units += w.panels().div_ceil(step);
         bytes = bytes.saturating_add(size.saturating_mul(x.tokens()));
