@@ -62,13 +62,7 @@ pub fn quantize<E: Send>(
             fit(index * UNIT + r, x, fits)?;
             // The next row comes from memory while this one is computed.
             let next = rest.get(r * cols + cols..).unwrap_or_default();
-            let round = |row: &mut [u8]| quantize_row(isa, [x, next], groups, fits, row);
-            if groups.bits == 8 {
-                round(packed);
-            } else {
-                round(&mut row);
-                bits::pack(&row, groups.bits, packed);
-            }
+            quantize_row(isa, [x, next], groups, fits, packed, &mut row);
         }
         Ok(())
     };
@@ -76,14 +70,38 @@ pub fn quantize<E: Send>(
     Ok(true)
 }
 
-/// Codes of a row, while the next one is asked for.
-fn quantize_row(isa: Isa, [x, next]: [&[f32]; 2], groups: &Groups, fits: &[Affine], codes: &mut [u8]) {
+/// Packed codes of a row, while the next one is asked for. `row` has room for codes that are not packed yet.
+fn quantize_row(isa: Isa, x: [&[f32]; 2], groups: &Groups, fits: &[Affine], packed: &mut [u8], row: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx512_vnni() && groups.bits == 4 && groups.cols.is_multiple_of(64) && groups.group.is_multiple_of(64) {
+        let (lo, hi) = groups.range.clone().into_inner();
+        // SAFETY: `isa` proves the instructions.
+        unsafe { crate::arch::avx512::quantize_groups::<true>(x, groups.group, fits, [lo, hi], packed) };
+        return;
+    }
+    if groups.bits == 8 {
+        codes_of_row(isa, x, groups, fits, packed);
+    } else {
+        codes_of_row(isa, x, groups, fits, row);
+        bits::pack(row, groups.bits, packed);
+    }
+}
+
+/// Codes of a row, one a byte.
+fn codes_of_row(isa: Isa, [x, next]: [&[f32]; 2], groups: &Groups, fits: &[Affine], codes: &mut [u8]) {
     let (lo, hi) = groups.range.clone().into_inner();
     #[cfg(target_arch = "x86_64")]
-    if isa.has_avx2() {
-        // SAFETY: `isa` proves that the processor has AVX2.
-        unsafe { crate::arch::avx2::quantize_groups([x, next], groups.group, fits, [lo, hi], codes) };
-        return;
+    {
+        if isa.has_avx512_vnni() {
+            // SAFETY: `isa` proves the instructions.
+            unsafe { crate::arch::avx512::quantize_groups::<false>([x, next], groups.group, fits, [lo, hi], codes) };
+            return;
+        }
+        if isa.has_avx2() {
+            // SAFETY: as above.
+            unsafe { crate::arch::avx2::quantize_groups([x, next], groups.group, fits, [lo, hi], codes) };
+            return;
+        }
     }
     let (_, _) = (isa, next);
     for (span, fit) in groups.spans().zip(fits) {

@@ -14,9 +14,19 @@ fn divided(v: __m256, scale: __m256) -> __m256 {
     _mm256_round_ps::<NEAREST>(_mm256_div_ps(v, scale))
 }
 
+/// Distance from an integer up to which the product of a value with the inverse of the scale rounds as the quotient does; see [`Coding::codes`].
+pub(crate) const SURE: f32 = 0.5 - 1.0 / 8192.0;
+
+/// What to multiply with instead of dividing by `scale`; NaN where that is not exact enough: near the ends of the exponents the inverse's error
+/// is not relative any more.
+#[inline]
+pub(crate) fn inverse(scale: f32) -> f32 {
+    if (1e-30..1e30).contains(&scale) { 1.0 / scale } else { f32::NAN }
+}
+
 /// How quotients become codes: `clamp(q + zero, low, high) ^ flip`.
 #[derive(Clone, Copy)]
-struct Coding {
+pub(crate) struct Coding {
     scale: __m256,
     /// NaN where it is not exact enough to stand for the division.
     inverse: __m256,
@@ -29,12 +39,10 @@ struct Coding {
 impl Coding {
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn new(grid: Affine, [low, high, flip]: [u8; 3]) -> Self {
-        // With an inverse near the ends of the exponents its error is not relative any more.
-        let inverse = if (1e-30..1e30).contains(&grid.scale) { 1.0 / grid.scale } else { f32::NAN };
+    pub(crate) fn new(grid: Affine, [low, high, flip]: [u8; 3]) -> Self {
         let [low, high, flip] = [low, high, flip].map(|b| _mm256_set1_epi8(b as i8));
         let zero = _mm256_set1_epi16(i16::from(grid.zero));
-        Self { scale: _mm256_set1_ps(grid.scale), inverse: _mm256_set1_ps(inverse), zero, low, high, flip }
+        Self { scale: _mm256_set1_ps(grid.scale), inverse: _mm256_set1_ps(inverse(grid.scale)), zero, low, high, flip }
     }
 
     /// 32 codes of rounded quotients.
@@ -65,7 +73,7 @@ impl Coding {
         let rest = |i: usize| _mm256_castps_si256(_mm256_andnot_ps(sign, _mm256_sub_ps(product[i], rounded[i])));
         // The bits of positive floats are ordered as the floats are, and NaN, also of what was infinite, is above all.
         let most = _mm256_max_epi32(_mm256_max_epi32(rest(0), rest(1)), _mm256_max_epi32(rest(2), rest(3)));
-        let sure = _mm256_castps_si256(_mm256_set1_ps(0.5 - 1.0 / 8192.0));
+        let sure = _mm256_castps_si256(_mm256_set1_ps(SURE));
         if _mm256_movemask_epi8(_mm256_cmpgt_epi32(most, sure)) == 0 {
             self.store(rounded, codes);
         } else {
@@ -76,7 +84,7 @@ impl Coding {
     #[cold]
     #[inline(never)]
     #[target_feature(enable = "avx2")]
-    fn divide(&self, x: &[f32; 32], codes: &mut [u8; 32]) {
+    pub(crate) fn divide(&self, x: &[f32; 32], codes: &mut [u8; 32]) {
         // SAFETY: `x` has 32 elements, and `i` is below 4. `max` gives its second operand for a NaN.
         let quotient = |i: usize| unsafe {
             let q = divided(_mm256_loadu_ps(x.as_ptr().add(8 * i)), self.scale);
@@ -115,7 +123,7 @@ pub(crate) fn quantize_groups(
             if let Some(next) = next.next() {
                 for line in [0, 16] {
                     // SAFETY: a hint, for which any address will do.
-                    unsafe { _mm_prefetch::<_MM_HINT_T0>(next.as_ptr().add(line).cast()) };
+                    unsafe { _mm_prefetch::<_MM_HINT_T1>(next.as_ptr().add(line).cast()) };
                 }
             }
             coding.codes(x, codes);
