@@ -203,6 +203,9 @@ pub(crate) fn min_max(x: &[f32]) -> (f32, f32) {
         _mm_cvtss_f32(f(v, _mm_movehdup_ps(v)))
     };
     let a = (narrow(lo, |a, b| _mm_min_ps(a, b)), narrow(hi, |a, b| _mm_max_ps(a, b)));
+    if tail.is_empty() {
+        return a;
+    }
     let t = min_max_scalar(tail);
     (a.0.min(t.0), a.1.max(t.1))
 }
