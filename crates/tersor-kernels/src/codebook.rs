@@ -7,12 +7,63 @@ use crate::isa::versions;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Codebook {
     values: Vec<f32>,
-    /// `middles[i]` lies between values `i` and `i + 1`; filled up with infinity to a power of two less one.
+    /// `middles[i]` lies between values `i` and `i + 1`; after the last one infinity.
     middles: Vec<f32>,
+    starts: Starts,
+    /// All 256 that a byte may ask for; after the last value the last one.
+    all: Box<[f32; 256]>,
 }
 
 /// Values up to which all middles are looked at rather than a few of them one after the other.
 const FEW: usize = 16;
+
+/// Where to begin among the middles: floats of one sign, one exponent and equal first bits of the fraction share an entry.
+#[derive(Clone, Debug, PartialEq, Default)]
+struct Starts {
+    /// Middles that lie below all floats of the entry; positive floats first, then as many negative ones.
+    below: Vec<u8>,
+    /// Bits of a float that do not count.
+    shift: u32,
+    /// The first entry of a sign; smaller floats belong to it as well.
+    first: u32,
+    /// Middles inside of one entry, at most.
+    steps: usize,
+}
+
+impl Starts {
+    /// With as few bits of the fraction as give one middle at most to an entry, as far as 8 bits do.
+    fn new(middles: &[f32]) -> Self {
+        (3..=8).map(|bits| Self::of(middles, 23 - bits)).find(|s| s.steps <= 1).unwrap_or_else(|| Self::of(middles, 15))
+    }
+
+    fn of(middles: &[f32], shift: u32) -> Self {
+        let sizes = || middles.iter().filter(|m| m.is_finite() && **m != 0.0).map(|m| m.abs().to_bits() >> shift);
+        let first = sizes().min().unwrap_or(0).saturating_sub(1);
+        // A book may go over all exponents: then the small ones share the first entry.
+        let last = sizes().max().unwrap_or(0) + 1;
+        let first = first.max(last.saturating_sub(1 << 13));
+        let (mut below, mut steps) = (Vec::new(), 0);
+        for negative in [false, true] {
+            for size in first..=last {
+                let near = if size == first { 0.0 } else { f32::from_bits(size << shift) };
+                let far = if size == last { f32::INFINITY } else { f32::from_bits(((size + 1) << shift) - 1) };
+                let (low, high) = if negative { (-far, -near) } else { (near, far) };
+                let count = |x: f32| middles.iter().filter(|m| **m < x).count();
+                steps = steps.max(count(high) - count(low));
+                below.push(count(low) as u8);
+            }
+        }
+        Self { below, shift, first, steps }
+    }
+
+    #[inline(always)]
+    fn at(&self, x: f32) -> usize {
+        let (bits, half) = (x.to_bits(), self.below.len() / 2);
+        let size = ((bits & (u32::MAX >> 1)) >> self.shift).max(self.first) - self.first;
+        let size = (size as usize).min(half - 1);
+        usize::from(self.below[size + half * (bits >> 31) as usize])
+    }
+}
 
 impl Codebook {
     /// None unless there are 1 to 256 finite values in strictly ascending order.
@@ -25,8 +76,11 @@ impl Codebook {
         let middle = |w: &[f32]| ((f64::from(w[0]) + f64::from(w[1])) / 2.0) as f32;
         let middle = |w: &[f32]| if middle(w) < w[1] { middle(w) } else { w[0] };
         let mut middles: Vec<f32> = values.windows(2).map(middle).collect();
-        middles.resize(values.len().next_power_of_two() - 1, f32::INFINITY);
-        Some(Self { values: values.to_vec(), middles })
+        let starts = if values.len() > FEW { Starts::new(&middles) } else { Starts::default() };
+        middles.push(f32::INFINITY);
+        let mut all = Box::new([values[values.len() - 1]; 256]);
+        all[..values.len()].copy_from_slice(values);
+        Some(Self { values: values.to_vec(), middles, starts, all })
     }
 
     /// The values.
@@ -34,30 +88,40 @@ impl Codebook {
         &self.values
     }
 
-    /// `codes[i]` = number of the value nearest to `x[i]`; of two equally near, the lower one (where the middle between them is an f32). Over the
-    /// shorter of the two. A NaN becomes 0.
-    pub fn nearest(&self, isa: Isa, x: &[f32], codes: &mut [u8]) {
+    /// `codes[i]` = number of the value nearest to `x[i] * scale`; of two equally near, the lower one (where the middle between them is an f32).
+    /// Over the shorter of the two. A NaN becomes any code.
+    pub fn nearest(&self, isa: Isa, x: &[f32], scale: f32, codes: &mut [u8]) {
         if self.values.len() <= FEW {
-            count(isa, &self.middles, x, codes);
+            count(isa, &self.middles, x, scale, codes);
         } else {
-            search(isa, &self.middles, x, codes);
+            search(isa, self, x, scale, codes);
         }
     }
 
-    /// `out[i] = values[codes[i]]`, over the shorter of the two; a code that stands for nothing becomes the last value.
-    pub fn look_up(&self, codes: &[u8], out: &mut [f32]) {
-        let mut all = [self.values[self.values.len() - 1]; 256];
-        all[..self.values.len()].copy_from_slice(&self.values);
-        out.iter_mut().zip(codes).for_each(|(o, c)| *o = all[usize::from(*c)]);
+    /// The number of the value nearest to `x`.
+    #[inline(always)]
+    fn code(&self, x: f32) -> u8 {
+        let mut at = self.starts.at(x);
+        for _ in 0..self.starts.steps {
+            // Infinity, the last of the middles, is not passed.
+            at += usize::from(x > self.middles[at]);
+        }
+        at as u8
+    }
+
+    /// `out[i] = values[codes[i]] * scale`, over the shorter of the two; a code that stands for nothing becomes the last value.
+    pub fn look_up(&self, isa: Isa, codes: &[u8], scale: f32, out: &mut [f32]) {
+        look_up(isa, &self.all, codes, scale, out);
     }
 }
 
 versions! {
     /// How many middles lie below: 16 values side by side.
-    fn count(isa: Isa, middles: &[f32], x: &[f32], codes: &mut [u8]) {
+    fn count(isa: Isa, middles: &[f32], x: &[f32], scale: f32, codes: &mut [u8]) {
         for (x, codes) in x.chunks(16).zip(codes.chunks_mut(16)) {
             let (mut values, mut below) = ([0f32; 16], [0u32; 16]);
             values[..x.len()].copy_from_slice(x);
+            values.iter_mut().for_each(|v| *v *= scale);
             for m in middles {
                 for i in 0..16 {
                     below[i] += u32::from(values[i] > *m);
@@ -67,22 +131,12 @@ versions! {
         }
     }
 
-    /// Halving without branches, 16 values side by side.
-    fn search(isa: Isa, middles: &[f32], x: &[f32], codes: &mut [u8]) {
-        for (x, codes) in x.chunks(16).zip(codes.chunks_mut(16)) {
-            let (mut values, mut at) = ([0f32; 16], [0usize; 16]);
-            values[..x.len()].copy_from_slice(x);
-            let mut half = middles.len().div_ceil(2);
-            while half > 0 {
-                for i in 0..16 {
-                    // Below the length: all steps before add up to a multiple of twice this one.
-                    let above = values[i] > middles[(at[i] + half - 1).min(middles.len() - 1)];
-                    at[i] += if above { half } else { 0 };
-                }
-                half /= 2;
-            }
-            codes.iter_mut().zip(at).for_each(|(c, a)| *c = a as u8);
-        }
+    fn search(isa: Isa, book: &Codebook, x: &[f32], scale: f32, codes: &mut [u8]) {
+        codes.iter_mut().zip(x).for_each(|(c, x)| *c = book.code(x * scale));
+    }
+
+    fn look_up(isa: Isa, all: &[f32; 256], codes: &[u8], scale: f32, out: &mut [f32]) {
+        out.iter_mut().zip(codes).for_each(|(o, c)| *o = all[usize::from(*c)] * scale);
     }
 }
 
@@ -100,21 +154,21 @@ mod tests {
             values.dedup();
             let book = Codebook::new(&values).unwrap();
             let mut want = vec![0u8; x.len()];
-            book.nearest(Isa::SCALAR, &x, &mut want);
+            book.nearest(Isa::SCALAR, &x, 1.0, &mut want);
             for isa in Isa::available() {
                 let mut got = vec![0u8; x.len()];
-                book.nearest(isa, &x, &mut got);
+                book.nearest(isa, &x, 1.0, &mut got);
                 prop_assert_eq!(&got, &want);
             }
             let mut back = vec![0f32; x.len()];
-            book.look_up(&want, &mut back);
+            book.look_up(Isa::detect(), &want, 1.0, &mut back);
             for (x, found) in x.iter().zip(&back) {
                 let least = values.iter().map(|v| (v - x).abs()).fold(f32::INFINITY, f32::min);
                 prop_assert!((found - x).abs() <= least + 1e-5);
             }
             // Each value is its own nearest.
             let mut own = vec![0u8; values.len()];
-            book.nearest(Isa::detect(), &values, &mut own);
+            book.nearest(Isa::detect(), &values, 1.0, &mut own);
             prop_assert!(own.iter().enumerate().all(|(i, c)| i == usize::from(*c)));
         }
     }
@@ -125,7 +179,7 @@ mod tests {
             let values: Vec<f32> = (0..n).map(|i| i as f32).collect();
             let book = Codebook::new(&values).unwrap();
             let mut codes = [9u8; 5];
-            book.nearest(Isa::detect(), &[0.5, -1e30, 1e30, f32::NAN, f32::INFINITY], &mut codes);
+            book.nearest(Isa::detect(), &[0.5, -1e30, 1e30, -0.0, f32::INFINITY], 1.0, &mut codes);
             let last = (n - 1) as u8;
             assert_eq!(codes, [0, 0, last, 0, last]);
         }
@@ -136,7 +190,7 @@ mod tests {
         );
         assert!(Codebook::new(&vec![0.0; 257]).is_none());
         let mut codes = [7u8; 2];
-        Codebook::new(&[3.0]).unwrap().nearest(Isa::detect(), &[1.0, 5.0], &mut codes);
+        Codebook::new(&[3.0]).unwrap().nearest(Isa::detect(), &[1.0, 5.0], 1.0, &mut codes);
         assert_eq!(codes, [0, 0]);
     }
 }
