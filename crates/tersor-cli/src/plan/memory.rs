@@ -69,10 +69,11 @@ impl Plan {
         let wide = self.entries.iter().filter(|e| e.needs().gram).filter_map(|e| e.matrix()).map(|m| m[1] as u64).max();
         let gram = wide.unwrap_or(0).pow(2) * 8;
         // What each thread packs for a product, and what its allocator keeps.
-        let threads = rayon::current_num_threads() as u64 * (9 << 20);
-        // The sums so far and those of a shard; then the sums, the damped copy, its reversal and the factor, and two that are kept in f32.
+        let threads = rayon::current_num_threads() as u64 * (5 << 20);
+        // The sums so far and those of a shard; then the sums, the damped copy, its reversal and the factor, and two that are kept in f32;
+        // then what the allocator keeps of those before.
         let mut gather = Terms::from([("gram", gram * 2), ("threads", threads)]);
-        let mut compress = Terms::from([("gram", gram * 5), ("rows", self.rows(in_layers)), ("threads", threads)]);
+        let mut compress = Terms::from([("gram", gram * 11 / 2), ("rows", self.rows(in_layers)), ("threads", threads)]);
         if self.statistics.is_some() {
             return Some([gather, compress]);
         }
