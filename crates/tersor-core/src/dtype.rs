@@ -18,6 +18,10 @@ pub trait Element: Copy + Send + Sync + 'static + private::Sealed {
     fn as_f32(_: &[Self]) -> Option<&[f32]> {
         None
     }
+    /// As [`Element::as_f32`], to write to.
+    fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
+        None
+    }
 }
 
 mod private {
@@ -31,6 +35,9 @@ impl Element for f32 {
     const DTYPE: DType = DType::F32;
     const ZERO: Self = 0.0;
     fn as_f32(slice: &[Self]) -> Option<&[f32]> {
+        Some(slice)
+    }
+    fn as_f32_mut(slice: &mut [Self]) -> Option<&mut [f32]> {
         Some(slice)
     }
     fn to_f32(self) -> f32 {

@@ -10,8 +10,6 @@ pub struct Codebook {
     /// `middles[i]` lies between values `i` and `i + 1`; after the last one infinity.
     middles: Vec<f32>,
     starts: Starts,
-    /// All 256 that a byte may ask for; after the last value the last one.
-    all: Box<[f32; 256]>,
 }
 
 /// Values up to which all middles are looked at rather than a few of them one after the other.
@@ -78,9 +76,7 @@ impl Codebook {
         let mut middles: Vec<f32> = values.windows(2).map(middle).collect();
         let starts = if values.len() > FEW { Starts::new(&middles) } else { Starts::default() };
         middles.push(f32::INFINITY);
-        let mut all = Box::new([values[values.len() - 1]; 256]);
-        all[..values.len()].copy_from_slice(values);
-        Some(Self { values: values.to_vec(), middles, starts, all })
+        Some(Self { values: values.to_vec(), middles, starts })
     }
 
     /// The values.
@@ -108,11 +104,6 @@ impl Codebook {
         }
         at as u8
     }
-
-    /// `out[i] = values[codes[i]] * scale`, over the shorter of the two; a code that stands for nothing becomes the last value.
-    pub fn look_up(&self, isa: Isa, codes: &[u8], scale: f32, out: &mut [f32]) {
-        look_up(isa, &self.all, codes, scale, out);
-    }
 }
 
 versions! {
@@ -135,8 +126,9 @@ versions! {
         codes.iter_mut().zip(x).for_each(|(c, x)| *c = book.code(x * scale));
     }
 
-    fn look_up(isa: Isa, all: &[f32; 256], codes: &[u8], scale: f32, out: &mut [f32]) {
-        out.iter_mut().zip(codes).for_each(|(o, c)| *o = all[usize::from(*c)] * scale);
+    /// `out[i] = values[codes[i]] * scale`, over the shorter of the two.
+    pub fn look_up(isa: Isa, values: &[f32; 256], codes: &[u8], scale: f32, out: &mut [f32]) {
+        out.iter_mut().zip(codes).for_each(|(o, c)| *o = values[usize::from(*c)] * scale);
     }
 }
 
@@ -161,7 +153,8 @@ mod tests {
                 prop_assert_eq!(&got, &want);
             }
             let mut back = vec![0f32; x.len()];
-            book.look_up(Isa::detect(), &want, 1.0, &mut back);
+            let all = std::array::from_fn(|i| values.get(i).copied().unwrap_or(f32::NAN));
+            look_up(Isa::detect(), &all, &want, 1.0, &mut back);
             for (x, found) in x.iter().zip(&back) {
                 let least = values.iter().map(|v| (v - x).abs()).fold(f32::INFINITY, f32::min);
                 prop_assert!((found - x).abs() <= least + 1e-5);

@@ -19,6 +19,7 @@ pub mod affine;
 mod arch;
 pub mod attention;
 pub mod bits;
+pub mod blockwise;
 pub mod codebook;
 pub mod convert;
 pub mod dense;

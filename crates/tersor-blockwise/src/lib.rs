@@ -1,0 +1,37 @@
+//! Block-wise quantization: tensors as codes of a small codebook and one scale for every so many values.
+//!
+//! [`Blockwise`] quantizes with the 8-bit dynamic map of "8-bit Optimizers via Block-wise Quantization" (arXiv 2110.02861), QLoRA's NF4 and FP4
+//! (arXiv 2305.14314), linear maps, quantiles of the data, or values of your own.
+//!
+//! ```
+//! use tersor_blockwise::{Blockwise, Map};
+//! # fn main() -> tersor_core::Result<()> {
+//! let x: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin()).collect();
+//! let q = Blockwise::nf4().block(64).nested(true).quantize(&x)?;
+//! let back: Vec<f32> = q.dequantize()?;
+//! assert!(x.iter().zip(&back).all(|(a, b)| (a - b).abs() < 0.17));
+//! assert!(q.bits_per_value() < 4.2);
+//!
+//! // Eight bits for a state of an optimizer: seven decades below the largest value of each 256.
+//! let q = Blockwise::new(Map::dynamic(true)).block(256).quantize(&x)?;
+//! let back: Vec<f32> = q.dequantize()?;
+//! assert!(x.iter().zip(&back).all(|(a, b)| (a - b).abs() < 0.0071));
+//! # Ok(())
+//! # }
+//! ```
+
+mod map;
+mod quantize;
+
+pub use map::{Map, MapKind};
+pub use quantize::{Blockwise, CheckedBlockwise, Quantized, Scales, Stream};
+
+use tersor_core::{Element, Error, Result};
+
+/// Error on the first value that is not finite; `first` is the index of `x[0]` in the whole.
+pub(crate) fn check_finite<T: Element>(x: &[T], first: usize) -> Result<()> {
+    match x.iter().position(|v| !v.to_f32().is_finite()) {
+        Some(i) => Err(Error::NonFinite { row: 0, col: first + i, value: x[i].to_f32() }),
+        None => Ok(()),
+    }
+}

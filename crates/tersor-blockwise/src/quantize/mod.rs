@@ -1,0 +1,9 @@
+//! Tensors as codes and a scale a block.
+
+mod params;
+mod quantized;
+mod stream;
+
+pub use params::{Blockwise, CheckedBlockwise};
+pub use quantized::{Quantized, Scales};
+pub use stream::Stream;
