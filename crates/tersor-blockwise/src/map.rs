@@ -204,6 +204,13 @@ impl Map {
         if self.0.values.len() <= 16 { 4 } else { 8 }
     }
 
+    /// The code of 0, or of what is nearest to it.
+    pub fn zero(&self) -> u8 {
+        let mut code = [0];
+        self.encode(Isa::SCALAR, &[0.0], 1.0, &mut code);
+        code[0]
+    }
+
     /// The largest distance between neighbouring values.
     pub fn widest_gap(&self) -> f32 {
         self.0.search.values().windows(2).map(|w| w[1] - w[0]).fold(0.0, f32::max)

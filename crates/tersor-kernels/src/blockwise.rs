@@ -18,12 +18,12 @@ versions! {
         f32::from_bits(lanes.iter().fold(most, |a, b| a.max(*b)))
     }
 
-    /// Two codes of 4 bits to a byte, the first in the high half; after an odd number of them a 0.
-    pub fn pack_nibbles(isa: Isa, codes: &[u8], out: &mut [u8]) {
+    /// Two codes of 4 bits to a byte, the first in the high half; `last` follows an odd number of them.
+    pub fn pack_nibbles(isa: Isa, codes: &[u8], last: u8, out: &mut [u8]) {
         let (pairs, rest) = codes.as_chunks::<2>();
         out.iter_mut().zip(pairs).for_each(|(o, [a, b])| *o = a << 4 | b & 15);
         if let (Some(o), Some(a)) = (out.get_mut(pairs.len()), rest.first()) {
-            *o = a << 4;
+            *o = a << 4 | last & 15;
         }
     }
 

@@ -115,13 +115,7 @@ impl CheckedBlockwise {
     }
 
     /// As [`CheckedBlockwise::quantize_into`], of values whose first has the number `first` in the whole.
-    pub(super) fn encode<T: Element>(
-        &self,
-        x: &[T],
-        first: usize,
-        codes: &mut [u8],
-        absmax: &mut [f32],
-    ) -> Result<()> {
+    pub(super) fn encode<T: Element>(&self, x: &[T], first: usize, codes: &mut [u8], absmax: &mut [f32]) -> Result<()> {
         let (block, want) = (self.block(), (self.code_bytes(x.len()), x.len().div_ceil(self.block())));
         if (codes.len(), absmax.len()) != want {
             return Err(Error::shape("bytes of codes, and blocks", want, (codes.len(), absmax.len())));
@@ -158,7 +152,7 @@ impl CheckedBlockwise {
                 }
             }
             if packed {
-                blockwise::pack_nibbles(isa, &bytes, codes);
+                blockwise::pack_nibbles(isa, &bytes, self.map().zero(), codes);
             }
             Ok(())
         };
