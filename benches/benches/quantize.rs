@@ -3,65 +3,22 @@
 //! The memory time is the larger of the bytes read at read bandwidth and the bytes read plus written at memcpy's rate of both, each
 //! measured right beside the loop, on the same pinned threads. Buffers are larger than the caches, and are written before they are timed.
 
-use std::time::Instant;
-
 use half::{bf16, f16};
+use tersor_benches::{against_memory, on_pinned_threads, parts};
 use tersor_kernels::affine::{Affine, min_max};
 use tersor_kernels::grouped::{Groups, dequantize, quantize};
 use tersor_kernels::integer::quantize_rows;
-use tersor_kernels::limits::read;
 use tersor_kernels::{Isa, convert, hadamard};
 
 const ROWS: usize = 8192;
 const COLS: usize = 4096;
 const N: usize = ROWS * COLS;
 
-/// Median seconds of each, taken in turns: the speed of memory drifts.
-fn times<const K: usize>(mut work: [&mut dyn FnMut(); K]) -> [f64; K] {
-    let mut times = [const { Vec::new() }; K];
-    for turn in 0..16 {
-        for (f, times) in work.iter_mut().zip(&mut times) {
-            let start = Instant::now();
-            f();
-            // The first turn warms up.
-            if turn > 0 {
-                times.push(start.elapsed().as_secs_f64());
-            }
-        }
-    }
-    times.map(|mut t| {
-        t.sort_by(f64::total_cmp);
-        t[t.len() / 2]
-    })
-}
-
-/// `f` on equal parts of two slices, one for each thread.
-fn parts<A: Send + Sync, B: Send>(a: &[A], b: &mut [B], f: impl Fn(&[A], &mut [B]) + Sync) {
-    let n = rayon::current_num_threads();
-    let (na, nb) = (a.len() / n, b.len() / n);
-    rayon::scope(|s| {
-        for (a, b) in a.chunks(na).zip(b.chunks_mut(nb)) {
-            let f = &f;
-            s.spawn(move |_| f(a, b));
-        }
-    });
-}
-
 fn main() {
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
     let isa = Isa::detect();
     println!("{} values; instruction set {}", N, isa.name());
     println!("{:8} {:28} {:>8} {:>8} {:>14}", "threads", "loop", "ms", "memory", "of memory time");
-    for threads in [2, 1] {
-        let cores = cores.clone();
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).start_handler(move |i| {
-            if let Some(core) = cores.get(i) {
-                core_affinity::set_for_current(*core);
-            }
-        });
-        let Ok(pool) = pool.build() else { return };
-        pool.install(|| run(isa, threads));
-    }
+    on_pinned_threads(&[2, 1], |threads| run(isa, threads));
 }
 
 fn run(isa: Isa, threads: usize) {
@@ -69,16 +26,7 @@ fn run(isa: Isa, threads: usize) {
         (0..N as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / 8_388_608.0 - 1.0).collect();
     let mut y = vec![1f32; N];
     let mut show = |name: &str, bytes: [usize; 2], f: &mut dyn FnMut()| {
-        let words: &[u64] = bytemuck::cast_slice(&x);
-        let mut reading = || {
-            parts(words, &mut vec![0u8; threads], |part, _| {
-                std::hint::black_box(read(part));
-            })
-        };
-        let mut copying = || parts(&x, &mut y, |a, b| b.copy_from_slice(a));
-        let [reading, copying, seconds] = times([&mut reading, &mut copying, f]);
-        let limit =
-            (bytes[0] as f64 * reading / (4 * N) as f64).max((bytes[0] + bytes[1]) as f64 * copying / (8 * N) as f64);
+        let [limit, seconds] = against_memory(&x, &mut y, bytes, f);
         println!(
             "{threads:<8} {name:28} {:>8.2} {:>8.2} {:>12.0} %",
             seconds * 1e3,

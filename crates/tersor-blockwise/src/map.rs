@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use tersor_core::{Isa, ParamError};
+use tersor_kernels::blockwise;
 use tersor_kernels::codebook::Codebook;
 
 /// QLoRA's NormalFloat (arXiv 2305.14314, appendix E): quantiles of the normal distribution with an exact zero.
@@ -219,9 +220,7 @@ impl Map {
     /// Codes nearest to `x * scale`; a value on the middle of two takes the lower one. Over the shorter of the two.
     pub(crate) fn encode(&self, isa: Isa, x: &[f32], scale: f32, codes: &mut [u8]) {
         self.0.search.nearest(isa, x, scale, codes);
-        if let Some(order) = &self.0.codes {
-            codes.iter_mut().for_each(|c| *c = order[usize::from(*c)]);
-        }
+        self.relabel(isa, codes);
     }
 
     /// As [`Map::encode`], but of the two values around `x * scale` one is drawn, so that the mean comes out right: `draw(i)` is uniform in 0 to 1.
@@ -237,9 +236,20 @@ impl Map {
                 *code = other as u8;
             }
         }
-        if let Some(order) = &self.0.codes {
-            codes.iter_mut().for_each(|c| *c = order[usize::from(*c)]);
+        self.relabel(isa, codes);
+    }
+
+    /// From numbers of sorted values to codes.
+    fn relabel(&self, isa: Isa, codes: &mut [u8]) {
+        if let Some(labels) = &self.0.codes {
+            blockwise::relabel(isa, labels, self.bits() == 4, codes);
         }
+    }
+
+    /// [`Map::decode`] of packed codes of 4 bits, from code `first` on.
+    pub(crate) fn decode_packed(&self, isa: Isa, packed: &[u8], first: usize, scale: f32, out: &mut [f32]) {
+        let values = std::array::from_fn(|c| self.0.look_up[c]);
+        blockwise::look_up_nibbles(isa, &values, packed, first, scale, out);
     }
 
     /// `values[code] * scale`, over the shorter of the two.

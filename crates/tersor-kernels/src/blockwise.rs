@@ -1,23 +1,47 @@
-//! The loops of block-wise quantization beside the look-up of codes: the largest magnitude, and codes of 4 bits in bytes.
+//! The loops of block-wise quantization beside the [codebook](crate::codebook): the largest magnitude, and codes of 4 bits in bytes.
 
 use crate::Isa;
 use crate::isa::versions;
 
-versions! {
-    /// The largest magnitude; of nothing 0. Not finite where one of the values is not.
-    pub fn abs_max(isa: Isa, x: &[f32]) -> f32 {
-        // The bits of floats without sign are ordered as the floats are, with what is not finite above all.
-        let mut lanes = [0u32; 32];
+/// The largest magnitude; of nothing 0. Not finite where one of the values is not.
+pub fn abs_max(isa: Isa, x: &[f32]) -> f32 {
+    // The bits of floats without sign are ordered as the floats are, with what is not finite above all.
+    let of = |m: u32, v: &f32| m.max(v.to_bits() & (u32::MAX >> 1));
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
         let (whole, rest) = x.as_chunks::<32>();
-        for x in whole {
-            for i in 0..32 {
-                lanes[i] = lanes[i].max(x[i].to_bits() & (u32::MAX >> 1));
-            }
-        }
-        let most = rest.iter().fold(0, |m, v| m.max(v.to_bits() & (u32::MAX >> 1)));
-        f32::from_bits(lanes.iter().fold(most, |a, b| a.max(*b)))
+        // SAFETY: `isa` proves the instructions.
+        let most = unsafe { crate::arch::blockwise::abs_max(whole) };
+        return f32::from_bits(rest.iter().fold(most, of));
     }
+    let _ = isa;
+    f32::from_bits(x.iter().fold(0, of))
+}
 
+/// Asks for the memory of values that are wanted soon. Changes nothing but time.
+pub fn fetch(isa: Isa, x: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        crate::arch::blockwise::fetch(x);
+    }
+    let _ = (isa, x);
+}
+
+/// `codes[i] = labels[codes[i]]`. Codes are below 16 where `labels` has no more that count.
+pub fn relabel(isa: Isa, labels: &[u8; 256], few: bool, codes: &mut [u8]) {
+    let mut rest = codes;
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() && few {
+        let (whole, last) = rest.as_chunks_mut::<32>();
+        // SAFETY: `isa` proves the instructions.
+        unsafe { crate::arch::blockwise::relabel(&std::array::from_fn(|i| labels[i]), whole) };
+        rest = last;
+    }
+    let _ = (isa, few);
+    rest.iter_mut().for_each(|c| *c = labels[usize::from(*c)]);
+}
+
+versions! {
     /// Two codes of 4 bits to a byte, the first in the high half; `last` follows an odd number of them.
     pub fn pack_nibbles(isa: Isa, codes: &[u8], last: u8, out: &mut [u8]) {
         let (pairs, rest) = codes.as_chunks::<2>();
@@ -26,14 +50,71 @@ versions! {
             *o = a << 4 | last & 15;
         }
     }
+}
 
-    /// What [`pack_nibbles`] packed, over as many codes as there is room for.
-    pub fn unpack_nibbles(isa: Isa, packed: &[u8], codes: &mut [u8]) {
-        let (pairs, rest) = codes.as_chunks_mut::<2>();
-        let last = pairs.len();
-        pairs.iter_mut().zip(packed).for_each(|(c, p)| *c = [p >> 4, p & 15]);
-        if let (Some(c), Some(p)) = (rest.first_mut(), packed.get(last)) {
-            *c = p >> 4;
+/// `out[i] = values[code i] * scale` of packed codes of 4 bits, from code `first` on.
+pub fn look_up_nibbles(isa: Isa, values: &[f32; 16], packed: &[u8], first: usize, scale: f32, out: &mut [f32]) {
+    let at = |i: usize| {
+        let byte = packed.get(i / 2).copied().unwrap_or(0);
+        values[usize::from(if i % 2 == 0 { byte >> 4 } else { byte & 15 })] * scale
+    };
+    let (mut next, mut rest) = (first, out);
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() && next % 2 == 0 {
+        let (bytes, _) = packed.get(next / 2..).unwrap_or_default().as_chunks::<16>();
+        let (whole, _) = rest.as_chunks_mut::<32>();
+        // SAFETY: `isa` proves the instructions.
+        unsafe { crate::arch::blockwise::look_up_nibbles(values, bytes, scale, whole) };
+        let done = 32 * bytes.len().min(whole.len());
+        rest = &mut rest[done..];
+        next += done;
+    }
+    let _ = isa;
+    rest.iter_mut().enumerate().for_each(|(i, o)| *o = at(next + i));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn vector_equals_scalar(
+            x in prop::collection::vec(-1e3f32..1e3, 0..200), codes in prop::collection::vec(0u8..16, 0..200), first in 0usize..3
+        ) {
+            let most = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let labels: [u8; 256] = std::array::from_fn(|i| ((i * 7 + 3) % 16) as u8);
+            let values: [f32; 16] = std::array::from_fn(|i| i as f32 * 0.37 - 2.0);
+            for isa in Isa::available() {
+                fetch(isa, &x);
+                prop_assert_eq!(abs_max(isa, &x), most);
+                for few in [false, true] {
+                    let mut again = codes.clone();
+                    relabel(isa, &labels, few, &mut again);
+                    prop_assert!(again.iter().zip(&codes).all(|(a, c)| *a == labels[usize::from(*c)]));
+                }
+                let mut packed = vec![0u8; codes.len().div_ceil(2)];
+                pack_nibbles(isa, &codes, 9, &mut packed);
+                let nibble = |i: usize| codes.get(i).copied().unwrap_or(9);
+                prop_assert!(packed.iter().enumerate().all(|(i, b)| *b == nibble(2 * i) << 4 | nibble(2 * i + 1)));
+                let mut out = vec![0f32; codes.len().saturating_sub(first)];
+                look_up_nibbles(isa, &values, &packed, first, 0.3, &mut out);
+                let right = |(i, o): (usize, &f32)| o.to_bits() == (values[usize::from(codes[first + i])] * 0.3).to_bits();
+                prop_assert!(out.iter().enumerate().all(right));
+            }
         }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_seen() {
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 31, 32, 69] {
+                let mut x = [f32::MAX; 70];
+                x[at] = bad;
+                assert!(Isa::available().into_iter().all(|isa| !abs_max(isa, &x).is_finite()));
+            }
+        }
+        assert_eq!(abs_max(Isa::detect(), &[]), 0.0);
     }
 }

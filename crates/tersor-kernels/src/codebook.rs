@@ -1,6 +1,7 @@
 //! The nearest of a sorted set of values.
 
 use crate::Isa;
+use crate::decades::Decades;
 use crate::isa::versions;
 
 /// Up to 256 values in ascending order, and the middles between neighbours.
@@ -10,6 +11,7 @@ pub struct Codebook {
     /// `middles[i]` lies between values `i` and `i + 1`; after the last one infinity.
     middles: Vec<f32>,
     starts: Starts,
+    decades: Option<Decades>,
 }
 
 /// Values up to which all middles are looked at rather than a few of them one after the other.
@@ -76,7 +78,8 @@ impl Codebook {
         let mut middles: Vec<f32> = values.windows(2).map(middle).collect();
         let starts = if values.len() > FEW { Starts::new(&middles) } else { Starts::default() };
         middles.push(f32::INFINITY);
-        Some(Self { values: values.to_vec(), middles, starts })
+        let decades = Decades::of(values, &middles);
+        Some(Self { values: values.to_vec(), middles, starts, decades })
     }
 
     /// The values.
@@ -84,19 +87,41 @@ impl Codebook {
         &self.values
     }
 
+    /// Whether the processor may compute codes rather than search for them: values are those of the 8-bit dynamic map.
+    pub fn is_computed(&self) -> bool {
+        self.decades.is_some()
+    }
+
     /// `codes[i]` = number of the value nearest to `x[i] * scale`; of two equally near, the lower one (where the middle between them is an f32).
     /// Over the shorter of the two. A NaN becomes any code.
     pub fn nearest(&self, isa: Isa, x: &[f32], scale: f32, codes: &mut [u8]) {
-        if self.values.len() <= FEW {
-            count(isa, &self.middles, x, scale, codes);
-        } else {
-            search(isa, self, x, scale, codes);
+        #[cfg(target_arch = "x86_64")]
+        if let (Some(decades), true) = (&self.decades, isa.has_avx2()) {
+            let n = x.len().min(codes.len());
+            // SAFETY: `isa` proves the instructions.
+            unsafe { crate::arch::decades::nearest(self, decades, &x[..n], scale, &mut codes[..n]) };
+            return;
         }
+        if self.values.len() > FEW {
+            search(isa, self, x, scale, codes);
+            return;
+        }
+        let (mut x, mut codes) = (x, codes);
+        #[cfg(target_arch = "x86_64")]
+        if isa.has_avx2() {
+            let ((values, _), (whole, _)) = (x.as_chunks::<32>(), codes.as_chunks_mut::<32>());
+            let done = 32 * values.len().min(whole.len());
+            // SAFETY: `isa` proves the instructions.
+            unsafe { crate::arch::blockwise::count(&self.middles, values, scale, whole) };
+            (x, codes) = (&x[done..], &mut codes[done..]);
+        }
+        let below = |x: f32| self.middles.iter().map(|m| u8::from(x > *m)).sum();
+        codes.iter_mut().zip(x).for_each(|(c, x)| *c = below(x * scale));
     }
 
     /// The number of the value nearest to `x`.
     #[inline(always)]
-    fn code(&self, x: f32) -> u8 {
+    pub(crate) fn code(&self, x: f32) -> u8 {
         let mut at = self.starts.at(x);
         for _ in 0..self.starts.steps {
             // Infinity, the last of the middles, is not passed.
@@ -107,21 +132,6 @@ impl Codebook {
 }
 
 versions! {
-    /// How many middles lie below: 16 values side by side.
-    fn count(isa: Isa, middles: &[f32], x: &[f32], scale: f32, codes: &mut [u8]) {
-        for (x, codes) in x.chunks(16).zip(codes.chunks_mut(16)) {
-            let (mut values, mut below) = ([0f32; 16], [0u32; 16]);
-            values[..x.len()].copy_from_slice(x);
-            values.iter_mut().for_each(|v| *v *= scale);
-            for m in middles {
-                for i in 0..16 {
-                    below[i] += u32::from(values[i] > *m);
-                }
-            }
-            codes.iter_mut().zip(below).for_each(|(c, b)| *c = b as u8);
-        }
-    }
-
     fn search(isa: Isa, book: &Codebook, x: &[f32], scale: f32, codes: &mut [u8]) {
         codes.iter_mut().zip(x).for_each(|(c, x)| *c = book.code(x * scale));
     }

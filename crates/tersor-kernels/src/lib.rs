@@ -22,6 +22,7 @@ pub mod bits;
 pub mod blockwise;
 pub mod codebook;
 pub mod convert;
+mod decades;
 pub mod dense;
 pub mod grouped;
 pub mod hadamard;

@@ -9,6 +9,9 @@ use crate::Map;
 /// Values of one unit of work; see [`CheckedBlockwise::unit`].
 const UNIT: usize = 1 << 16;
 
+/// Values whose codes are found between two looks ahead.
+const STEP: usize = 512;
+
 /// The smallest magnitude that a block is divided by.
 const SMALLEST: f32 = 1e-38;
 
@@ -135,19 +138,24 @@ impl CheckedBlockwise {
                 bytes.resize(x.len(), 0);
             }
             let out = if packed { &mut bytes[..] } else { &mut *codes };
-            for (b, ((values, out), most)) in values.chunks(block).zip(out.chunks_mut(block)).zip(absmax).enumerate() {
-                *most = blockwise::abs_max(isa, values);
+            for (b, ((part, out), most)) in values.chunks(block).zip(out.chunks_mut(block)).zip(absmax).enumerate() {
+                *most = blockwise::abs_max(isa, part);
                 if !most.is_finite() {
-                    let at = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
+                    let at = part.iter().position(|v| !v.is_finite()).unwrap_or(0);
                     let col = first + start + b * block + at;
-                    return Err(Error::NonFinite { row: 0, col, value: values[at] });
+                    return Err(Error::NonFinite { row: 0, col, value: part[at] });
                 }
                 let scale = 1.0 / most.max(SMALLEST);
-                match self.0.seed {
-                    None => self.map().encode(isa, values, scale, out),
-                    Some(seed) => {
-                        let draw = |i: usize| draw(seed, (first + start + b * block + i) as u64);
-                        self.map().encode_drawn(isa, values, scale, draw, out);
+                let mut next = values.get((b + 1) * block..).unwrap_or_default().chunks(STEP);
+                for (i, (part, out)) in part.chunks(STEP).zip(out.chunks_mut(STEP)).enumerate() {
+                    // The next block comes while codes are found.
+                    blockwise::fetch(isa, next.next().unwrap_or_default());
+                    match self.0.seed {
+                        None => self.map().encode(isa, part, scale, out),
+                        Some(seed) => {
+                            let at = (first + start + b * block + i * STEP) as u64;
+                            self.map().encode_drawn(isa, part, scale, |i| draw(seed, at + i as u64), out);
+                        }
                     }
                 }
             }

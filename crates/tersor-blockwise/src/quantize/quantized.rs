@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use tersor_core::{DType, Element, Error, Isa, Result};
-use tersor_kernels::{blockwise, par};
+use tersor_kernels::par;
 
 use super::Blockwise;
 use crate::Map;
@@ -206,19 +206,14 @@ impl Quantized {
     /// Values from `start` on; `start + out.len()` is at most the length.
     fn decode(&self, start: usize, out: &mut [f32]) {
         let isa = Isa::detect();
-        let mut bytes = [0u8; 1024];
         let (mut at, mut out) = (start, out);
         while !out.is_empty() {
-            // As far as the block, or the buffer of codes, goes.
             let here = (self.block - at % self.block).min(out.len());
-            let here = if self.map.bits() == 4 { here.min(bytes.len() - at % 2) } else { here };
             let (now, rest) = std::mem::take(&mut out).split_at_mut(here);
             let most = self.absmax[at / self.block];
-            if self.map.bits() == 4 {
-                blockwise::unpack_nibbles(isa, &self.codes[at / 2..(at + here).div_ceil(2)], &mut bytes);
-                self.map.decode(isa, &bytes[at % 2..at % 2 + here], most, now);
-            } else {
-                self.map.decode(isa, &self.codes[at..at + here], most, now);
+            match self.map.bits() {
+                4 => self.map.decode_packed(isa, &self.codes, at, most, now),
+                _ => self.map.decode(isa, &self.codes[at..at + here], most, now),
             }
             (at, out) = (at + here, rest);
         }

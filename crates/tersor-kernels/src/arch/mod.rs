@@ -7,6 +7,10 @@ pub(crate) mod avx2_integer;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod blockwise;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod decades;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod lookup;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod peaks;

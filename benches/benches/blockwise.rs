@@ -1,0 +1,59 @@
+//! Block-wise quantization against the memory time: `cargo bench -p tersor-benches --bench blockwise [FILTER]`.
+
+use tersor_benches::{against_memory, on_pinned_threads};
+use tersor_blockwise::{Blockwise, Map};
+use tersor_core::{Check, Isa};
+
+const N: usize = 64 << 20;
+
+fn main() {
+    let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    println!("{N} values; instruction set {}", Isa::detect().name());
+    println!("{:8} {:30} {:>8} {:>10} {:>14}", "threads", "loop", "ms", "GB/s f32", "of memory time");
+    on_pinned_threads(&[2, 1], |threads| run(threads, &filters));
+}
+
+/// Normal, by the sum of four uniform values.
+fn values() -> Vec<f32> {
+    let mut state = 7u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (0..4).map(|i| (state >> (16 * i)) as u16 as f32 / 65_536.0 - 0.5).sum::<f32>()
+    };
+    (0..N).map(|_| next()).collect()
+}
+
+fn run(threads: usize, filters: &[String]) {
+    let x = values();
+    let mut y = vec![1f32; N];
+    for (name, map, block) in [
+        ("dynamic, 4096", Map::dynamic(true), 4096),
+        ("dynamic, 256", Map::dynamic(true), 256),
+        ("dynamic unsigned, 256", Map::dynamic(false), 256),
+        ("linear, 256", Map::linear(true), 256),
+        ("nf4, 64", Map::nf4(), 64),
+        ("fp4, 64", Map::fp4(), 64),
+    ] {
+        let wanted = |what: &str| filters.iter().all(|f| what.contains(f.as_str()));
+        let show = |what: &str, [limit, seconds]: [f64; 2]| {
+            let speed = 4.0 * N as f64 / seconds / 1e9;
+            println!("{threads:<8} {what:30} {:>8.2} {speed:>10.2} {:>12.0} %", seconds * 1e3, 100.0 * limit / seconds);
+        };
+        let how = Blockwise::new(map).block(block).check().unwrap();
+        let (mut codes, mut absmax) = (vec![1u8; how.code_bytes(N)], vec![1f32; N / block]);
+        let bytes = [4 * N, codes.len() + 4 * absmax.len()];
+        let what = format!("quantize {name}");
+        if wanted(&what) {
+            show(
+                &what,
+                against_memory(&x, &mut y, bytes, &mut || how.quantize_into(&x, &mut codes, &mut absmax).unwrap()),
+            );
+        }
+        let q = how.quantize(&x).unwrap();
+        let mut out = vec![1f32; N];
+        let what = format!("dequantize {name}");
+        if wanted(&what) {
+            show(&what, against_memory(&x, &mut y, [bytes[1], bytes[0]], &mut || q.dequantize_into(&mut out).unwrap()));
+        }
+    }
+}

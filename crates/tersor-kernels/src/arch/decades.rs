@@ -1,0 +1,81 @@
+//! AVX2: codes of the 8-bit dynamic map, 32 at once.
+
+use std::arch::x86_64::*;
+
+use crate::codebook::Codebook;
+use crate::decades::{Decades, NEAR};
+
+/// Codes of the values of `book` nearest to `x * scale`, where its values are those of `map`. Slices are equally long.
+#[target_feature(enable = "avx2,fma")]
+pub(crate) fn nearest(book: &Codebook, map: &Decades, x: &[f32], scale: f32, codes: &mut [u8]) {
+    if map.signed {
+        run::<true>(book, map, x, scale, codes);
+    } else {
+        run::<false>(book, map, x, scale, codes);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn run<const SIGNED: bool>(book: &Codebook, map: &Decades, x: &[f32], scale: f32, codes: &mut [u8]) {
+    // SAFETY: eight numbers.
+    let load = |v: &[f32; 8]| unsafe { _mm256_loadu_ps(v.as_ptr()) };
+    let (slopes, offsets, tops) = (load(&map.slopes), load(&map.offsets), load(&map.tops));
+    let edges = _mm256_castps_si256(load(&map.edges.map(|e| f32::from_bits(e as u32))));
+    let [less, times] = map.log.map(|v| _mm256_set1_epi32(i32::from(v)));
+    let (factor, magnitude, two) = (_mm256_set1_ps(scale), _mm256_set1_epi32(i32::MAX), _mm256_set1_ps(2.0));
+    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    let (body, rest) = x.as_chunks::<32>();
+    let (whole, last) = codes.as_chunks_mut::<32>();
+    for (x, codes) in body.iter().zip(whole.iter_mut()) {
+        let (mut least, mut most) = (_mm256_set1_ps(0.5), _mm256_set1_ps(0.5));
+        let mut numbers = [_mm256_setzero_si256(); 4];
+        for (i, number) in numbers.iter_mut().enumerate() {
+            // SAFETY: 32 values, `i` is below 4.
+            let value = _mm256_mul_ps(unsafe { _mm256_loadu_ps(x.as_ptr().add(8 * i)) }, factor);
+            let bits = _mm256_castps_si256(value);
+            let size = if SIGNED {
+                _mm256_castsi256_ps(_mm256_and_si256(bits, magnitude))
+            } else {
+                _mm256_max_ps(value, _mm256_setzero_ps())
+            };
+            let size = _mm256_min_ps(size, two);
+            let key = _mm256_castps_si256(size);
+            // The piece or the one below, then which. (The other half of each factor is 0; `mulhi` would be taken apart by the compiler.)
+            let rough = _mm256_srli_epi32::<16>(_mm256_madd_epi16(
+                _mm256_subs_epu16(_mm256_srli_epi32::<16>(key), less),
+                times,
+            ));
+            // A value on an edge has the lower code: of negative ones that is the next piece's.
+            let key = if SIGNED { _mm256_add_epi32(key, _mm256_srli_epi32::<31>(bits)) } else { key };
+            let above = _mm256_cmpgt_epi32(key, _mm256_permutevar8x32_epi32(edges, rough));
+            let piece = _mm256_sub_epi32(rough, above);
+            let of = |v: __m256| _mm256_permutevar8x32_ps(v, piece);
+            let line = _mm256_min_ps(_mm256_fmadd_ps(of(slopes), size, of(offsets)), of(tops));
+            let floor = _mm256_floor_ps(line);
+            let part = _mm256_sub_ps(line, floor);
+            (least, most) = (_mm256_min_ps(least, part), _mm256_max_ps(most, part));
+            let code = _mm256_cvttps_epi32(floor);
+            *number = if SIGNED { _mm256_sign_epi32(code, bits) } else { code };
+        }
+        // -128, which is no code, becomes the least one as packing cuts at 0.
+        let zero = _mm256_set1_epi16(if SIGNED { 127 } else { 0 });
+        let pair = |a: usize| _mm256_add_epi16(_mm256_packs_epi32(numbers[a], numbers[a + 1]), zero);
+        let bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(pair(0), pair(2)), order);
+        // SAFETY: 32 bytes.
+        unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), bytes) };
+        // After the store, so that what is stored need not be kept until here.
+        let low = _mm256_cmp_ps::<_CMP_LT_OQ>(least, _mm256_set1_ps(NEAR));
+        let high = _mm256_cmp_ps::<_CMP_GT_OQ>(most, _mm256_set1_ps(1.0 - NEAR));
+        if _mm256_movemask_ps(_mm256_or_ps(low, high)) != 0 {
+            search(book, x, scale, codes);
+        }
+    }
+    search(book, rest, scale, last);
+}
+
+/// By the middles of the values.
+#[cold]
+fn search(book: &Codebook, x: &[f32], scale: f32, codes: &mut [u8]) {
+    codes.iter_mut().zip(x).for_each(|(c, x)| *c = book.code(x * scale));
+}
