@@ -56,11 +56,11 @@ versions! {
 pub fn look_up_nibbles(isa: Isa, values: &[f32; 16], packed: &[u8], first: usize, scale: f32, out: &mut [f32]) {
     let at = |i: usize| {
         let byte = packed.get(i / 2).copied().unwrap_or(0);
-        values[usize::from(if i % 2 == 0 { byte >> 4 } else { byte & 15 })] * scale
+        values[usize::from(if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 })] * scale
     };
     let (mut next, mut rest) = (first, out);
     #[cfg(target_arch = "x86_64")]
-    if isa.has_avx2() && next % 2 == 0 {
+    if isa.has_avx2() && next.is_multiple_of(2) {
         let (bytes, _) = packed.get(next / 2..).unwrap_or_default().as_chunks::<16>();
         let (whole, _) = rest.as_chunks_mut::<32>();
         // SAFETY: `isa` proves the instructions.

@@ -99,7 +99,12 @@ impl Codebook {
         if let (Some(decades), true) = (&self.decades, isa.has_avx2()) {
             let n = x.len().min(codes.len());
             // SAFETY: `isa` proves the instructions.
-            unsafe { crate::arch::decades::nearest(self, decades, &x[..n], scale, &mut codes[..n]) };
+            unsafe {
+                match isa.has_avx512_vnni() {
+                    true => crate::arch::decades::nearest_wide(self, decades, &x[..n], scale, &mut codes[..n]),
+                    false => crate::arch::decades::nearest(self, decades, &x[..n], scale, &mut codes[..n]),
+                }
+            }
             return;
         }
         if self.values.len() > FEW {

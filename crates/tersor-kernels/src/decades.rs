@@ -85,7 +85,7 @@ impl Decades {
 }
 
 fn rough([less, factor]: [u16; 2], bits: i32) -> u32 {
-    u32::from(((bits >> 16) as u16).saturating_sub(less)) * u32::from(factor) >> 16
+    (u32::from(((bits >> 16) as u16).saturating_sub(less)) * u32::from(factor)) >> 16
 }
 
 #[cfg(test)]
