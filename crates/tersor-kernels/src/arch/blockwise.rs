@@ -24,7 +24,7 @@ pub(crate) fn abs_max(x: &[[f32; 32]]) -> u32 {
 pub(crate) fn fetch(x: &[f32]) {
     for line in x.chunks(16) {
         // SAFETY: a hint, for which any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
 }
 
