@@ -1,6 +1,7 @@
 //! Block-wise quantization against the memory time: `cargo bench -p tersor-benches --bench blockwise [FILTER]`.
 
 use tersor_benches::{against_memory, on_pinned_threads};
+use tersor_blockwise::optimizer::Optimizer;
 use tersor_blockwise::{Blockwise, Map};
 use tersor_core::{Check, Isa};
 
@@ -54,6 +55,25 @@ fn run(threads: usize, filters: &[String]) {
         let what = format!("dequantize {name}");
         if wanted(&what) {
             show(&what, against_memory(&x, &mut y, [bytes[1], bytes[0]], &mut || q.dequantize_into(&mut out).unwrap()));
+        }
+    }
+    for (name, how, bytes) in [
+        ("AdamW, 8 bits", Optimizer::adamw(), [10 * N, 6 * N]),
+        ("AdamW, 32 bits", Optimizer::adamw().bits(32), [16 * N, 12 * N]),
+        ("Lion, 8 bits", Optimizer::lion(), [9 * N, 5 * N]),
+    ] {
+        let what = format!("step {name}");
+        if filters.iter().all(|f| what.contains(f.as_str())) {
+            let how = how.check().unwrap();
+            let (mut p, mut state) = (values(), how.state(N).unwrap());
+            // Moved: parameters and moments are read and written; the gradient is read.
+            let [limit, seconds] = against_memory(&x, &mut y, bytes, &mut || how.step(&mut state, &mut p, &x).unwrap());
+            let speed = seconds * 1e9 / N as f64;
+            println!(
+                "{threads:<8} {what:30} {:>8.2} {speed:>7.2} ns {:>12.0} %",
+                seconds * 1e3,
+                100.0 * limit / seconds
+            );
         }
     }
 }

@@ -19,8 +19,28 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! [`optimizer`] steps parameters with moments in that form: two bytes and a bit a parameter, where Adam in f32 takes eight.
+//!
+//! ```
+//! use tersor_blockwise::optimizer::{Group, Optimizer};
+//! # fn main() -> tersor_core::Result<()> {
+//! let mut adam = Group::new(Optimizer::adam().lr(0.02))?;
+//! adam.keep_f32("embedding")?;
+//! // The minimum of (w - 3)^2.
+//! let mut w = vec![0f32; 5000];
+//! for _ in 0..800 {
+//!     let gradient: Vec<f32> = w.iter().map(|w| 2.0 * (w - 3.0)).collect();
+//!     adam.step("weight", &mut w, &gradient)?;
+//! }
+//! assert!(w.iter().all(|w| (w - 3.0).abs() < 0.1));
+//! assert_eq!(adam.bytes(), 2 * (5000 + 4 * 20));
+//! # Ok(())
+//! # }
+//! ```
 
 mod map;
+pub mod optimizer;
 mod quantize;
 
 pub use map::{Map, MapKind};

@@ -138,6 +138,22 @@ impl Map {
         Ok(Self::made(MapKind::Custom, values.to_vec()))
     }
 
+    /// The map that has these values, or else [`Map::custom`].
+    pub fn known(values: &[f32]) -> Result<Self, ParamError> {
+        let named = [
+            Self::dynamic(true),
+            Self::dynamic(false),
+            Self::linear(true),
+            Self::linear(false),
+            Self::nf4(),
+            Self::fp4(),
+        ];
+        match named.into_iter().find(|m| m.values() == values) {
+            Some(map) => Ok(map),
+            None => Self::custom(values),
+        }
+    }
+
     /// Quantiles of data (arXiv 2110.02861, section 1.2): the middles of `count + 1` parts that have equally many values each, once every block is divided by its
     /// largest magnitude. The value nearest to 0 becomes 0. Error when there are fewer values than codes or one is not finite, or `count` is not 2 to
     /// 256, or `block` is 0.

@@ -30,6 +30,7 @@ pub mod integer;
 mod isa;
 pub mod limits;
 pub mod lookup;
+pub mod optimizer;
 pub mod par;
 pub mod vector;
 

@@ -4,6 +4,7 @@ mod params;
 mod quantized;
 mod stream;
 
+pub(crate) use params::inverse;
 pub use params::{Blockwise, CheckedBlockwise};
 pub use quantized::{Quantized, Scales};
 pub use stream::Stream;

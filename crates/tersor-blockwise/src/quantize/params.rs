@@ -15,6 +15,11 @@ const STEP: usize = 512;
 /// The smallest magnitude that a block is divided by.
 const SMALLEST: f32 = 1e-38;
 
+/// What values of a block are multiplied with: one over its largest magnitude.
+pub(crate) fn inverse(most: f32) -> f32 {
+    1.0 / most.max(SMALLEST)
+}
+
 /// Parameters of block-wise quantization, unchecked.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Blockwise {
@@ -145,7 +150,7 @@ impl CheckedBlockwise {
                     let col = first + start + b * block + at;
                     return Err(Error::NonFinite { row: 0, col, value: part[at] });
                 }
-                let scale = 1.0 / most.max(SMALLEST);
+                let scale = inverse(*most);
                 let mut next = values.get((b + 1) * block..).unwrap_or_default().chunks(STEP);
                 for (i, (part, out)) in part.chunks(STEP).zip(out.chunks_mut(STEP)).enumerate() {
                     // The next block comes while codes are found.

@@ -1,0 +1,230 @@
+//! What an optimizer remembers of one tensor.
+
+use bytemuck::cast_slice;
+use serde::{Deserialize, Serialize};
+use tersor_core::tensors::{join, read_expected};
+use tersor_core::{DType, Error, Result, TensorInfo, TensorSink, TensorSource};
+
+use super::{CheckedOptimizer, Rule};
+use crate::{Map, check_finite};
+
+/// Norms that percentile clipping looks at.
+pub(super) const NORMS: usize = 100;
+
+/// One moment of every parameter of a tensor.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) enum Moment {
+    Full(Vec<f32>),
+    Blocks { map: Map, codes: Vec<u8>, absmax: Vec<f32> },
+}
+
+/// What an optimizer remembers of one tensor. Begins at zero, is changed by [`CheckedOptimizer::step`] alone, and saves, loads and resumes exactly.
+#[derive(Clone, PartialEq, Debug)]
+pub struct State {
+    pub(super) rule: Rule,
+    pub(super) len: usize,
+    pub(super) block: usize,
+    pub(super) step: u64,
+    pub(super) moments: Vec<Moment>,
+    /// Squares of the last norms of the gradient; empty without percentile clipping.
+    pub(super) norms: Vec<f32>,
+}
+
+/// The part of a state that is no tensor.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    rule: String,
+    len: usize,
+    block: usize,
+    step: u64,
+    bits: u32,
+    norms: usize,
+}
+
+impl CheckedOptimizer {
+    /// Bits of each moment of a tensor of `len` parameters.
+    pub fn bits_of(&self, len: usize) -> u32 {
+        if len < self.0.smallest { 32 } else { self.0.bits }
+    }
+
+    /// The state of a tensor of `len` parameters before its first step. Error when that is too large.
+    pub fn state(&self, len: usize) -> Result<State> {
+        let how = &self.0;
+        if len > isize::MAX as usize / 8 {
+            return Err(Error::Overflow { what: format!("a state of {len} parameters") });
+        }
+        let moment = |i: usize| match self.bits_of(len) {
+            32 => Moment::Full(vec![0.0; len]),
+            _ => {
+                let map = self.map(i).clone();
+                // Of scale 0 any code stands for 0; zero's own says so to readers.
+                Moment::Blocks { codes: vec![map.zero(); len], absmax: vec![0.0; len.div_ceil(how.block)], map }
+            }
+        };
+        let moments = (0..how.rule.moments().len()).map(moment).collect();
+        let norms = if how.percentile < 100 { vec![0.0; NORMS] } else { Vec::new() };
+        Ok(State { rule: how.rule, len, block: how.block, step: 0, moments, norms })
+    }
+
+    /// The map of a moment: the square beside another moment has no sign.
+    pub(super) fn map(&self, moment: usize) -> &Map {
+        let names = self.0.rule.moments();
+        &self.0.maps[usize::from(moment > 0 && names[moment] == "square")]
+    }
+
+    /// Error unless the state is one of this optimizer.
+    pub(super) fn check_state(&self, state: &State) -> Result<()> {
+        let how = &self.0;
+        if state.rule != how.rule {
+            return Err(Error::shape("rule of the state", how.rule.name(), state.rule.name()));
+        }
+        let eight = self.bits_of(state.len) == 8;
+        let found = if state.is_full() { 32 } else { 8 };
+        if eight == state.is_full() && state.len > 0 {
+            return Err(Error::shape("bits of the state", self.bits_of(state.len), found));
+        }
+        if eight && state.block != how.block {
+            return Err(Error::shape("block of the state", how.block, state.block));
+        }
+        for (i, moment) in state.moments.iter().enumerate() {
+            if let Moment::Blocks { map, .. } = moment
+                && map != self.map(i)
+            {
+                return Err(Error::shape("map of the state", self.map(i).kind().name(), map.kind().name()));
+            }
+        }
+        match (how.percentile < 100, state.norms.is_empty()) {
+            (true, true) => Err(Error::shape("norms of the state", NORMS, 0)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl State {
+    /// Parameters of the tensor.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Steps done.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    fn is_full(&self) -> bool {
+        matches!(self.moments.first(), Some(Moment::Full(_)))
+    }
+
+    /// Bytes of moments, their scales, and norms.
+    pub fn bytes(&self) -> usize {
+        let moment = |m: &Moment| match m {
+            Moment::Full(v) => 4 * v.len(),
+            Moment::Blocks { codes, absmax, .. } => codes.len() + 4 * absmax.len(),
+        };
+        self.moments.iter().map(moment).sum::<usize>() + 4 * self.norms.len()
+    }
+
+    /// The values of a moment ([`Rule::moments`]), decoded; None when there is no such moment.
+    pub fn moment(&self, name: &str) -> Option<Vec<f32>> {
+        let at = self.rule.moments().iter().position(|n| *n == name)?;
+        Some(match &self.moments[at] {
+            Moment::Full(v) => v.clone(),
+            Moment::Blocks { map, codes, absmax } => {
+                let mut out = vec![0f32; self.len];
+                let blocks = codes.chunks(self.block).zip(out.chunks_mut(self.block)).zip(absmax);
+                blocks.for_each(|((codes, out), most)| map.decode(tersor_core::Isa::detect(), codes, *most, out));
+                out
+            }
+        })
+    }
+
+    /// The codes of a moment that is stored in 8 bits.
+    pub fn codes(&self, name: &str) -> Option<&[u8]> {
+        let at = self.rule.moments().iter().position(|n| *n == name)?;
+        match &self.moments[at] {
+            Moment::Blocks { codes, .. } => Some(codes),
+            Moment::Full(_) => None,
+        }
+    }
+
+    /// Writes tensors under `prefix`: `state` (u8, JSON), each moment under its name as f32, or as `codes` (u8), `absmax` (f32, one a block) and `map`
+    /// (f32, 256), and `norms` (f32, 100) where there are some.
+    pub fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
+        let header = Header {
+            rule: self.rule.name().into(),
+            len: self.len,
+            block: self.block,
+            step: self.step,
+            bits: if self.is_full() { 32 } else { 8 },
+            norms: self.norms.len(),
+        };
+        let header = serde_json::to_vec(&header).map_err(|e| Error::format(prefix, e.to_string()))?;
+        let mut write = |name: &str, dtype: DType, len: usize, bytes: &[u8]| {
+            sink.write_rows(&join(prefix, name), &TensorInfo { dtype, shape: vec![len] }, 0, bytes)
+        };
+        write("state", DType::U8, header.len(), &header)?;
+        for (moment, name) in self.moments.iter().zip(self.rule.moments()) {
+            match moment {
+                Moment::Full(v) => write(name, DType::F32, v.len(), cast_slice(v))?,
+                Moment::Blocks { map, codes, absmax } => {
+                    write(&join(name, "codes"), DType::U8, codes.len(), codes)?;
+                    write(&join(name, "absmax"), DType::F32, absmax.len(), cast_slice(absmax))?;
+                    write(&join(name, "map"), DType::F32, map.values().len(), cast_slice(map.values()))?;
+                }
+            }
+        }
+        if self.norms.is_empty() { Ok(()) } else { write("norms", DType::F32, NORMS, cast_slice(&self.norms)) }
+    }
+
+    /// Reads what [`State::save`] wrote. Error when a tensor is missing, of another size, or holds a value that is not finite.
+    pub fn load(prefix: &str, source: &dyn TensorSource) -> Result<Self> {
+        let name = join(prefix, "state");
+        let info = source.info(&name)?;
+        if info.bytes()? > 4096 {
+            return Err(Error::Limit {
+                what: "bytes of a state's description",
+                found: info.bytes()? as u64,
+                limit: 4096,
+            });
+        }
+        let bytes = read_expected(source, &name, DType::U8, &info.shape)?;
+        let header: Header = serde_json::from_slice(&bytes).map_err(|e| Error::format(&name, e.to_string()))?;
+        let rules = [Rule::Adam, Rule::AdEmaMix, Rule::Momentum, Rule::Lion, Rule::RmsProp, Rule::Adagrad];
+        let rule = rules.into_iter().find(|r| r.name() == header.rule);
+        let rule = rule.ok_or(Error::Unsupported { what: "rule of a state", value: header.rule })?;
+        let fits = header.block > 0 && matches!(header.bits, 8 | 32) && [0, NORMS].contains(&header.norms);
+        if !fits {
+            return Err(Error::format(&name, "block, bits or norms are none of a state"));
+        }
+        let floats = |part: &str, len: usize| -> Result<Vec<f32>> {
+            let name = join(prefix, part);
+            let bytes = read_expected(source, &name, DType::F32, &[len])?;
+            let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            check_finite(&values, 0).map_err(|e| e.in_tensor(&name))?;
+            Ok(values)
+        };
+        let mut moments = Vec::new();
+        for part in rule.moments() {
+            moments.push(if header.bits == 32 {
+                Moment::Full(floats(part, header.len)?)
+            } else {
+                let codes = read_expected(source, &join(prefix, &join(part, "codes")), DType::U8, &[header.len])?;
+                let absmax = floats(&join(part, "absmax"), header.len.div_ceil(header.block))?;
+                let map = join(part, "map");
+                let count = source.info(&join(prefix, &map))?.shape.iter().product::<usize>().min(257);
+                let map = Map::known(&floats(&map, count)?)?;
+                if let Some(c) = codes.iter().find(|c| usize::from(**c) >= map.values().len()) {
+                    return Err(Error::shape("code", format!("below {}", map.values().len()), c).in_tensor(part));
+                }
+                Moment::Blocks { map, codes, absmax }
+            });
+        }
+        let norms = if header.norms > 0 { floats("norms", NORMS)? } else { Vec::new() };
+        Ok(Self { rule, len: header.len, block: header.block, step: header.step, moments, norms })
+    }
+}

@@ -1,0 +1,330 @@
+//! One step of one tensor: decode, update, encode, a block at a time.
+
+use tersor_core::{Element, Error, Isa, Result};
+use tersor_kernels::optimizer::{self as loops, Adam, SlowMean};
+use tersor_kernels::{blockwise, par};
+
+use super::state::{Moment, NORMS};
+use super::{CheckedOptimizer, Decay, Rule, State};
+use crate::{Map, MapKind};
+
+/// Parameters of one unit of work, about.
+const UNIT: usize = 1 << 16;
+
+/// The largest gradient: its square, and sums of squares, stay finite.
+const LARGEST: f32 = 1e15;
+
+/// A part of a moment.
+enum Part<'a> {
+    Full(&'a mut [f32]),
+    Blocks { map: &'a Map, codes: &'a mut [u8], absmax: &'a mut [f32] },
+}
+
+/// A run of blocks of a tensor.
+struct Unit<'a, P, G> {
+    p: &'a mut [P],
+    g: &'a [G],
+    parts: Vec<Part<'a>>,
+}
+
+/// What a step does, the same for every block.
+struct Plan<'a> {
+    how: &'a CheckedOptimizer,
+    isa: Isa,
+    t: u64,
+    /// Of the gradient.
+    scale: f32,
+    /// Of the update.
+    factor: f32,
+}
+
+/// Buffers of one block: the gradient as moments take it, the direction, and what is not f32 or must be kept.
+#[derive(Default)]
+struct Buffers {
+    moments: [Vec<f32>; 3],
+    old: [Vec<f32>; 3],
+    p: Vec<f32>,
+    old_p: Vec<f32>,
+    raw: Vec<f32>,
+    g: Vec<f32>,
+    u: Vec<f32>,
+}
+
+impl CheckedOptimizer {
+    /// One step: changes `param` and `state` by `grad`. Works in the current pool; the result does not depend on the number of threads.
+    ///
+    /// Error when the lengths differ or the state is not one of this optimizer; when a gradient, or with [`Decay::Gradient`] a parameter, is not finite
+    /// or above 1e15. Parameters and state are then as they were.
+    pub fn step<P: Element, G: Element>(&self, state: &mut State, param: &mut [P], grad: &[G]) -> Result<()> {
+        self.step_at(self.0.lr, state, param, grad)
+    }
+
+    /// [`CheckedOptimizer::step`] at another learning rate. Error also when that is negative or not finite.
+    pub fn step_at<P: Element, G: Element>(
+        &self,
+        lr: f32,
+        state: &mut State,
+        param: &mut [P],
+        grad: &[G],
+    ) -> Result<()> {
+        let how = &self.0;
+        if (param.len(), grad.len()) != (state.len, state.len) {
+            return Err(Error::shape("parameters and gradients", [state.len; 2], [param.len(), grad.len()]));
+        }
+        if !(0.0..f32::INFINITY).contains(&lr) {
+            return Err(tersor_core::ParamError::new("lr", lr, "must be a finite number from 0 on").into());
+        }
+        self.check_state(state)?;
+        let isa = Isa::detect();
+        let clips = how.percentile < 100;
+        let square = scan(isa, grad, "gradient", clips)?;
+        if how.decay == Decay::Gradient && how.weight_decay > 0.0 {
+            scan(isa, param, "parameter", false)?;
+        }
+        let norm = if how.max_update > 0.0 { scan_norm(param) } else { 0.0 };
+        let t = state.step + 1;
+        let scale = if clips { clip(&mut state.norms, t, square, how.percentile) } else { 1.0 };
+        let mut plan = Plan { how: self, isa, t, scale, factor: lr };
+        if norm > 0.0 {
+            let squares = plan.run(state, param, grad, |plan, unit, buffers| plan.measure(unit, buffers));
+            let update = squares.into_iter().sum::<f64>().sqrt();
+            let most = f64::from(how.max_update) * norm;
+            if update > most {
+                plan.factor = (f64::from(lr) * most / update) as f32;
+            }
+        }
+        let decay = 1.0 - lr * how.weight_decay;
+        let (before, after) = match how.decay {
+            Decay::Gradient => (1.0, 1.0),
+            Decay::BeforeStep => (decay, 1.0),
+            Decay::AfterStep => (1.0, decay),
+        };
+        plan.run(state, param, grad, |plan, unit, buffers| plan.update(unit, buffers, [before, after]));
+        state.step = t;
+        Ok(())
+    }
+}
+
+/// Sum of squares, if wanted. Error on a value that is not finite, or too large.
+fn scan<T: Element>(isa: Isa, x: &[T], what: &str, squares: bool) -> Result<f64> {
+    let found = par::map(x.len().div_ceil(UNIT), true, Vec::new, |i, wide: &mut Vec<f32>| {
+        let x = &x[i * UNIT..x.len().min((i + 1) * UNIT)];
+        let x = widened(x, wide);
+        (blockwise::abs_max(isa, x), if squares { loops::sum_squares(x) } else { 0.0 })
+    });
+    if let Some(i) = found.iter().position(|(most, _)| too_large(*most)) {
+        let at = i * UNIT + x[i * UNIT..].iter().position(|v| too_large(v.to_f32())).unwrap_or(0);
+        let value = x[at].to_f32();
+        return Err(match value.is_finite() {
+            false => Error::NonFinite { row: 0, col: at, value },
+            true => Error::Numerical(format!("the {what} {value:e} at {at} is above {LARGEST:e}; scale the loss down")),
+        });
+    }
+    Ok(found.iter().map(|(_, s)| s).sum())
+}
+
+fn too_large(v: f32) -> bool {
+    v.is_nan() || v.abs() > LARGEST
+}
+
+/// The norm; not finite where a value is not.
+fn scan_norm<T: Element>(x: &[T]) -> f64 {
+    let squares = par::map(x.len().div_ceil(UNIT), true, Vec::new, |i, wide: &mut Vec<f32>| {
+        loops::sum_squares(widened(&x[i * UNIT..x.len().min((i + 1) * UNIT)], wide))
+    });
+    squares.into_iter().sum::<f64>().sqrt()
+}
+
+fn widened<'a, T: Element>(x: &'a [T], wide: &'a mut Vec<f32>) -> &'a [f32] {
+    T::as_f32(x).unwrap_or_else(|| {
+        wide.resize(x.len(), 0.0);
+        T::widen(x, wide);
+        wide
+    })
+}
+
+/// Percentile clipping: remembers the square of this step's norm; what the gradient is to be multiplied with.
+fn clip(norms: &mut [f32], t: u64, square: f64, percentile: usize) -> f32 {
+    let square = square.min(f64::from(f32::MAX)) as f32;
+    match t {
+        1 => norms.fill(square),
+        _ => norms[(t % NORMS as u64) as usize] = square,
+    }
+    let mut sorted = norms.to_vec();
+    sorted.sort_by(f32::total_cmp);
+    let most = sorted[percentile.min(NORMS - 1)];
+    if square > most { (f64::from(most) / f64::from(square)).sqrt() as f32 } else { 1.0 }
+}
+
+impl Plan<'_> {
+    /// `f` of every unit, in the current pool; results in order.
+    fn run<P: Element, G: Element, R: Send>(
+        &self,
+        state: &mut State,
+        param: &mut [P],
+        grad: &[G],
+        f: impl Fn(&Self, &mut Unit<'_, P, G>, &mut Buffers) -> R + Sync + Send,
+    ) -> Vec<R> {
+        let block = state.block;
+        let blocks = (UNIT / block).max(1);
+        let size = blocks * block;
+        let units = param.chunks_mut(size).zip(grad.chunks(size));
+        let mut units: Vec<_> = units.map(|(p, g)| Unit { p, g, parts: Vec::with_capacity(3) }).collect();
+        for moment in &mut state.moments {
+            match moment {
+                Moment::Full(v) => {
+                    units.iter_mut().zip(v.chunks_mut(size)).for_each(|(u, v)| u.parts.push(Part::Full(v)));
+                }
+                Moment::Blocks { map, codes, absmax } => {
+                    let parts = codes.chunks_mut(size).zip(absmax.chunks_mut(blocks));
+                    for (unit, (codes, absmax)) in units.iter_mut().zip(parts) {
+                        unit.parts.push(Part::Blocks { map, codes, absmax });
+                    }
+                }
+            }
+        }
+        let mut none = vec![(); units.len()];
+        par::pairs(&mut units, 1, &mut none, 1, true, |_, units, _| {
+            units.iter_mut().map(|unit| f(self, unit, &mut Buffers::default())).next()
+        })
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// The moments after this step, in buffers, and its direction; `at` is where a block lies in the unit.
+    fn advance<P: Element, G: Element>(
+        &self,
+        unit: &Unit<'_, P, G>,
+        at: std::ops::Range<usize>,
+        block: usize,
+        buffers: &mut Buffers,
+    ) {
+        let (how, isa, n) = (&self.how.0, self.isa, at.len());
+        for v in [&mut buffers.g, &mut buffers.u, &mut buffers.p] {
+            v.resize(n, 0.0);
+        }
+        for (part, out) in unit.parts.iter().zip(&mut buffers.moments) {
+            out.resize(n, 0.0);
+            match part {
+                Part::Full(v) => out.copy_from_slice(&v[at.clone()]),
+                Part::Blocks { map, codes, absmax } => {
+                    map.decode(isa, &codes[at.clone()], absmax[at.start / block], out)
+                }
+            }
+        }
+        if how.skip_zeros {
+            for (old, now) in buffers.old.iter_mut().zip(&buffers.moments) {
+                old.clone_from(now);
+            }
+        }
+        let Buffers { moments: [a, b, c], p, raw, g, u, .. } = buffers;
+        let (p, raw) = (widened(&unit.p[at.clone()], p), widened(&unit.g[at], raw));
+        let decay = if how.decay == Decay::Gradient { how.weight_decay } else { 0.0 };
+        loops::effective(isa, raw, self.scale, p, decay, g);
+        let [beta1, beta2, _] = how.betas;
+        let corrected = |beta: f32| (1.0 - f64::from(beta).powf(self.t as f64)) as f32;
+        let adam = || Adam {
+            beta1,
+            beta2,
+            eps: how.eps,
+            correction1: corrected(beta1),
+            correction2: (1.0 - f64::from(beta2).powf(self.t as f64)).sqrt() as f32,
+        };
+        match how.rule {
+            Rule::Adam => loops::adam(isa, adam(), g, a, b, u),
+            Rule::AdEmaMix => loops::ademamix(isa, adam(), how.slow_mean_at(self.t), g, [a, b], c, u),
+            Rule::Momentum => loops::momentum(isa, beta1, self.t == 1, how.nesterov, g, a, u),
+            Rule::Lion => loops::lion(isa, beta1, beta2, g, a, u),
+            Rule::RmsProp => loops::scaled(isa, beta2, 1.0 - beta2, how.eps, g, a, u),
+            Rule::Adagrad => loops::scaled(isa, 1.0, 1.0, how.eps, g, a, u),
+        }
+        if how.skip_zeros {
+            for (old, now) in buffers.old.iter().zip(&mut buffers.moments) {
+                loops::restore(isa, raw, old, now);
+            }
+            u.iter_mut().zip(raw).filter(|(_, g)| **g == 0.0).for_each(|(u, _)| *u = 0.0);
+        }
+    }
+
+    /// The square of the norm of the unit's update.
+    fn measure<P: Element, G: Element>(&self, unit: &mut Unit<'_, P, G>, buffers: &mut Buffers) -> f64 {
+        let (block, n) = (self.how.0.block, unit.p.len());
+        let mut sum = 0.0;
+        for start in (0..n).step_by(block) {
+            self.advance(unit, start..n.min(start + block), block, buffers);
+            sum += loops::sum_squares(&buffers.u);
+        }
+        sum
+    }
+
+    fn update<P: Element, G: Element>(
+        &self,
+        unit: &mut Unit<'_, P, G>,
+        buffers: &mut Buffers,
+        [before, after]: [f32; 2],
+    ) {
+        let (how, isa, n) = (&self.how.0, self.isa, unit.p.len());
+        for start in (0..n).step_by(how.block) {
+            let at = start..n.min(start + how.block);
+            if how.skip_zeros && unit.g[at.clone()].iter().all(|g| g.to_f32() == 0.0) {
+                continue;
+            }
+            self.advance(unit, at.clone(), how.block, buffers);
+            let Buffers { moments, p: wide, old_p, raw, u, .. } = &mut *buffers;
+            {
+                let p = &mut unit.p[at.clone()];
+                let step = |p: &mut [f32], old: &mut Vec<f32>, raw: &[f32]| {
+                    if how.skip_zeros {
+                        old.clear();
+                        old.extend_from_slice(p);
+                    }
+                    loops::advance(isa, u, self.factor, before, after, p);
+                    if how.skip_zeros {
+                        loops::restore(isa, raw, old, p);
+                    }
+                };
+                let raw = widened(&unit.g[at.clone()], raw);
+                match P::as_f32_mut(p) {
+                    Some(p) => step(p, old_p, raw),
+                    None => {
+                        P::widen(p, wide);
+                        step(wide, old_p, raw);
+                        P::narrow(wide, p);
+                    }
+                }
+            }
+            for (part, now) in unit.parts.iter_mut().zip(moments) {
+                match part {
+                    Part::Full(v) => v[at.clone()].copy_from_slice(now),
+                    Part::Blocks { map, codes, absmax } => {
+                        let most = blockwise::abs_max(isa, now);
+                        absmax[at.start / how.block] = most;
+                        let codes = &mut codes[at.clone()];
+                        map.encode(isa, now, crate::quantize::inverse(most), codes);
+                        if map.kind() == MapKind::Dynamic {
+                            loops::keep_signs(isa, now, map.zero(), codes);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl super::Optimizer {
+    /// Decay and weight of the slow mean at a step (arXiv 2409.03137, section 3).
+    fn slow_mean_at(&self, t: u64) -> SlowMean {
+        let [beta1, _, beta3] = self.betas.map(f64::from);
+        let part = |steps: u64| if steps == 0 { 1.0 } else { (t as f64 / steps as f64).min(1.0) };
+        let [alpha, r] = self.warmup.map(part);
+        let grown = match r < 1.0 && beta1 > 0.0 && beta3 > 0.0 {
+            true => {
+                let (a, b) = (beta1.ln(), beta3.ln());
+                (a * b / ((1.0 - r) * b + r * a)).exp().min(beta3)
+            }
+            false => beta3,
+        };
+        SlowMean { beta3: grown as f32, alpha: (f64::from(self.alpha) * alpha) as f32 }
+    }
+}

@@ -1,0 +1,194 @@
+//! The loops of optimizers: new moments from a gradient, and the direction of the step. No product is fused with a sum, so that every level gives
+//! the same bits. All work over the shortest of their slices.
+
+use crate::Isa;
+use crate::isa::versions;
+
+/// What Adam takes to a step of one tensor.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Adam {
+    /// Decay of the mean.
+    pub beta1: f32,
+    /// Decay of the mean square.
+    pub beta2: f32,
+    /// Added to the root of the mean square, once that is corrected.
+    pub eps: f32,
+    /// `1 - beta1^t`.
+    pub correction1: f32,
+    /// `sqrt(1 - beta2^t)`.
+    pub correction2: f32,
+}
+
+/// What AdEMAMix takes beside [`Adam`]'s.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct SlowMean {
+    /// Decay of the slow mean.
+    pub beta3: f32,
+    /// Its weight.
+    pub alpha: f32,
+}
+
+versions! {
+    /// `out = g * scale + decay * p`: the gradient as moments take it.
+    pub fn effective(isa: Isa, g: &[f32], scale: f32, p: &[f32], decay: f32, out: &mut [f32]) {
+        let n = g.len().min(p.len()).min(out.len());
+        let (g, p, out) = (&g[..n], &p[..n], &mut out[..n]);
+        if decay == 0.0 {
+            (0..n).for_each(|i| out[i] = g[i] * scale);
+        } else {
+            (0..n).for_each(|i| out[i] = g[i] * scale + decay * p[i]);
+        }
+    }
+
+    /// Adam (arXiv 1412.6980): means `m` and `v`, direction `u = (m / c1) / (sqrt(v) / c2 + eps)`.
+    pub fn adam(isa: Isa, k: Adam, g: &[f32], m: &mut [f32], v: &mut [f32], u: &mut [f32]) {
+        let n = g.len().min(m.len()).min(v.len()).min(u.len());
+        let (g, m, v, u) = (&g[..n], &mut m[..n], &mut v[..n], &mut u[..n]);
+        let (rest1, rest2) = (1.0 - k.beta1, 1.0 - k.beta2);
+        let (factor, eps) = (k.correction2 / k.correction1, k.eps * k.correction2);
+        for i in 0..n {
+            m[i] = k.beta1 * m[i] + rest1 * g[i];
+            v[i] = k.beta2 * v[i] + rest2 * (g[i] * g[i]);
+            u[i] = factor * (m[i] / (v[i].sqrt() + eps));
+        }
+    }
+
+    /// AdEMAMix (arXiv 2409.03137): as Adam, with `alpha` times a slow mean beside the corrected one.
+    pub fn ademamix(isa: Isa, k: Adam, slow: SlowMean, g: &[f32], means: [&mut [f32]; 2], v: &mut [f32], u: &mut [f32]) {
+        let [m, s] = means;
+        let n = g.len().min(m.len()).min(s.len()).min(v.len()).min(u.len());
+        let (g, m, s, v, u) = (&g[..n], &mut m[..n], &mut s[..n], &mut v[..n], &mut u[..n]);
+        let (rest1, rest2, rest3) = (1.0 - k.beta1, 1.0 - k.beta2, 1.0 - slow.beta3);
+        for i in 0..n {
+            m[i] = k.beta1 * m[i] + rest1 * g[i];
+            s[i] = slow.beta3 * s[i] + rest3 * g[i];
+            v[i] = k.beta2 * v[i] + rest2 * (g[i] * g[i]);
+            u[i] = (m[i] / k.correction1 + slow.alpha * s[i]) / (v[i].sqrt() / k.correction2 + k.eps);
+        }
+    }
+
+    /// Momentum: `m = beta * m + g`, and `u = m`, or with Nesterov's `u = g + beta * m`. The first step has a `beta` of 0 in `m`.
+    pub fn momentum(isa: Isa, beta: f32, first: bool, nesterov: bool, g: &[f32], m: &mut [f32], u: &mut [f32]) {
+        let n = g.len().min(m.len()).min(u.len());
+        let (g, m, u) = (&g[..n], &mut m[..n], &mut u[..n]);
+        let (kept, ahead, own) = if nesterov { (beta, beta, 1.0) } else { (beta, 1.0, 0.0) };
+        let kept = if first { 0.0 } else { kept };
+        for i in 0..n {
+            m[i] = kept * m[i] + g[i];
+            u[i] = own * g[i] + ahead * m[i];
+        }
+    }
+
+    /// Lion (arXiv 2302.06675): `u = sign(beta1 * m + (1 - beta1) * g)` of the old mean, 0 for 0; then `m = beta2 * m + (1 - beta2) * g`.
+    pub fn lion(isa: Isa, beta1: f32, beta2: f32, g: &[f32], m: &mut [f32], u: &mut [f32]) {
+        let n = g.len().min(m.len()).min(u.len());
+        let (g, m, u) = (&g[..n], &mut m[..n], &mut u[..n]);
+        let (rest1, rest2) = (1.0 - beta1, 1.0 - beta2);
+        for i in 0..n {
+            let c = beta1 * m[i] + rest1 * g[i];
+            u[i] = f32::from(u8::from(c > 0.0)) - f32::from(u8::from(c < 0.0));
+            m[i] = beta2 * m[i] + rest2 * g[i];
+        }
+    }
+
+    /// A running sum of squares `s = kept * s + new * g^2`, and `u = g / (sqrt(s) + eps)`: RMSProp with `kept` and `new` that add to 1, Adagrad with
+    /// both 1.
+    pub fn scaled(isa: Isa, kept: f32, new: f32, eps: f32, g: &[f32], s: &mut [f32], u: &mut [f32]) {
+        let n = g.len().min(s.len()).min(u.len());
+        let (g, s, u) = (&g[..n], &mut s[..n], &mut u[..n]);
+        for i in 0..n {
+            s[i] = kept * s[i] + new * (g[i] * g[i]);
+            u[i] = g[i] / (s[i].sqrt() + eps);
+        }
+    }
+
+    /// `p = p * before - step * u`, then `p *= after`.
+    pub fn advance(isa: Isa, u: &[f32], step: f32, before: f32, after: f32, p: &mut [f32]) {
+        p.iter_mut().zip(u).for_each(|(p, u)| *p = (*p * before - step * u) * after);
+    }
+
+    /// Puts `old` back wherever the gradient is zero.
+    pub fn restore(isa: Isa, g: &[f32], old: &[f32], new: &mut [f32]) {
+        for ((new, old), g) in new.iter_mut().zip(old).zip(g) {
+            *new = if *g == 0.0 { *old } else { *new };
+        }
+    }
+
+    /// Lowers the codes `zero` of negative values by one, so that no negative value becomes 0.
+    pub fn keep_signs(isa: Isa, x: &[f32], zero: u8, codes: &mut [u8]) {
+        codes.iter_mut().zip(x).for_each(|(c, x)| *c -= u8::from(*x < 0.0) & u8::from(*c == zero));
+    }
+}
+
+/// Sum of squares in f64, in an order that does not depend on the processor.
+pub fn sum_squares(x: &[f32]) -> f64 {
+    let mut lanes = [0f64; 8];
+    let (whole, rest) = x.as_chunks::<8>();
+    for x in whole {
+        for i in 0..8 {
+            lanes[i] += f64::from(x[i]) * f64::from(x[i]);
+        }
+    }
+    lanes.into_iter().chain(rest.iter().map(|v| f64::from(*v) * f64::from(*v))).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type Slices<'a> = [&'a mut [f32]; 4];
+
+    /// Every loop on the same values; everything they write.
+    fn all(isa: Isa, x: &[f32]) -> Vec<u32> {
+        let g: Vec<f32> = x.iter().map(|v| v * 0.37 - 0.1).collect();
+        let k = Adam { beta1: 0.9, beta2: 0.99, eps: 1e-8, correction1: 0.3, correction2: 0.2 };
+        let slow = SlowMean { beta3: 0.999, alpha: 5.0 };
+        let mut out = Vec::new();
+        let mut run = |f: &dyn Fn(Slices<'_>)| {
+            let mut slots = [x.to_vec(), x.to_vec(), x.iter().map(|v| v * v).collect(), x.to_vec()];
+            let [a, b, c, d] = &mut slots;
+            f([a, b, c, d]);
+            out.extend(slots.iter().flatten().map(|v| v.to_bits()));
+        };
+        run(&|[a, _, _, u]| effective(isa, &g, 0.3, a, 0.0, u));
+        run(&|[a, _, _, u]| effective(isa, &g, 0.3, a, 0.1, u));
+        run(&|[m, _, v, u]| adam(isa, k, &g, m, v, u));
+        run(&|[m, s, v, u]| ademamix(isa, k, slow, &g, [m, s], v, u));
+        for (first, nesterov) in [(false, false), (true, false), (false, true)] {
+            run(&|[m, _, _, u]| momentum(isa, 0.9, first, nesterov, &g, m, u));
+        }
+        run(&|[m, _, _, u]| lion(isa, 0.9, 0.99, &g, m, u));
+        run(&|[_, _, s, u]| scaled(isa, 0.9, 0.1, 1e-8, &g, s, u));
+        run(&|[_, _, u, p]| advance(isa, u, 0.1, 0.99, 0.98, p));
+        run(&|[a, b, _, _]| restore(isa, &g, a, b));
+        let mut codes: Vec<u8> = x.iter().map(|v| 126 + (v.to_bits() as u8 & 3)).collect();
+        keep_signs(isa, x, 127, &mut codes);
+        out.extend(codes.into_iter().map(u32::from));
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn every_level_gives_the_same_bits(x in prop::collection::vec(-3f32..3.0, 0..200)) {
+            let want = all(Isa::SCALAR, &x);
+            for isa in Isa::available() {
+                prop_assert_eq!(&all(isa, &x), &want);
+            }
+        }
+    }
+
+    #[test]
+    fn small_cases() {
+        let mut u = [9f32; 3];
+        lion(Isa::detect(), 0.9, 0.99, &[1.0, 0.0, -2.0], &mut [0.0; 3], &mut u);
+        assert_eq!(u, [1.0, 0.0, -1.0]);
+        let mut m = [2f32];
+        momentum(Isa::detect(), 0.5, false, true, &[1.0], &mut m, &mut u);
+        assert_eq!((m[0], u[0]), (2.0, 2.0));
+        let mut codes = [127, 127, 127, 3];
+        keep_signs(Isa::detect(), &[-1e-9, 0.0, 1e-9, -1.0], 127, &mut codes);
+        assert_eq!(codes, [126, 127, 127, 3]);
+        assert_eq!(sum_squares(&[2.0; 9]), 36.0);
+    }
+}
