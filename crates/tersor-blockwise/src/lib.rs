@@ -20,6 +20,23 @@
 //! # }
 //! ```
 //!
+//! A matrix becomes a [`BlockwiseLinear`], or [`RowwiseInt8`]: they multiply, are saved in the form of [`bitsandbytes`], and reopen through a
+//! [`Registry`] in which [`register`] has put them.
+//!
+//! ```
+//! use tersor_blockwise::Blockwise;
+//! use tersor_core::{Exec, Input, LinearOp, MatView, MatViewMut};
+//! # fn main() -> tersor_core::Result<()> {
+//! let weights: Vec<f32> = (0..96 * 64).map(|i| (i as f32 * 0.37).sin()).collect();
+//! let op = Blockwise::nf4().matrix(&MatView::new(&weights, [96, 64])?)?;
+//! let (x, mut y) = (vec![1f32; 64], vec![0f32; 96]);
+//! op.apply(&Input::new(&x, [1, 64])?, MatViewMut::new(&mut y, [1, 96])?, &mut Exec::new())?;
+//! let exact: f32 = weights[..64].iter().sum();
+//! assert!((y[0] - exact).abs() < 1.0);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! [`optimizer`] steps parameters with moments in that form: two bytes and a bit a parameter, where Adam in f32 takes eight.
 //!
 //! ```
@@ -39,14 +56,25 @@
 //! # }
 //! ```
 
+pub mod bitsandbytes;
+mod linear;
 mod map;
 pub mod optimizer;
 mod quantize;
+mod rowwise;
 
+pub use linear::BlockwiseLinear;
 pub use map::{Map, MapKind};
 pub use quantize::{Blockwise, CheckedBlockwise, Quantized, Scales, Stream};
+pub use rowwise::{LlmInt8, RowwiseInt8};
 
-use tersor_core::{Element, Error, Result};
+use tersor_core::{Element, Error, Registry, Result};
+
+/// Adds the kinds of this crate to a registry.
+pub fn register(registry: &mut Registry) {
+    registry.register(BlockwiseLinear::KIND, linear::load);
+    registry.register(RowwiseInt8::KIND, rowwise::load);
+}
 
 /// Error on the first value that is not finite; `first` is the index of `x[0]` in the whole.
 pub(crate) fn check_finite<T: Element>(x: &[T], first: usize) -> Result<()> {

@@ -1,7 +1,8 @@
 //! What a recipe names: from a matrix and statistics to an operator.
 
-use crate::{Context, DType, Error, LinearOp, Result, RowSource, StatNeeds, StatSet, TensorInfo};
+use crate::{Context, DType, Error, LinearOp, Result, RowSource, StatNeeds, StatSet, TensorInfo, metrics};
 use std::ops::Range;
+use std::time::Duration;
 
 /// Blocks of a matrix start at multiples of this many rows.
 pub const ROW_UNIT: usize = 64;
@@ -91,6 +92,16 @@ pub struct Report {
 }
 
 impl Report {
+    /// Of values, what they came back as, and the time it took.
+    pub fn of(values: &[f32], back: &[f32], took: Duration) -> Self {
+        Self {
+            squared_error: metrics::squared_error(values, back),
+            energy: metrics::energy(values),
+            seconds: took.as_secs_f64(),
+            ..Self::default()
+        }
+    }
+
     /// Adds the report of another block of the same matrix.
     pub fn merge(&mut self, other: &Report) {
         let add = |a: Option<f64>, b: Option<f64>| {

@@ -19,7 +19,7 @@ pub fn abs_max(isa: Isa, x: &[f32]) -> f32 {
 }
 
 /// Asks for the memory of values that are wanted soon. Changes nothing but time.
-pub fn fetch(isa: Isa, x: &[f32]) {
+pub fn fetch<T>(isa: Isa, x: &[T]) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
         crate::arch::blockwise::fetch(x);

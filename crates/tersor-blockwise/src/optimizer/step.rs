@@ -11,6 +11,9 @@ use crate::{Map, MapKind};
 /// Parameters of one unit of work, about.
 const UNIT: usize = 1 << 16;
 
+/// Parameters of the next block that are asked for at once.
+const STEP: usize = 512;
+
 /// The largest gradient: its square, and sums of squares, stay finite.
 const LARGEST: f32 = 1e15;
 
@@ -36,6 +39,8 @@ struct Plan<'a> {
     scale: f32,
     /// Of the update.
     factor: f32,
+    adam: Adam,
+    slow: SlowMean,
 }
 
 /// Buffers of one block: the gradient as moments take it, the direction, and what is not f32 or must be kept.
@@ -84,7 +89,8 @@ impl CheckedOptimizer {
         let norm = if how.max_update > 0.0 { scan_norm(param) } else { 0.0 };
         let t = state.step + 1;
         let scale = if clips { clip(&mut state.norms, t, square, how.percentile) } else { 1.0 };
-        let mut plan = Plan { how: self, isa, t, scale, factor: lr };
+        let (adam, slow) = (how.adam_at(t), how.slow_mean_at(t));
+        let mut plan = Plan { how: self, isa, t, scale, factor: lr, adam, slow };
         if norm > 0.0 {
             let squares = plan.run(state, param, grad, |plan, unit, buffers| plan.measure(unit, buffers));
             let update = squares.into_iter().sum::<f64>().sqrt();
@@ -223,17 +229,9 @@ impl Plan<'_> {
         let decay = if how.decay == Decay::Gradient { how.weight_decay } else { 0.0 };
         loops::effective(isa, raw, self.scale, p, decay, g);
         let [beta1, beta2, _] = how.betas;
-        let corrected = |beta: f32| (1.0 - f64::from(beta).powf(self.t as f64)) as f32;
-        let adam = || Adam {
-            beta1,
-            beta2,
-            eps: how.eps,
-            correction1: corrected(beta1),
-            correction2: (1.0 - f64::from(beta2).powf(self.t as f64)).sqrt() as f32,
-        };
         match how.rule {
-            Rule::Adam => loops::adam(isa, adam(), g, a, b, u),
-            Rule::AdEmaMix => loops::ademamix(isa, adam(), how.slow_mean_at(self.t), g, [a, b], c, u),
+            Rule::Adam => loops::adam(isa, self.adam, g, a, b, u),
+            Rule::AdEmaMix => loops::ademamix(isa, self.adam, self.slow, g, [a, b], c, u),
             Rule::Momentum => loops::momentum(isa, beta1, self.t == 1, how.nesterov, g, a, u),
             Rule::Lion => loops::lion(isa, beta1, beta2, g, a, u),
             Rule::RmsProp => loops::scaled(isa, beta2, 1.0 - beta2, how.eps, g, a, u),
@@ -271,6 +269,10 @@ impl Plan<'_> {
                 continue;
             }
             self.advance(unit, at.clone(), how.block, buffers);
+            // The next block comes while this one is finished.
+            let next = at.end..n.min(at.end + how.block.min(STEP));
+            blockwise::fetch(isa, &unit.p[next.clone()]);
+            blockwise::fetch(isa, &unit.g[next]);
             let Buffers { moments, p: wide, old_p, raw, u, .. } = &mut *buffers;
             {
                 let p = &mut unit.p[at.clone()];
@@ -313,6 +315,12 @@ impl Plan<'_> {
 }
 
 impl super::Optimizer {
+    fn adam_at(&self, t: u64) -> Adam {
+        let [beta1, beta2, _] = self.betas;
+        let [c1, c2] = [beta1, beta2].map(|b| 1.0 - f64::from(b).powf(t as f64));
+        Adam { beta1, beta2, eps: self.eps, correction1: c1 as f32, correction2: c2.sqrt() as f32 }
+    }
+
     /// Decay and weight of the slow mean at a step (arXiv 2409.03137, section 3).
     fn slow_mean_at(&self, t: u64) -> SlowMean {
         let [beta1, _, beta3] = self.betas.map(f64::from);

@@ -116,6 +116,14 @@ impl CheckedBlockwise {
         self.finish(x.len(), T::DTYPE, codes, absmax)
     }
 
+    /// As [`CheckedBlockwise::quantize`], of values whose first has the number `first` in the whole and that were of type `dtype`.
+    pub(crate) fn quantize_from(&self, x: &[f32], first: usize, dtype: DType) -> Result<Quantized> {
+        let mut codes = vec![0u8; self.code_bytes(x.len())];
+        let mut absmax = vec![0f32; x.len().div_ceil(self.block())];
+        self.encode(x, first, &mut codes, &mut absmax)?;
+        self.finish(x.len(), dtype, codes, absmax)
+    }
+
     /// Quantizes `x` into buffers of yours: packed codes ([`CheckedBlockwise::code_bytes`] of them, the first of two in the high half) and the largest
     /// magnitude of each block. Error when a length is wrong, or on a value that is not finite; the buffers are then of no use.
     pub fn quantize_into<T: Element>(&self, x: &[T], codes: &mut [u8], absmax: &mut [f32]) -> Result<()> {
@@ -129,6 +137,7 @@ impl CheckedBlockwise {
             return Err(Error::shape("bytes of codes, and blocks", want, (codes.len(), absmax.len())));
         }
         let (unit, isa) = (self.unit(), Isa::detect());
+        let key = self.0.seed.map(|seed| mix(seed.wrapping_add(GAMMA)));
         let work = |index: usize, codes: &mut [u8], absmax: &mut [f32]| -> Result<()> {
             let start = index * unit;
             let x = &x[start..(start + unit).min(x.len())];
@@ -155,11 +164,11 @@ impl CheckedBlockwise {
                 for (i, (part, out)) in part.chunks(STEP).zip(out.chunks_mut(STEP)).enumerate() {
                     // The next block comes while codes are found.
                     blockwise::fetch(isa, next.next().unwrap_or_default());
-                    match self.0.seed {
+                    match key {
                         None => self.map().encode(isa, part, scale, out),
-                        Some(seed) => {
+                        Some(key) => {
                             let at = (first + start + b * block + i * STEP) as u64;
-                            self.map().encode_drawn(isa, part, scale, |i| draw(seed, at + i as u64), out);
+                            self.map().encode_drawn(isa, part, scale, |i| draw(key, at + i as u64), out);
                         }
                     }
                 }
@@ -190,10 +199,17 @@ impl CheckedBlockwise {
     }
 }
 
-/// Uniform in 0 to 1 (without 1), by seed and index (SplitMix64).
-fn draw(seed: u64, index: u64) -> f32 {
-    let mut z = seed.wrapping_add((index.wrapping_add(1)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 24) as f32
+/// Uniform in 0 to 1 (without 1), by key and index (SplitMix64).
+fn draw(key: u64, index: u64) -> f32 {
+    (mix(key.wrapping_add(index.wrapping_mul(GAMMA))) >> 40) as f32 / (1u32 << 24) as f32
+}
+
+/// The step of SplitMix64's counter.
+const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// SplitMix64's finalizer. Seeds pass through it before anything is added: those of neighbours would give related draws.
+fn mix(z: u64) -> u64 {
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }

@@ -155,6 +155,31 @@ impl Quantized {
         &self.scales
     }
 
+    /// Whether scales are quantized too.
+    pub fn is_nested(&self) -> bool {
+        matches!(self.scales, Scales::Nested { .. })
+    }
+
+    /// Quantizes other values with these scales held; what is larger than the scale of its block takes the outermost code. Error on another length,
+    /// or a value that is not finite.
+    pub fn requantize(&self, x: &[f32]) -> Result<Self> {
+        if x.len() != self.len {
+            return Err(Error::shape("values", self.len, x.len()));
+        }
+        crate::check_finite(x, 0)?;
+        let isa = Isa::detect();
+        let mut codes = vec![0u8; self.len];
+        for ((x, out), most) in x.chunks(self.block).zip(codes.chunks_mut(self.block)).zip(&self.absmax) {
+            self.map.encode(isa, x, super::inverse(*most), out);
+        }
+        if self.map.bits() == 4 {
+            let mut packed = vec![0u8; self.codes.len()];
+            tersor_kernels::blockwise::pack_nibbles(isa, &codes, self.map.zero(), &mut packed);
+            codes = packed;
+        }
+        Ok(Self { codes, ..self.clone() })
+    }
+
     /// The largest magnitude of each block, as decoding takes it.
     pub fn absmax(&self) -> &[f32] {
         &self.absmax

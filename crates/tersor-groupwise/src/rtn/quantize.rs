@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tersor_core::{
     Compressed, Context, Element, Error, GroupSize, IntoMat, Isa, Layout, LinearOp, Method, Prepared, Report, Result,
-    RowSource, StatNeeds, StatSet, check_finite, metrics, read_finite,
+    RowSource, StatNeeds, StatSet, check_finite, read_finite,
 };
 
 use crate::linear::spans;
@@ -94,12 +94,6 @@ impl Prepared for Ready<'_> {
         })?;
         let mut back = vec![0f32; values.len()];
         op.decompress_rows(0..shape[0], &mut back)?;
-        let report = Report {
-            squared_error: metrics::squared_error(&values, &back),
-            energy: metrics::energy(&values),
-            seconds: start.elapsed().as_secs_f64(),
-            ..Report::default()
-        };
-        Ok(Compressed { op: Box::new(op), report })
+        Ok(Compressed { op: Box::new(op), report: Report::of(&values, &back, start.elapsed()) })
     }
 }

@@ -21,8 +21,8 @@ pub(crate) fn abs_max(x: &[[f32; 32]]) -> u32 {
 }
 
 /// Asks for the memory of values that are wanted soon.
-pub(crate) fn fetch(x: &[f32]) {
-    for line in x.chunks(16) {
+pub(crate) fn fetch<T>(x: &[T]) {
+    for line in x.chunks((64 / size_of::<T>().max(1)).max(1)) {
         // SAFETY: a hint, for which any address will do.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
