@@ -15,6 +15,8 @@
 //! # }
 //! ```
 
+#[cfg(feature = "blockwise")]
+pub use tersor_blockwise as blockwise;
 pub use tersor_core as core;
 #[cfg(feature = "formats")]
 pub use tersor_formats as formats;
@@ -29,6 +31,8 @@ pub use tersor_llm as llm;
 pub fn registry() -> core::Registry {
     #[allow(unused_mut)]
     let mut registry = core::Registry::core();
+    #[cfg(feature = "blockwise")]
+    blockwise::register(&mut registry);
     #[cfg(feature = "groupwise")]
     groupwise::register(&mut registry);
     registry

@@ -5,6 +5,7 @@ mod names;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use tersor::blockwise::{Blockwise, LlmInt8};
 use tersor::core::compose::{Cast, WithActivations};
 use tersor::core::{ActQuant, Bits, Check, DType, Error, GroupSize, Method, NonFinite, ParamError, Result};
 use tersor::groupwise::gptq::{Dead, Groups, OnFailure};
@@ -32,15 +33,16 @@ pub struct Rule {
     /// Name patterns with `*` and `?`.
     #[serde(rename = "match")]
     pub patterns: Patterns,
-    /// `rtn`, `gptq`, `bf16`, `f16`, `f32` or `keep`.
+    /// `rtn`, `gptq`, `nf4`, `fp4`, `dynamic`, `int8`, `bf16`, `f16`, `f32` or `keep`.
     pub method: String,
-    /// Bits of a code, 2 to 8.
+    /// Bits of a code, 2 to 8; what `nf4`, `fp4`, `dynamic` and `int8` have anyway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits: Option<u32>,
     /// Bits of the activations, 2 to 8, each token by its own largest magnitude; f32 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activations: Option<u32>,
-    /// Features of a group, `"channel"` (the default) or `"tensor"`.
+    /// Features of a group, `"channel"` (the default) or `"tensor"`; of `nf4`, `fp4` and `dynamic`, values of a block, 64, 64 and 4096 unless
+    /// given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Group>,
     /// `"asym"` (the default), `"sym"`, `"sym_full"` or `"sym_narrow"`.
@@ -49,6 +51,9 @@ pub struct Rule {
     /// `"f16"` (the default), `"bf16"` or `"f32"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scales: Option<String>,
+    /// Whether scales are quantized too (`nf4`, `fp4`, `dynamic`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub nested: bool,
     /// Whether ranges are searched for the least error.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub mse: bool,
@@ -188,12 +193,8 @@ impl Rule {
     /// The method for the weights.
     fn weights(&self, original: DType) -> Result<Box<dyn Method>> {
         let cast = |dtype| Ok(Box::new(Cast::new(dtype)?) as Box<dyn Method>);
-        let grid = self.bits.is_some()
-            || self.group.is_some()
-            || self.grid.is_some()
-            || self.scales.is_some()
-            || self.mse
-            || self.importance;
+        let groups = self.bits.is_some() || self.group.is_some();
+        let grid = self.grid.is_some() || self.scales.is_some() || self.mse || self.importance;
         let gptq = self.act_order
             || self.static_groups
             || self.damping.is_some()
@@ -204,16 +205,26 @@ impl Rule {
         if gptq && self.method != "gptq" {
             return refuse("takes no act_order, static_groups, damping, block, dead or on_failure");
         }
+        let blocks = ["nf4", "fp4", "dynamic"].contains(&self.method.as_str());
+        if self.nested && !blocks {
+            return refuse("takes no nested");
+        }
         match self.method.as_str() {
+            _ if blocks && grid => refuse("takes no grid, scales, mse or importance"),
+            _ if blocks => Ok(Box::new(self.blockwise()?.check()?)),
+            "int8" if grid || self.group.is_some() => refuse("takes no group, grid, scales, mse or importance"),
+            "int8" => self.has_bits(8).map(|()| Box::new(LlmInt8) as Box<dyn Method>),
             "gptq" if self.importance => refuse("weighs errors by itself: takes no importance"),
             "rtn" => Ok(Box::new(self.rtn()?.check()?)),
             "gptq" => Ok(Box::new(self.gptq()?.check()?)),
-            "keep" | "bf16" | "f16" | "f32" if grid => refuse("takes no bits, group, grid, scales, mse or importance"),
+            "keep" | "bf16" | "f16" | "f32" if grid || groups => {
+                refuse("takes no bits, group, grid, scales, mse or importance")
+            }
             "keep" => cast(original),
             "bf16" => cast(DType::BF16),
             "f16" => cast(DType::F16),
             "f32" => cast(DType::F32),
-            _ => refuse("must be one of rtn, gptq, bf16, f16, f32, keep"),
+            _ => refuse("must be one of rtn, gptq, nf4, fp4, dynamic, int8, bf16, f16, f32, keep"),
         }
     }
 
@@ -245,6 +256,31 @@ impl Rule {
         };
         let clip = if self.mse { Clip::Search { norm: 2.4 } } else { Clip::None };
         Ok(GridOptions { bits, group, grid, scales, clip })
+    }
+
+    /// Error when bits are given that the method does not have.
+    fn has_bits(&self, bits: u32) -> Result<()> {
+        match self.bits {
+            Some(b) if b != bits => Err(ParamError::new("bits", b, format!("`{}` has {bits}", self.method)).into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn blockwise(&self) -> Result<Blockwise> {
+        let (how, bits) = match self.method.as_str() {
+            "nf4" => (Blockwise::nf4(), 4),
+            "fp4" => (Blockwise::fp4(), 4),
+            _ => (Blockwise::dynamic(), 8),
+        };
+        self.has_bits(bits)?;
+        let how = match &self.group {
+            None => how,
+            Some(Group::Size(n)) => how.block(usize::try_from(*n).unwrap_or(usize::MAX)),
+            Some(Group::Word(w)) => {
+                return Err(ParamError::new("group", format!("`{w}`"), "must be the values of a block").into());
+            }
+        };
+        Ok(how.nested(self.nested))
     }
 
     fn rtn(&self) -> Result<Rtn> {
@@ -317,6 +353,8 @@ mod tests {
             recipe.check()
         };
         toml("method = \"rtn\"\nbits = 4\ngroup = \"tensor\"\nscales = \"f32\"\ngrid = \"sym\"").unwrap();
+        toml("method = \"nf4\"\ngroup = 128\nnested = true").unwrap();
+        toml("method = \"int8\"\nbits = 8\nactivations = 8").unwrap();
         for bad in [
             "method = \"rtn\"",
             "method = \"rtn\"\nbits = 9",
@@ -339,6 +377,14 @@ mod tests {
             "method = \"rtn\"\nbits = 4\nimportance = true",
             "method = \"gptq\"\nbits = 4\nmse = true\nimportance = true",
             "method = \"bf16\"\nnon_finite = \"ignore\"",
+            "method = \"nf4\"\nbits = 8",
+            "method = \"nf4\"\ngroup = \"channel\"",
+            "method = \"fp4\"\ngroup = 0",
+            "method = \"dynamic\"\nbits = 4",
+            "method = \"nf4\"\ngrid = \"sym\"",
+            "method = \"int8\"\nnested = true",
+            "method = \"int8\"\ngroup = 64",
+            "method = \"rtn\"\nbits = 4\nnested = true",
         ] {
             let e = toml(bad).unwrap_err();
             assert!(e.is_usage(), "{bad}: {e}");

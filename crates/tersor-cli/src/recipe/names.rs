@@ -1,16 +1,32 @@
-//! Recipes by name: `bf16`, and `w<bits>[a<bits>][-g<group>]-<method>[-sym][-ao][-mse]`.
+//! Recipes by name: `bf16`, and `w<bits>[a<bits>][-g<group>]-<method>[-sym][-ao][-mse]`, for block-wise methods
+//! `w<bits>[a<bits>][-g<block>]-<method>[-dq]`.
 
 use tersor::core::{ParamError, Result};
 
 use super::{Group, Patterns, Recipe, Rule};
 
-/// Methods that a name may end in.
-const METHODS: [&str; 2] = ["rtn", "gptq"];
+/// Methods that a name may end in, and the bits that a method has whatever it is told.
+const METHODS: [(&str, Option<u32>); 6] =
+    [("rtn", None), ("gptq", None), ("nf4", Some(4)), ("fp4", Some(4)), ("dynamic", Some(8)), ("int8", Some(8))];
+
+fn has_blocks(method: &str) -> bool {
+    ["nf4", "fp4", "dynamic"].contains(&method)
+}
 
 /// Names to offer when one is not understood.
 fn catalogue() -> Vec<String> {
     let mut all: Vec<String> = ["bf16", "f16", "f32"].map(String::from).to_vec();
-    for method in METHODS {
+    for (method, bits) in METHODS {
+        if let Some(bits) = bits {
+            for group in ["", "-g64", "-g256"].into_iter().take(if method == "int8" { 1 } else { 3 }) {
+                all.push(format!("w{bits}{group}-{method}"));
+                all.push(format!("w{bits}a8{group}-{method}"));
+                if has_blocks(method) {
+                    all.push(format!("w{bits}{group}-{method}-dq"));
+                }
+            }
+            continue;
+        }
         for bits in ["2", "3", "4", "5", "6", "7", "8", "4a8", "8a8"] {
             for group in ["", "-g32", "-g64", "-g128"] {
                 for tail in ["", "-sym", "-mse", "-sym-mse", "-ao", "-sym-ao", "-ao-mse", "-sym-ao-mse"] {
@@ -33,6 +49,7 @@ pub(super) fn built_in(name: &str) -> Result<Recipe> {
         group: None,
         grid: None,
         scales: None,
+        nested: false,
         mse: false,
         importance: false,
         act_order: false,
@@ -73,17 +90,22 @@ fn parse(name: &str, blank: &Rule) -> Option<Rule> {
     }
     let mut part = parts.next()?;
     // A method's name may begin with a `g`, too.
-    if let Some(group) = part.strip_prefix('g').filter(|_| !METHODS.contains(&part)) {
+    if let Some(group) = part.strip_prefix('g').filter(|_| part != "gptq") {
         let group = number(group).filter(|&g| g > 0)?;
         rule.group = Some(Group::Size(u64::from(group)));
         part = parts.next()?;
     }
-    if !METHODS.contains(&part) {
+    let bits = METHODS.iter().find(|m| m.0 == part)?.1;
+    if bits.is_some_and(|b| rule.bits != Some(b)) || part == "int8" && rule.group.is_some() {
         return None;
     }
     rule.method = part.into();
     // Options in their one order, each at most once.
     let mut rest = parts.peekable();
+    if bits.is_some() {
+        rule.nested = has_blocks(part) && rest.next_if_eq(&"dq").is_some();
+        return rest.next().is_none().then_some(rule);
+    }
     if rest.next_if_eq(&"sym").is_some() {
         rule.grid = Some("sym".into());
     }
@@ -135,6 +157,13 @@ mod tests {
             "w4a9-rtn",
             "wa8-rtn",
             "w4a8a8-rtn",
+            "w8-nf4",
+            "w4-dynamic",
+            "w8-g64-int8",
+            "w8-int8-dq",
+            "w4-nf4-sym",
+            "w4-nf4-dq-dq",
+            "w4-rtn-dq",
         ] {
             let e = built_in(bad).unwrap_err();
             assert!(e.is_usage() && e.to_string().contains("near names"), "{bad}: {e}");
