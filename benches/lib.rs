@@ -50,14 +50,23 @@ pub fn on_pinned_threads(counts: &[usize], f: impl Fn(usize) + Sync) {
     }
 }
 
+/// Reads all values, on all threads.
+pub fn reading(x: &[f32]) {
+    let words: &[u64] = bytemuck::cast_slice(&x[..x.len() / 2 * 2]);
+    let mut sums = vec![0u64; rayon::current_num_threads()];
+    parts(words, &mut sums, |part, sum| sum.iter_mut().for_each(|s| *s = read(part)));
+    std::hint::black_box(sums);
+}
+
+/// Copies all values, on all threads.
+pub fn copying(x: &[f32], y: &mut [f32]) {
+    parts(x, y, |a, b| b.copy_from_slice(a));
+}
+
 /// Median seconds of the memory time and of `f`, which reads and writes as many `bytes`: the larger of the bytes read at read bandwidth and the
 /// bytes read plus written at memcpy's rate of both, each measured on two buffers of equal length in turns with `f`.
 pub fn against_memory(x: &[f32], y: &mut [f32], bytes: [usize; 2], f: &mut dyn FnMut()) -> [f64; 2] {
-    let words: &[u64] = bytemuck::cast_slice(&x[..x.len() / 2 * 2]);
-    let mut sums = vec![0u64; rayon::current_num_threads()];
-    let mut reading = || parts(words, &mut sums, |part, sum| sum.iter_mut().for_each(|s| *s = read(part)));
-    let mut copying = || parts(x, y, |a, b| b.copy_from_slice(a));
-    let [reading, copying, seconds] = times([&mut reading, &mut copying, f]);
+    let [reading, copying, seconds] = times([&mut || reading(x), &mut || copying(x, y), f]);
     let [all, size] = [(bytes[0] + bytes[1]) as f64, (4 * x.len()) as f64];
     [(bytes[0] as f64 * reading / size).max(all * copying / (2.0 * size)), seconds]
 }

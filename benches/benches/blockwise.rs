@@ -1,6 +1,11 @@
 //! Block-wise quantization against the memory time: `cargo bench -p tersor-benches --bench blockwise [FILTER]`.
+//!
+//! With the one argument `turns` it answers lines instead, for `benches/rivals/compare.py`: `quantize MAP BLOCK`, `dequantize MAP BLOCK` and `step
+//! adamw BITS` with a median time in seconds, `limits` with the times of reading and of copying as many values.
 
-use tersor_benches::{against_memory, on_pinned_threads};
+use std::io::BufRead;
+
+use tersor_benches::{against_memory, copying, on_pinned_threads, reading, times};
 use tersor_blockwise::optimizer::Optimizer;
 use tersor_blockwise::{Blockwise, Map};
 use tersor_core::{Check, Isa};
@@ -9,6 +14,11 @@ const N: usize = 64 << 20;
 
 fn main() {
     let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    if filters == ["turns"] {
+        let threads = std::env::var("RAYON_NUM_THREADS").ok().and_then(|t| t.parse().ok()).unwrap_or(2);
+        on_pinned_threads(&[threads], |_| answer());
+        return;
+    }
     println!("{N} values; instruction set {}", Isa::detect().name());
     println!("{:8} {:30} {:>8} {:>10} {:>14}", "threads", "loop", "ms", "GB/s f32", "of memory time");
     on_pinned_threads(&[2, 1], |threads| run(threads, &filters));
@@ -74,6 +84,43 @@ fn run(threads: usize, filters: &[String]) {
                 seconds * 1e3,
                 100.0 * limit / seconds
             );
+        }
+    }
+}
+
+/// A line for each line of the input.
+fn answer() {
+    let x = values();
+    let mut y = vec![1f32; N];
+    for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let map = |name: &str| match name {
+            "nf4" => Map::nf4(),
+            "fp4" => Map::fp4(),
+            _ => Map::dynamic(true),
+        };
+        match words[..] {
+            ["limits"] => {
+                let [read, copy] = times([&mut || reading(&x), &mut || copying(&x, &mut y)]);
+                println!("{read} {copy}");
+            }
+            ["step", _, bits] => {
+                let how = Optimizer::adamw().bits(bits.parse().unwrap_or(8)).check().unwrap();
+                let mut state = how.state(N).unwrap();
+                let [seconds] = times([&mut || how.step(&mut state, &mut y, &x).unwrap()]);
+                println!("{seconds}");
+            }
+            [what, name, block] => {
+                let how = Blockwise::new(map(name)).block(block.parse().unwrap_or(256)).check().unwrap();
+                let q = how.quantize(&x).unwrap();
+                let (mut codes, mut absmax) = (q.codes().to_vec(), q.absmax().to_vec());
+                let [seconds] = match what {
+                    "quantize" => times([&mut || how.quantize_into(&x, &mut codes, &mut absmax).unwrap()]),
+                    _ => times([&mut || q.dequantize_into(&mut y).unwrap()]),
+                };
+                println!("{seconds}");
+            }
+            _ => println!("nan"),
         }
     }
 }

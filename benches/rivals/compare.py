@@ -1,13 +1,15 @@
-"""Tersor beside llama.cpp and candle on this machine, in one run: products of a matrix with 1, 32 and 512 tokens, and SmolLM2-135M as a whole.
+"""Tersor beside llama.cpp, candle, bitsandbytes and torch on this machine, in one run: products of a matrix with 1, 32 and 512 tokens, SmolLM2-135M
+as a whole, and block-wise quantization with optimizer steps of 64 M parameters.
 
-    python3 benches/rivals/compare.py [products|model] [--rounds 3] [--threads 2,1] [--tokens 1,32,512]
+    python3 benches/rivals/compare.py [products|model|blockwise] [--rounds 3] [--threads 2,1] [--tokens 1,32,512]
 
 Brings the rivals from their registries: llama.cpp as the package llama-cpp-python, built for this processor in target/rivals, candle as the
 crate that the benches depend on. The model is models/smollm2-135m.gguf (scripts/fetch-models.sh). The sides take turns, each answering with the
-median of many repetitions; of the rounds, the median is shown. Prints two tables in Markdown; the last column is the best rival's time over ours.
+median of many repetitions; of the rounds, the median is shown. Prints tables in Markdown; the last column is the best rival's time over ours.
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -30,6 +32,17 @@ FLOATS = ["ours f32", "ggml f32", "candle f32"]
 
 def run(*command, **more):
     subprocess.run([str(c) for c in command], check=True, cwd=ROOT, **more)
+
+
+def torch_python():
+    """The interpreter beside which torch and bitsandbytes are installed: this one, if it has them."""
+    if all(importlib.util.find_spec(m) for m in ("torch", "bitsandbytes")):
+        return sys.executable
+    found = HOME / "torch" / "bin" / "python"
+    if not found.exists():
+        venv.create(HOME / "torch", with_pip=True)
+        run(found, "-m", "pip", "install", "--quiet", "bitsandbytes==0.50.2", "torch", "numpy")
+    return found
 
 
 def python():
@@ -130,18 +143,54 @@ def model(rounds, threads):
                 print(f"| {count} | {of} | {middle[name][0]:.0f} | {middle[name][1]:.0f} | {last} |", flush=True)
 
 
+def blockwise(rounds, threads):
+    lines = [f"{w} {m}" for m in ("dynamic 4096", "dynamic 256", "nf4 64", "fp4 64") for w in ("quantize", "dequantize")]
+    lines += ["step adamw 8", "step adamw 32"]
+    values = 64 << 20
+
+    def moved(line):
+        """Bytes read and written for each value."""
+        what, name, number = line.split()
+        if what == "step":
+            return (10 + 8 / 256, 6 + 8 / 256) if number == "8" else (16, 12)
+        small = (0.5 if name in ("nf4", "fp4") else 1) + 4 / int(number)
+        return (4, small) if what == "quantize" else (small, 4)
+
+    print("| threads | work | ours, ns a value | of memory time | bitsandbytes or torch, ns | theirs over ours |\n|--:|--|--:|--:|--:|--:|")
+    mine = bench("blockwise")
+    for count in threads:
+        sides = [Side(mine, "turns", RAYON_NUM_THREADS=str(count)), Side(torch_python(), HERE / "torch_side.py", THREADS=str(count))]
+        for line in lines:
+            found = [[], [], [], []]
+            for _ in range(rounds):
+                read, copy = (float(v) for v in sides[0].ask("limits").split())
+                found[0].append(float(sides[0].ask(line)))
+                found[1].append(float(sides[1].ask(line)))
+                found[2].append(read)
+                found[3].append(copy)
+            ours, theirs, read, copy = (statistics.median(f) for f in found)
+            into, out = moved(line)
+            limit = max(into * read / 4, (into + out) * copy / 8)
+            ours_ns, theirs_ns = (1e9 * t / values for t in (ours, theirs))
+            print(f"| {count} | {line} | {ours_ns:.3f} | {100 * limit / ours:.0f} % | {theirs_ns:.2f} | {theirs / ours:.1f} |", flush=True)
+        for side in sides:
+            side.end()
+
+
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("what", nargs="?", choices=["products", "model"])
+    arguments.add_argument("what", nargs="?", choices=["products", "model", "blockwise"])
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--threads", default="2,1")
     arguments.add_argument("--tokens", default="1,32,512")
     a = arguments.parse_args()
     threads, numbers = ([int(t) for t in v.split(",")] for v in (a.threads, a.tokens))
-    if a.what != "model":
+    if a.what in (None, "products"):
         products(a.rounds, threads, numbers)
-    if a.what != "products":
+    if a.what in (None, "model"):
         model(a.rounds, threads)
+    if a.what in (None, "blockwise"):
+        blockwise(a.rounds, threads)
 
 
 main()

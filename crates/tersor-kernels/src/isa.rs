@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-/// Compiles a body twice: as it stands, and for AVX2 with FMA, where the compiler vectorizes it.
+/// Compiles a body three times: as it stands, and for AVX2 with FMA and for AVX-512, where the compiler vectorizes it.
 macro_rules! versions {
     ($($(#[$doc:meta])* $vis:vis fn $name:ident(isa: Isa $(, $arg:ident: $ty:ty)* $(,)?) $(-> $out:ty)? $body:block)*) => {$(
         $(#[$doc])*
@@ -13,6 +13,16 @@ macro_rules! versions {
             #[target_feature(enable = "avx2,fma")]
             fn wide($($arg: $ty),*) $(-> $out)? {
                 body($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+            fn widest($($arg: $ty),*) $(-> $out)? {
+                body($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            if isa.has_avx512_vnni() {
+                // SAFETY: `isa` proves the instructions.
+                return unsafe { widest($($arg),*) };
             }
             #[cfg(target_arch = "x86_64")]
             if isa.has_avx2() {

@@ -153,6 +153,11 @@ impl Optimizer {
         Self { lr, ..self }
     }
 
+    /// The learning rate that was set.
+    pub fn learning_rate(&self) -> f32 {
+        self.lr
+    }
+
     /// Decay of the mean (the momentum) and of the mean square (for Lion, of the mean that is kept).
     pub fn betas(mut self, beta1: f32, beta2: f32) -> Self {
         self.betas[..2].copy_from_slice(&[beta1, beta2]);

@@ -8,4 +8,4 @@ mod writer;
 pub use header::{Entry, Header};
 pub use reader::File;
 pub use shards::{INDEX, Shards};
-pub use writer::Writer;
+pub use writer::{Writer, write};

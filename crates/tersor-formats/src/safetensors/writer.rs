@@ -5,7 +5,20 @@ use crate::AtomicFile;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tersor_core::tensors::rows_span;
-use tersor_core::{Error, Result, TensorInfo, TensorSink};
+use tersor_core::{Error, Result, TensorInfo, TensorSink, TensorSource};
+
+/// Writes every tensor of `source` (a `MemTensors`, say) into one file. Error as of the source or the file; there is no file then.
+pub fn write(path: &Path, source: &dyn TensorSource) -> Result<()> {
+    let names = source.names();
+    let infos = names.iter().map(|n| Ok((n.clone(), source.info(n)?))).collect::<Result<BTreeMap<_, _>>>()?;
+    let mut file = Writer::create(path, infos.clone())?;
+    for (name, info) in &infos {
+        let mut bytes = vec![0u8; info.bytes()?];
+        source.read_at(name, 0, &mut bytes)?;
+        file.write_rows(name, info, 0, &bytes)?;
+    }
+    file.finish()
+}
 
 /// A file being written, its tensors in any order and by blocks of rows. It appears under its name only when
 /// [`Writer::finish`] has seen every byte of every tensor.

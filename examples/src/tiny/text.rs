@@ -1,0 +1,67 @@
+//! The text that the model learns from, and its tokenizer.
+
+use std::fs;
+use std::path::Path;
+
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{
+    DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+};
+
+use super::{AnyError, CONTEXT, VOCAB};
+
+/// A byte-level BPE.
+pub type Bpe =
+    TokenizerImpl<ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+
+/// Tokens to learn from and to measure with.
+pub struct Text {
+    /// Learned on the training text.
+    pub tokenizer: Bpe,
+    /// `wiki-train.txt`.
+    pub train: Vec<u32>,
+    /// `wiki-eval.txt`.
+    pub eval: Vec<u32>,
+}
+
+impl Text {
+    /// Learns the tokenizer from `examples/data/wiki-train.txt` and reads both texts. Error when a file cannot be read.
+    pub fn read() -> Result<Self, AnyError> {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
+        let tokenizer = learn_tokenizer(&data.join("wiki-train.txt"))?;
+        let encode = |name: &str| -> Result<Vec<u32>, AnyError> {
+            Ok(tokenizer.encode(fs::read_to_string(data.join(name))?, false)?.get_ids().to_vec())
+        };
+        let (train, eval) = (encode("wiki-train.txt")?, encode("wiki-eval.txt")?);
+        Ok(Self { tokenizer, train, eval })
+    }
+}
+
+fn learn_tokenizer(text: &Path) -> Result<Bpe, AnyError> {
+    let mut trainer = BpeTrainer::builder()
+        .vocab_size(VOCAB)
+        .min_frequency(2)
+        .show_progress(false)
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+        .build();
+    let bytes = ByteLevel::new(false, true, true);
+    let mut bpe: TokenizerImpl<BPE, NormalizerWrapper, ByteLevel, ByteLevel, ByteLevel> =
+        TokenizerImpl::new(BPE::default());
+    bpe.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes)).with_post_processor(Some(bytes));
+    bpe.train_from_files(&mut trainer, vec![text.to_string_lossy().into_owned()])?;
+    // Through JSON, to the type that any tokenizer.json loads as.
+    Ok(serde_json::from_str(&bpe.to_string(false)?)?)
+}
+
+/// Windows of `CONTEXT` tokens and the one after, one after the other.
+pub(super) fn windows(tokens: &[u32]) -> Vec<&[u32]> {
+    tokens
+        .chunks_exact(CONTEXT)
+        .filter_map(|w| {
+            let start = w.as_ptr() as usize - tokens.as_ptr() as usize;
+            let at = start / size_of::<u32>();
+            tokens.get(at..at + CONTEXT + 1)
+        })
+        .collect()
+}
