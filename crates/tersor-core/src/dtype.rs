@@ -88,6 +88,8 @@ pub enum DType {
     F32,
     F16,
     BF16,
+    /// A power of two by its biased exponent: `2^(byte - 127)`, 255 for none. A type of scales.
+    E8M0,
     I64,
     I32,
     I16,
@@ -101,11 +103,12 @@ pub enum DType {
 
 impl DType {
     /// Every type.
-    pub const ALL: [DType; 13] = [
+    pub const ALL: [DType; 14] = [
         DType::F64,
         DType::F32,
         DType::F16,
         DType::BF16,
+        DType::E8M0,
         DType::I64,
         DType::I32,
         DType::I16,
@@ -123,7 +126,7 @@ impl DType {
             DType::F64 | DType::I64 | DType::U64 => 8,
             DType::F32 | DType::I32 | DType::U32 => 4,
             DType::F16 | DType::BF16 | DType::I16 | DType::U16 => 2,
-            DType::I8 | DType::U8 | DType::Bool => 1,
+            DType::E8M0 | DType::I8 | DType::U8 | DType::Bool => 1,
         }
     }
 
@@ -134,6 +137,7 @@ impl DType {
             DType::F32 => "F32",
             DType::F16 => "F16",
             DType::BF16 => "BF16",
+            DType::E8M0 => "F8_E8M0",
             DType::I64 => "I64",
             DType::I32 => "I32",
             DType::I16 => "I16",
@@ -156,8 +160,13 @@ impl DType {
         matches!(self, DType::F32 | DType::F16 | DType::BF16)
     }
 
-    /// Widens little-endian bytes (of any alignment) of a weight type to f32. Returns false when the
-    /// type is not a weight type or the lengths do not match.
+    /// Whether scales may be stored as it: a weight type, or powers of two.
+    pub const fn is_scale(self) -> bool {
+        self.is_weight() || matches!(self, DType::E8M0)
+    }
+
+    /// Widens little-endian bytes (of any alignment) of a type of weights or scales to f32. Returns false when the
+    /// type is neither or the lengths do not match.
     pub fn widen_bytes(self, bytes: &[u8], out: &mut [f32]) -> bool {
         if out.len().checked_mul(self.size()) != Some(bytes.len()) {
             return false;
@@ -170,12 +179,14 @@ impl DType {
             }
             DType::F16 => widen_chunks(bytes, out, f16::from_le_bytes),
             DType::BF16 => widen_chunks(bytes, out, bf16::from_le_bytes),
+            DType::E8M0 => out.iter_mut().zip(bytes).for_each(|(v, b)| *v = from_exponent(*b)),
             _ => return false,
         }
         true
     }
 
-    /// Rounds f32 to little-endian bytes of a weight type; false as in [`DType::widen_bytes`].
+    /// Rounds f32 to little-endian bytes; false as in [`DType::widen_bytes`]. To powers of two it rounds down, and what is none (zero, negative,
+    /// not finite) becomes 255.
     pub fn narrow_bytes(self, values: &[f32], out: &mut [u8]) -> bool {
         if values.len().checked_mul(self.size()) != Some(out.len()) {
             return false;
@@ -188,9 +199,21 @@ impl DType {
             }
             DType::F16 => narrow_chunks::<f16>(values, out, |v| v.to_le_bytes()),
             DType::BF16 => narrow_chunks::<bf16>(values, out, |v| v.to_le_bytes()),
+            DType::E8M0 => out.iter_mut().zip(values).for_each(|(b, v)| {
+                *b = if *v > 0.0 && v.is_finite() { (v.to_bits() >> 23) as u8 } else { 255 };
+            }),
             _ => return false,
         }
         true
+    }
+}
+
+/// The power of two with a biased exponent; the smallest one below the normal numbers, NaN for 255.
+fn from_exponent(byte: u8) -> f32 {
+    match byte {
+        0 => f32::from_bits(1 << 22),
+        255 => f32::NAN,
+        b => f32::from_bits(u32::from(b) << 23),
     }
 }
 

@@ -66,7 +66,7 @@ pub struct GroupSpec {
     pub group: GroupSize,
     /// Codes in use.
     pub grid: Grid,
-    /// Stored type of the scales: f16, bf16 or f32.
+    /// Stored type of the scales: f16, bf16, f32, or on the narrow grid powers of two (MXINT).
     pub scale_dtype: DType,
     /// Choice of the range.
     pub clip: Clip,
@@ -79,8 +79,9 @@ impl GroupSpec {
     /// Error unless everything is in its range.
     pub fn new(bits: u32, group: GroupSize, grid: Grid, scale_dtype: DType, clip: Clip) -> Result<Self, ParamError> {
         let bits = Bits::within(bits, 2, 8)?;
-        if !scale_dtype.is_weight() {
-            return Err(ParamError::new("scales", scale_dtype.name(), "must be F16, BF16 or F32"));
+        if !scale_dtype.is_scale() || (scale_dtype == DType::E8M0 && grid != Grid::SymNarrow) {
+            let rule = "must be F16, BF16 or F32, or F8_E8M0 on the grid sym_narrow";
+            return Err(ParamError::new("scales", scale_dtype.name(), rule));
         }
         if let Clip::Search { norm } = clip
             && (!norm.is_finite() || norm < 1.0)
@@ -131,6 +132,8 @@ impl GroupSpec {
         let scale = match self.grid {
             Grid::Asym => (hi - lo) / steps,
             Grid::SymFull => 2.0 * most / steps,
+            // MXINT (arXiv 2402.02446, section 3.1): the power of two at or above the largest magnitude is one step beyond the grid.
+            Grid::SymNarrow if self.scale_dtype == DType::E8M0 => most / f64::from(half),
             Grid::SymNarrow => most / f64::from(half - 1),
         };
         let symmetric = self.grid != Grid::Asym;
@@ -153,6 +156,10 @@ impl GroupSpec {
                 if up { f16::from_bits(near.to_bits() + 1).to_f32() } else { near.to_f32() }
             }
             DType::BF16 => bf16::from_f32(scale).to_f32(),
+            DType::E8M0 => {
+                let down = f32::from_bits(scale.to_bits() & 0x7f80_0000);
+                if down < scale { down * 2.0 } else { down }
+            }
             _ => scale,
         };
         if rounded.is_finite() && rounded > 0.0 { Ok(rounded) } else { Err(out_of_range()) }
@@ -203,6 +210,20 @@ mod tests {
         );
         assert_eq!(Grid::symmetric(Bits::new(8).unwrap()), Grid::SymNarrow);
         assert_eq!(Grid::symmetric(Bits::new(4).unwrap()), Grid::SymFull);
+    }
+
+    #[test]
+    fn scales_that_are_powers_of_two() {
+        let isa = Isa::detect();
+        for (most, bits, scale) in
+            [(1.7, 4, 0.25), (1.0, 4, 0.125), (1.0001, 8, 1.0 / 64.0), (3e-38, 2, 2f32.powi(-125))]
+        {
+            let mx = spec(bits, Grid::SymNarrow, DType::E8M0);
+            assert_eq!(mx.fit(isa, &[-most, most / 3.0]).unwrap().scale, scale, "{most} at {bits} bits");
+        }
+        assert!(GroupSpec::new(4, GroupSize::Channel, Grid::Asym, DType::E8M0, Clip::None).is_err());
+        let huge = spec(2, Grid::SymNarrow, DType::E8M0).fit(isa, &[f32::MAX, 0.0]).unwrap().scale;
+        assert_eq!(huge, 2f32.powi(127));
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub use tersor_groupwise as groupwise;
 pub use tersor_linalg as linalg;
 #[cfg(feature = "llm")]
 pub use tersor_llm as llm;
+#[cfg(feature = "lowrank")]
+pub use tersor_lowrank as lowrank;
 
 /// A registry with the operators of every crate that is switched on.
 pub fn registry() -> core::Registry {

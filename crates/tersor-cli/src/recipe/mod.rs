@@ -11,6 +11,7 @@ use tersor::core::{ActQuant, Bits, Check, DType, Error, GroupSize, Method, NonFi
 use tersor::groupwise::gptq::{Dead, Groups, OnFailure};
 use tersor::groupwise::{Clip, Gptq, Grid, Rtn};
 use tersor::llm::Behind;
+use tersor::lowrank::{Corrected, LowRank, Norm, Rank};
 
 /// Ordered rules, the first that matches a matrix wins. What no rule matches stays as it is.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -33,7 +34,7 @@ pub struct Rule {
     /// Name patterns with `*` and `?`.
     #[serde(rename = "match")]
     pub patterns: Patterns,
-    /// `rtn`, `gptq`, `nf4`, `fp4`, `dynamic`, `int8`, `bf16`, `f16`, `f32` or `keep`.
+    /// `rtn`, `gptq`, `nf4`, `fp4`, `dynamic`, `int8`, `svd`, `bf16`, `f16`, `f32` or `keep`.
     pub method: String,
     /// Bits of a code, 2 to 8; what `nf4`, `fp4`, `dynamic` and `int8` have anyway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,12 +46,26 @@ pub struct Rule {
     /// given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Group>,
-    /// `"asym"` (the default), `"sym"`, `"sym_full"` or `"sym_narrow"`.
+    /// `"asym"` (the default), `"sym"`, `"sym_full"`, `"sym_narrow"`, or `"mxint"`: `"sym_narrow"` with powers of two as scales, of groups of 16
+    /// unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grid: Option<String>,
     /// `"f16"` (the default), `"bf16"` or `"f32"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scales: Option<String>,
+    /// Adds what the method got wrong, as a product of low rank: `"lqer"`, `"l2qer"` (by the magnitude of the inputs) or `"gram"` (by their
+    /// Gram matrix).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub low_rank: Option<String>,
+    /// Rank of that product (and of `svd`), 32 unless this or `rank_bits` is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
+    /// Bits a weight that the product may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank_bits: Option<f64>,
+    /// How its factors are stored: `"mxint8"` (the default), `"f16"`, `"bf16"` or `"f32"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factors: Option<String>,
     /// Whether scales are quantized too (`nf4`, `fp4`, `dynamic`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub nested: bool,
@@ -183,7 +198,16 @@ impl Rule {
 
     /// The checked method; `keep` stores `original`.
     pub fn method(&self, original: DType) -> Result<Box<dyn Method>> {
-        let method = self.weights(original)?;
+        let mut method = self.weights(original)?;
+        let product = self.rank.is_some() || self.rank_bits.is_some() || self.factors.is_some();
+        if let Some(how) = &self.low_rank {
+            let norm = self.norm(how)?;
+            let corrected = Corrected::lqer(method).norm(norm).rank(self.product_rank()?).factors(self.factors()?);
+            method = Box::new(corrected.check()?);
+        } else if product && self.method != "svd" {
+            let rule = "is of no use without low_rank";
+            return Err(ParamError::new("rank, rank_bits or factors", "given", rule).into());
+        }
         Ok(match self.activations {
             Some(bits) => Box::new(WithActivations::new(ActQuant::per_token(bits)?, method)),
             None => method,
@@ -212,6 +236,8 @@ impl Rule {
         match self.method.as_str() {
             _ if blocks && grid => refuse("takes no grid, scales, mse or importance"),
             _ if blocks => Ok(Box::new(self.blockwise()?.check()?)),
+            "svd" if grid || groups => refuse("takes no bits, group, grid, scales, mse or importance"),
+            "svd" => Ok(Box::new(LowRank::new(self.product_rank()?).factors(self.factors()?).check()?)),
             "int8" if grid || self.group.is_some() => refuse("takes no group, grid, scales, mse or importance"),
             "int8" => self.has_bits(8).map(|()| Box::new(LlmInt8) as Box<dyn Method>),
             "gptq" if self.importance => refuse("weighs errors by itself: takes no importance"),
@@ -224,7 +250,7 @@ impl Rule {
             "bf16" => cast(DType::BF16),
             "f16" => cast(DType::F16),
             "f32" => cast(DType::F32),
-            _ => refuse("must be one of rtn, gptq, nf4, fp4, dynamic, int8, bf16, f16, f32, keep"),
+            _ => refuse("must be one of rtn, gptq, nf4, fp4, dynamic, int8, svd, bf16, f16, f32, keep"),
         }
     }
 
@@ -232,7 +258,9 @@ impl Rule {
     fn grid(&self) -> Result<GridOptions> {
         let needs = || ParamError::new("bits", "missing", format!("`{}` needs 2 to 8", self.method));
         let bits = self.bits.ok_or_else(needs)?;
+        let mxint = self.grid.as_deref() == Some("mxint");
         let group = match &self.group {
+            None if mxint => GroupSize::size(16)?,
             None => GroupSize::Channel,
             Some(Group::Size(n)) => GroupSize::size(usize::try_from(*n).unwrap_or(usize::MAX))?,
             Some(Group::Word(w)) if w == "channel" => GroupSize::Channel,
@@ -242,20 +270,55 @@ impl Rule {
                 return Err(ParamError::new("group", format!("`{w}`"), rule).into());
             }
         };
-        let bad = |g: &str| ParamError::new("grid", format!("`{g}`"), "must be asym, sym, sym_full or sym_narrow");
+        let bad =
+            |g: &str| ParamError::new("grid", format!("`{g}`"), "must be asym, sym, sym_full, sym_narrow or mxint");
         let grid = match self.grid.as_deref() {
             None => Grid::Asym,
+            Some("mxint") => Grid::SymNarrow,
             Some("sym") => Grid::symmetric(Bits::new(bits)?),
             Some(g) => Grid::from_name(g).ok_or_else(|| bad(g))?,
         };
         let scales = match self.scales.as_deref() {
+            None if mxint => DType::E8M0,
             None => DType::F16,
+            Some(_) if mxint => return Err(ParamError::new("scales", "given", "are powers of two with mxint").into()),
             Some(s) => DType::from_name(s)
                 .filter(|d| d.is_weight())
                 .ok_or_else(|| ParamError::new("scales", format!("`{s}`"), "must be f16, bf16 or f32"))?,
         };
         let clip = if self.mse { Clip::Search { norm: 2.4 } } else { Clip::None };
         Ok(GridOptions { bits, group, grid, scales, clip })
+    }
+
+    /// Which error a product of low rank is best for.
+    fn norm(&self, how: &str) -> Result<Norm> {
+        match how {
+            "lqer" => Ok(Norm::Plain),
+            "l2qer" => Ok(Norm::Magnitude),
+            "gram" => Ok(Norm::Gram),
+            _ => Err(ParamError::new("low_rank", format!("`{how}`"), "must be lqer, l2qer or gram").into()),
+        }
+    }
+
+    fn product_rank(&self) -> Result<Rank> {
+        match (self.rank, self.rank_bits) {
+            (Some(_), Some(_)) => Err(ParamError::new("rank", "and rank_bits", "only one of them may be given").into()),
+            (Some(rank), None) => Ok(Rank::Fixed(rank)),
+            (None, Some(bits)) => Ok(Rank::Bits(bits)),
+            (None, None) => Ok(Rank::Fixed(32)),
+        }
+    }
+
+    fn factors(&self) -> Result<Box<dyn Method>> {
+        Ok(match self.factors.as_deref() {
+            None | Some("mxint8") => Box::new(Rtn::mxint(8).check()?),
+            Some("f16") => Box::new(Cast::new(DType::F16)?),
+            Some("bf16") => Box::new(Cast::new(DType::BF16)?),
+            Some("f32") => Box::new(Cast::new(DType::F32)?),
+            Some(f) => {
+                return Err(ParamError::new("factors", format!("`{f}`"), "must be mxint8, f16, bf16 or f32").into());
+            }
+        })
     }
 
     /// Error when bits are given that the method does not have.
@@ -355,6 +418,8 @@ mod tests {
         toml("method = \"rtn\"\nbits = 4\ngroup = \"tensor\"\nscales = \"f32\"\ngrid = \"sym\"").unwrap();
         toml("method = \"nf4\"\ngroup = 128\nnested = true").unwrap();
         toml("method = \"int8\"\nbits = 8\nactivations = 8").unwrap();
+        toml("method = \"rtn\"\nbits = 4\ngrid = \"mxint\"\nactivations = 8\nlow_rank = \"l2qer\"").unwrap();
+        toml("method = \"svd\"\nrank_bits = 6.0\nfactors = \"bf16\"").unwrap();
         for bad in [
             "method = \"rtn\"",
             "method = \"rtn\"\nbits = 9",
@@ -385,6 +450,13 @@ mod tests {
             "method = \"int8\"\nnested = true",
             "method = \"int8\"\ngroup = 64",
             "method = \"rtn\"\nbits = 4\nnested = true",
+            "method = \"rtn\"\nbits = 4\nlow_rank = \"best\"",
+            "method = \"rtn\"\nbits = 4\nrank = 4",
+            "method = \"rtn\"\nbits = 4\nlow_rank = \"lqer\"\nrank = 0",
+            "method = \"rtn\"\nbits = 4\nlow_rank = \"lqer\"\nrank = 4\nrank_bits = 0.5",
+            "method = \"rtn\"\nbits = 4\nlow_rank = \"lqer\"\nfactors = \"int8\"",
+            "method = \"rtn\"\nbits = 4\ngrid = \"mxint\"\nscales = \"f16\"",
+            "method = \"svd\"\nbits = 4",
         ] {
             let e = toml(bad).unwrap_err();
             assert!(e.is_usage(), "{bad}: {e}");

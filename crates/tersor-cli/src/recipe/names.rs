@@ -1,5 +1,6 @@
 //! Recipes by name: `bf16`, and `w<bits>[a<bits>][-g<group>]-<method>[-sym][-ao][-mse]`, for block-wise methods
-//! `w<bits>[a<bits>][-g<block>]-<method>[-dq]`.
+//! `w<bits>[a<bits>][-g<block>]-<method>[-dq]`; either may end in a correction of low rank, `-lqer|l2qer[-r<rank>]`. With groups of 16 and no method
+//! before it, a correction is over MXINT: `w4a8-l2qer`.
 
 use tersor::core::{ParamError, Result};
 
@@ -8,6 +9,9 @@ use super::{Group, Patterns, Recipe, Rule};
 /// Methods that a name may end in, and the bits that a method has whatever it is told.
 const METHODS: [(&str, Option<u32>); 6] =
     [("rtn", None), ("gptq", None), ("nf4", Some(4)), ("fp4", Some(4)), ("dynamic", Some(8)), ("int8", Some(8))];
+
+/// Corrections that may follow a method.
+const CORRECTIONS: [&str; 2] = ["lqer", "l2qer"];
 
 fn has_blocks(method: &str) -> bool {
     ["nf4", "fp4", "dynamic"].contains(&method)
@@ -28,10 +32,16 @@ fn catalogue() -> Vec<String> {
             continue;
         }
         for bits in ["2", "3", "4", "5", "6", "7", "8", "4a8", "8a8"] {
+            if method == "rtn" {
+                all.extend([format!("w{bits}-lqer"), format!("w{bits}-l2qer")]);
+            }
             for group in ["", "-g32", "-g64", "-g128"] {
                 for tail in ["", "-sym", "-mse", "-sym-mse", "-ao", "-sym-ao", "-ao-mse", "-sym-ao-mse"] {
                     if method == "gptq" || !tail.contains("-ao") {
                         all.push(format!("w{bits}{group}-{method}{tail}"));
+                        if tail.is_empty() {
+                            all.extend(CORRECTIONS.map(|c| format!("w{bits}{group}-{method}-{c}")));
+                        }
                     }
                 }
             }
@@ -49,6 +59,10 @@ pub(super) fn built_in(name: &str) -> Result<Recipe> {
         group: None,
         grid: None,
         scales: None,
+        low_rank: None,
+        rank: None,
+        rank_bits: None,
+        factors: None,
         nested: false,
         mse: false,
         importance: false,
@@ -95,25 +109,38 @@ fn parse(name: &str, blank: &Rule) -> Option<Rule> {
         rule.group = Some(Group::Size(u64::from(group)));
         part = parts.next()?;
     }
-    let bits = METHODS.iter().find(|m| m.0 == part)?.1;
-    if bits.is_some_and(|b| rule.bits != Some(b)) || part == "int8" && rule.group.is_some() {
-        return None;
+    // A correction alone is the paper's: over MXINT.
+    let alone = CORRECTIONS.contains(&part) && rule.group.is_none();
+    if alone {
+        (rule.method, rule.grid) = ("rtn".into(), Some("mxint".into()));
+    } else {
+        let bits = METHODS.iter().find(|m| m.0 == part)?.1;
+        if bits.is_some_and(|b| rule.bits != Some(b)) || part == "int8" && rule.group.is_some() {
+            return None;
+        }
+        rule.method = part.into();
     }
-    rule.method = part.into();
     // Options in their one order, each at most once.
     let mut rest = parts.peekable();
-    if bits.is_some() {
+    let own_bits = METHODS.iter().any(|m| m.0 == part && m.1.is_some());
+    if own_bits {
         rule.nested = has_blocks(part) && rest.next_if_eq(&"dq").is_some();
-        return rest.next().is_none().then_some(rule);
+    } else if !alone {
+        if rest.next_if_eq(&"sym").is_some() {
+            rule.grid = Some("sym".into());
+        }
+        if part == "gptq" && rest.next_if_eq(&"ao").is_some() {
+            (rule.act_order, rule.static_groups) = (true, true);
+        }
+        rule.mse = rest.next_if_eq(&"mse").is_some();
     }
-    if rest.next_if_eq(&"sym").is_some() {
-        rule.grid = Some("sym".into());
-    }
-    if part == "gptq" && rest.next_if_eq(&"ao").is_some() {
-        (rule.act_order, rule.static_groups) = (true, true);
-    }
-    if rest.next_if_eq(&"mse").is_some() {
-        rule.mse = true;
+    let correction = if alone { Some(part) } else { rest.next_if(|p| CORRECTIONS.contains(p)) };
+    if let Some(correction) = correction {
+        rule.low_rank = Some(correction.into());
+        if let Some(rank) = rest.peek().and_then(|p| p.strip_prefix('r')) {
+            rule.rank = Some(number(rank).filter(|r| *r > 0)? as usize);
+            rest.next();
+        }
     }
     rest.next().is_none().then_some(rule)
 }
@@ -164,6 +191,11 @@ mod tests {
             "w4-nf4-sym",
             "w4-nf4-dq-dq",
             "w4-rtn-dq",
+            "w4-g32-l2qer",
+            "w4-rtn-r8",
+            "w4-rtn-lqer-r0",
+            "w4-lqer-sym",
+            "w4-lqer-l2qer",
         ] {
             let e = built_in(bad).unwrap_err();
             assert!(e.is_usage() && e.to_string().contains("near names"), "{bad}: {e}");

@@ -36,6 +36,11 @@ impl Rtn {
         Self::default()
     }
 
+    /// MXINT (arXiv 2402.02446, section 3.1): signed codes of `bits` bits, a power of two for every 16 features.
+    pub fn mxint(bits: u32) -> Self {
+        Self::new().bits(bits).group(16).grid(Grid::SymNarrow).scales(DType::E8M0)
+    }
+
     /// Bits of a code, 2 to 8.
     pub fn bits(self, bits: u32) -> Self {
         Self { bits, ..self }

@@ -1,0 +1,108 @@
+//! Weights replaced by factors.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use tersor_core::compose::Cast;
+use tersor_core::{
+    Check, Compressed, Context, DType, Error, Layout, Method, ParamError, Prepared, Report, Result, RowSource,
+    StatNeeds, StatSet, read_finite,
+};
+
+use super::decompose::{Weights, bits_of, compress_factors, decompose, factor_layout};
+use super::{Norm, Rank};
+
+/// A weight as a product of two thin matrices, unchecked.
+pub struct LowRank {
+    norm: Norm,
+    rank: Rank,
+    factors: Option<Box<dyn Method>>,
+}
+
+impl LowRank {
+    /// By singular values; factors in f16.
+    pub fn new(rank: Rank) -> Self {
+        Self { norm: Norm::Plain, rank, factors: None }
+    }
+
+    /// Which error counts.
+    pub fn norm(self, norm: Norm) -> Self {
+        Self { norm, ..self }
+    }
+
+    /// How the factors are stored, by a method that needs no data.
+    pub fn factors(self, factors: Box<dyn Method>) -> Self {
+        Self { factors: Some(factors), ..self }
+    }
+}
+
+impl Check for LowRank {
+    type Checked = CheckedLowRank;
+    fn check(self) -> Result<CheckedLowRank, ParamError> {
+        self.rank.check()?;
+        let factors = storage(self.factors)?;
+        Ok(CheckedLowRank { norm: self.norm, rank: self.rank, factors })
+    }
+}
+
+/// The method for factors: f16 unless given.
+pub(crate) fn storage(factors: Option<Box<dyn Method>>) -> Result<Box<dyn Method>, ParamError> {
+    let factors = match factors {
+        Some(factors) => factors,
+        None => Box::new(Cast::new(DType::F16)?),
+    };
+    if factors.needs().any_data() {
+        return Err(ParamError::new("factors", factors.name(), "must be stored by a method that needs no data"));
+    }
+    Ok(factors)
+}
+
+/// Checked parameters.
+pub struct CheckedLowRank {
+    norm: Norm,
+    rank: Rank,
+    factors: Box<dyn Method>,
+}
+
+impl Method for CheckedLowRank {
+    fn name(&self) -> String {
+        "low-rank".into()
+    }
+    fn needs(&self) -> StatNeeds {
+        self.norm.needs()
+    }
+    fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
+        factor_layout(&*self.factors, self.rank, shape)
+    }
+    fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
+        Ok(Box::new(Ready { method: self, weights: Weights::of(self.norm, stats)? }))
+    }
+}
+
+struct Ready<'s> {
+    method: &'s CheckedLowRank,
+    weights: Weights,
+}
+
+impl Prepared for Ready<'_> {
+    fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
+        cx.cancel.check()?;
+        let (shape, start, how) = (whole(w, &rows)?, Instant::now(), self.method);
+        let values = read_finite(w, rows)?;
+        let bits = bits_of(&*how.factors)?;
+        let found = cx.run(|| decompose(&values, shape, &self.weights, how.rank, bits, cx))?;
+        let op = compress_factors(&*how.factors, &found, shape, cx)?;
+        let mut back = vec![0f32; values.len()];
+        op.decompress_rows(0..shape[0], &mut back)?;
+        Ok(Compressed { op, report: Report::of(&values, &back, start.elapsed()) })
+    }
+}
+
+/// The shape of a matrix all of whose rows were asked for. Error otherwise.
+pub(crate) fn whole(w: &dyn RowSource, rows: &Range<usize>) -> Result<[usize; 2]> {
+    let shape = w.shape();
+    match *rows == (0..shape[0]) {
+        true => Ok(shape),
+        false => Err(Error::shape("rows of a matrix that is factored", 0..shape[0], rows)),
+    }
+}
