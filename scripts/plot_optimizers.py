@@ -20,6 +20,7 @@ for curve, style in zip(json.load(open(sys.argv[1])), ["-", "--", "-"]):
     axes.plot([20 * i + 10 for i in range(len(means))], means, style, label=curve["name"], linewidth=1.6)
 axes.set_xlabel("step")
 axes.set_ylabel("training loss, nats a token")
+axes.set_yscale("log")
 axes.grid(alpha=0.3)
 axes.legend()
 figure.tight_layout()

@@ -1,7 +1,7 @@
 //! Block-wise quantization against the memory time: `cargo bench -p tersor-benches --bench blockwise [FILTER]`.
 //!
 //! With the one argument `turns` it answers lines instead, for `benches/rivals/compare.py`: `quantize MAP BLOCK`, `dequantize MAP BLOCK` and `step
-//! adamw BITS` with a median time in seconds, `limits` with the times of reading and of copying as many values.
+//! adamw BITS` with a median time in seconds and those of reading and of copying as many values, taken in turns.
 
 use std::io::BufRead;
 
@@ -99,26 +99,25 @@ fn answer() {
             "fp4" => Map::fp4(),
             _ => Map::dynamic(true),
         };
+        let mut z = vec![1f32; N];
+        let mut show = |f: &mut dyn FnMut()| {
+            let [seconds, read, copy] = times([f, &mut || reading(&x), &mut || copying(&x, &mut z)]);
+            println!("{seconds} {read} {copy}");
+        };
         match words[..] {
-            ["limits"] => {
-                let [read, copy] = times([&mut || reading(&x), &mut || copying(&x, &mut y)]);
-                println!("{read} {copy}");
-            }
             ["step", _, bits] => {
                 let how = Optimizer::adamw().bits(bits.parse().unwrap_or(8)).check().unwrap();
                 let mut state = how.state(N).unwrap();
-                let [seconds] = times([&mut || how.step(&mut state, &mut y, &x).unwrap()]);
-                println!("{seconds}");
+                show(&mut || how.step(&mut state, &mut y, &x).unwrap());
             }
             [what, name, block] => {
                 let how = Blockwise::new(map(name)).block(block.parse().unwrap_or(256)).check().unwrap();
                 let q = how.quantize(&x).unwrap();
                 let (mut codes, mut absmax) = (q.codes().to_vec(), q.absmax().to_vec());
-                let [seconds] = match what {
-                    "quantize" => times([&mut || how.quantize_into(&x, &mut codes, &mut absmax).unwrap()]),
-                    _ => times([&mut || q.dequantize_into(&mut y).unwrap()]),
-                };
-                println!("{seconds}");
+                match what {
+                    "quantize" => show(&mut || how.quantize_into(&x, &mut codes, &mut absmax).unwrap()),
+                    _ => show(&mut || q.dequantize_into(&mut y).unwrap()),
+                }
             }
             _ => println!("nan"),
         }

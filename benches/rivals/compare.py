@@ -161,18 +161,16 @@ def blockwise(rounds, threads):
     for count in threads:
         sides = [Side(mine, "turns", RAYON_NUM_THREADS=str(count)), Side(torch_python(), HERE / "torch_side.py", THREADS=str(count))]
         for line in lines:
-            found = [[], [], [], []]
+            found = [[], [], []]
             for _ in range(rounds):
-                read, copy = (float(v) for v in sides[0].ask("limits").split())
-                found[0].append(float(sides[0].ask(line)))
-                found[1].append(float(sides[1].ask(line)))
-                found[2].append(read)
-                found[3].append(copy)
-            ours, theirs, read, copy = (statistics.median(f) for f in found)
-            into, out = moved(line)
-            limit = max(into * read / 4, (into + out) * copy / 8)
+                ours, read, copy = (float(v) for v in sides[0].ask(line).split())
+                into, out = moved(line)
+                limit = max(into * read / 4, (into + out) * copy / 8)
+                for times, value in zip(found, (ours, float(sides[1].ask(line)), limit / ours)):
+                    times.append(value)
+            ours, theirs, part = (statistics.median(f) for f in found)
             ours_ns, theirs_ns = (1e9 * t / values for t in (ours, theirs))
-            print(f"| {count} | {line} | {ours_ns:.3f} | {100 * limit / ours:.0f} % | {theirs_ns:.2f} | {theirs / ours:.1f} |", flush=True)
+            print(f"| {count} | {line} | {ours_ns:.3f} | {100 * part:.0f} % | {theirs_ns:.2f} | {theirs / ours:.1f} |", flush=True)
         for side in sides:
             side.end()
 

@@ -27,7 +27,6 @@ def timed(work, most=5):
 def main():
     torch.manual_seed(7)
     x = torch.randn(N)
-    out = torch.empty(N)
     for line in sys.stdin:
         what, name, number = line.split()
         if what == "step":
@@ -42,11 +41,11 @@ def main():
         four = name in ("nf4", "fp4")
         if four:
             codes, state = F.quantize_4bit(x, blocksize=int(number), quant_type=name)
-            back = lambda: F.dequantize_4bit(codes, state, out=out)
+            back = lambda: F.dequantize_4bit(codes, state)
             there = lambda: F.quantize_4bit(x, blocksize=int(number), quant_type=name)
         else:
             codes, state = F.quantize_blockwise(x, blocksize=int(number))
-            back = lambda: F.dequantize_blockwise(codes, state, out=out)
+            back = lambda: F.dequantize_blockwise(codes, state)
             there = lambda: F.quantize_blockwise(x, blocksize=int(number))
         print(timed(there if what == "quantize" else back, 3), flush=True)
 

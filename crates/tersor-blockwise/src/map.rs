@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tersor_core::{Isa, ParamError};
 use tersor_kernels::blockwise;
-use tersor_kernels::codebook::Codebook;
+use tersor_kernels::codebook::{Codebook, Table};
 
 /// QLoRA's NormalFloat (arXiv 2305.14314, appendix E): quantiles of the normal distribution with an exact zero.
 const NF4: [f32; 16] = [
@@ -76,8 +76,10 @@ struct Inner {
     search: Codebook,
     /// The code of each sorted value; None where codes are sorted themselves.
     codes: Option<[u8; 256]>,
+    /// Of codes of 4 bits.
+    first: [f32; 16],
     /// By code, for every byte there is.
-    look_up: [f32; 256],
+    look_up: Table,
 }
 
 impl Map {
@@ -200,10 +202,11 @@ impl Map {
         let ordered = order.iter().enumerate().all(|(i, c)| i == usize::from(*c));
         let codes = (!ordered).then(|| std::array::from_fn(|i| order.get(i).copied().unwrap_or(0)));
         let last = values.last().copied().unwrap_or(0.0);
-        let look_up = std::array::from_fn(|c| values.get(c).copied().unwrap_or(last));
+        let value = |c: usize| values.get(c).copied().unwrap_or(last);
+        let (first, look_up) = (std::array::from_fn(value), Table::new(std::array::from_fn(value)));
         // `made` is called with 2 to 256 finite values, and they were just made ascending.
         let search = Codebook::new(&sorted).unwrap_or_else(|| unreachable!("sorted finite values"));
-        Self(Arc::new(Inner { kind, values, search, codes, look_up }))
+        Self(Arc::new(Inner { kind, values, search, codes, first, look_up }))
     }
 
     /// What it was made as.
@@ -262,15 +265,22 @@ impl Map {
         }
     }
 
-    /// [`Map::decode`] of packed codes of 4 bits, from code `first` on.
-    pub(crate) fn decode_packed(&self, isa: Isa, packed: &[u8], first: usize, scale: f32, out: &mut [f32]) {
-        let values = std::array::from_fn(|c| self.0.look_up[c]);
-        blockwise::look_up_nibbles(isa, &values, packed, first, scale, out);
+    /// Values of packed codes of 4 bits, from code `first` on, `block` of them to a scale.
+    pub(crate) fn decode_packed(
+        &self,
+        isa: Isa,
+        packed: &[u8],
+        first: usize,
+        scales: &[f32],
+        block: usize,
+        out: &mut [f32],
+    ) {
+        blockwise::look_up_nibbles(isa, &self.0.first, packed, first, scales, block, out);
     }
 
     /// `values[code] * scale`, over the shorter of the two.
     pub(crate) fn decode(&self, isa: Isa, codes: &[u8], scale: f32, out: &mut [f32]) {
-        tersor_kernels::codebook::look_up(isa, &self.0.look_up, codes, scale, out);
+        self.0.look_up.look_up(isa, codes, scale, out);
     }
 }
 

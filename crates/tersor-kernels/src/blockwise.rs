@@ -9,6 +9,12 @@ pub fn abs_max(isa: Isa, x: &[f32]) -> f32 {
     let of = |m: u32, v: &f32| m.max(v.to_bits() & (u32::MAX >> 1));
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
+        if isa.has_avx512_vnni() {
+            let (whole, rest) = x.as_chunks::<64>();
+            // SAFETY: `isa` proves the instructions.
+            let most = unsafe { crate::arch::shuffle::abs_max(whole) };
+            return f32::from_bits(rest.iter().fold(most, of));
+        }
         let (whole, rest) = x.as_chunks::<32>();
         // SAFETY: `isa` proves the instructions.
         let most = unsafe { crate::arch::blockwise::abs_max(whole) };
@@ -52,25 +58,55 @@ versions! {
     }
 }
 
-/// `out[i] = values[code i] * scale` of packed codes of 4 bits, from code `first` on.
-pub fn look_up_nibbles(isa: Isa, values: &[f32; 16], packed: &[u8], first: usize, scale: f32, out: &mut [f32]) {
-    let at = |i: usize| {
-        let byte = packed.get(i / 2).copied().unwrap_or(0);
-        values[usize::from(if i.is_multiple_of(2) { byte >> 4 } else { byte & 15 })] * scale
-    };
-    let (mut next, mut rest) = (first, out);
+/// `out[i] = values[code i] * scales[i / block]` of packed codes of 4 bits, from code `first` on. What has no code or scale stays as it is.
+pub fn look_up_nibbles(
+    isa: Isa,
+    values: &[f32; 16],
+    packed: &[u8],
+    first: usize,
+    scales: &[f32],
+    block: usize,
+    out: &mut [f32],
+) {
+    let mut done = 0;
     #[cfg(target_arch = "x86_64")]
-    if isa.has_avx2() && next.is_multiple_of(2) {
-        let (bytes, _) = packed.get(next / 2..).unwrap_or_default().as_chunks::<16>();
-        let (whole, _) = rest.as_chunks_mut::<32>();
-        // SAFETY: `isa` proves the instructions.
-        unsafe { crate::arch::blockwise::look_up_nibbles(values, bytes, scale, whole) };
-        let done = 32 * bytes.len().min(whole.len());
-        rest = &mut rest[done..];
-        next += done;
+    if isa.has_avx2() && first.is_multiple_of(2) {
+        let (bytes, _) = packed.get(first / 2..).unwrap_or_default().as_chunks::<16>();
+        let (whole, _) = out.as_chunks_mut::<32>();
+        let n = whole.len().min(bytes.len());
+        // Blocks of whole 32s, or one that has all of them.
+        let chunks = if block.is_multiple_of(32) { block / 32 } else { n };
+        if chunks > 0 && (block.is_multiple_of(32) || 32 * n <= block) {
+            let (bytes, whole) = (&bytes[..n], &mut whole[..n]);
+            // SAFETY: `isa` proves the instructions.
+            unsafe {
+                match isa.has_avx512_vnni() {
+                    true => crate::arch::shuffle::look_up_nibbles(values, bytes, scales, chunks, whole),
+                    false => crate::arch::blockwise::look_up_nibbles(values, bytes, scales, chunks, whole),
+                }
+            }
+            done = 32 * n;
+        }
     }
     let _ = isa;
-    rest.iter_mut().enumerate().for_each(|(i, o)| *o = at(next + i));
+    for (i, o) in out.iter_mut().enumerate().skip(done) {
+        let (at, scale) = (first + i, scales.get(i / block.max(1)));
+        if let (Some(byte), Some(scale)) = (packed.get(at / 2), scale) {
+            *o = values[usize::from(if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 })] * scale;
+        }
+    }
+}
+
+/// Copies to memory directly, where the processor can do that: for more than caches hold. Over the shorter of the two.
+pub fn copy_past_caches(isa: Isa, from: &[f32], to: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx512_vnni() {
+        // SAFETY: `isa` proves the instructions.
+        return unsafe { crate::arch::shuffle::copy_past_caches(from, to) };
+    }
+    let _ = isa;
+    let n = from.len().min(to.len());
+    to[..n].copy_from_slice(&from[..n]);
 }
 
 #[cfg(test)]
@@ -98,10 +134,18 @@ mod tests {
                 pack_nibbles(isa, &codes, 9, &mut packed);
                 let nibble = |i: usize| codes.get(i).copied().unwrap_or(9);
                 prop_assert!(packed.iter().enumerate().all(|(i, b)| *b == nibble(2 * i) << 4 | nibble(2 * i + 1)));
-                let mut out = vec![0f32; codes.len().saturating_sub(first)];
-                look_up_nibbles(isa, &values, &packed, first, 0.3, &mut out);
-                let right = |(i, o): (usize, &f32)| o.to_bits() == (values[usize::from(codes[first + i])] * 0.3).to_bits();
-                prop_assert!(out.iter().enumerate().all(right));
+                for block in [1, 32, 64, 5, 1000] {
+                    let mut out = vec![0f32; codes.len().saturating_sub(first)];
+                    let scales: Vec<f32> = (0..out.len()).map(|i| 0.3 + i as f32).collect();
+                    look_up_nibbles(isa, &values, &packed, first, &scales, block, &mut out);
+                    let value = |i: usize| values[usize::from(codes[first + i])] * scales[i / block];
+                    prop_assert!(out.iter().enumerate().all(|(i, o)| o.to_bits() == value(i).to_bits()));
+                }
+                for from in 0..x.len().min(20) {
+                    let mut to = vec![0f32; x.len()];
+                    copy_past_caches(isa, &x[from..], &mut to[from..]);
+                    prop_assert!(to[..from].iter().all(|v| *v == 0.0) && to[from..] == x[from..]);
+                }
             }
         }
     }

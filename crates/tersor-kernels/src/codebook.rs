@@ -124,6 +124,15 @@ impl Codebook {
         codes.iter_mut().zip(x).for_each(|(c, x)| *c = below(x * scale));
     }
 
+    /// The number of the value nearest to `x`, of one that is that or a neighbour's.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn settle(&self, x: f32, near: u8) -> u8 {
+        let at = usize::from(near);
+        let over = u8::from(at > 0 && x <= self.middles[at.saturating_sub(1)]);
+        near + u8::from(x > self.middles[at]) - over
+    }
+
     /// The number of the value nearest to `x`.
     #[inline(always)]
     pub(crate) fn code(&self, x: f32) -> u8 {
@@ -141,9 +150,37 @@ versions! {
         codes.iter_mut().zip(x).for_each(|(c, x)| *c = book.code(x * scale));
     }
 
-    /// `out[i] = values[codes[i]] * scale`, over the shorter of the two.
-    pub fn look_up(isa: Isa, values: &[f32; 256], codes: &[u8], scale: f32, out: &mut [f32]) {
+    fn gather(isa: Isa, values: &[f32; 256], codes: &[u8], scale: f32, out: &mut [f32]) {
         out.iter_mut().zip(codes).for_each(|(o, c)| *o = values[usize::from(*c)] * scale);
+    }
+}
+
+/// A value for each byte.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Table {
+    values: [f32; 256],
+    /// The first bytes of all values, then the second ones, and so on: what shuffles of bytes look up.
+    planes: [[u8; 256]; 4],
+}
+
+impl Table {
+    /// Of 256 values.
+    pub fn new(values: [f32; 256]) -> Self {
+        Self { planes: std::array::from_fn(|p| values.map(|v| v.to_le_bytes()[p])), values }
+    }
+
+    /// `out[i] = values[codes[i]] * scale`, over the shorter of the two.
+    pub fn look_up(&self, isa: Isa, codes: &[u8], scale: f32, out: &mut [f32]) {
+        let n = codes.len().min(out.len());
+        let (mut codes, mut out) = (&codes[..n], &mut out[..n]);
+        #[cfg(target_arch = "x86_64")]
+        if isa.shuffles_bytes() {
+            let ((whole, rest), (wide, last)) = (codes.as_chunks::<64>(), out.as_chunks_mut::<64>());
+            // SAFETY: `isa` proves the instructions.
+            unsafe { crate::arch::shuffle::look_up(&self.planes, whole, scale, wide) };
+            (codes, out) = (rest, last);
+        }
+        gather(isa, &self.values, codes, scale, out);
     }
 }
 
@@ -169,7 +206,12 @@ mod tests {
             }
             let mut back = vec![0f32; x.len()];
             let all = std::array::from_fn(|i| values.get(i).copied().unwrap_or(f32::NAN));
-            look_up(Isa::detect(), &all, &want, 1.0, &mut back);
+            gather(Isa::SCALAR, &all, &want, 1.0, &mut back);
+            for isa in Isa::available() {
+                let mut again = vec![0f32; want.len()];
+                Table::new(all).look_up(isa, &want, 1.0, &mut again);
+                prop_assert_eq!(&again, &back);
+            }
             for (x, found) in x.iter().zip(&back) {
                 let least = values.iter().map(|v| (v - x).abs()).fold(f32::INFINITY, f32::min);
                 prop_assert!((found - x).abs() <= least + 1e-5);

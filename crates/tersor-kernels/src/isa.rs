@@ -73,7 +73,9 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
             levels.push(Isa(Level::Avx2));
-            let wide = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            let wide = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq");
             if wide && is_x86_feature_detected!("avx512vnni") {
                 levels.push(Isa(Level::Avx512Vnni));
             }
@@ -132,6 +134,12 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni => crate::arch::vnni::tiles(planes),
         }
+    }
+
+    /// Whether bytes are shuffled across whole registers.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn shuffles_bytes(self) -> bool {
+        self.0 == Level::Avx512Vnni && is_x86_feature_detected!("avx512vbmi")
     }
 
     #[cfg(target_arch = "x86_64")]

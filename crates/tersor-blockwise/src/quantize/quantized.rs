@@ -4,13 +4,19 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use tersor_core::{DType, Element, Error, Isa, Result};
-use tersor_kernels::par;
+use tersor_kernels::{blockwise, par};
 
 use super::Blockwise;
 use crate::Map;
 
 /// Blocks of scales that share a scale when scales are quantized.
 pub(crate) const NESTED_BLOCK: usize = 256;
+
+/// Values from which on results are written past the caches: more than these hold.
+const BEYOND: usize = 16 << 20;
+
+/// Values that are decoded before they are written past the caches: as the first cache holds.
+const PIECE: usize = 1 << 12;
 
 /// Values that are decoded between two looks at the buffer, at most.
 const UNIT: usize = 1 << 16;
@@ -174,7 +180,7 @@ impl Quantized {
         }
         if self.map.bits() == 4 {
             let mut packed = vec![0u8; self.codes.len()];
-            tersor_kernels::blockwise::pack_nibbles(isa, &codes, self.map.zero(), &mut packed);
+            blockwise::pack_nibbles(isa, &codes, self.map.zero(), &mut packed);
             codes = packed;
         }
         Ok(Self { codes, ..self.clone() })
@@ -203,10 +209,18 @@ impl Quantized {
         if out.len() != self.len {
             return Err(Error::shape("output", self.len, out.len()));
         }
-        let mut units = vec![(); self.len.div_ceil(UNIT)];
+        let (mut units, past_caches, isa) = (vec![(); self.len.div_ceil(UNIT)], self.len >= BEYOND, Isa::detect());
         par::pairs(out, UNIT, &mut units, 1, true, |index, out, _| {
             let mut wide = Vec::new();
             match T::as_f32_mut(out) {
+                Some(out) if past_caches => {
+                    wide.resize(PIECE, 0.0);
+                    for (i, out) in out.chunks_mut(PIECE).enumerate() {
+                        let piece = &mut wide[..out.len()];
+                        self.decode(index * UNIT + i * PIECE, piece);
+                        blockwise::copy_past_caches(isa, piece, out);
+                    }
+                }
                 Some(out) => self.decode(index * UNIT, out),
                 None => {
                     wide.resize(out.len(), 0.0);
@@ -231,16 +245,19 @@ impl Quantized {
     /// Values from `start` on; `start + out.len()` is at most the length.
     fn decode(&self, start: usize, out: &mut [f32]) {
         let isa = Isa::detect();
-        let (mut at, mut out) = (start, out);
-        while !out.is_empty() {
-            let here = (self.block - at % self.block).min(out.len());
-            let (now, rest) = std::mem::take(&mut out).split_at_mut(here);
-            let most = self.absmax[at / self.block];
-            match self.map.bits() {
-                4 => self.map.decode_packed(isa, &self.codes, at, most, now),
-                _ => self.map.decode(isa, &self.codes[at..at + here], most, now),
+        // Up to the next block, then blocks.
+        let head = ((self.block - start % self.block) % self.block).min(out.len());
+        let (first, rest) = out.split_at_mut(head);
+        for (at, out) in [(start, first), (start + head, rest)].into_iter().filter(|p| !p.1.is_empty()) {
+            let scales = &self.absmax[at / self.block..];
+            if self.map.bits() == 4 {
+                self.map.decode_packed(isa, &self.codes, at, scales, self.block, out);
+                continue;
             }
-            (at, out) = (at + here, rest);
+            let codes = self.codes[at..at + out.len()].chunks(self.block);
+            for ((codes, out), most) in codes.zip(out.chunks_mut(self.block)).zip(scales) {
+                self.map.decode(isa, codes, *most, out);
+            }
         }
     }
 }

@@ -26,6 +26,7 @@ pub struct GgufTensor {
 pub struct File {
     source: Box<dyn ReadAt>,
     meta: Meta,
+    spans: BTreeMap<String, Range<u64>>,
     tensors: BTreeMap<String, GgufTensor>,
 }
 
@@ -38,7 +39,7 @@ impl File {
     /// Reads from anything. Error when the file ends early, a count is above its limit, a type or version is not
     /// known, a name appears twice, or a tensor leaves the file or overlaps another.
     pub fn new(source: Box<dyn ReadAt>, limits: &Limits) -> Result<Self> {
-        let (meta, tensors) = {
+        let (meta, spans, tensors) = {
             let mut cursor = Cursor::new(&*source, limits);
             let magic = cursor.u32()?;
             if magic != u32::from_le_bytes(*b"GGUF") {
@@ -50,16 +51,26 @@ impl File {
                 return Err(Error::Unsupported { what: "GGUF version", value });
             }
             let (tensors, keys) = (cursor.u64()?, cursor.u64()?);
-            let meta = cursor.meta(keys)?;
+            let (meta, spans) = cursor.meta(keys)?;
             let tensors = table(&mut cursor, tensors, &meta, source.len(), limits)?;
-            (meta, tensors)
+            (meta, spans, tensors)
         };
-        Ok(Self { source, meta, tensors })
+        Ok(Self { source, meta, spans, tensors })
     }
 
     /// The typed keys.
     pub fn meta(&self) -> &Meta {
         &self.meta
+    }
+
+    /// Type and value of a key as they stand in the file, for [`MetaWriter::raw`](super::MetaWriter::raw). Error when there is no such key, or the
+    /// file cannot be read.
+    pub fn raw_meta(&self, key: &str) -> Result<Vec<u8>> {
+        let missing = || Error::Missing { name: key.into(), place: self.source.name() };
+        let span = self.spans.get(key).ok_or_else(missing)?;
+        let mut bytes = vec![0u8; (span.end - span.start) as usize];
+        self.source.read_at(span.start, &mut bytes)?;
+        Ok(bytes)
     }
 
     /// The tensors by the names of the file.

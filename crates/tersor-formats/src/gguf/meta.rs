@@ -2,6 +2,7 @@
 
 use crate::ReadAt;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use tersor_core::{Error, Limits, Result};
 
 /// A metadata value.
@@ -174,18 +175,21 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    pub(super) fn meta(&mut self, count: u64) -> Result<Meta> {
+    /// The keys, and where the type and value of each lie in the file.
+    pub(super) fn meta(&mut self, count: u64) -> Result<(Meta, BTreeMap<String, Range<u64>>)> {
         Limits::check("number of GGUF keys", count, self.limits.keys)?;
-        let mut meta = Meta::default();
+        let (mut meta, mut spans) = (Meta::default(), BTreeMap::new());
         for _ in 0..count {
             let key = self.string()?;
+            let start = self.position();
             let kind = self.u32()?;
             let value = self.value(kind, 0)?;
             if meta.0.contains_key(&key) {
                 return Err(self.bad(format!("key `{key}` appears twice")));
             }
+            spans.insert(key.clone(), start..self.position());
             meta.0.insert(key, value);
         }
-        Ok(meta)
+        Ok((meta, spans))
     }
 }

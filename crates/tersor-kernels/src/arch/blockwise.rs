@@ -62,11 +62,25 @@ pub(crate) fn relabel(labels: &[u8; 16], codes: &mut [[u8; 32]]) {
     }
 }
 
-/// Values of codes of 4 bits, the first of two in the high half of a byte.
+/// Values of codes of 4 bits, the first of two in the high half of a byte; a scale for every `chunks` of 32 values.
 #[target_feature(enable = "avx2")]
-pub(crate) fn look_up_nibbles(values: &[f32; 16], packed: &[[u8; 16]], scale: f32, out: &mut [[f32; 32]]) {
+pub(crate) fn look_up_nibbles(
+    values: &[f32; 16],
+    packed: &[[u8; 16]],
+    scales: &[f32],
+    chunks: usize,
+    out: &mut [[f32; 32]],
+) {
     // SAFETY: eight of 16 values each.
     let tables = [0, 8].map(|i| unsafe { _mm256_loadu_ps(values.as_ptr().add(i)) });
+    for ((packed, out), scale) in packed.chunks(chunks).zip(out.chunks_mut(chunks)).zip(scales) {
+        block(tables, packed, *scale, out);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn block(tables: [__m256; 2], packed: &[[u8; 16]], scale: f32, out: &mut [[f32; 32]]) {
     let factor = _mm256_set1_ps(scale);
     let tables = tables.map(|t| _mm256_mul_ps(t, factor));
     let low = _mm_set1_epi8(15);

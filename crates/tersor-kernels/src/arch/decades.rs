@@ -1,4 +1,4 @@
-//! Codes of the 8-bit dynamic map, on AVX2 and on AVX-512 F and BW.
+//! Codes of the 8-bit dynamic map, on AVX2 and on AVX-512 F, BW and DQ.
 
 use std::arch::x86_64::*;
 
@@ -68,14 +68,17 @@ fn run<const SIGNED: bool>(book: &Codebook, map: &Decades, x: &[f32], scale: f32
         let low = _mm256_cmp_ps::<_CMP_LT_OQ>(least, _mm256_set1_ps(NEAR));
         let high = _mm256_cmp_ps::<_CMP_GT_OQ>(most, _mm256_set1_ps(1.0 - NEAR));
         if _mm256_movemask_ps(_mm256_or_ps(low, high)) != 0 {
-            search(book, x, scale, codes);
+            settle(book, x, scale, codes);
         }
     }
     search(book, rest, scale, last);
 }
 
+/// Of two floats the one of smaller magnitude, without its sign.
+const SMALLER_MAGNITUDE: i32 = 0b1010;
+
 /// As [`nearest`], 16 values to a register.
-#[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx2,fma")]
 pub(crate) fn nearest_wide(book: &Codebook, map: &Decades, x: &[f32], scale: f32, codes: &mut [u8]) {
     if map.signed {
         run_wide::<true>(book, map, x, scale, codes);
@@ -85,31 +88,31 @@ pub(crate) fn nearest_wide(book: &Codebook, map: &Decades, x: &[f32], scale: f32
 }
 
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx2,fma")]
 fn run_wide<const SIGNED: bool>(book: &Codebook, map: &Decades, x: &[f32], scale: f32, codes: &mut [u8]) {
     // SAFETY: eight numbers; the upper half is not looked up.
     let load = |v: &[f32; 8]| _mm512_castps256_ps512(unsafe { _mm256_loadu_ps(v.as_ptr()) });
     let (slopes, offsets, tops) = (load(&map.slopes), load(&map.offsets), load(&map.tops));
     let edges = _mm512_castps_si512(load(&map.edges.map(|e| f32::from_bits(e as u32))));
     let [less, times] = map.log.map(|v| _mm512_set1_epi32(i32::from(v)));
-    let (factor, magnitude, two) = (_mm512_set1_ps(scale), _mm512_set1_epi32(i32::MAX), _mm512_set1_ps(2.0));
+    let (factor, two) = (_mm512_set1_ps(scale), _mm512_set1_ps(2.0));
     let (one, none) = (_mm512_set1_epi32(1), _mm512_setzero_si512());
     let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     let (body, rest) = x.as_chunks::<64>();
     let (whole, last) = codes.as_chunks_mut::<64>();
     for (x, codes) in body.iter().zip(whole.iter_mut()) {
-        let (mut least, mut most) = (_mm512_set1_ps(0.5), _mm512_set1_ps(0.5));
+        // How far the nearest of the lines is from a whole number.
+        let mut least = _mm512_set1_ps(0.5);
         let mut numbers = [none; 4];
         for (i, number) in numbers.iter_mut().enumerate() {
             // SAFETY: 64 values, `i` is below 4.
             let value = _mm512_mul_ps(unsafe { _mm512_loadu_ps(x.as_ptr().add(16 * i)) }, factor);
             let bits = _mm512_castps_si512(value);
             let size = if SIGNED {
-                _mm512_castsi512_ps(_mm512_and_si512(bits, magnitude))
+                _mm512_range_ps::<SMALLER_MAGNITUDE>(value, two)
             } else {
-                _mm512_max_ps(value, _mm512_setzero_ps())
+                _mm512_min_ps(_mm512_max_ps(value, _mm512_setzero_ps()), two)
             };
-            let size = _mm512_min_ps(size, two);
             let key = _mm512_castps_si512(size);
             let log = _mm512_madd_epi16(_mm512_subs_epu16(_mm512_srli_epi32::<16>(key), less), times);
             let rough = _mm512_srli_epi32::<16>(log);
@@ -118,10 +121,9 @@ fn run_wide<const SIGNED: bool>(book: &Codebook, map: &Decades, x: &[f32], scale
             let piece = _mm512_mask_add_epi32(rough, above, rough, one);
             let of = |v: __m512| _mm512_permutexvar_ps(piece, v);
             let line = _mm512_min_ps(_mm512_fmadd_ps(of(slopes), size, of(offsets)), of(tops));
-            let floor = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(line);
-            let part = _mm512_sub_ps(line, floor);
-            (least, most) = (_mm512_min_ps(least, part), _mm512_max_ps(most, part));
-            let code = _mm512_cvttps_epi32(floor);
+            let part = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(line);
+            least = _mm512_range_ps::<SMALLER_MAGNITUDE>(part, least);
+            let code = _mm512_cvttps_epi32(line);
             let negative = if SIGNED { _mm512_cmplt_epi32_mask(bits, none) } else { 0 };
             *number = _mm512_mask_sub_epi32(code, negative, none, code);
         }
@@ -130,17 +132,20 @@ fn run_wide<const SIGNED: bool>(book: &Codebook, map: &Decades, x: &[f32], scale
         let bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(pair(0), pair(2)));
         // SAFETY: 64 bytes.
         unsafe { _mm512_storeu_si512(codes.as_mut_ptr().cast(), bytes) };
-        let low = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(least, _mm512_set1_ps(NEAR));
-        let high = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(most, _mm512_set1_ps(1.0 - NEAR));
-        if low | high != 0 {
-            search(book, x, scale, codes);
+        if _mm512_cmp_ps_mask::<_CMP_LT_OQ>(least, _mm512_set1_ps(NEAR)) != 0 {
+            settle(book, x, scale, codes);
         }
     }
     search(book, rest, scale, last);
 }
 
-/// By the middles of the values.
+/// Codes that may be off by one, held to the middles around them.
 #[cold]
+fn settle(book: &Codebook, x: &[f32], scale: f32, codes: &mut [u8]) {
+    codes.iter_mut().zip(x).for_each(|(c, x)| *c = book.settle(x * scale, *c));
+}
+
+/// By the middles of the values.
 fn search(book: &Codebook, x: &[f32], scale: f32, codes: &mut [u8]) {
     codes.iter_mut().zip(x).for_each(|(c, x)| *c = book.code(x * scale));
 }

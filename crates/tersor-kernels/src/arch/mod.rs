@@ -15,6 +15,8 @@ pub(crate) mod lookup;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod peaks;
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod shuffle;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod tables;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod vnni;
