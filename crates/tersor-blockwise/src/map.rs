@@ -242,6 +242,12 @@ impl Map {
         self.relabel(isa, codes);
     }
 
+    /// [`Map::encode`] with a scale for every `block` values.
+    pub(crate) fn encode_blocks(&self, isa: Isa, x: &[f32], scales: &[f32], block: usize, codes: &mut [u8]) {
+        self.0.search.nearest_blocks(isa, x, scales, block, codes);
+        self.relabel(isa, codes);
+    }
+
     /// As [`Map::encode`], but of the two values around `x * scale` one is drawn, so that the mean comes out right: `draw(i)` is uniform in 0 to 1.
     pub(crate) fn encode_drawn(&self, isa: Isa, x: &[f32], scale: f32, draw: impl Fn(usize) -> f32, codes: &mut [u8]) {
         self.0.search.nearest(isa, x, scale, codes);

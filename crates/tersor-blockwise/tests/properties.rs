@@ -426,3 +426,36 @@ fn what_means_nothing_is_refused_by_name() {
     let backwards = 20..10;
     assert!(q.read(backwards, &mut []).is_err());
 }
+
+#[test]
+fn blocks_of_any_size_are_those_of_their_values_alone() {
+    let x: Vec<f32> = (0..20_011).map(|i| (i as f32 * 0.77).sin() * (1.0 + (i % 997) as f32)).collect();
+    for map in [Map::dynamic(true), Map::dynamic(false), Map::linear(true), Map::nf4()] {
+        for block in [1, 7, 64, 65, 511, 513, 700, 3000, 4096, 5000, 1 << 20] {
+            for seed in [None, Some(5)] {
+                let how = Blockwise::new(map.clone()).block(block);
+                let how = seed.map_or(how.clone(), |s| how.stochastic(s));
+                let whole = how.clone().quantize(&x).unwrap();
+                let one = |i: usize| whole.codes()[i / 2] >> (4 * (1 - i % 2)) & 15;
+                let code = |i: usize| if map.bits() == 4 { one(i) } else { whole.codes()[i] };
+                for (b, part) in x.chunks(block).enumerate().step_by(if block < 64 { 97 } else { 1 }) {
+                    let most = part.iter().fold(0f32, |m, v| m.max(v.abs()));
+                    assert_eq!(whole.absmax()[b], most);
+                    if seed.is_none() {
+                        let alone = Blockwise::new(map.clone()).block(part.len()).quantize(part).unwrap();
+                        let own = |i: usize| match map.bits() {
+                            4 => alone.codes()[i / 2] >> (4 * (1 - i % 2)) & 15,
+                            _ => alone.codes()[i],
+                        };
+                        assert!((0..part.len()).all(|i| own(i) == code(b * block + i)), "{map:?} {block} {b}");
+                    }
+                }
+                if seed.is_some() {
+                    let mut pieces = how.check().unwrap().stream();
+                    x.chunks(777).for_each(|x| pieces.push(x).unwrap());
+                    assert!(pieces.finish().unwrap() == whole, "{map:?} {block}");
+                }
+            }
+        }
+    }
+}

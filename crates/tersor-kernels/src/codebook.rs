@@ -101,7 +101,10 @@ impl Codebook {
             // SAFETY: `isa` proves the instructions.
             unsafe {
                 match isa.has_avx512_vnni() {
-                    true => crate::arch::decades::nearest_wide(self, decades, &x[..n], scale, &mut codes[..n]),
+                    true => {
+                        let block = n.max(1);
+                        crate::arch::decades::nearest_wide(self, decades, &x[..n], &[scale], block, &mut codes[..n]);
+                    }
                     false => crate::arch::decades::nearest(self, decades, &x[..n], scale, &mut codes[..n]),
                 }
             }
@@ -122,6 +125,21 @@ impl Codebook {
         }
         let below = |x: f32| self.middles.iter().map(|m| u8::from(x > *m)).sum();
         codes.iter_mut().zip(x).for_each(|(c, x)| *c = below(x * scale));
+    }
+
+    /// [`Codebook::nearest`] with a scale for every `block` values. What has no scale stays as it is.
+    pub fn nearest_blocks(&self, isa: Isa, x: &[f32], scales: &[f32], block: usize, codes: &mut [u8]) {
+        let block = block.max(1);
+        #[cfg(target_arch = "x86_64")]
+        if let (Some(decades), true) = (&self.decades, isa.has_avx512_vnni()) {
+            let n = x.len().min(codes.len());
+            // SAFETY: `isa` proves the instructions.
+            unsafe { crate::arch::decades::nearest_wide(self, decades, &x[..n], scales, block, &mut codes[..n]) };
+            return;
+        }
+        for ((x, codes), scale) in x.chunks(block).zip(codes.chunks_mut(block)).zip(scales) {
+            self.nearest(isa, x, *scale, codes);
+        }
     }
 
     /// The number of the value nearest to `x`, of one that is that or a neighbour's.
@@ -203,6 +221,15 @@ mod tests {
                 let mut got = vec![0u8; x.len()];
                 book.nearest(isa, &x, 1.0, &mut got);
                 prop_assert_eq!(&got, &want);
+                let scales: Vec<f32> = (0..x.len()).map(|i| 1.0 / (1.0 + i as f32)).collect();
+                for block in [1, 64, 70] {
+                    book.nearest_blocks(isa, &x, &scales, block, &mut got);
+                    for ((x, got), scale) in x.chunks(block).zip(got.chunks(block)).zip(&scales) {
+                        let mut want = vec![0u8; x.len()];
+                        book.nearest(Isa::SCALAR, x, *scale, &mut want);
+                        prop_assert_eq!(got, &want[..]);
+                    }
+                }
             }
             let mut back = vec![0f32; x.len()];
             let all = std::array::from_fn(|i| values.get(i).copied().unwrap_or(f32::NAN));

@@ -135,6 +135,9 @@ mod tests {
                 book.nearest(Isa::SCALAR, &x, scale, &mut want);
                 for isa in Isa::available() {
                     book.nearest(isa, &x, scale, &mut got);
+                    let mut blocks = vec![1u8; x.len()];
+                    book.nearest_blocks(isa, &x, &vec![scale; x.len()], 320, &mut blocks);
+                    assert!(blocks == got);
                     let wrong = (0..x.len()).find(|i| want[*i] != got[*i]);
                     assert_eq!(wrong.map(|i| (x[i], want[i], got[i])), None);
                 }

@@ -9,7 +9,10 @@ use crate::Map;
 /// Values of one unit of work; see [`CheckedBlockwise::unit`].
 const UNIT: usize = 1 << 16;
 
-/// Values whose codes are found between two looks ahead.
+/// Values whose scales are found before their codes: as the first cache holds.
+const PIECE: usize = 1 << 12;
+
+/// Values whose codes are found between two looks ahead, about.
 const STEP: usize = 512;
 
 /// The smallest magnitude that a block is divided by.
@@ -152,23 +155,38 @@ impl CheckedBlockwise {
                 bytes.resize(x.len(), 0);
             }
             let out = if packed { &mut bytes[..] } else { &mut *codes };
-            for (b, ((part, out), most)) in values.chunks(block).zip(out.chunks_mut(block)).zip(absmax).enumerate() {
-                *most = blockwise::abs_max(isa, part);
-                if !most.is_finite() {
-                    let at = part.iter().position(|v| !v.is_finite()).unwrap_or(0);
-                    let col = first + start + b * block + at;
-                    return Err(Error::NonFinite { row: 0, col, value: part[at] });
+            // As many blocks at once as make a piece, or a part of one.
+            let piece = block * (PIECE / block).max(1);
+            let scales = &mut vec![0f32; piece / block];
+            for (p, ((part, out), most)) in
+                values.chunks(piece).zip(out.chunks_mut(piece)).zip(absmax.chunks_mut(piece / block)).enumerate()
+            {
+                for ((b, block), (most, scale)) in part.chunks(block).enumerate().zip(most.iter_mut().zip(&mut *scales))
+                {
+                    *most = blockwise::abs_max(isa, block);
+                    if !most.is_finite() {
+                        let at = block.iter().position(|v| !v.is_finite()).unwrap_or(0);
+                        let col = first + start + p * piece + b * self.block() + at;
+                        return Err(Error::NonFinite { row: 0, col, value: block[at] });
+                    }
+                    *scale = inverse(*most);
                 }
-                let scale = inverse(*most);
-                let mut next = values.get((b + 1) * block..).unwrap_or_default().chunks(STEP);
-                for (i, (part, out)) in part.chunks(STEP).zip(out.chunks_mut(STEP)).enumerate() {
-                    // The next block comes while codes are found.
+                // The next piece comes while codes are found.
+                let mut next = values.get((p + 1) * piece..).unwrap_or_default().chunks(STEP);
+                // Whole blocks, or parts of one.
+                let step = if piece == block { STEP } else { block * (STEP / block).max(1) };
+                for (i, (part, out)) in part.chunks(step).zip(out.chunks_mut(step)).enumerate() {
                     blockwise::fetch(isa, next.next().unwrap_or_default());
+                    let scales = &scales[i * step / block..];
                     match key {
-                        None => self.map().encode(isa, part, scale, out),
+                        None => self.map().encode_blocks(isa, part, scales, block, out),
                         Some(key) => {
-                            let at = (first + start + b * block + i * STEP) as u64;
-                            self.map().encode_drawn(isa, part, scale, |i| draw(key, at + i as u64), out);
+                            let at = first + start + p * piece + i * step;
+                            let blocks = part.chunks(block).zip(out.chunks_mut(block)).zip(scales);
+                            for (b, ((part, out), scale)) in blocks.enumerate() {
+                                let at = (at + b * block) as u64;
+                                self.map().encode_drawn(isa, part, *scale, |i| draw(key, at + i as u64), out);
+                            }
                         }
                     }
                 }

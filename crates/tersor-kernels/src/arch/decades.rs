@@ -77,66 +77,99 @@ fn run<const SIGNED: bool>(book: &Codebook, map: &Decades, x: &[f32], scale: f32
 /// Of two floats the one of smaller magnitude, without its sign.
 const SMALLER_MAGNITUDE: i32 = 0b1010;
 
-/// As [`nearest`], 16 values to a register.
+/// As [`nearest`], 16 values to a register, and with a scale for every `block` values.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx2,fma")]
-pub(crate) fn nearest_wide(book: &Codebook, map: &Decades, x: &[f32], scale: f32, codes: &mut [u8]) {
+pub(crate) fn nearest_wide(book: &Codebook, map: &Decades, x: &[f32], scales: &[f32], block: usize, codes: &mut [u8]) {
     if map.signed {
-        run_wide::<true>(book, map, x, scale, codes);
+        run_wide::<true>(book, map, x, scales, block, codes);
     } else {
-        run_wide::<false>(book, map, x, scale, codes);
+        run_wide::<false>(book, map, x, scales, block, codes);
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx2,fma")]
-fn run_wide<const SIGNED: bool>(book: &Codebook, map: &Decades, x: &[f32], scale: f32, codes: &mut [u8]) {
+fn run_wide<const SIGNED: bool>(
+    book: &Codebook,
+    map: &Decades,
+    x: &[f32],
+    scales: &[f32],
+    block: usize,
+    codes: &mut [u8],
+) {
     // SAFETY: eight numbers; the upper half is not looked up.
     let load = |v: &[f32; 8]| _mm512_castps256_ps512(unsafe { _mm256_loadu_ps(v.as_ptr()) });
     let (slopes, offsets, tops) = (load(&map.slopes), load(&map.offsets), load(&map.tops));
-    let edges = _mm512_castps_si512(load(&map.edges.map(|e| f32::from_bits(e as u32))));
-    let [less, times] = map.log.map(|v| _mm512_set1_epi32(i32::from(v)));
-    let (factor, two) = (_mm512_set1_ps(scale), _mm512_set1_ps(2.0));
+    // Doubled; there is none above the last piece.
+    let edges = map.edges.map(|e| f32::from_bits(if e == i32::MAX { u32::MAX } else { 2 * e as u32 }));
+    let edges = _mm512_castps_si512(load(&edges));
+    let [less, times] = map.log.map(|v| i32::from(v) << 16);
+    let (less, times) = (_mm512_set1_epi32(less | 0xffff), _mm512_set1_epi32(times));
     let (one, none) = (_mm512_set1_epi32(1), _mm512_setzero_si512());
     let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    let (body, rest) = x.as_chunks::<64>();
-    let (whole, last) = codes.as_chunks_mut::<64>();
-    for (x, codes) in body.iter().zip(whole.iter_mut()) {
-        // How far the nearest of the lines is from a whole number.
-        let mut least = _mm512_set1_ps(0.5);
-        let mut numbers = [none; 4];
-        for (i, number) in numbers.iter_mut().enumerate() {
-            // SAFETY: 64 values, `i` is below 4.
-            let value = _mm512_mul_ps(unsafe { _mm512_loadu_ps(x.as_ptr().add(16 * i)) }, factor);
-            let bits = _mm512_castps_si512(value);
-            let size = if SIGNED {
-                _mm512_range_ps::<SMALLER_MAGNITUDE>(value, two)
-            } else {
-                _mm512_min_ps(_mm512_max_ps(value, _mm512_setzero_ps()), two)
-            };
-            let key = _mm512_castps_si512(size);
-            let log = _mm512_madd_epi16(_mm512_subs_epu16(_mm512_srli_epi32::<16>(key), less), times);
-            let rough = _mm512_srli_epi32::<16>(log);
-            let key = if SIGNED { _mm512_add_epi32(key, _mm512_srli_epi32::<31>(bits)) } else { key };
-            let above = _mm512_cmpgt_epi32_mask(key, _mm512_permutexvar_epi32(rough, edges));
-            let piece = _mm512_mask_add_epi32(rough, above, rough, one);
-            let of = |v: __m512| _mm512_permutexvar_ps(piece, v);
-            let line = _mm512_min_ps(_mm512_fmadd_ps(of(slopes), size, of(offsets)), of(tops));
-            let part = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(line);
-            least = _mm512_range_ps::<SMALLER_MAGNITUDE>(part, least);
-            let code = _mm512_cvttps_epi32(line);
-            let negative = if SIGNED { _mm512_cmplt_epi32_mask(bits, none) } else { 0 };
-            *number = _mm512_mask_sub_epi32(code, negative, none, code);
+    let (two, sign) = (_mm512_set1_ps(2.0), _mm512_set1_epi32(i32::MIN));
+    for ((x, codes), &scale) in x.chunks(block).zip(codes.chunks_mut(block)).zip(scales) {
+        let factor = _mm512_set1_ps(scale);
+        let (body, rest) = x.as_chunks::<64>();
+        let (whole, last) = codes.as_chunks_mut::<64>();
+        for (x, codes) in body.iter().zip(whole.iter_mut()) {
+            // Four registers a step at a time: one after the other, their long chains fill the scheduler.
+            let mut value = [_mm512_setzero_ps(); 4];
+            let (mut size, mut piece) = (value, [none; 4]);
+            for i in 0..4 {
+                // SAFETY: 64 values, `i` is below 4.
+                value[i] = _mm512_mul_ps(unsafe { _mm512_loadu_ps(x.as_ptr().add(16 * i)) }, factor);
+            }
+            for i in 0..4 {
+                size[i] = match SIGNED {
+                    true => _mm512_range_ps::<SMALLER_MAGNITUDE>(value[i], two),
+                    false => _mm512_min_ps(_mm512_max_ps(value[i], _mm512_setzero_ps()), two),
+                };
+            }
+            for i in 0..4 {
+                // The piece or the one below: what counts is in the upper half of each factor, the lower half becomes 0.
+                let high = _mm512_subs_epu16(_mm512_castps_si512(size[i]), less);
+                piece[i] = _mm512_srli_epi32::<16>(_mm512_madd_epi16(high, times));
+            }
+            for i in 0..4 {
+                // Twice the magnitude, and one more for negative values: on an edge these belong to the next piece.
+                let key = match SIGNED {
+                    true => _mm512_rol_epi32::<1>(_mm512_castps_si512(value[i])),
+                    false => _mm512_slli_epi32::<1>(_mm512_castps_si512(size[i])),
+                };
+                let above = _mm512_cmpgt_epu32_mask(key, _mm512_permutexvar_epi32(piece[i], edges));
+                piece[i] = _mm512_mask_add_epi32(piece[i], above, piece[i], one);
+            }
+            let mut line = size;
+            for i in 0..4 {
+                let of = |v: __m512| _mm512_permutexvar_ps(piece[i], v);
+                line[i] = _mm512_min_ps(_mm512_fmadd_ps(of(slopes), size[i], of(offsets)), of(tops));
+            }
+            // How far the nearest of the lines is from a whole number.
+            let mut part = line;
+            for i in 0..4 {
+                part[i] = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(line[i]);
+            }
+            let nearer = |a: __m512, b: __m512| _mm512_range_ps::<SMALLER_MAGNITUDE>(a, b);
+            let least = nearer(nearer(part[0], part[1]), nearer(part[2], part[3]));
+            let mut numbers = [none; 4];
+            for i in 0..4 {
+                // The sign of the value, the rest of the line.
+                let bits = _mm512_castps_si512(line[i]);
+                let signed = _mm512_ternarylogic_epi32::<0b1110_0010>(_mm512_castps_si512(value[i]), sign, bits);
+                numbers[i] = _mm512_cvttps_epi32(_mm512_castsi512_ps(if SIGNED { signed } else { bits }));
+            }
+            let zero = _mm512_set1_epi16(if SIGNED { 127 } else { 0 });
+            let pair = |a: usize| _mm512_add_epi16(_mm512_packs_epi32(numbers[a], numbers[a + 1]), zero);
+            let bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(pair(0), pair(2)));
+            // SAFETY: 64 bytes.
+            unsafe { _mm512_storeu_si512(codes.as_mut_ptr().cast(), bytes) };
+            if _mm512_cmp_ps_mask::<_CMP_LT_OQ>(least, _mm512_set1_ps(NEAR)) != 0 {
+                settle(book, x, scale, codes);
+            }
         }
-        let zero = _mm512_set1_epi16(if SIGNED { 127 } else { 0 });
-        let pair = |a: usize| _mm512_add_epi16(_mm512_packs_epi32(numbers[a], numbers[a + 1]), zero);
-        let bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(pair(0), pair(2)));
-        // SAFETY: 64 bytes.
-        unsafe { _mm512_storeu_si512(codes.as_mut_ptr().cast(), bytes) };
-        if _mm512_cmp_ps_mask::<_CMP_LT_OQ>(least, _mm512_set1_ps(NEAR)) != 0 {
-            settle(book, x, scale, codes);
-        }
+        search(book, rest, scale, last);
     }
-    search(book, rest, scale, last);
 }
 
 /// Codes that may be off by one, held to the middles around them.
