@@ -15,7 +15,7 @@ pub(crate) const NESTED_BLOCK: usize = 256;
 /// Values from which on results are written past the caches: more than these hold.
 const BEYOND: usize = 16 << 20;
 
-/// Values that are decoded before they are written past the caches: as the first cache holds.
+/// Values that are decoded before they are written past the caches: as the second cache holds.
 const PIECE: usize = 1 << 12;
 
 /// Values that are decoded between two looks at the buffer, at most.
@@ -215,9 +215,13 @@ impl Quantized {
             match T::as_f32_mut(out) {
                 Some(out) if past_caches => {
                     wide.resize(PIECE, 0.0);
-                    for (i, out) in out.chunks_mut(PIECE).enumerate() {
+                    // From the first whole line of memory on.
+                    let head = out.as_ptr().align_offset(64).min(out.len());
+                    let (first, rest) = out.split_at_mut(head);
+                    self.decode(index * UNIT, first);
+                    for (i, out) in rest.chunks_mut(PIECE).enumerate() {
                         let piece = &mut wide[..out.len()];
-                        self.decode(index * UNIT + i * PIECE, piece);
+                        self.decode(index * UNIT + head + i * PIECE, piece);
                         blockwise::copy_past_caches(isa, piece, out);
                     }
                 }
