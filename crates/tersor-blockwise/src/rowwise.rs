@@ -20,7 +20,7 @@ use tersor_kernels::integer::{self, Activations, Panels};
 const MOST: f32 = 127.0;
 
 /// bitsandbytes multiplies with this where the paper divides by 127.
-const STEP: f32 = 7.874_015_7e-3;
+const STEP: f32 = 7.874_016e-3;
 
 /// What kernels add to codes, so that they are unsigned.
 const MIDDLE: u8 = 128;

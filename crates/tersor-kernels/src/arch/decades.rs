@@ -1,5 +1,8 @@
 //! Codes of the 8-bit dynamic map, on AVX2 and on AVX-512 F, BW and DQ.
 
+// As in the products: loops over registers are written to be unrolled.
+#![allow(clippy::needless_range_loop)]
+
 use std::arch::x86_64::*;
 
 use crate::codebook::Codebook;
