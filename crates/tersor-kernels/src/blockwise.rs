@@ -99,14 +99,15 @@ pub fn look_up_nibbles(
 
 /// Copies to memory directly, where the processor can do that: for more than caches hold. Over the shorter of the two.
 pub fn copy_past_caches(isa: Isa, from: &[f32], to: &mut [f32]) {
+    let n = from.len().min(to.len());
+    let (from, to) = (&from[..n], &mut to[..n]);
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx512_vnni() {
         // SAFETY: `isa` proves the instructions.
         return unsafe { crate::arch::shuffle::copy_past_caches(from, to) };
     }
     let _ = isa;
-    let n = from.len().min(to.len());
-    to[..n].copy_from_slice(&from[..n]);
+    to.copy_from_slice(from);
 }
 
 #[cfg(test)]
@@ -145,6 +146,13 @@ mod tests {
                     let mut to = vec![0f32; x.len()];
                     copy_past_caches(isa, &x[from..], &mut to[from..]);
                     prop_assert!(to[..from].iter().all(|v| *v == 0.0) && to[from..] == x[from..]);
+                    // Over the shorter of the two, whichever that is.
+                    let mut longer = vec![0f32; x.len() + from];
+                    copy_past_caches(isa, &x, &mut longer);
+                    prop_assert!(longer[..x.len()] == x && longer[x.len()..].iter().all(|v| *v == 0.0));
+                    let mut shorter = vec![0f32; x.len() - from];
+                    copy_past_caches(isa, &x, &mut shorter);
+                    prop_assert!(shorter == x[..x.len() - from]);
                 }
             }
         }

@@ -15,7 +15,7 @@ pub(crate) const NESTED_BLOCK: usize = 256;
 /// Values from which on results are written past the caches: more than these hold.
 const BEYOND: usize = 16 << 20;
 
-/// Values that are decoded before they are written past the caches: as the second cache holds.
+/// Values that are decoded before they are written past the caches: as the first cache holds.
 const PIECE: usize = 1 << 12;
 
 /// Values that are decoded between two looks at the buffer, at most.

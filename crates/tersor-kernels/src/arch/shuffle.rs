@@ -81,10 +81,10 @@ pub(crate) fn abs_max(x: &[[f32; 64]]) -> u32 {
     _mm512_reduce_max_epu32(_mm512_max_epu32(pairs[0], pairs[1]))
 }
 
-/// Copies past the caches.
+/// Copies past the caches. Slices are equally long.
 #[target_feature(enable = "avx512f")]
 pub(crate) fn copy_past_caches(from: &[f32], to: &mut [f32]) {
-    let head = to.as_ptr().align_offset(64).min(to.len()).min(from.len());
+    let head = to.as_ptr().align_offset(64).min(to.len());
     to[..head].copy_from_slice(&from[..head]);
     let ((whole, rest), (wide, last)) = (from[head..].as_chunks::<16>(), to[head..].as_chunks_mut::<16>());
     for (from, to) in whole.iter().zip(wide) {
@@ -92,6 +92,5 @@ pub(crate) fn copy_past_caches(from: &[f32], to: &mut [f32]) {
         unsafe { _mm512_stream_ps(to.as_mut_ptr(), _mm512_loadu_ps(from.as_ptr())) };
     }
     _mm_sfence();
-    let n = rest.len().min(last.len());
-    last[..n].copy_from_slice(&rest[..n]);
+    last.copy_from_slice(rest);
 }
