@@ -266,9 +266,13 @@ pub struct Report {
 pub struct Convert {
     /// A directory, a `.gguf` file, or what `compress` wrote.
     pub model: PathBuf,
-    /// `f16`, `bf16` or `f32`: plain Hugging Face safetensors.
+    /// `f16`, `bf16` or `f32`: plain Hugging Face safetensors. `gguf:TYPE`: a file for llama.cpp, of one type (`Q4_0`, `Q6_K`, `F16`, …), of a
+    /// mixture (`Q4_K_M`, `Q5_K_M`), or with the codes of what was compressed as they are (`exact`).
     #[arg(long)]
     pub to: String,
+    /// Only say what every tensor would become.
+    #[arg(long)]
+    pub dry_run: bool,
     /// Where the result goes.
     #[arg(long)]
     pub out: PathBuf,

@@ -151,6 +151,18 @@ impl GroupedLinear {
         &self.scales
     }
 
+    /// The code that stands for 0 in each group, row by row.
+    pub fn zeros(&self) -> impl Iterator<Item = u8> {
+        (0..self.scales.len()).map(|i| self.fit(i).zero)
+    }
+
+    /// Scale and zero of a column of a row. None where there is no such row or column.
+    pub fn fit_of(&self, row: usize, column: usize) -> Option<Affine> {
+        let ([rows, cols], width) = (self.shape, self.spec.group.width(self.shape[1]).max(1));
+        let inside = row < rows && column < cols;
+        inside.then(|| self.fit(fit_index(&self.spec, cols, row, column / width)))
+    }
+
     /// The codes of one row, zeros not subtracted. Error when there is no such row.
     pub fn row_codes(&self, row: usize) -> Result<Vec<u8>> {
         let mut out = vec![0u8; self.shape[1]];
@@ -367,70 +379,79 @@ impl GroupedLinear {
     }
 }
 
-/// Reopens a matrix; refuses scales that are not positive and finite, and codes that its grid does not have.
-pub(crate) fn load(spec: &OpSpec, prefix: &str, source: &dyn TensorSource, _: &Registry) -> Result<Box<dyn LinearOp>> {
-    let unknown = |what: &'static str, value: &str| Error::Unsupported { what, value: value.to_string() };
-    let group = match spec.get_text("group")? {
-        "channel" => GroupSize::Channel,
-        "tensor" => GroupSize::Tensor,
-        n => GroupSize::size(n.parse().map_err(|_| unknown("group of a matrix", n))?)?,
-    };
-    let grid = spec.get_text("grid")?;
-    let grid = Grid::from_name(grid).ok_or_else(|| unknown("grid", grid))?;
-    let scales = spec.get_text("scales")?;
-    let scale_dtype = DType::from_name(scales).ok_or_else(|| unknown("type of scales", scales))?;
-    let bits = u32::try_from(spec.get_int("bits")?).unwrap_or(0);
-    let own = GroupSpec::new(bits, group, grid, scale_dtype, Clip::None)?;
-    let [rows, cols] = spec.shape;
-    tersor_core::view::elements(spec.shape)?;
-    let read = |info: &TensorInfo, suffix: &str| read_expected(source, &join(prefix, suffix), info.dtype, &info.shape);
-    let (mut codes, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
-    for (suffix, info) in &GroupedLinear::layout(&own, spec.shape).tensors {
-        match suffix.as_str() {
-            "codes" => codes = read(info, suffix)?,
-            "scales" => {
-                let bytes = read(info, suffix)?;
-                scales = vec![0f32; bytes.len() / scale_dtype.size()];
-                scale_dtype.widen_bytes(&bytes, &mut scales);
-            }
-            _ if group == GroupSize::Tensor => zeros = read(info, suffix)?,
-            _ => {
-                let packed = read(info, suffix)?;
-                let groups = group.count(cols);
-                let width = bits::packed_len(groups, bits);
-                zeros = vec![0u8; rows * groups];
-                for (zeros, packed) in zeros.chunks_mut(groups.max(1)).zip(packed.chunks(width.max(1))) {
-                    bits::unpack(packed, bits, 0, zeros);
+/// Reopens a matrix for products.
+pub(crate) fn load(s: &OpSpec, prefix: &str, source: &dyn TensorSource, _: &Registry) -> Result<Box<dyn LinearOp>> {
+    let op = GroupedLinear::load(s, prefix, source)?;
+    // One copy is enough: what is stored can be made of it again.
+    op.panels()?;
+    Ok(Box::new(GroupedLinear { codes: Vec::new(), ..op }))
+}
+
+impl GroupedLinear {
+    /// Reopens a matrix, with what is stored at hand. Error when a tensor is missing or misshapen, a scale is not positive and finite, or a code
+    /// or zero is not on the grid.
+    pub fn load(spec: &OpSpec, prefix: &str, source: &dyn TensorSource) -> Result<Self> {
+        let unknown = |what: &'static str, value: &str| Error::Unsupported { what, value: value.to_string() };
+        let group = match spec.get_text("group")? {
+            "channel" => GroupSize::Channel,
+            "tensor" => GroupSize::Tensor,
+            n => GroupSize::size(n.parse().map_err(|_| unknown("group of a matrix", n))?)?,
+        };
+        let grid = spec.get_text("grid")?;
+        let grid = Grid::from_name(grid).ok_or_else(|| unknown("grid", grid))?;
+        let scales = spec.get_text("scales")?;
+        let scale_dtype = DType::from_name(scales).ok_or_else(|| unknown("type of scales", scales))?;
+        let bits = u32::try_from(spec.get_int("bits")?).unwrap_or(0);
+        let own = GroupSpec::new(bits, group, grid, scale_dtype, Clip::None)?;
+        let [rows, cols] = spec.shape;
+        tersor_core::view::elements(spec.shape)?;
+        let read =
+            |info: &TensorInfo, suffix: &str| read_expected(source, &join(prefix, suffix), info.dtype, &info.shape);
+        let (mut codes, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+        for (suffix, info) in &GroupedLinear::layout(&own, spec.shape).tensors {
+            match suffix.as_str() {
+                "codes" => codes = read(info, suffix)?,
+                "scales" => {
+                    let bytes = read(info, suffix)?;
+                    scales = vec![0f32; bytes.len() / scale_dtype.size()];
+                    scale_dtype.widen_bytes(&bytes, &mut scales);
+                }
+                _ if group == GroupSize::Tensor => zeros = read(info, suffix)?,
+                _ => {
+                    let packed = read(info, suffix)?;
+                    let groups = group.count(cols);
+                    let width = bits::packed_len(groups, bits);
+                    zeros = vec![0u8; rows * groups];
+                    for (zeros, packed) in zeros.chunks_mut(groups.max(1)).zip(packed.chunks(width.max(1))) {
+                        bits::unpack(packed, bits, 0, zeros);
+                    }
                 }
             }
         }
-    }
-    if let Some(i) = scales.iter().position(|s| !s.is_finite() || *s <= 0.0) {
-        let groups = group.count(cols).max(1);
-        return Err(Error::ScaleRange {
-            row: i / groups,
-            group: i % groups,
-            value: scales[i],
-            dtype: scale_dtype.name(),
-        });
-    }
-    if let Some(zero) = zeros.iter().find(|&&z| z > own.bits.max_code()) {
-        return Err(Error::format(join(prefix, "zeros"), format!("zero {zero} does not fit {bits} bits")));
-    }
-    // The lowest code of the narrow grid is its one unused one.
-    let mut op = GroupedLinear { spec: own, shape: spec.shape, codes, panels: OnceLock::new(), scales, zeros };
-    if grid == Grid::SymNarrow {
-        for r in 0..rows {
-            if op.row_codes(r)?.contains(&0) {
-                return Err(Error::format(
-                    join(prefix, "codes"),
-                    format!("row {r} has a code outside the narrow grid"),
-                ));
+        if let Some(i) = scales.iter().position(|s| !s.is_finite() || *s <= 0.0) {
+            let groups = group.count(cols).max(1);
+            return Err(Error::ScaleRange {
+                row: i / groups,
+                group: i % groups,
+                value: scales[i],
+                dtype: scale_dtype.name(),
+            });
+        }
+        if let Some(zero) = zeros.iter().find(|&&z| z > own.bits.max_code()) {
+            return Err(Error::format(join(prefix, "zeros"), format!("zero {zero} does not fit {bits} bits")));
+        }
+        // The lowest code of the narrow grid is its one unused one.
+        let op = GroupedLinear { spec: own, shape: spec.shape, codes, panels: OnceLock::new(), scales, zeros };
+        if grid == Grid::SymNarrow {
+            for r in 0..rows {
+                if op.row_codes(r)?.contains(&0) {
+                    return Err(Error::format(
+                        join(prefix, "codes"),
+                        format!("row {r} has a code outside the narrow grid"),
+                    ));
+                }
             }
         }
+        Ok(op)
     }
-    // One copy is enough: what is stored can be made of it again.
-    op.panels()?;
-    op.codes = Vec::new();
-    Ok(Box::new(op))
 }

@@ -1,6 +1,6 @@
-//! The metadata of a Llama-family file as a Hugging Face `config.json`.
+//! The metadata of a Llama-family file as a Hugging Face `config.json`, and the reverse.
 
-use super::{File, Meta};
+use super::{File, Meta, MetaWriter};
 use serde_json::{Value as Json, json};
 use tersor_core::{Error, Result, RowSource};
 
@@ -78,6 +78,74 @@ fn rope_scaling(file: &File, meta: &Meta, arch: &str) -> Result<Option<Json>> {
     }
 }
 
+/// The keys that say in a file what a Hugging Face `config.json` says, and the factors of rotary frequencies (`rope_freqs.weight`) where it
+/// scales them as Llama 3 does. Error when the architecture is none of `llama`, `qwen2`, `qwen3` (`mistral` goes as `llama`), a size is missing,
+/// or the rotary scaling is another.
+pub fn gguf_meta(config: &Json) -> Result<(MetaWriter, Option<Vec<f32>>)> {
+    let missing = |key: &str| Error::Missing { name: key.into(), place: "config.json".into() };
+    let arch = match config["model_type"].as_str() {
+        Some("llama" | "mistral") => "llama",
+        Some("qwen2") => "qwen2",
+        Some("qwen3") => "qwen3",
+        other => return Err(Error::Unsupported { what: "architecture of a GGUF file", value: format!("{other:?}") }),
+    };
+    let number = |key: &str| config[key].as_u64().and_then(|v| u32::try_from(v).ok());
+    let uint = |key: &str| number(key).ok_or_else(|| missing(key));
+    let (hidden, heads) = (uint("hidden_size")?, uint("num_attention_heads")?);
+    let dim = number("head_dim").or(hidden.checked_div(heads)).unwrap_or(0);
+    // Newer files keep what concerns the frequencies together.
+    let rope = if config["rope_parameters"].is_object() { &config["rope_parameters"] } else { &config["rope_scaling"] };
+    let base = config["rope_theta"].as_f64().or(rope["rope_theta"].as_f64()).unwrap_or(10_000.0);
+    let mut meta = MetaWriter::new();
+    let key = |suffix: &str| format!("{arch}.{suffix}");
+    meta.text("general.architecture", arch).text("general.type", "model");
+    for (to, value) in [
+        ("block_count", uint("num_hidden_layers")?),
+        ("context_length", uint("max_position_embeddings")?),
+        ("embedding_length", hidden),
+        ("feed_forward_length", uint("intermediate_size")?),
+        ("attention.head_count", heads),
+        ("attention.head_count_kv", number("num_key_value_heads").unwrap_or(heads)),
+        ("attention.key_length", dim),
+        ("attention.value_length", dim),
+        ("rope.dimension_count", dim),
+        ("vocab_size", uint("vocab_size")?),
+    ] {
+        meta.uint(&key(to), value);
+    }
+    let eps = config["rms_norm_eps"].as_f64().ok_or_else(|| missing("rms_norm_eps"))?;
+    meta.float(&key("attention.layer_norm_rms_epsilon"), eps as f32).float(&key("rope.freq_base"), base as f32);
+    let factor = rope["factor"].as_f64();
+    let name = |key: &str| key.to_string();
+    let kind = rope["rope_type"].as_str().or(rope["type"].as_str()).map_or_else(|| name("default"), name);
+    let mut frequencies = None;
+    match (kind.as_str(), factor) {
+        ("default", _) => {}
+        ("linear" | "yarn", Some(factor)) => {
+            meta.text(&key("rope.scaling.type"), &kind).float(&key("rope.scaling.factor"), factor as f32);
+            if let Some(n) = rope["original_max_position_embeddings"].as_u64().and_then(|n| u32::try_from(n).ok()) {
+                meta.uint(&key("rope.scaling.original_context_length"), n);
+            }
+        }
+        ("llama3", Some(factor)) => {
+            let of = |key: &str, usual: f64| rope[key].as_f64().unwrap_or(usual);
+            let bounds = [of("low_freq_factor", 1.0), of("high_freq_factor", 4.0)];
+            let original = of("original_max_position_embeddings", 8192.0);
+            let n = dim as usize / 2;
+            frequencies = Some((0..n).map(|i| llama3_factor(base, i, n, factor, bounds, original) as f32).collect());
+        }
+        _ => return Err(Error::Unsupported { what: "rotary scaling", value: rope.to_string() }),
+    }
+    Ok((meta, frequencies))
+}
+
+/// The factor of frequency `i` of `n` in Llama 3's scaling, which leaves short waves alone.
+fn llama3_factor(base: f64, i: usize, n: usize, factor: f64, [low, high]: [f64; 2], original: f64) -> f64 {
+    let wavelength = std::f64::consts::TAU * base.powf(2.0 * i as f64 / (2.0 * n as f64));
+    let smooth = ((original / wavelength - low) / (high - low)).clamp(0.0, 1.0);
+    1.0 / ((1.0 - smooth) / factor + smooth)
+}
+
 /// llama.cpp stores Llama 3's scaling as a factor for each frequency; from them come the four numbers that
 /// made them, with the published bounds of 1 and 4 turns over 8192 tokens.
 fn llama3_scaling(file: &File, meta: &Meta, arch: &str) -> Result<Json> {
@@ -89,9 +157,7 @@ fn llama3_scaling(file: &File, meta: &Meta, arch: &str) -> Result<Json> {
     let factor = f64::from(stored.iter().copied().fold(1.0f32, f32::max));
     let (low, high, original) = (1.0, 4.0, 8192.0);
     for (i, &v) in stored.iter().enumerate() {
-        let wavelength = std::f64::consts::TAU * base.powf(2.0 * i as f64 / (2.0 * n as f64));
-        let smooth = ((original / wavelength - low) / (high - low)).clamp(0.0, 1.0);
-        let want = 1.0 / ((1.0 - smooth) / factor + smooth);
+        let want = llama3_factor(base, i, n, factor, [low, high], original);
         if (want - f64::from(v)).abs() > 1e-3 * want {
             let value = format!("factor {v} of frequency {i} is not Llama 3's ({want:.4})");
             return Err(Error::Unsupported { what: "rotary scaling", value });

@@ -190,6 +190,50 @@ impl GgufRows<'_> {
     }
 }
 
+/// Rows in the order of a Llama file: the reverse of [`GgufRows::unpermuted`].
+pub struct Interleaved<'a> {
+    source: &'a dyn RowSource,
+    head_dim: usize,
+}
+
+impl<'a> Interleaved<'a> {
+    /// Error when `head_dim` is odd or does not divide the rows (of a vector, which is one row: its elements).
+    pub fn new(source: &'a dyn RowSource, head_dim: usize) -> Result<Self> {
+        let n = source.shape()[usize::from(source.shape()[0] == 1)];
+        if head_dim == 0 || !head_dim.is_multiple_of(2) || !n.is_multiple_of(head_dim) {
+            return Err(Error::shape("rows in heads", format!("a multiple of {head_dim}, which is even"), n));
+        }
+        Ok(Self { source, head_dim })
+    }
+
+    /// Where Hugging Face has what the file has at `index`.
+    pub fn source_of(index: usize, head_dim: usize) -> usize {
+        let (head, within) = (index / head_dim, index % head_dim);
+        head * head_dim + within % 2 * (head_dim / 2) + within / 2
+    }
+}
+
+impl RowSource for Interleaved<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.source.shape()
+    }
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let [all, cols] = self.shape();
+        check_range([all, cols], &rows, out.len())?;
+        if all == 1 {
+            let mut whole = vec![0f32; cols];
+            self.source.read_rows(0..1, &mut whole)?;
+            out.iter_mut().enumerate().for_each(|(i, v)| *v = whole[Self::source_of(i, self.head_dim)]);
+            return Ok(());
+        }
+        for (r, out) in rows.zip(out.chunks_exact_mut(cols.max(1))) {
+            let from = Self::source_of(r, self.head_dim);
+            self.source.read_rows(from..from + 1, out)?;
+        }
+        Ok(())
+    }
+}
+
 /// Where the file has what Hugging Face has at `index`.
 fn interleave(index: usize, head_dim: usize) -> usize {
     let (head, within) = (index / head_dim, index % head_dim);

@@ -9,8 +9,8 @@ mod names;
 mod write;
 
 pub use blocks::BlockType;
-pub use config::hf_config;
-pub use file::{File, GgufRows, GgufTensor};
+pub use config::{gguf_meta, hf_config};
+pub use file::{File, GgufRows, GgufTensor, Interleaved};
 pub use meta::{Meta, MetaValue};
 pub use names::{Heads, HfTensor, gguf_name, hf_name};
 pub use write::{MetaWriter, Writer};

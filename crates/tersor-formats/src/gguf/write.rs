@@ -61,6 +61,13 @@ impl MetaWriter {
         self.raw(key, &bytes)
     }
 
+    /// Floats of 32 bits.
+    pub fn floats(&mut self, key: &str, v: &[f32]) -> &mut Self {
+        let mut bytes = array(6, v.len());
+        bytes.extend(v.iter().flat_map(|v| v.to_le_bytes()));
+        self.raw(key, &bytes)
+    }
+
     /// Whether there is a key.
     pub fn has(&self, key: &str) -> bool {
         self.0.contains_key(key)

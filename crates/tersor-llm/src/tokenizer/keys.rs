@@ -1,119 +1,10 @@
-//! Text to tokens and back, by the `tokenizers` crate.
+//! Tokenizers in GGUF keys, and as `tokenizer.json`.
 
 use std::collections::HashMap;
 
 use serde_json::{Value as Json, json};
-use tersor_core::{Error, Limits, Result};
-use tersor_formats::Model;
-use tersor_formats::gguf::{self, Meta, MetaValue};
-
-use crate::Checkpoint;
-
-/// Bytes that are tokenized at once: the work takes some 150 times as many.
-const PIECE: usize = 1 << 16;
-
-/// Bytes that two neighbouring pieces share.
-const OVERLAP: usize = 1 << 12;
-
-/// Tokens on either side of a seam on which both pieces must agree.
-const AGREE: usize = 16;
-
-/// Where the tokens of a text so far and those of its next piece, which begins at byte `first`, can be joined: how many of the former to
-/// keep, how many of the latter to leave out. In the middle of what both have seen neither end shows.
-fn seam(all: &[(u32, usize)], piece: &[(u32, usize)], first: usize) -> Option<[usize; 2]> {
-    let middle = first + OVERLAP / 2;
-    let from = all.partition_point(|t| t.1 < middle);
-    (from..all.len().saturating_sub(AGREE)).find_map(|i| {
-        let j = piece.partition_point(|t| t.1 < all[i].1);
-        let before = i.checked_sub(AGREE).zip(j.checked_sub(AGREE))?;
-        let same = all.get(before.0..i + AGREE) == piece.get(before.1..j + AGREE);
-        same.then_some([i, j])
-    })
-}
-
-/// A model's tokenizer.
-pub struct Tokenizer(tokenizers::Tokenizer);
-
-impl Tokenizer {
-    /// From `tokenizer.json` beside the weights, or from GGUF metadata.
-    pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
-        Self::from_json(&Self::json_of(checkpoint.model())?)
-    }
-
-    /// The `tokenizer.json` of a model; of a GGUF file, one that means the same. Error when there is none, or its kind is unknown.
-    pub fn json_of(model: &Model) -> Result<Vec<u8>> {
-        match model.gguf() {
-            Some(file) => Ok(from_gguf(file)?.to_string().into_bytes()),
-            None => {
-                let path =
-                    if model.path().is_dir() { model.path() } else { model.path().parent().unwrap_or(model.path()) };
-                let path = path.join("tokenizer.json");
-                let len = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
-                // Vocabularies of multilingual models are larger than other JSON files.
-                Limits::check("length of tokenizer.json", len, Limits::default().header_bytes)?;
-                std::fs::read(&path).map_err(|e| Error::io(&path, e))
-            }
-        }
-    }
-
-    /// From the content of a `tokenizer.json`.
-    pub fn from_json(json: &[u8]) -> Result<Self> {
-        let bad = |e: Box<dyn std::error::Error + Send + Sync>| Error::format("tokenizer.json", e.to_string());
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(bad)?;
-        // Some files ask for every text to be cut and padded to one length.
-        tokenizer.with_padding(None).with_truncation(None).map_err(bad)?;
-        Ok(Self(tokenizer))
-    }
-
-    /// Tokens of a text; none are added around it. Memory does not grow with the text but for the tokens.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        if text.len() <= PIECE {
-            return Ok(self.tokens_at(text, 0)?.into_iter().map(|t| t.0).collect());
-        }
-        let mut all: Vec<(u32, usize)> = Vec::new();
-        let mut first = 0;
-        loop {
-            let end = text.floor_char_boundary(first + PIECE);
-            let piece = self.tokens_at(&text[first..end], first)?;
-            if first == 0 {
-                all = piece;
-            } else if let Some([keep, skip]) = seam(&all, &piece, first) {
-                all.truncate(keep);
-                all.extend_from_slice(&piece[skip..]);
-            } else {
-                // A tokenizer for which far away matters: the text as a whole.
-                let whole = self.tokens_at(text, 0)?;
-                return Ok(whole.into_iter().map(|t| t.0).collect());
-            }
-            if end == text.len() {
-                return Ok(all.into_iter().map(|t| t.0).collect());
-            }
-            first = text.floor_char_boundary(end - OVERLAP);
-        }
-    }
-
-    /// Tokens, each with the byte where it begins, `base` being the first.
-    fn tokens_at(&self, text: &str, base: usize) -> Result<Vec<(u32, usize)>> {
-        let encoding = self.0.encode(text, false).map_err(|e| Error::format("text", e.to_string()))?;
-        Ok(encoding.get_ids().iter().zip(encoding.get_offsets()).map(|(id, at)| (*id, base + at.0)).collect())
-    }
-
-    /// Tokens of a text with those that the model wants around it (`[CLS]`, `[SEP]`), at most `most`: of a longer text the end is left
-    /// out, and its last token stays.
-    pub fn encode_framed(&self, text: &str, most: usize) -> Result<Vec<u32>> {
-        let encoding = self.0.encode_fast(text, true).map_err(|e| Error::format("text", e.to_string()))?;
-        let mut tokens = encoding.get_ids().to_vec();
-        if tokens.len() > most {
-            tokens.drain(most.saturating_sub(1)..tokens.len() - 1);
-        }
-        Ok(tokens)
-    }
-
-    /// The text of tokens, special ones left out.
-    pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        self.0.decode(tokens, true).map_err(|e| Error::format("tokens", e.to_string()))
-    }
-}
+use tersor_core::{Error, Result};
+use tersor_formats::gguf::{self, Meta, MetaValue, MetaWriter};
 
 /// Pre-tokenizers by llama.cpp's names. Patterns are those of the models' own `tokenizer.json`.
 fn pre_tokenizer(name: &str) -> Result<Json> {
@@ -149,7 +40,8 @@ fn texts<'a>(meta: &'a Meta, key: &str) -> Result<Vec<&'a str>> {
     meta.array(key).ok_or_else(|| missing(key))?.iter().map(text).collect()
 }
 
-fn from_gguf(file: &gguf::File) -> Result<Json> {
+/// The `tokenizer.json` that means what the keys of a file say.
+pub(super) fn read(file: &gguf::File) -> Result<Json> {
     let meta = file.meta();
     let tokens = texts(meta, "tokenizer.ggml.tokens")?;
     let kinds: Vec<i64> = meta
@@ -235,4 +127,98 @@ fn merges_by_score(tokens: &[&str], scores: &[MetaValue]) -> Vec<Json> {
     }
     all.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
     all.into_iter().map(|(_, _, _, a, b)| json!([a, b])).collect()
+}
+
+/// The keys that a `tokenizer.json` becomes.
+pub(super) fn write(json: &Json, config: &Json, meta: &mut MetaWriter) -> Result<()> {
+    let model = &json["model"];
+    let unknown = |what: &str, value: &Json| -> Result<()> {
+        let mut value = value.to_string();
+        value.truncate(value.floor_char_boundary(120));
+        Err(Error::Unsupported { what: "tokenizer in a GGUF file", value: format!("{what} {value}") })
+    };
+    if model["type"] != "BPE" {
+        return unknown("of model", &model["type"]);
+    }
+    let added = json["added_tokens"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let entries = model["vocab"].as_object().into_iter().flatten().map(|(t, id)| (t.as_str(), id.as_u64(), 1));
+    let special = added.iter().map(|t| {
+        let kind = if t["special"] == true { 3 } else { 4 };
+        (t["content"].as_str().unwrap_or_default(), t["id"].as_u64(), kind)
+    });
+    // A table may have more rows than there are tokens.
+    let rows = config["vocab_size"].as_u64().unwrap_or(0) as usize;
+    let mut tokens: Vec<(String, i32)> = (0..rows).map(|i| (format!("[PAD{i}]"), 5)).collect();
+    for (text, id, kind) in entries.chain(special) {
+        let slot = id.and_then(|id| tokens.get_mut(id as usize));
+        let slot = slot.ok_or_else(|| Error::shape("id of a token", format!("below {rows}"), format!("{id:?}")))?;
+        *slot = (text.to_string(), kind);
+    }
+    let merges: Option<Vec<String>> = model["merges"].as_array().into_iter().flatten().map(merge).collect();
+    let merges = merges.ok_or_else(|| Error::format("tokenizer.json", "`merges` holds something else than pairs"))?;
+    if model["byte_fallback"] == true {
+        meta.text("tokenizer.ggml.model", "llama").text("tokenizer.ggml.pre", "default");
+        // What merges first scores best; what no merge makes is found by itself.
+        let mut rank: HashMap<String, usize> = HashMap::new();
+        for (i, m) in merges.iter().enumerate() {
+            rank.entry(m.replacen(' ', "", 1)).or_insert(i);
+        }
+        let score = |t: &str| rank.get(t).map_or(0.0, |r| -(*r as f32));
+        let scores: Vec<f32> = tokens.iter().map(|(t, _)| score(t)).collect();
+        meta.floats("tokenizer.ggml.scores", &scores);
+        for (text, kind) in &mut tokens {
+            match (text.as_str(), &kind) {
+                (t, 1) if t.len() == 6 && t.starts_with("<0x") && t.ends_with('>') => *kind = 6,
+                (t, 3 | 1) if model["unk_token"] == t => *kind = 2,
+                _ => {}
+            }
+        }
+        meta.bool("tokenizer.ggml.add_space_prefix", json["normalizer"].to_string().contains("Prepend"));
+    } else {
+        let pre = &json["pre_tokenizer"];
+        let name = NAMES.iter().find(|n| pre_tokenizer(n).is_ok_and(|known| steps(&known) == steps(pre)));
+        let Some(name) = name else { return unknown("with pre-tokenizer", pre) };
+        meta.text("tokenizer.ggml.model", "gpt2").text("tokenizer.ggml.pre", name);
+        meta.texts("tokenizer.ggml.merges", merges.iter().map(String::as_str));
+        meta.bool("tokenizer.ggml.add_space_prefix", false);
+    }
+    meta.texts("tokenizer.ggml.tokens", tokens.iter().map(|t| t.0.as_str()));
+    meta.ints("tokenizer.ggml.token_type", &tokens.iter().map(|t| t.1).collect::<Vec<_>>());
+    for (name, id) in [("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")] {
+        // Several ends of a text: the first.
+        let id = config[id].as_u64().or_else(|| config[id].as_array()?.first()?.as_u64());
+        if let Some(id) = id.and_then(|id| u32::try_from(id).ok()) {
+            meta.uint(&format!("tokenizer.ggml.{name}_token_id"), id);
+        }
+    }
+    let first = json["post_processor"].to_string();
+    let begins = config["bos_token_id"].as_u64().and_then(|id| tokens.get(id as usize)).is_some_and(|t| {
+        !t.0.is_empty() && first.contains("TemplateProcessing") && first.contains(&json!(t.0).to_string())
+    });
+    meta.bool("tokenizer.ggml.add_bos_token", begins);
+    Ok(())
+}
+
+/// Names of pre-tokenizers that files are written with.
+const NAMES: [&str; 4] = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
+
+/// A merge as a GGUF file has it, from either form of `tokenizer.json`.
+fn merge(pair: &Json) -> Option<String> {
+    match pair {
+        Json::String(s) => Some(s.clone()),
+        Json::Array(p) => Some(format!("{} {}", p.first()?.as_str()?, p.get(1)?.as_str()?)),
+        _ => None,
+    }
+}
+
+/// What a pre-tokenizer does, without what does not change its tokens.
+fn steps(pre: &Json) -> Vec<Json> {
+    if pre["type"] == "Sequence" {
+        return pre["pretokenizers"].as_array().into_iter().flatten().flat_map(steps).collect();
+    }
+    let mut pre = pre.clone();
+    if let Some(map) = pre.as_object_mut() {
+        map.remove("trim_offsets");
+    }
+    vec![pre]
 }

@@ -1,0 +1,430 @@
+//! GGUF files, for llama.cpp and what is built on it.
+
+use std::borrow::Cow;
+
+use rayon::prelude::*;
+use serde_json::{Value as Json, json};
+use tersor::core::{DType, Error, ParamError, Result, RowSource, read_finite};
+use tersor::formats::gguf::{BlockType, Heads, Interleaved, MetaWriter, Writer, gguf_meta, gguf_name};
+use tersor::groupwise::{Grid, GroupedLinear};
+use tersor::llm::{Tokenizer, is_embedding_or_head};
+
+use super::{Source, Tensor, block_rows};
+use crate::{args, megabytes, print_json};
+
+/// What the matrices of a file become.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Target {
+    /// One type for all; the head goes to Q6_K or Q8_0 where that is more, embedding and head of what was compressed to Q8_0 where they are not
+    /// of the type already.
+    Type(BlockType),
+    /// llama.cpp's mixtures: this type, and Q6_K where a model is hurt most.
+    Mix(BlockType),
+    /// Each matrix to the smallest type that has its grid.
+    Exact,
+}
+
+/// Names of mixtures, and the type of most of their matrices.
+const MIXES: [(&str, BlockType); 2] = [("Q4_K_M", BlockType::Q4_K), ("Q5_K_M", BlockType::Q5_K)];
+
+impl Target {
+    /// Error (bad usage) on a name that is none.
+    pub fn from_name(name: &str) -> Result<Self> {
+        let same = |other: &str| other.eq_ignore_ascii_case(name);
+        if same("exact") {
+            return Ok(Target::Exact);
+        }
+        if let Some((_, base)) = MIXES.iter().find(|m| same(m.0)) {
+            return Ok(Target::Mix(*base));
+        }
+        let kind = BlockType::ALL.into_iter().find(|t| t.is_written() && same(t.name()));
+        let rule = format!("must be one of {}", Self::names().join(", "));
+        kind.map(Target::Type).ok_or_else(|| ParamError::new("gguf type", format!("`{name}`"), rule).into())
+    }
+
+    /// All names.
+    pub fn names() -> Vec<&'static str> {
+        let types = BlockType::ALL.into_iter().filter(|t| t.is_written()).map(|t| t.name());
+        types.chain(MIXES.map(|m| m.0)).chain(["exact"]).collect()
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Target::Type(t) => t.name(),
+            Target::Mix(base) => MIXES.iter().find(|m| m.1 == base).map_or("mix", |m| m.0),
+            Target::Exact => "exact",
+        }
+    }
+
+    /// The number by which llama.cpp calls the whole.
+    fn file_type(self) -> u32 {
+        match self {
+            Target::Mix(BlockType::Q4_K) => 15,
+            Target::Mix(_) => 17,
+            Target::Type(BlockType::F32) => 0,
+            Target::Type(BlockType::F16) => 1,
+            Target::Type(BlockType::Q4_0) => 2,
+            Target::Type(BlockType::Q4_1) => 3,
+            Target::Type(BlockType::Q8_0) => 7,
+            Target::Type(BlockType::Q5_0) => 8,
+            Target::Type(BlockType::Q5_1) => 9,
+            Target::Type(BlockType::Q4_K) => 14,
+            Target::Type(BlockType::Q5_K) => 16,
+            Target::Type(BlockType::Q6_K) => 18,
+            Target::Type(BlockType::BF16) => 32,
+            // Guessed from the tensors.
+            _ => 1024,
+        }
+    }
+}
+
+/// A tensor of the file to be.
+struct Item {
+    /// As the model calls it.
+    tensor: Tensor,
+    /// As the file does.
+    name: String,
+    heads: Heads,
+    kind: BlockType,
+    /// Its codes, where they go over as they are.
+    codes: bool,
+    /// What it was to be, and why it is not.
+    note: Option<String>,
+}
+
+pub fn run(source: &Source, target: Target, a: &args::Convert, json: bool) -> Result<()> {
+    let config = source.model.config().ok_or_else(|| Error::Missing {
+        name: "config.json".into(),
+        place: source.model.path().display().to_string(),
+    })?;
+    let (meta, frequencies) = meta(source, config, target)?;
+    let dim = config["head_dim"]
+        .as_u64()
+        .or_else(|| config["hidden_size"].as_u64()?.checked_div(config["num_attention_heads"].as_u64()?));
+    let interleaved = meta_architecture(config) == "llama";
+    let items = items(source, target, config)?;
+    let notes: Vec<Json> = (items.iter())
+        .filter_map(|i| Some(json!({"tensor": i.tensor.name, "type": i.kind.name(), "why": i.note.as_ref()?})))
+        .collect();
+    let bytes = |i: &Item| i.tensor.shape.iter().product::<usize>() / i.kind.elements() * i.kind.bytes();
+    let total: usize = items.iter().map(bytes).sum();
+    let mut rounded = Vec::new();
+    if !a.dry_run {
+        if a.out.exists() {
+            let what = "exists; remove it or choose another name";
+            return Err(Error::format(a.out.display().to_string(), what));
+        }
+        let mut layout: Vec<_> = items.iter().map(|i| (i.name.clone(), i.tensor.shape.clone(), i.kind)).collect();
+        if let Some(f) = &frequencies {
+            layout.push(("rope_freqs.weight".into(), vec![f.len()], BlockType::F32));
+        }
+        let mut file = Writer::create(&a.out, &meta, &layout)?;
+        for item in &items {
+            let dim = if interleaved && item.heads == Heads::Rotary { dim } else { None };
+            let dim = dim.map(|d| usize::try_from(d).unwrap_or(0));
+            let error = write(source, item, dim, &mut file).map_err(|e| e.in_tensor(&item.tensor.name))?;
+            // Plain floats are not worth a word.
+            if source.spec(&item.tensor.name).is_some() && !item.codes && item.kind.elements() > 1 {
+                rounded.push(json!({"tensor": item.tensor.name, "type": item.kind.name(), "relative_error": error}));
+            }
+        }
+        if let Some(f) = &frequencies {
+            file.write("rope_freqs.weight", f)?;
+        }
+        file.finish()?;
+    }
+    if json {
+        let tensors: Vec<Json> = (items.iter())
+            .map(|i| json!({"name": i.tensor.name, "as": i.name, "type": i.kind.name(), "exact": i.codes, "bytes": bytes(i)}))
+            .collect();
+        print_json(&json!({
+            "out": a.out, "to": format!("gguf:{}", target.name()), "tensors": tensors, "bytes": total, "fallbacks": notes,
+            "rounded_again": rounded, "written": !a.dry_run,
+        }));
+        return Ok(());
+    }
+    for n in &notes {
+        let word = |key: &str| n[key].as_str().unwrap_or_default().to_string();
+        crate::say!("{}: {} ({})", word("tensor"), word("type"), word("why"));
+    }
+    for r in &rounded {
+        let error = r["relative_error"].as_f64().unwrap_or(0.0);
+        crate::say!(
+            "{}: rounded again, to {} (relative error {error:.5})",
+            r["tensor"].as_str().unwrap_or_default(),
+            r["type"].as_str().unwrap_or_default()
+        );
+    }
+    let would = if a.dry_run { "would have " } else { "" };
+    crate::say!("{}: {would}{} tensors, {}", a.out.display(), items.len(), megabytes(total as u64));
+    Ok(())
+}
+
+fn meta_architecture(config: &Json) -> &str {
+    match config["model_type"].as_str() {
+        Some("mistral") => "llama",
+        other => other.unwrap_or_default(),
+    }
+}
+
+/// The keys: those of a GGUF file carried over with their types, otherwise made of configuration and tokenizer; and factors of frequencies.
+fn meta(source: &Source, config: &Json, target: Target) -> Result<(MetaWriter, Option<Vec<f32>>)> {
+    let (mut meta, frequencies) = match source.model.gguf() {
+        Some(file) => {
+            let mut meta = MetaWriter::new();
+            for key in file.meta().0.keys().filter(|k| *k != "general.alignment" && !k.starts_with("split.")) {
+                meta.raw(key, &file.raw_meta(key)?);
+            }
+            let mut frequencies = None;
+            if let Some(t) = file.tensors().get("rope_freqs.weight") {
+                let mut values = vec![0f32; t.shape.iter().product()];
+                file.rows("rope_freqs.weight")?.read_rows(0..1, &mut values)?;
+                frequencies = Some(values);
+            }
+            (meta, frequencies)
+        }
+        None => {
+            let (mut meta, frequencies) = gguf_meta(config)?;
+            if let Some(name) = source.model.path().file_name() {
+                meta.text("general.name", &name.to_string_lossy());
+            }
+            Tokenizer::gguf_keys(&Tokenizer::json_of(&source.model)?, config, &mut meta)?;
+            template(source, &mut meta);
+            (meta, frequencies)
+        }
+    };
+    meta.uint("general.file_type", target.file_type()).uint("general.quantization_version", 2);
+    Ok((meta, frequencies))
+}
+
+/// The chat template, from either of its places.
+fn template(source: &Source, meta: &mut MetaWriter) {
+    let at = |name: &str| std::fs::read_to_string(source.model.path().join(name)).ok();
+    let inside = || {
+        let config: Json = serde_json::from_str(&at("tokenizer_config.json")?).ok()?;
+        Some(config["chat_template"].as_str()?.to_string())
+    };
+    if let Some(text) = at("chat_template.jinja").or_else(inside) {
+        meta.text("tokenizer.chat_template", &text);
+    }
+}
+
+/// Every tensor and what it becomes. Error, with name and reason, where that cannot be.
+fn items(source: &Source, target: Target, config: &Json) -> Result<Vec<Item>> {
+    let tied = config["tie_word_embeddings"] == true;
+    let layers = config["num_hidden_layers"].as_u64().unwrap_or(0) as usize;
+    let item = |tensor: Tensor| -> Result<Item> {
+        let known = gguf_name(&tensor.name).ok_or_else(|| Error::Unsupported {
+            what: "tensor in a GGUF file",
+            value: "llama.cpp has no name for it".into(),
+        });
+        let known = known.map_err(|e| e.in_tensor(&tensor.name))?;
+        let (heads, name) = (known.heads, known.name);
+        let mut made = Item { tensor, name, heads, kind: BlockType::F32, codes: false, note: None };
+        // Norms and biases stay in f32.
+        let [_, cols] = made.tensor.shape[..] else { return Ok(made) };
+        let chosen = match source.spec(&made.tensor.name) {
+            Some(_) if !matches!(target, Target::Mix(_)) => compressed(source, target, &mut made),
+            _ => original(target, &mut made, cols, tied, layers),
+        };
+        chosen.map_err(|e| e.in_tensor(&made.tensor.name))?;
+        Ok(made)
+    };
+    source.tensors().into_iter().map(item).collect()
+}
+
+/// The type of a matrix that is given by its values.
+fn original(target: Target, item: &mut Item, cols: usize, tied: bool, layers: usize) -> Result<()> {
+    let fits = |t: BlockType| cols.is_multiple_of(t.elements());
+    match target {
+        Target::Exact => {
+            let value = "its values are no codes; name a type".to_string();
+            return Err(Error::Unsupported { what: "exact conversion", value });
+        }
+        // As llama.cpp does, the head keeps more than the rest.
+        Target::Type(kind) if is_head(&item.name, tied) && kind.bytes() * 8 < 7 * kind.elements() => {
+            item.kind = if fits(BlockType::Q6_K) { BlockType::Q6_K } else { BlockType::Q8_0 };
+            item.note = Some("the head".into());
+            if !fits(item.kind) {
+                item.kind = BlockType::F16;
+            }
+        }
+        Target::Type(kind) if fits(kind) => item.kind = kind,
+        Target::Type(kind) => {
+            let smaller = if fits(BlockType::Q8_0) { "Q4_0 to Q8_0 fit" } else { "F16 fits" };
+            let value = format!("rows of {cols} are not made of blocks of {}: {smaller}", kind.elements());
+            return Err(Error::Unsupported { what: kind.name(), value });
+        }
+        Target::Mix(base) => {
+            let wanted = mixed(base, &item.name, tied, layers);
+            // As llama.cpp does where a row is not made of blocks of 256; a head goes to Q8_0 at once.
+            let small = match wanted {
+                BlockType::Q4_K => BlockType::Q5_0,
+                BlockType::Q5_K => BlockType::Q5_1,
+                _ => BlockType::Q8_0,
+            };
+            item.kind = [wanted, small, BlockType::F16].into_iter().find(|t| fits(*t)).unwrap_or(BlockType::F16);
+            if item.kind != wanted {
+                item.note = Some(format!("for {}: rows of {cols} are not made of blocks of 256", wanted.name()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_head(name: &str, tied: bool) -> bool {
+    name == "output.weight" || (tied && name == "token_embd.weight")
+}
+
+/// What a mixture wants for a matrix.
+fn mixed(base: BlockType, name: &str, tied: bool, layers: usize) -> BlockType {
+    if is_head(name, tied) {
+        return BlockType::Q6_K;
+    }
+    let layer = name.split('.').nth(1).and_then(|n| n.parse::<usize>().ok()).unwrap_or(0);
+    let eighth = layers / 8;
+    let more = layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2;
+    if more && (name.contains("attn_v.") || name.contains("ffn_down.")) { BlockType::Q6_K } else { base }
+}
+
+/// The type that has the grid of a compressed matrix.
+fn compressed(source: &Source, target: Target, item: &mut Item) -> Result<()> {
+    let name = item.tensor.name.clone();
+    let spec = source.spec(&name).ok_or_else(|| Error::Missing { name: name.clone(), place: "the manifest".into() })?;
+    let refuse = |what: &str| {
+        let to = target.name();
+        let value = format!(
+            "{what}; `convert --to f32`, then `--to gguf:{}`, rounds it again",
+            if to == "exact" { "TYPE" } else { to }
+        );
+        Err(Error::Unsupported { what: "exact conversion", value })
+    };
+    if spec.kind == tersor::core::compose::Dense::KIND {
+        item.kind = match DType::from_name(spec.get_text("dtype")?) {
+            Some(DType::F16) => BlockType::F16,
+            Some(DType::BF16) => BlockType::BF16,
+            _ => BlockType::F32,
+        };
+        return Ok(());
+    }
+    let Some(op) = source.grouped(&name)? else { return refuse(&format!("GGUF has no `{}`", spec.kind)) };
+    let grid = op.group_spec();
+    let [_, cols] = spec.shape;
+    let (bits, width) = (grid.bits.get(), grid.group.width(cols));
+    let possible: &[BlockType] = match (grid.grid, bits) {
+        // Less their zero, asymmetric codes below 8 bits are signed bytes.
+        (Grid::Asym, ..=4) => &[BlockType::Q4_1, BlockType::Q5_1, BlockType::Q8_0],
+        (Grid::Asym, 5) => &[BlockType::Q5_1, BlockType::Q8_0],
+        (Grid::Asym, 6 | 7) => &[BlockType::Q8_0],
+        (Grid::Asym, _) => &[],
+        (_, ..=4) => &[BlockType::Q4_0, BlockType::Q5_0, BlockType::Q8_0],
+        (_, 5) => &[BlockType::Q5_0, BlockType::Q8_0],
+        _ => &[BlockType::Q8_0],
+    };
+    let whole = cols.is_multiple_of(32) && (width.is_multiple_of(32) || width == cols);
+    let halves = grid.scale_dtype == DType::F16 || op.scales().iter().all(|s| half::f16::from_f32(*s).to_f32() == *s);
+    let wanted = match target {
+        Target::Type(kind) => possible.iter().find(|k| **k == kind),
+        _ => possible.first(),
+    };
+    match wanted {
+        Some(kind) if whole && halves => {
+            (item.kind, item.codes) = (*kind, true);
+            Ok(())
+        }
+        // Of embedding and head llama.cpp, too, keeps more than of the rest.
+        _ if is_embedding_or_head(&name) && cols.is_multiple_of(32) => {
+            item.kind = BlockType::Q8_0;
+            Ok(())
+        }
+        _ if !whole => refuse(&format!("groups of {width} in rows of {cols} are not made of blocks of 32")),
+        _ if !halves => refuse(&format!("its scales are {}, those of GGUF f16", grid.scale_dtype.name())),
+        _ => {
+            let have: Vec<_> = possible.iter().map(|k| k.name()).collect();
+            let have = if have.is_empty() { "no type of 32".to_string() } else { have.join(", ") };
+            refuse(&format!("{bits} bits on the grid {} go into {have}", grid.grid.name()))
+        }
+    }
+}
+
+/// Writes a tensor; gives the relative error of what was rounded.
+fn write(source: &Source, item: &Item, head_dim: Option<usize>, file: &mut Writer) -> Result<f64> {
+    if item.codes
+        && let Some(op) = source.grouped(&item.tensor.name)?
+    {
+        return transcode(item, &op, head_dim, file).map(|()| 0.0);
+    }
+    let plain = source.rows(&item.tensor.name)?;
+    let turned;
+    let rows: &dyn RowSource = match head_dim {
+        Some(dim) => {
+            turned = Interleaved::new(&*plain, dim)?;
+            &turned
+        }
+        None => &*plain,
+    };
+    let [n, cols] = rows.shape();
+    let (mut error, mut energy) = (0f64, 0f64);
+    let (step, kind) = (block_rows(cols), item.kind);
+    for first in (0..n).step_by(step) {
+        let values = read_finite(rows, first..(first + step).min(n))?;
+        // Rows do not depend on each other.
+        let width = cols / kind.elements() * kind.bytes();
+        let mut bytes = vec![0u8; values.len() / cols.max(1) * width];
+        let encode = |(row, (x, out)): (usize, (&[f32], &mut [u8]))| {
+            let located = |e| match e {
+                Error::ScaleRange { group, value, dtype, .. } => {
+                    Error::ScaleRange { row: first + row, group, value, dtype }
+                }
+                other => other,
+            };
+            kind.encode(x, out).map_err(located)
+        };
+        let pairs = values.par_chunks_exact(cols.max(1)).zip(bytes.par_chunks_exact_mut(width.max(1)));
+        pairs.enumerate().map(encode).collect::<Result<Vec<()>>>()?;
+        let mut back = vec![0f32; values.len()];
+        kind.decode(&bytes, &mut back)?;
+        error += tersor::core::metrics::squared_error(&values, &back);
+        energy += tersor::core::metrics::energy(&values);
+        file.write_blocks(&item.name, &bytes)?;
+    }
+    Ok(if energy > 0.0 { (error / energy).sqrt() } else { 0.0 })
+}
+
+/// Codes as they are, in blocks of 32; a larger group repeats its scale.
+fn transcode(item: &Item, op: &GroupedLinear, head_dim: Option<usize>, file: &mut Writer) -> Result<()> {
+    use tersor::core::LinearOp;
+    let ([rows, cols], kind) = (op.shape(), item.kind);
+    if let Some(dim) = head_dim
+        && (dim == 0 || !rows.is_multiple_of(dim))
+    {
+        return Err(Error::shape("rows in heads", format!("a multiple of {dim}"), rows));
+    }
+    // From our zero to the type's: symmetric codes are counted from their middle.
+    let zero = match kind {
+        BlockType::Q4_0 => 8i32,
+        BlockType::Q5_0 => 16,
+        BlockType::Q8_0 => 128,
+        _ => 0,
+    };
+    let mut out = vec![0u8; cols / 32 * kind.bytes()];
+    for r in 0..rows {
+        let from = head_dim.map_or(r, |d| Interleaved::source_of(r, d));
+        let codes: Cow<'_, [u8]> = op.row_codes(from)?.into();
+        for (b, (codes, block)) in codes.chunks_exact(32).zip(out.chunks_exact_mut(kind.bytes())).enumerate() {
+            let lost = || Error::ScaleRange { row: from, group: b, value: f32::NAN, dtype: kind.name() };
+            let fit = op.fit_of(from, b * 32).ok_or_else(lost)?;
+            let own = i32::from(fit.zero);
+            let mut moved = [0u8; 32];
+            for (m, c) in moved.iter_mut().zip(codes) {
+                *m = if zero == 0 { *c } else { (i32::from(*c) - own + zero) as u8 };
+            }
+            // What a block adds is what its zero stands for: the one number that is rounded.
+            let least = if zero == 0 { -fit.scale * f32::from(fit.zero) } else { 0.0 };
+            let range = || Error::ScaleRange { row: from, group: b, value: fit.scale, dtype: kind.name() };
+            kind.pack(fit.scale, least, &moved, block).ok_or_else(range)?;
+        }
+        file.write_blocks(&item.name, &out)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! `tersor convert`: any model as files that other programs load.
+
+mod gguf;
+mod plain;
+
+use std::ops::Range;
+use std::path::Path;
+
+use serde_json::{Value as Json, json};
+use tersor::core::rows::check_range;
+use tersor::core::tensors::join;
+use tersor::core::{DType, Limits, LinearOp, OpSpec, ParamError, Registry, Result, RowSource};
+use tersor::formats::{Model, json as files};
+use tersor::groupwise::GroupedLinear;
+use tersor::llm::{MANIFEST, Manifest};
+
+use crate::args;
+
+pub fn run(a: &args::Convert, json: bool) -> Result<()> {
+    let plain = DType::from_name(&a.to).filter(|d| d.is_weight());
+    let gguf = a.to.strip_prefix("gguf:").map(gguf::Target::from_name).transpose()?;
+    let source = || Source::open(&a.model);
+    match (plain, gguf) {
+        (Some(dtype), _) if !a.dry_run => plain::run(&source()?, dtype, &a.out, json),
+        (Some(_), _) => Err(ParamError::new("dry-run", "given", "is for gguf, whose types differ by tensor").into()),
+        (_, Some(target)) => gguf::run(&source()?, target, a, json),
+        (None, None) => {
+            let rule = format!("must be f16, bf16, f32 or gguf:TYPE, TYPE one of {}", gguf::Target::names().join(", "));
+            Err(ParamError::new("to", format!("`{}`", a.to), rule).into())
+        }
+    }
+}
+
+/// A model to convert: an original, or what `compress` wrote.
+pub struct Source {
+    pub model: Model,
+    manifest: Option<Manifest>,
+    registry: Registry,
+}
+
+/// A tensor of the network, whatever it is stored as.
+pub struct Tensor {
+    pub name: String,
+    pub shape: Vec<usize>,
+    /// Its type, where that is no float.
+    pub kept: Option<DType>,
+}
+
+impl Source {
+    fn open(path: &Path) -> Result<Self> {
+        let model = Model::open(path, &Limits::default())?;
+        let manifest = path.join(MANIFEST);
+        let read = |m| Manifest::from_json(files::read(m, &Limits::default())?);
+        let manifest = if manifest.is_file() { Some(read(&manifest)?) } else { None };
+        Ok(Self { model, manifest, registry: tersor::registry() })
+    }
+
+    /// What a conversion depends on.
+    pub fn inputs(&self, to: &str) -> Json {
+        let model = format!("{:?}{:?}", self.model.files(), self.model.tensors());
+        json!({
+            "model": blake3::hash(model.as_bytes()).to_hex().to_string(), "to": to, "version": env!("CARGO_PKG_VERSION"),
+            "fingerprint": self.manifest.as_ref().map(|m| m.json["fingerprint"].clone()),
+        })
+    }
+
+    /// The operator that a matrix was compressed to.
+    pub fn spec(&self, name: &str) -> Option<&OpSpec> {
+        self.manifest.as_ref()?.specs.get(name)
+    }
+
+    /// Every tensor of the network, a tied head left out.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let specs = self.manifest.as_ref().map(|m| &m.specs);
+        let tied = self.model.config().is_some_and(|c| c["tie_word_embeddings"] == true);
+        let compressed = specs.into_iter().flatten();
+        let mut all: Vec<Tensor> = compressed
+            .map(|(name, spec)| Tensor { name: name.clone(), shape: spec.shape.to_vec(), kept: None })
+            .collect();
+        for t in self.model.tensors() {
+            let part_of =
+                |n: &String| t.name.strip_prefix(n.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('.'));
+            let frequencies = self.model.gguf().is_some() && t.name == "rope_freqs.weight";
+            if specs.is_some_and(|s| s.keys().any(part_of)) || (tied && t.name == "lm_head.weight") || frequencies {
+                continue;
+            }
+            let kept = DType::from_name(&t.dtype).filter(|d| !d.is_weight() && *d != DType::F64);
+            all.push(Tensor { name: t.name, shape: t.shape, kept });
+        }
+        all
+    }
+
+    /// The file that a tensor belongs in.
+    fn file_of(&self, name: &str) -> String {
+        if self.spec(name).is_none() {
+            return self.model.shard_of(name).to_string();
+        }
+        // Parts of one matrix lie in one file; any of them tells which.
+        let part =
+            |t: &tersor::formats::Tensor| t.name.strip_prefix(name).is_some_and(|r| r.is_empty() || r.starts_with('.'));
+        let part = self.model.tensors().into_iter().find(part);
+        part.map_or("model.safetensors".into(), |t| self.model.shard_of(&t.name).to_string())
+    }
+
+    /// The values of a tensor, by rows.
+    pub fn rows<'a>(&'a self, name: &'a str) -> Result<Box<dyn RowSource + 'a>> {
+        match (self.spec(name), self.model.stored()) {
+            (Some(spec), Some(stored)) => Ok(Box::new(OperatorRows(self.registry.load(spec, name, stored)?))),
+            _ => self.model.rows(name),
+        }
+    }
+
+    /// A matrix on a grid over groups, if it was compressed to one; how activations are rounded in front of it is left aside.
+    pub fn grouped(&self, name: &str) -> Result<Option<GroupedLinear>> {
+        let (Some(mut spec), Some(stored)) = (self.spec(name), self.model.stored()) else { return Ok(None) };
+        let mut prefix = name.to_string();
+        while spec.kind == tersor::core::compose::QuantizedInputs::KIND {
+            spec = spec.get_part("op")?;
+            prefix = join(&prefix, "op");
+        }
+        let grouped = spec.kind == GroupedLinear::KIND;
+        grouped.then(|| GroupedLinear::load(spec, &prefix, stored)).transpose().map_err(|e| e.in_tensor(name))
+    }
+}
+
+/// The rows that an operator stands for.
+struct OperatorRows(Box<dyn LinearOp>);
+
+impl RowSource for OperatorRows {
+    fn shape(&self) -> [usize; 2] {
+        self.0.shape()
+    }
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        check_range(self.shape(), &rows, out.len())?;
+        self.0.decompress_rows(rows, out)
+    }
+}
+
+/// Rows that are converted at once.
+pub fn block_rows(cols: usize) -> usize {
+    ((8usize << 20) / 4 / cols.max(1)).max(1)
+}
