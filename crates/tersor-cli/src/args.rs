@@ -267,7 +267,8 @@ pub struct Convert {
     /// A directory, a `.gguf` file, or what `compress` wrote.
     pub model: PathBuf,
     /// `f16`, `bf16` or `f32`: plain Hugging Face safetensors. `gguf:TYPE`: a file for llama.cpp, of one type (`Q4_0`, `Q6_K`, `F16`, …), of a
-    /// mixture (`Q4_K_M`, `Q5_K_M`), or with the codes of what was compressed as they are (`exact`).
+    /// mixture (`Q4_K_M`, `Q5_K_M`), or with the codes of what was compressed as they are (`exact`). `gptq`, `gptq-v2`: what `compress` wrote, as
+    /// gptqmodel and transformers load it.
     #[arg(long)]
     pub to: String,
     /// Only say what every tensor would become.

@@ -1,6 +1,7 @@
 //! `tersor convert`: any model as files that other programs load.
 
 mod gguf;
+mod gptq;
 mod plain;
 
 use std::ops::Range;
@@ -19,13 +20,18 @@ use crate::args;
 pub fn run(a: &args::Convert, json: bool) -> Result<()> {
     let plain = DType::from_name(&a.to).filter(|d| d.is_weight());
     let gguf = a.to.strip_prefix("gguf:").map(gguf::Target::from_name).transpose()?;
+    let gptq = gptq::Version::from_name(&a.to);
     let source = || Source::open(&a.model);
-    match (plain, gguf) {
-        (Some(dtype), _) if !a.dry_run => plain::run(&source()?, dtype, &a.out, json),
-        (Some(_), _) => Err(ParamError::new("dry-run", "given", "is for gguf, whose types differ by tensor").into()),
-        (_, Some(target)) => gguf::run(&source()?, target, a, json),
-        (None, None) => {
-            let rule = format!("must be f16, bf16, f32 or gguf:TYPE, TYPE one of {}", gguf::Target::names().join(", "));
+    if a.dry_run && gguf.is_none() {
+        return Err(ParamError::new("dry-run", "given", "is for gguf, whose types differ by tensor").into());
+    }
+    match (plain, gguf, gptq) {
+        (Some(dtype), ..) => plain::run(&source()?, dtype, &a.out, json),
+        (_, Some(target), _) => gguf::run(&source()?, target, a, json),
+        (_, _, Some(version)) => gptq::run(&source()?, version, &a.out, json),
+        (None, None, None) => {
+            let types = gguf::Target::names().join(", ");
+            let rule = format!("must be f16, bf16, f32, gptq, gptq-v2 or gguf:TYPE, TYPE one of {types}");
             Err(ParamError::new("to", format!("`{}`", a.to), rule).into())
         }
     }

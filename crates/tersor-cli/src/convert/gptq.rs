@@ -1,0 +1,234 @@
+//! GPTQ's files, in both of their versions, as gptqmodel and transformers load them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value as Json, json};
+use tersor::core::{DType, Error, LinearOp, Result, TensorInfo, TensorSink, read_finite};
+use tersor::formats::json as files;
+use tersor::formats::safetensors::Writer;
+use tersor::groupwise::{Grid, GroupedLinear};
+use tersor::llm::is_embedding_or_head;
+
+use super::plain::RECORD;
+use super::{Source, Tensor};
+use crate::output::{self, Output, Share};
+use crate::{megabytes, print_json};
+
+/// How zeros are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// Less one, so that a zero of 0 cannot be said.
+    V1,
+    /// As they are.
+    V2,
+}
+
+impl Version {
+    /// By the name in `--to`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "gptq" => Some(Version::V1),
+            "gptq-v2" => Some(Version::V2),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Version::V1 => "gptq",
+            Version::V2 => "gptq_v2",
+        }
+    }
+}
+
+/// Widths that the format has.
+const BITS: [u32; 4] = [2, 3, 4, 8];
+
+/// What one matrix is, in the words of the configuration. `-1`: one group a row.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Kind {
+    bits: u32,
+    group: i64,
+    symmetric: bool,
+}
+
+pub fn run(source: &Source, version: Version, out: &Path, json: bool) -> Result<()> {
+    let config = source.model.config().cloned().ok_or_else(|| Error::Missing {
+        name: "config.json".into(),
+        place: source.model.path().display().to_string(),
+    })?;
+    let (mut kinds, mut layout, mut plain) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+    for t in source.tensors() {
+        match kind(source, &t).map_err(|e| e.in_tensor(&t.name))? {
+            Some((kind, shape)) => {
+                layout.extend(tensors(module(&t.name), kind, shape));
+                kinds.insert(t.name, kind);
+            }
+            None => {
+                let dtype = t.kept.unwrap_or(DType::F16);
+                layout.insert(t.name.clone(), TensorInfo { dtype, shape: t.shape.clone() });
+                plain.push(t);
+            }
+        }
+    }
+    let total: u64 = layout.values().map(|t| t.bytes().unwrap_or(0) as u64).sum();
+    let inputs = source.inputs(version.name());
+    if let Output::Open(work) = output::open(out, &inputs, &Json::Null, RECORD, Share::Alone)? {
+        const FILE: &str = "model.safetensors";
+        let names = layout.keys().cloned().collect();
+        let mut writer = Writer::create(&work.pending(FILE), layout)?;
+        for name in kinds.keys() {
+            if let Some(op) = source.grouped(name)? {
+                write(&op, version, module(name), &mut writer).map_err(|e| e.in_tensor(name))?;
+            }
+        }
+        for t in &plain {
+            write_plain(source, t, &mut writer).map_err(|e| e.in_tensor(&t.name))?;
+        }
+        writer.finish()?;
+        let quantization = quantization(&kinds, version);
+        let mut config = config;
+        config["torch_dtype"] = "float16".into();
+        config["quantization_config"] = quantization.clone();
+        let mut beside = output::companions(&source.model, Some(config), &[(FILE.into(), names)], total)?;
+        beside.push(("quantize_config.json".into(), files::to_bytes(&quantization)));
+        work.finish(&[FILE.into()], &beside, (RECORD, files::to_bytes(&json!({"inputs": inputs}))))?;
+    }
+    if json {
+        print_json(&json!({"out": out, "to": version.name(), "matrices": kinds.len(), "bytes": total}));
+    } else {
+        let n = kinds.len();
+        crate::say!("{}: {n} matrices as {}, {}", out.display(), version.name(), megabytes(total));
+    }
+    Ok(())
+}
+
+fn module(weight: &str) -> &str {
+    weight.strip_suffix(".weight").unwrap_or(weight)
+}
+
+/// What a matrix becomes; none for what stays in f16. Error where the format cannot say it.
+fn kind(source: &Source, t: &Tensor) -> Result<Option<(Kind, [usize; 2])>> {
+    let Some(spec) = source.spec(&t.name).filter(|_| !is_embedding_or_head(&t.name)) else { return Ok(None) };
+    if spec.kind == tersor::core::compose::Dense::KIND {
+        return Ok(None);
+    }
+    let refuse = |value: String| Err(Error::Unsupported { what: "GPTQ format", value });
+    let Some(op) = source.grouped(&t.name)? else {
+        return refuse(format!("it has grids over groups, and no `{}`", spec.kind));
+    };
+    let (grid, [rows, cols]) = (op.group_spec(), op.shape());
+    let (bits, width) = (grid.bits.get(), grid.group.width(cols));
+    if !BITS.contains(&bits) {
+        return refuse(format!("{bits} bits (it has 2, 3, 4 and 8)"));
+    }
+    if !rows.is_multiple_of(32) || !cols.is_multiple_of(32) || !cols.is_multiple_of(width.max(1)) {
+        return refuse(format!(
+            "[{rows}, {cols}] in groups of {width}: rows and columns must be multiples of 32, groups must divide them"
+        ));
+    }
+    if grid.scale_dtype != DType::F16 {
+        return refuse(format!("scales in {} (it has f16)", grid.scale_dtype.name()));
+    }
+    let group = if width == cols { -1 } else { width as i64 };
+    Ok(Some((Kind { bits, group, symmetric: grid.grid != Grid::Asym }, [rows, cols])))
+}
+
+fn tensors(module: &str, kind: Kind, [rows, cols]: [usize; 2]) -> [(String, TensorInfo); 4] {
+    let groups = if kind.group < 0 { 1 } else { cols / kind.group as usize };
+    let packed = |n: usize| n * kind.bits as usize / 32;
+    let tensor =
+        |name: &str, dtype, shape: &[usize]| (format!("{module}.{name}"), TensorInfo { dtype, shape: shape.to_vec() });
+    [
+        tensor("qweight", DType::I32, &[packed(cols), rows]),
+        tensor("qzeros", DType::I32, &[groups, packed(rows)]),
+        tensor("scales", DType::F16, &[groups, rows]),
+        tensor("g_idx", DType::I32, &[cols]),
+    ]
+}
+
+/// Codes run down the features, zeros and scales across the outputs.
+fn write(op: &GroupedLinear, version: Version, module: &str, sink: &mut Writer) -> Result<()> {
+    let (grid, [rows, cols]) = (op.group_spec(), op.shape());
+    let (bits, width) = (grid.bits.get(), grid.group.width(cols).max(1));
+    let group = if width == cols { -1 } else { width as i64 };
+    let layout = tensors(module, Kind { bits, group, symmetric: grid.grid != Grid::Asym }, [rows, cols]);
+    let groups = cols / width;
+    let mut weight = vec![0u32; cols * bits as usize / 32 * rows];
+    let mut zeros = vec![0u32; groups * rows * bits as usize / 32];
+    let mut scales = vec![0f32; groups * rows];
+    let all: Vec<u8> = op.zeros().collect();
+    for r in 0..rows {
+        for (k, code) in op.row_codes(r)?.into_iter().enumerate() {
+            put(&mut weight, k, bits, rows, r, code);
+        }
+        for g in 0..groups {
+            let zero = all[r * groups + g];
+            let stored = match version {
+                Version::V2 => zero,
+                Version::V1 => zero.checked_sub(1).ok_or_else(|| Error::Unsupported {
+                    what: "GPTQ format, version 1",
+                    value: format!("the zero of row {r}, group {g} is code 0, which it cannot say; choose gptq-v2"),
+                })?,
+            };
+            put(&mut zeros[g * rows * bits as usize / 32..], r, bits, 1, 0, stored);
+            scales[g * rows + r] = op.scales()[r * groups + g];
+        }
+    }
+    let mut halves = vec![0u8; scales.len() * 2];
+    DType::F16.narrow_bytes(&scales, &mut halves);
+    let words = |w: &[u32]| w.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let index: Vec<u32> = (0..cols).map(|k| (k / width) as u32).collect();
+    for ((name, info), bytes) in layout.iter().zip([words(&weight), words(&zeros), halves, words(&index)]) {
+        sink.write_shared(name, info, &bytes)?;
+    }
+    Ok(())
+}
+
+/// Puts value `index` of a run of codes into words of 32 bits, `stride` apart, from the low bits up; a code may lie in two words.
+fn put(words: &mut [u32], index: usize, bits: u32, stride: usize, column: usize, code: u8) {
+    let at = index * bits as usize;
+    let shifted = u64::from(code) << (at % 32);
+    words[at / 32 * stride + column] |= shifted as u32;
+    if shifted >> 32 != 0 {
+        words[(at / 32 + 1) * stride + column] |= (shifted >> 32) as u32;
+    }
+}
+
+fn write_plain(source: &Source, t: &Tensor, sink: &mut Writer) -> Result<()> {
+    let info = TensorInfo { dtype: t.kept.unwrap_or(DType::F16), shape: t.shape.clone() };
+    let mut bytes = vec![0u8; info.bytes()?];
+    match (t.kept, source.model.stored()) {
+        (Some(_), Some(stored)) => stored.read_at(&t.name, 0, &mut bytes)?,
+        _ => {
+            let rows = source.rows(&t.name)?;
+            let values = read_finite(&*rows, 0..rows.shape()[0])?;
+            DType::F16.narrow_bytes(&values, &mut bytes);
+            let mut back = vec![0f32; values.len()];
+            DType::F16.widen_bytes(&bytes, &mut back);
+            tersor::core::check_finite(&back, rows.shape()[1], 0)?;
+        }
+    }
+    sink.write_shared(&t.name, &info, &bytes)
+}
+
+/// The most frequent kind for all, and by name what differs from it.
+fn quantization(kinds: &BTreeMap<String, Kind>, version: Version) -> Json {
+    let mut counts: BTreeMap<Kind, usize> = BTreeMap::new();
+    kinds.values().for_each(|k| *counts.entry(*k).or_default() += 1);
+    let main = counts.into_iter().max_by_key(|c| c.1).map_or(Kind { bits: 4, group: 128, symmetric: true }, |c| c.0);
+    let own = |k: Kind| json!({"bits": k.bits, "group_size": k.group, "sym": k.symmetric, "desc_act": false});
+    let mut all = own(main);
+    all["quant_method"] = "gptq".into();
+    all["checkpoint_format"] = version.name().into();
+    all["lm_head"] = false.into();
+    all["meta"] = json!({"quantizer": [concat!("tersor:", env!("CARGO_PKG_VERSION"))]});
+    let others = kinds.iter().filter(|(_, k)| **k != main);
+    let dynamic: serde_json::Map<String, Json> =
+        others.map(|(n, k)| (format!("+:^{}$", module(n).replace('.', "\\.")), own(*k))).collect();
+    if !dynamic.is_empty() {
+        all["dynamic"] = dynamic.into();
+    }
+    all
+}
