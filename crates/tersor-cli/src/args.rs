@@ -132,19 +132,30 @@ fn shard(s: &str) -> Result<(usize, usize), String> {
 
 /// `tersor plan`
 #[derive(clap::Args, Debug)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["recipe", "budget", "bits"])))]
 pub struct Plan {
     /// A directory or a `.gguf` file.
     pub model: PathBuf,
     /// Name of a recipe, or a TOML file.
     #[arg(long)]
-    pub recipe: String,
+    pub recipe: Option<String>,
+    /// Choose a method and bits for each matrix, so that all weight files together take at most this (`60MB`): by what each matrix does to the
+    /// predictions on the calibration text.
+    #[arg(long, value_parser = bytes)]
+    pub budget: Option<u64>,
+    /// The same, for at most so many bits a weight, embedding and head included.
+    #[arg(long)]
+    pub bits: Option<f64>,
+    /// Keep what was measured for the budget in this file, or take it from there: other budgets for the same model and text then cost nothing.
+    #[arg(long, conflicts_with = "recipe")]
+    pub measured: Option<PathBuf>,
     /// Calibration.
     #[command(flatten)]
     pub calibration: Calibration,
     /// Tokens of a window.
     #[arg(long)]
     pub ctx: Option<usize>,
-    /// Write the plan to a file, for `compress --plan`.
+    /// Write the plan to a file, for `compress --plan`; under a name that ends in `.toml`, its recipe alone.
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Take a model of unknown architecture, by name patterns.

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use tersor::core::{Limits, TensorSource, read_finite};
+use tersor::core::{Limits, read_finite};
 use tersor::formats::Model;
 use tersor::formats::json;
 

@@ -38,6 +38,7 @@
 pub mod gptq;
 mod grid;
 mod linear;
+pub mod mixed;
 mod rtn;
 
 pub use gptq::Gptq;

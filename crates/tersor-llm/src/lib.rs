@@ -33,7 +33,7 @@ mod tokenizer;
 
 pub use architecture::Architecture;
 pub use cache::DenseCache;
-pub use calibrate::{Behind, Calibration, Hooks, ReadRow, Replacements, batch_tokens, shard_windows};
+pub use calibrate::{Behind, Calibration, Forks, Hooks, ReadRow, Replaced, Replacements, batch_tokens, shard_windows};
 pub use checkpoint::{Checkpoint, MANIFEST, Manifest, StoredWeight, bits_per_weight, is_embedding_or_head};
 pub use config::{DecoderConfig, RopeScaling};
 pub use decoder::{Decoder, State};

@@ -1,5 +1,6 @@
 //! What a recipe makes of a model, from headers alone.
 
+mod budget;
 mod memory;
 mod show;
 mod tasks;

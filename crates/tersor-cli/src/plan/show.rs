@@ -1,10 +1,11 @@
 //! `tersor plan`: the plan as text, as JSON, as a file.
 
 use serde_json::{Value as Json, json};
-use tersor::core::{Error, Limits, Result};
+use tersor::core::{Error, Limits, ParamError, Result};
 use tersor::formats::{Model, json as files, write_atomic};
 use tersor::llm::bits_per_weight;
 
+use super::budget::{self, Limit};
 use super::{Action, Calibration, Entry, Plan};
 use crate::recipe::Recipe;
 use crate::{args, megabytes, print_json};
@@ -42,16 +43,32 @@ impl Plan {
 pub fn run(a: &args::Plan, json: bool) -> Result<()> {
     let model = Model::open(&a.model, &Limits::default())?;
     let calibration = Calibration::from_args(&a.calibration, a.ctx);
-    let mut plan = Plan::new(&model, Recipe::find(&a.recipe)?, a.seed, a.generic, &calibration)?;
+    let limit = match (a.budget, a.bits) {
+        (Some(bytes), _) => Some(Limit::Bytes(bytes)),
+        (None, bits) => bits.map(Limit::Bits),
+    };
+    let (recipe, predicted) = match (&a.recipe, limit) {
+        (_, Some(limit)) => budget::choose(&model, limit, a.seed, a.generic, &calibration, a.measured.as_deref())?,
+        (Some(name), None) => (Recipe::find(name)?, None),
+        (None, None) => return Err(ParamError::new("recipe", "missing", "needed, or --budget, or --bits").into()),
+    };
+    let mut plan = Plan::new(&model, recipe, a.seed, a.generic, &calibration)?;
     plan.fit(&model, calibration.max_memory)?;
-    if let Some(out) = &a.out {
+    if let Some(out) = a.out.as_ref().filter(|o| o.extension().is_some_and(|e| e == "toml")) {
+        let text = toml::to_string(&plan.recipe).map_err(|e| Error::format("recipe", e.to_string()))?;
+        write_atomic(out, text.as_bytes())?;
+    } else if let Some(out) = &a.out {
         let recipe = serde_json::to_value(&plan.recipe).map_err(|e| Error::format("recipe", e.to_string()))?;
         let file = json!({"recipe": recipe, "seed": plan.seed, "inputs": plan.inputs});
         write_atomic(out, &files::to_bytes(&file))?;
     }
     let (all, body) = bits_per_weight(&plan.weights());
     if json {
-        print_json(&plan.to_json(&model)?);
+        let mut all = plan.to_json(&model)?;
+        if let Some(loss) = predicted {
+            all["predicted_loss"] = loss.into();
+        }
+        print_json(&all);
         return Ok(());
     }
     let width = plan.entries.iter().map(|e| e.name.len()).max().unwrap_or(0);

@@ -116,6 +116,35 @@ pub enum Group {
     Word(String),
 }
 
+impl Rule {
+    /// A method for matrices of these names, with nothing else said.
+    pub fn named(names: Patterns, method: &str) -> Self {
+        Rule {
+            patterns: names,
+            method: method.into(),
+            bits: None,
+            activations: None,
+            group: None,
+            grid: None,
+            scales: None,
+            low_rank: None,
+            rank: None,
+            rank_bits: None,
+            factors: None,
+            nested: false,
+            mse: false,
+            importance: false,
+            act_order: false,
+            static_groups: false,
+            damping: None,
+            block: None,
+            dead: None,
+            on_failure: None,
+            non_finite: None,
+        }
+    }
+}
+
 impl Recipe {
     /// A recipe by built-in name, or from a TOML file. Error (bad usage) when it is neither or invalid.
     pub fn find(name: &str) -> Result<Self> {

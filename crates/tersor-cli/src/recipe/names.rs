@@ -51,29 +51,7 @@ fn catalogue() -> Vec<String> {
 }
 
 pub(super) fn built_in(name: &str) -> Result<Recipe> {
-    let blank = Rule {
-        patterns: Patterns::One("*".into()),
-        method: name.into(),
-        bits: None,
-        activations: None,
-        group: None,
-        grid: None,
-        scales: None,
-        low_rank: None,
-        rank: None,
-        rank_bits: None,
-        factors: None,
-        nested: false,
-        mse: false,
-        importance: false,
-        act_order: false,
-        static_groups: false,
-        damping: None,
-        block: None,
-        dead: None,
-        on_failure: None,
-        non_finite: None,
-    };
+    let blank = Rule::named(Patterns::One("*".into()), name);
     if matches!(name, "bf16" | "f16" | "f32") {
         return Ok(Recipe { name: name.into(), statistics: None, rules: vec![blank] });
     }

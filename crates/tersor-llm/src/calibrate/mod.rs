@@ -1,6 +1,7 @@
 //! Statistics of what flows into each site, a layer at a time: behind layers that are already compressed, or behind those of
 //! the original.
 
+mod forks;
 mod steps;
 mod store;
 
@@ -13,6 +14,7 @@ use tersor_kernels::par;
 
 use crate::layer::rms_norm;
 use crate::{Architecture, Checkpoint, Rope, SiteKind};
+pub use forks::{Forks, Replaced};
 use steps::{Effect, Steps, Window, effect};
 use store::{Filling, Rewriting, Store};
 

@@ -1,0 +1,119 @@
+//! `plan --budget`: within the budget, better than one width for all, the same for the same input.
+
+mod common;
+
+use std::path::Path;
+
+use common::*;
+
+fn plan<'a>(model: &'a str, more: &[&'a str], calib: &'a str) -> Vec<&'a str> {
+    let own = ["plan", model, "--calib", calib, "--calib-windows", "16", "--ctx", "128"];
+    [&own[..], more].concat()
+}
+
+fn compressed(model: &str, recipe: &str, calib: &str, out: &Path) -> (u64, f64) {
+    let args = [
+        "compress",
+        model,
+        "--recipe",
+        recipe,
+        "--calib",
+        calib,
+        "--calib-windows",
+        "16",
+        "--ctx",
+        "128",
+        "--out",
+        s(out),
+    ];
+    let bytes = tersor_json(&args)["weight_bytes"].as_u64().unwrap();
+    let text = root().join("examples/data/wiki-eval.txt");
+    let eval = tersor_json(&["eval", s(out), "--text", s(&text), "--ctx", "128", "--windows", "60", "--no-speed"]);
+    (bytes, eval["perplexity"].as_f64().unwrap())
+}
+
+#[test]
+fn the_budget_is_kept_and_spent_better_than_evenly() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = root().join("examples/models/tiny-wiki");
+    let calib = root().join("examples/data/wiki-calib.txt");
+    let (model, calib, measured) = (s(&model), s(&calib), dir.path().join("measured.json"));
+    for (even, slack) in [("w3-g64-gptq", 1.0), ("w4-g32-gptq", 1.0), ("w6-g64-gptq", 1.002)] {
+        let (bytes, perplexity) = compressed(model, even, calib, &dir.path().join(even));
+        let budget = bytes.to_string();
+        let toml = dir.path().join(format!("{even}.toml"));
+        let more = ["--budget", &budget, "--measured", s(&measured), "--out", s(&toml)];
+        let planned = tersor_json(&plan(model, &more, calib));
+        assert!(planned["weight_bytes"].as_u64().unwrap() <= bytes);
+        assert!(planned["weight_bytes"].as_f64().unwrap() > 0.98 * bytes as f64, "little is left over");
+        assert!(planned["predicted_loss"].as_f64().unwrap() > 0.0);
+        let (made, better) = compressed(model, s(&toml), calib, &dir.path().join(format!("{even}-budget")));
+        assert_eq!(made, planned["weight_bytes"].as_u64().unwrap(), "the plan's size is the file's");
+        assert!(better < perplexity * slack, "{even}: {better} for {perplexity}");
+    }
+    // In bits a weight; a plan file does as well as a recipe.
+    let file = dir.path().join("plan.json");
+    let more = ["--bits", "4.2", "--measured", s(&measured), "--out", s(&file)];
+    let planned = tersor_json(&plan(model, &more, calib));
+    let bits = planned["bits_per_weight"].as_f64().unwrap();
+    assert!(bits <= 4.2 && bits > 4.1, "{bits}");
+    let out = dir.path().join("out");
+    let args = [
+        "compress",
+        model,
+        "--plan",
+        s(&file),
+        "--calib",
+        calib,
+        "--calib-windows",
+        "16",
+        "--ctx",
+        "128",
+        "--out",
+        s(&out),
+    ];
+    assert_eq!(tersor_json(&args)["bits_per_weight"], planned["bits_per_weight"]);
+}
+
+#[test]
+fn the_same_input_gives_the_same_recipe() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tiny = Tiny::llama();
+    tiny.config["tie_word_embeddings"] = false.into();
+    tiny.add("lm_head.weight", &[2048, 48]);
+    let model = tiny.write(&dir.path().join("m"));
+    let calib = root().join("examples/data/wiki-calib.txt");
+    let recipe = |threads: &str, name: &str| {
+        let toml = dir.path().join(name);
+        let more = ["--bits", "4.5", "--threads", threads, "--out", s(&toml)];
+        tersor_json(&plan(s(&model), &more, s(&calib)));
+        std::fs::read_to_string(toml).unwrap()
+    };
+    let one = recipe("1", "one.toml");
+    assert_eq!(one, recipe("3", "three.toml"));
+    assert!(one.contains("lm_head.weight") && one.contains("model.embed_tokens.weight"));
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Tiny::llama().write(&dir.path().join("m"));
+    let calib = root().join("examples/data/wiki-calib.txt");
+    let measured = dir.path().join("measured.json");
+    let said = fails(2, &["plan", s(&model), "--budget", "1MB"]);
+    assert!(said.contains("--calib"), "{said}");
+    let more = |list: &[&'static str]| -> String { fails(2, &plan(s(&model), list, s(&calib))) };
+    assert!(more(&["--budget", "1kB"]).contains("must be at least"));
+    assert!(more(&["--bits", "1.5"]).contains("must be at least 3."));
+    assert!(more(&["--bits", "nan"]).contains("positive") && more(&["--bits", "-1"]).contains("-1"));
+    more(&["--bits", "4", "--budget", "1MB"]);
+    more(&["--recipe", "w4-rtn", "--budget", "1MB"]);
+    more(&[]);
+    let keep = ["--bits", "5", "--measured", s(&measured)];
+    tersor_json(&plan(s(&model), &keep, s(&calib)));
+    let other = dir.path().join("other.txt");
+    std::fs::write(&other, "Another text, as long as it must be to fill a window. ".repeat(100)).unwrap();
+    assert!(fails(1, &plan(s(&model), &keep, s(&other))).contains("another model, text"));
+    std::fs::write(&measured, "{\"inputs\": 3}").unwrap();
+    fails(1, &plan(s(&model), &keep, s(&calib)));
+}
