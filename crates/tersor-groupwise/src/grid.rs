@@ -140,29 +140,9 @@ impl GroupSpec {
         if scale < f64::from(f32::MIN_POSITIVE) {
             return Ok(Affine { scale: 1.0, zero: if symmetric { half } else { 0 } });
         }
-        let scale = self.round_scale(scale as f32)?;
+        let scale = round_scale(self.scale_dtype, scale as f32, [0, 0])?;
         let zero = if symmetric { half } else { (-lo / f64::from(scale)).round_ties_even().clamp(0.0, steps) as u8 };
         Ok(Affine { scale, zero })
-    }
-
-    /// To the nearest value of the stored type; below its normal numbers, where neighbours lie far apart, upwards,
-    /// so that the range is not cut.
-    fn round_scale(&self, scale: f32) -> Result<f32> {
-        let out_of_range = || Error::ScaleRange { row: 0, group: 0, value: scale, dtype: self.scale_dtype.name() };
-        let rounded = match self.scale_dtype {
-            DType::F16 => {
-                let near = f16::from_f32(scale);
-                let up = near < f16::MIN_POSITIVE && near.to_f32() < scale && near.to_bits() > 0;
-                if up { f16::from_bits(near.to_bits() + 1).to_f32() } else { near.to_f32() }
-            }
-            DType::BF16 => bf16::from_f32(scale).to_f32(),
-            DType::E8M0 => {
-                let down = f32::from_bits(scale.to_bits() & 0x7f80_0000);
-                if down < scale { down * 2.0 } else { down }
-            }
-            _ => scale,
-        };
-        if rounded.is_finite() && rounded > 0.0 { Ok(rounded) } else { Err(out_of_range()) }
     }
 
     /// `Σ h |w - ŵ|^norm` with the importance `h`, given up (infinite) once it is above `bound`.
@@ -185,6 +165,29 @@ impl GroupSpec {
             }
         }
         sum
+    }
+}
+
+/// To the nearest value of a stored type; below its normal numbers, where neighbours lie far apart, upwards, so that the range is not cut.
+/// Errors call the scale by its row and group.
+pub(crate) fn round_scale(dtype: DType, scale: f32, [row, group]: [usize; 2]) -> Result<f32> {
+    let rounded = match dtype {
+        DType::F16 => {
+            let near = f16::from_f32(scale);
+            let up = near < f16::MIN_POSITIVE && near.to_f32() < scale && near.to_bits() > 0;
+            if up { f16::from_bits(near.to_bits() + 1).to_f32() } else { near.to_f32() }
+        }
+        DType::BF16 => bf16::from_f32(scale).to_f32(),
+        DType::E8M0 => {
+            let down = f32::from_bits(scale.to_bits() & 0x7f80_0000);
+            if down < scale { down * 2.0 } else { down }
+        }
+        _ => scale,
+    };
+    if rounded.is_finite() && rounded > 0.0 {
+        Ok(rounded)
+    } else {
+        Err(Error::ScaleRange { row, group, value: scale, dtype: dtype.name() })
     }
 }
 

@@ -33,17 +33,22 @@
 //! ```
 //!
 //! The result is a [`LinearOp`]: it multiplies, is saved, and reopens through a [`Registry`] in which
-//! [`register`] has put this crate's kind.
+//! [`register`] has put this crate's kinds.
 
+pub mod dgq;
 pub mod gptq;
 mod grid;
 mod linear;
 pub mod mixed;
+pub mod qqq;
 mod rtn;
+mod search;
 
+pub use dgq::{Dgq, DualLinear};
 pub use gptq::Gptq;
 pub use grid::{Clip, Grid, GroupFit, GroupSpec};
 pub use linear::GroupedLinear;
+pub use qqq::{Qqq, TableLinear};
 pub use rtn::{CheckedRtn, Rtn};
 pub use tersor_core::{Check, DType, Error, GroupSize, LinearOp, MatView, ParamError, Registry, Result};
 
@@ -53,4 +58,6 @@ pub use tersor_core::ndarray;
 /// Adds the kinds of this crate to a registry.
 pub fn register(registry: &mut Registry) {
     registry.register(GroupedLinear::KIND, linear::load);
+    registry.register(DualLinear::KIND, dgq::load);
+    registry.register(TableLinear::KIND, qqq::load);
 }

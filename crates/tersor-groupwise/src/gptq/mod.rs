@@ -7,3 +7,4 @@ mod quantize;
 
 pub use factor::Factor;
 pub use params::{CheckedGptq, Dead, Gptq, Groups, OnFailure};
+pub(crate) use quantize::Ready;

@@ -34,8 +34,27 @@ impl CheckedGptq {
         })
     }
 
+    /// [`CheckedGptq::grouped`], as an operator for inputs in their own order.
+    fn run(&self, w: &[f32], shape: [usize; 2], factor: &Factor, first: usize) -> Result<Compressed> {
+        let (op, report) = self.grouped(w, shape, factor, first)?;
+        Ok(Compressed { op: self.in_own_order(op, factor)?, report })
+    }
+
+    fn in_own_order(&self, op: GroupedLinear, factor: &Factor) -> Result<Box<dyn LinearOp>> {
+        Ok(match &factor.order {
+            Some(order) if self.permutes() => Box::new(Permuted::new(order.clone(), Box::new(op))?),
+            _ => Box::new(op),
+        })
+    }
+
     /// Rows in units, each on its own, in the current pool. `first` is the number of the first row.
-    fn run(&self, w: &[f32], [rows, cols]: [usize; 2], factor: &Factor, first: usize) -> Result<Compressed> {
+    fn grouped(
+        &self,
+        w: &[f32],
+        [rows, cols]: [usize; 2],
+        factor: &Factor,
+        first: usize,
+    ) -> Result<(GroupedLinear, Report)> {
         let start = Instant::now();
         if cols != factor.features {
             return Err(Error::shape("features of the Hessian", cols, factor.features));
@@ -62,12 +81,8 @@ impl CheckedGptq {
             (report.data_error, report.damping) = (Some(error), Some(factor.damping));
         }
         let op = GroupedLinear::stack(self.spec, [rows, cols], parts)?;
-        let op: Box<dyn LinearOp> = match &factor.order {
-            Some(order) if self.permutes() => Box::new(Permuted::new(order.clone(), Box::new(op))?),
-            _ => Box::new(op),
-        };
         report.seconds = start.elapsed().as_secs_f64();
-        Ok(Compressed { op, report })
+        Ok((op, report))
     }
 
     /// The grids of rows that are fitted before anything is rounded: of each group, or of each row.
@@ -304,7 +319,14 @@ impl Method for CheckedGptq {
         Ok(layout)
     }
 
-    fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
+    fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
+        Ok(Box::new(self.prepare_grouped(stats, cx)?))
+    }
+}
+
+impl CheckedGptq {
+    /// The factor that all matrices of a site share.
+    pub(crate) fn prepare_grouped<'s>(&'s self, stats: Option<&'s StatSet>, _: &Context) -> Result<Ready<'s>> {
         let missing = || Error::Missing { name: "XᵀX".into(), place: "the statistics that GPTQ was given".into() };
         let stats = stats.ok_or_else(missing)?;
         if stats.tokens() == 0 {
@@ -316,30 +338,44 @@ impl Method for CheckedGptq {
             // The layout promised an order: the natural one.
             factor.order = Some((0..stats.features() as u32).collect());
         }
-        Ok(Box::new(Ready { method: self, factor, stats, gram: gram.iter().map(|v| *v as f32).collect() }))
+        Ok(Ready { method: self, factor, stats, gram: gram.iter().map(|v| *v as f32).collect() })
     }
 }
 
 /// A site's factor, for all its matrices.
-struct Ready<'s> {
+pub(crate) struct Ready<'s> {
     method: &'s CheckedGptq,
     factor: Factor,
     stats: &'s StatSet,
     gram: Vec<f32>,
 }
 
-impl Prepared for Ready<'_> {
-    fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
+impl Ready<'_> {
+    /// Rows on the grid; of a method that stores them in another order, in that.
+    pub(crate) fn grouped(
+        &self,
+        w: &dyn RowSource,
+        rows: Range<usize>,
+        cx: &Context,
+    ) -> Result<(GroupedLinear, Report)> {
         cx.cancel.check()?;
         let cols = w.shape()[1];
         let values = read_finite(w, rows.clone())?;
-        let mut done = cx.run(|| self.method.run(&values, [rows.len(), cols], &self.factor, rows.start))?;
-        done.report.data_energy = Some(cx.run(|| energy(&values, &self.gram, cols)));
+        let (op, mut report) = cx.run(|| self.method.grouped(&values, [rows.len(), cols], &self.factor, rows.start))?;
+        report.data_energy = Some(cx.run(|| energy(&values, &self.gram, cols)));
         if self.stats.tokens() < cols as u64 {
             let n = self.stats.tokens();
-            done.report.fallbacks.push(format!("{n} tokens for {cols} features: the Hessian has rank {n} at most"));
+            report.fallbacks.push(format!("{n} tokens for {cols} features: the Hessian has rank {n} at most"));
         }
-        Ok(done)
+        Ok((op, report))
+    }
+}
+
+impl Prepared for Ready<'_> {
+    fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
+        let (op, report) = self.grouped(w, rows, cx)?;
+        let op = self.method.in_own_order(op, &self.factor)?;
+        Ok(Compressed { op, report })
     }
 }
 

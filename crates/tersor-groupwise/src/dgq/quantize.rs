@@ -1,0 +1,179 @@
+//! The two-phase search, and its face as a [`Method`].
+
+use std::ops::Range;
+use std::time::Instant;
+
+use tersor_core::method::ROW_UNIT;
+use tersor_core::{
+    Compressed, Context, DType, Isa, Layout, LinearOp, Method, Prepared, Report, Result, RowSource, StatNeeds, StatSet,
+    read_finite,
+};
+use tersor_kernels::{affine, par};
+
+use super::linear::MOST;
+use super::{CheckedDgq, DualLinear};
+use crate::grid::round_scale;
+use crate::search::GramBlocks;
+
+/// Shares of a group's range that are tried.
+const GROUP_STEPS: usize = 20;
+
+/// Shares of a row's range that are tried.
+const ROW_STEPS: usize = 80;
+
+fn group_share(i: usize) -> f32 {
+    1.02 - 0.22 * (i + 1) as f32 / GROUP_STEPS as f32
+}
+
+fn row_share(i: usize) -> f32 {
+    1.02 - 0.82 * (i + 1) as f32 / ROW_STEPS as f32
+}
+
+/// Scale and zero of a group before its scale is an integer.
+#[derive(Clone, Copy)]
+struct Fit {
+    scale: f32,
+    zero: u8,
+}
+
+impl Fit {
+    /// Of a share of the range of values, which takes zero in.
+    fn of((lo, hi): (f32, f32), share: f32) -> Self {
+        let (lo, hi) = (lo.min(0.0) * share, hi.max(0.0) * share);
+        let scale = (hi - lo) / 15.0;
+        if scale < f32::MIN_POSITIVE {
+            return Self { scale: f32::MIN_POSITIVE, zero: 0 };
+        }
+        Self { scale, zero: (-lo / scale).round_ties_even().clamp(0.0, 15.0) as u8 }
+    }
+
+    fn rounded(self, w: f32) -> f32 {
+        let zero = f32::from(self.zero);
+        self.scale * ((w / self.scale).round_ties_even().clamp(-zero, 15.0 - zero))
+    }
+}
+
+/// Integer scale of a group under a row's scale, and the codes that it may use.
+fn grain(fit: Fit, row: f32) -> (u8, Range<f32>) {
+    let scale = (fit.scale / row).round_ties_even().clamp(1.0, MOST as f32);
+    let (zero, reach) = (i32::from(fit.zero), MOST / scale as i32);
+    let least = (zero - reach).max(0) - zero;
+    let most = (zero + reach).min(15) - zero;
+    (scale as u8, least as f32..most as f32)
+}
+
+/// A code less its zero.
+fn code(w: f32, row: f32, (scale, range): &(u8, Range<f32>)) -> f32 {
+    let clamped = w.clamp(-(MOST as f32) * row, MOST as f32 * row);
+    (clamped / (f32::from(*scale) * row)).round_ties_even().clamp(range.start, range.end)
+}
+
+impl CheckedDgq {
+    /// Rows from `first` on.
+    fn run(&self, w: &[f32], gram: &GramBlocks, first: usize) -> Result<(DualLinear, f64)> {
+        let (cols, isa) = (gram.features, Isa::detect());
+        let rows = w.len().checked_div(cols).unwrap_or(0);
+        let (groups, width) = (self.group.count(cols), self.group.width(cols).max(1));
+        let ranges: Vec<(f32, f32)> =
+            (w.chunks_exact(cols.max(1))).flat_map(|row| row.chunks(width).map(|g| affine::min_max(isa, g))).collect();
+        // First phase: each group by itself.
+        let shares = gram.best_of(w, GROUP_STEPS, |i, r, g, w, out| {
+            let fit = Fit::of(ranges[r * groups + g], group_share(i));
+            w.iter().zip(out).for_each(|(w, o)| *o = fit.rounded(*w));
+        });
+        let fits: Vec<Fit> =
+            ranges.iter().zip(&shares).map(|(r, i)| Fit::of(*r, group_share(usize::from(*i)))).collect();
+        // Second: the row's scale, with those of the groups held.
+        let scale = |row: usize, most: f32, i: usize| -> Result<f32> {
+            let scale = row_share(i) * most / MOST as f32;
+            if scale < f32::MIN_POSITIVE { Ok(1.0) } else { round_scale(DType::F16, scale, [row, 0]) }
+        };
+        let unit = |block: usize, scratch: &mut Vec<f32>| -> Result<(Vec<f32>, f64)> {
+            let span = block * ROW_UNIT..rows.min((block + 1) * ROW_UNIT);
+            let w = &w[span.start * cols..span.end * cols];
+            let most: Vec<f32> = w.chunks_exact(cols).map(|row| row.iter().fold(0f32, |m, v| m.max(v.abs()))).collect();
+            let (mut best, mut chosen) = (vec![f64::INFINITY; span.len()], vec![1f32; span.len()]);
+            let (mut d, mut scales) = (vec![0f32; w.len()], vec![1f32; span.len()]);
+            for i in 0..ROW_STEPS {
+                for (r, row) in span.clone().enumerate() {
+                    scales[r] = scale(first + row, most[r], i)?;
+                    let (w, d) = (&w[r * cols..][..cols], &mut d[r * cols..][..cols]);
+                    for (g, (w, d)) in w.chunks(width).zip(d.chunks_mut(width)).enumerate() {
+                        let grain = grain(fits[row * groups + g], scales[r]);
+                        let step = f32::from(grain.0) * scales[r];
+                        w.iter().zip(d).for_each(|(w, d)| *d = w - step * code(*w, scales[r], &grain));
+                    }
+                }
+                for (r, loss) in gram.losses(&d, scratch).into_iter().enumerate() {
+                    if loss < best[r] {
+                        (best[r], chosen[r]) = (loss, scales[r]);
+                    }
+                }
+            }
+            Ok((chosen, best.into_iter().sum()))
+        };
+        let units = par::map(rows.div_ceil(ROW_UNIT), true, Vec::new, unit);
+        let (mut row_scales, mut loss) = (Vec::with_capacity(rows), 0f64);
+        for done in units {
+            let (scales, lost) = done?;
+            row_scales.extend(scales);
+            loss += lost;
+        }
+        let mut codes = vec![0u8; w.len()];
+        let (mut group_scales, mut zeros) = (vec![1u8; rows * groups], vec![0u8; rows * groups]);
+        for (at, fit) in fits.iter().enumerate() {
+            let (r, g) = (at / groups, at % groups);
+            let grain = grain(*fit, row_scales[r]);
+            (group_scales[at], zeros[at]) = (grain.0, fit.zero);
+            let span = r * cols + g * width..r * cols + ((g + 1) * width).min(cols);
+            for (w, c) in w[span.clone()].iter().zip(&mut codes[span]) {
+                *c = (code(*w, row_scales[r], &grain) + f32::from(fit.zero)) as u8;
+            }
+        }
+        let op = DualLinear::new([rows, cols], self.group, &codes, group_scales, zeros, row_scales)?;
+        Ok((op, loss))
+    }
+}
+
+impl Method for CheckedDgq {
+    fn name(&self) -> String {
+        "dgq".into()
+    }
+
+    fn needs(&self) -> StatNeeds {
+        StatNeeds { gram: true, ..StatNeeds::default() }
+    }
+
+    fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
+        tersor_core::view::elements(shape)?;
+        Ok(DualLinear::layout(self.group, shape))
+    }
+
+    fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
+        let gram = GramBlocks::of(stats, |features| self.group.width(features))?;
+        Ok(Box::new(Ready { method: self, gram, tokens: stats.map_or(0, StatSet::tokens) }))
+    }
+}
+
+struct Ready<'m> {
+    method: &'m CheckedDgq,
+    gram: GramBlocks,
+    tokens: u64,
+}
+
+impl Prepared for Ready<'_> {
+    fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
+        cx.cancel.check()?;
+        let (start, cols) = (Instant::now(), w.shape()[1]);
+        if cols != self.gram.features {
+            return Err(tersor_core::Error::shape("features of the statistics", cols, self.gram.features));
+        }
+        let values = read_finite(w, rows.clone())?;
+        let (op, loss) = cx.run(|| self.method.run(&values, &self.gram, rows.start))?;
+        let mut back = vec![0f32; values.len()];
+        op.decompress_rows(0..rows.len(), &mut back)?;
+        let mut report = Report::of(&values, &back, start.elapsed());
+        report.data_error = Some(loss * self.tokens as f64);
+        Ok(Compressed { op: Box::new(op), report })
+    }
+}
