@@ -86,7 +86,9 @@ impl CheckedDgq {
         // Second: the row's scale, with those of the groups held.
         let scale = |row: usize, most: f32, i: usize| -> Result<f32> {
             let scale = row_share(i) * most / MOST as f32;
-            if scale < f32::MIN_POSITIVE { Ok(1.0) } else { round_scale(DType::F16, scale, [row, 0]) }
+            // Rows below what f16 can tell apart come out coarse.
+            let scale = scale.max(half::f16::MIN_POSITIVE_SUBNORMAL.to_f32());
+            if most == 0.0 { Ok(1.0) } else { round_scale(DType::F16, scale, [row, 0]) }
         };
         let unit = |block: usize, scratch: &mut Vec<f32>| -> Result<(Vec<f32>, f64)> {
             let span = block * ROW_UNIT..rows.min((block + 1) * ROW_UNIT);
