@@ -145,6 +145,34 @@ pub struct StatSet {
 }
 
 impl StatSet {
+    /// What they would be if every input had been divided by these factors. Error on another number of them.
+    pub fn divided(&self, factors: &[f32]) -> Result<Self> {
+        let k = self.features;
+        if factors.len() != k {
+            return Err(Error::shape("factors of inputs", k, factors.len()));
+        }
+        let by: Vec<f64> = factors.iter().map(|s| f64::from(*s).recip()).collect();
+        let mut out = self.clone();
+        let squared = |v: &mut Vec<f64>| v.iter_mut().zip(&by).for_each(|(v, s)| *v *= s * s);
+        let single = |v: &mut Vec<f64>| v.iter_mut().zip(&by).for_each(|(v, s)| *v *= s);
+        let short = |v: &mut Vec<f32>| v.iter_mut().zip(&by).for_each(|(v, s)| *v = (f64::from(*v) * s) as f32);
+        out.squares.iter_mut().for_each(squared);
+        if let Some(c) = &mut out.channel {
+            [&mut c.min, &mut c.max].into_iter().for_each(short);
+            [&mut c.sum, &mut c.sum_abs, &mut c.max_mean_abs].into_iter().for_each(single);
+            squared(&mut c.sum_sq);
+        }
+        if let Some(gram) = &mut out.gram {
+            for (row, s) in gram.chunks_exact_mut(k.max(1)).zip(&by) {
+                row.iter_mut().zip(&by).for_each(|(v, t)| *v *= s * t);
+            }
+        }
+        if let Some(sample) = &mut out.sample {
+            sample.rows.iter_mut().for_each(short);
+        }
+        Ok(out)
+    }
+
     /// Nothing seen yet. `first_token` is the number of the first token of this shard in the whole stream, and
     /// `seed` chooses the sample. Error when the Gram matrix would not fit the address space.
     pub fn new(features: usize, needs: StatNeeds, seed: u64, first_token: u64) -> Result<Self> {

@@ -35,6 +35,7 @@
 //! The result is a [`LinearOp`]: it multiplies, is saved, and reopens through a [`Registry`] in which
 //! [`register`] has put this crate's kinds.
 
+pub mod awq;
 pub mod dgq;
 pub mod gptq;
 mod grid;
@@ -43,13 +44,16 @@ pub mod mixed;
 pub mod qqq;
 mod rtn;
 mod search;
+pub mod smooth;
 
+pub use awq::{Awq, OutputClip};
 pub use dgq::{Dgq, DualLinear};
 pub use gptq::Gptq;
 pub use grid::{Clip, Grid, GroupFit, GroupSpec};
 pub use linear::GroupedLinear;
 pub use qqq::{Qqq, TableLinear};
 pub use rtn::{CheckedRtn, Rtn};
+pub use smooth::{Adaptive, Percentile, SmoothQuant};
 pub use tersor_core::{Check, DType, Error, GroupSize, LinearOp, MatView, ParamError, Registry, Result};
 
 #[cfg(feature = "ndarray")]

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 use tersor_core::compose::Dense;
-use tersor_core::{DType, Error, Limits, LinearOp, OpSpec, Registry, Result, RowSource, read_finite};
+use tersor_core::{
+    DType, Error, Fold, FoldedRows, Limits, LinearOp, OpSpec, Registry, Result, RowSource, read_finite,
+};
 use tersor_formats::{Model, json};
 
 use crate::Architecture;
@@ -105,26 +107,12 @@ impl Checkpoint {
     /// A matrix as an operator: what was compressed, or the original's values in f32. Error when it is missing, has another
     /// shape, or holds a value that is not finite.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Box<dyn LinearOp>> {
-        let op = match (self.manifest.as_ref().and_then(|m| m.specs.get(name)), self.model.stored()) {
-            (Some(spec), Some(stored)) => self.registry.load(spec, name, stored)?,
-            _ => {
-                let rows = self.model.rows(name)?;
-                Box::new(read_dense(&*rows).map_err(|e| e.in_tensor(name))?)
-            }
-        };
-        if op.shape() != shape {
-            return Err(Error::shape("shape of a matrix", shape, op.shape()).in_tensor(name));
-        }
-        Ok(op)
+        Weights::from(self).matrix(name, shape)
     }
 
     /// A vector in f32. Error as for [`Checkpoint::matrix`].
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        let rows = self.model.rows(name)?;
-        if rows.shape() != [1, len] {
-            return Err(Error::shape("length of a vector", len, rows.shape()[1]).in_tensor(name));
-        }
-        read_finite(&*rows, 0..1).map_err(|e| e.in_tensor(name))
+        Weights::from(self).vector(name, len)
     }
 
     /// The two-dimensional weights and what they take on disk; a head that is tied is not a second one.
@@ -159,6 +147,63 @@ impl Checkpoint {
     /// Bits a weight over all matrices, and over those that are neither embedding nor head.
     pub fn bits_per_weight(&self) -> (f64, f64) {
         bits_per_weight(&self.weights())
+    }
+}
+
+/// The weights of a checkpoint, with folds applied as they are read.
+#[derive(Clone, Copy)]
+pub struct Weights<'a> {
+    checkpoint: &'a Checkpoint,
+    folds: &'a [Fold],
+}
+
+impl<'a> From<&'a Checkpoint> for Weights<'a> {
+    fn from(checkpoint: &'a Checkpoint) -> Self {
+        Self { checkpoint, folds: &[] }
+    }
+}
+
+impl<'a> Weights<'a> {
+    /// With these folds.
+    pub fn folded(checkpoint: &'a Checkpoint, folds: &'a [Fold]) -> Self {
+        Self { checkpoint, folds }
+    }
+
+    /// Whether there is a tensor or operator of that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.checkpoint.has(name)
+    }
+
+    /// A matrix as an operator: what was compressed, or the original's values in f32. Error when it is missing, has another shape, holds a value
+    /// that is not finite, or is folded after it was compressed.
+    pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Box<dyn LinearOp>> {
+        let Checkpoint { model, manifest, registry, .. } = self.checkpoint;
+        let op = match (manifest.as_ref().and_then(|m| m.specs.get(name)), model.stored()) {
+            (Some(_), _) if self.folds.iter().any(|f| f.weight == name) => {
+                let value = "a matrix that is compressed already".to_string();
+                return Err(Error::Unsupported { what: "folding", value }.in_tensor(name));
+            }
+            (Some(spec), Some(stored)) => registry.load(spec, name, stored)?,
+            _ => {
+                let rows = model.rows(name)?;
+                let rows = FoldedRows::new(&*rows, name, self.folds)?;
+                Box::new(read_dense(&rows).map_err(|e| e.in_tensor(name))?)
+            }
+        };
+        if op.shape() != shape {
+            return Err(Error::shape("shape of a matrix", shape, op.shape()).in_tensor(name));
+        }
+        Ok(op)
+    }
+
+    /// A vector in f32. Error as for [`Weights::matrix`].
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let rows = self.checkpoint.model.rows(name)?;
+        if rows.shape() != [1, len] {
+            return Err(Error::shape("length of a vector", len, rows.shape()[1]).in_tensor(name));
+        }
+        let rows = FoldedRows::new(&*rows, name, self.folds)?;
+        read_finite(&rows, 0..1).map_err(|e| e.in_tensor(name))
     }
 }
 

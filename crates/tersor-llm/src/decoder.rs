@@ -109,7 +109,7 @@ impl Decoder {
                 let layer = layers.get(index);
                 f(layer.ok_or_else(|| Error::shape("layer", format!("below {}", layers.len()), index))?)
             }
-            Layers::Streamed(checkpoint) => f(&Layer::read(checkpoint, &self.config, index)?),
+            Layers::Streamed(checkpoint) => f(&Layer::read(&**checkpoint, &self.config, index)?),
         }
     }
 

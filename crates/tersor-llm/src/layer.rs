@@ -6,7 +6,7 @@ use tersor_core::cache::Queries;
 use tersor_core::{Error, Exec, Input, KvBlock, KvCache, LinearOp, MatViewMut, Result};
 use tersor_kernels::{par, vector};
 
-use crate::{Checkpoint, DecoderConfig};
+use crate::{DecoderConfig, Weights};
 
 /// An operator and the bias beside it.
 pub struct Linear {
@@ -96,15 +96,16 @@ pub type Observer<'a> = &'a mut dyn FnMut(SiteKind, &Input<'_>) -> Result<()>;
 
 impl Layer {
     /// Layer `index` of a model. Error when a tensor is missing, misshapen or not finite.
-    pub fn read(checkpoint: &Checkpoint, c: &DecoderConfig, index: usize) -> Result<Self> {
+    pub fn read<'w>(weights: impl Into<Weights<'w>>, c: &DecoderConfig, index: usize) -> Result<Self> {
+        let weights: Weights<'_> = weights.into();
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let linear = |part: &str, out: usize, inp: usize| -> Result<Linear> {
             let bias = name(&format!("{part}.bias"));
             let bias =
-                if checkpoint.model().tensor(&bias).is_ok() { Some(checkpoint.vector(&bias, out)?) } else { None };
-            Ok(Linear { op: checkpoint.matrix(&name(&format!("{part}.weight")), [out, inp])?.into(), bias })
+                if weights.has(&bias) { Some(weights.vector(&bias, out)?) } else { None };
+            Ok(Linear { op: weights.matrix(&name(&format!("{part}.weight")), [out, inp])?.into(), bias })
         };
-        let norm = |part: &str, n: usize| checkpoint.vector(&name(&format!("{part}.weight")), n);
+        let norm = |part: &str, n: usize| weights.vector(&name(&format!("{part}.weight")), n);
         let head_norm = |part: &str| c.qk_norm.then(|| norm(part, c.head_dim)).transpose();
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         Ok(Self {

@@ -33,8 +33,10 @@ mod tokenizer;
 
 pub use architecture::Architecture;
 pub use cache::DenseCache;
-pub use calibrate::{Behind, Calibration, Forks, Hooks, ReadRow, Replaced, Replacements, batch_tokens, shard_windows};
-pub use checkpoint::{Checkpoint, MANIFEST, Manifest, StoredWeight, bits_per_weight, is_embedding_or_head};
+pub use calibrate::{
+    Behind, Calibration, Forks, Hooks, ReadRow, Replaced, Replacements, Seen, SiteChanges, batch_tokens, shard_windows,
+};
+pub use checkpoint::{Checkpoint, MANIFEST, Manifest, StoredWeight, Weights, bits_per_weight, is_embedding_or_head};
 pub use config::{DecoderConfig, RopeScaling};
 pub use decoder::{Decoder, State};
 pub use encoder::{Activation, Encoder, EncoderConfig};

@@ -1,9 +1,9 @@
 //! The decoder as an ordered list of sites, and what a site's module makes of stored tokens.
 
-use tersor_core::{Consumer, Error, Exec, Input, LinearOp, Producer, Result, Site};
+use tersor_core::{Consumer, Error, Exec, Input, KvCache, LinearOp, Producer, Result, Site};
 
 use crate::layer::{apply, gate};
-use crate::{Decoder, DecoderConfig, SiteKind};
+use crate::{Decoder, DecoderConfig, Layer, SiteKind};
 
 impl SiteKind {
     /// The four of a layer, in the order in which they run.
@@ -92,6 +92,38 @@ impl DecoderConfig {
     }
 }
 
+impl Layer {
+    /// What the module behind a site makes of one window with other weights. Error when there are not as many as the site has.
+    pub(crate) fn module(
+        &self,
+        config: &DecoderConfig,
+        kind: SiteKind,
+        x: &Input<'_>,
+        weights: &[&dyn LinearOp],
+        cache: &mut dyn KvCache,
+        exec: &mut Exec,
+    ) -> Result<Vec<f32>> {
+        match (kind, weights) {
+            (SiteKind::Qkv, &[q, k, v]) => {
+                let bias = [&self.q_proj, &self.k_proj, &self.v_proj].map(|l| l.bias.as_deref());
+                let mut run = |op: &dyn LinearOp, b| apply(op, b, x, exec);
+                let qkv = [run(q, bias[0])?, run(k, bias[1])?, run(v, bias[2])?];
+                let positions: Vec<u32> = (0..x.shape()[0] as u32).collect();
+                self.attend(config, qkv, &positions, cache, exec)
+            }
+            (SiteKind::GateUp, &[g, u]) => {
+                let mut gated = apply(g, self.gate_proj.bias.as_deref(), x, exec)?;
+                let up = apply(u, self.up_proj.bias.as_deref(), x, exec)?;
+                gate(&mut gated, &up, exec);
+                Ok(gated)
+            }
+            (SiteKind::O, &[o]) => apply(o, self.o_proj.bias.as_deref(), x, exec),
+            (SiteKind::Down, &[down]) => apply(down, self.down_proj.bias.as_deref(), x, exec),
+            _ => Err(Error::shape("weights of a site", kind.consumers().len(), weights.len())),
+        }
+    }
+}
+
 impl Decoder {
     /// The network's sites, in the order in which they run; the last is the head's.
     pub fn sites(&self) -> Vec<Site> {
@@ -123,24 +155,7 @@ impl Decoder {
             let mut out = Vec::new();
             for x in x.chunks_exact(window * features) {
                 let x = Input::new(x, [window, features])?;
-                let part = match (kind, weights) {
-                    (SiteKind::Qkv, &[q, k, v]) => {
-                        let bias = [&own.q_proj, &own.k_proj, &own.v_proj].map(|l| l.bias.as_deref());
-                        let mut run = |op: &dyn LinearOp, b| apply(op, b, &x, exec);
-                        let qkv = [run(q, bias[0])?, run(k, bias[1])?, run(v, bias[2])?];
-                        let positions: Vec<u32> = (0..window as u32).collect();
-                        own.attend(config, qkv, &positions, &mut self.cache(), exec)?
-                    }
-                    (SiteKind::GateUp, &[g, u]) => {
-                        let mut gated = apply(g, own.gate_proj.bias.as_deref(), &x, exec)?;
-                        let up = apply(u, own.up_proj.bias.as_deref(), &x, exec)?;
-                        gate(&mut gated, &up, exec);
-                        gated
-                    }
-                    (SiteKind::O, _) => apply(weights[0], own.o_proj.bias.as_deref(), &x, exec)?,
-                    _ => apply(weights[0], own.down_proj.bias.as_deref(), &x, exec)?,
-                };
-                out.extend(part);
+                out.extend(own.module(config, kind, &x, weights, &mut self.cache(), exec)?);
             }
             Ok(out)
         })

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tersor::core::{Error, LinearOp, Prepared, Result, Site, StatSet};
-use tersor::llm::{Behind, Calibration, Checkpoint, Hooks};
+use tersor::core::{Error, LinearOp, Prepared, Result, Site, StatNeeds, StatSet};
+use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, Seen, SiteChanges};
 
 use super::matrix::{Job, check_source, source_hash};
-use super::tasks;
+use super::{smooth, tasks};
 use crate::plan::Action;
 
 /// The stream is kept so often, where the work is not cut into tasks: what a crash costs.
@@ -69,11 +69,18 @@ impl<'j, 'a> Chain<'j, 'a> {
             };
             site.consumers.iter().map(replaced).collect()
         };
-        let mut hooks = Hooks { behind, cancel: &cx.cancel, seed: plan.seed, needs: &needs, compress };
+        let layer = self.passed;
+        let known = if plan.smoothings.is_empty() { Some(Vec::new()) } else { smooth::folds(job, layer)? };
+        let smoothing_needs = |site: &Site| plan.smoothings.get(&site.name).map_or(StatNeeds::default(), |s| s.needs());
+        let rewrite = &mut |seen: &[Seen<'_>]| smooth::rewrite(job, layer, seen);
+        let changes = SiteChanges { needs: &smoothing_needs, rewrite };
+        let rewriting = if known.is_none() { Some(changes) } else { None };
+        let (seed, folds) = (plan.seed, known.unwrap_or_default());
+        let mut hooks = Hooks { behind, cancel: &cx.cancel, seed, needs: &needs, compress, rewriting, folds };
         self.calibration.layer(self.passed, &mut hooks)?;
         let network = self.checkpoint.architecture();
         for entry in plan.entries.iter().filter(|e| network.layer_of(&e.name) == Some(self.passed)) {
-            if matches!(entry.action, Action::Copy) {
+            if matches!(entry.action, Action::Copy | Action::Fold) {
                 self.sources.insert(entry.name.clone(), source_hash(job.model, entry)?);
             }
         }
@@ -168,6 +175,9 @@ fn replacement(job: &Job<'_>, weight: &str) -> Result<Option<Arc<dyn LinearOp>>>
 /// Compresses the consumers of a site that are not finished; those under one rule prepare once.
 pub fn site(job: &Job<'_>, site: &Site, stats: &StatSet) -> Result<()> {
     let plan = job.plan;
+    let online = smooth::online(job, site)?;
+    let divided = online.as_ref().map(|factors| stats.divided(factors)).transpose()?;
+    let stats = divided.as_ref().unwrap_or(stats);
     let mut prepared: Vec<(Option<usize>, Box<dyn Prepared + '_>)> = Vec::new();
     for number in site.consumers.iter().filter_map(|c| plan.entry(&c.weight)) {
         let entry = &plan.entries[number];
@@ -175,7 +185,12 @@ pub fn site(job: &Job<'_>, site: &Site, stats: &StatSet) -> Result<()> {
         if job.parts.finished(number)?.is_none() {
             if !prepared.iter().any(|p| p.0 == entry.rule) {
                 let stats = method.needs().any_data().then_some(stats);
-                prepared.push((entry.rule, method.prepare(stats, job.cx).map_err(|e| e.in_tensor(&entry.name))?));
+                let ready = method.prepare(stats, job.cx).map_err(|e| e.in_tensor(&entry.name))?;
+                let ready = match &online {
+                    Some(factors) => Box::new(smooth::Scaled::new(factors, ready)) as Box<dyn Prepared + '_>,
+                    None => ready,
+                };
+                prepared.push((entry.rule, ready));
             }
             let Some((_, ready)) = prepared.iter().find(|p| p.0 == entry.rule) else { continue };
             job.matrix(number, &**ready)?;

@@ -5,12 +5,13 @@ use std::sync::Mutex;
 
 use serde_json::{Value as Json, json};
 use tersor::core::{
-    Context, Error, LinearOp, NonFinite, Prepared, Repaired, Report, Result, RowSlot, RowSource, TensorInfo,
-    TensorSink, check_finite,
+    Context, Error, Fold, FoldedRows, LinearOp, NonFinite, Prepared, Repaired, Report, Result, RowSlot, RowSource, TensorInfo,
+    TensorSink, check_finite, read_finite,
 };
 use tersor::formats::{Model, json as files};
 
 use super::parts::{Parts, copy_rows};
+use super::smooth;
 use crate::plan::{Action, Entry, Plan};
 
 /// A compression under way.
@@ -35,6 +36,18 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// What smoothing asks of a tensor. Error when the layer's factors have not been found yet.
+    pub fn folds(&self, name: &str) -> Result<Vec<Fold>> {
+        let layer = self.plan.network.as_ref().and_then(|n| n.layer_of(name));
+        match layer.filter(|_| !self.plan.smoothings.is_empty()) {
+            Some(layer) => smooth::folds(self, layer)?.ok_or_else(|| Error::Missing {
+                name: format!("factors of layer {layer}"),
+                place: "the work in progress; its task comes first".into(),
+            }),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// One matrix, a block of rows at a time.
     pub fn matrix(&self, number: usize, prepared: &dyn Prepared) -> Result<()> {
         let entry = &self.plan.entries[number];
@@ -47,6 +60,8 @@ impl Job<'_> {
         let source = HashedRows::new(self.model.rows(&entry.name)?);
         let rule = entry.rule.and_then(|r| plan.recipe.rules.get(r));
         let repaired = Repaired::new(&source, rule.map_or(Ok(NonFinite::Refuse), |r| r.non_finite())?);
+        let folds = self.folds(&entry.name)?;
+        let folded = FoldedRows::new(&repaired, &entry.name, &folds)?;
         let shape = source.shape();
         let (mut report, mut spec) = (Report::default(), None);
         let mut writer = self.parts.create(number, entry)?;
@@ -54,7 +69,7 @@ impl Job<'_> {
         // An empty matrix is one empty block.
         for first in (0..shape[0].max(1)).step_by(step) {
             let rows = first..(first + step).min(shape[0]);
-            let done = prepared.compress(&repaired, rows, cx)?;
+            let done = prepared.compress(&folded, rows, cx)?;
             let at = RowSlot { first, total: shape[0] };
             done.op.save(&entry.name, at, &mut writer)?;
             report.merge(&done.report);
@@ -169,6 +184,19 @@ fn report_json(r: &Report) -> Json {
     out
 }
 
+/// A vector with factors folded into it, in f32. Gives the hash of what was read.
+pub fn fold(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<String> {
+    let hash = copy(job.model, entry, None)?;
+    let rows = job.model.rows(&entry.name)?;
+    let folds = job.folds(&entry.name)?;
+    let folded = FoldedRows::new(&*rows, &entry.name, &folds)?;
+    let values = read_finite(&folded, 0..rows.shape()[0]).map_err(|e| e.in_tensor(&entry.name))?;
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let (name, info) = &entry.tensors[0];
+    sink.write_shared(name, info, &bytes)?;
+    Ok(hash)
+}
+
 /// A tensor as it is stored; of block types, its values. Floats are checked. Gives the hash of what was read.
 pub fn copy(model: &Model, entry: &Entry, next: Option<&mut dyn TensorSink>) -> Result<String> {
     let mut sink = HashSink { hasher: blake3::Hasher::new(), next };
@@ -188,6 +216,8 @@ fn pass(model: &Model, entry: &Entry, sink: &mut dyn TensorSink) -> Result<()> {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         return sink.write_shared(name, info, &bytes);
     };
+    // As the model has it: what takes factors becomes f32 only after.
+    let info = &stored.info(name)?;
     let check = |first: usize, bytes: &[u8]| {
         if !info.dtype.is_weight() {
             return Ok(());

@@ -3,6 +3,7 @@
 mod chain;
 mod matrix;
 mod parts;
+mod smooth;
 mod tasks;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ use crate::plan::{Action, Calibration, Entry, Plan, recipe_of};
 use crate::recipe::Recipe;
 use crate::{args, cancel_on_signals, megabytes, print_json, progress, windows};
 pub use matrix::each_block;
-use matrix::{Job, check_source, copy};
+use matrix::{Job, check_source, copy, fold};
 use parts::Parts;
 
 /// Name of the file with what differs from run to run.
@@ -210,6 +211,10 @@ fn merge(job: &Job<'_>, work: Work, start: Option<Instant>) -> Result<()> {
         let mut writer = Writer::create(&work.pending(&file), layout)?;
         for (i, entry) in plan.entries.iter().enumerate().filter(|(_, e)| e.file == file) {
             job.cx.cancel.check()?;
+            if let Action::Fold = entry.action {
+                copied.insert(entry.name.clone(), fold(job, entry, &mut writer)?);
+                continue;
+            }
             if let Action::Copy = entry.action {
                 copied.insert(entry.name.clone(), copy(model, entry, Some(&mut writer))?);
                 continue;
@@ -249,7 +254,7 @@ fn check_finished(model: &Model, plan: &Plan, out: &Path) -> Result<()> {
     let manifest = files::read(&out.join(MANIFEST), &Limits::default())?;
     for entry in &plan.entries {
         let recorded = match entry.action {
-            Action::Copy => &manifest["copied"][&entry.name],
+            Action::Copy | Action::Fold => &manifest["copied"][&entry.name],
             Action::Compress(_) => &manifest["tensors"][&entry.name]["source_blake3"],
         };
         check_source(model, entry, recorded.as_str())?;

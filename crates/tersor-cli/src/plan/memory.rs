@@ -96,6 +96,14 @@ impl Plan {
         // The inputs of a batch of windows and their joined copy, and the two halves of the gated product.
         let batch = 4 * batch_tokens(ctx) as u64 * (3 * inner.max(attention) + 2 * hidden);
         gather.insert("windows", batch);
+        if !self.smoothings.is_empty() {
+            // Inputs of the sample at all sites; what a module makes of them, as it was and as it would be, and the parts of that.
+            let want = self.smoothings.values().map(|s| s.needs().sample).max().unwrap_or(0);
+            let tokens = if want > 0 { want.min(windows * ctx).max(ctx) as u64 } else { 0 };
+            let inputs = 4 * (2 * hidden + attention + inner);
+            gather.insert("sample", tokens * (inputs + 4 * (2 * hidden + 3 * inner.max(3 * attention))));
+            *gather.entry("windows").or_default() += 2 * batch_tokens(ctx) as u64 * inputs;
+        }
         if self.spill {
             // Nothing large comes between them, so the allocator keeps what they had.
             compress.insert("windows", batch);

@@ -3,6 +3,7 @@
 mod budget;
 mod memory;
 mod show;
+mod smoothing;
 mod tasks;
 
 pub use show::run;
@@ -11,7 +12,10 @@ pub use tasks::Task;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tersor::core::{DType, Error, Limits, Method, ParamError, Result, StatNeeds, TensorInfo, tensors::join};
+use tersor::core::rewrite::scaled_layout;
+use tersor::core::{
+    DType, Error, Folding, Limits, Method, ParamError, Result, Smoothing, StatNeeds, TensorInfo, tensors::join,
+};
 use tersor::formats::safetensors::Header;
 use tersor::formats::{Model, json as files};
 use tersor::llm::{Architecture, Behind, StoredWeight, Tokenizer};
@@ -27,6 +31,8 @@ const BLOCK_BYTES: usize = 8 << 20;
 pub enum Action {
     /// Its stored bytes are kept (of block types: its values, as f32).
     Copy,
+    /// It is a vector that takes factors of the inputs of a site: its values in f32.
+    Fold,
     /// It is a matrix and this method compresses it.
     Compress(Box<dyn Method>),
 }
@@ -56,7 +62,7 @@ impl Entry {
     /// What its method must know about its inputs.
     pub fn needs(&self) -> StatNeeds {
         match &self.action {
-            Action::Copy => StatNeeds::default(),
+            Action::Copy | Action::Fold => StatNeeds::default(),
             Action::Compress(m) => m.needs(),
         }
     }
@@ -98,6 +104,8 @@ pub struct Plan {
     pub recipe: Recipe,
     /// Every tensor, sorted by name.
     pub entries: Vec<Entry>,
+    /// How the inputs of sites are smoothed, by the names of the sites.
+    pub smoothings: BTreeMap<String, Box<dyn Smoothing>>,
     /// Seed of everything random.
     pub seed: u64,
     /// What the result depends on, each hashed.
@@ -136,6 +144,13 @@ impl Plan {
             (_, true) => None,
         };
         let tied = network.as_ref().is_some_and(Architecture::tied);
+        let sites = network.as_ref().map(Architecture::sites).unwrap_or_default();
+        let smoothings = smoothing::of(&recipe, &sites)?;
+        let smoothed = || sites.iter().filter(|s| smoothings.contains_key(&s.name));
+        let scaled = |name: &str| {
+            smoothed().any(|s| s.folding() == Folding::Online && s.consumers.iter().any(|c| c.weight == name))
+        };
+        let folded = smoothing::vectors(smoothed());
         let mut entries = Vec::new();
         for t in model.tensors() {
             // The one is the other: a second copy in the file has no reader. The frequencies are in the configuration.
@@ -148,12 +163,19 @@ impl Plan {
             let original = stored.filter(|d| d.is_weight()).unwrap_or(DType::F32);
             let (action, tensors) = if is_float && let [rows, cols] = t.shape[..] {
                 let method = match rule {
-                    Some((_, rule)) => rule.method(original)?,
+                    Some((_, rule)) => rule.method(&t.name, original)?,
                     None => Box::new(tersor::core::compose::Cast::new(original)?),
                 };
-                let layout = method.layout([rows, cols]).map_err(|e| e.in_tensor(&t.name))?;
+                let layout = if scaled(&t.name) {
+                    scaled_layout(&*method, [rows, cols])
+                } else {
+                    method.layout([rows, cols])
+                };
+                let layout = layout.map_err(|e| e.in_tensor(&t.name))?;
                 let tensors = layout.tensors.into_iter().map(|(s, info)| (join(&t.name, &s), info)).collect();
                 (Action::Compress(method), tensors)
+            } else if is_float && folded.contains(&t.name) {
+                (Action::Fold, vec![(t.name.clone(), TensorInfo { dtype: DType::F32, shape: t.shape.clone() })])
             } else {
                 let dtype = stored.unwrap_or(DType::F32);
                 (Action::Copy, vec![(t.name.clone(), TensorInfo { dtype, shape: t.shape.clone() })])
@@ -175,6 +197,7 @@ impl Plan {
             inputs: inputs(model, &recipe, seed)?,
             recipe,
             entries,
+            smoothings,
             seed,
             network,
             calibration: None,
@@ -192,6 +215,10 @@ impl Plan {
     /// Takes the calibration text, or the statistics.
     fn take_data(&mut self, calibration: &Calibration) -> Result<()> {
         let mut behind = self.recipe.behind()?;
+        if !self.smoothings.is_empty() && (!calibration.stats.is_empty() || behind == Behind::Original) {
+            let rule = "moves magnitude on its way through the layers: it needs a text (--calib) and sequential statistics";
+            return Err(ParamError::new("smooth", "given", rule).into());
+        }
         if !calibration.stats.is_empty() {
             if self.recipe.statistics.as_deref() == Some("sequential") {
                 let rule = "are of the original network, and the recipe asks for `sequential`; give a text (--calib)";
@@ -221,7 +248,7 @@ impl Plan {
 
     /// Whether some matrix is compressed by what flows into it.
     pub fn needs_data(&self) -> bool {
-        self.entries.iter().any(|e| e.needs().any_data())
+        !self.smoothings.is_empty() || self.entries.iter().any(|e| e.needs().any_data())
     }
 
     /// Error unless every matrix that wants data is one that data flows into.

@@ -14,6 +14,7 @@ impl Entry {
     fn method_name(&self) -> String {
         match &self.action {
             Action::Copy => "copy".into(),
+            Action::Fold => "fold".into(),
             Action::Compress(m) => m.name(),
         }
     }
@@ -34,6 +35,7 @@ impl Plan {
             .collect();
         Ok(json!({
             "recipe": self.recipe.name, "bits_per_weight": all, "body_bits_per_weight": body,
+            "smoothed": self.smoothings.iter().map(|(site, how)| json!({"site": site, "by": how.name()})).collect::<Vec<_>>(),
             "weight_bytes": self.weight_bytes()?, "peak_memory_bytes": self.memory(model), "hidden_states_on_disk": self.spill, "tensors": tensors,
             "tasks": self.tasks_json(),
         }))

@@ -7,9 +7,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tersor::blockwise::{Blockwise, LlmInt8};
 use tersor::core::compose::{Cast, WithActivations};
-use tersor::core::{ActQuant, Bits, Check, DType, Error, GroupSize, Method, NonFinite, ParamError, Result};
+use tersor::core::{ActQuant, Bits, Check, DType, Error, GroupSize, Method, NonFinite, ParamError, Result, Smoothing};
 use tersor::groupwise::gptq::{Dead, Groups, OnFailure};
-use tersor::groupwise::{Clip, Gptq, Grid, Rtn};
+use tersor::groupwise::{
+    Adaptive, Awq, Clip, Dgq, Gptq, Grid, OutputClip, Percentile, Qqq, Rtn, SmoothQuant,
+};
 use tersor::llm::Behind;
 use tersor::lowrank::{Corrected, LowRank, Norm, Rank};
 
@@ -34,7 +36,7 @@ pub struct Rule {
     /// Name patterns with `*` and `?`.
     #[serde(rename = "match")]
     pub patterns: Patterns,
-    /// `rtn`, `gptq`, `nf4`, `fp4`, `dynamic`, `int8`, `svd`, `bf16`, `f16`, `f32` or `keep`.
+    /// `rtn`, `gptq`, `dgq`, `qqq`, `nf4`, `fp4`, `dynamic`, `int8`, `svd`, `bf16`, `f16`, `f32` or `keep`.
     pub method: String,
     /// Bits of a code, 2 to 8; what `nf4`, `fp4`, `dynamic` and `int8` have anyway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,6 +44,16 @@ pub struct Rule {
     /// Bits of the activations, 2 to 8, each token by its own largest magnitude; f32 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activations: Option<u32>,
+    /// Moves magnitude from the inputs of a site to its matrices, all of which must agree: `"smoothquant"`, `"awq"`, `"adaptive"` (QQQ's) or
+    /// `"percentile"` (DGQ's).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smooth: Option<String>,
+    /// How much of it, 0 to 1, 0.5 unless given (SmoothQuant).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// Cuts ranges of groups by the error in their outputs, as AWQ does (`rtn` and `gptq`; not of queries and keys).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub output_clip: bool,
     /// Features of a group, `"channel"` (the default) or `"tensor"`; of `nf4`, `fp4` and `dynamic`, values of a block, 64, 64 and 4096 unless
     /// given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -124,6 +136,9 @@ impl Rule {
             method: method.into(),
             bits: None,
             activations: None,
+            smooth: None,
+            alpha: None,
+            output_clip: false,
             group: None,
             grid: None,
             scales: None,
@@ -169,7 +184,8 @@ impl Recipe {
         }
         self.behind()?;
         for rule in &self.rules {
-            rule.method(DType::F32)?;
+            rule.method("", DType::F32)?;
+            rule.smoothing()?;
             rule.non_finite()?;
             rule.matches("")?;
         }
@@ -225,9 +241,78 @@ impl Rule {
         }
     }
 
-    /// The checked method; `keep` stores `original`.
-    pub fn method(&self, original: DType) -> Result<Box<dyn Method>> {
+    /// How magnitude moves from inputs to weights.
+    pub fn smoothing(&self) -> Result<Option<Box<dyn Smoothing>>> {
+        if self.alpha.is_some() && self.smooth.as_deref() != Some("smoothquant") {
+            return Err(ParamError::new("alpha", "given", "is of no use without smooth = \"smoothquant\"").into());
+        }
+        let Some(how) = &self.smooth else { return Ok(None) };
+        Ok(Some(match how.as_str() {
+            "smoothquant" => {
+                let smooth = SmoothQuant::new();
+                Box::new(self.alpha.map_or(smooth, |a| smooth.alpha(a)).check()?)
+            }
+            "awq" => Box::new(Awq::new(self.trial()?)),
+            "adaptive" => {
+                let act = ActQuant::per_token(self.activations.unwrap_or(8))?;
+                Box::new(Adaptive::new(Box::new(WithActivations::new(act, self.trial()?))))
+            }
+            "percentile" => Box::new(Percentile),
+            _ => {
+                let rule = "must be smoothquant, awq, adaptive or percentile";
+                return Err(ParamError::new("smooth", format!("`{how}`"), rule).into());
+            }
+        }))
+    }
+
+    /// What stands for the method while factors are searched: itself where it needs no data, else rounding to nearest on its grid.
+    fn trial(&self) -> Result<Box<dyn Method>> {
+        let plain = Rule { importance: false, output_clip: false, low_rank: None, ..self.clone() };
+        let (plain, grid) = match self.method.as_str() {
+            "rtn" | "gptq" => (plain, self.grid.clone()),
+            "dgq" => (plain, None),
+            "qqq" => (plain, Some("sym_full".to_string())),
+            _ => {
+                let own = plain.weights(DType::F32)?;
+                let refuse = || ParamError::new("smooth", "given", format!("is of no use with `{}`", self.method));
+                return if own.needs().any_data() { Err(refuse().into()) } else { Ok(own) };
+            }
+        };
+        let group = if self.method == "rtn" || self.method == "gptq" { self.group.clone() } else { Some(self.dual_group()?) };
+        let bits = self.bits.or(Some(4));
+        Ok(Box::new(Rule { method: "rtn".into(), mse: false, bits, grid, group, ..plain }.rtn()?.check()?))
+    }
+
+    /// Groups of `dgq` and `qqq`: 128 unless given.
+    fn dual_group(&self) -> Result<Group> {
+        match &self.group {
+            None => Ok(Group::Size(128)),
+            Some(Group::Size(n)) => Ok(Group::Size(*n)),
+            Some(Group::Word(w)) => {
+                let rule = format!("must be a number with `{}`", self.method);
+                Err(ParamError::new("group", format!("`{w}`"), rule).into())
+            }
+        }
+    }
+
+    /// The checked method for a matrix of this name; `keep` stores `original`.
+    pub fn method(&self, tensor: &str, original: DType) -> Result<Box<dyn Method>> {
         let mut method = self.weights(original)?;
+        if self.output_clip {
+            if !["rtn", "gptq"].contains(&self.method.as_str()) {
+                let rule = "is for rtn and gptq";
+                return Err(ParamError::new("output_clip", "given", rule).into());
+            }
+            let g = self.grid()?;
+            let group = match g.group {
+                GroupSize::Size(n) => Some(n.get()),
+                _ => None,
+            };
+            // What queries and keys lose shows in their products alone.
+            if !["q_proj", "k_proj", "query", "key"].iter().any(|p| tensor.contains(p)) {
+                method = Box::new(OutputClip::before(method).bits(g.bits).group(group).grid(g.grid).check()?);
+            }
+        }
         let product = self.rank.is_some() || self.rank_bits.is_some() || self.factors.is_some();
         if let Some(how) = &self.low_rank {
             let norm = self.norm(how)?;
@@ -270,6 +355,15 @@ impl Rule {
             "int8" if grid || self.group.is_some() => refuse("takes no group, grid, scales, mse or importance"),
             "int8" => self.has_bits(8).map(|()| Box::new(LlmInt8) as Box<dyn Method>),
             "gptq" if self.importance => refuse("weighs errors by itself: takes no importance"),
+            "dgq" | "qqq" if grid => refuse("has its own grid: takes no grid, scales, mse or importance"),
+            "dgq" => {
+                self.has_bits(4)?;
+                Ok(Box::new(Dgq::new().group(self.dual_size()?).check()?))
+            }
+            "qqq" => {
+                self.has_bits(4)?;
+                Ok(Box::new(Qqq::new().group(self.dual_size()?).check()?))
+            }
             "rtn" => Ok(Box::new(self.rtn()?.check()?)),
             "gptq" => Ok(Box::new(self.gptq()?.check()?)),
             "keep" | "bf16" | "f16" | "f32" if grid || groups => {
@@ -279,7 +373,14 @@ impl Rule {
             "bf16" => cast(DType::BF16),
             "f16" => cast(DType::F16),
             "f32" => cast(DType::F32),
-            _ => refuse("must be one of rtn, gptq, nf4, fp4, dynamic, int8, svd, bf16, f16, f32, keep"),
+            _ => refuse("must be one of rtn, gptq, dgq, qqq, nf4, fp4, dynamic, int8, svd, bf16, f16, f32, keep"),
+        }
+    }
+
+    fn dual_size(&self) -> Result<usize> {
+        match self.dual_group()? {
+            Group::Size(n) => Ok(usize::try_from(n).unwrap_or(usize::MAX)),
+            Group::Word(_) => Ok(0),
         }
     }
 
@@ -448,6 +549,11 @@ mod tests {
         toml("method = \"nf4\"\ngroup = 128\nnested = true").unwrap();
         toml("method = \"int8\"\nbits = 8\nactivations = 8").unwrap();
         toml("method = \"rtn\"\nbits = 4\ngrid = \"mxint\"\nactivations = 8\nlow_rank = \"l2qer\"").unwrap();
+        toml("method = \"dgq\"\nsmooth = \"percentile\"\nactivations = 8").unwrap();
+        toml("method = \"qqq\"\nbits = 4\ngroup = 64\nsmooth = \"adaptive\"").unwrap();
+        toml("method = \"gptq\"\nbits = 3\nsmooth = \"awq\"\noutput_clip = true").unwrap();
+        toml("method = \"nf4\"\nsmooth = \"awq\"").unwrap();
+        toml("method = \"rtn\"\nbits = 8\nsmooth = \"smoothquant\"\nalpha = 0.75").unwrap();
         toml("method = \"svd\"\nrank_bits = 6.0\nfactors = \"bf16\"").unwrap();
         for bad in [
             "method = \"rtn\"",
@@ -486,6 +592,13 @@ mod tests {
             "method = \"rtn\"\nbits = 4\nlow_rank = \"lqer\"\nfactors = \"int8\"",
             "method = \"rtn\"\nbits = 4\ngrid = \"mxint\"\nscales = \"f16\"",
             "method = \"svd\"\nbits = 4",
+            "method = \"dgq\"\nbits = 8",
+            "method = \"dgq\"\ngroup = \"channel\"",
+            "method = \"qqq\"\ngrid = \"sym\"",
+            "method = \"dgq\"\noutput_clip = true",
+            "method = \"rtn\"\nbits = 4\nsmooth = \"sandpaper\"",
+            "method = \"rtn\"\nbits = 4\nalpha = 0.5",
+            "method = \"rtn\"\nbits = 4\nsmooth = \"smoothquant\"\nalpha = 2.0",
         ] {
             let e = toml(bad).unwrap_err();
             assert!(e.is_usage(), "{bad}: {e}");

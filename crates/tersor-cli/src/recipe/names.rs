@@ -1,4 +1,5 @@
-//! Recipes by name: `bf16`, and `w<bits>[a<bits>][-g<group>]-<method>[-sym][-ao][-mse]`, for block-wise methods
+//! Recipes by name: `bf16`, and `w<bits>[a<bits>][-g<group>][-smooth|-awq]-<method>[-sym][-ao][-mse]` (after `-smooth` or `-awq` the method may be
+//! left out: `rtn`), `w4a8[-g<group>]-dgq|qqq`, for block-wise methods
 //! `w<bits>[a<bits>][-g<block>]-<method>[-dq]`; either may end in a correction of low rank, `-lqer|l2qer[-r<rank>]`. With groups of 16 and no method
 //! before it, a correction is over MXINT: `w4a8-l2qer`.
 
@@ -7,8 +8,11 @@ use tersor::core::{ParamError, Result};
 use super::{Group, Patterns, Recipe, Rule};
 
 /// Methods that a name may end in, and the bits that a method has whatever it is told.
-const METHODS: [(&str, Option<u32>); 6] =
-    [("rtn", None), ("gptq", None), ("nf4", Some(4)), ("fp4", Some(4)), ("dynamic", Some(8)), ("int8", Some(8))];
+const METHODS: [(&str, Option<u32>); 8] =
+    [("rtn", None), ("gptq", None), ("dgq", Some(4)), ("qqq", Some(4)), ("nf4", Some(4)), ("fp4", Some(4)), ("dynamic", Some(8)), ("int8", Some(8))];
+
+/// What may move magnitude before a method, as names and as rules have it.
+const SMOOTHINGS: [(&str, &str); 2] = [("smooth", "smoothquant"), ("awq", "awq")];
 
 /// Corrections that may follow a method.
 const CORRECTIONS: [&str; 2] = ["lqer", "l2qer"];
@@ -25,6 +29,9 @@ fn catalogue() -> Vec<String> {
             for group in ["", "-g64", "-g256"].into_iter().take(if method == "int8" { 1 } else { 3 }) {
                 all.push(format!("w{bits}{group}-{method}"));
                 all.push(format!("w{bits}a8{group}-{method}"));
+                if ["dgq", "qqq"].contains(&method) {
+                    all.push(format!("w{bits}a8-g128-{method}"));
+                }
                 if has_blocks(method) {
                     all.push(format!("w{bits}{group}-{method}-dq"));
                 }
@@ -39,6 +46,10 @@ fn catalogue() -> Vec<String> {
                 for tail in ["", "-sym", "-mse", "-sym-mse", "-ao", "-sym-ao", "-ao-mse", "-sym-ao-mse"] {
                     if method == "gptq" || !tail.contains("-ao") {
                         all.push(format!("w{bits}{group}-{method}{tail}"));
+                        for (smooth, _) in SMOOTHINGS.iter().filter(|_| tail.is_empty()) {
+                            all.push(format!("w{bits}{group}-{smooth}"));
+                            all.push(format!("w{bits}{group}-{smooth}-gptq"));
+                        }
                         if tail.is_empty() {
                             all.extend(CORRECTIONS.map(|c| format!("w{bits}{group}-{method}-{c}")));
                         }
@@ -89,6 +100,12 @@ fn parse(name: &str, blank: &Rule) -> Option<Rule> {
     }
     // A correction alone is the paper's: over MXINT.
     let alone = CORRECTIONS.contains(&part) && rule.group.is_none();
+    let mut rest = parts.peekable();
+    if let Some((name, smooth)) = SMOOTHINGS.iter().find(|s| s.0 == part) {
+        rule.smooth = Some(smooth.to_string());
+        rule.output_clip = *name == "awq";
+        part = rest.next_if(|p| ["rtn", "gptq"].contains(p)).unwrap_or("rtn");
+    }
     if alone {
         (rule.method, rule.grid) = ("rtn".into(), Some("mxint".into()));
     } else {
@@ -98,8 +115,20 @@ fn parse(name: &str, blank: &Rule) -> Option<Rule> {
         }
         rule.method = part.into();
     }
+    match part {
+        "dgq" => rule.smooth = Some("percentile".into()),
+        "qqq" => {
+            rule.smooth = Some("adaptive".into());
+            if rule.group.is_none() {
+                // One scale a row needs no tables.
+                rule.method = "gptq".into();
+                (rule.grid, rule.scales) = (Some("sym_narrow".into()), Some("f32".into()));
+                (rule.act_order, rule.static_groups) = (true, true);
+            }
+        }
+        _ => {}
+    }
     // Options in their one order, each at most once.
-    let mut rest = parts.peekable();
     let own_bits = METHODS.iter().any(|m| m.0 == part && m.1.is_some());
     if own_bits {
         rule.nested = has_blocks(part) && rest.next_if_eq(&"dq").is_some();
@@ -173,6 +202,11 @@ mod tests {
             "w4-rtn-r8",
             "w4-rtn-lqer-r0",
             "w4-lqer-sym",
+            "w8a8-dgq",
+            "w4a8-dgq-sym",
+            "w4-smooth-awq",
+            "w4-awq-nf4",
+            "w4-g32-awq-sym-sym",
             "w4-lqer-l2qer",
         ] {
             let e = built_in(bad).unwrap_err();

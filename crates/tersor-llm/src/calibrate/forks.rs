@@ -56,7 +56,7 @@ impl<'a> Forks<'a> {
     /// fit.
     pub fn layer(&mut self, index: usize, replaced: Vec<Replaced>, cancel: &Cancel) -> Result<()> {
         let (calibration, before) = (&self.calibration, self.forks.len());
-        let mut layer = steps::layer(calibration.checkpoint, calibration.rope.as_ref(), index)?;
+        let mut layer = steps::layer(calibration.checkpoint, &[], calibration.rope.as_ref(), index)?;
         for (kind, place, name, op) in replaced {
             let mut linears = layer.linears(kind);
             let count = linears.len();

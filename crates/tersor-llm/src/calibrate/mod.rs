@@ -9,7 +9,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tersor_core::{Cancel, Error, Exec, LinearOp, MatView, Result, Site, StatNeeds, StatSet};
+use tersor_core::rewrite::Output;
+use tersor_core::{Cancel, Error, Exec, Fold, Input, LinearOp, MatView, Result, Site, StatNeeds, StatSet};
 use tersor_kernels::par;
 
 use crate::layer::rms_norm;
@@ -61,6 +62,30 @@ pub struct Hooks<'h> {
     pub needs: &'h dyn Fn(&Site) -> StatNeeds,
     /// Compresses the consumers of a site.
     pub compress: &'h mut dyn FnMut(&Site, &StatSet) -> Result<Replacements>,
+    /// Changes the sites of a layer before they are compressed.
+    pub rewriting: Option<SiteChanges<'h>>,
+    /// Changes that are known already: the layer is read with them.
+    pub folds: Vec<Fold>,
+}
+
+/// How the sites of a layer are changed.
+pub struct SiteChanges<'h> {
+    /// What it takes to know of a site; `sample` tokens of whole windows, from the first on.
+    pub needs: &'h dyn Fn(&Site) -> StatNeeds,
+    /// All sites of the layer, as they are behind the layers before it, in order; gives the folds.
+    pub rewrite: &'h mut dyn FnMut(&[Seen<'_>]) -> Result<Vec<Fold>>,
+}
+
+/// A site of a layer that has not been changed yet.
+pub struct Seen<'s> {
+    /// The site.
+    pub site: &'s Site,
+    /// What flows into it.
+    pub stats: StatSet,
+    /// Inputs of whole windows, `[tokens, features]`.
+    pub sample: Vec<f32>,
+    /// The module's function on the sample.
+    pub output: Box<Output<'s>>,
 }
 
 /// The stream of a run of calibration windows, on its way through the layers.
@@ -171,9 +196,13 @@ impl<'a> Calibration<'a> {
     /// Takes the stream through one layer, site by site: the inputs of a site are gathered, its consumers compressed, and the stream
     /// goes on through what `hooks` chose.
     pub fn layer(&mut self, index: usize, hooks: &mut Hooks<'_>) -> Result<()> {
-        let mut layer = steps::layer(self.checkpoint, self.rope.as_ref(), index)?;
         let sites = self.checkpoint.architecture().sites();
-        let sites = sites.iter().filter(|s| s.layer == Some(index));
+        let sites: Vec<&Site> = sites.iter().filter(|s| s.layer == Some(index)).collect();
+        if let Some(rewriting) = &mut hooks.rewriting {
+            let layer = steps::layer(self.checkpoint, &hooks.folds, self.rope.as_ref(), index)?;
+            hooks.folds.extend(self.rewrite(&*layer, &sites, rewriting, hooks.seed, hooks.cancel)?);
+        }
+        let mut layer = steps::layer(self.checkpoint, &hooks.folds, self.rope.as_ref(), index)?;
         let mut mixed = None;
         for (kind, site) in SiteKind::ALL.into_iter().zip(sites) {
             let needs = (hooks.needs)(site);
@@ -206,12 +235,12 @@ impl<'a> Calibration<'a> {
     }
 
     /// `f` of each window of a batch, in the current pool, results in order.
-    fn map(
+    fn map<T: Send>(
         &mut self,
         batch: Range<usize>,
         mixed: Option<&mut Store>,
-        f: &(dyn Fn(&Window<'_>, &mut Exec) -> Result<Vec<f32>> + Sync),
-    ) -> Result<Vec<Vec<f32>>> {
+        f: &(dyn Fn(&Window<'_>, &mut Exec) -> Result<T> + Sync),
+    ) -> Result<Vec<T>> {
         let hidden = self.hidden();
         let (first, last) = (self.spans[batch.start].start, self.spans[batch.end - 1].end);
         let stream = self.stream.read(first * hidden..last * hidden)?;
@@ -234,6 +263,62 @@ impl<'a> Calibration<'a> {
         par::map(spans.len(), true, || (), window).into_iter().collect()
     }
 
+    /// Shows all sites of a layer, as they are, to a rewrite.
+    fn rewrite(
+        &mut self,
+        layer: &dyn Steps,
+        sites: &[&Site],
+        rewriting: &mut SiteChanges<'_>,
+        seed: u64,
+        cancel: &Cancel,
+    ) -> Result<Vec<Fold>> {
+        let needs: Vec<StatNeeds> = sites.iter().map(|s| (rewriting.needs)(s)).collect();
+        let want = needs.iter().map(|n| n.sample).max().unwrap_or(0);
+        // Whole windows, at least one.
+        let mut windows = 0;
+        while windows < self.spans.len() && want > 0 && (windows == 0 || self.spans[windows].end <= want) {
+            windows += 1;
+        }
+        let plain: Vec<StatNeeds> = needs.iter().map(|n| StatNeeds { sample: 0, ..*n }).collect();
+        let inputs = |w: &Window<'_>, exec: &mut Exec| -> Result<Vec<Vec<f32>>> {
+            let qkv = layer.input(SiteKind::Qkv, w, exec)?;
+            let mixed = layer.output(SiteKind::Qkv, w, exec)?;
+            let stream = layer.output(SiteKind::O, &Window { stream: w.stream, mixed: &mixed }, exec)?;
+            let after = Window { stream: &stream, mixed: &[] };
+            let rest = [SiteKind::GateUp, SiteKind::Down].map(|k| layer.input(k, &after, exec));
+            let [gate_up, down] = rest;
+            Ok(vec![qkv, mixed, gate_up?, down?])
+        };
+        let mut samples = vec![Vec::new(); sites.len()];
+        let features: Vec<usize> = sites.iter().map(|s| s.features).collect();
+        let mut number = 0;
+        let mut keep = |inputs: &[Vec<f32>]| {
+            if number < windows {
+                samples.iter_mut().zip(inputs).for_each(|(s, x): (&mut Vec<f32>, _)| s.extend(x));
+            }
+            number += 1;
+        };
+        let stats = self.gather_all(&features, &plain, seed, cancel, None, &inputs, &mut keep)?;
+        let spans = &self.spans[..windows];
+        let seen = sites.iter().zip(SiteKind::ALL).zip(stats.into_iter().zip(samples));
+        let seen: Vec<Seen<'_>> = seen
+            .map(|((site, kind), (stats, sample))| {
+                let output = move |x: &[f32], ops: &[&dyn LinearOp], through: bool| -> Result<Vec<f32>> {
+                    let tokens = spans.last().map_or(0, |s| s.end);
+                    let width = x.len() / tokens.max(1);
+                    let window = |i: usize, (): &mut ()| {
+                        let x = &x[spans[i].start * width..spans[i].end * width];
+                        layer.module(kind, &Input::new(x, [spans[i].len(), width])?, ops, through, &mut Exec::new())
+                    };
+                    let parts = par::map(spans.len(), true, || (), window);
+                    Ok(parts.into_iter().collect::<Result<Vec<_>>>()?.concat())
+                };
+                Seen { site, stats, sample, output: Box::new(output) }
+            })
+            .collect();
+        (rewriting.rewrite)(&seen)
+    }
+
     /// Statistics of what `input` makes of each window, in shards that are summed in order.
     fn gather(
         &mut self,
@@ -241,31 +326,59 @@ impl<'a> Calibration<'a> {
         needs: StatNeeds,
         seed: u64,
         cancel: &Cancel,
-        mut mixed: Option<&mut Store>,
+        mixed: Option<&mut Store>,
         input: &(dyn Fn(&Window<'_>, &mut Exec) -> Result<Vec<f32>> + Sync),
     ) -> Result<StatSet> {
-        let mut total = StatSet::new(features, needs, seed, self.first_token)?;
-        if !needs.any_data() {
+        let one = |w: &Window<'_>, exec: &mut Exec| Ok(vec![input(w, exec)?]);
+        let mut all = self.gather_all(&[features], &[needs], seed, cancel, mixed, &one, &mut |_| {})?;
+        all.pop().ok_or_else(|| Error::shape("inputs of a site", 1, 0))
+    }
+
+    /// [`Calibration::gather`] of several inputs at once; `keep` sees those of each window, in order.
+    #[allow(clippy::too_many_arguments)]
+    fn gather_all(
+        &mut self,
+        features: &[usize],
+        needs: &[StatNeeds],
+        seed: u64,
+        cancel: &Cancel,
+        mut mixed: Option<&mut Store>,
+        inputs: &(dyn Fn(&Window<'_>, &mut Exec) -> Result<Vec<Vec<f32>>> + Sync),
+        keep: &mut dyn FnMut(&[Vec<f32>]),
+    ) -> Result<Vec<StatSet>> {
+        let empty = |first: u64| -> Result<Vec<StatSet>> {
+            features.iter().zip(needs).map(|(f, n)| StatSet::new(*f, *n, seed, first)).collect()
+        };
+        let merge = |total: &mut Vec<StatSet>, done: Vec<StatSet>| {
+            total.iter_mut().zip(&done).try_for_each(|(t, d)| t.merge(d))
+        };
+        let mut total = empty(self.first_token)?;
+        if !needs.iter().any(|n| n.any_data()) {
             return Ok(total);
         }
-        let mut shard: Option<StatSet> = None;
+        let mut shard: Option<Vec<StatSet>> = None;
         for batch in self.batches() {
             cancel.check()?;
             if batch.start.is_multiple_of(self.shard)
                 && let Some(done) = shard.take()
             {
-                total.merge(&done)?;
+                merge(&mut total, done)?;
             }
-            let inputs = self.map(batch.clone(), mixed.as_deref_mut(), input)?.concat();
+            let windows = self.map(batch.clone(), mixed.as_deref_mut(), inputs)?;
+            windows.iter().for_each(|w| keep(w));
             let first = self.first_token + self.spans[batch.start].start as u64;
             let shard = match &mut shard {
                 Some(shard) => shard,
-                none => none.insert(StatSet::new(features, needs, seed, first)?),
+                none => none.insert(empty(first)?),
             };
-            shard.observe(&MatView::new(&inputs, [inputs.len() / features, features])?)?;
+            for (i, (set, features)) in shard.iter_mut().zip(features).enumerate() {
+                let parts: Vec<&[f32]> = windows.iter().filter_map(|w| w.get(i)).map(Vec::as_slice).collect();
+                let x = parts.concat();
+                set.observe(&MatView::new(&x, [x.len() / features, *features])?)?;
+            }
         }
         if let Some(done) = shard {
-            total.merge(&done)?;
+            merge(&mut total, done)?;
         }
         Ok(total)
     }

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use tersor_core::{Exec, Input, Result};
+use tersor_core::{Exec, Fold, Input, LinearOp, Result};
 
 use super::Replacements;
 use crate::encoder::EncoderLayer;
-use crate::layer::rms_norm;
-use crate::{Architecture, Checkpoint, DecoderConfig, DenseCache, Layer, Linear, Rope, SiteKind};
+use crate::layer::{apply, rms_norm};
+use crate::{Architecture, Checkpoint, DecoderConfig, DenseCache, Layer, Linear, Rope, SiteKind, Weights};
 
 /// One window between two steps.
 pub(super) struct Window<'w> {
@@ -42,6 +42,15 @@ pub(super) trait Steps: Sync {
     fn input(&self, kind: SiteKind, window: &Window<'_>, exec: &mut Exec) -> Result<Vec<f32>>;
     /// What the site's matrices and what follows them make of it: by [`effect`], the attention output or the new stream.
     fn output(&self, kind: SiteKind, window: &Window<'_>, exec: &mut Exec) -> Result<Vec<f32>>;
+    /// What the site's module makes of inputs with other matrices, as [`tersor_core::rewrite::Output`] has it, for one window.
+    fn module(
+        &self,
+        kind: SiteKind,
+        x: &Input<'_>,
+        ops: &[&dyn LinearOp],
+        through: bool,
+        exec: &mut Exec,
+    ) -> Result<Vec<f32>>;
     /// The site's matrices.
     fn linears(&mut self, kind: SiteKind) -> Vec<&mut Linear>;
 
@@ -56,12 +65,18 @@ pub(super) trait Steps: Sync {
 }
 
 /// Reads a layer.
-pub(super) fn layer(checkpoint: &Checkpoint, rope: Option<&Arc<Rope>>, index: usize) -> Result<Box<dyn Steps>> {
+pub(super) fn layer(
+    checkpoint: &Checkpoint,
+    folds: &[Fold],
+    rope: Option<&Arc<Rope>>,
+    index: usize,
+) -> Result<Box<dyn Steps>> {
+    let weights = Weights::folded(checkpoint, folds);
     Ok(match checkpoint.architecture() {
-        Architecture::Encoder(config) => Box::new(EncoderLayer::read(checkpoint, config, index)?),
+        Architecture::Encoder(config) => Box::new(EncoderLayer::read(weights, config, index)?),
         Architecture::Decoder(config) => {
             let rope = rope.map_or_else(|| Arc::new(Rope::new(config)), Arc::clone);
-            Box::new(DecoderSteps { config: config.clone(), rope, layer: Layer::read(checkpoint, config, index)? })
+            Box::new(DecoderSteps { config: config.clone(), rope, layer: Layer::read(weights, config, index)? })
         }
     })
 }
@@ -108,6 +123,25 @@ impl Steps for DecoderSteps {
         }
     }
 
+    fn module(
+        &self,
+        kind: SiteKind,
+        x: &Input<'_>,
+        ops: &[&dyn LinearOp],
+        through: bool,
+        exec: &mut Exec,
+    ) -> Result<Vec<f32>> {
+        let (c, l) = (&self.config, &self.layer);
+        let mut caches = DenseCache::new(c, self.rope.clone());
+        let made = l.module(c, kind, x, ops, &mut caches, exec)?;
+        let next = match kind {
+            SiteKind::Qkv if through => &l.o_proj,
+            SiteKind::GateUp if through => &l.down_proj,
+            _ => return Ok(made),
+        };
+        next.apply(&Input::new(&made, [x.shape()[0], next.op.shape()[1]])?, exec)
+    }
+
     fn linears(&mut self, kind: SiteKind) -> Vec<&mut Linear> {
         let l = &mut self.layer;
         match kind {
@@ -141,6 +175,33 @@ impl Steps for EncoderLayer {
             SiteKind::GateUp => {}
         }
         Ok(stream)
+    }
+
+    fn module(
+        &self,
+        kind: SiteKind,
+        x: &Input<'_>,
+        ops: &[&dyn LinearOp],
+        through: bool,
+        exec: &mut Exec,
+    ) -> Result<Vec<f32>> {
+        let at = SiteKind::ALL.iter().position(|k| *k == kind).unwrap_or(0);
+        let own = self.linears[at].iter().zip(ops);
+        let mut made: Vec<Vec<f32>> =
+            own.map(|(l, op)| apply(*op, l.bias.as_deref(), x, exec)).collect::<Result<_>>()?;
+        let (mut out, next) = match (kind, &mut made[..]) {
+            (SiteKind::Qkv, [q, k, v]) => (self.mix([q, k, v].map(std::mem::take), exec), 1),
+            (_, [one, ..]) => (std::mem::take(one), 3),
+            (_, []) => (Vec::new(), 3),
+        };
+        if kind == SiteKind::GateUp {
+            self.activate(&mut out, exec);
+        }
+        if !through || matches!(kind, SiteKind::O | SiteKind::Down) {
+            return Ok(out);
+        }
+        let next = &self.linears[next][0];
+        next.apply(&Input::new(&out, [x.shape()[0], next.op.shape()[1]])?, exec)
     }
 
     fn linears(&mut self, kind: SiteKind) -> Vec<&mut Linear> {

@@ -7,7 +7,7 @@ use tersor_kernels::{Isa, attention, par, vector};
 
 use super::config::Activation;
 use crate::layer::CHUNK;
-use crate::{Checkpoint, EncoderConfig, Linear, SiteKind};
+use crate::{EncoderConfig, Linear, SiteKind, Weights};
 
 /// Weight and bias of a layer norm.
 pub(crate) struct Norm {
@@ -16,8 +16,8 @@ pub(crate) struct Norm {
 }
 
 impl Norm {
-    pub(crate) fn read(checkpoint: &Checkpoint, name: &str, features: usize) -> Result<Self> {
-        let vector = |part: &str| checkpoint.vector(&format!("{name}.{part}"), features);
+    pub(crate) fn read(weights: Weights<'_>, name: &str, features: usize) -> Result<Self> {
+        let vector = |part: &str| weights.vector(&format!("{name}.{part}"), features);
         Ok(Self { weight: vector("weight")?, bias: vector("bias")? })
     }
 
@@ -37,16 +37,16 @@ pub(crate) struct EncoderLayer {
 }
 
 impl EncoderLayer {
-    pub(crate) fn read(checkpoint: &Checkpoint, config: &EncoderConfig, layer: usize) -> Result<Self> {
+    pub(crate) fn read(weights: Weights<'_>, config: &EncoderConfig, layer: usize) -> Result<Self> {
         let mut linears = [const { Vec::new() }; 4];
         for (kind, linears) in SiteKind::ALL.into_iter().zip(&mut linears) {
             for (part, shape) in config.consumers(kind) {
                 let name = config.part(layer, part);
-                let op = Arc::from(checkpoint.matrix(&format!("{name}.weight"), shape)?);
-                linears.push(Linear { op, bias: Some(checkpoint.vector(&format!("{name}.bias"), shape[0])?) });
+                let op = Arc::from(weights.matrix(&format!("{name}.weight"), shape)?);
+                linears.push(Linear { op, bias: Some(weights.vector(&format!("{name}.bias"), shape[0])?) });
             }
         }
-        let norm = |part: &str| Norm::read(checkpoint, &config.part(layer, part), config.hidden);
+        let norm = |part: &str| Norm::read(weights, &config.part(layer, part), config.hidden);
         let (attention_norm, output_norm) = (norm("attention.output.LayerNorm")?, norm("output.LayerNorm")?);
         Ok(Self { config: config.clone(), linears, attention_norm, output_norm })
     }
@@ -62,10 +62,14 @@ impl EncoderLayer {
 
     /// Attention of one text to itself: `[tokens, hidden]` to `[tokens, hidden]`.
     pub(crate) fn attend(&self, x: &Input<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
-        let [tokens, hidden] = x.shape();
-        let (heads, dim) = (self.config.heads, self.config.head_dim());
         let [q, k, v] = [0, 1, 2].map(|i| self.linears[0][i].apply(x, exec));
-        let (q, k, v) = (q?, k?, v?);
+        Ok(self.mix([q?, k?, v?], exec))
+    }
+
+    /// Attention over queries, keys and values, `[tokens, hidden]` each.
+    pub(crate) fn mix(&self, [q, k, v]: [Vec<f32>; 3], exec: &mut Exec) -> Vec<f32> {
+        let (hidden, heads, dim) = (self.config.hidden, self.config.heads, self.config.head_dim());
+        let tokens = q.len() / hidden;
         let of = |m: &[f32], h: usize| -> Vec<f32> {
             m.chunks_exact(hidden).flat_map(|row| row[h * dim..(h + 1) * dim].iter().copied()).collect()
         };
@@ -85,7 +89,7 @@ impl EncoderLayer {
                 row[h * dim..(h + 1) * dim].copy_from_slice(mixed);
             }
         }
-        Ok(out)
+        out
     }
 
     /// The stream after attention: `norm(stream + W mixed)`.
@@ -98,14 +102,19 @@ impl EncoderLayer {
     /// The inner activations of the feed-forward part, `[tokens, intermediate]`.
     pub(crate) fn inner(&self, stream: &Input<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
         let mut inner = self.linears[2][0].apply(stream, exec)?;
+        self.activate(&mut inner, exec);
+        Ok(inner)
+    }
+
+    /// The function between the two halves of the feed-forward part, in place.
+    pub(crate) fn activate(&self, inner: &mut [f32], exec: &Exec) {
         let parts = inner.len().div_ceil(CHUNK);
         let part = |_, x: &mut [f32], _: &mut [()]| match self.config.activation {
             Activation::Gelu => vector::gelu(exec.isa(), x),
             Activation::GeluTanh => vector::gelu_tanh(exec.isa(), x),
             Activation::Relu => x.iter_mut().for_each(|v| *v = v.max(0.0)),
         };
-        par::pairs(&mut inner, CHUNK, &mut vec![(); parts], 1, exec.parallel(), part);
-        Ok(inner)
+        par::pairs(inner, CHUNK, &mut vec![(); parts], 1, exec.parallel(), part);
     }
 
     /// The stream after the feed-forward part: `norm(stream + W inner)`.

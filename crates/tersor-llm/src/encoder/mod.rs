@@ -15,7 +15,7 @@ use crate::Checkpoint;
 
 /// The norm over the sum of the three embeddings.
 pub(crate) fn embedding_norm(checkpoint: &Checkpoint, config: &EncoderConfig) -> Result<Norm> {
-    Norm::read(checkpoint, &format!("{}embeddings.LayerNorm", config.prefix), config.hidden)
+    Norm::read(checkpoint.into(), &format!("{}embeddings.LayerNorm", config.prefix), config.hidden)
 }
 
 /// An encoder over operators, all of it in memory.
@@ -37,7 +37,7 @@ impl Encoder {
         let tables =
             [table(&words, config.vocab)?, table(&positions, config.max_positions)?, table(&types, config.types)?];
         let norm = embedding_norm(checkpoint, &config)?;
-        let layers = (0..config.layers).map(|l| EncoderLayer::read(checkpoint, &config, l)).collect::<Result<_>>()?;
+        let layers = (0..config.layers).map(|l| EncoderLayer::read(checkpoint.into(), &config, l)).collect::<Result<_>>()?;
         Ok(Self { config, tables, norm, layers })
     }
 

@@ -1,0 +1,44 @@
+//! Which sites are smoothed, and what takes the factors.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tersor::core::{Error, ParamError, Producer, Result, Site, Smoothing};
+
+use crate::recipe::{Recipe, Rule};
+
+/// The smoothing of each site that has one. Error when matrices of a site ask for different ones.
+pub fn of(recipe: &Recipe, sites: &[Site]) -> Result<BTreeMap<String, Box<dyn Smoothing>>> {
+    let mut all = BTreeMap::new();
+    for site in sites.iter().filter(|s| s.layer.is_some()) {
+        let mut rules: Vec<Option<&Rule>> = Vec::new();
+        for c in &site.consumers {
+            rules.push(recipe.rule(&c.weight)?.map(|r| r.1));
+        }
+        let asked = |r: &Option<&Rule>| r.and_then(|r| Some((r.smooth.clone()?, r.alpha)));
+        let first = rules.first().and_then(asked);
+        if rules.iter().any(|r| asked(r) != first) {
+            let rule = format!("must be the same for all matrices that read {}", site.name);
+            return Err(Error::from(ParamError::new("smooth", "different", rule)));
+        }
+        if let Some(smoothing) = rules.into_iter().flatten().next().map(Rule::smoothing).transpose()?.flatten()
+            && smoothing.covers(site)
+        {
+            all.insert(site.name.clone(), smoothing);
+        }
+    }
+    if all.is_empty() && recipe.rules.iter().any(|r| r.smooth.is_some()) {
+        let rule = "changes sites of a network that is known, and there is none here that it covers";
+        return Err(ParamError::new("smooth", "given", rule).into());
+    }
+    Ok(all)
+}
+
+/// Vectors that factors go into.
+pub fn vectors<'s>(sites: impl Iterator<Item = &'s Site>) -> BTreeSet<String> {
+    let of = |s: &Site| match &s.producer {
+        Producer::Norm { weight } => Some(weight.clone()),
+        Producer::Linear { weight, .. } => Some(format!("{}.bias", weight.strip_suffix(".weight")?)),
+        Producer::Opaque => None,
+    };
+    sites.filter_map(of).collect()
+}

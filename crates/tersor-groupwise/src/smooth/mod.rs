@@ -1,0 +1,67 @@
+//! Moving magnitude from inputs to weights before either is rounded: four ways to choose the factors.
+
+mod adaptive;
+mod percentile;
+mod smoothquant;
+
+pub use adaptive::Adaptive;
+pub use percentile::Percentile;
+pub use smoothquant::{CheckedSmoothQuant, SmoothQuant};
+
+use tersor_core::compose::Dense;
+use tersor_core::rewrite::{Module, scale_inputs};
+use tersor_core::{
+    ChannelStats, Context, DType, Error, FoldedRows, LinearOp, Method, Result, RowSource, metrics, read_finite,
+};
+
+/// Per-channel figures of a site. Error when there are none.
+pub(crate) fn channels<'a>(module: &Module<'a>) -> Result<&'a ChannelStats> {
+    let missing = || Error::Missing { name: "per-channel figures".into(), place: "the statistics of the inputs".into() };
+    module.stats.channel().filter(|_| module.stats.tokens() > 0).ok_or_else(missing)
+}
+
+/// Largest magnitude of each channel.
+pub(crate) fn largest(c: &ChannelStats) -> Vec<f32> {
+    c.min.iter().zip(&c.max).map(|(lo, hi)| hi.abs().max(lo.abs())).collect()
+}
+
+/// A module's error under candidate factors.
+pub(crate) struct Trial<'a> {
+    module: &'a Module<'a>,
+    method: &'a dyn Method,
+    through: bool,
+    want: Vec<f32>,
+}
+
+impl<'a> Trial<'a> {
+    /// Of a method without data, which stands for what the matrices will become.
+    pub fn new(module: &'a Module<'a>, method: &'a dyn Method, through: bool) -> Result<Self> {
+        let exact = |w: &&dyn RowSource| -> Result<Dense> {
+            let shape = w.shape();
+            Dense::new(read_finite(*w, 0..shape[0])?, shape, DType::F32)
+        };
+        let exact = module.weights.iter().map(exact).collect::<Result<Vec<_>>>()?;
+        let exact: Vec<&dyn LinearOp> = exact.iter().map(|o| o as &dyn LinearOp).collect();
+        let want = (module.output)(module.sample, &exact, through)?;
+        if want.is_empty() {
+            return Err(Error::Missing { name: "whole windows".into(), place: "the sample of the inputs".into() });
+        }
+        Ok(Self { module, method, through, want })
+    }
+
+    /// Squared distance of the module's outputs on the sample from the original's.
+    pub fn loss(&self, factors: &[f32], cx: &Context) -> Result<f64> {
+        cx.cancel.check()?;
+        let folds = self.module.site.smoothed(factors);
+        let prepared = self.method.prepare(None, cx)?;
+        let mut ops = Vec::new();
+        for (w, consumer) in self.module.weights.iter().zip(&self.module.site.consumers) {
+            let folded = FoldedRows::new(*w, &consumer.weight, &folds)?;
+            let op = prepared.compress(&folded, 0..w.shape()[0], cx)?.op;
+            ops.push(scale_inputs(op, factors)?);
+        }
+        let ops: Vec<&dyn LinearOp> = ops.iter().map(|o| &**o).collect();
+        let found = (self.module.output)(self.module.sample, &ops, self.through)?;
+        Ok(metrics::squared_error(&self.want, &found))
+    }
+}
