@@ -304,7 +304,15 @@ pub fn gather(
             }
             Ok(Vec::new())
         };
-        let mut hooks = Hooks { behind: Behind::Original, cancel, seed: plan.seed, needs: &needs, compress: save, rewriting: None, folds: Vec::new() };
+        let mut hooks = Hooks {
+            behind: Behind::Original,
+            cancel,
+            seed: plan.seed,
+            needs: &needs,
+            compress: save,
+            rewriting: None,
+            folds: Vec::new(),
+        };
         for layer in 0..checkpoint.architecture().layers() {
             calibration.layer(layer, &mut hooks)?;
         }

@@ -1,7 +1,9 @@
 //! Changes of a site before it is compressed.
 
 use crate::compose::ScaledInputs;
-use crate::{Context, Fold, Layout, LinearOp, Method, Producer, Result, RowSource, Side, Site, StatNeeds, StatSet, Transform};
+use crate::{
+    Context, Fold, Layout, LinearOp, Method, Producer, Result, RowSource, Side, Site, StatNeeds, StatSet, Transform,
+};
 
 /// What the module behind a site makes of inputs, `[tokens, features]`, with these operators in the place of its matrices; `true`: through the
 /// matrix that comes next in the network (of attention the output projection, of gate and up the down projection), as it was.
@@ -58,7 +60,8 @@ impl Site {
     /// What dividing the inputs by `factors` asks of the matrices: of those that read the site, and of what produces it, where that takes
     /// them.
     pub fn smoothed(&self, factors: &[f32]) -> Vec<Fold> {
-        let fold = |weight: String, side, factors: Vec<f32>| Fold { weight, side, transform: Transform::Scale(factors) };
+        let fold =
+            |weight: String, side, factors: Vec<f32>| Fold { weight, side, transform: Transform::Scale(factors) };
         let inverse: Vec<f32> = factors.iter().map(|s| s.recip()).collect();
         let read = |c: &crate::Consumer| fold(c.weight.clone(), Side::Input, factors.to_vec());
         let mut folds: Vec<Fold> = self.consumers.iter().map(read).collect();

@@ -5,9 +5,7 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 use tersor_core::compose::Dense;
-use tersor_core::{
-    DType, Error, Fold, FoldedRows, Limits, LinearOp, OpSpec, Registry, Result, RowSource, read_finite,
-};
+use tersor_core::{DType, Error, Fold, FoldedRows, Limits, LinearOp, OpSpec, Registry, Result, RowSource, read_finite};
 use tersor_formats::{Model, json};
 
 use crate::Architecture;

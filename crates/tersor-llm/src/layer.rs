@@ -101,8 +101,7 @@ impl Layer {
         let name = |part: &str| format!("model.layers.{index}.{part}");
         let linear = |part: &str, out: usize, inp: usize| -> Result<Linear> {
             let bias = name(&format!("{part}.bias"));
-            let bias =
-                if weights.has(&bias) { Some(weights.vector(&bias, out)?) } else { None };
+            let bias = if weights.has(&bias) { Some(weights.vector(&bias, out)?) } else { None };
             Ok(Linear { op: weights.matrix(&name(&format!("{part}.weight")), [out, inp])?.into(), bias })
         };
         let norm = |part: &str, n: usize| weights.vector(&name(&format!("{part}.weight")), n);

@@ -37,8 +37,15 @@ fn gather(
         Ok(Replacements::new())
     };
     let cancel = Cancel::new();
-    let mut hooks =
-        Hooks { behind: Behind::Original, cancel: &cancel, seed: 3, needs: &|_| NEEDS, compress: &mut compress, rewriting: None, folds: Vec::new() };
+    let mut hooks = Hooks {
+        behind: Behind::Original,
+        cancel: &cancel,
+        seed: 3,
+        needs: &|_| NEEDS,
+        compress: &mut compress,
+        rewriting: None,
+        folds: Vec::new(),
+    };
     for layer in 0..checkpoint.architecture().layers() {
         calibration.layer(layer, &mut hooks).unwrap();
     }
@@ -134,8 +141,15 @@ fn a_kept_stream_goes_on_where_it_was() {
             seen.push(stats.clone());
             Ok(Replacements::new())
         };
-        let mut hooks =
-            Hooks { behind: Behind::Original, cancel: &cancel, seed: 3, needs: &|_| NEEDS, compress: &mut compress, rewriting: None, folds: Vec::new() };
+        let mut hooks = Hooks {
+            behind: Behind::Original,
+            cancel: &cancel,
+            seed: 3,
+            needs: &|_| NEEDS,
+            compress: &mut compress,
+            rewriting: None,
+            folds: Vec::new(),
+        };
         let file = dir.path().join("kept");
         let mut first = Calibration::new(&checkpoint, &slices, 0..5, 2048, scratch).unwrap();
         embed(&checkpoint, &mut first);
@@ -173,7 +187,15 @@ fn what_replaces_a_matrix_is_what_later_sites_see() {
             site.consumers.iter().map(zero).collect()
         };
         let cancel = Cancel::new();
-        let mut hooks = Hooks { behind, cancel: &cancel, seed: 0, needs: &|_| NEEDS, compress: &mut compress, rewriting: None, folds: Vec::new() };
+        let mut hooks = Hooks {
+            behind,
+            cancel: &cancel,
+            seed: 0,
+            needs: &|_| NEEDS,
+            compress: &mut compress,
+            rewriting: None,
+            folds: Vec::new(),
+        };
         calibration.layer(0, &mut hooks).unwrap();
         energies
     };
@@ -198,7 +220,14 @@ fn bad_windows_and_cancellation_are_errors() {
     let cancel = Cancel::new();
     cancel.cancel();
     let mut compress = |_: &Site, _: &StatSet| Ok(Replacements::new());
-    let mut hooks =
-        Hooks { behind: Behind::Original, cancel: &cancel, seed: 0, needs: &|_| NEEDS, compress: &mut compress, rewriting: None, folds: Vec::new() };
+    let mut hooks = Hooks {
+        behind: Behind::Original,
+        cancel: &cancel,
+        seed: 0,
+        needs: &|_| NEEDS,
+        compress: &mut compress,
+        rewriting: None,
+        folds: Vec::new(),
+    };
     assert!(matches!(calibration.layer(0, &mut hooks), Err(Error::Cancelled)));
 }

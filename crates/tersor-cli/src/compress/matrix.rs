@@ -5,8 +5,8 @@ use std::sync::Mutex;
 
 use serde_json::{Value as Json, json};
 use tersor::core::{
-    Context, Error, Fold, FoldedRows, LinearOp, NonFinite, Prepared, Repaired, Report, Result, RowSlot, RowSource, TensorInfo,
-    TensorSink, check_finite, read_finite,
+    Context, Error, Fold, FoldedRows, LinearOp, NonFinite, Prepared, Repaired, Report, Result, RowSlot, RowSource,
+    TensorInfo, TensorSink, check_finite, read_finite,
 };
 use tersor::formats::{Model, json as files};
 

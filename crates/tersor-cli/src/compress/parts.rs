@@ -63,7 +63,9 @@ impl Parts {
     pub fn any(&self) -> Result<bool> {
         let entries = std::fs::read_dir(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
         let names = entries.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()));
-        Ok({ names }.any(|n| n.ends_with(".json") && n != "inputs.json" || n.starts_with("statistics") || n.starts_with("factors")))
+        Ok({ names }.any(|n| {
+            n.ends_with(".json") && n != "inputs.json" || n.starts_with("statistics") || n.starts_with("factors")
+        }))
     }
 
     /// The record of a matrix that is finished.

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use tersor::core::rewrite::scale_inputs;
 use tersor::core::{
-    Compressed, Context, DType, Error, Fold, FoldedRows, Folding, Limits, Module, NonFinite, Prepared, Repaired, Result,
-    RowSource, Site, TensorInfo, TensorSink, TensorSource, rows::check_finite,
+    Compressed, Context, DType, Error, Fold, FoldedRows, Folding, Limits, Module, NonFinite, Prepared, Repaired,
+    Result, RowSource, Site, TensorInfo, TensorSink, TensorSource, rows::check_finite,
 };
 use tersor::formats::safetensors::{File, Writer};
 use tersor::llm::Seen;
@@ -67,8 +67,7 @@ pub fn rewrite(job: &Job<'_>, layer: usize, seen: &[Seen<'_>]) -> Result<Vec<Fol
         let changed = repaired.iter().zip(names()).map(|(rows, n)| FoldedRows::new(rows, n, &folds));
         let changed = changed.collect::<Result<Vec<_>>>()?;
         let weights: Vec<&dyn RowSource> = changed.iter().map(|w| w as &dyn RowSource).collect();
-        let module =
-            Module { site: s.site, stats: &s.stats, weights: &weights, sample: &s.sample, output: &*s.output };
+        let module = Module { site: s.site, stats: &s.stats, weights: &weights, sample: &s.sample, output: &*s.output };
         let at = |e: Error| e.in_tensor(&s.site.name);
         let Some(factors) = smoothing.factors(&module, job.cx).map_err(at)? else { continue };
         check_finite(&factors, factors.len(), 0).map_err(at)?;

@@ -268,7 +268,15 @@ fn measure(plan: &Plan, model: &Model, cx: &Context) -> Result<Vec<Item>> {
         };
         let needs = |_: &Site| StatNeeds { gram: true, ..StatNeeds::default() };
         let behind = Behind::Original;
-        let mut hooks = Hooks { behind, cancel: &cx.cancel, seed: plan.seed, needs: &needs, compress: &mut compress, rewriting: None, folds: Vec::new() };
+        let mut hooks = Hooks {
+            behind,
+            cancel: &cx.cancel,
+            seed: plan.seed,
+            needs: &needs,
+            compress: &mut compress,
+            rewriting: None,
+            folds: Vec::new(),
+        };
         walk.layer(layer, &mut hooks)?;
         forks.layer(layer, replaced, &cx.cancel)?;
         cx.progress.advance(1, &format!("layer {layer}"));

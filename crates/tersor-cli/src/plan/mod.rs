@@ -166,11 +166,8 @@ impl Plan {
                     Some((_, rule)) => rule.method(&t.name, original)?,
                     None => Box::new(tersor::core::compose::Cast::new(original)?),
                 };
-                let layout = if scaled(&t.name) {
-                    scaled_layout(&*method, [rows, cols])
-                } else {
-                    method.layout([rows, cols])
-                };
+                let layout =
+                    if scaled(&t.name) { scaled_layout(&*method, [rows, cols]) } else { method.layout([rows, cols]) };
                 let layout = layout.map_err(|e| e.in_tensor(&t.name))?;
                 let tensors = layout.tensors.into_iter().map(|(s, info)| (join(&t.name, &s), info)).collect();
                 (Action::Compress(method), tensors)
@@ -216,7 +213,8 @@ impl Plan {
     fn take_data(&mut self, calibration: &Calibration) -> Result<()> {
         let mut behind = self.recipe.behind()?;
         if !self.smoothings.is_empty() && (!calibration.stats.is_empty() || behind == Behind::Original) {
-            let rule = "moves magnitude on its way through the layers: it needs a text (--calib) and sequential statistics";
+            let rule =
+                "moves magnitude on its way through the layers: it needs a text (--calib) and sequential statistics";
             return Err(ParamError::new("smooth", "given", rule).into());
         }
         if !calibration.stats.is_empty() {

@@ -9,9 +9,7 @@ use tersor::blockwise::{Blockwise, LlmInt8};
 use tersor::core::compose::{Cast, WithActivations};
 use tersor::core::{ActQuant, Bits, Check, DType, Error, GroupSize, Method, NonFinite, ParamError, Result, Smoothing};
 use tersor::groupwise::gptq::{Dead, Groups, OnFailure};
-use tersor::groupwise::{
-    Adaptive, Awq, Clip, Dgq, Gptq, Grid, OutputClip, Percentile, Qqq, Rtn, SmoothQuant,
-};
+use tersor::groupwise::{Adaptive, Awq, Clip, Dgq, Gptq, Grid, OutputClip, Percentile, Qqq, Rtn, SmoothQuant};
 use tersor::llm::Behind;
 use tersor::lowrank::{Corrected, LowRank, Norm, Rank};
 
@@ -278,7 +276,8 @@ impl Rule {
                 return if own.needs().any_data() { Err(refuse().into()) } else { Ok(own) };
             }
         };
-        let group = if self.method == "rtn" || self.method == "gptq" { self.group.clone() } else { Some(self.dual_group()?) };
+        let group =
+            if self.method == "rtn" || self.method == "gptq" { self.group.clone() } else { Some(self.dual_group()?) };
         let bits = self.bits.or(Some(4));
         Ok(Box::new(Rule { method: "rtn".into(), mse: false, bits, grid, group, ..plain }.rtn()?.check()?))
     }

@@ -8,8 +8,16 @@ use tersor::core::{ParamError, Result};
 use super::{Group, Patterns, Recipe, Rule};
 
 /// Methods that a name may end in, and the bits that a method has whatever it is told.
-const METHODS: [(&str, Option<u32>); 8] =
-    [("rtn", None), ("gptq", None), ("dgq", Some(4)), ("qqq", Some(4)), ("nf4", Some(4)), ("fp4", Some(4)), ("dynamic", Some(8)), ("int8", Some(8))];
+const METHODS: [(&str, Option<u32>); 8] = [
+    ("rtn", None),
+    ("gptq", None),
+    ("dgq", Some(4)),
+    ("qqq", Some(4)),
+    ("nf4", Some(4)),
+    ("fp4", Some(4)),
+    ("dynamic", Some(8)),
+    ("int8", Some(8)),
+];
 
 /// What may move magnitude before a method, as names and as rules have it.
 const SMOOTHINGS: [(&str, &str); 2] = [("smooth", "smoothquant"), ("awq", "awq")];

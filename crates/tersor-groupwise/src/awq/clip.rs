@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use tersor_core::rows::check_range;
 use tersor_core::{
-    Check, Compressed, Context, DType, Error, GroupSize, Isa, Layout, Method, ParamError, Prepared, Result,
-    RowSource, StatNeeds, StatSet, metrics, read_finite,
+    Check, Compressed, Context, DType, Error, GroupSize, Isa, Layout, Method, ParamError, Prepared, Result, RowSource,
+    StatNeeds, StatSet, metrics, read_finite,
 };
 use tersor_kernels::affine;
 
@@ -107,7 +107,8 @@ impl Prepared for Ready<'_> {
                 w.iter().zip(&mut *out).for_each(|(w, o)| *o = w.clamp(-most, most));
                 // A group whose scale leaves its type is refused by the method that follows.
                 if let Ok(fit) = spec.fit(isa, out) {
-                    out.iter_mut().for_each(|v| *v = affine::value(affine::code(*v, fit, *codes.start(), *codes.end()), fit));
+                    out.iter_mut()
+                        .for_each(|v| *v = affine::value(affine::code(*v, fit, *codes.start(), *codes.end()), fit));
                 }
             })
         });

@@ -16,7 +16,8 @@ use tersor_core::{
 
 /// Per-channel figures of a site. Error when there are none.
 pub(crate) fn channels<'a>(module: &Module<'a>) -> Result<&'a ChannelStats> {
-    let missing = || Error::Missing { name: "per-channel figures".into(), place: "the statistics of the inputs".into() };
+    let missing =
+        || Error::Missing { name: "per-channel figures".into(), place: "the statistics of the inputs".into() };
     module.stats.channel().filter(|_| module.stats.tokens() > 0).ok_or_else(missing)
 }
 

@@ -37,7 +37,8 @@ impl Encoder {
         let tables =
             [table(&words, config.vocab)?, table(&positions, config.max_positions)?, table(&types, config.types)?];
         let norm = embedding_norm(checkpoint, &config)?;
-        let layers = (0..config.layers).map(|l| EncoderLayer::read(checkpoint.into(), &config, l)).collect::<Result<_>>()?;
+        let layers =
+            (0..config.layers).map(|l| EncoderLayer::read(checkpoint.into(), &config, l)).collect::<Result<_>>()?;
         Ok(Self { config, tables, norm, layers })
     }
 

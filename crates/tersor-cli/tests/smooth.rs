@@ -1,0 +1,157 @@
+//! Smoothing from the recipe to the directory: nothing changes until something is rounded, and the bytes do not depend on who does what.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::*;
+use serde_json::Value as Json;
+
+fn shipped() -> PathBuf {
+    root().join("examples/models/tiny-wiki")
+}
+
+fn args(model: &Path, recipe: &str, out: &Path) -> Vec<String> {
+    let text = root().join("examples/data/wiki-calib.txt");
+    let list = ["compress", s(model), "--recipe", recipe, "--out", s(out), "--calib", s(&text)];
+    list.iter().chain(&["--calib-windows", "8", "--ctx", "64"]).map(|a| a.to_string()).collect()
+}
+
+fn run(args: &[String], more: &[&str]) -> Json {
+    tersor_json(&args.iter().map(String::as_str).chain(more.iter().copied()).collect::<Vec<_>>())
+}
+
+fn eval(model: &Path, against: &Path) -> Json {
+    let text = root().join("examples/data/wiki-eval.txt");
+    let args =
+        ["eval", s(model), "--text", s(&text), "--ctx", "64", "--windows", "6", "--no-speed", "--against", s(against)];
+    tersor_json(&args)
+}
+
+/// A recipe that smooths and rounds nothing.
+fn exact(dir: &Path, how: &str) -> String {
+    let path = dir.join(format!("{how}.toml"));
+    let text = format!(
+        "name = \"exact-{how}\"\n[[rules]]\nmatch = \"model.layers.*\"\nmethod = \"f32\"\nsmooth = \"{how}\"\n"
+    );
+    std::fs::write(&path, text).unwrap();
+    s(&path).to_string()
+}
+
+#[test]
+fn folding_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    // Heads that share values leave the output projection alone; with as many, its factors fold into the values, biases and all.
+    let mut whole = Tiny::new("qwen2", "Qwen2ForCausalLM");
+    whole.config["num_key_value_heads"] = 4.into();
+    for layer in 0..2 {
+        for part in ["k", "v"] {
+            whole.add(&format!("model.layers.{layer}.self_attn.{part}_proj.weight"), &[48, 48]);
+            whole.add(&format!("model.layers.{layer}.self_attn.{part}_proj.bias"), &[48]);
+        }
+    }
+    whole.dtype = tersor::core::DType::BF16;
+    let whole = whole.write(&dir.path().join("m"));
+    for model in [&shipped(), &whole] {
+        let name = model.file_name().unwrap().to_string_lossy().into_owned();
+        for how in ["smoothquant", "percentile", "awq", "adaptive"] {
+            let out = dir.path().join(format!("{name}-{how}"));
+            run(&args(model, &exact(dir.path(), how), &out), &[]);
+            let found = eval(&out, model);
+            // With nothing to lose AWQ and QQQ find nothing to gain.
+            assert!(found["kl_mean"].as_f64().unwrap() < 1e-6, "{name} {how}: {found}");
+            let (a, b) = (found["perplexity"].as_f64().unwrap(), eval(model, model)["perplexity"].as_f64().unwrap());
+            assert!((a / b - 1.0).abs() < 1e-4, "{name} {how}: {a} {b}");
+            tersor_json(&["verify", s(&out)]);
+            if how == "smoothquant" {
+                let norm = |dir: &Path| {
+                    let model = tersor::formats::Model::open(dir, &tersor::core::Limits::default()).unwrap();
+                    let rows = model.rows("model.layers.0.input_layernorm.weight").unwrap();
+                    tersor::core::read_finite(&*rows, 0..1).unwrap()
+                };
+                assert_ne!(norm(&out), norm(model), "something was moved");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_papers_methods_run_and_help() {
+    let dir = tempfile::tempdir().unwrap();
+    let kl = |recipe: &str| {
+        let out = dir.path().join("out");
+        let mut list = args(&shipped(), recipe, &out);
+        list.truncate(list.len() - 4);
+        let made = run(&list, &["--calib-windows", "24", "--ctx", "128"]);
+        let planned = tersor_json(&["plan", s(&shipped()), "--recipe", recipe]);
+        assert_eq!(made["weight_bytes"], planned["weight_bytes"], "{recipe}");
+        tersor_json(&["verify", s(&out)]);
+        let found = eval(&out, &shipped())["kl_mean"].as_f64().unwrap();
+        std::fs::remove_dir_all(out).unwrap();
+        found
+    };
+    // Each against rounding on the grid that it has.
+    let narrow = dir.path().join("narrow.toml");
+    let ends = "[[rules]]\nmatch = [\"*embed_tokens*\", \"lm_head*\"]\nmethod = \"rtn\"\nbits = 8\n";
+    let rule = "[[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 4\ngrid = \"sym_narrow\"\nactivations = 8\n";
+    std::fs::write(&narrow, format!("name = \"narrow\"\n{ends}{rule}")).unwrap();
+    for (better, plain) in
+        [("w4a8-g64-dgq", "w4a8-rtn"), ("w4a8-g64-qqq", "w4a8-g64-rtn-sym"), ("w4a8-qqq", s(&narrow))]
+    {
+        let (plain, found) = (kl(plain), kl(better));
+        assert!(found < plain, "{better}: {found} for {plain}");
+    }
+    // Compositions that no paper has.
+    let toml = dir.path().join("mixed.toml");
+    let text = "name = \"mixed\"\n[[rules]]\nmatch = \"model.layers.*\"\nmethod = \"dgq\"\nsmooth = \"percentile\"\nactivations = 8\n\
+        low_rank = \"l2qer\"\nrank = 8\n";
+    std::fs::write(&toml, text).unwrap();
+    for recipe in [s(&toml), "w3-g64-awq-gptq", "w4a8-g64-smooth-gptq", "w3-g64-awq"] {
+        let out = dir.path().join("composed");
+        run(&args(&shipped(), recipe, &out), &[]);
+        assert!(eval(&out, &shipped())["kl_mean"].as_f64().unwrap() < 0.2, "{recipe}");
+        std::fs::remove_dir_all(out).unwrap();
+    }
+}
+
+#[test]
+fn tasks_and_threads_give_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    for recipe in ["w4a8-g64-dgq", "w3-g64-awq-gptq"] {
+        let (whole, parts) = (dir.path().join(format!("{recipe}-whole")), dir.path().join(format!("{recipe}-parts")));
+        run(&args(&shipped(), recipe, &whole), &["--threads", "1"]);
+        let list = args(&shipped(), recipe, &parts);
+        let planned = tersor_json(&["plan", s(&shipped()), "--recipe", recipe]);
+        for task in 0..planned["tasks"].as_array().unwrap().len() {
+            run(&list, &["--task", &task.to_string(), "--threads", "3"]);
+        }
+        run(&list, &["--merge"]);
+        assert_eq!(result(&whole), result(&parts), "{recipe}");
+        assert_eq!(run(&list, &[])["finished_before"], true);
+    }
+}
+
+#[test]
+fn what_cannot_be_smoothed_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, toml) = (dir.path().join("out"), dir.path().join("r.toml"));
+    let refuse = |text: &str| {
+        std::fs::write(&toml, format!("name = \"r\"\n{text}")).unwrap();
+        fails(2, &args(&shipped(), s(&toml), &out).iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let rule =
+        |names: &str, more: &str| format!("[[rules]]\nmatch = \"{names}\"\nmethod = \"rtn\"\nbits = 4\n{more}\n");
+    let said = refuse(&(rule("*.q_proj.*", "smooth = \"awq\"") + &rule("*", "")));
+    assert!(said.contains("model.layers.0.self_attn.qkv"), "{said}");
+    assert!(refuse(&rule("lm_head*", "smooth = \"awq\"")).contains("none here"));
+    let original = format!("statistics = \"original\"\n{}", rule("*", "smooth = \"smoothquant\""));
+    assert!(refuse(&original).contains("sequential"));
+    let said = fails(2, &["compress", s(&shipped()), "--recipe", "w4a8-dgq", "--out", s(&out)]);
+    assert!(said.contains("--calib"), "{said}");
+    // Weights that are not finite are named, and leave nothing behind.
+    let mut tiny = Tiny::llama();
+    tiny.set("model.layers.1.mlp.up_proj.weight", 5, f32::NAN);
+    let model = tiny.write(&dir.path().join("m"));
+    let said = fails(1, &args(&model, "w4a8-g16-dgq", &out).iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(said.contains("up_proj"), "{said}");
+}
