@@ -220,6 +220,9 @@ pub struct Eval {
     /// Compare predictions with this model's.
     #[arg(long)]
     pub against: Option<PathBuf>,
+    /// How keys and values are kept: `f32`, or `int<bits>[-hadamard][-high<dimensions>]`; as the recipe says unless given.
+    #[arg(long)]
+    pub kv: Option<String>,
     /// Measure no speed.
     #[arg(long)]
     pub no_speed: bool,
@@ -308,6 +311,9 @@ pub struct Generate {
     /// Most new tokens.
     #[arg(long, default_value_t = 128)]
     pub tokens: usize,
+    /// How keys and values are kept; as the recipe says unless given.
+    #[arg(long)]
+    pub kv: Option<String>,
     /// Draw from `softmax(logits / T)`; the likeliest token unless given.
     #[arg(long)]
     pub temperature: Option<f32>,

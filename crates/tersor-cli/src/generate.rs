@@ -5,6 +5,7 @@ use std::io::Write;
 use tersor::core::{Context, Exec, Result};
 use tersor::llm::{Checkpoint, Decoder, Sampling, Tokenizer, generate};
 
+use crate::kv::Spec;
 use crate::{args, print_json};
 
 pub fn run(a: &args::Generate, json: bool) -> Result<()> {
@@ -14,7 +15,7 @@ pub fn run(a: &args::Generate, json: bool) -> Result<()> {
     };
     let checkpoint = Checkpoint::open(&a.model, &tersor::registry())?;
     let tokenizer = Tokenizer::of(&checkpoint)?;
-    let decoder = Decoder::load(&checkpoint)?;
+    let (decoder, _) = Spec::of(a.kv.as_deref(), &checkpoint)?.apply(Decoder::load(&checkpoint)?)?;
     let prompt = tokenizer.encode(&a.prompt)?;
     let (mut seen, mut shown) = (Vec::new(), String::new());
     if !json {

@@ -17,6 +17,7 @@ mod convert;
 mod eval;
 mod generate;
 mod inspect;
+mod kv;
 mod output;
 mod plan;
 mod progress;

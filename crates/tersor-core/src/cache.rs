@@ -1,6 +1,136 @@
 //! Caches of keys and values, which attend: one may keep its keys as codes and never unpack them.
 
-use crate::{Exec, Result};
+use std::ops::Range;
+use std::sync::Arc;
+
+use tersor_kernels::{Isa, attention, par, vector};
+
+use crate::{Error, Exec, Result};
+
+/// Turns the vector of a head by its position in the text: the rotary embedding.
+pub trait Positions: Send + Sync {
+    /// In place; `head` is `[head_dim]`.
+    fn turn(&self, isa: Isa, position: u32, head: &mut [f32]);
+}
+
+/// The heads of a layer, as its cache knows them.
+#[derive(Clone)]
+pub struct Heads {
+    /// Heads that ask.
+    pub heads: usize,
+    /// Heads that are kept; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of each.
+    pub head_dim: usize,
+    /// How many tokens back a query sees; all where there is no limit.
+    pub window: Option<usize>,
+    /// How positions turn queries and keys.
+    pub positions: Arc<dyn Positions>,
+}
+
+/// Makes the empty cache of a layer, by its number.
+pub type MakeCache = dyn Fn(usize, &Heads) -> Result<Box<dyn KvCache>> + Send + Sync;
+
+/// Multiply-adds below which forking costs more than it gives.
+const FORK: usize = 1 << 19;
+
+/// Tokens whose scores are made at once: few enough that those over a long text stay in the cache, and most keys that come after are left out.
+const BLOCK: usize = 64;
+
+impl Heads {
+    /// Error unless new tokens fit the heads and come after those that are kept.
+    pub fn check(&self, kept: &[u32], block: &KvBlock<'_>) -> Result<()> {
+        let want = block.positions.len() * self.kv_heads * self.head_dim;
+        if block.keys.len() != want || block.values.len() != want {
+            return Err(Error::shape("keys and values", want, (block.keys.len(), block.values.len())));
+        }
+        let mut last = kept.last().copied();
+        for &p in block.positions {
+            if last.is_some_and(|l| p <= l) {
+                return Err(Error::shape("positions of new tokens", "ascending", (last, p)));
+            }
+            last = Some(p);
+        }
+        Ok(())
+    }
+
+    /// The kept tokens that a query at `position` sees.
+    fn visible(&self, kept: &[u32], position: u32) -> Range<usize> {
+        let end = kept.partition_point(|&p| p <= position);
+        let start = match self.window {
+            Some(w) => kept.partition_point(|&p| (p as usize) + w <= position as usize),
+            None => 0,
+        };
+        start.min(end)..end
+    }
+
+    /// Attention over keys (turned already) and values in f32, `[tokens, head_dim]` of each kept head. `also` changes queries after they were
+    /// turned, as the keys were. Error when lengths do not fit, or a query sees nothing.
+    #[allow(clippy::too_many_arguments)]
+    pub fn attend(
+        &self,
+        kept: &[u32],
+        [keys, values]: [&[Vec<f32>]; 2],
+        also: &(dyn Fn(&mut [f32]) + Sync),
+        queries: Queries<'_>,
+        out: &mut [f32],
+        mut probs: Option<&mut dyn ProbSink>,
+        exec: &Exec,
+    ) -> Result<()> {
+        let (tokens, dim, len) = (queries.positions.len(), self.head_dim, kept.len());
+        let width = self.heads * dim;
+        if queries.data.len() != tokens * width || out.len() != tokens * width {
+            return Err(Error::shape("queries and output", tokens * width, (queries.data.len(), out.len())));
+        }
+        if [keys.len(), values.len()] != [self.kv_heads; 2] || self.kv_heads == 0 {
+            return Err(Error::shape("heads of keys and values", self.kv_heads, (keys.len(), values.len())));
+        }
+        let visible: Vec<_> = queries.positions.iter().map(|&p| self.visible(kept, p)).collect();
+        if let Some(i) = visible.iter().position(|v| v.is_empty()) {
+            return Err(Error::shape("keys that a query sees", "at least one", queries.positions[i]));
+        }
+        let scale = (dim as f32).sqrt().recip();
+        let group = self.heads / self.kv_heads;
+        let (isa, blocks) = (exec.isa(), tokens.div_ceil(BLOCK));
+        let wanted = probs.is_some();
+        // A block of tokens of a head.
+        let unit = |i: usize, probs: &mut Vec<f32>| -> (Vec<f32>, Vec<f32>) {
+            let (h, block) = (i / blocks, i % blocks * BLOCK..tokens.min((i % blocks + 1) * BLOCK));
+            let mut q = Vec::with_capacity(block.len() * dim);
+            for t in block.clone() {
+                q.extend_from_slice(&queries.data[t * width + h * dim..][..dim]);
+                let at = q.len() - dim;
+                self.positions.turn(isa, queries.positions[t], &mut q[at..]);
+                also(&mut q[at..]);
+            }
+            vector::scale(isa, scale, &mut q);
+            let (keys, values) = (&keys[h / group], &values[h / group]);
+            let mut mixed = vec![0f32; block.len() * dim];
+            let seen = attention::attend(isa, [&q, keys, values], dim, &visible[block], probs, &mut mixed);
+            let (seen, mut scores) = (seen.unwrap_or(0..0), Vec::new());
+            if wanted {
+                scores.resize(mixed.len() / dim * len, 0.0);
+                let rows = scores.chunks_exact_mut(len).zip(probs.chunks_exact(seen.len().max(1)));
+                rows.for_each(|(row, p)| row[seen.clone()].copy_from_slice(p));
+            }
+            (mixed, scores)
+        };
+        let fork = exec.parallel() && par::worth(self.heads * tokens * len * dim, FORK);
+        let results = par::map(self.heads * blocks, fork, Vec::new, unit);
+        for (i, (mixed, scores)) in results.into_iter().enumerate() {
+            let (h, first) = (i / blocks, i % blocks * BLOCK);
+            for (t, row) in mixed.chunks_exact(dim).enumerate() {
+                out[(first + t) * width + h * dim..][..dim].copy_from_slice(row);
+            }
+            if let Some(sink) = probs.as_deref_mut() {
+                for (row, &p) in scores.chunks_exact(len).zip(&queries.positions[first..]) {
+                    sink.probs(h, p, row);
+                }
+            }
+        }
+        Ok(())
+    }
+}
 
 /// Keys and values of new tokens, as the projections gave them.
 #[derive(Clone, Copy, Debug)]

@@ -132,6 +132,17 @@ impl DecoderConfig {
         Ok(config)
     }
 
+    /// The heads of a layer, for its cache.
+    pub fn kv_heads_with(&self, positions: std::sync::Arc<dyn tersor_core::Positions>) -> tersor_core::Heads {
+        tersor_core::Heads {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            window: self.sliding_window,
+            positions,
+        }
+    }
+
     /// Floats of one token in the caches of all layers.
     pub fn kv_floats_per_token(&self) -> usize {
         2 * self.layers * self.kv_heads * self.head_dim

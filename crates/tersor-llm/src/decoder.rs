@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tersor_core::{Error, Exec, Input, KvCache, LinearOp, MatViewMut, Result};
+use tersor_core::{Error, Exec, Input, KvCache, LinearOp, MakeCache, MatViewMut, Result};
 use tersor_kernels::par;
 
 use crate::layer::{apply, rms_norm};
@@ -24,6 +24,7 @@ pub struct Decoder {
     norm: Vec<f32>,
     layers: Layers,
     rope: Arc<Rope>,
+    caches: Arc<MakeCache>,
 }
 
 /// The caches of one text.
@@ -83,7 +84,8 @@ impl Decoder {
             if separate && !config.tied { checkpoint.matrix("lm_head.weight", shape)?.into() } else { embed.clone() };
         let norm = checkpoint.vector("model.norm.weight", config.hidden)?;
         let rope = Arc::new(Rope::new(&config));
-        Ok(Self { config, embed, head, norm, layers, rope })
+        let caches: Arc<MakeCache> = Arc::new(|_, heads| Ok(Box::new(DenseCache::new(heads.clone()))));
+        Ok(Self { config, embed, head, norm, layers, rope, caches })
     }
 
     /// Sizes and switches.
@@ -91,15 +93,22 @@ impl Decoder {
         &self.config
     }
 
-    /// Empty caches: dense, in f32.
-    pub fn state(&self) -> State {
-        let cache = || Box::new(DenseCache::new(&self.config, self.rope.clone())) as Box<dyn KvCache>;
-        State { caches: (0..self.config.layers).map(|_| cache()).collect(), len: 0 }
+    /// The same with other caches than dense ones in f32.
+    pub fn with_caches(mut self, caches: Arc<MakeCache>) -> Self {
+        self.caches = caches;
+        self
     }
 
-    /// The cache of one layer, empty.
+    /// Empty caches. Error when one cannot be made for the model's heads.
+    pub fn state(&self) -> Result<State> {
+        let heads = self.config.kv_heads_with(self.rope.clone());
+        let caches = (0..self.config.layers).map(|l| (self.caches)(l, &heads)).collect::<Result<_>>()?;
+        Ok(State { caches, len: 0 })
+    }
+
+    /// A dense cache of one layer, empty.
     pub(crate) fn cache(&self) -> DenseCache {
-        DenseCache::new(&self.config, self.rope.clone())
+        DenseCache::new(self.config.kv_heads_with(self.rope.clone()))
     }
 
     /// Runs `f` with a layer, reading it first where layers are streamed.

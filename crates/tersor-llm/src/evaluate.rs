@@ -63,7 +63,7 @@ pub fn evaluate(
         return Err(Error::shape("vocabulary of the original", vocab, o.config().vocab));
     }
     let (mut nll, mut kl, mut same, mut scored) = (0f64, 0f64, 0u64, 0u64);
-    let (mut state, mut state_o) = (decoder.state(), original.map(Decoder::state));
+    let (mut state, mut state_o) = (decoder.state()?, original.map(Decoder::state).transpose()?);
     let (mut p, mut q) = (Vec::new(), Vec::new());
     let mut drift = original.and_then(|o| Drift::new(decoder, o));
     progress.begin("evaluate", windows.len() as u64);

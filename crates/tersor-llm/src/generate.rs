@@ -61,7 +61,7 @@ pub fn generate(
     if prompt.is_empty() {
         return Err(Error::shape("tokens of the prompt", "at least one", 0));
     }
-    let mut state = decoder.state();
+    let mut state = decoder.state()?;
     let mut out = Vec::new();
     let mut next = prompt.to_vec();
     while out.len() < count {

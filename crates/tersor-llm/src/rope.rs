@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 
+use tersor_core::Positions;
+use tersor_kernels::{Isa, vector};
+
 use crate::{DecoderConfig, RopeScaling};
 
 /// Frequencies of a model.
@@ -81,11 +84,17 @@ impl Rope {
     }
 }
 
+impl Positions for Rope {
+    fn turn(&self, isa: Isa, position: u32, head: &mut [f32]) {
+        let angles = self.angles(position);
+        vector::turn(isa, head, &angles.cos, &angles.sin);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-    use tersor_kernels::{Isa, vector};
 
     fn rope(scaling: serde_json::Value) -> Rope {
         let json = json!({"model_type": "llama", "hidden_size": 512, "num_attention_heads": 4, "intermediate_size": 128,

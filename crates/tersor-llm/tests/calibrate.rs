@@ -73,7 +73,7 @@ fn a_layer_at_a_time_sees_what_a_forward_pass_sees() {
         decoder.sites().iter().map(|s| StatSet::new(s.features, NEEDS, 3, 0).unwrap()).collect();
     let mut exec = Exec::new();
     for window in &windows {
-        let mut state = decoder.state();
+        let mut state = decoder.state().unwrap();
         let hidden = decoder
             .forward_observed(window, &mut state, &mut exec, &mut |layer, kind, x| {
                 let at = SiteKind::ALL.iter().position(|k| *k == kind).unwrap();

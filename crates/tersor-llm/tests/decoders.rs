@@ -30,7 +30,7 @@ fn golden(name: &str) -> (Vec<u32>, Vec<f32>) {
 }
 
 fn logits(decoder: &Decoder, parts: &[&[u32]]) -> Vec<f32> {
-    let (mut state, mut exec) = (decoder.state(), Exec::new());
+    let (mut state, mut exec) = (decoder.state().unwrap(), Exec::new());
     let hidden: Vec<f32> = parts.iter().flat_map(|p| decoder.forward(p, &mut state, &mut exec).unwrap()).collect();
     decoder.logits(&hidden, &mut exec).unwrap()
 }
@@ -74,7 +74,7 @@ fn a_site_with_its_own_weights_gives_what_the_layer_computes() {
         let mut seen: Vec<(usize, SiteKind, Vec<f32>)> = Vec::new();
         let mut exec = Exec::new();
         decoder
-            .forward_observed(&tokens, &mut decoder.state(), &mut exec, &mut |layer, kind, x| {
+            .forward_observed(&tokens, &mut decoder.state().unwrap(), &mut exec, &mut |layer, kind, x| {
                 seen.push((layer, kind, x.data().to_vec()));
                 Ok(())
             })
@@ -117,6 +117,6 @@ fn sites_name_their_producers_and_writers() {
 #[test]
 fn tokens_outside_the_vocabulary_are_refused() {
     let decoder = Decoder::load(&open("llama")).unwrap();
-    let e = decoder.forward(&[3, 40], &mut decoder.state(), &mut Exec::new()).unwrap_err().to_string();
+    let e = decoder.forward(&[3, 40], &mut decoder.state().unwrap(), &mut Exec::new()).unwrap_err().to_string();
     assert!(e.contains("40"), "{e}");
 }

@@ -22,6 +22,8 @@ pub use tersor_core as core;
 pub use tersor_formats as formats;
 #[cfg(feature = "groupwise")]
 pub use tersor_groupwise as groupwise;
+#[cfg(feature = "kv")]
+pub use tersor_kv as kv;
 #[cfg(feature = "linalg")]
 pub use tersor_linalg as linalg;
 #[cfg(feature = "llm")]

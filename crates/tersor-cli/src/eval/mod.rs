@@ -10,6 +10,7 @@ use serde_json::json;
 use tersor::core::{Cancel, Error, Exec, ParamError, Progress, Result};
 use tersor::llm::{Checkpoint, Decoder, Tokenizer, evaluate, windows};
 
+use crate::kv::Spec;
 use crate::{args, megabytes, print_json, progress};
 
 /// Tokens of the decoding speed test.
@@ -58,8 +59,9 @@ fn decoder(a: &args::Eval, text: &Path, json: bool) -> Result<()> {
     }
     let (bits, body) = checkpoint.bits_per_weight();
     let weight_bytes = checkpoint.model().weight_bytes();
+    let kv = Spec::of(a.kv.as_deref(), &checkpoint)?;
     let decoder = if a.stream { Decoder::load_streamed(checkpoint)? } else { Decoder::load(&checkpoint)? };
-    let config = decoder.config().clone();
+    let (decoder, kv) = kv.apply(decoder)?;
     let original = match &a.against {
         Some(path) => {
             let other = Checkpoint::open(path, &registry)?;
@@ -76,7 +78,6 @@ fn decoder(a: &args::Eval, text: &Path, json: bool) -> Result<()> {
     let found = evaluate(&decoder, original.as_ref(), &cut, &mut exec, &*bars, &Cancel::new())?;
     drop(original);
     let speed = if a.no_speed { None } else { Some(speed(&decoder, cut[0], &mut exec)?) };
-    let kv = config.kv_floats_per_token() * size_of::<f32>();
     let mut out = json!({
         "perplexity": found.perplexity, "tokens": found.tokens, "bits_per_weight": bits, "body_bits_per_weight": body,
         "weight_bytes": weight_bytes, "kv_bytes_per_token": kv, "peak_rss_bytes": peak_rss(),
@@ -121,10 +122,10 @@ fn speed(decoder: &Decoder, window: &[u32], exec: &mut Exec) -> Result<(f64, f64
     let (mut prefill, mut decode) = ([0.0; 3], [0.0; 3]);
     let count = DECODED.min(decoder.config().max_positions);
     for i in 0..3 {
-        let (mut state, start) = (decoder.state(), Instant::now());
+        let (mut state, start) = (decoder.state()?, Instant::now());
         decoder.next(window, &mut state, exec)?;
         prefill[i] = window.len() as f64 / start.elapsed().as_secs_f64();
-        let (mut state, start) = (decoder.state(), Instant::now());
+        let (mut state, start) = (decoder.state()?, Instant::now());
         for &token in window.iter().cycle().take(count) {
             decoder.next(&[token], &mut state, exec)?;
         }

@@ -13,6 +13,8 @@ use tersor::groupwise::{Adaptive, Awq, Clip, Dgq, Gptq, Grid, OutputClip, Percen
 use tersor::llm::Behind;
 use tersor::lowrank::{Corrected, LowRank, Norm, Rank};
 
+use crate::kv;
+
 /// Ordered rules, the first that matches a matrix wins. What no rule matches stays as it is.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,6 +25,9 @@ pub struct Recipe {
     /// outputs of those already compressed) or `"original"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statistics: Option<String>,
+    /// How the network that runs keeps keys and values: `"f32"` (the default), `"int4"`, `"int4-hadamard"`, `"int4-high8"`: see [`crate::kv`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv: Option<String>,
     /// The rules.
     pub rules: Vec<Rule>,
 }
@@ -181,6 +186,9 @@ impl Recipe {
             return Err(ParamError::new("name", format!("`{}`", self.name), rule).into());
         }
         self.behind()?;
+        if let Some(kv) = &self.kv {
+            kv::Spec::parse(kv)?;
+        }
         for rule in &self.rules {
             rule.method("", DType::F32)?;
             rule.smoothing()?;

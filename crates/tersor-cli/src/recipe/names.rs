@@ -1,4 +1,4 @@
-//! Recipes by name: `bf16`, and `w<bits>[a<bits>][-g<group>][-smooth|-awq]-<method>[-sym][-ao][-mse]` (after `-smooth` or `-awq` the method may be
+//! Recipes by name: `bf16`, and `w<bits>[a<bits>[kv<bits>]][-g<group>][-smooth|-awq]-<method>[-sym][-ao][-mse]` (after `-smooth` or `-awq` the method may be
 //! left out: `rtn`), `w4a8[-g<group>]-dgq|qqq`, for block-wise methods
 //! `w<bits>[a<bits>][-g<block>]-<method>[-dq]`; either may end in a correction of low rank, `-lqer|l2qer[-r<rank>]`. With groups of 16 and no method
 //! before it, a correction is over MXINT: `w4a8-l2qer`.
@@ -46,7 +46,7 @@ fn catalogue() -> Vec<String> {
             }
             continue;
         }
-        for bits in ["2", "3", "4", "5", "6", "7", "8", "4a8", "8a8"] {
+        for bits in ["2", "3", "4", "5", "6", "7", "8", "4a8", "8a8", "4a4kv4", "4a8kv4"] {
             if method == "rtn" {
                 all.extend([format!("w{bits}-lqer"), format!("w{bits}-l2qer")]);
             }
@@ -72,9 +72,9 @@ fn catalogue() -> Vec<String> {
 pub(super) fn built_in(name: &str) -> Result<Recipe> {
     let blank = Rule::named(Patterns::One("*".into()), name);
     if matches!(name, "bf16" | "f16" | "f32") {
-        return Ok(Recipe { name: name.into(), statistics: None, rules: vec![blank] });
+        return Ok(Recipe { name: name.into(), statistics: None, kv: None, rules: vec![blank] });
     }
-    let Some(body) = parse(name, &blank) else {
+    let Some((body, kv)) = parse(name, &blank) else {
         let mut near = catalogue();
         near.sort_by(|a, b| strsim::jaro_winkler(b, name).total_cmp(&strsim::jaro_winkler(a, name)));
         near.truncate(4);
@@ -85,10 +85,11 @@ pub(super) fn built_in(name: &str) -> Result<Recipe> {
     let ends = ["model.embed_tokens.weight", "lm_head.weight", "*_embeddings.weight", "*pooler.dense.weight"];
     let ends = Patterns::Many(ends.map(String::from).to_vec());
     let ends = Rule { patterns: ends, method: "rtn".into(), bits: Some(8), ..blank };
-    Ok(Recipe { name: name.into(), statistics: None, rules: vec![ends, body] })
+    Ok(Recipe { name: name.into(), statistics: None, kv: kv.map(|bits| format!("int{bits}")), rules: vec![ends, body] })
 }
 
-fn parse(name: &str, blank: &Rule) -> Option<Rule> {
+/// The rule for all matrices but embedding and head, and the bits of the cache.
+fn parse(name: &str, blank: &Rule) -> Option<(Rule, Option<u32>)> {
     let mut parts = name.strip_prefix('w')?.split('-');
     let head = parts.next()?;
     let (bits, activations) = head.split_once('a').map_or((head, None), |(b, a)| (b, Some(a)));
@@ -96,8 +97,11 @@ fn parse(name: &str, blank: &Rule) -> Option<Rule> {
     let number = |s: &str| s.parse::<u32>().ok().filter(|n| n.to_string() == s);
     let width = |s: &str| number(s).filter(|b| (2..=8).contains(b));
     let mut rule = Rule { bits: Some(width(bits)?), ..blank.clone() };
+    let mut kv = None;
     if let Some(activations) = activations {
-        rule.activations = Some(width(activations)?);
+        let (a, cache) = activations.split_once("kv").map_or((activations, None), |(a, kv)| (a, Some(kv)));
+        rule.activations = Some(width(a)?);
+        kv = cache.map(|c| width(c).ok_or(())).transpose().ok()?;
     }
     let mut part = parts.next()?;
     // A method's name may begin with a `g`, too.
@@ -157,7 +161,7 @@ fn parse(name: &str, blank: &Rule) -> Option<Rule> {
             rest.next();
         }
     }
-    rest.next().is_none().then_some(rule)
+    rest.next().is_none().then_some((rule, kv))
 }
 
 #[cfg(test)]
@@ -176,6 +180,7 @@ mod tests {
             (rule.bits, rule.grid.as_deref(), rule.mse, rule.group),
             (Some(3), Some("sym"), true, Some(Group::Size(64)))
         );
+        assert_eq!(built_in("w4a4kv3-g32-smooth").unwrap().kv.as_deref(), Some("int3"));
         let rule = built_in("w4a8-g32-rtn-sym").unwrap().rules[1].clone();
         assert_eq!((rule.bits, rule.activations), (Some(4), Some(8)));
         for bad in [
@@ -210,6 +215,9 @@ mod tests {
             "w4-rtn-r8",
             "w4-rtn-lqer-r0",
             "w4-lqer-sym",
+            "w4kv4-rtn",
+            "w4a8kv-rtn",
+            "w4a8kv9-rtn",
             "w8a8-dgq",
             "w4a8-dgq-sym",
             "w4-smooth-awq",

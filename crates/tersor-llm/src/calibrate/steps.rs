@@ -115,7 +115,7 @@ impl Steps for DecoderSteps {
         match kind {
             SiteKind::Qkv => {
                 let positions: Vec<u32> = (0..tokens as u32).collect();
-                l.mixed(c, &x, &positions, &mut DenseCache::new(c, self.rope.clone()), exec)
+                l.mixed(c, &x, &positions, &mut DenseCache::new(c.kv_heads_with(self.rope.clone())), exec)
             }
             SiteKind::O => onto_stream(&l.o_proj, exec),
             SiteKind::Down => onto_stream(&l.down_proj, exec),
@@ -132,7 +132,7 @@ impl Steps for DecoderSteps {
         exec: &mut Exec,
     ) -> Result<Vec<f32>> {
         let (c, l) = (&self.config, &self.layer);
-        let mut caches = DenseCache::new(c, self.rope.clone());
+        let mut caches = DenseCache::new(c.kv_heads_with(self.rope.clone()));
         let made = l.module(c, kind, x, ops, &mut caches, exec)?;
         let next = match kind {
             SiteKind::Qkv if through => &l.o_proj,

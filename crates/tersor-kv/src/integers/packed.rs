@@ -1,0 +1,97 @@
+//! Rows of values as integers, one after the other.
+
+use half::f16;
+use tersor_core::{Error, Result};
+use tersor_kernels::bits;
+
+/// Rows, each in parts of their own width and bits. A part is packed codes, a scale and a minimum: a value is `minimum + scale * code`.
+pub(super) struct Rows {
+    parts: Vec<(usize, u32)>,
+    bytes: Vec<u8>,
+}
+
+/// Bytes of a row.
+pub(super) fn row_bytes(parts: &[(usize, u32)]) -> usize {
+    parts.iter().map(|(n, b)| bits::packed_len(*n, *b) + 4).sum()
+}
+
+impl Rows {
+    pub fn new(parts: Vec<(usize, u32)>) -> Self {
+        Self { parts, bytes: Vec::new() }
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub fn truncate(&mut self, rows: usize) {
+        self.bytes.truncate(rows * row_bytes(&self.parts));
+    }
+
+    /// Packs a row. Error, with nothing added, when a value is not finite or f16 cannot hold the range.
+    pub fn push(&mut self, row: &[f32]) -> Result<()> {
+        let before = self.bytes.len();
+        let mut rest = row;
+        for &(n, b) in &self.parts {
+            let (part, after) = rest.split_at(n.min(rest.len()));
+            rest = after;
+            if let Err(e) = pack(part, b, &mut self.bytes) {
+                self.bytes.truncate(before);
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// All rows in f32.
+    pub fn unpack(&self) -> Vec<f32> {
+        let width: usize = self.parts.iter().map(|p| p.0).sum();
+        let mut out = vec![0f32; self.bytes.len() / row_bytes(&self.parts).max(1) * width];
+        let mut codes = vec![0u8; width];
+        let (mut at, mut rows) = (0, out.chunks_exact_mut(width.max(1)));
+        while let Some(row) = rows.next() {
+            let mut first = 0;
+            for &(n, b) in &self.parts {
+                let len = bits::packed_len(n, b);
+                let half = |i: usize| f16::from_le_bytes([self.bytes[at + i], self.bytes[at + i + 1]]).to_f32();
+                let (scale, least) = (half(len), half(len + 2));
+                bits::unpack(&self.bytes[at..at + len], b, 0, &mut codes[..n]);
+                let values = row[first..first + n].iter_mut().zip(&codes[..n]);
+                values.for_each(|(v, c)| *v = least + scale * f32::from(*c));
+                at += len + 4;
+                first += n;
+            }
+        }
+        out
+    }
+}
+
+/// Scale and minimum are rounded to f16 before the codes, the scale so that the range is not cut.
+fn pack(part: &[f32], b: u32, out: &mut Vec<u8>) -> Result<()> {
+    let (mut lo, mut hi) = (f32::INFINITY, f32::NEG_INFINITY);
+    for (i, v) in part.iter().enumerate() {
+        if !v.is_finite() {
+            return Err(Error::NonFinite { row: 0, col: i, value: *v });
+        }
+        (lo, hi) = (lo.min(*v), hi.max(*v));
+    }
+    let most = ((1u32 << b) - 1) as f32;
+    let least = f16::from_f32(lo);
+    let range = (hi - least.to_f32()).max(0.0) / most;
+    let mut scale = f16::from_f32(range);
+    if scale.to_f32() < range {
+        scale = f16::from_bits(scale.to_bits() + 1);
+    }
+    if !least.is_finite() || !scale.is_finite() {
+        return Err(Error::ScaleRange { row: 0, group: 0, value: hi - lo, dtype: "F16" });
+    }
+    let inverse = if scale.to_f32() > 0.0 { scale.to_f32().recip() } else { 0.0 };
+    let codes: Vec<u8> =
+        part.iter().map(|v| ((v - least.to_f32()) * inverse).round_ties_even().clamp(0.0, most) as u8).collect();
+    let at = out.len();
+    out.resize(at + bits::packed_len(part.len(), b), 0);
+    bits::pack(&codes, b, &mut out[at..]);
+    out.extend(scale.to_le_bytes());
+    out.extend(least.to_le_bytes());
+    Ok(())
+}
