@@ -87,6 +87,13 @@ pub fn scaled_layout(method: &dyn Method, shape: [usize; 2]) -> Result<Layout> {
     Ok(layout)
 }
 
+/// What a method's result takes with a rotation in front of its inputs.
+pub fn rotated_layout(method: &dyn Method, shape: [usize; 2], rotation: &crate::Rotation) -> Result<Layout> {
+    let mut layout = method.layout(shape)?.nested("op");
+    layout.tensors.extend(rotation.layout());
+    Ok(layout)
+}
+
 /// An operator made for inputs that were divided by `factors`, for inputs as they are. Error when the lengths differ, or a factor's inverse is not
 /// finite.
 pub fn scale_inputs(op: Box<dyn LinearOp>, factors: &[f32]) -> Result<Box<dyn LinearOp>> {

@@ -100,6 +100,14 @@ impl Rotation {
         (self.signs.len() + 4 * self.factor.len()) as u64 * 8
     }
 
+    /// What [`Rotation::save`] writes, by the suffix of the names.
+    pub fn layout(&self) -> [(String, TensorInfo); 2] {
+        [
+            ("signs".into(), TensorInfo { dtype: DType::I8, shape: vec![self.signs.len()] }),
+            ("factor".into(), TensorInfo { dtype: DType::F32, shape: vec![self.p, self.p] }),
+        ]
+    }
+
     /// Writes the signs (i8) and the factor (f32), the same in every block.
     pub fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let signs: Vec<i8> = self.signs.iter().map(|&s| s as i8).collect();

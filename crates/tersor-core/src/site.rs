@@ -69,8 +69,10 @@ pub enum Transform {
     Scale(Vec<f32>),
     /// Puts feature `order[i]` at place `i`.
     Permute(Vec<u32>),
-    /// Rotates.
+    /// Rotates, or each run of its width alike.
     Rotate(Rotation),
+    /// Puts these values in the place of what is there (the weight of a norm that was folded away).
+    Set(Vec<f32>),
 }
 
 impl Transform {
@@ -79,6 +81,14 @@ impl Transform {
             Transform::Scale(s) => s.len(),
             Transform::Permute(o) => o.len(),
             Transform::Rotate(r) => r.dim(),
+            Transform::Set(v) => v.len(),
+        }
+    }
+
+    fn fits(&self, features: usize) -> bool {
+        match self {
+            Transform::Rotate(r) => features.is_multiple_of(r.dim().max(1)),
+            other => other.dim() == features,
         }
     }
 
@@ -86,6 +96,7 @@ impl Transform {
         match self {
             Transform::Scale(s) => row.iter_mut().zip(s).for_each(|(v, s)| *v *= s),
             Transform::Rotate(r) => r.forward(row),
+            Transform::Set(v) => row.copy_from_slice(v),
             Transform::Permute(order) => {
                 scratch.clear();
                 scratch.extend_from_slice(row);
@@ -126,7 +137,7 @@ impl<'a> FoldedRows<'a> {
         let folds: Vec<&Fold> = folds.iter().filter(|f| f.weight == weight).collect();
         for f in &folds {
             let n = if f.side == Side::Input { cols } else { rows };
-            if f.transform.dim() != n {
+            if !f.transform.fits(n) {
                 return Err(Error::shape("features of a fold", n, f.transform.dim()).in_tensor(weight));
             }
         }
@@ -156,6 +167,12 @@ impl<'a> FoldedRows<'a> {
                 for (row, &from) in out.chunks_exact_mut(cols.max(1)).zip(&order[rows]) {
                     let from = from as usize;
                     self.read(from..from + 1, count - 1, row)?;
+                }
+                Ok(())
+            }
+            (Side::Output, Transform::Set(values)) => {
+                for (row, v) in out.chunks_exact_mut(cols.max(1)).zip(&values[rows]) {
+                    row.fill(*v);
                 }
                 Ok(())
             }

@@ -145,6 +145,42 @@ pub struct StatSet {
 }
 
 impl StatSet {
+    /// What they would be if every input had been rotated. Error when the widths differ, or there are figures that say nothing of rotated inputs:
+    /// extremes and sums of channels, squares without a Gram matrix.
+    pub fn rotated(&self, rotation: &crate::Rotation) -> Result<Self> {
+        let k = self.features;
+        if rotation.dim() != k {
+            return Err(Error::shape("rotation of inputs", k, rotation.dim()));
+        }
+        if self.channel.is_some() || self.squares.is_some() {
+            let value = "a method that needs figures of channels".to_string();
+            return Err(Error::Unsupported { what: "rotation of inputs in front of", value });
+        }
+        let mut out = self.clone();
+        if let Some(gram) = &mut out.gram {
+            // R G Rᵀ: first the rows, then, the result transposed, the rows again.
+            for _ in 0..2 {
+                let mut rows: Vec<f32> = gram.iter().map(|v| *v as f32).collect();
+                rotation.forward(&mut rows);
+                for r in 0..k {
+                    for c in 0..k {
+                        gram[c * k + r] = f64::from(rows[r * k + c]);
+                    }
+                }
+            }
+            // Symmetric again, to the last bit.
+            for r in 0..k {
+                for c in 0..r {
+                    gram[r * k + c] = gram[c * k + r];
+                }
+            }
+        }
+        if let Some(sample) = &mut out.sample {
+            sample.rows.iter_mut().for_each(|row| rotation.forward(row));
+        }
+        Ok(out)
+    }
+
     /// What they would be if every input had been divided by these factors. Error on another number of them.
     pub fn divided(&self, factors: &[f32]) -> Result<Self> {
         let k = self.features;

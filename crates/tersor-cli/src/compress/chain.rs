@@ -1,10 +1,14 @@
 //! Compression by what flows into each matrix: the calibration text goes through the network a layer at a time.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tersor::core::{Error, LinearOp, Prepared, Result, Site, StatNeeds, StatSet};
+use tersor::core::compose::Rotated;
+use tersor::core::{
+    Compressed, Context, Error, Fold, FoldedRows, LinearOp, Prepared, Result, Rotation, RowSource, Site, StatNeeds, StatSet,
+};
 use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, Seen, SiteChanges};
 
 use super::matrix::{Job, check_source, source_hash};
@@ -70,7 +74,11 @@ impl<'j, 'a> Chain<'j, 'a> {
             site.consumers.iter().map(replaced).collect()
         };
         let layer = self.passed;
-        let known = if plan.smoothings.is_empty() { Some(Vec::new()) } else { smooth::folds(job, layer)? };
+        let known = match &job.rotated {
+            Some(rotated) => Some(rotated.merged.clone()),
+            None if plan.smoothings.is_empty() => Some(Vec::new()),
+            None => smooth::folds(job, layer)?,
+        };
         let smoothing_needs = |site: &Site| plan.smoothings.get(&site.name).map_or(StatNeeds::default(), |s| s.needs());
         let rewrite = &mut |seen: &[Seen<'_>]| smooth::rewrite(job, layer, seen);
         let changes = SiteChanges { needs: &smoothing_needs, rewrite };
@@ -142,6 +150,7 @@ pub fn head_site(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<Option<Site>>
 /// Looks up the embeddings: compressed ones where sites follow compressed matrices, else the original's.
 fn embed(job: &Job<'_>, calibration: &mut Calibration<'_>, behind: Behind) -> Result<()> {
     let mut compressed: BTreeMap<String, Option<Arc<dyn LinearOp>>> = BTreeMap::new();
+    let folds: Vec<Fold> = job.rotated.iter().flat_map(|r| r.merged.clone()).collect();
     calibration.embed(&mut |name, row, out| {
         if !compressed.contains_key(name) {
             let mut op = None;
@@ -160,7 +169,7 @@ fn embed(job: &Job<'_>, calibration: &mut Calibration<'_>, behind: Behind) -> Re
         }
         match compressed.get(name) {
             Some(Some(op)) => op.decompress_rows(row..row + 1, out),
-            _ => job.model.rows(name)?.read_rows(row..row + 1, out),
+            _ => FoldedRows::new(&*job.model.rows(name)?, name, &folds)?.read_rows(row..row + 1, out),
         }
     })
 }
@@ -172,12 +181,32 @@ fn replacement(job: &Job<'_>, weight: &str) -> Result<Option<Arc<dyn LinearOp>>>
     Ok(Some(job.parts.operator(i, &job.plan.entries[i], &record)?))
 }
 
+/// A method that was prepared for rotated inputs, its results for inputs as they are.
+pub fn turned<'s>(prepared: Box<dyn Prepared + 's>, rotation: Option<&'s Rotation>) -> Box<dyn Prepared + 's> {
+    struct Turned<'s>(&'s Rotation, Box<dyn Prepared + 's>);
+    impl Prepared for Turned<'_> {
+        fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
+            let done = self.1.compress(w, rows, cx)?;
+            Ok(Compressed { op: Box::new(Rotated::new(self.0.clone(), done.op)?), report: done.report })
+        }
+    }
+    match rotation {
+        Some(rotation) => Box::new(Turned(rotation, prepared)),
+        None => prepared,
+    }
+}
+
 /// Compresses the consumers of a site that are not finished; those under one rule prepare once.
 pub fn site(job: &Job<'_>, site: &Site, stats: &StatSet) -> Result<()> {
     let plan = job.plan;
     let online = smooth::online(job, site)?;
-    let divided = online.as_ref().map(|factors| stats.divided(factors)).transpose()?;
-    let stats = divided.as_ref().unwrap_or(stats);
+    let rotation = plan.rotations.as_ref().and_then(|r| r.online(&site.consumers.first()?.weight));
+    let changed = match (&online, rotation) {
+        (Some(factors), _) => Some(stats.divided(factors)?),
+        (None, Some(r)) => Some(stats.rotated(r)?),
+        (None, None) => None,
+    };
+    let stats = changed.as_ref().unwrap_or(stats);
     let mut prepared: Vec<(Option<usize>, Box<dyn Prepared + '_>)> = Vec::new();
     for number in site.consumers.iter().filter_map(|c| plan.entry(&c.weight)) {
         let entry = &plan.entries[number];
@@ -188,7 +217,7 @@ pub fn site(job: &Job<'_>, site: &Site, stats: &StatSet) -> Result<()> {
                 let ready = method.prepare(stats, job.cx).map_err(|e| e.in_tensor(&entry.name))?;
                 let ready = match &online {
                     Some(factors) => Box::new(smooth::Scaled::new(factors, ready)) as Box<dyn Prepared + '_>,
-                    None => ready,
+                    None => turned(ready, rotation),
                 };
                 prepared.push((entry.rule, ready));
             }

@@ -5,13 +5,15 @@ use std::sync::Mutex;
 
 use serde_json::{Value as Json, json};
 use tersor::core::{
-    Context, Error, Fold, FoldedRows, LinearOp, NonFinite, Prepared, Repaired, Report, Result, RowSlot, RowSource,
+    Context, Error, Fold, FoldedRows, LinearOp, NonFinite, Prepared, Repaired, Report, Result, RowSlot, RowSource, Side,
+    Transform, rows::check_range,
     TensorInfo, TensorSink, check_finite, read_finite,
 };
 use tersor::formats::{Model, json as files};
 
 use super::parts::{Parts, copy_rows};
-use super::smooth;
+use super::{chain, smooth};
+use crate::plan::rotation::Folds;
 use crate::plan::{Action, Entry, Plan};
 
 /// A compression under way.
@@ -21,6 +23,8 @@ pub struct Job<'a> {
     pub cx: &'a Context,
     /// Where finished matrices lie.
     pub parts: Parts,
+    /// What rotations ask of the weights.
+    pub rotated: Option<Folds>,
 }
 
 impl Job<'_> {
@@ -30,6 +34,8 @@ impl Job<'_> {
         let Action::Compress(method) = &entry.action else { return Ok(()) };
         if self.parts.finished(number)?.is_none() {
             let prepared = method.prepare(None, self.cx).map_err(|e| e.in_tensor(&entry.name))?;
+            let rotation = self.plan.rotations.as_ref().and_then(|r| r.online(&entry.name));
+            let prepared = chain::turned(prepared, rotation);
             self.matrix(number, &*prepared)?;
         }
         self.cx.progress.advance(1, &entry.name);
@@ -38,6 +44,10 @@ impl Job<'_> {
 
     /// What smoothing asks of a tensor. Error when the layer's factors have not been found yet.
     pub fn folds(&self, name: &str) -> Result<Vec<Fold>> {
+        if let Some(rotated) = &self.rotated {
+            let all = rotated.merged.iter().chain(&rotated.online);
+            return Ok(all.filter(|f| f.weight == name).cloned().collect());
+        }
         let layer = self.plan.network.as_ref().and_then(|n| n.layer_of(name));
         match layer.filter(|_| !self.plan.smoothings.is_empty()) {
             Some(layer) => smooth::folds(self, layer)?.ok_or_else(|| Error::Missing {
@@ -57,7 +67,7 @@ impl Job<'_> {
     fn blocks(&self, number: usize, entry: &Entry, prepared: &dyn Prepared) -> Result<()> {
         let Action::Compress(method) = &entry.action else { return Ok(()) };
         let (plan, cx) = (self.plan, self.cx);
-        let source = HashedRows::new(self.model.rows(&entry.name)?);
+        let source = HashedRows::new(self.model.rows(&entry.source)?);
         let rule = entry.rule.and_then(|r| plan.recipe.rules.get(r));
         let repaired = Repaired::new(&source, rule.map_or(Ok(NonFinite::Refuse), |r| r.non_finite())?);
         let folds = self.folds(&entry.name)?;
@@ -67,9 +77,18 @@ impl Job<'_> {
         let mut writer = self.parts.create(number, entry)?;
         let step = Plan::block_rows(shape, &**method);
         // An empty matrix is one empty block.
+        // Rows that are mixtures of all others are made once.
+        let mixes = |f: &Fold| f.side == Side::Output && matches!(f.transform, Transform::Rotate(_));
+        let whole;
+        let folded: &dyn RowSource = if folds.iter().any(mixes) {
+            whole = Whole(shape, read_finite(&folded, 0..shape[0])?);
+            &whole
+        } else {
+            &folded
+        };
         for first in (0..shape[0].max(1)).step_by(step) {
             let rows = first..(first + step).min(shape[0]);
-            let done = prepared.compress(&folded, rows, cx)?;
+            let done = prepared.compress(folded, rows, cx)?;
             let at = RowSlot { first, total: shape[0] };
             done.op.save(&entry.name, at, &mut writer)?;
             report.merge(&done.report);
@@ -91,12 +110,26 @@ impl Job<'_> {
     }
 }
 
+/// A matrix in memory.
+struct Whole([usize; 2], Vec<f32>);
+
+impl RowSource for Whole {
+    fn shape(&self) -> [usize; 2] {
+        self.0
+    }
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        check_range(self.0, &rows, out.len())?;
+        out.copy_from_slice(&self.1[rows.start * self.0[1]..rows.end * self.0[1]]);
+        Ok(())
+    }
+}
+
 /// Hash of what a tensor holds, as [`Job::matrix`] or [`copy`] would read it.
 pub fn source_hash(model: &Model, entry: &Entry) -> Result<String> {
     let Action::Compress(method) = &entry.action else {
         return copy(model, entry, None);
     };
-    let rows = HashedRows::new(model.rows(&entry.name)?);
+    let rows = HashedRows::new(model.rows(&entry.source)?);
     let shape = rows.shape();
     let step = Plan::block_rows(shape, &**method).min(shape[0].max(1));
     let mut values = vec![0f32; step * shape[1]];

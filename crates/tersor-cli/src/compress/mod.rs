@@ -138,7 +138,8 @@ fn compress(model: &Model, plan: &Plan, out: &Path, part: Part, cx: &Context) ->
         }
         Output::Open(work) => work,
     };
-    let job = Job { model, plan, cx, parts: Parts::new(&work.scratch()) };
+    let rotated = plan.rotations.as_ref().map(|r| r.folds(model)).transpose()?;
+    let job = Job { model, plan, cx, parts: Parts::new(&work.scratch()), rotated };
     if let Part::Task(k) = part {
         tasks::run(&job, tasks[k])?;
         return Ok(Outcome::Task);
@@ -241,7 +242,11 @@ fn merge(job: &Job<'_>, work: Work, start: Option<Instant>) -> Result<()> {
         "files": hashes, "tensors": tensors, "copied": copied,
     });
     let total = plan.entries.iter().map(Entry::bytes).sum();
-    let mut beside = output::companions(model, model.config().cloned(), &shards, total)?;
+    let mut config = model.config().cloned();
+    if let Some(config) = config.as_mut().filter(|_| plan.rotations.is_some()) {
+        config["tie_word_embeddings"] = false.into();
+    }
+    let mut beside = output::companions(model, config, &shards, total)?;
     let seconds = start.map_or_else(|| times.values().sum(), |s| s.elapsed().as_secs_f64());
     let timing = json!({"compress_seconds": seconds, "tensors": times});
     beside.push((TIMING.into(), files::to_bytes(&timing)));

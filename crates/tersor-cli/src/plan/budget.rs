@@ -151,7 +151,7 @@ fn recipe(limit: Limit, items: &[Item], picks: &[usize]) -> Recipe {
         Limit::Bytes(bytes) => format!("budget-{:.1}MB", bytes as f64 / 1e6),
         Limit::Bits(bits) => format!("bits-{bits}"),
     };
-    Recipe { name, statistics: None, kv: None, rules: all }
+    Recipe { name, statistics: None, kv: None, rotate: None, rules: all }
 }
 
 impl Item {

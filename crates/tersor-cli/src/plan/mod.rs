@@ -2,6 +2,7 @@
 
 mod budget;
 mod memory;
+pub mod rotation;
 mod show;
 mod smoothing;
 mod tasks;
@@ -12,15 +13,16 @@ pub use tasks::Task;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tersor::core::rewrite::scaled_layout;
+use tersor::core::rewrite::{rotated_layout, scaled_layout};
 use tersor::core::{
     DType, Error, Folding, Limits, Method, ParamError, Result, Smoothing, StatNeeds, TensorInfo, tensors::join,
 };
 use tersor::formats::safetensors::Header;
-use tersor::formats::{Model, json as files};
+use tersor::formats::{Model, Tensor, json as files};
 use tersor::llm::{Architecture, Behind, StoredWeight, Tokenizer};
 
 use crate::args;
+use rotation::{HEAD, Rotations, TABLE};
 use crate::recipe::Recipe;
 use crate::statistics::Statistics;
 
@@ -41,6 +43,8 @@ pub enum Action {
 pub struct Entry {
     /// Its name.
     pub name: String,
+    /// The tensor of the model that it is made of: the same, but for a head that was the embedding.
+    pub source: String,
     /// Axes of the original.
     pub shape: Vec<usize>,
     /// Number of the rule, where one matched.
@@ -106,6 +110,8 @@ pub struct Plan {
     pub entries: Vec<Entry>,
     /// How the inputs of sites are smoothed, by the names of the sites.
     pub smoothings: BTreeMap<String, Box<dyn Smoothing>>,
+    /// How the whole network is rotated.
+    pub rotations: Option<Rotations>,
     /// Seed of everything random.
     pub seed: u64,
     /// What the result depends on, each hashed.
@@ -144,17 +150,32 @@ impl Plan {
             (_, true) => None,
         };
         let tied = network.as_ref().is_some_and(Architecture::tied);
+        let rotations = recipe.rotate.as_deref().map(|how| Rotations::new(how, network.as_ref(), seed)).transpose()?;
         let sites = network.as_ref().map(Architecture::sites).unwrap_or_default();
         let smoothings = smoothing::of(&recipe, &sites)?;
         let smoothed = || sites.iter().filter(|s| smoothings.contains_key(&s.name));
         let scaled = |name: &str| {
             smoothed().any(|s| s.folding() == Folding::Online && s.consumers.iter().any(|c| c.weight == name))
         };
-        let folded = smoothing::vectors(smoothed());
+        let mut folded = smoothing::vectors(smoothed());
+        folded.extend(rotations.iter().flat_map(Rotations::vectors));
+        if rotations.is_some() && !smoothings.is_empty() {
+            let rule = "and smoothing exclude each other: a rotation spreads what smoothing would move";
+            return Err(ParamError::new("rotate", "given", rule).into());
+        }
         let mut entries = Vec::new();
-        for t in model.tensors() {
+        let mut tensors: Vec<(String, Tensor)> = model.tensors().into_iter().map(|t| (t.name.clone(), t)).collect();
+        if rotations.is_some() && tied {
+            // Norms turn with the stream, and the last one's weight goes into the head alone.
+            tensors.retain(|(_, t)| t.name != HEAD);
+            let table = tensors.iter().find(|(_, t)| t.name == TABLE).map(|(_, t)| t.clone());
+            tensors.extend(table.map(|t| (TABLE.to_string(), Tensor { name: HEAD.into(), ..t })));
+            tensors.sort_by(|a, b| a.1.name.cmp(&b.1.name));
+        }
+        let own_head = rotations.is_some();
+        for (source, t) in tensors {
             // The one is the other: a second copy in the file has no reader. The frequencies are in the configuration.
-            if (tied && t.name == "lm_head.weight") || (model.gguf().is_some() && t.name == "rope_freqs.weight") {
+            if (tied && !own_head && t.name == HEAD) || (model.gguf().is_some() && t.name == "rope_freqs.weight") {
                 continue;
             }
             let stored = DType::from_name(&t.dtype);
@@ -166,8 +187,11 @@ impl Plan {
                     Some((_, rule)) => rule.method(&t.name, original)?,
                     None => Box::new(tersor::core::compose::Cast::new(original)?),
                 };
-                let layout =
-                    if scaled(&t.name) { scaled_layout(&*method, [rows, cols]) } else { method.layout([rows, cols]) };
+                let layout = match rotations.as_ref().and_then(|r| r.online(&t.name)) {
+                    Some(rotation) => rotated_layout(&*method, [rows, cols], rotation),
+                    None if scaled(&t.name) => scaled_layout(&*method, [rows, cols]),
+                    None => method.layout([rows, cols]),
+                };
                 let layout = layout.map_err(|e| e.in_tensor(&t.name))?;
                 let tensors = layout.tensors.into_iter().map(|(s, info)| (join(&t.name, &s), info)).collect();
                 (Action::Compress(method), tensors)
@@ -177,8 +201,8 @@ impl Plan {
                 let dtype = stored.unwrap_or(DType::F32);
                 (Action::Copy, vec![(t.name.clone(), TensorInfo { dtype, shape: t.shape.clone() })])
             };
-            let file = model.shard_of(&t.name).to_string();
-            entries.push(Entry { name: t.name, shape: t.shape, rule: rule.map(|r| r.0), action, tensors, file });
+            let file = model.shard_of(&source).to_string();
+            entries.push(Entry { name: t.name, source, shape: t.shape, rule: rule.map(|r| r.0), action, tensors, file });
         }
         let most = network.as_ref().map_or(512, Architecture::max_positions);
         let ctx = calibration.ctx.unwrap_or(most.min(512));
@@ -195,6 +219,7 @@ impl Plan {
             recipe,
             entries,
             smoothings,
+            rotations,
             seed,
             network,
             calibration: None,
@@ -256,7 +281,11 @@ impl Plan {
             return Err(Error::Unsupported { what: "calibration of a model of unknown architecture", value });
         };
         let (sites, tables) = (network.sites(), network.embeddings());
-        let fed = |name: &str| sites.iter().any(|s| s.consumers.iter().any(|c| c.weight == name));
+        let turned = self.rotations.is_some();
+        let fed = |name: &str| {
+            let reads = |s: &&tersor::core::Site| s.consumers.iter().any(|c| c.weight == name);
+            sites.iter().filter(|s| s.layer.is_some() || !turned).any(|s| reads(&s))
+        };
         for e in self.entries.iter().filter(|e| e.needs().any_data()) {
             if !fed(&e.name) || tables.contains(&e.name) {
                 let value =

@@ -28,6 +28,9 @@ pub struct Recipe {
     /// How the network that runs keeps keys and values: `"f32"` (the default), `"int4"`, `"int4-hadamard"`, `"int4-high8"`: see [`crate::kv`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv: Option<String>,
+    /// Rotates the whole network before anything else: `"hadamard"` or `"orthogonal"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotate: Option<String>,
     /// The rules.
     pub rules: Vec<Rule>,
 }

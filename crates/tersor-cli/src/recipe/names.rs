@@ -1,5 +1,5 @@
-//! Recipes by name: `bf16`, and `w<bits>[a<bits>[kv<bits>]][-g<group>][-smooth|-awq]-<method>[-sym][-ao][-mse]` (after `-smooth` or `-awq` the method may be
-//! left out: `rtn`), `w4a8[-g<group>]-dgq|qqq`, for block-wise methods
+//! Recipes by name: `bf16`, and `w<bits>[a<bits>[kv<bits>]][-g<group>][-smooth|-awq|-hadamard]-<method>[-sym][-ao][-mse]` (after those three the
+//! method may be left out: `rtn`), `w4a8[-g<group>]-dgq|qqq`, for block-wise methods
 //! `w<bits>[a<bits>][-g<block>]-<method>[-dq]`; either may end in a correction of low rank, `-lqer|l2qer[-r<rank>]`. With groups of 16 and no method
 //! before it, a correction is over MXINT: `w4a8-l2qer`.
 
@@ -20,7 +20,7 @@ const METHODS: [(&str, Option<u32>); 8] = [
 ];
 
 /// What may move magnitude before a method, as names and as rules have it.
-const SMOOTHINGS: [(&str, &str); 2] = [("smooth", "smoothquant"), ("awq", "awq")];
+const SMOOTHINGS: [(&str, &str); 3] = [("smooth", "smoothquant"), ("awq", "awq"), ("hadamard", "hadamard")];
 
 /// Corrections that may follow a method.
 const CORRECTIONS: [&str; 2] = ["lqer", "l2qer"];
@@ -72,9 +72,9 @@ fn catalogue() -> Vec<String> {
 pub(super) fn built_in(name: &str) -> Result<Recipe> {
     let blank = Rule::named(Patterns::One("*".into()), name);
     if matches!(name, "bf16" | "f16" | "f32") {
-        return Ok(Recipe { name: name.into(), statistics: None, kv: None, rules: vec![blank] });
+        return Ok(Recipe { name: name.into(), statistics: None, kv: None, rotate: None, rules: vec![blank] });
     }
-    let Some((body, kv)) = parse(name, &blank) else {
+    let Some((mut body, kv)) = parse(name, &blank) else {
         let mut near = catalogue();
         near.sort_by(|a, b| strsim::jaro_winkler(b, name).total_cmp(&strsim::jaro_winkler(a, name)));
         near.truncate(4);
@@ -85,7 +85,11 @@ pub(super) fn built_in(name: &str) -> Result<Recipe> {
     let ends = ["model.embed_tokens.weight", "lm_head.weight", "*_embeddings.weight", "*pooler.dense.weight"];
     let ends = Patterns::Many(ends.map(String::from).to_vec());
     let ends = Rule { patterns: ends, method: "rtn".into(), bits: Some(8), ..blank };
-    Ok(Recipe { name: name.into(), statistics: None, kv: kv.map(|bits| format!("int{bits}")), rules: vec![ends, body] })
+    // It stands where smoothing does in a name, and is no rule's but the network's.
+    let rotate = body.smooth.take_if(|s| s == "hadamard");
+    let turned = if rotate.is_some() { "-hadamard" } else { "" };
+    let kv = kv.map(|bits| format!("int{bits}{turned}"));
+    Ok(Recipe { name: name.into(), statistics: None, kv, rotate, rules: vec![ends, body] })
 }
 
 /// The rule for all matrices but embedding and head, and the bits of the cache.
