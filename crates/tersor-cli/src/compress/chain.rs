@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use tersor::core::compose::Rotated;
 use tersor::core::{
-    Compressed, Context, Error, Fold, FoldedRows, LinearOp, Prepared, Result, Rotation, RowSource, Site, StatNeeds, StatSet,
+    Compressed, Context, Error, Fold, FoldedRows, LinearOp, Prepared, Result, Rotation, RowSource, Site, StatNeeds,
+    StatSet,
 };
 use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, Seen, SiteChanges};
 

@@ -5,9 +5,8 @@ use std::sync::Mutex;
 
 use serde_json::{Value as Json, json};
 use tersor::core::{
-    Context, Error, Fold, FoldedRows, LinearOp, NonFinite, Prepared, Repaired, Report, Result, RowSlot, RowSource, Side,
-    Transform, rows::check_range,
-    TensorInfo, TensorSink, check_finite, read_finite,
+    Context, Error, Fold, FoldedRows, LinearOp, NonFinite, Prepared, Repaired, Report, Result, RowSlot, RowSource,
+    Side, TensorInfo, TensorSink, Transform, check_finite, read_finite, rows::check_range,
 };
 use tersor::formats::{Model, json as files};
 

@@ -22,9 +22,9 @@ use tersor::formats::{Model, Tensor, json as files};
 use tersor::llm::{Architecture, Behind, StoredWeight, Tokenizer};
 
 use crate::args;
-use rotation::{HEAD, Rotations, TABLE};
 use crate::recipe::Recipe;
 use crate::statistics::Statistics;
+use rotation::{HEAD, Rotations, TABLE};
 
 /// Bytes of f32 values in a block of rows.
 const BLOCK_BYTES: usize = 8 << 20;
@@ -202,7 +202,15 @@ impl Plan {
                 (Action::Copy, vec![(t.name.clone(), TensorInfo { dtype, shape: t.shape.clone() })])
             };
             let file = model.shard_of(&source).to_string();
-            entries.push(Entry { name: t.name, source, shape: t.shape, rule: rule.map(|r| r.0), action, tensors, file });
+            entries.push(Entry {
+                name: t.name,
+                source,
+                shape: t.shape,
+                rule: rule.map(|r| r.0),
+                action,
+                tensors,
+                file,
+            });
         }
         let most = network.as_ref().map_or(512, Architecture::max_positions);
         let ctx = calibration.ctx.unwrap_or(most.min(512));

@@ -4,9 +4,7 @@
 //! Norms come first: their weights go into the matrices that read them, and what is left of them turns with the stream (QuaRot, arXiv 2404.00456;
 //! SliceGPT, arXiv 2401.15024). A head that is the embedding becomes a matrix of its own.
 
-use tersor::core::{
-    Context, Error, Fold, ParamError, Producer, Result, Rotation, Side, Site, Transform, read_finite,
-};
+use tersor::core::{Context, Error, Fold, ParamError, Producer, Result, Rotation, Side, Site, Transform, read_finite};
 use tersor::formats::Model;
 use tersor::linalg;
 use tersor::llm::{Architecture, DecoderConfig};

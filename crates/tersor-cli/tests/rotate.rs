@@ -1,0 +1,148 @@
+//! Rotated networks and caches of integers: the same predictions until something is rounded, the same bytes whoever does the work.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::*;
+use serde_json::Value as Json;
+
+fn shipped() -> PathBuf {
+    root().join("examples/models/tiny-wiki")
+}
+
+fn eval(model: &Path, against: &Path, more: &[&str]) -> Json {
+    let text = root().join("examples/data/wiki-eval.txt");
+    let args =
+        ["eval", s(model), "--text", s(&text), "--ctx", "64", "--windows", "6", "--no-speed", "--against", s(against)];
+    tersor_json(&[&args[..], more].concat())
+}
+
+fn compress<'a>(model: &'a Path, recipe: &'a str, out: &'a Path, calib: &'a Path) -> Vec<&'a str> {
+    let own = ["compress", s(model), "--recipe", recipe, "--out", s(out), "--calib", s(calib)];
+    [&own[..], &["--calib-windows", "16", "--ctx", "64"]].concat()
+}
+
+#[test]
+fn a_rotated_network_predicts_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut models = vec![shipped()];
+    for (kind, class) in [("qwen2", "Qwen2ForCausalLM"), ("qwen3", "Qwen3ForCausalLM"), ("llama", "LlamaForCausalLM")] {
+        let mut tiny = Tiny::new(kind, class);
+        if kind == "llama" {
+            // A head of its own, and norms that are zero somewhere.
+            tiny.config["tie_word_embeddings"] = false.into();
+            tiny.add("lm_head.weight", &[2048, 48]);
+            tiny.set("model.layers.1.input_layernorm.weight", 3, 0.0);
+        }
+        if kind == "qwen2" {
+            tiny.add("model.layers.0.self_attn.o_proj.bias", &[48]);
+            tiny.add("model.layers.1.mlp.down_proj.bias", &[48]);
+        }
+        models.push(tiny.write(&dir.path().join(kind)));
+    }
+    for model in &models {
+        for how in ["hadamard", "orthogonal"] {
+            let toml = dir.path().join("exact.toml");
+            let text = format!("name = \"exact\"\nrotate = \"{how}\"\n[[rules]]\nmatch = \"*\"\nmethod = \"f32\"\n");
+            std::fs::write(&toml, text).unwrap();
+            let out = dir.path().join("out");
+            let made = tersor_json(&["compress", s(model), "--recipe", s(&toml), "--out", s(&out)]);
+            let planned = tersor_json(&["plan", s(model), "--recipe", s(&toml)]);
+            assert_eq!(made["weight_bytes"], planned["weight_bytes"]);
+            let found = eval(&out, model, &[]);
+            assert!(found["kl_mean"].as_f64().unwrap() < 1e-8, "{} {how}: {found}", model.display());
+            let (a, b) =
+                (found["perplexity"].as_f64().unwrap(), eval(model, model, &[])["perplexity"].as_f64().unwrap());
+            assert!((a / b - 1.0).abs() < 1e-4, "{a} {b}");
+            // The stream itself is another one.
+            let embedding = |m: &Path| {
+                let plain = dir.path().join("plain");
+                tersor_json(&["convert", s(m), "--to", "f32", "--out", s(&plain)]);
+                let model = tersor::formats::Model::open(&plain, &tersor::core::Limits::default()).unwrap();
+                let rows = model.rows("model.embed_tokens.weight").unwrap();
+                let values = tersor::core::read_finite(&*rows, 0..1).unwrap();
+                drop(rows);
+                std::fs::remove_dir_all(plain).unwrap();
+                values
+            };
+            assert_ne!(embedding(&out), embedding(model));
+            tersor_json(&["verify", s(&out)]);
+            std::fs::remove_dir_all(out).unwrap();
+        }
+    }
+}
+
+#[test]
+fn tasks_and_threads_give_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, calib) = (shipped(), root().join("examples/data/wiki-calib.txt"));
+    let recipe = "w4a4kv4-g64-hadamard-gptq";
+    let [whole, parts] = ["whole", "parts"].map(|n| dir.path().join(n));
+    let made = tersor_json(&[&compress(&model, recipe, &whole, &calib)[..], &["--threads", "1"]].concat());
+    let planned = tersor_json(&["plan", s(&model), "--recipe", recipe]);
+    assert_eq!(made["weight_bytes"], planned["weight_bytes"]);
+    let list = compress(&model, recipe, &parts, &calib);
+    for task in 0..planned["tasks"].as_array().unwrap().len() {
+        tersor_json(&[&list[..], &["--task", &task.to_string(), "--threads", "3"]].concat());
+    }
+    tersor_json(&[&list[..], &["--merge"]].concat());
+    assert_eq!(result(&whole), result(&parts));
+    // Both the table and the head, which was the table, are there.
+    let inspected = tersor_json(&["inspect", s(&whole)]);
+    let tensors = inspected["tensors"].as_array().unwrap();
+    let has = |n: &str| tensors.iter().any(|t| t["name"].as_str().unwrap().starts_with(n));
+    assert!(has("lm_head.weight") && has("model.embed_tokens.weight"));
+    let found = eval(&whole, &model, &[]);
+    assert!(found["kl_mean"].as_f64().unwrap() < 0.5, "{found}");
+    // The seed is the rotation's.
+    let other = dir.path().join("other");
+    tersor_json(&[&compress(&model, recipe, &other, &calib)[..], &["--seed", "7"]].concat());
+    assert_ne!(result(&whole)["model.safetensors"], result(&other)["model.safetensors"]);
+}
+
+#[test]
+fn caches_are_as_the_recipe_says_unless_asked_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, calib, out) = (shipped(), root().join("examples/data/wiki-calib.txt"), dir.path().join("out"));
+    tersor_json(&compress(&model, "w8a8kv4-rtn", &out, &calib));
+    let (recorded, plain) = (eval(&out, &model, &[]), eval(&out, &model, &["--kv", "f32"]));
+    // Four layers, two kept heads of 32: floats, or codes of 4 bits with a scale and a minimum.
+    assert_eq!(
+        (&plain["kv_bytes_per_token"], &recorded["kv_bytes_per_token"]),
+        (&2048.into(), &(4 * 2 * 2 * (16 + 4)).into())
+    );
+    let kl = |e: &Json| e["kl_mean"].as_f64().unwrap();
+    assert!(kl(&plain) < kl(&recorded) && kl(&recorded) < 0.2, "{plain} {recorded}");
+    assert!(kl(&eval(&model, &model, &["--kv", "int8"])) < kl(&eval(&model, &model, &["--kv", "int3-hadamard"])));
+    let text = tersor_json(&["generate", s(&out), "--prompt", "The river", "--tokens", "8", "--kv", "int4-high4"]);
+    assert_eq!(text["tokens"].as_array().unwrap().len(), 8);
+    let wiki = root().join("examples/data/wiki-eval.txt");
+    for bad in ["int1", "q4", "int4-high33"] {
+        fails(2, &["eval", s(&model), "--text", s(&wiki), "--kv", bad, "--windows", "1"]);
+    }
+}
+
+#[test]
+fn what_cannot_be_rotated_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (toml, out, calib) =
+        (dir.path().join("r.toml"), dir.path().join("out"), root().join("examples/data/wiki-calib.txt"));
+    let mut tiny = Tiny::llama();
+    tiny.set("model.layers.0.post_attention_layernorm.weight", 2, f32::INFINITY);
+    let model = tiny.write(&dir.path().join("m"));
+    let refuse = |code: i32, head: &str, rules: &str| {
+        std::fs::write(&toml, format!("name = \"r\"\n{head}\n{rules}")).unwrap();
+        fails(code, &compress(&model, s(&toml), &out, &calib))
+    };
+    let rule = |names: &str, more: &str| format!("[[rules]]\nmatch = \"{names}\"\n{more}\n");
+    let rtn = rule("*", "method = \"rtn\"\nbits = 4");
+    assert!(refuse(2, "rotate = \"spin\"", &rtn).contains("hadamard or orthogonal"));
+    let smooth = rule("*", "method = \"rtn\"\nbits = 4\nsmooth = \"awq\"");
+    assert!(refuse(2, "rotate = \"hadamard\"", &smooth).contains("exclude each other"));
+    let said = refuse(1, "rotate = \"hadamard\"", &rtn);
+    assert!(said.contains("post_attention_layernorm"), "{said}");
+    assert!(!out.exists() || files(&out).keys().all(|n| !n.ends_with(".safetensors")));
+    let head = rule("lm_head*", "method = \"gptq\"\nbits = 4") + &rtn;
+    assert!(refuse(1, "rotate = \"hadamard\"", &head).contains("lm_head.weight"));
+}
