@@ -282,7 +282,7 @@ pub struct Convert {
     pub model: PathBuf,
     /// `f16`, `bf16` or `f32`: plain Hugging Face safetensors. `gguf:TYPE`: a file for llama.cpp, of one type (`Q4_0`, `Q6_K`, `F16`, …), of a
     /// mixture (`Q4_K_M`, `Q5_K_M`), or with the codes of what was compressed as they are (`exact`). `gptq`, `gptq-v2`: what `compress` wrote, as
-    /// gptqmodel and transformers load it.
+    /// gptqmodel and transformers load it. `peft`: corrections of low rank as a LoRA adapter, beside the base model.
     #[arg(long)]
     pub to: String,
     /// Only say what every tensor would become.

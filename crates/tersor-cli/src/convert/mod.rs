@@ -2,15 +2,17 @@
 
 mod gguf;
 mod gptq;
+mod peft;
 mod plain;
 
 use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Value as Json, json};
+use tersor::core::compose::QuantizedInputs;
 use tersor::core::rows::check_range;
 use tersor::core::tensors::join;
-use tersor::core::{DType, Limits, LinearOp, OpSpec, ParamError, Registry, Result, RowSource};
+use tersor::core::{DType, Error, Limits, LinearOp, OpSpec, ParamError, Registry, Result, RowSource};
 use tersor::formats::{Model, json as files};
 use tersor::groupwise::GroupedLinear;
 use tersor::llm::{MANIFEST, Manifest};
@@ -29,9 +31,10 @@ pub fn run(a: &args::Convert, json: bool) -> Result<()> {
         (Some(dtype), ..) => plain::run(&source()?, dtype, &a.out, json),
         (_, Some(target), _) => gguf::run(&source()?, target, a, json),
         (_, _, Some(version)) => gptq::run(&source()?, version, &a.out, json),
+        _ if a.to == "peft" => peft::run(source()?, &a.out, json),
         (None, None, None) => {
             let types = gguf::Target::names().join(", ");
-            let rule = format!("must be f16, bf16, f32, gptq, gptq-v2 or gguf:TYPE, TYPE one of {types}");
+            let rule = format!("must be f16, bf16, f32, gptq, gptq-v2, peft or gguf:TYPE, TYPE one of {types}");
             Err(ParamError::new("to", format!("`{}`", a.to), rule).into())
         }
     }
@@ -42,6 +45,8 @@ pub struct Source {
     pub model: Model,
     manifest: Option<Manifest>,
     registry: Registry,
+    /// Whether corrections of low rank are left out.
+    base_only: bool,
 }
 
 /// A tensor of the network, whatever it is stored as.
@@ -58,7 +63,7 @@ impl Source {
         let manifest = path.join(MANIFEST);
         let read = |m| Manifest::from_json(files::read(m, &Limits::default())?);
         let manifest = if manifest.is_file() { Some(read(&manifest)?) } else { None };
-        Ok(Self { model, manifest, registry: tersor::registry() })
+        Ok(Self { model, manifest, registry: tersor::registry(), base_only: false })
     }
 
     /// What a conversion depends on.
@@ -111,22 +116,44 @@ impl Source {
     /// The values of a tensor, by rows.
     pub fn rows<'a>(&'a self, name: &'a str) -> Result<Box<dyn RowSource + 'a>> {
         match (self.spec(name), self.model.stored()) {
-            (Some(spec), Some(stored)) => Ok(Box::new(OperatorRows(self.registry.load(spec, name, stored)?))),
+            (Some(spec), Some(_)) => {
+                let corrected = peft::corrected(spec, name).filter(|_| self.base_only);
+                let op = match corrected {
+                    Some((spec, prefix)) => self.load(spec.get_part("base")?, &join(&prefix, "base"))?,
+                    None => self.load(spec, name)?,
+                };
+                Ok(Box::new(OperatorRows(op)))
+            }
             _ => self.model.rows(name),
         }
     }
 
+    /// An operator of what `compress` wrote.
+    fn load(&self, spec: &OpSpec, prefix: &str) -> Result<Box<dyn LinearOp>> {
+        let stored = self.model.stored();
+        let stored = stored.ok_or_else(|| Error::Missing { name: prefix.into(), place: "the tensors".into() })?;
+        self.registry.load(spec, prefix, stored)
+    }
+
     /// A matrix on a grid over groups, if it was compressed to one; how activations are rounded in front of it is left aside.
     pub fn grouped(&self, name: &str) -> Result<Option<GroupedLinear>> {
-        let (Some(mut spec), Some(stored)) = (self.spec(name), self.model.stored()) else { return Ok(None) };
-        let mut prefix = name.to_string();
-        while spec.kind == tersor::core::compose::QuantizedInputs::KIND {
-            spec = spec.get_part("op")?;
-            prefix = join(&prefix, "op");
-        }
+        let (Some(spec), Some(stored)) = (self.spec(name), self.model.stored()) else { return Ok(None) };
+        let (spec, prefix) = at(spec, name, QuantizedInputs::KIND);
         let grouped = spec.kind == GroupedLinear::KIND;
         grouped.then(|| GroupedLinear::load(spec, &prefix, stored)).transpose().map_err(|e| e.in_tensor(name))
     }
+}
+
+/// The operator inside wrappers of a kind, and the prefix of its tensors.
+fn at<'s>(mut spec: &'s OpSpec, name: &str, wrapper: &str) -> (&'s OpSpec, String) {
+    let mut prefix = name.to_string();
+    while spec.kind == wrapper
+        && let Ok(inner) = spec.get_part("op")
+    {
+        spec = inner;
+        prefix = join(&prefix, "op");
+    }
+    (spec, prefix)
 }
 
 /// The rows that an operator stands for.

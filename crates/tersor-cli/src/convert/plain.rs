@@ -24,6 +24,18 @@ struct Item {
 }
 
 pub fn run(source: &Source, dtype: DType, out: &Path, json: bool) -> Result<()> {
+    let total = write_out(source, dtype, out)?;
+    let tensors = source.tensors().len();
+    if json {
+        print_json(&json!({"out": out, "to": dtype.name(), "tensors": tensors, "bytes": total}));
+    } else {
+        crate::say!("{}: {tensors} tensors, {} in {}", out.display(), megabytes(total), dtype.name());
+    }
+    Ok(())
+}
+
+/// Writes the directory, unless it is there; gives the bytes of its tensors.
+pub fn write_out(source: &Source, dtype: DType, out: &Path) -> Result<u64> {
     let items = items(source, dtype);
     let inputs = source.inputs(dtype.name());
     let total: u64 = items.iter().map(|i| i.info.bytes().unwrap_or(0) as u64).sum();
@@ -47,12 +59,7 @@ pub fn run(source: &Source, dtype: DType, out: &Path, json: bool) -> Result<()> 
         let weights: Vec<String> = shards.into_iter().map(|(f, _)| f).collect();
         work.finish(&weights, &beside, (RECORD, files::to_bytes(&json!({"inputs": inputs}))))?;
     }
-    if json {
-        print_json(&json!({"out": out, "to": dtype.name(), "tensors": items.len(), "bytes": total}));
-    } else {
-        crate::say!("{}: {} tensors, {} in {}", out.display(), items.len(), megabytes(total), dtype.name());
-    }
-    Ok(())
+    Ok(total)
 }
 
 fn items(source: &Source, dtype: DType) -> Vec<Item> {
