@@ -155,3 +155,36 @@ fn what_cannot_be_smoothed_is_refused() {
     let said = fails(1, &args(&model, "w4a8-g16-dgq", &out).iter().map(String::as_str).collect::<Vec<_>>());
     assert!(said.contains("up_proj"), "{said}");
 }
+
+#[test]
+fn activations_of_every_kind_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (toml, out) = (dir.path().join("r.toml"), dir.path().join("out"));
+    let mut kl = |more: &str| {
+        let rule = format!("[[rules]]\nmatch = \"model.layers.*\"\nmethod = \"rtn\"\nbits = 8\nactivations = 8\n{more}\n");
+        std::fs::write(&toml, format!("name = \"r\"\n{rule}")).unwrap();
+        let made = run(&args(&shipped(), s(&toml), &out), &[]);
+        let planned = tersor_json(&["plan", s(&shipped()), "--recipe", s(&toml)]);
+        assert_eq!(made["weight_bytes"], planned["weight_bytes"], "{more}");
+        let found = eval(&out, &shipped())["kl_mean"].as_f64().unwrap();
+        std::fs::remove_dir_all(&out).unwrap();
+        found
+    };
+    let scale = |name: &str| format!("activation_scale = \"{name}\"");
+    let token = kl("");
+    assert!(kl(&scale("token")) == token && token < 0.01);
+    for (more, most) in [
+        (scale("tensor"), 0.05),
+        (scale("static"), 0.2),
+        (format!("{}\nactivation_range = \"mse\"", scale("static")), 0.2),
+        (format!("{}\nactivation_range = 99.99", scale("static")), 0.5),
+        (scale("static_channel"), 0.05),
+        (scale("mxint"), 0.01),
+        (format!("{}\nsmooth = \"smoothquant\"", scale("static")), 0.2),
+    ] {
+        let found = kl(&more);
+        assert!(found < most, "{more}: {found}");
+    }
+    // Of a token, coarser scales lose more.
+    assert!(token < kl(&scale("tensor")));
+}

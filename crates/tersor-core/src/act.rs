@@ -1,21 +1,76 @@
 //! Quantizers of activations.
 
+use std::sync::Arc;
+
 use crate::context::fingerprint;
-use crate::{Bits, ParamError};
+use crate::{Bits, Error, ParamError, Result, StatNeeds, StatSet};
 use tersor_kernels::Isa;
 use tersor_kernels::integer;
 
-/// Symmetric rounding of each token by its own largest magnitude: `s = max|x| / (2^(b-1) - 1)`,
-/// `q = clamp(round(x / s), -2^(b-1), 2^(b-1) - 1)`. A token of zeros stays zeros.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// How activations are rounded, symmetrically: `q = clamp(round(x / s), -2^(b-1), 2^(b-1) - 1)`, with `s = max|x| / (2^(b-1) - 1)` over what shares a
+/// scale. What is all zeros stays zeros.
+#[derive(Clone, PartialEq, Debug)]
 pub struct ActQuant {
     bits: Bits,
+    reach: Reach,
+}
+
+/// What shares a scale.
+#[derive(Clone, PartialEq, Debug)]
+enum Reach {
+    Token,
+    Tensor,
+    Fixed(f32),
+    Channels(Arc<[f32]>),
+    Blocks(usize),
+}
+
+/// What a quantizer made of activations.
+pub(crate) enum Encoded {
+    /// Codes, and a scale a token: what integer kernels multiply.
+    Codes(Vec<i8>, Vec<f32>),
+    /// The values that remain, where scales differ inside a token.
+    Values(Vec<f32>),
 }
 
 impl ActQuant {
+    fn new(bits: u32, reach: Reach) -> Result<Self, ParamError> {
+        Ok(Self { bits: Bits::within(bits, 2, 8)?, reach })
+    }
+
     /// Dynamic per token at `bits` bits, 2 to 8.
     pub fn per_token(bits: u32) -> Result<Self, ParamError> {
-        Ok(Self { bits: Bits::within(bits, 2, 8)? })
+        Self::new(bits, Reach::Token)
+    }
+
+    /// Dynamic, one scale for all tokens that come together: what comes out depends on them.
+    pub fn per_tensor(bits: u32) -> Result<Self, ParamError> {
+        Self::new(bits, Reach::Tensor)
+    }
+
+    /// One scale for all tokens ever, found before. Error unless it is positive and finite.
+    pub fn fixed(bits: u32, scale: f32) -> Result<Self, ParamError> {
+        if !scale.is_finite() || scale <= 0.0 {
+            return Err(ParamError::new("scale", scale, "must be positive and finite"));
+        }
+        Self::new(bits, Reach::Fixed(scale))
+    }
+
+    /// A scale for each feature, found before. Error unless all are positive and finite.
+    pub fn channels(bits: u32, scales: Vec<f32>) -> Result<Self, ParamError> {
+        if let Some(s) = scales.iter().find(|s| !s.is_finite() || **s <= 0.0) {
+            return Err(ParamError::new("scale", *s, "must be positive and finite"));
+        }
+        Self::new(bits, Reach::Channels(scales.into()))
+    }
+
+    /// MXINT (arXiv 2402.02446, section 3.1): blocks of `block` features of a token share a power of two, `2^ceil(log2 max|x|)`; magnitudes have
+    /// `bits - 1` bits.
+    pub fn mxint(bits: u32, block: usize) -> Result<Self, ParamError> {
+        if block == 0 {
+            return Err(ParamError::new("block", 0, "must be at least 1"));
+        }
+        Self::new(bits, Reach::Blocks(block))
     }
 
     /// The width of the codes.
@@ -23,16 +78,104 @@ impl ActQuant {
         self.bits
     }
 
-    pub(crate) fn key(&self) -> u128 {
-        fingerprint(format!("act per-token {}", self.bits.get()).as_bytes())
+    /// What shares a scale, by the name in specifications: `token`, `tensor`, `fixed`, `channels` or `mxint`.
+    pub fn reach(&self) -> &'static str {
+        match self.reach {
+            Reach::Token => "token",
+            Reach::Tensor => "tensor",
+            Reach::Fixed(_) => "fixed",
+            Reach::Channels(_) => "channels",
+            Reach::Blocks(_) => "mxint",
+        }
     }
 
-    /// Codes and scales of rows of `cols` values.
+    /// Scales that were found before: one, one for each feature, or none.
+    pub fn scales(&self) -> &[f32] {
+        match &self.reach {
+            Reach::Fixed(s) => std::slice::from_ref(s),
+            Reach::Channels(s) => s,
+            _ => &[],
+        }
+    }
+
+    /// Features of a block (MXINT).
+    pub fn block(&self) -> Option<usize> {
+        if let Reach::Blocks(n) = self.reach { Some(n) } else { None }
+    }
+
+    pub(crate) fn key(&self) -> u128 {
+        let scales: Vec<u8> = self.scales().iter().flat_map(|s| s.to_le_bytes()).collect();
+        let name = format!("act {} {} {:?} ", self.reach(), self.bits.get(), self.block());
+        fingerprint(&[name.as_bytes(), &scales].concat())
+    }
+
+    /// Error when scales of features are for another number of them.
+    pub(crate) fn check(&self, features: usize) -> Result<()> {
+        match &self.reach {
+            Reach::Channels(s) if s.len() != features => Err(Error::shape("scales of activations", features, s.len())),
+            _ => Ok(()),
+        }
+    }
+
+    fn most(&self) -> i8 {
+        ((1u8 << (self.bits.get() - 1)) - 1) as i8
+    }
+
+    /// The code of a value as a float.
+    fn code(&self, x: f32, inverse: f32) -> f32 {
+        let most = f32::from(self.most());
+        (x * inverse).round_ties_even().clamp(-most - 1.0, most)
+    }
+
+    /// Rows of `cols` values, as many scales as [`ActQuant::check`] has found right.
+    pub(crate) fn apply(&self, isa: Isa, x: &[f32], cols: usize) -> Encoded {
+        let cols = cols.max(1);
+        match &self.reach {
+            Reach::Token => {
+                let (codes, scales) = self.encode(isa, x, cols);
+                Encoded::Codes(codes, scales)
+            }
+            Reach::Tensor => {
+                let most = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+                let scale = most / f32::from(self.most());
+                self.one_scale(x, cols, if scale < f32::MIN_POSITIVE { 1.0 } else { scale })
+            }
+            Reach::Fixed(scale) => self.one_scale(x, cols, *scale),
+            Reach::Channels(scales) => {
+                let value = |(x, s): (&f32, &f32)| self.code(*x, s.recip()) * s;
+                Encoded::Values(x.chunks_exact(cols).flat_map(|row| row.iter().zip(scales.iter()).map(value)).collect())
+            }
+            Reach::Blocks(block) => {
+                let mut out = x.to_vec();
+                let half = f32::from(self.most()) + 1.0;
+                for part in out.chunks_exact_mut(cols).flat_map(|row| row.chunks_mut(*block)) {
+                    let most = part.iter().fold(0f32, |m, v| m.max(v.abs()));
+                    if most < f32::MIN_POSITIVE * half {
+                        part.fill(0.0);
+                        continue;
+                    }
+                    // The power of two at or above the largest magnitude is one step beyond the grid.
+                    let down = f32::from_bits(most.to_bits() & 0x7f80_0000);
+                    let step = if down < most { down / half * 2.0 } else { down / half };
+                    let limit = f32::from(self.most());
+                    part.iter_mut().for_each(|v| *v = (*v / step).round_ties_even().clamp(-limit, limit) * step);
+                }
+                Encoded::Values(out)
+            }
+        }
+    }
+
+    fn one_scale(&self, x: &[f32], cols: usize, scale: f32) -> Encoded {
+        let inverse = scale.recip();
+        let codes = x.iter().map(|v| self.code(*v, inverse) as i8).collect();
+        Encoded::Codes(codes, vec![scale; x.len() / cols])
+    }
+
+    /// Codes and scales of rows of `cols` values, each by its own largest magnitude.
     pub fn encode(&self, isa: Isa, x: &[f32], cols: usize) -> (Vec<i8>, Vec<f32>) {
         let rows = x.len() / cols.max(1);
         let (mut codes, mut scales) = (vec![0i8; rows * cols], vec![1f32; rows]);
-        let most = (1u8 << (self.bits.get() - 1)) - 1;
-        integer::quantize_rows(isa, x, cols, most as i8, &mut codes, &mut scales);
+        integer::quantize_rows(isa, x, cols, self.most(), &mut codes, &mut scales);
         (codes, scales)
     }
 
@@ -43,9 +186,137 @@ impl ActQuant {
     }
 }
 
+/// How much of the range that was seen a scale found before covers.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum ActRange {
+    /// All of it.
+    Max,
+    /// This share of the magnitudes of a sample, in percent, above 50 and at most 100.
+    Percentile(f64),
+    /// Of the largest magnitude times `1 - i / 100`, `i` in `0..80`, the one with the least squared error on a sample.
+    Mse,
+}
+
+/// A quantizer of activations before what flows into a site is known.
+#[derive(Clone, PartialEq, Debug)]
+pub enum ActPlan {
+    /// One that needs to know nothing.
+    Ready(ActQuant),
+    /// One scale for all tokens ever.
+    Fixed(Bits, ActRange),
+    /// One for each feature.
+    Channels(Bits, ActRange),
+}
+
+/// Tokens of the sample that ranges are searched on.
+const SAMPLE: usize = 512;
+
+impl ActPlan {
+    /// Static, one scale (`channels`: one a feature). Error on bits outside 2 to 8, or a percentile outside 50 to 100.
+    pub fn fixed(bits: u32, range: ActRange, channels: bool) -> Result<Self, ParamError> {
+        if let ActRange::Percentile(p) = range
+            && !(p > 50.0 && p <= 100.0)
+        {
+            return Err(ParamError::new("percentile", p, "must be above 50 and at most 100"));
+        }
+        let bits = Bits::within(bits, 2, 8)?;
+        Ok(if channels { Self::Channels(bits, range) } else { Self::Fixed(bits, range) })
+    }
+
+    /// The width of the codes.
+    pub fn bits(&self) -> Bits {
+        match self {
+            Self::Ready(act) => act.bits(),
+            Self::Fixed(bits, _) | Self::Channels(bits, _) => *bits,
+        }
+    }
+
+    /// What it must know about the inputs.
+    pub fn needs(&self) -> StatNeeds {
+        match self {
+            Self::Ready(_) => StatNeeds::default(),
+            Self::Fixed(_, ActRange::Max) | Self::Channels(_, ActRange::Max) => {
+                StatNeeds { channel: true, ..StatNeeds::default() }
+            }
+            Self::Fixed(..) | Self::Channels(..) => StatNeeds { sample: SAMPLE, ..StatNeeds::default() },
+        }
+    }
+
+    /// Scales that are stored, for so many features.
+    pub fn scales(&self, features: usize) -> usize {
+        match self {
+            Self::Ready(act) => act.scales().len(),
+            Self::Fixed(..) => 1,
+            Self::Channels(..) => features,
+        }
+    }
+
+    /// The quantizer. Error when the statistics do not have what it needs.
+    pub fn ready(&self, stats: Option<&StatSet>) -> Result<ActQuant> {
+        let (bits, range, channels) = match self {
+            Self::Ready(act) => return Ok(act.clone()),
+            Self::Fixed(bits, range) => (*bits, *range, false),
+            Self::Channels(bits, range) => (*bits, *range, true),
+        };
+        let missing = || Error::Missing { name: "ranges".into(), place: "the statistics of the inputs".into() };
+        let stats = stats.filter(|s| s.tokens() > 0).ok_or_else(missing)?;
+        let k = stats.features();
+        let largest: Vec<f32> = match range {
+            ActRange::Max => {
+                let c = stats.channel().ok_or_else(missing)?;
+                let each: Vec<f32> = c.min.iter().zip(&c.max).map(|(lo, hi)| hi.abs().max(lo.abs())).collect();
+                if channels { each } else { vec![each.into_iter().fold(0.0, f32::max)] }
+            }
+            _ => {
+                let sample = stats.sample().ok_or_else(missing)?;
+                let own = |k0: usize| -> Vec<f32> { sample.iter().skip(k0).step_by(k).map(|v| v.abs()).collect() };
+                let all = || sample.iter().map(|v| v.abs()).collect();
+                let sets = if channels { (0..k).map(own).collect() } else { vec![all()] };
+                sets.into_iter().map(|v| limit(v, bits, range)).collect()
+            }
+        };
+        let most = ((1u32 << (bits.get() - 1)) - 1) as f32;
+        let scales = largest.into_iter().map(|m| if m / most < f32::MIN_POSITIVE { 1.0 } else { m / most });
+        let scales: Vec<f32> = scales.collect();
+        Ok(if channels { ActQuant::channels(bits.get(), scales)? } else { ActQuant::fixed(bits.get(), scales[0])? })
+    }
+}
+
+/// The largest magnitude that is covered.
+fn limit(mut magnitudes: Vec<f32>, bits: Bits, range: ActRange) -> f32 {
+    magnitudes.sort_by(f32::total_cmp);
+    let Some(&most) = magnitudes.last() else { return 0.0 };
+    match range {
+        ActRange::Max => most,
+        ActRange::Percentile(p) => {
+            let at = (p / 100.0 * magnitudes.len() as f64).ceil() as usize;
+            magnitudes[at.clamp(1, magnitudes.len()) - 1]
+        }
+        ActRange::Mse => {
+            let steps = ((1u32 << (bits.get() - 1)) - 1) as f32;
+            let error = |top: f32| -> f64 {
+                let scale = (top / steps).max(f32::MIN_POSITIVE);
+                let lost = |v: &f32| f64::from(v - (v / scale).round_ties_even().min(steps) * scale).powi(2);
+                magnitudes.iter().map(lost).sum()
+            };
+            let tops = (0..80).map(|i| most * (1.0 - i as f32 / 100.0));
+            let best = tops.map(|t| (error(t), t)).min_by(|a, b| a.0.total_cmp(&b.0));
+            best.map_or(most, |b| b.1)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::MatView;
+
+    fn values(act: &ActQuant, x: &[f32], cols: usize) -> Vec<f32> {
+        match act.apply(Isa::detect(), x, cols) {
+            Encoded::Codes(codes, scales) => ActQuant::decode(&codes, &scales, cols),
+            Encoded::Values(v) => v,
+        }
+    }
 
     #[test]
     fn extremes_survive_and_zeros_stay() {
@@ -55,5 +326,53 @@ mod tests {
         assert_eq!(x[..2], [0.0, 0.0]);
         assert!((x[2] + 1.27).abs() < 1e-6 && (x[3] - 0.5).abs() < 1e-6);
         assert!(ActQuant::per_token(1).is_err() && ActQuant::per_token(9).is_err());
+        for act in [ActQuant::per_tensor(4).unwrap(), ActQuant::mxint(4, 2).unwrap()] {
+            assert_eq!(values(&act, &[0.0; 4], 2), [0.0; 4]);
+        }
+    }
+
+    #[test]
+    fn scales_reach_as_far_as_they_say() {
+        let x = [7.0f32, 1.0, 0.7, 0.1];
+        assert_eq!(values(&ActQuant::per_tensor(4).unwrap(), &x, 2), [7.0, 1.0, 1.0, 0.0]);
+        let token = values(&ActQuant::per_token(4).unwrap(), &x, 2);
+        assert!((token[2] - 0.7).abs() < 1e-6 && (token[3] - 0.1).abs() < 1e-6);
+        assert_eq!(values(&ActQuant::fixed(4, 0.5).unwrap(), &x, 2), [3.5, 1.0, 0.5, 0.0]);
+        let channel = values(&ActQuant::channels(4, vec![1.0, 0.1]).unwrap(), &x, 2);
+        assert!((channel[3] - 0.1).abs() < 1e-6 && (channel[1] - 0.7).abs() < 1e-6 && channel[2] == 1.0);
+        // MXINT: e = ceil(log2 max); 1.0 at 4 bits is 7/8.
+        assert_eq!(values(&ActQuant::mxint(4, 2).unwrap(), &[1.0, -0.3, 5.0, 0.6], 4), [0.875, -0.25, 5.0, 1.0]);
+        for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            assert!(ActQuant::fixed(8, bad).is_err() && ActQuant::channels(8, vec![1.0, bad]).is_err());
+        }
+        assert!(ActQuant::mxint(8, 0).is_err());
+        assert!(ActQuant::channels(8, vec![1.0; 3]).unwrap().check(2).is_err());
+    }
+
+    #[test]
+    fn ranges_are_found_on_what_was_seen() {
+        let mut x: Vec<f32> = (0..2000).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+        x[1001] = 4.0;
+        let stats = |needs| {
+            let mut s = StatSet::new(2, needs, 0, 0).unwrap();
+            s.observe(&MatView::new(&x, [1000, 2]).unwrap()).unwrap();
+            s
+        };
+        let scale = |range, channels| {
+            let plan = ActPlan::fixed(8, range, channels).unwrap();
+            let needs = StatNeeds { sample: if plan.needs().sample > 0 { 1000 } else { 0 }, ..plan.needs() };
+            plan.ready(Some(&stats(needs))).unwrap().scales().to_vec()
+        };
+        assert_eq!(scale(ActRange::Max, false), [4.0 / 127.0]);
+        assert_eq!(scale(ActRange::Max, true), [1.0 / 127.0, 4.0 / 127.0]);
+        assert!(scale(ActRange::Percentile(99.0), false)[0] <= 1.0 / 127.0);
+        let at_four = ActPlan::fixed(4, ActRange::Mse, false).unwrap();
+        let needs = StatNeeds { sample: 1000, ..StatNeeds::default() };
+        let mse = at_four.ready(Some(&stats(needs))).unwrap().scales()[0];
+        assert!(mse < 2.0 / 7.0, "one large value is not worth the rest");
+        assert!(at_four.ready(None).is_err() && at_four.ready(Some(&stats(StatNeeds::default()))).is_err());
+        for bad in [50.0, 100.1, f64::NAN] {
+            assert!(ActPlan::fixed(8, ActRange::Percentile(bad), false).is_err());
+        }
     }
 }

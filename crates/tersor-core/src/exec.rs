@@ -1,5 +1,6 @@
 //! What operating takes from outside, and the activations that flow into operators.
 
+use crate::act::Encoded;
 use crate::{ActQuant, Error, IntoMat, Result};
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
@@ -121,13 +122,17 @@ impl<'a> Input<'a> {
     }
 
     /// The values that remain of this input after an activation quantizer, made once for each quantizer. Integer kernels find the codes
-    /// beside them.
-    pub fn quantized(&self, act: &ActQuant, isa: Isa) -> Rc<Input<'static>> {
+    /// beside them, where a token has one scale. Error when the quantizer has scales for another number of features.
+    pub fn quantized(&self, act: &ActQuant, isa: Isa) -> Result<Rc<Input<'static>>> {
+        act.check(self.shape[1])?;
         let key = act.key();
         if let Some((_, made)) = self.forms.borrow().iter().find(|(k, _)| *k == key) {
-            return Rc::clone(made);
+            return Ok(Rc::clone(made));
         }
-        self.keep(key, OnceCell::new(), Some(act.encode(isa, self.data(), self.shape[1])))
+        Ok(match act.apply(isa, self.data(), self.shape[1]) {
+            Encoded::Codes(codes, scales) => self.keep(key, OnceCell::new(), Some((codes, scales))),
+            Encoded::Values(values) => self.keep(key, OnceCell::from(Cow::Owned(values)), None),
+        })
     }
 
     /// As planes of 8-bit codes for an integer product: those of the activation quantizer, or else enough of them to be as good as f32.

@@ -47,7 +47,7 @@ mod stats;
 pub mod tensors;
 pub mod view;
 
-pub use act::ActQuant;
+pub use act::{ActPlan, ActQuant, ActRange};
 pub use cache::{Heads, KvBlock, KvCache, MakeCache, Positions, ProbSink};
 pub use context::{Cancel, Context, Progress, Silent};
 pub use dtype::{DType, Element};

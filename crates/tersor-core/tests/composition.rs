@@ -246,6 +246,43 @@ fn hadamard_over_eight_bit_activations_over_four_bit_weights() {
 }
 
 #[test]
+fn every_quantizer_of_activations_wraps_any_operator() {
+    let (rows, cols, tokens) = (7, 48, 3);
+    let (w, x) = (values(rows * cols, 11), values(tokens * cols, 12));
+    let scales: Vec<f32> = (0..cols).map(|k| 0.01 + k as f32 * 1e-3).collect();
+    for act in [
+        ActQuant::per_token(8).unwrap(),
+        ActQuant::per_tensor(8).unwrap(),
+        ActQuant::fixed(8, 0.01).unwrap(),
+        ActQuant::channels(8, scales.clone()).unwrap(),
+        ActQuant::mxint(8, 16).unwrap(),
+    ] {
+        let plain = DualGrained::new(&w, [rows, cols], 16);
+        let want = {
+            let input = Input::new(&x, [tokens, cols]).unwrap();
+            let rounded = input.quantized(&act, Isa::detect()).unwrap().data().to_vec();
+            apply(&plain, &rounded, tokens)
+        };
+        let op = QuantizedInputs::new(act.clone(), Box::new(plain));
+        round_trip(&op, false);
+        let found = apply(&op, &x, tokens);
+        let error = (metrics::squared_error(&want, &found) / metrics::energy(&want)).sqrt();
+        assert!(error < 1e-3, "{}: {error}", act.reach());
+        assert!(
+            metrics::cosine(&found, &apply(&Dense::new(w.clone(), [rows, cols], DType::F32).unwrap(), &x, tokens))
+                > 0.98
+        );
+    }
+    let other = QuantizedInputs::new(
+        ActQuant::channels(8, scales[1..].to_vec()).unwrap(),
+        Box::new(Dense::new(w, [rows, cols], DType::F32).unwrap()),
+    );
+    let mut y = vec![0f32; rows];
+    let input = Input::new(&x[..cols], [1, cols]).unwrap();
+    assert!(other.apply(&input, MatViewMut::new(&mut y, [1, rows]).unwrap(), &mut Exec::new()).is_err());
+}
+
+#[test]
 fn consumers_of_one_input_share_its_rotated_and_quantized_form() {
     let x = values(2 * 16, 1);
     let input = Input::new(&x, [2, 16]).unwrap();
@@ -254,8 +291,8 @@ fn consumers_of_one_input_share_its_rotated_and_quantized_form() {
     let second = input.form(b.key(), |_| panic!("equal rotations share one form"));
     assert!(Rc::ptr_eq(&first, &second));
     let act = ActQuant::per_token(4).unwrap();
-    let q = first.quantized(&act, Isa::detect());
-    assert!(Rc::ptr_eq(&q, &second.quantized(&act, Isa::detect())));
+    let q = first.quantized(&act, Isa::detect()).unwrap();
+    assert!(Rc::ptr_eq(&q, &second.quantized(&act, Isa::detect()).unwrap()));
 }
 
 #[test]

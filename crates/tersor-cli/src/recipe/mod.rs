@@ -7,7 +7,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tersor::blockwise::{Blockwise, LlmInt8};
 use tersor::core::compose::{Cast, WithActivations};
-use tersor::core::{ActQuant, Bits, Check, DType, Error, GroupSize, Method, NonFinite, ParamError, Result, Smoothing};
+use tersor::core::{
+    ActPlan, ActQuant, ActRange, Bits, Check, DType, Error, GroupSize, Method, NonFinite, ParamError, Result, Smoothing,
+};
 use tersor::groupwise::gptq::{Dead, Groups, OnFailure};
 use tersor::groupwise::{Adaptive, Awq, Clip, Dgq, Gptq, Grid, OutputClip, Percentile, Qqq, Rtn, SmoothQuant};
 use tersor::llm::Behind;
@@ -47,9 +49,16 @@ pub struct Rule {
     /// Bits of a code, 2 to 8; what `nf4`, `fp4`, `dynamic` and `int8` have anyway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits: Option<u32>,
-    /// Bits of the activations, 2 to 8, each token by its own largest magnitude; f32 unless given.
+    /// Bits of the activations, 2 to 8; f32 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activations: Option<u32>,
+    /// What shares a scale: `"token"` (the default), `"tensor"` (all tokens that come together), `"static"` (all ever), `"static_channel"` (each
+    /// feature), or `"mxint"` (16 features of a token share a power of two).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation_scale: Option<String>,
+    /// Range of static ones: `"max"` (the default), `"mse"`, or a percentile of the magnitudes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation_range: Option<Range>,
     /// Moves magnitude from the inputs of a site to its matrices, all of which must agree: `"smoothquant"`, `"awq"`, `"adaptive"` (QQQ's) or
     /// `"percentile"` (DGQ's).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -125,6 +134,15 @@ pub enum Patterns {
     Many(Vec<String>),
 }
 
+/// A word or a percentile.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+#[allow(missing_docs)]
+pub enum Range {
+    Percentile(f64),
+    Word(String),
+}
+
 /// A number of features or a word.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -142,6 +160,8 @@ impl Rule {
             method: method.into(),
             bits: None,
             activations: None,
+            activation_scale: None,
+            activation_range: None,
             smooth: None,
             alpha: None,
             output_clip: false,
@@ -332,10 +352,45 @@ impl Rule {
             let rule = "is of no use without low_rank";
             return Err(ParamError::new("rank, rank_bits or factors", "given", rule).into());
         }
-        Ok(match self.activations {
-            Some(bits) => Box::new(WithActivations::new(ActQuant::per_token(bits)?, method)),
+        Ok(match self.activation_plan()? {
+            Some(plan) => Box::new(WithActivations::planned(plan, method)),
             None => method,
         })
+    }
+
+    /// How activations are rounded.
+    fn activation_plan(&self) -> Result<Option<ActPlan>> {
+        let given = self.activation_scale.is_some() || self.activation_range.is_some();
+        let Some(bits) = self.activations else {
+            let rule = "is of no use without activations";
+            let unused = || ParamError::new("activation_scale or activation_range", "given", rule).into();
+            return if given { Err(unused()) } else { Ok(None) };
+        };
+        let scale = self.activation_scale.as_deref().unwrap_or("token");
+        let range = match &self.activation_range {
+            None => ActRange::Max,
+            Some(Range::Percentile(p)) => ActRange::Percentile(*p),
+            Some(Range::Word(w)) if w == "max" => ActRange::Max,
+            Some(Range::Word(w)) if w == "mse" => ActRange::Mse,
+            Some(Range::Word(w)) => {
+                let rule = "must be max, mse or a percentile";
+                return Err(ParamError::new("activation_range", format!("`{w}`"), rule).into());
+            }
+        };
+        if self.activation_range.is_some() && !scale.starts_with("static") {
+            let rule = "is for static scales: others see the range as it comes";
+            return Err(ParamError::new("activation_range", "given", rule).into());
+        }
+        Ok(Some(match scale {
+            "token" => ActPlan::Ready(ActQuant::per_token(bits)?),
+            "tensor" => ActPlan::Ready(ActQuant::per_tensor(bits)?),
+            "mxint" => ActPlan::Ready(ActQuant::mxint(bits, 16)?),
+            "static" | "static_channel" => ActPlan::fixed(bits, range, scale == "static_channel")?,
+            other => {
+                let rule = "must be token, tensor, static, static_channel or mxint";
+                return Err(ParamError::new("activation_scale", format!("`{other}`"), rule).into());
+            }
+        }))
     }
 
     /// The method for the weights.
@@ -559,6 +614,9 @@ mod tests {
         toml("method = \"nf4\"\ngroup = 128\nnested = true").unwrap();
         toml("method = \"int8\"\nbits = 8\nactivations = 8").unwrap();
         toml("method = \"rtn\"\nbits = 4\ngrid = \"mxint\"\nactivations = 8\nlow_rank = \"l2qer\"").unwrap();
+        toml("method = \"rtn\"\nbits = 4\nactivations = 8\nactivation_scale = \"static\"\nactivation_range = 99.9")
+            .unwrap();
+        toml("method = \"rtn\"\nbits = 4\nactivations = 8\nactivation_scale = \"mxint\"").unwrap();
         toml("method = \"dgq\"\nsmooth = \"percentile\"\nactivations = 8").unwrap();
         toml("method = \"qqq\"\nbits = 4\ngroup = 64\nsmooth = \"adaptive\"").unwrap();
         toml("method = \"gptq\"\nbits = 3\nsmooth = \"awq\"\noutput_clip = true").unwrap();
@@ -603,6 +661,10 @@ mod tests {
             "method = \"rtn\"\nbits = 4\ngrid = \"mxint\"\nscales = \"f16\"",
             "method = \"svd\"\nbits = 4",
             "method = \"dgq\"\nbits = 8",
+            "method = \"rtn\"\nbits = 4\nactivation_scale = \"tensor\"",
+            "method = \"rtn\"\nbits = 4\nactivations = 8\nactivation_scale = \"row\"",
+            "method = \"rtn\"\nbits = 4\nactivations = 8\nactivation_range = \"mse\"",
+            "method = \"rtn\"\nbits = 4\nactivations = 8\nactivation_scale = \"static\"\nactivation_range = 20.0",
             "method = \"dgq\"\ngroup = \"channel\"",
             "method = \"qqq\"\ngrid = \"sym\"",
             "method = \"dgq\"\noutput_clip = true",

@@ -8,13 +8,18 @@ use crate::*;
 /// Compresses by another method, and lets an activation quantizer in front of what comes out. The codes of the weights are those that the
 /// other method finds for inputs as they are.
 pub struct WithActivations {
-    act: ActQuant,
+    act: ActPlan,
     method: Box<dyn Method>,
 }
 
 impl WithActivations {
     /// Of a quantizer and a method.
     pub fn new(act: ActQuant, method: Box<dyn Method>) -> Self {
+        Self::planned(ActPlan::Ready(act), method)
+    }
+
+    /// Of a quantizer whose scales are found on what flows in, and a method.
+    pub fn planned(act: ActPlan, method: Box<dyn Method>) -> Self {
         Self { act, method }
     }
 }
@@ -24,13 +29,20 @@ impl Method for WithActivations {
         format!("{} a{}", self.method.name(), self.act.bits().get())
     }
     fn needs(&self) -> StatNeeds {
-        self.method.needs()
+        self.method.needs().union(self.act.needs())
     }
     fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
-        Ok(self.method.layout(shape)?.nested("op"))
+        let mut layout = self.method.layout(shape)?.nested("op");
+        let scales = self.act.scales(shape[1]);
+        if scales > 0 {
+            let info = TensorInfo { dtype: DType::F32, shape: vec![scales] };
+            layout.tensors.push(("activation_scales".into(), info));
+        }
+        Ok(layout)
     }
     fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
-        Ok(Box::new(Ready { act: self.act, prepared: self.method.prepare(stats, cx)? }))
+        let own = self.method.needs().any_data().then_some(stats).flatten();
+        Ok(Box::new(Ready { act: self.act.ready(stats)?, prepared: self.method.prepare(own, cx)? }))
     }
 }
 
@@ -42,6 +54,6 @@ struct Ready<'s> {
 impl Prepared for Ready<'_> {
     fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
         let done = self.prepared.compress(w, rows, cx)?;
-        Ok(Compressed { op: Box::new(QuantizedInputs::new(self.act, done.op)), report: done.report })
+        Ok(Compressed { op: Box::new(QuantizedInputs::new(self.act.clone(), done.op)), report: done.report })
     }
 }

@@ -95,7 +95,7 @@ impl QuantizedInputs {
 trait Wrap: Send + Sync {
     const KIND: &'static str;
     fn inner(&self) -> &dyn LinearOp;
-    fn input(&self, x: &Input<'_>, exec: &Exec) -> Rc<Input<'static>>;
+    fn input(&self, x: &Input<'_>, exec: &Exec) -> Result<Rc<Input<'static>>>;
     /// From rows of `W'` to rows of `W`.
     fn restore(&self, rows: &mut [f32]);
     fn own_bits(&self) -> u64;
@@ -108,8 +108,8 @@ impl Wrap for Rotated {
     fn inner(&self) -> &dyn LinearOp {
         &*self.op
     }
-    fn input(&self, x: &Input<'_>, _: &Exec) -> Rc<Input<'static>> {
-        x.form(self.rotation.key(), |v| self.rotation.forward(v))
+    fn input(&self, x: &Input<'_>, _: &Exec) -> Result<Rc<Input<'static>>> {
+        Ok(x.form(self.rotation.key(), |v| self.rotation.forward(v)))
     }
     fn restore(&self, rows: &mut [f32]) {
         self.rotation.inverse(rows);
@@ -130,15 +130,15 @@ impl Wrap for Permuted {
     fn inner(&self) -> &dyn LinearOp {
         &*self.op
     }
-    fn input(&self, x: &Input<'_>, _: &Exec) -> Rc<Input<'static>> {
+    fn input(&self, x: &Input<'_>, _: &Exec) -> Result<Rc<Input<'static>>> {
         let width = self.order.len();
-        x.form(self.key, |v| {
+        Ok(x.form(self.key, |v| {
             let mut old = vec![0f32; width];
             for row in v.chunks_exact_mut(width.max(1)) {
                 old.copy_from_slice(row);
                 row.iter_mut().zip(&self.order).for_each(|(v, &i)| *v = old[i as usize]);
             }
-        })
+        }))
     }
     fn restore(&self, rows: &mut [f32]) {
         let width = self.order.len();
@@ -168,8 +168,8 @@ impl Wrap for ScaledInputs {
     fn inner(&self) -> &dyn LinearOp {
         &*self.op
     }
-    fn input(&self, x: &Input<'_>, _: &Exec) -> Rc<Input<'static>> {
-        x.form(self.key, |v| self.restore(v))
+    fn input(&self, x: &Input<'_>, _: &Exec) -> Result<Rc<Input<'static>>> {
+        Ok(x.form(self.key, |v| self.restore(v)))
     }
     /// `W = W' diag(s)`: the weights take the same factors as the inputs.
     fn restore(&self, rows: &mut [f32]) {
@@ -195,18 +195,32 @@ impl Wrap for QuantizedInputs {
     fn inner(&self) -> &dyn LinearOp {
         &*self.op
     }
-    fn input(&self, x: &Input<'_>, exec: &Exec) -> Rc<Input<'static>> {
+    fn input(&self, x: &Input<'_>, exec: &Exec) -> Result<Rc<Input<'static>>> {
         x.quantized(&self.act, exec.isa())
     }
     fn restore(&self, _: &mut [f32]) {}
     fn own_bits(&self) -> u64 {
-        0
+        self.act.scales().len() as u64 * 32
     }
     fn describe(&self, spec: OpSpec) -> OpSpec {
-        spec.int("activation_bits", self.act.bits().get())
+        let spec = spec.int("activation_bits", self.act.bits().get());
+        match self.act.block() {
+            Some(block) => {
+                spec.text("activations", "mxint").int("activation_block", block.min(i64::MAX as usize) as i64)
+            }
+            // What there was before there were others.
+            None if self.act.reach() == "token" => spec,
+            None => spec.text("activations", self.act.reach()),
+        }
     }
-    fn save_own(&self, _: &str, _: &mut dyn TensorSink) -> Result<()> {
-        Ok(())
+    fn save_own(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
+        let scales = self.act.scales();
+        if scales.is_empty() {
+            return Ok(());
+        }
+        let bytes: Vec<u8> = scales.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let info = TensorInfo { dtype: DType::F32, shape: vec![scales.len()] };
+        sink.write_shared(&join(prefix, "activation_scales"), &info, &bytes)
     }
 }
 
@@ -226,16 +240,16 @@ macro_rules! wrapped {
             }
             fn apply_add(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
                 op::check_apply(self.shape(), x, &y)?;
-                let input = self.input(x, exec);
+                let input = self.input(x, exec)?;
                 self.inner().apply_add(&input, y, exec)
             }
             fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
                 op::check_apply(self.shape(), x, &y)?;
-                let input = self.input(x, exec);
+                let input = self.input(x, exec)?;
                 self.inner().apply(&input, y, exec)
             }
             fn integer<'w>(&'w self, x: &Input<'_>, exec: &Exec) -> Result<Option<(Rc<Activations>, &'w Panels)>> {
-                self.inner().integer(&self.input(x, exec), exec)
+                self.inner().integer(&*self.input(x, exec)?, exec)
             }
             fn spec(&self, at: RowSlot) -> OpSpec {
                 let spec = OpSpec::new(<Self as Wrap>::KIND, [at.total, self.shape()[1]]);
@@ -272,5 +286,17 @@ pub(super) fn load_scaled(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Regis
 
 pub(super) fn load_quantized(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Registry) -> Result<Box<dyn LinearOp>> {
     let bits = u32::try_from(s.get_int("activation_bits")?).unwrap_or(0);
-    Ok(Box::new(QuantizedInputs::new(ActQuant::per_token(bits)?, inner(s, p, src, r)?)))
+    let scales = |n: usize| -> Result<Vec<f32>> {
+        let bytes = read_expected(src, &join(p, "activation_scales"), DType::F32, &[n])?;
+        Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+    };
+    let act = match s.get_text("activations").unwrap_or("token") {
+        "token" => ActQuant::per_token(bits)?,
+        "tensor" => ActQuant::per_tensor(bits)?,
+        "fixed" => ActQuant::fixed(bits, scales(1)?[0])?,
+        "channels" => ActQuant::channels(bits, scales(s.shape[1])?)?,
+        "mxint" => ActQuant::mxint(bits, s.get_size("activation_block")?)?,
+        other => return Err(Error::Unsupported { what: "activations of an operator", value: format!("`{other}`") }),
+    };
+    Ok(Box::new(QuantizedInputs::new(act, inner(s, p, src, r)?)))
 }
