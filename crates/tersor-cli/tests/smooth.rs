@@ -160,8 +160,9 @@ fn what_cannot_be_smoothed_is_refused() {
 fn activations_of_every_kind_run() {
     let dir = tempfile::tempdir().unwrap();
     let (toml, out) = (dir.path().join("r.toml"), dir.path().join("out"));
-    let mut kl = |more: &str| {
-        let rule = format!("[[rules]]\nmatch = \"model.layers.*\"\nmethod = \"rtn\"\nbits = 8\nactivations = 8\n{more}\n");
+    let kl = |more: &str| {
+        let rule =
+            format!("[[rules]]\nmatch = \"model.layers.*\"\nmethod = \"rtn\"\nbits = 8\nactivations = 8\n{more}\n");
         std::fs::write(&toml, format!("name = \"r\"\n{rule}")).unwrap();
         let made = run(&args(&shipped(), s(&toml), &out), &[]);
         let planned = tersor_json(&["plan", s(&shipped()), "--recipe", s(&toml)]);

@@ -340,7 +340,9 @@ impl Rule {
             };
             // What queries and keys lose shows in their products alone.
             if !["q_proj", "k_proj", "query", "key"].iter().any(|p| tensor.contains(p)) {
-                method = Box::new(OutputClip::before(method).bits(g.bits).group(group).grid(g.grid).check()?);
+                method = Box::new(
+                    OutputClip::before(method).bits(g.bits).group(group).grid(g.grid).scales(g.scales).check()?,
+                );
             }
         }
         let product = self.rank.is_some() || self.rank_bits.is_some() || self.factors.is_some();

@@ -16,19 +16,20 @@ use crate::{Clip, Grid, GroupSpec};
 const STEPS: usize = 10;
 
 /// Cuts the values of each group of a row at `max|w| * (1 - i / 20)`, `i` in `0..10`, whichever loses least in the outputs of the group under the
-/// Gram matrix of the inputs, and hands the matrix on. 4 bits, groups of 128, asymmetric, unless told otherwise: the grid that the matrix will be
+/// Gram matrix of the inputs, and hands the matrix on. 4 bits, groups of 128, asymmetric, f16 scales, unless told otherwise: the grid that the matrix will be
 /// rounded to.
 pub struct OutputClip {
     bits: u32,
     group: Option<usize>,
     grid: Grid,
+    scales: DType,
     method: Box<dyn Method>,
 }
 
 impl OutputClip {
     /// Before a method.
     pub fn before(method: Box<dyn Method>) -> Self {
-        Self { bits: 4, group: Some(128), grid: Grid::Asym, method }
+        Self { bits: 4, group: Some(128), grid: Grid::Asym, scales: DType::F16, method }
     }
 
     /// Bits of a code, 2 to 8.
@@ -45,6 +46,11 @@ impl OutputClip {
     pub fn grid(self, grid: Grid) -> Self {
         Self { grid, ..self }
     }
+
+    /// Stored type of the scales.
+    pub fn scales(self, scales: DType) -> Self {
+        Self { scales, ..self }
+    }
 }
 
 /// Checked parameters: the method.
@@ -57,7 +63,7 @@ impl Check for OutputClip {
     type Checked = CheckedOutputClip;
     fn check(self) -> Result<CheckedOutputClip, ParamError> {
         let group = self.group.map_or(Ok(GroupSize::Channel), GroupSize::size)?;
-        let spec = GroupSpec::new(self.bits, group, self.grid, DType::F16, Clip::None)?;
+        let spec = GroupSpec::new(self.bits, group, self.grid, self.scales, Clip::None)?;
         Ok(CheckedOutputClip { spec, method: self.method })
     }
 }
