@@ -25,11 +25,11 @@ fn main() -> Result<()> {
         let mut exec = Exec::new();
         let mut prefill = || -> Result<f64> {
             let start = Instant::now();
-            decoder.next(&prompt, &mut decoder.state(), &mut Exec::new())?;
+            decoder.next(&prompt, &mut decoder.state()?, &mut Exec::new())?;
             Ok(prompt.len() as f64 / start.elapsed().as_secs_f64())
         };
         let mut decode = || -> Result<f64> {
-            let (mut state, start) = (decoder.state(), Instant::now());
+            let (mut state, start) = (decoder.state()?, Instant::now());
             for token in &prompt[..128] {
                 decoder.next(&[*token], &mut state, &mut exec)?;
             }

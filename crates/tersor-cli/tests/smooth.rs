@@ -189,3 +189,40 @@ fn activations_of_every_kind_run() {
     // Of a token, coarser scales lose more.
     assert!(token < kl(&scale("tensor")));
 }
+
+#[test]
+fn integers_and_rounded_floats_agree_on_every_layer() {
+    use tersor::core::{ActQuant, Exec, Input, Isa, Limits, MatViewMut, metrics};
+    let dir = tempfile::tempdir().unwrap();
+    for recipe in ["w4a8-g64-dgq", "w4a8-g64-qqq", "w4a8-qqq", "w4a8-l2qer-r8", "w4a8-g64-smooth", "w8a8-awq"] {
+        let out = dir.path().join(recipe);
+        run(&args(&shipped(), recipe, &out), &[]);
+        let model = tersor::formats::Model::open(&out, &Limits::default()).unwrap();
+        let manifest = tersor::formats::json::read(&out.join("tersor.json"), &Limits::default()).unwrap();
+        let manifest = tersor::llm::Manifest::from_json(manifest).unwrap();
+        let mut seen = 0;
+        for (name, spec) in manifest.specs.iter().filter(|(n, _)| n.starts_with("model.layers.")) {
+            assert_eq!(spec.kind, "quantized_inputs", "{name}");
+            let registry = tersor::registry();
+            let op = registry.load(spec, name, model.stored().unwrap()).unwrap();
+            let inner = registry.load(&spec.parts["op"], &format!("{name}.op"), model.stored().unwrap()).unwrap();
+            let ([rows, cols], tokens) = (op.shape(), 5);
+            let x: Vec<f32> =
+                (0..tokens * cols).map(|i| ((i * i % 977) as f32 / 488.0 - 1.0) * (1.0 + (i % 13) as f32)).collect();
+            let mut found = vec![0f32; tokens * rows];
+            let input = Input::new(&x, [tokens, cols]).unwrap();
+            op.apply(&input, MatViewMut::new(&mut found, [tokens, rows]).unwrap(), &mut Exec::new()).unwrap();
+            let (codes, scales) = ActQuant::per_token(8).unwrap().encode(Isa::detect(), &x, cols);
+            let rounded = ActQuant::decode(&codes, &scales, cols);
+            let mut w = vec![0f32; rows * cols];
+            inner.decompress_rows(0..rows, &mut w).unwrap();
+            let dot =
+                |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32;
+            let want: Vec<f32> = rounded.chunks(cols).flat_map(|x| w.chunks(cols).map(move |w| dot(w, x))).collect();
+            let error = (metrics::squared_error(&want, &found) / metrics::energy(&want)).sqrt();
+            assert!(error < 1e-5, "{recipe}, {name}: {error}");
+            seen += 1;
+        }
+        assert_eq!(seen, 28, "{recipe}");
+    }
+}

@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (ctx, vocab) = (ctx.parse()?, decoder.config().vocab);
     for (i, window) in windows(&tokens, ctx, Some(count.parse()?))?.into_iter().enumerate() {
         let mut exec = Exec::new();
-        let hidden = decoder.forward(window, &mut decoder.state(), &mut exec)?;
+        let hidden = decoder.forward(window, &mut decoder.state()?, &mut exec)?;
         let logits = decoder.logits(&hidden, &mut exec)?;
         let info = |dtype, shape| TensorInfo { dtype, shape };
         let tensors = BTreeMap::from([

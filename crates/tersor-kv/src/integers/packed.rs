@@ -48,8 +48,8 @@ impl Rows {
         let width: usize = self.parts.iter().map(|p| p.0).sum();
         let mut out = vec![0f32; self.bytes.len() / row_bytes(&self.parts).max(1) * width];
         let mut codes = vec![0u8; width];
-        let (mut at, mut rows) = (0, out.chunks_exact_mut(width.max(1)));
-        while let Some(row) = rows.next() {
+        let mut at = 0;
+        for row in out.chunks_exact_mut(width.max(1)) {
             let mut first = 0;
             for &(n, b) in &self.parts {
                 let len = bits::packed_len(n, b);

@@ -68,6 +68,9 @@ pub struct Hooks<'h> {
     pub folds: Vec<Fold>,
 }
 
+/// What flows into several sites, of one window.
+type Inputs<'f> = dyn Fn(&Window<'_>, &mut Exec) -> Result<Vec<Vec<f32>>> + Sync + 'f;
+
 /// How the sites of a layer are changed.
 pub struct SiteChanges<'h> {
     /// What it takes to know of a site; `sample` tokens of whole windows, from the first on.
@@ -343,7 +346,7 @@ impl<'a> Calibration<'a> {
         seed: u64,
         cancel: &Cancel,
         mut mixed: Option<&mut Store>,
-        inputs: &(dyn Fn(&Window<'_>, &mut Exec) -> Result<Vec<Vec<f32>>> + Sync),
+        inputs: &Inputs<'_>,
         keep: &mut dyn FnMut(&[Vec<f32>]),
     ) -> Result<Vec<StatSet>> {
         let empty = |first: u64| -> Result<Vec<StatSet>> {

@@ -1,0 +1,330 @@
+//! From a rule to the method that it names, with its parameters checked.
+
+use tersor::blockwise::{Blockwise, LlmInt8};
+use tersor::core::compose::{Cast, WithActivations};
+use tersor::core::{ActPlan, ActQuant, ActRange, Bits, Check, DType, GroupSize, Method, ParamError, Result, Smoothing};
+use tersor::groupwise::gptq::{Dead, Groups, OnFailure};
+use tersor::groupwise::{Adaptive, Awq, Clip, Dgq, Gptq, Grid, OutputClip, Percentile, Qqq, Rtn, SmoothQuant};
+use tersor::lowrank::{Corrected, LowRank, Norm, Rank};
+
+use super::{Group, Range, Rule};
+
+impl Rule {
+    /// How magnitude moves from inputs to weights.
+    pub fn smoothing(&self) -> Result<Option<Box<dyn Smoothing>>> {
+        if self.alpha.is_some() && self.smooth.as_deref() != Some("smoothquant") {
+            return Err(ParamError::new("alpha", "given", "is of no use without smooth = \"smoothquant\"").into());
+        }
+        let Some(how) = &self.smooth else { return Ok(None) };
+        Ok(Some(match how.as_str() {
+            "smoothquant" => {
+                let smooth = SmoothQuant::new();
+                Box::new(self.alpha.map_or(smooth, |a| smooth.alpha(a)).check()?)
+            }
+            "awq" => Box::new(Awq::new(self.trial()?)),
+            "adaptive" => {
+                let act = ActQuant::per_token(self.activations.unwrap_or(8))?;
+                Box::new(Adaptive::new(Box::new(WithActivations::new(act, self.trial()?))))
+            }
+            "percentile" => Box::new(Percentile),
+            _ => {
+                let rule = "must be smoothquant, awq, adaptive or percentile";
+                return Err(ParamError::new("smooth", format!("`{how}`"), rule).into());
+            }
+        }))
+    }
+
+    /// What stands for the method while factors are searched: itself where it needs no data, else rounding to nearest on its grid.
+    fn trial(&self) -> Result<Box<dyn Method>> {
+        let plain = Rule { importance: false, output_clip: false, low_rank: None, ..self.clone() };
+        let (plain, grid) = match self.method.as_str() {
+            "rtn" | "gptq" => (plain, self.grid.clone()),
+            "dgq" => (plain, None),
+            "qqq" => (plain, Some("sym_full".to_string())),
+            _ => {
+                let own = plain.weights(DType::F32)?;
+                let refuse = || ParamError::new("smooth", "given", format!("is of no use with `{}`", self.method));
+                return if own.needs().any_data() { Err(refuse().into()) } else { Ok(own) };
+            }
+        };
+        let group =
+            if self.method == "rtn" || self.method == "gptq" { self.group.clone() } else { Some(self.dual_group()?) };
+        let bits = self.bits.or(Some(4));
+        Ok(Box::new(Rule { method: "rtn".into(), mse: false, bits, grid, group, ..plain }.rtn()?.check()?))
+    }
+
+    /// Groups of `dgq` and `qqq`: 128 unless given.
+    fn dual_group(&self) -> Result<Group> {
+        match &self.group {
+            None => Ok(Group::Size(128)),
+            Some(Group::Size(n)) => Ok(Group::Size(*n)),
+            Some(Group::Word(w)) => {
+                let rule = format!("must be a number with `{}`", self.method);
+                Err(ParamError::new("group", format!("`{w}`"), rule).into())
+            }
+        }
+    }
+
+    /// The checked method for a matrix of this name; `keep` stores `original`.
+    pub fn method(&self, tensor: &str, original: DType) -> Result<Box<dyn Method>> {
+        let mut method = self.weights(original)?;
+        if self.output_clip {
+            if !["rtn", "gptq"].contains(&self.method.as_str()) {
+                let rule = "is for rtn and gptq";
+                return Err(ParamError::new("output_clip", "given", rule).into());
+            }
+            let g = self.grid()?;
+            let group = match g.group {
+                GroupSize::Size(n) => Some(n.get()),
+                _ => None,
+            };
+            // What queries and keys lose shows in their products alone.
+            if !["q_proj", "k_proj", "query", "key"].iter().any(|p| tensor.contains(p)) {
+                method = Box::new(
+                    OutputClip::before(method).bits(g.bits).group(group).grid(g.grid).scales(g.scales).check()?,
+                );
+            }
+        }
+        let product = self.rank.is_some() || self.rank_bits.is_some() || self.factors.is_some();
+        if let Some(how) = &self.low_rank {
+            let norm = self.norm(how)?;
+            let corrected = Corrected::lqer(method).norm(norm).rank(self.product_rank()?).factors(self.factors()?);
+            method = Box::new(corrected.check()?);
+        } else if product && self.method != "svd" {
+            let rule = "is of no use without low_rank";
+            return Err(ParamError::new("rank, rank_bits or factors", "given", rule).into());
+        }
+        Ok(match self.activation_plan()? {
+            Some(plan) => Box::new(WithActivations::planned(plan, method)),
+            None => method,
+        })
+    }
+
+    /// How activations are rounded.
+    fn activation_plan(&self) -> Result<Option<ActPlan>> {
+        let given = self.activation_scale.is_some() || self.activation_range.is_some();
+        let Some(bits) = self.activations else {
+            let rule = "is of no use without activations";
+            let unused = || ParamError::new("activation_scale or activation_range", "given", rule).into();
+            return if given { Err(unused()) } else { Ok(None) };
+        };
+        let scale = self.activation_scale.as_deref().unwrap_or("token");
+        let range = match &self.activation_range {
+            None => ActRange::Max,
+            Some(Range::Percentile(p)) => ActRange::Percentile(*p),
+            Some(Range::Word(w)) if w == "max" => ActRange::Max,
+            Some(Range::Word(w)) if w == "mse" => ActRange::Mse,
+            Some(Range::Word(w)) => {
+                let rule = "must be max, mse or a percentile";
+                return Err(ParamError::new("activation_range", format!("`{w}`"), rule).into());
+            }
+        };
+        if self.activation_range.is_some() && !scale.starts_with("static") {
+            let rule = "is for static scales: others see the range as it comes";
+            return Err(ParamError::new("activation_range", "given", rule).into());
+        }
+        Ok(Some(match scale {
+            "token" => ActPlan::Ready(ActQuant::per_token(bits)?),
+            "tensor" => ActPlan::Ready(ActQuant::per_tensor(bits)?),
+            "mxint" => ActPlan::Ready(ActQuant::mxint(bits, 16)?),
+            "static" | "static_channel" => ActPlan::fixed(bits, range, scale == "static_channel")?,
+            other => {
+                let rule = "must be token, tensor, static, static_channel or mxint";
+                return Err(ParamError::new("activation_scale", format!("`{other}`"), rule).into());
+            }
+        }))
+    }
+
+    /// The method for the weights.
+    fn weights(&self, original: DType) -> Result<Box<dyn Method>> {
+        let cast = |dtype| Ok(Box::new(Cast::new(dtype)?) as Box<dyn Method>);
+        let groups = self.bits.is_some() || self.group.is_some();
+        let grid = self.grid.is_some() || self.scales.is_some() || self.mse || self.importance;
+        let gptq = self.act_order
+            || self.static_groups
+            || self.damping.is_some()
+            || self.block.is_some()
+            || self.dead.is_some()
+            || self.on_failure.is_some();
+        let refuse = |rule: &str| Err(ParamError::new("method", format!("`{}`", self.method), rule).into());
+        if gptq && self.method != "gptq" {
+            return refuse("takes no act_order, static_groups, damping, block, dead or on_failure");
+        }
+        let blocks = ["nf4", "fp4", "dynamic"].contains(&self.method.as_str());
+        if self.nested && !blocks {
+            return refuse("takes no nested");
+        }
+        match self.method.as_str() {
+            _ if blocks && grid => refuse("takes no grid, scales, mse or importance"),
+            _ if blocks => Ok(Box::new(self.blockwise()?.check()?)),
+            "svd" if grid || groups => refuse("takes no bits, group, grid, scales, mse or importance"),
+            "svd" => Ok(Box::new(LowRank::new(self.product_rank()?).factors(self.factors()?).check()?)),
+            "int8" if grid || self.group.is_some() => refuse("takes no group, grid, scales, mse or importance"),
+            "int8" => self.has_bits(8).map(|()| Box::new(LlmInt8) as Box<dyn Method>),
+            "gptq" if self.importance => refuse("weighs errors by itself: takes no importance"),
+            "dgq" | "qqq" if grid => refuse("has its own grid: takes no grid, scales, mse or importance"),
+            "dgq" => {
+                self.has_bits(4)?;
+                Ok(Box::new(Dgq::new().group(self.dual_size()?).check()?))
+            }
+            "qqq" => {
+                self.has_bits(4)?;
+                Ok(Box::new(Qqq::new().group(self.dual_size()?).check()?))
+            }
+            "rtn" => Ok(Box::new(self.rtn()?.check()?)),
+            "gptq" => Ok(Box::new(self.gptq()?.check()?)),
+            "keep" | "bf16" | "f16" | "f32" if grid || groups => {
+                refuse("takes no bits, group, grid, scales, mse or importance")
+            }
+            "keep" => cast(original),
+            "bf16" => cast(DType::BF16),
+            "f16" => cast(DType::F16),
+            "f32" => cast(DType::F32),
+            _ => refuse("must be one of rtn, gptq, dgq, qqq, nf4, fp4, dynamic, int8, svd, bf16, f16, f32, keep"),
+        }
+    }
+
+    fn dual_size(&self) -> Result<usize> {
+        match self.dual_group()? {
+            Group::Size(n) => Ok(usize::try_from(n).unwrap_or(usize::MAX)),
+            Group::Word(_) => Ok(0),
+        }
+    }
+
+    /// What a grid over groups needs, whoever finds the codes on it.
+    fn grid(&self) -> Result<GridOptions> {
+        let needs = || ParamError::new("bits", "missing", format!("`{}` needs 2 to 8", self.method));
+        let bits = self.bits.ok_or_else(needs)?;
+        let mxint = self.grid.as_deref() == Some("mxint");
+        let group = match &self.group {
+            None if mxint => GroupSize::size(16)?,
+            None => GroupSize::Channel,
+            Some(Group::Size(n)) => GroupSize::size(usize::try_from(*n).unwrap_or(usize::MAX))?,
+            Some(Group::Word(w)) if w == "channel" => GroupSize::Channel,
+            Some(Group::Word(w)) if w == "tensor" => GroupSize::Tensor,
+            Some(Group::Word(w)) => {
+                let rule = "must be a number, `channel` or `tensor`";
+                return Err(ParamError::new("group", format!("`{w}`"), rule).into());
+            }
+        };
+        let bad =
+            |g: &str| ParamError::new("grid", format!("`{g}`"), "must be asym, sym, sym_full, sym_narrow or mxint");
+        let grid = match self.grid.as_deref() {
+            None => Grid::Asym,
+            Some("mxint") => Grid::SymNarrow,
+            Some("sym") => Grid::symmetric(Bits::new(bits)?),
+            Some(g) => Grid::from_name(g).ok_or_else(|| bad(g))?,
+        };
+        let scales = match self.scales.as_deref() {
+            None if mxint => DType::E8M0,
+            None => DType::F16,
+            Some(_) if mxint => return Err(ParamError::new("scales", "given", "are powers of two with mxint").into()),
+            Some(s) => DType::from_name(s)
+                .filter(|d| d.is_weight())
+                .ok_or_else(|| ParamError::new("scales", format!("`{s}`"), "must be f16, bf16 or f32"))?,
+        };
+        let clip = if self.mse { Clip::Search { norm: 2.4 } } else { Clip::None };
+        Ok(GridOptions { bits, group, grid, scales, clip })
+    }
+
+    /// Which error a product of low rank is best for.
+    fn norm(&self, how: &str) -> Result<Norm> {
+        match how {
+            "lqer" => Ok(Norm::Plain),
+            "l2qer" => Ok(Norm::Magnitude),
+            "gram" => Ok(Norm::Gram),
+            _ => Err(ParamError::new("low_rank", format!("`{how}`"), "must be lqer, l2qer or gram").into()),
+        }
+    }
+
+    fn product_rank(&self) -> Result<Rank> {
+        match (self.rank, self.rank_bits) {
+            (Some(_), Some(_)) => Err(ParamError::new("rank", "and rank_bits", "only one of them may be given").into()),
+            (Some(rank), None) => Ok(Rank::Fixed(rank)),
+            (None, Some(bits)) => Ok(Rank::Bits(bits)),
+            (None, None) => Ok(Rank::Fixed(32)),
+        }
+    }
+
+    fn factors(&self) -> Result<Box<dyn Method>> {
+        Ok(match self.factors.as_deref() {
+            None | Some("mxint8") => Box::new(Rtn::mxint(8).check()?),
+            Some("f16") => Box::new(Cast::new(DType::F16)?),
+            Some("bf16") => Box::new(Cast::new(DType::BF16)?),
+            Some("f32") => Box::new(Cast::new(DType::F32)?),
+            Some(f) => {
+                return Err(ParamError::new("factors", format!("`{f}`"), "must be mxint8, f16, bf16 or f32").into());
+            }
+        })
+    }
+
+    /// Error when bits are given that the method does not have.
+    fn has_bits(&self, bits: u32) -> Result<()> {
+        match self.bits {
+            Some(b) if b != bits => Err(ParamError::new("bits", b, format!("`{}` has {bits}", self.method)).into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn blockwise(&self) -> Result<Blockwise> {
+        let (how, bits) = match self.method.as_str() {
+            "nf4" => (Blockwise::nf4(), 4),
+            "fp4" => (Blockwise::fp4(), 4),
+            _ => (Blockwise::dynamic(), 8),
+        };
+        self.has_bits(bits)?;
+        let how = match &self.group {
+            None => how,
+            Some(Group::Size(n)) => how.block(usize::try_from(*n).unwrap_or(usize::MAX)),
+            Some(Group::Word(w)) => {
+                return Err(ParamError::new("group", format!("`{w}`"), "must be the values of a block").into());
+            }
+        };
+        Ok(how.nested(self.nested))
+    }
+
+    fn rtn(&self) -> Result<Rtn> {
+        let g = self.grid()?;
+        let rtn = Rtn::new().bits(g.bits).grid(g.grid).scales(g.scales).clip(g.clip).importance(self.importance);
+        Ok(match g.group {
+            GroupSize::Size(n) => rtn.group(n.get()),
+            GroupSize::Channel => rtn.per_channel(),
+            GroupSize::Tensor => rtn.per_tensor(),
+        })
+    }
+
+    fn gptq(&self) -> Result<Gptq> {
+        let g = self.grid()?;
+        let mut gptq = Gptq::new().bits(g.bits).grid(g.grid).scales(g.scales).clip(g.clip).act_order(self.act_order);
+        gptq = match g.group {
+            GroupSize::Size(n) => gptq.group(n.get()),
+            GroupSize::Channel => gptq.per_channel(),
+            GroupSize::Tensor => {
+                return Err(ParamError::new("group", "`tensor`", "must be a number or `channel` with gptq").into());
+            }
+        };
+        if self.static_groups {
+            gptq = gptq.groups(Groups::Static);
+        }
+        gptq = self.damping.map_or(gptq, |d| gptq.damping(d));
+        gptq = self.block.map_or(gptq, |b| gptq.block(b));
+        gptq = match self.dead.as_deref() {
+            None | Some("zero") => gptq.dead(Dead::Zero),
+            Some("keep") => gptq.dead(Dead::Keep),
+            Some(other) => return Err(ParamError::new("dead", format!("`{other}`"), "must be zero or keep").into()),
+        };
+        Ok(match self.on_failure.as_deref() {
+            None | Some("rtn") => gptq.on_failure(OnFailure::Rtn),
+            Some("error") => gptq.on_failure(OnFailure::Error),
+            Some(o) => return Err(ParamError::new("on_failure", format!("`{o}`"), "must be rtn or error").into()),
+        })
+    }
+}
+
+struct GridOptions {
+    bits: u32,
+    group: GroupSize,
+    grid: Grid,
+    scales: DType,
+    clip: Clip,
+}
