@@ -32,6 +32,28 @@
 //! # }
 //! ```
 //!
+//! For 8-bit activations there are two forms whose rows stay in integers: [`Dgq`] (integer scales of groups under one of the row, found by a
+//! search in two phases) and [`Qqq`] (GPTQ's codes, their groups' scales as tables of bytes):
+//!
+//! ```
+//! use tersor_core::{Context, MatView, Method, StatNeeds, StatSet};
+//! use tersor_groupwise::{Check, Dgq};
+//!
+//! # fn main() -> tersor_groupwise::Result<()> {
+//! let weights: Vec<f32> = (0..64 * 256).map(|i| (i as f32 * 0.37).sin()).collect();
+//! let inputs: Vec<f32> = (0..300 * 256).map(|i| (i as f32 * 0.11).cos()).collect();
+//! let mut seen = StatSet::new(256, StatNeeds { gram: true, ..StatNeeds::default() }, 0, 0)?;
+//! seen.observe(&MatView::new(&inputs, [300, 256])?)?;
+//! let (method, cx) = (Dgq::new().group(64).check()?, Context::new());
+//! let done = method.prepare(Some(&seen), &cx)?.compress(&MatView::new(&weights, [64, 256])?, 0..64, &cx)?;
+//! println!("{:.3} bits a weight", done.op.storage_bits() as f64 / (64.0 * 256.0));
+//! # assert!(done.op.storage_bits() < 64 * 256 * 9 / 2);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Before either, [`smooth`] and [`awq`] move magnitude from inputs to weights, and [`mixed`] spends a budget of bytes over many matrices.
+//!
 //! The result is a [`LinearOp`]: it multiplies, is saved, and reopens through a [`Registry`] in which
 //! [`register`] has put this crate's kinds.
 

@@ -87,7 +87,10 @@ pub fn gguf_meta(config: &Json) -> Result<(MetaWriter, Option<Vec<f32>>)> {
         Some("llama" | "mistral") => "llama",
         Some("qwen2") => "qwen2",
         Some("qwen3") => "qwen3",
-        other => return Err(Error::Unsupported { what: "architecture of a GGUF file", value: format!("{other:?}") }),
+        other => {
+            let value = format!("`{}` (llama, mistral, qwen2 and qwen3 are)", other.unwrap_or("unknown"));
+            return Err(Error::Unsupported { what: "architecture of a GGUF file", value });
+        }
     };
     let number = |key: &str| config[key].as_u64().and_then(|v| u32::try_from(v).ok());
     let uint = |key: &str| number(key).ok_or_else(|| missing(key));
