@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tersor::core::{Check, Context, Heads, MakeCache, ParamError, Result};
 use tersor::kv::{IntCache, Integers};
-use tersor::llm::{Checkpoint, Decoder, DecoderConfig};
+use tersor::llm::{Checkpoint, Decoder};
 
 /// A way to keep them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,35 +48,24 @@ impl Spec {
 
     /// Lets a decoder keep them so, and gives the bytes of a token in all layers. Error when the heads are too narrow.
     pub fn apply(self, decoder: Decoder) -> Result<(Decoder, usize)> {
-        let c = decoder.config().clone();
-        let Self::Integers { bits, .. } = self else {
-            return Ok((decoder, c.kv_floats_per_token() * size_of::<f32>()));
+        let c = decoder.config();
+        let Self::Integers { bits, hadamard, high } = self else {
+            let bytes = c.kv_floats_per_token() * size_of::<f32>();
+            return Ok((decoder, bytes));
         };
-        let bytes =
-            c.layers * Integers::new(bits).high(self.high()).check()?.bytes_per_token(c.kv_heads, c.head_dim)?;
+        let plain = Integers::new(bits).high(high);
+        let bytes = c.layers * plain.clone().check()?.bytes_per_token(c.kv_heads, c.head_dim)?;
         let make = move |layer: usize, heads: &Heads| -> Result<Box<dyn tersor::core::KvCache>> {
-            Ok(Box::new(IntCache::new(heads.clone(), self.integers(layer, &c)?.check()?)?))
+            let mut how = plain.clone();
+            if hadamard {
+                // The same for whoever runs the model: it is not stored.
+                let mut rng = Context::new().stream(&format!("keys of layer {layer}"));
+                how = how.key_rotation(tersor::linalg::rotation(heads.head_dim, &mut rng)?);
+            }
+            Ok(Box::new(IntCache::new(heads.clone(), how.check()?)?))
         };
         let make: Arc<MakeCache> = Arc::new(make);
         Ok((decoder.with_caches(make), bytes))
-    }
-
-    fn high(self) -> usize {
-        match self {
-            Self::F32 => 0,
-            Self::Integers { high, .. } => high,
-        }
-    }
-
-    fn integers(self, layer: usize, c: &DecoderConfig) -> Result<Integers> {
-        let Self::Integers { bits, hadamard, high } = self else { return Ok(Integers::new(8)) };
-        let plain = Integers::new(bits).high(high);
-        if !hadamard {
-            return Ok(plain);
-        }
-        // The same for whoever runs the model: it is not stored.
-        let mut rng = Context::new().stream(&format!("keys of layer {layer}"));
-        Ok(plain.key_rotation(tersor::linalg::rotation(c.head_dim, &mut rng)?))
     }
 }
 

@@ -7,10 +7,26 @@ use tersor_kernels::{Isa, attention, par, vector};
 
 use crate::{Error, Exec, Result};
 
-/// Turns the vector of a head by its position in the text: the rotary embedding.
+/// Cosines and sines of the pairs of a head at a position: dimension `i` turns with `i + head_dim / 2`.
+#[derive(Debug)]
+pub struct Angles {
+    /// Cosines, `[head_dim / 2]`.
+    pub cos: Vec<f32>,
+    /// Sines, likewise.
+    pub sin: Vec<f32>,
+}
+
+impl Angles {
+    /// Turns the vector of a head, `[head_dim]`, in place.
+    pub fn turn(&self, isa: Isa, head: &mut [f32]) {
+        vector::turn(isa, head, &self.cos, &self.sin);
+    }
+}
+
+/// How vectors of heads turn with their position in the text: the rotary embedding.
 pub trait Positions: Send + Sync {
-    /// In place; `head` is `[head_dim]`.
-    fn turn(&self, isa: Isa, position: u32, head: &mut [f32]);
+    /// Of a position, for all heads.
+    fn angles(&self, position: u32) -> Arc<Angles>;
 }
 
 /// The heads of a layer, as its cache knows them.
@@ -31,8 +47,8 @@ pub struct Heads {
 /// Makes the empty cache of a layer, by its number.
 pub type MakeCache = dyn Fn(usize, &Heads) -> Result<Box<dyn KvCache>> + Send + Sync;
 
-/// Multiply-adds below which forking costs more than it gives.
-const FORK: usize = 1 << 19;
+/// Multiply-adds of attention below which forking costs more than it gives.
+pub const FORK: usize = 1 << 19;
 
 /// Tokens whose scores are made at once: few enough that those over a long text stay in the cache, and most keys that come after are left out.
 const BLOCK: usize = 64;
@@ -89,6 +105,7 @@ impl Heads {
         if let Some(i) = visible.iter().position(|v| v.is_empty()) {
             return Err(Error::shape("keys that a query sees", "at least one", queries.positions[i]));
         }
+        let angles: Vec<_> = queries.positions.iter().map(|&p| self.positions.angles(p)).collect();
         let scale = (dim as f32).sqrt().recip();
         let group = self.heads / self.kv_heads;
         let (isa, blocks) = (exec.isa(), tokens.div_ceil(BLOCK));
@@ -100,7 +117,7 @@ impl Heads {
             for t in block.clone() {
                 q.extend_from_slice(&queries.data[t * width + h * dim..][..dim]);
                 let at = q.len() - dim;
-                self.positions.turn(isa, queries.positions[t], &mut q[at..]);
+                angles[t].turn(isa, &mut q[at..]);
                 also(&mut q[at..]);
             }
             vector::scale(isa, scale, &mut q);

@@ -48,7 +48,7 @@ pub mod tensors;
 pub mod view;
 
 pub use act::{ActPlan, ActQuant, ActRange};
-pub use cache::{Heads, KvBlock, KvCache, MakeCache, Positions, ProbSink};
+pub use cache::{Angles, Heads, KvBlock, KvCache, MakeCache, Positions, ProbSink};
 pub use context::{Cancel, Context, Progress, Silent};
 pub use dtype::{DType, Element};
 pub use error::{Error, ParamError, Result};

@@ -63,6 +63,7 @@ pub mod gptq;
 mod grid;
 mod linear;
 pub mod mixed;
+mod packing;
 pub mod qqq;
 mod rtn;
 mod search;

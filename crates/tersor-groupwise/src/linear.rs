@@ -18,6 +18,7 @@ use tersor_kernels::dense::Write;
 use tersor_kernels::grouped::{self, Groups};
 use tersor_kernels::integer::{self, Activations, Panels};
 
+use crate::packing::{pack_rows, unpack_rows};
 use crate::{Clip, Grid, GroupSpec};
 
 /// Codes, scales and zeros of a matrix `[out_features, in_features]`.
@@ -91,7 +92,6 @@ impl GroupedLinear {
     /// Packs codes, one a byte and row-major, on the grids of `fits`. Error when a length is wrong or a code is not on
     /// its grid.
     pub fn from_codes(spec: GroupSpec, shape: [usize; 2], codes: &[u8], fits: &[Affine]) -> Result<Self> {
-        let [rows, cols] = shape;
         let (n, want) = (tersor_core::view::elements(shape)?, fit_count(&spec, shape));
         if codes.len() != n || fits.len() != want {
             return Err(Error::shape("codes and groups", (n, want), (codes.len(), fits.len())));
@@ -100,12 +100,7 @@ impl GroupedLinear {
         if let Some(i) = codes.iter().position(|c| !range.contains(c)) {
             return Err(Error::shape("code", range, codes[i]));
         }
-        let width = row_bytes(&spec, cols);
-        let mut packed = vec![0u8; rows * width];
-        for (codes, out) in codes.chunks_exact(cols.max(1)).zip(packed.chunks_exact_mut(width.max(1))) {
-            bits::pack(codes, spec.bits.get(), out);
-        }
-        Ok(Self::new(spec, shape, packed, fits))
+        Ok(Self::new(spec, shape, pack_rows(codes, shape[1], spec.bits.get()), fits))
     }
 
     /// Quantizes other values on the grids of this matrix (its scales and zeros held). Error on another length or a
@@ -367,15 +362,7 @@ impl LinearOp for GroupedLinear {
 
 impl GroupedLinear {
     fn packed_zeros(&self) -> Vec<u8> {
-        let groups = self.spec.group.count(self.shape[1]);
-        let width = bits::packed_len(groups, self.spec.bits.get());
-        let mut out = vec![0u8; self.shape[0] * width];
-        if groups > 0 {
-            for (zeros, out) in self.zeros.chunks(groups).zip(out.chunks_mut(width)) {
-                bits::pack(zeros, self.spec.bits.get(), out);
-            }
-        }
-        out
+        pack_rows(&self.zeros, self.spec.group.count(self.shape[1]), self.spec.bits.get())
     }
 }
 
@@ -418,13 +405,7 @@ impl GroupedLinear {
                 }
                 _ if group == GroupSize::Tensor => zeros = read(info, suffix)?,
                 _ => {
-                    let packed = read(info, suffix)?;
-                    let groups = group.count(cols);
-                    let width = bits::packed_len(groups, bits);
-                    zeros = vec![0u8; rows * groups];
-                    for (zeros, packed) in zeros.chunks_mut(groups.max(1)).zip(packed.chunks(width.max(1))) {
-                        bits::unpack(packed, bits, 0, zeros);
-                    }
+                    zeros = unpack_rows(&read(info, suffix)?, group.count(cols), bits);
                 }
             }
         }

@@ -6,12 +6,14 @@
 //! ```
 //! use std::sync::Arc;
 //! use tersor_core::cache::Queries;
-//! use tersor_core::{Exec, Heads, Isa, KvBlock, KvCache, Positions};
+//! use tersor_core::{Angles, Exec, Heads, KvBlock, KvCache, Positions};
 //! use tersor_kv::{Check, IntCache, Integers};
 //!
 //! struct None;
 //! impl Positions for None {
-//!     fn turn(&self, _: Isa, _: u32, _: &mut [f32]) {}
+//!     fn angles(&self, _: u32) -> Arc<Angles> {
+//!         Arc::new(Angles { cos: vec![1.0; 32], sin: vec![0.0; 32] })
+//!     }
 //! }
 //! # fn main() -> tersor_core::Result<()> {
 //! let heads = Heads { heads: 4, kv_heads: 2, head_dim: 64, window: Option::None, positions: Arc::new(None) };

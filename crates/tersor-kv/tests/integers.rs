@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use tersor_core::cache::Queries;
-use tersor_core::{Exec, Heads, Isa, KvBlock, Positions, ProbSink};
+use tersor_core::{Angles, Exec, Heads, KvBlock, Positions, ProbSink};
 use tersor_kv::{Check, IntCache, Integers, KvCache};
 
 const DIM: usize = 32;
@@ -15,12 +15,11 @@ const DIM: usize = 32;
 struct Turn;
 
 impl Positions for Turn {
-    fn turn(&self, _: Isa, position: u32, head: &mut [f32]) {
-        for i in 0..DIM / 2 {
-            let (sin, cos) = (position as f32 * 0.3 / (i + 1) as f32).sin_cos();
-            let (a, b) = (head[i], head[i + DIM / 2]);
-            (head[i], head[i + DIM / 2]) = (a * cos - b * sin, a * sin + b * cos);
-        }
+    fn angles(&self, position: u32) -> Arc<Angles> {
+        let angle = |i: usize| position as f32 * 0.3 / (i + 1) as f32;
+        let pairs = 0..DIM / 2;
+        let (cos, sin) = (pairs.clone().map(|i| angle(i).cos()).collect(), pairs.map(|i| angle(i).sin()).collect());
+        Arc::new(Angles { cos, sin })
     }
 }
 
@@ -41,7 +40,11 @@ fn noise(seed: u64, n: usize) -> Vec<f32> {
 fn by_hand(keys: &[f32], values: &[f32], queries: &[f32], tokens: usize) -> Vec<f32> {
     let turned = |x: &[f32], heads: usize, t: usize, h: usize| -> Vec<f64> {
         let mut head = x[(t * heads + h) * DIM..][..DIM].to_vec();
-        Turn.turn(Isa::detect(), t as u32, &mut head);
+        let angles = Turn.angles(t as u32);
+        for i in 0..DIM / 2 {
+            let (a, b, cos, sin) = (head[i], head[i + DIM / 2], angles.cos[i], angles.sin[i]);
+            (head[i], head[i + DIM / 2]) = (a * cos - b * sin, a * sin + b * cos);
+        }
         head.into_iter().map(f64::from).collect()
     };
     let mut out = Vec::new();

@@ -11,9 +11,6 @@ pub struct DenseCache {
     positions: Vec<u32>,
 }
 
-/// Multiply-adds below which forking costs more than it gives.
-pub(crate) const FORK: usize = 1 << 19;
-
 impl DenseCache {
     /// Empty.
     pub fn new(heads: Heads) -> Self {
@@ -28,11 +25,12 @@ impl KvCache for DenseCache {
         let dim = self.heads.head_dim;
         let width = self.keys.len() * dim;
         for (t, &p) in block.positions.iter().enumerate() {
+            let angles = self.heads.positions.angles(p);
             for (h, (keys, values)) in self.keys.iter_mut().zip(&mut self.values).enumerate() {
                 let span = t * width + h * dim..t * width + (h + 1) * dim;
                 keys.extend_from_slice(&block.keys[span.clone()]);
                 let end = keys.len();
-                self.heads.positions.turn(exec.isa(), p, &mut keys[end - dim..]);
+                angles.turn(exec.isa(), &mut keys[end - dim..]);
                 values.extend_from_slice(&block.values[span]);
             }
         }

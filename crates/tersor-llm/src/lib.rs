@@ -43,5 +43,6 @@ pub use encoder::{Activation, Encoder, EncoderConfig};
 pub use evaluate::{Agreement, Evaluation, evaluate, windows};
 pub use generate::{Sampling, Temperature, generate};
 pub use layer::{Layer, Linear, SiteKind};
-pub use rope::{Angles, Rope};
+pub use rope::Rope;
+pub use tersor_core::Angles;
 pub use tokenizer::Tokenizer;

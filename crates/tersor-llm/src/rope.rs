@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 
-use tersor_core::Positions;
-use tersor_kernels::{Isa, vector};
+use tersor_core::{Angles, Positions};
 
 use crate::{DecoderConfig, RopeScaling};
 
@@ -17,15 +16,6 @@ pub struct Rope {
     attention: f32,
     /// What [`Rope::angles`] gave: every layer asks for the same.
     known: RwLock<BTreeMap<u32, Arc<Angles>>>,
-}
-
-/// Cosines and sines of the pairs at a position.
-#[derive(Debug)]
-pub struct Angles {
-    /// Cosines.
-    pub cos: Vec<f32>,
-    /// Sines.
-    pub sin: Vec<f32>,
 }
 
 /// Positions that are kept.
@@ -65,9 +55,10 @@ impl Rope {
         }
         Self { frequencies, attention, known: RwLock::default() }
     }
+}
 
-    /// Cosine and sine of each pair at a position.
-    pub fn angles(&self, position: u32) -> Arc<Angles> {
+impl Positions for Rope {
+    fn angles(&self, position: u32) -> Arc<Angles> {
         if let Some(known) = self.known.read().unwrap_or_else(|e| e.into_inner()).get(&position) {
             return Arc::clone(known);
         }
@@ -84,17 +75,11 @@ impl Rope {
     }
 }
 
-impl Positions for Rope {
-    fn turn(&self, isa: Isa, position: u32, head: &mut [f32]) {
-        let angles = self.angles(position);
-        vector::turn(isa, head, &angles.cos, &angles.sin);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+    use tersor_kernels::{Isa, vector};
 
     fn rope(scaling: serde_json::Value) -> Rope {
         let json = json!({"model_type": "llama", "hidden_size": 512, "num_attention_heads": 4, "intermediate_size": 128,

@@ -5,8 +5,8 @@ use std::sync::Mutex;
 
 use serde_json::{Value as Json, json};
 use tersor::core::{
-    Context, Error, Fold, FoldedRows, LinearOp, NonFinite, Prepared, Repaired, Report, Result, RowSlot, RowSource,
-    Side, TensorInfo, TensorSink, Transform, check_finite, read_finite, rows::check_range,
+    Context, Error, Fold, FoldedRows, LinearOp, MatView, NonFinite, Prepared, Repaired, Report, Result, RowSlot,
+    RowSource, Side, TensorInfo, TensorSink, Transform, check_finite, read_finite,
 };
 use tersor::formats::{Model, json as files};
 
@@ -78,9 +78,10 @@ impl Job<'_> {
         // An empty matrix is one empty block.
         // Rows that are mixtures of all others are made once.
         let mixes = |f: &Fold| f.side == Side::Output && matches!(f.transform, Transform::Rotate(_));
-        let whole;
+        let (values, whole);
         let folded: &dyn RowSource = if folds.iter().any(mixes) {
-            whole = Whole(shape, read_finite(&folded, 0..shape[0])?);
+            values = read_finite(&folded, 0..shape[0])?;
+            whole = MatView::new(&values, shape)?;
             &whole
         } else {
             &folded
@@ -106,20 +107,6 @@ impl Job<'_> {
             "source_blake3": source.hash(), "report": report_json(&report),
         });
         self.parts.commit(number, writer, manifest, report.seconds)
-    }
-}
-
-/// A matrix in memory.
-struct Whole([usize; 2], Vec<f32>);
-
-impl RowSource for Whole {
-    fn shape(&self) -> [usize; 2] {
-        self.0
-    }
-    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        check_range(self.0, &rows, out.len())?;
-        out.copy_from_slice(&self.1[rows.start * self.0[1]..rows.end * self.0[1]]);
-        Ok(())
     }
 }
 
@@ -269,10 +256,15 @@ fn place(e: Error, info: &TensorInfo, first: usize) -> Error {
     Error::NonFinite { row: at / cols, col: at % cols, value }
 }
 
+/// Rows of so many columns that are converted or checked at once.
+pub fn block_rows(cols: usize) -> usize {
+    ((8usize << 20) / 4 / cols.max(1)).max(1)
+}
+
 /// Reads every row of an operator, for the checks of `verify` and the writing of `convert`.
 pub fn each_block(op: &dyn LinearOp, mut f: impl FnMut(usize, Vec<f32>) -> Result<()>) -> Result<()> {
     let [rows, cols] = op.shape();
-    let step = ((8usize << 20) / 4 / cols.max(1)).max(1);
+    let step = block_rows(cols);
     for first in (0..rows).step_by(step) {
         let last = (first + step).min(rows);
         let mut block = vec![0f32; (last - first) * cols];

@@ -20,8 +20,8 @@ use crate::output::{self, Output, Share, Work};
 use crate::plan::{Action, Calibration, Entry, Plan, recipe_of};
 use crate::recipe::Recipe;
 use crate::{args, cancel_on_signals, megabytes, print_json, progress, windows};
-pub use matrix::each_block;
 use matrix::{Job, check_source, copy, fold};
+pub use matrix::{block_rows, each_block};
 use parts::Parts;
 
 /// Name of the file with what differs from run to run.

@@ -9,7 +9,8 @@ use tersor::formats::gguf::{BlockType, Heads, Interleaved, MetaWriter, Writer, g
 use tersor::groupwise::{Grid, GroupedLinear};
 use tersor::llm::{Tokenizer, is_embedding_or_head};
 
-use super::{Source, Tensor, block_rows};
+use super::{Source, Tensor};
+use crate::compress::block_rows;
 use crate::{args, megabytes, print_json};
 
 /// What the matrices of a file become.

@@ -78,9 +78,9 @@ pub fn run(source: &Source, version: Version, out: &Path, json: bool) -> Result<
         const FILE: &str = "model.safetensors";
         let names = layout.keys().cloned().collect();
         let mut writer = Writer::create(&work.pending(FILE), layout)?;
-        for name in kinds.keys() {
+        for (name, kind) in &kinds {
             if let Some(op) = source.grouped(name)? {
-                write(&op, version, module(name), &mut writer).map_err(|e| e.in_tensor(name))?;
+                write(&op, *kind, version, module(name), &mut writer).map_err(|e| e.in_tensor(name))?;
             }
         }
         for t in &plain {
@@ -149,11 +149,10 @@ fn tensors(module: &str, kind: Kind, [rows, cols]: [usize; 2]) -> [(String, Tens
 }
 
 /// Codes run down the features, zeros and scales across the outputs.
-fn write(op: &GroupedLinear, version: Version, module: &str, sink: &mut Writer) -> Result<()> {
-    let (grid, [rows, cols]) = (op.group_spec(), op.shape());
-    let (bits, width) = (grid.bits.get(), grid.group.width(cols).max(1));
-    let group = if width == cols { -1 } else { width as i64 };
-    let layout = tensors(module, Kind { bits, group, symmetric: grid.grid != Grid::Asym }, [rows, cols]);
+fn write(op: &GroupedLinear, kind: Kind, version: Version, module: &str, sink: &mut Writer) -> Result<()> {
+    let (bits, [rows, cols]) = (kind.bits, op.shape());
+    let width = op.group_spec().group.width(cols).max(1);
+    let layout = tensors(module, kind, [rows, cols]);
     let groups = cols / width;
     let mut weight = vec![0u32; cols * bits as usize / 32 * rows];
     let mut zeros = vec![0u32; groups * rows * bits as usize / 32];

@@ -168,8 +168,3 @@ impl RowSource for OperatorRows {
         self.0.decompress_rows(rows, out)
     }
 }
-
-/// Rows that are converted at once.
-pub fn block_rows(cols: usize) -> usize {
-    ((8usize << 20) / 4 / cols.max(1)).max(1)
-}

@@ -10,6 +10,7 @@ use tersor::formats::json as files;
 use tersor::formats::safetensors::Writer;
 
 use super::Source;
+use crate::compress::block_rows;
 use crate::output::{self, Output, Share};
 use crate::{megabytes, print_json};
 
@@ -82,7 +83,7 @@ fn write(source: &Source, item: &Item, sink: &mut Writer) -> Result<()> {
     let rows = source.rows(&item.name)?;
     let [n, cols] = rows.shape();
     // What is no matrix is small, and goes out in one piece.
-    let step = if item.info.shape.len() == 2 { super::block_rows(cols) } else { n.max(1) };
+    let step = if item.info.shape.len() == 2 { block_rows(cols) } else { n.max(1) };
     for first in (0..n).step_by(step) {
         let block = read_finite(&*rows, first..(first + step).min(n))?;
         put(item, block, [n, cols], first, sink)?;

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tersor::core::{
-    Check, Context, Error, Limits, LinearOp, Method, ParamError, Result, RowSource, Site, StatNeeds, StatSet, metrics,
+    Check, Context, Error, Limits, LinearOp, MatView, ParamError, Result, RowSource, Site, StatNeeds, StatSet, metrics,
     read_finite,
 };
 use tersor::formats::{Model, json as files, write_atomic};
+use tersor::groupwise::gptq::Factor;
 use tersor::groupwise::mixed::{Choice, allocate};
 use tersor::groupwise::{Gptq, Rtn};
 use tersor::llm::{Behind, Calibration as Walk, Checkpoint, Forks, Hooks, Replaced, SiteKind};
@@ -159,40 +160,40 @@ impl Item {
     fn new(
         name: &str,
         method: &str,
-        rows: &dyn RowSource,
+        values: &MatView<'_, f32>,
         widths: std::ops::RangeInclusive<u32>,
         groups: &[usize],
         solved: &BTreeMap<u32, f64>,
     ) -> Result<Self> {
-        let [n, cols] = rows.shape();
-        let values = read_finite(rows, 0..n)?;
-        let view = tersor::core::MatView::new(&values, [n, cols])?;
+        let [_, cols] = values.shape();
+        let flat = values.to_f32();
         let rounded = |bits: u32, group: usize| -> Result<(f64, u64)> {
             let rtn = Rtn::new().bits(bits);
-            let op = if group == 0 { rtn.per_channel() } else { rtn.group(group) }.quantize(&view)?;
+            let op = if group == 0 { rtn.per_channel() } else { rtn.group(group) }.quantize(values)?;
             let mut error = 0f64;
             crate::compress::each_block(&op, |first, block| {
-                error += metrics::squared_error(&values[first * cols..][..block.len()], &block);
+                error += metrics::squared_error(&flat[first * cols..][..block.len()], &block);
                 Ok(())
             })?;
             Ok((error, op.storage_bits() / 8))
         };
-        let anchors: BTreeMap<u32, f64> =
-            solved.keys().map(|b| Ok((*b, rounded(*b, MEASURED.1)?.0))).collect::<Result<_>>()?;
-        let (mut ways, mut bytes, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        let mut found: BTreeMap<(u32, usize), (f64, u64)> = BTreeMap::new();
+        let mut ways = Vec::new();
         for bits in widths {
             for &group in groups {
-                let (error, size) = rounded(bits, group)?;
-                // The nearest width that was solved, not above this one.
-                let anchor = solved.range(..=bits).next_back().or(solved.iter().next());
-                let scale = anchor.map_or(1.0, |(b, d)| d / anchors[b].max(f64::MIN_POSITIVE));
+                found.insert((bits, group), rounded(bits, group)?);
                 ways.push((bits, group));
-                bytes.push(size);
-                errors.push(error * scale);
             }
         }
-        let measured = solved.get(&MEASURED.0).copied();
-        let measured = measured.map_or_else(|| rounded(MEASURED.0, MEASURED.1).map(|r| r.0), Ok)?;
+        let error = |way: (u32, usize)| found.get(&way).map_or(0.0, |f| f.0);
+        let scaled = |&(bits, group): &(u32, usize)| {
+            // The nearest width that was solved, not above this one.
+            let anchor = solved.range(..=bits).next_back().or(solved.iter().next());
+            let scale = anchor.map_or(1.0, |(b, d)| d / error((*b, MEASURED.1)).max(f64::MIN_POSITIVE));
+            error((bits, group)) * scale
+        };
+        let (bytes, errors) = (ways.iter().map(|w| found[w].1).collect(), ways.iter().map(scaled).collect());
+        let measured = solved.get(&MEASURED.0).copied().unwrap_or_else(|| error(MEASURED));
         Ok(Self { name: name.into(), method: method.into(), ways, bytes, errors, measured, effect: 0.0 })
     }
 
@@ -226,16 +227,14 @@ fn measure(plan: &Plan, model: &Model, cx: &Context) -> Result<Vec<Item>> {
     let ends: Vec<String> = table.iter().cloned().chain(head.filter(|h| checkpoint.has(h)).map(String::from)).collect();
     for name in &ends {
         let rows = model.rows(name)?;
-        let item = Item::new(name, "rtn", &*rows, 3..=8, &[32, 64, 128, 0], &BTreeMap::new())?;
-        items.push(item);
+        let values = read_finite(&*rows, 0..rows.shape()[0])?;
+        let view = MatView::new(&values, rows.shape())?;
+        items.push(Item::new(name, "rtn", &view, 3..=8, &[32, 64, 128, 0], &BTreeMap::new())?);
     }
     let quantized = |name: &str| -> Result<Arc<dyn LinearOp>> {
         let rows = model.rows(name)?;
         let values = read_finite(&*rows, 0..rows.shape()[0])?;
-        let op = Rtn::new()
-            .bits(MEASURED.0)
-            .group(MEASURED.1)
-            .quantize(&tersor::core::MatView::new(&values, rows.shape())?)?;
+        let op = Rtn::new().bits(MEASURED.0).group(MEASURED.1).quantize(&MatView::new(&values, rows.shape())?)?;
         Ok(Arc::new(op))
     };
     if let Some(name) = &table {
@@ -258,9 +257,12 @@ fn measure(plan: &Plan, model: &Model, cx: &Context) -> Result<Vec<Item>> {
         let mut kinds = SiteKind::ALL.into_iter();
         let mut compress = |site: &Site, stats: &StatSet| {
             let kind = kinds.next().unwrap_or(SiteKind::Down);
+            let missing = || Error::Missing { name: "XᵀX".into(), place: format!("the statistics of {}", site.name) };
+            let gram = stats.gram().ok_or_else(missing)?;
+            let factor = cx.run(|| Gptq::new().check()?.factor(gram, site.features))?;
             for (place, c) in site.consumers.iter().enumerate() {
                 let rows = model.rows(&c.weight)?;
-                let (item, op) = solve(&c.weight, &*rows, stats, cx).map_err(|e| e.in_tensor(&c.weight))?;
+                let (item, op) = solve(&c.weight, &*rows, &factor, cx).map_err(|e| e.in_tensor(&c.weight))?;
                 items.push(item);
                 replaced.push((kind, place, c.weight.clone(), op));
             }
@@ -311,17 +313,19 @@ fn load(path: &Path, plan: &Plan) -> Result<Vec<Item>> {
 }
 
 /// GPTQ at 2 to 4 bits: errors, and the operator that is measured.
-fn solve(name: &str, rows: &dyn RowSource, stats: &StatSet, cx: &Context) -> Result<(Item, Arc<dyn LinearOp>)> {
+fn solve(name: &str, rows: &dyn RowSource, factor: &Factor, cx: &Context) -> Result<(Item, Arc<dyn LinearOp>)> {
+    let values = read_finite(rows, 0..rows.shape()[0])?;
+    let view = MatView::new(&values, rows.shape())?;
     let (mut solved, mut op): (_, Option<Arc<dyn LinearOp>>) = (BTreeMap::new(), None);
     for bits in [2, 3, 4] {
         let gptq = Gptq::new().bits(bits).group(MEASURED.1).check()?;
-        let done = gptq.prepare(Some(stats), cx)?.compress(rows, 0..rows.shape()[0], cx)?;
+        let done = cx.run(|| gptq.quantize_with(&view, factor))?;
         solved.insert(bits, done.report.data_error.unwrap_or(done.report.squared_error));
         if bits == MEASURED.0 {
             op = Some(done.op.into());
         }
     }
-    let item = Item::new(name, "gptq", rows, 2..=8, &GROUPS, &solved)?;
+    let item = Item::new(name, "gptq", &view, 2..=8, &GROUPS, &solved)?;
     let op = op.ok_or_else(|| Error::Missing { name: name.into(), place: "what was quantized".into() })?;
     Ok((item, op))
 }

@@ -184,9 +184,7 @@ impl Wrap for ScaledInputs {
         spec
     }
     fn save_own(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
-        let bytes: Vec<u8> = self.scales.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let info = TensorInfo { dtype: DType::F32, shape: vec![self.scales.len()] };
-        sink.write_shared(&join(prefix, "input_scales"), &info, &bytes)
+        save_floats(&self.scales, prefix, "input_scales", sink)
     }
 }
 
@@ -218,9 +216,7 @@ impl Wrap for QuantizedInputs {
         if scales.is_empty() {
             return Ok(());
         }
-        let bytes: Vec<u8> = scales.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let info = TensorInfo { dtype: DType::F32, shape: vec![scales.len()] };
-        sink.write_shared(&join(prefix, "activation_scales"), &info, &bytes)
+        save_floats(scales, prefix, "activation_scales", sink)
     }
 }
 
@@ -268,6 +264,16 @@ fn inner(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Registry) -> Result<Bo
     r.load(s.get_part("op")?, &join(p, "op"), src)
 }
 
+fn floats(src: &dyn TensorSource, p: &str, name: &str, n: usize) -> Result<Vec<f32>> {
+    let bytes = read_expected(src, &join(p, name), DType::F32, &[n])?;
+    Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+}
+
+fn save_floats(values: &[f32], p: &str, name: &str, sink: &mut dyn TensorSink) -> Result<()> {
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    sink.write_shared(&join(p, name), &TensorInfo { dtype: DType::F32, shape: vec![values.len()] }, &bytes)
+}
+
 pub(super) fn load_rotated(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Registry) -> Result<Box<dyn LinearOp>> {
     Ok(Box::new(Rotated::new(Rotation::load(s, p, src)?, inner(s, p, src, r)?)?))
 }
@@ -279,17 +285,13 @@ pub(super) fn load_permuted(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Reg
 }
 
 pub(super) fn load_scaled(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Registry) -> Result<Box<dyn LinearOp>> {
-    let bytes = read_expected(src, &join(p, "input_scales"), DType::F32, &[s.shape[1]])?;
-    let scales = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    let scales = floats(src, p, "input_scales", s.shape[1])?;
     Ok(Box::new(ScaledInputs::new(scales, inner(s, p, src, r)?)?))
 }
 
 pub(super) fn load_quantized(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Registry) -> Result<Box<dyn LinearOp>> {
     let bits = u32::try_from(s.get_int("activation_bits")?).unwrap_or(0);
-    let scales = |n: usize| -> Result<Vec<f32>> {
-        let bytes = read_expected(src, &join(p, "activation_scales"), DType::F32, &[n])?;
-        Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-    };
+    let scales = |n: usize| floats(src, p, "activation_scales", n);
     let act = match s.get_text("activations").unwrap_or("token") {
         "token" => ActQuant::per_token(bits)?,
         "tensor" => ActQuant::per_tensor(bits)?,

@@ -119,13 +119,12 @@ pub fn gguf_meta(config: &Json) -> Result<(MetaWriter, Option<Vec<f32>>)> {
     let eps = config["rms_norm_eps"].as_f64().ok_or_else(|| missing("rms_norm_eps"))?;
     meta.float(&key("attention.layer_norm_rms_epsilon"), eps as f32).float(&key("rope.freq_base"), base as f32);
     let factor = rope["factor"].as_f64();
-    let name = |key: &str| key.to_string();
-    let kind = rope["rope_type"].as_str().or(rope["type"].as_str()).map_or_else(|| name("default"), name);
+    let kind = rope["rope_type"].as_str().or(rope["type"].as_str()).unwrap_or("default");
     let mut frequencies = None;
-    match (kind.as_str(), factor) {
+    match (kind, factor) {
         ("default", _) => {}
         ("linear" | "yarn", Some(factor)) => {
-            meta.text(&key("rope.scaling.type"), &kind).float(&key("rope.scaling.factor"), factor as f32);
+            meta.text(&key("rope.scaling.type"), kind).float(&key("rope.scaling.factor"), factor as f32);
             if let Some(n) = rope["original_max_position_embeddings"].as_u64().and_then(|n| u32::try_from(n).ok()) {
                 meta.uint(&key("rope.scaling.original_context_length"), n);
             }

@@ -15,6 +15,8 @@ use tersor_kernels::bits;
 use tersor_kernels::dense::Write;
 use tersor_kernels::integer::{self, Activations, Panels};
 
+use crate::packing::{pack_rows, unpack_rows};
+
 /// A matrix of dual grain `[out_features, in_features]`: a weight is `row_scale * (group_scale * (code - zero))`, the group's scale an integer from
 /// 1 to 127, and what stands in brackets at most 127 in magnitude.
 ///
@@ -53,12 +55,7 @@ impl DualLinear {
         if codes.len() != tersor_core::view::elements(shape)? {
             return Err(Error::shape("codes of a matrix", rows * cols, codes.len()));
         }
-        let width = bits::packed_len(cols, 4);
-        let mut packed = vec![0u8; rows * width];
-        for (codes, out) in codes.chunks_exact(cols.max(1)).zip(packed.chunks_exact_mut(width.max(1))) {
-            bits::pack(codes, 4, out);
-        }
-        Self::of_packed(shape, group, packed, group_scales, zeros, row_scales)
+        Self::of_packed(shape, group, pack_rows(codes, cols, 4), group_scales, zeros, row_scales)
     }
 
     fn of_packed(
@@ -198,11 +195,7 @@ impl LinearOp for DualLinear {
                 bits::pack(&row, 4, out);
             }
         }
-        let width = bits::packed_len(groups, 4);
-        let mut zeros = vec![0u8; rows * width];
-        for (zeros, out) in self.zeros.chunks(groups.max(1)).zip(zeros.chunks_mut(width.max(1))) {
-            bits::pack(zeros, 4, out);
-        }
+        let zeros = pack_rows(&self.zeros, groups, 4);
         let mut scales = vec![0u8; rows * 2];
         DType::F16.narrow_bytes(&self.row_scales, &mut scales);
         let layout = Self::layout(self.group, [at.total, cols]);
@@ -236,11 +229,7 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, source: &dyn TensorSource, _: &R
     let (codes, group_scales, packed, halves) = (part(), part(), part(), part());
     let (groups, mut row_scales) = (group.count(cols), vec![0f32; rows]);
     DType::F16.widen_bytes(&halves, &mut row_scales);
-    let mut zeros = vec![0u8; rows * groups];
-    let width = bits::packed_len(groups, 4);
-    for (zeros, packed) in zeros.chunks_mut(groups.max(1)).zip(packed.chunks(width.max(1))) {
-        bits::unpack(packed, 4, 0, zeros);
-    }
+    let zeros = unpack_rows(&packed, groups, 4);
     let op = DualLinear::of_packed(spec.shape, group, codes, group_scales, zeros, row_scales)?;
     // One copy is enough: what is stored can be made of it again.
     Ok(Box::new(DualLinear { codes: Vec::new(), ..op }))

@@ -14,6 +14,8 @@ use tersor_kernels::bits;
 use tersor_kernels::dense::Write;
 use tersor_kernels::integer::tables::{self, TablePanels, rounded_table};
 
+use crate::packing::pack_rows;
+
 /// A matrix `[out_features, in_features]` of 4-bit codes with 8 as their zero, a scale in f16 for each group, and one in f32 for each row: a weight
 /// is `row_scale * round((code - 8) * group_scale)`, ties to even, what is rounded at most 127 in magnitude.
 ///
@@ -49,12 +51,7 @@ impl TableLinear {
         if let Some(code) = codes.iter().find(|c| **c > 15) {
             return Err(Error::shape("code", "0 to 15", code));
         }
-        let width = bits::packed_len(cols, 4);
-        let mut packed = vec![0u8; rows * width];
-        for (codes, out) in codes.chunks_exact(cols.max(1)).zip(packed.chunks_exact_mut(width.max(1))) {
-            bits::pack(codes, 4, out);
-        }
-        Self::of_packed(shape, group, packed, group_scales, row_scales)
+        Self::of_packed(shape, group, pack_rows(codes, cols, 4), group_scales, row_scales)
     }
 
     fn of_packed(

@@ -42,10 +42,11 @@ impl KvCache for IntCache {
         let push = |cache: &mut Self| -> Result<()> {
             let mut key = vec![0f32; dim];
             for (t, &p) in block.positions.iter().enumerate() {
+                let angles = cache.heads.positions.angles(p);
                 for h in 0..cache.heads.kv_heads {
                     let at = (t * cache.heads.kv_heads + h) * dim;
                     key.copy_from_slice(&block.keys[at..at + dim]);
-                    cache.heads.positions.turn(exec.isa(), p, &mut key);
+                    angles.turn(exec.isa(), &mut key);
                     if let Some(r) = &cache.how.key_rotation {
                         r.forward(&mut key);
                     }

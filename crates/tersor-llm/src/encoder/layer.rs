@@ -82,7 +82,7 @@ impl EncoderLayer {
             attention::attend(isa, [&q, &k, &v], dim, &vec![0..tokens; tokens], probs, &mut mixed);
             mixed
         };
-        let fork = exec.parallel() && par::worth(heads * tokens * tokens * dim, crate::cache::FORK);
+        let fork = exec.parallel() && par::worth(heads * tokens * tokens * dim, tersor_core::cache::FORK);
         let mut out = vec![0f32; tokens * hidden];
         for (h, mixed) in par::map(heads, fork, Vec::new, head).into_iter().enumerate() {
             for (row, mixed) in out.chunks_exact_mut(hidden).zip(mixed.chunks_exact(dim)) {
