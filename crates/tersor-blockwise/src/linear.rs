@@ -133,7 +133,7 @@ impl Method for CheckedBlockwise {
         Ok(Stored { map: self.map(), block: self.block(), nested: self.is_nested(), dtype, shape }.layout())
     }
 
-    fn prepare<'s>(&'s self, _: Option<&'s StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
+    fn prepare<'s>(&'s self, _: Option<&StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
         Ok(Box::new(Ready(self)))
     }
 }

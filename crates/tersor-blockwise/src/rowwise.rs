@@ -192,7 +192,7 @@ impl Method for LlmInt8 {
         Ok(RowwiseInt8::layout(shape))
     }
 
-    fn prepare<'s>(&'s self, _: Option<&'s StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
+    fn prepare<'s>(&'s self, _: Option<&StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
         Ok(Box::new(*self))
     }
 }

@@ -15,7 +15,7 @@ pub fn run(a: &args::Generate, json: bool) -> Result<()> {
     };
     let checkpoint = Checkpoint::open(&a.model, &tersor::registry())?;
     let tokenizer = Tokenizer::of(&checkpoint)?;
-    let (decoder, _) = Spec::of(a.kv.as_deref(), &checkpoint)?.apply(Decoder::load(&checkpoint)?)?;
+    let decoder = Spec::of(a.kv.as_deref(), &checkpoint)?.caches(&checkpoint)?.give(Decoder::load(&checkpoint)?);
     let prompt = tokenizer.encode(&a.prompt)?;
     let (mut seen, mut shown) = (Vec::new(), String::new());
     if !json {

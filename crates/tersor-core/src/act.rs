@@ -5,10 +5,10 @@ use std::sync::Arc;
 use crate::context::fingerprint;
 use crate::{Bits, Error, ParamError, Result, StatNeeds, StatSet};
 use tersor_kernels::Isa;
-use tersor_kernels::integer;
+use tersor_kernels::{affine, integer};
 
-/// How activations are rounded, symmetrically: `q = clamp(round(x / s), -2^(b-1), 2^(b-1) - 1)`, with `s = max|x| / (2^(b-1) - 1)` over what shares a
-/// scale. What is all zeros stays zeros.
+/// How activations are rounded: symmetrically, `q = clamp(round(x / s), -2^(b-1), 2^(b-1) - 1)`, with `s = max|x| / (2^(b-1) - 1)` over what shares a
+/// scale, unless it says otherwise. What is all zeros stays zeros.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ActQuant {
     bits: Bits,
@@ -23,12 +23,14 @@ enum Reach {
     Fixed(f32),
     Channels(Arc<[f32]>),
     Blocks(usize),
+    Asymmetric(usize),
 }
 
 /// What a quantizer made of activations.
 pub(crate) enum Encoded {
-    /// Codes, and a scale a token: what integer kernels multiply.
-    Codes(Vec<i8>, Vec<f32>),
+    /// Codes, and a scale a token: what integer kernels multiply. What codes and scale give, and an offset a token, if there are any, are the
+    /// values.
+    Codes(Vec<i8>, Vec<f32>, Option<Vec<f32>>),
     /// The values that remain, where scales differ inside a token.
     Values(Vec<f32>),
 }
@@ -73,12 +75,27 @@ impl ActQuant {
         Self::new(bits, Reach::Blocks(block))
     }
 
+    /// Dynamic per token with a zero of its own (ResQ, arXiv 2412.14363, section 4.1): `s = (max - min) / (2^b - 1)` over a range that holds 0,
+    /// `q = clamp(round(x / s) + round(-min / s), 0, 2^b - 1)`. With `runs` above 1 that many equal runs of a token's features (heads, say) have
+    /// a scale and a zero each.
+    pub fn asymmetric(bits: u32, runs: usize) -> Result<Self, ParamError> {
+        if runs == 0 {
+            return Err(ParamError::new("runs", runs, "must be at least 1"));
+        }
+        Self::new(bits, Reach::Asymmetric(runs))
+    }
+
     /// The width of the codes.
     pub fn bits(&self) -> Bits {
         self.bits
     }
 
-    /// What shares a scale, by the name in specifications: `token`, `tensor`, `fixed`, `channels` or `mxint`.
+    /// Whether there is an offset beside codes and scale.
+    pub(crate) fn has_offsets(&self) -> bool {
+        self.reach == Reach::Asymmetric(1)
+    }
+
+    /// What shares a scale, by the name in specifications: `token`, `tensor`, `fixed`, `channels`, `mxint` or `asymmetric`.
     pub fn reach(&self) -> &'static str {
         match self.reach {
             Reach::Token => "token",
@@ -86,6 +103,7 @@ impl ActQuant {
             Reach::Fixed(_) => "fixed",
             Reach::Channels(_) => "channels",
             Reach::Blocks(_) => "mxint",
+            Reach::Asymmetric(_) => "asymmetric",
         }
     }
 
@@ -103,9 +121,14 @@ impl ActQuant {
         if let Reach::Blocks(n) = self.reach { Some(n) } else { None }
     }
 
+    /// Runs of a token that have a scale each (asymmetric).
+    pub fn runs(&self) -> Option<usize> {
+        if let Reach::Asymmetric(n) = self.reach { Some(n) } else { None }
+    }
+
     pub(crate) fn key(&self) -> u128 {
         let scales: Vec<u8> = self.scales().iter().flat_map(|s| s.to_le_bytes()).collect();
-        let name = format!("act {} {} {:?} ", self.reach(), self.bits.get(), self.block());
+        let name = format!("act {} {} {:?} {:?} ", self.reach(), self.bits.get(), self.block(), self.runs());
         fingerprint(&[name.as_bytes(), &scales].concat())
     }
 
@@ -113,6 +136,9 @@ impl ActQuant {
     pub(crate) fn check(&self, features: usize) -> Result<()> {
         match &self.reach {
             Reach::Channels(s) if s.len() != features => Err(Error::shape("scales of activations", features, s.len())),
+            Reach::Asymmetric(runs) if !features.is_multiple_of(*runs) => {
+                Err(Error::shape("features of activations", format!("{runs} equal runs"), features))
+            }
             _ => Ok(()),
         }
     }
@@ -133,7 +159,7 @@ impl ActQuant {
         match &self.reach {
             Reach::Token => {
                 let (codes, scales) = self.encode(isa, x, cols);
-                Encoded::Codes(codes, scales)
+                Encoded::Codes(codes, scales, None)
             }
             Reach::Tensor => {
                 let most = x.iter().fold(0f32, |m, v| m.max(v.abs()));
@@ -162,13 +188,41 @@ impl ActQuant {
                 }
                 Encoded::Values(out)
             }
+            Reach::Asymmetric(runs) => {
+                let (codes, scales, offsets) = self.encode_asymmetric(isa, x, cols / runs);
+                if *runs > 1 {
+                    return Encoded::Values(Self::decode(&codes, &scales, Some(&offsets), cols / runs));
+                }
+                Encoded::Codes(codes, scales, Some(offsets))
+            }
         }
+    }
+
+    /// Codes less `2^(b-1)`, so that they are signed, scales, and what that and the zero add: `x = scale * code + offset`.
+    fn encode_asymmetric(&self, isa: Isa, x: &[f32], cols: usize) -> (Vec<i8>, Vec<f32>, Vec<f32>) {
+        let (most, half) = (((1u32 << self.bits.get()) - 1) as f32, (1u32 << (self.bits.get() - 1)) as f32);
+        let rows = x.len() / cols.max(1);
+        let (mut codes, mut scales, mut offsets) =
+            (Vec::with_capacity(x.len()), Vec::with_capacity(rows), Vec::with_capacity(rows));
+        for row in x.chunks_exact(cols.max(1)) {
+            let (lo, hi) = affine::min_max(isa, row);
+            let (lo, hi) = (lo.min(0.0), hi.max(0.0));
+            let scale = hi / most - lo / most;
+            let scale = if scale < f32::MIN_POSITIVE { 1.0 } else { scale };
+            let zero = (-lo / scale).round_ties_even();
+            let inverse = scale.recip();
+            let code = |v: &f32| (((v * inverse).round_ties_even() + zero).clamp(0.0, most) - half) as i8;
+            codes.extend(row.iter().map(code));
+            scales.push(scale);
+            offsets.push(scale * (half - zero));
+        }
+        (codes, scales, offsets)
     }
 
     fn one_scale(&self, x: &[f32], cols: usize, scale: f32) -> Encoded {
         let inverse = scale.recip();
         let codes = x.iter().map(|v| self.code(*v, inverse) as i8).collect();
-        Encoded::Codes(codes, vec![scale; x.len() / cols])
+        Encoded::Codes(codes, vec![scale; x.len() / cols], None)
     }
 
     /// Codes and scales of rows of `cols` values, each by its own largest magnitude.
@@ -179,10 +233,14 @@ impl ActQuant {
         (codes, scales)
     }
 
-    /// What codes and scales stand for.
-    pub fn decode(codes: &[i8], scales: &[f32], cols: usize) -> Vec<f32> {
-        let rows = codes.chunks_exact(cols.max(1)).zip(scales);
-        rows.flat_map(|(row, scale)| row.iter().map(move |c| f32::from(*c) * scale)).collect()
+    /// What codes, scales and offsets stand for.
+    pub fn decode(codes: &[i8], scales: &[f32], offsets: Option<&[f32]>, cols: usize) -> Vec<f32> {
+        let rows = codes.chunks_exact(cols.max(1)).zip(scales).enumerate();
+        let value = |(t, (row, scale)): (usize, (&[i8], &f32))| {
+            let (scale, offset) = (*scale, offsets.and_then(|o| o.get(t)).copied().unwrap_or(0.0));
+            row.iter().map(move |c| f32::from(*c) * scale + offset).collect::<Vec<_>>()
+        };
+        rows.flat_map(value).collect()
     }
 }
 
@@ -313,7 +371,7 @@ mod tests {
 
     fn values(act: &ActQuant, x: &[f32], cols: usize) -> Vec<f32> {
         match act.apply(Isa::detect(), x, cols) {
-            Encoded::Codes(codes, scales) => ActQuant::decode(&codes, &scales, cols),
+            Encoded::Codes(codes, scales, offsets) => ActQuant::decode(&codes, &scales, offsets.as_deref(), cols),
             Encoded::Values(v) => v,
         }
     }
@@ -322,11 +380,12 @@ mod tests {
     fn extremes_survive_and_zeros_stay() {
         let act = ActQuant::per_token(8).unwrap();
         let (codes, scales) = act.encode(Isa::detect(), &[0.0, 0.0, -1.27, 0.50], 2);
-        let x = ActQuant::decode(&codes, &scales, 2);
+        let x = ActQuant::decode(&codes, &scales, None, 2);
         assert_eq!(x[..2], [0.0, 0.0]);
         assert!((x[2] + 1.27).abs() < 1e-6 && (x[3] - 0.5).abs() < 1e-6);
         assert!(ActQuant::per_token(1).is_err() && ActQuant::per_token(9).is_err());
-        for act in [ActQuant::per_tensor(4).unwrap(), ActQuant::mxint(4, 2).unwrap()] {
+        for act in [ActQuant::per_tensor(4), ActQuant::mxint(4, 2), ActQuant::asymmetric(4, 1), ActQuant::asymmetric(4, 2)] {
+            let act = act.unwrap();
             assert_eq!(values(&act, &[0.0; 4], 2), [0.0; 4]);
         }
     }
@@ -342,6 +401,12 @@ mod tests {
         assert!((channel[3] - 0.1).abs() < 1e-6 && (channel[1] - 0.7).abs() < 1e-6 && channel[2] == 1.0);
         // MXINT: e = ceil(log2 max); 1.0 at 4 bits is 7/8.
         assert_eq!(values(&ActQuant::mxint(4, 2).unwrap(), &[1.0, -0.3, 5.0, 0.6], 4), [0.875, -0.25, 5.0, 1.0]);
+        // Asymmetric: from -0.5 to 7 in steps of a half, which zero is one of; all above it, 15 steps from 0.
+        assert_eq!(values(&ActQuant::asymmetric(4, 1).unwrap(), &[7.0, -0.5, 0.2, 3.3], 4), [7.0, -0.5, 0.0, 3.5]);
+        let runs = values(&ActQuant::asymmetric(4, 2).unwrap(), &[15.0, 3.6, 1.5, 0.36], 4);
+        assert_eq!(runs[..2], [15.0, 4.0]);
+        assert!((runs[2] - 1.5).abs() < 1e-6 && (runs[3] - 0.4).abs() < 1e-6);
+        assert!(ActQuant::asymmetric(4, 0).is_err() && ActQuant::asymmetric(4, 3).unwrap().check(4).is_err());
         for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
             assert!(ActQuant::fixed(8, bad).is_err() && ActQuant::channels(8, vec![1.0, bad]).is_err());
         }

@@ -1,9 +1,11 @@
 //! What operating takes from outside, and the activations that flow into operators.
 
 use crate::act::Encoded;
+use crate::context::fingerprint;
 use crate::{ActQuant, Error, IntoMat, Result};
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
+use std::ops::Range;
 use std::rc::Rc;
 use tersor_kernels::Isa;
 use tersor_kernels::integer::{Activations, Padding};
@@ -62,6 +64,8 @@ pub struct Input<'a> {
     /// What an activation quantizer made of it: 8-bit codes `[tokens, features]` and a scale a token. The values are made of them when they
     /// are asked for.
     codes: Option<(Vec<i8>, Vec<f32>)>,
+    /// What the quantizer left out of these values, the same for all features of a token.
+    offsets: Vec<f32>,
     planes: RefCell<Vec<(Padding, Rc<Activations>)>>,
 }
 
@@ -81,7 +85,11 @@ impl<'a> Input<'a> {
         if n != data.len() {
             return Err(Error::shape("elements of an input", n, data.len()));
         }
-        Ok(Self { data: data.into(), shape, forms: RefCell::default(), codes: None, planes: RefCell::default() })
+        Ok(Self::made(data.into(), shape, None))
+    }
+
+    fn made(data: OnceCell<Cow<'a, [f32]>>, shape: [usize; 2], codes: Option<(Vec<i8>, Vec<f32>)>) -> Self {
+        Self { data, shape, forms: RefCell::default(), codes, offsets: Vec::new(), planes: RefCell::default() }
     }
 
     /// `[tokens, features]`.
@@ -93,7 +101,7 @@ impl<'a> Input<'a> {
     pub fn data(&self) -> &[f32] {
         self.data.get_or_init(|| {
             let (codes, scales) = self.codes.as_ref().map_or((&[][..], &[][..]), |(c, s)| (c, s));
-            Cow::Owned(ActQuant::decode(codes, scales, self.shape[1]))
+            Cow::Owned(ActQuant::decode(codes, scales, None, self.shape[1]))
         })
     }
 
@@ -101,38 +109,62 @@ impl<'a> Input<'a> {
     /// of the values the first time `key` is asked for. `key` stands for what `make` does: a
     /// [`fingerprint`](crate::context::fingerprint) of its parameters.
     pub fn form(&self, key: u128, make: impl FnOnce(&mut [f32])) -> Rc<Input<'static>> {
-        if let Some((_, made)) = self.forms.borrow().iter().find(|(k, _)| *k == key) {
-            return Rc::clone(made);
+        if let Some(made) = self.found(key) {
+            return made;
         }
         let mut data = self.data().to_vec();
         make(&mut data);
-        self.keep(key, OnceCell::from(Cow::Owned(data)), None)
+        self.keep(key, Input::made(OnceCell::from(Cow::Owned(data)), self.shape, None))
     }
 
-    fn keep(
-        &self,
-        key: u128,
-        data: OnceCell<Cow<'static, [f32]>>,
-        codes: Option<(Vec<i8>, Vec<f32>)>,
-    ) -> Rc<Input<'static>> {
-        let (forms, planes) = Default::default();
-        let made = Rc::new(Input { data, shape: self.shape, forms, codes, planes });
+    fn found(&self, key: u128) -> Option<Rc<Input<'static>>> {
+        self.forms.borrow().iter().find(|(k, _)| *k == key).map(|(_, made)| Rc::clone(made))
+    }
+
+    fn keep(&self, key: u128, made: Input<'static>) -> Rc<Input<'static>> {
+        let made = Rc::new(made);
         self.forms.borrow_mut().push((key, Rc::clone(&made)));
         made
     }
 
-    /// The values that remain of this input after an activation quantizer, made once for each quantizer. Integer kernels find the codes
-    /// beside them, where a token has one scale. Error when the quantizer has scales for another number of features.
+    /// Some of the features, `[tokens, columns.len()]`, made once for each run of them. Error when the run leaves the features.
+    pub fn columns(&self, columns: Range<usize>) -> Result<Rc<Input<'static>>> {
+        let [tokens, features] = self.shape;
+        if columns.start > columns.end || columns.end > features {
+            return Err(Error::shape("columns of an input", format!("within 0..{features}"), format!("{columns:?}")));
+        }
+        let key = fingerprint(format!("columns {columns:?}").as_bytes());
+        if let Some(made) = self.found(key) {
+            return Ok(made);
+        }
+        let shape = [tokens, columns.len()];
+        let rows = self.data().chunks_exact(features.max(1));
+        let data: Vec<f32> = rows.flat_map(|row| &row[columns.clone()]).copied().collect();
+        Ok(self.keep(key, Input::made(OnceCell::from(Cow::Owned(data)), shape, None)))
+    }
+
+    /// The values that remain of this input after an activation quantizer, but for its [`Input::offsets`], made once for each quantizer.
+    /// Integer kernels find the codes beside them, where a token has one scale. Error when the quantizer has scales for another number of
+    /// features.
     pub fn quantized(&self, act: &ActQuant, isa: Isa) -> Result<Rc<Input<'static>>> {
         act.check(self.shape[1])?;
         let key = act.key();
-        if let Some((_, made)) = self.forms.borrow().iter().find(|(k, _)| *k == key) {
-            return Ok(Rc::clone(made));
+        if let Some(made) = self.found(key) {
+            return Ok(made);
         }
-        Ok(match act.apply(isa, self.data(), self.shape[1]) {
-            Encoded::Codes(codes, scales) => self.keep(key, OnceCell::new(), Some((codes, scales))),
-            Encoded::Values(values) => self.keep(key, OnceCell::from(Cow::Owned(values)), None),
-        })
+        let made = match act.apply(isa, self.data(), self.shape[1]) {
+            Encoded::Codes(codes, scales, offsets) => {
+                let made = Input::made(OnceCell::new(), self.shape, Some((codes, scales)));
+                Input { offsets: offsets.unwrap_or_default(), ..made }
+            }
+            Encoded::Values(values) => Input::made(OnceCell::from(Cow::Owned(values)), self.shape, None),
+        };
+        Ok(self.keep(key, made))
+    }
+
+    /// What an asymmetric quantizer left to be added to all features of a token, `[tokens]`; empty where it left nothing.
+    pub fn offsets(&self) -> &[f32] {
+        &self.offsets
     }
 
     /// As planes of 8-bit codes for an integer product: those of the activation quantizer, or else enough of them to be as good as f32.

@@ -50,7 +50,7 @@ pub trait Method: Send + Sync {
     /// What it will store for a matrix of this shape.
     fn layout(&self, shape: [usize; 2]) -> Result<Layout>;
     /// Work that all matrices of a site share (factoring a Hessian, say).
-    fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>>;
+    fn prepare<'s>(&'s self, stats: Option<&StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>>;
 }
 
 /// A method that has seen the statistics of a site.

@@ -1,8 +1,9 @@
 //! Changes of a site before it is compressed.
 
-use crate::compose::ScaledInputs;
+use crate::compose::{Permuted, Rotated, ScaledInputs};
 use crate::{
-    Context, Fold, Layout, LinearOp, Method, Producer, Result, RowSource, Side, Site, StatNeeds, StatSet, Transform,
+    Context, DType, Error, Fold, Layout, LinearOp, Method, Producer, Result, RowSource, Side, Site, StatNeeds, StatSet,
+    TensorInfo, Transform,
 };
 
 /// What the module behind a site makes of inputs, `[tokens, features]`, with these operators in the place of its matrices; `true`: through the
@@ -79,23 +80,38 @@ impl Site {
     }
 }
 
-/// What a method's result takes with factors in front of its inputs.
-pub fn scaled_layout(method: &dyn Method, shape: [usize; 2]) -> Result<Layout> {
+/// What a method's result takes with a change of its inputs in front of it; of [`Transform::Scale`] the values do not matter. Error when the change
+/// is none that inputs have.
+pub fn online_layout(method: &dyn Method, shape: [usize; 2], change: &Transform) -> Result<Layout> {
     let mut layout = method.layout(shape)?.nested("op");
-    let info = crate::TensorInfo { dtype: crate::DType::F32, shape: vec![shape[1]] };
-    layout.tensors.push(("input_scales".into(), info));
+    let vector = |name: &str, dtype| (name.to_string(), TensorInfo { dtype, shape: vec![shape[1]] });
+    match change {
+        Transform::Scale(_) => layout.tensors.push(vector("input_scales", DType::F32)),
+        Transform::Permute(_) => layout.tensors.push(vector("order", DType::U32)),
+        Transform::Rotate(all) => layout.tensors.extend(single(all)?.layout()),
+        Transform::Set(_) => return Err(not_of_inputs()),
+    }
     Ok(layout)
 }
 
-/// What a method's result takes with a rotation in front of its inputs.
-pub fn rotated_layout(method: &dyn Method, shape: [usize; 2], rotation: &crate::Rotation) -> Result<Layout> {
-    let mut layout = method.layout(shape)?.nested("op");
-    layout.tensors.extend(rotation.layout());
-    Ok(layout)
+/// An operator made for inputs that were changed (divided by the factors of [`Transform::Scale`], which its columns were multiplied by), for
+/// inputs as they are. Error when the lengths differ, a factor's inverse is not finite, or the change is none that inputs have.
+pub fn online(op: Box<dyn LinearOp>, change: &Transform) -> Result<Box<dyn LinearOp>> {
+    Ok(match change {
+        Transform::Scale(factors) => Box::new(ScaledInputs::new(factors.iter().map(|s| s.recip()).collect(), op)?),
+        Transform::Permute(order) => Box::new(Permuted::new(order.clone(), op)?),
+        Transform::Rotate(all) => Box::new(Rotated::new(single(all)?.clone(), op)?),
+        Transform::Set(_) => return Err(not_of_inputs()),
+    })
 }
 
-/// An operator made for inputs that were divided by `factors`, for inputs as they are. Error when the lengths differ, or a factor's inverse is not
-/// finite.
-pub fn scale_inputs(op: Box<dyn LinearOp>, factors: &[f32]) -> Result<Box<dyn LinearOp>> {
-    Ok(Box::new(ScaledInputs::new(factors.iter().map(|s| s.recip()).collect(), op)?))
+fn single(all: &[crate::Rotation]) -> Result<&crate::Rotation> {
+    match all {
+        [one] => Ok(one),
+        _ => Err(Error::shape("rotations in front of an operator", 1, all.len())),
+    }
+}
+
+fn not_of_inputs() -> Error {
+    Error::Unsupported { what: "change of inputs", value: "values put in the place of others".into() }
 }

@@ -5,6 +5,7 @@ use crate::tensors::{join, read_expected};
 use crate::{DType, Error, OpSpec, Result, TensorInfo, TensorSink, TensorSource};
 use std::sync::Arc;
 use tersor_kernels::hadamard::fwht;
+use tersor_kernels::{Isa, vector};
 
 /// `x ↦ (F ⊗ H) diag(signs) x`: random signs, then an orthogonal factor `F` of order `p` over the slow axis
 /// and a Walsh-Hadamard transform of order `2^m` over the fast one. With `p = 1` a Hadamard rotation, with
@@ -13,6 +14,8 @@ use tersor_kernels::hadamard::fwht;
 pub struct Rotation {
     signs: Vec<f32>,
     factor: Arc<[f32]>,
+    /// Its transpose.
+    turned: Arc<[f32]>,
     p: usize,
     power: usize,
     key: u128,
@@ -42,12 +45,23 @@ impl Rotation {
         }
         let mut content: Vec<u8> = (power as u64).to_le_bytes().to_vec();
         content.extend(signs.iter().chain(factor).flat_map(|v| v.to_le_bytes()));
-        Ok(Self { signs: signs.to_vec(), factor: factor.into(), p, power, key: fingerprint(&content) })
+        let turned = (0..p * p).map(|i| factor[i % p * p + i / p]).collect();
+        Ok(Self { signs: signs.to_vec(), factor: factor.into(), turned, p, power, key: fingerprint(&content) })
     }
 
     /// Features that it transforms.
     pub fn dim(&self) -> usize {
         self.signs.len()
+    }
+
+    /// The matrix `R` of `x R^T`, `[dim, dim]`: row `i` is the direction whose coefficient becomes feature `i`.
+    pub fn matrix(&self) -> Vec<f32> {
+        let n = self.dim();
+        let mut columns = vec![0f32; n * n];
+        (0..n).for_each(|i| columns[i * n + i] = 1.0);
+        self.forward(&mut columns);
+        // Row `i` so far is what becomes of the direction `i`: a column.
+        (0..n * n).map(|i| columns[i % n * n + i / n]).collect()
     }
 
     /// Tells rotations of other content apart.
@@ -74,7 +88,7 @@ impl Rotation {
     }
 
     fn mix(&self, row: &mut [f32], scratch: &mut [f32], transpose: bool) {
-        let (p, power) = (self.p, self.power);
+        let (p, power, isa) = (self.p, self.power, Isa::detect());
         if power > 1 {
             row.chunks_exact_mut(power).for_each(|c| {
                 fwht(c);
@@ -84,13 +98,11 @@ impl Rotation {
             row.iter_mut().for_each(|v| *v *= self.factor[0]);
             return;
         }
+        let factor = if transpose { &self.turned } else { &self.factor };
         for j in 0..power {
-            for (i, out) in scratch.iter_mut().enumerate() {
-                let weight = |c: usize| if transpose { self.factor[c * p + i] } else { self.factor[i * p + c] };
-                *out = (0..p).map(|c| weight(c) * row[c * power + j]).sum();
-            }
-            for (i, v) in scratch.iter().enumerate() {
-                row[i * power + j] = *v;
+            scratch.iter_mut().enumerate().for_each(|(c, v)| *v = row[c * power + j]);
+            for (i, weights) in factor.chunks_exact(p).enumerate() {
+                row[i * power + j] = vector::dot(isa, weights, scratch);
             }
         }
     }

@@ -69,8 +69,8 @@ pub enum Transform {
     Scale(Vec<f32>),
     /// Puts feature `order[i]` at place `i`.
     Permute(Vec<u32>),
-    /// Rotates, or each run of its width alike.
-    Rotate(Rotation),
+    /// Rotates runs of their width, each of these as many in a row as the others: one all runs alike, as many as there are heads each its own.
+    Rotate(Vec<Rotation>),
     /// Puts these values in the place of what is there (the weight of a norm that was folded away).
     Set(Vec<f32>),
 }
@@ -80,14 +80,17 @@ impl Transform {
         match self {
             Transform::Scale(s) => s.len(),
             Transform::Permute(o) => o.len(),
-            Transform::Rotate(r) => r.dim(),
+            Transform::Rotate(all) => all.iter().map(Rotation::dim).sum(),
             Transform::Set(v) => v.len(),
         }
     }
 
     fn fits(&self, features: usize) -> bool {
         match self {
-            Transform::Rotate(r) => features.is_multiple_of(r.dim().max(1)),
+            Transform::Rotate(all) => {
+                let alike = all.windows(2).all(|w| w[0].dim() == w[1].dim());
+                alike && !all.is_empty() && features.is_multiple_of(self.dim().max(1))
+            }
             other => other.dim() == features,
         }
     }
@@ -95,7 +98,10 @@ impl Transform {
     fn apply(&self, row: &mut [f32], scratch: &mut Vec<f32>) -> Result<()> {
         match self {
             Transform::Scale(s) => row.iter_mut().zip(s).for_each(|(v, s)| *v *= s),
-            Transform::Rotate(r) => r.forward(row),
+            Transform::Rotate(all) => {
+                let run = row.len() / all.len().max(1);
+                row.chunks_exact_mut(run.max(1)).zip(all).for_each(|(run, r)| r.forward(run));
+            }
             Transform::Set(v) => row.copy_from_slice(v),
             Transform::Permute(order) => {
                 scratch.clear();
@@ -182,10 +188,10 @@ impl<'a> FoldedRows<'a> {
                 self.read(0..all, count - 1, &mut whole)?;
                 let mut column = vec![0f32; all];
                 for c in 0..cols {
-                    column.iter_mut().enumerate().for_each(|(r, v)| *v = whole[r * cols + c]);
+                    column.iter_mut().zip(whole.iter().skip(c).step_by(cols)).for_each(|(v, w)| *v = *w);
                     fold.transform.apply(&mut column, &mut scratch)?;
-                    for (i, r) in rows.clone().enumerate() {
-                        out[i * cols + c] = column[r];
+                    for (out, v) in out.iter_mut().skip(c).step_by(cols).zip(&column[rows.clone()]) {
+                        *out = *v;
                     }
                 }
                 Ok(())
@@ -219,7 +225,7 @@ mod tests {
             fold(Side::Input, Transform::Scale(vec![1.0, 2.0, 3.0, 4.0])),
             fold(Side::Output, Transform::Permute(vec![3, 1, 0, 2])),
             fold(Side::Output, Transform::Scale(vec![1.0, 0.5, 1.0, 2.0])),
-            fold(Side::Output, Transform::Rotate(rotation.clone())),
+            fold(Side::Output, Transform::Rotate(vec![rotation.clone()])),
             fold(Side::Input, Transform::Permute(vec![1, 0, 3, 2])),
         ];
         let folded = FoldedRows::new(&m, "w", &folds).unwrap();
@@ -235,5 +241,26 @@ mod tests {
         rotation.forward(&mut column);
         assert_eq!([whole[1], whole[5], whole[9], whole[13]], column);
         assert!(FoldedRows::new(&m, "w", &[fold(Side::Input, Transform::Scale(vec![1.0]))]).is_err());
+    }
+
+    #[test]
+    fn heads_have_rotations_of_their_own() {
+        let w: Vec<f32> = (0..16).map(|v| (v * v % 7) as f32).collect();
+        let m = MatView::new(&w, [2, 8]).unwrap();
+        let turn = |signs: &[f32]| Rotation::new(&[1.0], 2, signs).unwrap();
+        let (a, b) = (turn(&[1.0, -1.0]), turn(&[-1.0, -1.0]));
+        let fold = |all: Vec<Rotation>| [Fold { weight: "w".into(), side: Side::Input, transform: Transform::Rotate(all) }];
+        let folds = fold(vec![a.clone(), b.clone()]);
+        let found = crate::read_finite(&FoldedRows::new(&m, "w", &folds).unwrap(), 0..2).unwrap();
+        // Four runs of two features: two of the one, two of the other.
+        let mut want = w.clone();
+        for (i, run) in want.chunks_exact_mut(2).enumerate() {
+            if i % 4 < 2 { a.forward(run) } else { b.forward(run) }
+        }
+        assert_eq!(found, want);
+        let wide = Rotation::new(&[1.0], 4, &[1.0; 4]).unwrap();
+        for bad in [vec![], vec![a.clone(), wide], vec![a.clone(), b.clone(), a]] {
+            assert!(FoldedRows::new(&m, "w", &fold(bad)).is_err());
+        }
     }
 }

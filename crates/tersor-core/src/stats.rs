@@ -1,7 +1,10 @@
 //! What flowed into a site, as values that add.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use crate::tensors::{join, read_expected};
-use crate::{DType, Error, IntoMat, Result, TensorInfo, TensorSink, TensorSource};
+use crate::{DType, Error, IntoMat, Result, TensorInfo, TensorSink, TensorSource, Transform};
 
 /// What a method asks to know about the inputs of a matrix.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -140,11 +143,78 @@ pub struct StatSet {
     tokens: u64,
     squares: Option<Vec<f64>>,
     channel: Option<ChannelStats>,
-    gram: Option<Vec<f64>>,
+    /// Shared with methods that were prepared with it.
+    gram: Option<Arc<Vec<f64>>>,
     sample: Option<Sample>,
 }
 
 impl StatSet {
+    /// What they would be if every input had been changed: divided by the factors of [`Transform::Scale`], rotated or put in another order. Error
+    /// as for [`StatSet::divided`] and [`StatSet::rotated`], and for what is no change of inputs.
+    pub fn changed(&self, change: &Transform) -> Result<Self> {
+        match change {
+            Transform::Scale(factors) => self.divided(factors),
+            Transform::Permute(order) => self.permuted(order),
+            Transform::Rotate(all) if let [one] = &all[..] => self.rotated(one),
+            _ => Err(Error::Unsupported { what: "change of inputs", value: format!("{change:?}") }),
+        }
+    }
+
+    /// What they would be if feature `order[i]` had been at place `i`. Error unless `order` has as many places as there are features, each of which
+    /// holds one of them.
+    pub fn permuted(&self, order: &[u32]) -> Result<Self> {
+        let k = self.features;
+        if order.len() != k || order.iter().any(|i| *i as usize >= k) {
+            return Err(Error::shape("order of inputs", format!("{k} features"), order.len()));
+        }
+        Ok(self.picked(order))
+    }
+
+    /// Figures of these features, all of which there are.
+    fn picked(&self, order: &[u32]) -> Self {
+        let k = self.features;
+        let mut out = Self { gram: None, ..self.clone() };
+        if let Some(gram) = &self.gram {
+            let rows = order.iter().map(|&r| &gram[r as usize * k..][..k]);
+            out.gram = Some(Arc::new(rows.flat_map(|row| order.iter().map(|&c| row[c as usize])).collect()));
+        }
+        out.squares = self.squares.as_ref().map(|v| reordered(v, order));
+        out.channel = self.channel.as_ref().map(|c| ChannelStats {
+            min: reordered(&c.min, order),
+            max: reordered(&c.max, order),
+            sum: reordered(&c.sum, order),
+            sum_abs: reordered(&c.sum_abs, order),
+            sum_sq: reordered(&c.sum_sq, order),
+            max_mean_abs: reordered(&c.max_mean_abs, order),
+        });
+        if let Some(sample) = &mut out.sample {
+            sample.rows.iter_mut().for_each(|row| *row = reordered(row, order));
+        }
+        out
+    }
+
+    /// Those of some of the features. Error when the run leaves the features.
+    pub fn columns(&self, columns: Range<usize>) -> Result<Self> {
+        let k = self.features;
+        if columns.start > columns.end || columns.end > k {
+            return Err(Error::shape("columns of statistics", format!("within 0..{k}"), format!("{columns:?}")));
+        }
+        let order: Vec<u32> = columns.clone().map(|c| c as u32).collect();
+        Ok(Self { features: columns.len(), ..self.picked(&order) })
+    }
+
+    /// With another Gram matrix, `[features, features]`, symmetric. Error on another length, or a value that is not finite.
+    pub fn with_gram(self, gram: Vec<f64>) -> Result<Self> {
+        let k = self.features;
+        if Some(gram.len()) != k.checked_mul(k) {
+            return Err(Error::shape("Gram matrix", [k, k], gram.len()));
+        }
+        match gram.iter().position(|v| !v.is_finite()) {
+            Some(i) => Err(Error::NonFinite { row: i / k, col: i % k, value: gram[i] as f32 }),
+            None => Ok(Self { gram: Some(Arc::new(gram)), ..self }),
+        }
+    }
+
     /// What they would be if every input had been rotated. Error when the widths differ, or there are figures that say nothing of rotated inputs:
     /// extremes and sums of channels, squares without a Gram matrix.
     pub fn rotated(&self, rotation: &crate::Rotation) -> Result<Self> {
@@ -157,7 +227,7 @@ impl StatSet {
             return Err(Error::Unsupported { what: "rotation of inputs in front of", value });
         }
         let mut out = self.clone();
-        if let Some(gram) = &mut out.gram {
+        if let Some(gram) = out.gram.as_mut().map(Arc::make_mut) {
             // R G Rᵀ: first the rows, then, the result transposed, the rows again.
             for _ in 0..2 {
                 let mut rows: Vec<f32> = gram.iter().map(|v| *v as f32).collect();
@@ -198,7 +268,7 @@ impl StatSet {
             [&mut c.sum, &mut c.sum_abs, &mut c.max_mean_abs].into_iter().for_each(single);
             squared(&mut c.sum_sq);
         }
-        if let Some(gram) = &mut out.gram {
+        if let Some(gram) = out.gram.as_mut().map(Arc::make_mut) {
             for (row, s) in gram.chunks_exact_mut(k.max(1)).zip(&by) {
                 row.iter_mut().zip(&by).for_each(|(v, t)| *v *= s * t);
             }
@@ -212,7 +282,8 @@ impl StatSet {
     /// Nothing seen yet. `first_token` is the number of the first token of this shard in the whole stream, and
     /// `seed` chooses the sample. Error when the Gram matrix would not fit the address space.
     pub fn new(features: usize, needs: StatNeeds, seed: u64, first_token: u64) -> Result<Self> {
-        let gram = if needs.gram { Some(vec![0.0; crate::view::elements([features, features])?]) } else { None };
+        let gram =
+            if needs.gram { Some(Arc::new(vec![0.0; crate::view::elements([features, features])?])) } else { None };
         let sample =
             (needs.sample > 0).then(|| Sample { want: needs.sample, seed, keys: Vec::new(), rows: Vec::new() });
         let channel = needs.channel.then(|| ChannelStats::new(features));
@@ -243,7 +314,7 @@ impl StatSet {
             if tokens == 0 || k == 0 {
                 return Ok(());
             }
-            if let Some(gram) = &mut self.gram
+            if let Some(gram) = self.gram.as_mut().map(Arc::make_mut)
                 && !tersor_kernels::dense::add_gram(&x, [tokens, k], gram, cfg!(feature = "rayon"))
             {
                 return Err(Error::shape("Gram matrix", [k, k], gram.len()));
@@ -283,8 +354,8 @@ impl StatSet {
         if let (Some(a), Some(b)) = (&mut self.channel, &other.channel) {
             a.merge(b);
         }
-        if let (Some(a), Some(b)) = (&mut self.gram, &other.gram) {
-            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        if let (Some(a), Some(b)) = (self.gram.as_mut().map(Arc::make_mut), &other.gram) {
+            a.iter_mut().zip(b.iter()).for_each(|(a, b)| *a += b);
         }
         if let (Some(a), Some(b)) = (&mut self.sample, &other.sample) {
             for (key, row) in b.keys.iter().zip(&b.rows) {
@@ -324,7 +395,7 @@ impl StatSet {
 
     /// Sums of squares of each channel, `[features]`, from whichever of the statistics has them.
     pub fn squares(&self) -> Option<Vec<f64>> {
-        let diagonal = |g: &Vec<f64>| (0..self.features).map(|i| g[i * self.features + i]).collect();
+        let diagonal = |g: &Arc<Vec<f64>>| (0..self.features).map(|i| g[i * self.features + i]).collect();
         self.squares
             .clone()
             .or_else(|| self.channel.as_ref().map(|c| c.sum_sq.clone()))
@@ -338,7 +409,12 @@ impl StatSet {
 
     /// `XᵀX`, `[features, features]`, symmetric to the last bit, if it was asked for.
     pub fn gram(&self) -> Option<&[f64]> {
-        self.gram.as_deref()
+        self.gram.as_deref().map(Vec::as_slice)
+    }
+
+    /// [`StatSet::gram`], to keep beyond these statistics.
+    pub fn shared_gram(&self) -> Option<Arc<Vec<f64>>> {
+        self.gram.clone()
     }
 
     /// The sampled tokens in the order of the stream, `[n, features]` row-major, if they were asked for.
@@ -392,7 +468,7 @@ impl StatSet {
             put("max_mean_abs", DType::F64, vec![k], bytemuck::cast_slice(&c.max_mean_abs))?;
         }
         if let Some(g) = &self.gram {
-            put("gram", DType::F64, vec![k, k], bytemuck::cast_slice(g))?;
+            put("gram", DType::F64, vec![k, k], bytemuck::cast_slice(&g[..]))?;
         }
         if let Some(s) = &self.sample {
             let numbers: Vec<u64> = s.keys.iter().map(|k| k.1.to_le()).collect();
@@ -441,10 +517,14 @@ impl StatSet {
         } else {
             None
         };
-        let gram = if has("gram") { Some(f64s("gram", &[k, k])?) } else { None };
+        let gram = if has("gram") { Some(Arc::new(f64s("gram", &[k, k])?)) } else { None };
         let sample = if want > 0 { Some(load_sample(prefix, source, k, want, seed)?) } else { None };
         Ok(Self { features: k, first_token, tokens, squares, channel, gram, sample })
     }
+}
+
+fn reordered<T: Copy>(values: &[T], order: &[u32]) -> Vec<T> {
+    order.iter().map(|&i| values[i as usize]).collect()
 }
 
 fn load_sample(prefix: &str, source: &dyn TensorSource, k: usize, want: u64, seed: u64) -> Result<Sample> {
@@ -512,6 +592,27 @@ mod tests {
         assert!(StatSet::from_squares(vec![1.0, -1.0], 3).is_err());
         assert_eq!(c.sum_sq[2], all.chunks(k).map(|r| f64::from(r[2]).powi(2)).sum::<f64>());
         assert_eq!(whole.sample().unwrap().len(), 5 * k);
+    }
+
+    #[test]
+    fn another_order_of_inputs_is_another_order_of_figures() {
+        let (k, x) = (7, batch(20, 7, 5));
+        let order = [3, 0, 6, 1, 5, 2, 4];
+        let seen = |x: &[f32]| {
+            let mut s = StatSet::new(k, NEEDS, 1, 0).unwrap();
+            s.observe(&MatView::new(x, [20, k]).unwrap()).unwrap();
+            s
+        };
+        let moved: Vec<f32> = x.chunks(k).flat_map(|row| order.map(|i| row[i as usize])).collect();
+        assert_eq!(seen(&x).permuted(&order).unwrap(), seen(&moved));
+        let some: Vec<f32> = x.chunks(k).flat_map(|row| row[2..5].to_vec()).collect();
+        let mut want = StatSet::new(3, NEEDS, 1, 0).unwrap();
+        want.observe(&MatView::new(&some, [20, 3]).unwrap()).unwrap();
+        assert_eq!(seen(&x).columns(2..5).unwrap(), want);
+        assert!(seen(&x).columns(5..8).is_err());
+        assert!(want.clone().with_gram(vec![0.0; 8]).is_err() && want.clone().with_gram(vec![f64::NAN; 9]).is_err());
+        assert_eq!(want.with_gram(vec![2.0; 9]).unwrap().gram(), Some(&[2.0; 9][..]));
+        assert!(seen(&x).permuted(&order[1..]).is_err() && seen(&x).permuted(&[7; 7]).is_err());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use tersor_core::compose::{Dense, Factored, Permuted, QuantizedInputs, Residual, Rotated, ScaledInputs};
+use tersor_core::compose::{Dense, Factored, Permuted, QuantizedInputs, Residual, Rotated, ScaledInputs, Split};
 use tersor_core::op::apply_by_rows;
 use tersor_core::tensors::{join, read_expected};
 use tersor_core::*;
@@ -86,59 +86,9 @@ impl LinearOp for DualGrained {
     }
 }
 
-/// Two column ranges in two operators, as ResQ's low and high precision parts.
-struct Split {
-    low: Box<dyn LinearOp>,
-    high: Box<dyn LinearOp>,
-}
-
-impl Split {
-    const KIND: &'static str = "stand_in_split";
-
-    fn load(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Registry) -> Result<Box<dyn LinearOp>> {
-        let part = |name: &str| r.load(s.get_part(name)?, &join(p, name), src);
-        Ok(Box::new(Self { low: part("low")?, high: part("high")? }))
-    }
-}
-
-impl LinearOp for Split {
-    fn shape(&self) -> [usize; 2] {
-        [self.low.shape()[0], self.low.shape()[1] + self.high.shape()[1]]
-    }
-    fn storage_bits(&self) -> u64 {
-        self.low.storage_bits() + self.high.storage_bits()
-    }
-    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let [a, b] = [self.low.shape()[1], self.high.shape()[1]];
-        let (mut x, mut y) = (vec![0f32; rows.len() * a], vec![0f32; rows.len() * b]);
-        self.low.decompress_rows(rows.clone(), &mut x)?;
-        self.high.decompress_rows(rows, &mut y)?;
-        for ((out, x), y) in out.chunks_mut(a + b).zip(x.chunks(a)).zip(y.chunks(b)) {
-            out[..a].copy_from_slice(x);
-            out[a..].copy_from_slice(y);
-        }
-        Ok(())
-    }
-    fn apply_add(&self, x: &Input<'_>, mut y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
-        let m = MatView::new(x.data(), x.shape())?;
-        let cut = self.low.shape()[1];
-        self.low.apply_add(&Input::copied(&m.columns(0..cut)?)?, y.reborrow(), exec)?;
-        self.high.apply_add(&Input::copied(&m.columns(cut..m.shape()[1])?)?, y, exec)
-    }
-    fn spec(&self, at: RowSlot) -> OpSpec {
-        let spec = OpSpec::new(Self::KIND, [at.total, self.shape()[1]]);
-        spec.part("low", self.low.spec(at)).part("high", self.high.spec(at))
-    }
-    fn save(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
-        self.low.save(&join(prefix, "low"), at, sink)?;
-        self.high.save(&join(prefix, "high"), at, sink)
-    }
-}
-
 fn registry() -> Registry {
     let mut r = Registry::core();
     r.register(DualGrained::KIND, DualGrained::load);
-    r.register(Split::KIND, Split::load);
     r
 }
 
@@ -220,7 +170,7 @@ fn resq_over_another_method() {
     let high = Box::new(Dense::new(part(28..32), [rows, 4], DType::BF16).unwrap());
     let order: Vec<u32> = (0..cols as u32).rev().collect();
     let act = ActQuant::per_token(8).unwrap();
-    let split = Box::new(Split { low, high });
+    let split = Box::new(Split::new(vec![low, high]).unwrap());
     let op = Rotated::new(rotation(cols), split).unwrap();
     round_trip(&op, true);
     assert!(metrics::cosine(&rows_of(&op), &w) > 0.97, "rows come back in the original basis");
@@ -256,11 +206,17 @@ fn every_quantizer_of_activations_wraps_any_operator() {
         ActQuant::fixed(8, 0.01).unwrap(),
         ActQuant::channels(8, scales.clone()).unwrap(),
         ActQuant::mxint(8, 16).unwrap(),
+        ActQuant::asymmetric(8, 1).unwrap(),
+        ActQuant::asymmetric(8, 6).unwrap(),
     ] {
         let plain = DualGrained::new(&w, [rows, cols], 16);
         let want = {
             let input = Input::new(&x, [tokens, cols]).unwrap();
-            let rounded = input.quantized(&act, Isa::detect()).unwrap().data().to_vec();
+            let input = input.quantized(&act, Isa::detect()).unwrap();
+            let mut rounded = input.data().to_vec();
+            for (row, offset) in rounded.chunks_mut(cols).zip(input.offsets()) {
+                row.iter_mut().for_each(|v| *v += offset);
+            }
             apply(&plain, &rounded, tokens)
         };
         let op = QuantizedInputs::new(act.clone(), Box::new(plain));
@@ -323,6 +279,8 @@ fn misfits_and_hostile_specifications_are_refused() {
     let dense =
         |r: usize, c: usize| Box::new(Dense::new(vec![0.5; r * c], [r, c], DType::F32).unwrap()) as Box<dyn LinearOp>;
     assert!(Residual::new(dense(2, 3), dense(2, 4)).is_err());
+    assert!(Split::new(vec![]).is_err() && Split::new(vec![dense(2, 3), dense(3, 3)]).is_err());
+    assert!(registry().load(&OpSpec::new("split", [2, 3]), "w", &MemTensors::new()).is_err());
     assert!(Factored::new(dense(2, 3), dense(2, 3)).is_err());
     assert!(Permuted::new(vec![0, 0, 1], dense(2, 3)).is_err());
     assert!(Permuted::new(vec![0, 1, 9], dense(2, 3)).is_err());

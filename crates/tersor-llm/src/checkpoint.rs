@@ -5,7 +5,10 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 use tersor_core::compose::Dense;
-use tersor_core::{DType, Error, Fold, FoldedRows, Limits, LinearOp, OpSpec, Registry, Result, RowSource, read_finite};
+use tersor_core::tensors::read_expected;
+use tersor_core::{
+    DType, Error, Fold, FoldedRows, Limits, LinearOp, OpSpec, Registry, Result, Rotation, RowSource, read_finite,
+};
 use tersor_formats::{Model, json};
 
 use crate::Architecture;
@@ -113,6 +116,22 @@ impl Checkpoint {
         Weights::from(self).vector(name, len)
     }
 
+    /// What a layer's keys are to be rotated by behind their rotary embedding, before a cache rounds them; none where the model says nothing of
+    /// it. Error when it is no rotation of so many dimensions.
+    pub fn key_rotation(&self, layer: usize, head_dim: usize) -> Result<Option<Rotation>> {
+        let name = key_rotation_name(layer);
+        if self.model.tensor(&name).is_err() {
+            return Ok(None);
+        }
+        let Some(stored) = self.model.stored() else { return Ok(None) };
+        let read = || -> Result<Rotation> {
+            let bytes = read_expected(stored, &name, DType::F32, &[1, head_dim, head_dim])?;
+            let rows: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            Rotation::new(&rows, 1, &vec![1.0; head_dim])
+        };
+        read().map(Some).map_err(|e| e.in_tensor(&name))
+    }
+
     /// The two-dimensional weights and what they take on disk; a head that is tied is not a second one.
     pub fn weights(&self) -> Vec<StoredWeight> {
         let tensors = self.model.tensors();
@@ -146,6 +165,12 @@ impl Checkpoint {
     pub fn bits_per_weight(&self) -> (f64, f64) {
         bits_per_weight(&self.weights())
     }
+}
+
+/// The name of the rotation of a layer's keys, `[1, head_dim, head_dim]` in f32: row `i` is the direction whose coefficient becomes dimension `i`, in all
+/// heads alike.
+pub fn key_rotation_name(layer: usize) -> String {
+    format!("model.layers.{layer}.self_attn.k_rotation")
 }
 
 /// The weights of a checkpoint, with folds applied as they are read.

@@ -178,7 +178,7 @@ impl Layer {
     pub(crate) fn attend(
         &self,
         config: &DecoderConfig,
-        [mut q, mut k, v]: [Vec<f32>; 3],
+        [mut q, k, v]: [Vec<f32>; 3],
         positions: &[u32],
         cache: &mut dyn KvCache,
         exec: &mut Exec,
@@ -186,13 +186,19 @@ impl Layer {
         if let Some(norm) = &self.q_norm {
             q = rms_norm(&q, norm, config.eps, exec);
         }
-        if let Some(norm) = &self.k_norm {
-            k = rms_norm(&k, norm, config.eps, exec);
-        }
+        let k = self.normed_keys(config, k, exec);
         cache.append(KvBlock { keys: &k, values: &v, positions }, exec)?;
         let mut mixed = vec![0f32; positions.len() * config.heads * config.head_dim];
         cache.attend(Queries { data: &q, positions }, &mut mixed, None, exec)?;
         Ok(mixed)
+    }
+
+    /// Keys behind their norm, where the model has one.
+    pub(crate) fn normed_keys(&self, config: &DecoderConfig, keys: Vec<f32>, exec: &Exec) -> Vec<f32> {
+        match &self.k_norm {
+            Some(norm) => rms_norm(&keys, norm, config.eps, exec),
+            None => keys,
+        }
     }
 }
 

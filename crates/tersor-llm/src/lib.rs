@@ -34,9 +34,11 @@ mod tokenizer;
 pub use architecture::Architecture;
 pub use cache::DenseCache;
 pub use calibrate::{
-    Behind, Calibration, Forks, Hooks, ReadRow, Replaced, Replacements, Seen, SiteChanges, batch_tokens, shard_windows,
+    Behind, Calibration, Forks, Hooks, Kept, ReadRow, Replaced, Replacements, Seen, SiteChanges, batch_tokens, shard_windows,
 };
-pub use checkpoint::{Checkpoint, MANIFEST, Manifest, StoredWeight, Weights, bits_per_weight, is_embedding_or_head};
+pub use checkpoint::{
+    Checkpoint, MANIFEST, Manifest, StoredWeight, Weights, bits_per_weight, is_embedding_or_head, key_rotation_name,
+};
 pub use config::{DecoderConfig, RopeScaling};
 pub use decoder::{Decoder, State};
 pub use encoder::{Activation, Encoder, EncoderConfig};

@@ -1,6 +1,8 @@
 //! Products of two thin matrices: in place of a weight ([`LowRank`]), or beside a quantized one, to put right what quantization got wrong
 //! ([`Corrected`], the methods LQER and L²QER of arXiv 2402.02446).
 //!
+//! [`Subspaces`] gives more bits to the directions that inputs vary most in ([`Moments`] finds them: ResQ, arXiv 2412.14363).
+//!
 //! What is quantized, and how factors are stored, are other methods, of whatever crate; the result is a
 //! [`Residual`](tersor_core::compose::Residual) of a [`Factored`](tersor_core::compose::Factored).
 //!
@@ -27,7 +29,10 @@
 
 mod correct;
 mod factor;
+mod gram;
 pub mod peft;
+mod subspace;
 
 pub use correct::{CheckedCorrected, Corrected};
 pub use factor::{CheckedLowRank, Factors, LowRank, Norm, Rank, factorize};
+pub use subspace::{Blocks, CheckedSubspaces, Moments, Subspaces, basis, widths};

@@ -5,10 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tersor::core::compose::Rotated;
+use tersor::core::rewrite::online;
 use tersor::core::{
-    Compressed, Context, Error, Fold, FoldedRows, LinearOp, Prepared, Result, Rotation, RowSource, Site, StatNeeds,
-    StatSet,
+    Compressed, Context, Error, Fold, FoldedRows, LinearOp, Prepared, Result, RowSource, Site, StatNeeds, StatSet,
+    Transform,
 };
 use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, Seen, SiteChanges};
 
@@ -76,7 +76,7 @@ impl<'j, 'a> Chain<'j, 'a> {
         };
         let layer = self.passed;
         let known = match &job.rotated {
-            Some(rotated) => Some(rotated.merged.clone()),
+            Some((_, folds)) => Some(folds.merged(&format!("model.layers.{layer}."))),
             None if plan.smoothings.is_empty() => Some(Vec::new()),
             None => smooth::folds(job, layer)?,
         };
@@ -151,7 +151,7 @@ pub fn head_site(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<Option<Site>>
 /// Looks up the embeddings: compressed ones where sites follow compressed matrices, else the original's.
 fn embed(job: &Job<'_>, calibration: &mut Calibration<'_>, behind: Behind) -> Result<()> {
     let mut compressed: BTreeMap<String, Option<Arc<dyn LinearOp>>> = BTreeMap::new();
-    let folds: Vec<Fold> = job.rotated.iter().flat_map(|r| r.merged.clone()).collect();
+    let folds: Vec<Fold> = job.rotated.iter().flat_map(|(_, f)| f.merged("model.embed")).collect();
     calibration.embed(&mut |name, row, out| {
         if !compressed.contains_key(name) {
             let mut op = None;
@@ -182,17 +182,17 @@ fn replacement(job: &Job<'_>, weight: &str) -> Result<Option<Arc<dyn LinearOp>>>
     Ok(Some(job.parts.operator(i, &job.plan.entries[i], &record)?))
 }
 
-/// A method that was prepared for rotated inputs, its results for inputs as they are.
-pub fn turned<'s>(prepared: Box<dyn Prepared + 's>, rotation: Option<&'s Rotation>) -> Box<dyn Prepared + 's> {
-    struct Turned<'s>(&'s Rotation, Box<dyn Prepared + 's>);
-    impl Prepared for Turned<'_> {
+/// A method that was prepared for changed inputs, its results for inputs as they are.
+pub fn behind<'s>(change: Option<&'s Transform>, prepared: Box<dyn Prepared + 's>) -> Box<dyn Prepared + 's> {
+    struct Changed<'s>(&'s Transform, Box<dyn Prepared + 's>);
+    impl Prepared for Changed<'_> {
         fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
             let done = self.1.compress(w, rows, cx)?;
-            Ok(Compressed { op: Box::new(Rotated::new(self.0.clone(), done.op)?), report: done.report })
+            Ok(Compressed { op: online(done.op, self.0)?, report: done.report })
         }
     }
-    match rotation {
-        Some(rotation) => Box::new(Turned(rotation, prepared)),
+    match change {
+        Some(change) => Box::new(Changed(change, prepared)),
         None => prepared,
     }
 }
@@ -200,13 +200,9 @@ pub fn turned<'s>(prepared: Box<dyn Prepared + 's>, rotation: Option<&'s Rotatio
 /// Compresses the consumers of a site that are not finished; those under one rule prepare once.
 pub fn site(job: &Job<'_>, site: &Site, stats: &StatSet) -> Result<()> {
     let plan = job.plan;
-    let online = smooth::online(job, site)?;
-    let rotation = plan.rotations.as_ref().and_then(|r| r.online(&site.consumers.first()?.weight));
-    let changed = match (&online, rotation) {
-        (Some(factors), _) => Some(stats.divided(factors)?),
-        (None, Some(r)) => Some(stats.rotated(r)?),
-        (None, None) => None,
-    };
+    let rotation = || plan.rotations.as_ref()?.online(&site.consumers.first()?.weight);
+    let change = smooth::online(job, site)?.map(Transform::Scale).or_else(rotation);
+    let changed = change.as_ref().map(|c| stats.changed(c)).transpose()?;
     let stats = changed.as_ref().unwrap_or(stats);
     let mut prepared: Vec<(Option<usize>, Box<dyn Prepared + '_>)> = Vec::new();
     for number in site.consumers.iter().filter_map(|c| plan.entry(&c.weight)) {
@@ -216,10 +212,7 @@ pub fn site(job: &Job<'_>, site: &Site, stats: &StatSet) -> Result<()> {
             if !prepared.iter().any(|p| p.0 == entry.rule) {
                 let stats = method.needs().any_data().then_some(stats);
                 let ready = method.prepare(stats, job.cx).map_err(|e| e.in_tensor(&entry.name))?;
-                let ready = match &online {
-                    Some(factors) => Box::new(smooth::Scaled::new(factors, ready)) as Box<dyn Prepared + '_>,
-                    None => turned(ready, rotation),
-                };
+                let ready = behind(change.as_ref(), ready);
                 prepared.push((entry.rule, ready));
             }
             let Some((_, ready)) = prepared.iter().find(|p| p.0 == entry.rule) else { continue };

@@ -11,8 +11,8 @@ use tersor::core::{
 use tersor::formats::{Model, json as files};
 
 use super::parts::{Parts, copy_rows};
-use super::{chain, smooth};
-use crate::plan::rotation::Folds;
+use super::{chain, smooth, subspaces};
+use crate::plan::rotation::{Folds, Found};
 use crate::plan::{Action, Entry, Plan};
 
 /// A compression under way.
@@ -22,19 +22,33 @@ pub struct Job<'a> {
     pub cx: &'a Context,
     /// Where finished matrices lie.
     pub parts: Parts,
-    /// What rotations ask of the weights.
-    pub rotated: Option<Folds>,
+    /// The rotations, where they are known, and what they ask of the weights.
+    pub rotated: Option<(Found, Folds)>,
 }
 
 impl Job<'_> {
+    /// Takes the rotations, if the plan has any and they are known: those that need no data are.
+    pub fn rotate(&mut self) -> Result<()> {
+        let Some(rotations) = &self.plan.rotations else { return Ok(()) };
+        let found = if rotations.needs_data() { subspaces::load(self, rotations)? } else { Some(rotations.random()?) };
+        self.rotated = match found {
+            Some(found) => {
+                let folds = rotations.folds(self.model, &found)?;
+                Some((found, folds))
+            }
+            None => None,
+        };
+        Ok(())
+    }
+
     /// An entry whose method needs no data, unless it is finished.
     pub fn alone(&self, number: usize) -> Result<()> {
         let entry = &self.plan.entries[number];
         let Action::Compress(method) = &entry.action else { return Ok(()) };
         if self.parts.finished(number)?.is_none() {
             let prepared = method.prepare(None, self.cx).map_err(|e| e.in_tensor(&entry.name))?;
-            let rotation = self.plan.rotations.as_ref().and_then(|r| r.online(&entry.name));
-            let prepared = chain::turned(prepared, rotation);
+            let change = self.plan.rotations.as_ref().and_then(|r| r.online(&entry.name));
+            let prepared = chain::behind(change.as_ref(), prepared);
             self.matrix(number, &*prepared)?;
         }
         self.cx.progress.advance(1, &entry.name);
@@ -43,9 +57,8 @@ impl Job<'_> {
 
     /// What smoothing asks of a tensor. Error when the layer's factors have not been found yet.
     pub fn folds(&self, name: &str) -> Result<Vec<Fold>> {
-        if let Some(rotated) = &self.rotated {
-            let all = rotated.merged.iter().chain(&rotated.online);
-            return Ok(all.filter(|f| f.weight == name).cloned().collect());
+        if let Some((_, folds)) = &self.rotated {
+            return Ok(folds.of(name));
         }
         let layer = self.plan.network.as_ref().and_then(|n| n.layer_of(name));
         match layer.filter(|_| !self.plan.smoothings.is_empty()) {
@@ -214,6 +227,14 @@ pub fn fold(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<S
     let (name, info) = &entry.tensors[0];
     sink.write_shared(name, info, &bytes)?;
     Ok(hash)
+}
+
+/// The rotation of a layer's keys.
+pub fn keys(job: &Job<'_>, entry: &Entry, layer: usize, sink: &mut dyn TensorSink) -> Result<()> {
+    let found = job.rotated.as_ref().and_then(|(found, _)| found.keys.get(layer));
+    let missing = || Error::Missing { name: entry.name.clone(), place: "the principal directions; their task comes first".into() };
+    let (name, info) = &entry.tensors[0];
+    sink.write_shared(name, info, &subspaces::rotation_bytes(found.ok_or_else(missing)?))
 }
 
 /// A tensor as it is stored; of block types, its values. Floats are checked. Gives the hash of what was read.

@@ -4,6 +4,7 @@ mod chain;
 mod matrix;
 mod parts;
 mod smooth;
+mod subspaces;
 mod tasks;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ use crate::output::{self, Output, Share, Work};
 use crate::plan::{Action, Calibration, Entry, Plan, recipe_of};
 use crate::recipe::Recipe;
 use crate::{args, cancel_on_signals, megabytes, print_json, progress, windows};
-use matrix::{Job, check_source, copy, fold};
+use matrix::{Job, check_source, copy, fold, keys};
 pub use matrix::{block_rows, each_block};
 use parts::Parts;
 
@@ -138,14 +139,14 @@ fn compress(model: &Model, plan: &Plan, out: &Path, part: Part, cx: &Context) ->
         }
         Output::Open(work) => work,
     };
-    let rotated = plan.rotations.as_ref().map(|r| r.folds(model)).transpose()?;
-    let job = Job { model, plan, cx, parts: Parts::new(&work.scratch()), rotated };
+    let mut job = Job { model, plan, cx, parts: Parts::new(&work.scratch()), rotated: None };
+    job.rotate()?;
     if let Part::Task(k) = part {
         tasks::run(&job, tasks[k])?;
         return Ok(Outcome::Task);
     }
     if part == Part::All
-        && let Err(e) = everything(&job)
+        && let Err(e) = everything(&mut job)
     {
         // Where nothing has been made yet, nothing is left behind.
         if !job.parts.any()? {
@@ -160,7 +161,7 @@ fn compress(model: &Model, plan: &Plan, out: &Path, part: Part, cx: &Context) ->
 }
 
 /// All tasks, in one process.
-fn everything(job: &Job<'_>) -> Result<()> {
+fn everything(job: &mut Job<'_>) -> Result<()> {
     let (plan, cx) = (job.plan, job.cx);
     let walk = if plan.needs_data() && plan.statistics.is_none() {
         let checkpoint = Checkpoint::open(job.model.path(), &tersor::registry())?;
@@ -169,6 +170,13 @@ fn everything(job: &Job<'_>) -> Result<()> {
     } else {
         None
     };
+    if let Some(rotations) = plan.rotations.as_ref().filter(|_| job.rotated.is_none())
+        && let Some((checkpoint, windows)) = &walk
+    {
+        subspaces::find(job, rotations, checkpoint, windows)?;
+        job.rotate()?;
+    }
+    let job = &*job;
     let numbers = (0..plan.entries.len()).filter(|i| matches!(plan.entries[*i].action, Action::Compress(_)));
     let numbers: Vec<usize> = numbers.collect();
     for &i in &numbers {
@@ -179,7 +187,7 @@ fn everything(job: &Job<'_>) -> Result<()> {
         }
     }
     cx.progress.begin("compress", numbers.len() as u64);
-    let network = plan.network.as_ref().filter(|_| plan.needs_data());
+    let network = plan.network.as_ref().filter(|_| plan.needs_walk());
     let sites = network.map(|n| n.sites()).unwrap_or_default();
     let fed = |i: &usize| {
         let reads = |s: &Site| s.consumers.iter().any(|c| c.weight == plan.entries[*i].name);
@@ -195,7 +203,7 @@ fn everything(job: &Job<'_>) -> Result<()> {
             chain::site(job, site, &statistics.site(site, tasks::needs(plan, &unfinished), plan.seed)?)?;
         }
     }
-    if let Some((checkpoint, windows)) = walk {
+    if let Some((checkpoint, windows)) = walk.filter(|_| plan.needs_walk()) {
         chain::run(job, &checkpoint, &windows)?;
     }
     cx.progress.end();
@@ -214,6 +222,10 @@ fn merge(job: &Job<'_>, work: Work, start: Option<Instant>) -> Result<()> {
             job.cx.cancel.check()?;
             if let Action::Fold = entry.action {
                 copied.insert(entry.name.clone(), fold(job, entry, &mut writer)?);
+                continue;
+            }
+            if let Action::Keys(layer) = entry.action {
+                keys(job, entry, layer, &mut writer)?;
                 continue;
             }
             if let Action::Copy = entry.action {
@@ -259,6 +271,7 @@ fn check_finished(model: &Model, plan: &Plan, out: &Path) -> Result<()> {
     let manifest = files::read(&out.join(MANIFEST), &Limits::default())?;
     for entry in &plan.entries {
         let recorded = match entry.action {
+            Action::Keys(_) => continue,
             Action::Copy | Action::Fold => &manifest["copied"][&entry.name],
             Action::Compress(_) => &manifest["tensors"][&entry.name]["source_blake3"],
         };

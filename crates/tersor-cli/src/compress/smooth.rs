@@ -1,11 +1,9 @@
 //! Factors of the inputs of a layer's sites: found once, kept with the work in progress, folded into weights as they are read.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
-use tersor::core::rewrite::scale_inputs;
 use tersor::core::{
-    Compressed, Context, DType, Error, Fold, FoldedRows, Folding, Limits, Module, NonFinite, Prepared, Repaired,
+    DType, Error, Fold, FoldedRows, Folding, Limits, Module, NonFinite, Repaired,
     Result, RowSource, Site, TensorInfo, TensorSink, TensorSource, rows::check_finite,
 };
 use tersor::formats::safetensors::{File, Writer};
@@ -83,23 +81,4 @@ pub fn rewrite(job: &Job<'_>, layer: usize, seen: &[Seen<'_>]) -> Result<Vec<Fol
     }
     writer.finish()?;
     Ok(folds)
-}
-
-/// A method that was prepared for divided inputs, its results for inputs as they are.
-pub struct Scaled<'s> {
-    factors: &'s [f32],
-    prepared: Box<dyn Prepared + 's>,
-}
-
-impl<'s> Scaled<'s> {
-    pub fn new(factors: &'s [f32], prepared: Box<dyn Prepared + 's>) -> Self {
-        Self { factors, prepared }
-    }
-}
-
-impl Prepared for Scaled<'_> {
-    fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
-        let done = self.prepared.compress(w, rows, cx)?;
-        Ok(Compressed { op: scale_inputs(done.op, self.factors)?, report: done.report })
-    }
 }

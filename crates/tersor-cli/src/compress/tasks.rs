@@ -4,6 +4,7 @@ use tersor::core::{Error, Result, Site, StatNeeds};
 use tersor::llm::Checkpoint;
 
 use super::chain::{self, Chain};
+use super::subspaces;
 use super::matrix::{Job, check_source};
 use crate::plan::{Plan, Task};
 use crate::statistics::{self, Statistics};
@@ -12,7 +13,20 @@ use crate::windows;
 /// Does a task, unless it is done. Error when one that must come first is not.
 pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
     let plan = job.plan;
+    if task != Task::Directions && plan.rotations.is_some() && job.rotated.is_none() {
+        return Err(Error::format("task", "the task of the principal directions comes first"));
+    }
     match task {
+        Task::Directions => {
+            if job.rotated.is_none()
+                && let Some(rotations) = &plan.rotations
+            {
+                let checkpoint = open(job)?;
+                let windows = windows::cut(plan, &checkpoint, &*job.cx.progress)?;
+                subspaces::find(job, rotations, &checkpoint, &windows)?;
+            }
+            Ok(())
+        }
         Task::Matrix(i) => {
             let entry = &plan.entries[i];
             if let Some(record) = job.parts.finished(i)? {

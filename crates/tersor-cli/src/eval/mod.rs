@@ -59,9 +59,10 @@ fn decoder(a: &args::Eval, text: &Path, json: bool) -> Result<()> {
     }
     let (bits, body) = checkpoint.bits_per_weight();
     let weight_bytes = checkpoint.model().weight_bytes();
-    let kv = Spec::of(a.kv.as_deref(), &checkpoint)?;
+    let caches = Spec::of(a.kv.as_deref(), &checkpoint)?.caches(&checkpoint)?;
+    let kv = caches.bytes_per_token;
     let decoder = if a.stream { Decoder::load_streamed(checkpoint)? } else { Decoder::load(&checkpoint)? };
-    let (decoder, kv) = kv.apply(decoder)?;
+    let decoder = caches.give(decoder);
     let original = match &a.against {
         Some(path) => {
             let other = Checkpoint::open(path, &registry)?;

@@ -13,9 +13,9 @@ pub use tasks::Task;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tersor::core::rewrite::{rotated_layout, scaled_layout};
+use tersor::core::rewrite::online_layout;
 use tersor::core::{
-    DType, Error, Folding, Limits, Method, ParamError, Result, Smoothing, StatNeeds, TensorInfo, tensors::join,
+    DType, Error, Folding, Limits, Method, ParamError, Result, Smoothing, StatNeeds, TensorInfo, Transform, tensors::join,
 };
 use tersor::formats::safetensors::Header;
 use tersor::formats::{Model, Tensor, json as files};
@@ -25,6 +25,9 @@ use crate::args;
 use crate::recipe::Recipe;
 use crate::statistics::Statistics;
 use rotation::{HEAD, Rotations, TABLE};
+
+/// Tokens of whole windows that searches and the directions of heads are found on.
+pub const SAMPLE_TOKENS: usize = 4096;
 
 /// Bytes of f32 values in a block of rows.
 const BLOCK_BYTES: usize = 8 << 20;
@@ -37,6 +40,8 @@ pub enum Action {
     Fold,
     /// It is a matrix and this method compresses it.
     Compress(Box<dyn Method>),
+    /// It is the rotation of the keys of a layer, which the model does not have.
+    Keys(usize),
 }
 
 /// A tensor in a plan.
@@ -66,7 +71,7 @@ impl Entry {
     /// What its method must know about its inputs.
     pub fn needs(&self) -> StatNeeds {
         match &self.action {
-            Action::Copy | Action::Fold => StatNeeds::default(),
+            Action::Copy | Action::Fold | Action::Keys(_) => StatNeeds::default(),
             Action::Compress(m) => m.needs(),
         }
     }
@@ -150,7 +155,14 @@ impl Plan {
             (_, true) => None,
         };
         let tied = network.as_ref().is_some_and(Architecture::tied);
-        let rotations = recipe.rotate.as_deref().map(|how| Rotations::new(how, network.as_ref(), seed)).transpose()?;
+        let rotations = match recipe.rotate.as_deref() {
+            Some(how) => {
+                // All layers alike, and all matrices that read the stream.
+                let rule = recipe.rule("model.layers.0.self_attn.o_proj.weight")?;
+                Some(Rotations::new(how, network.as_ref(), seed, rule.and_then(|(_, r)| r.shares()))?)
+            }
+            None => None,
+        };
         let sites = network.as_ref().map(Architecture::sites).unwrap_or_default();
         let smoothings = smoothing::of(&recipe, &sites)?;
         let smoothed = || sites.iter().filter(|s| smoothings.contains_key(&s.name));
@@ -184,12 +196,12 @@ impl Plan {
             let original = stored.filter(|d| d.is_weight()).unwrap_or(DType::F32);
             let (action, tensors) = if is_float && let [rows, cols] = t.shape[..] {
                 let method = match rule {
-                    Some((_, rule)) => rule.method(&t.name, original)?,
+                    Some((_, rule)) => rule.method(&t.name, original, heads_of(network.as_ref(), &t.name))?,
                     None => Box::new(tersor::core::compose::Cast::new(original)?),
                 };
-                let layout = match rotations.as_ref().and_then(|r| r.online(&t.name)) {
-                    Some(rotation) => rotated_layout(&*method, [rows, cols], rotation),
-                    None if scaled(&t.name) => scaled_layout(&*method, [rows, cols]),
+                let factors = || scaled(&t.name).then(|| Transform::Scale(Vec::new()));
+                let layout = match rotations.as_ref().and_then(|r| r.online(&t.name)).or_else(factors) {
+                    Some(change) => online_layout(&*method, [rows, cols], &change),
                     None => method.layout([rows, cols]),
                 };
                 let layout = layout.map_err(|e| e.in_tensor(&t.name))?;
@@ -212,6 +224,20 @@ impl Plan {
                 file,
             });
         }
+        for (name, beside, shape) in rotations.iter().flat_map(Rotations::made) {
+            let layer = network.as_ref().and_then(|n| n.layer_of(&name)).unwrap_or(0);
+            let (tensor, file) = ((name.clone(), TensorInfo { dtype: DType::F32, shape: shape.clone() }), model.shard_of(&beside));
+            entries.push(Entry {
+                source: name.clone(),
+                name,
+                shape,
+                rule: None,
+                action: Action::Keys(layer),
+                tensors: vec![tensor],
+                file: file.to_string(),
+            });
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
         let most = network.as_ref().map_or(512, Architecture::max_positions);
         let ctx = calibration.ctx.unwrap_or(most.min(512));
         if ctx < 2 || ctx > most {
@@ -250,6 +276,10 @@ impl Plan {
                 "moves magnitude on its way through the layers: it needs a text (--calib) and sequential statistics";
             return Err(ParamError::new("smooth", "given", rule).into());
         }
+        if self.rotations.is_some() && (!calibration.stats.is_empty() || behind == Behind::Original) {
+            let rule = "changes what flows into every site: it needs a text (--calib) and sequential statistics";
+            return Err(ParamError::new("rotate", "given", rule).into());
+        }
         if !calibration.stats.is_empty() {
             if self.recipe.statistics.as_deref() == Some("sequential") {
                 let rule = "are of the original network, and the recipe asks for `sequential`; give a text (--calib)";
@@ -277,8 +307,13 @@ impl Plan {
         if self.statistics.is_some() { Ok(Behind::Original) } else { self.recipe.behind() }
     }
 
-    /// Whether some matrix is compressed by what flows into it.
+    /// Whether something is found on data.
     pub fn needs_data(&self) -> bool {
+        self.needs_walk() || self.rotations.as_ref().is_some_and(Rotations::needs_data)
+    }
+
+    /// Whether some matrix is compressed, or some site changed, by what flows into it.
+    pub fn needs_walk(&self) -> bool {
         !self.smoothings.is_empty() || self.entries.iter().any(|e| e.needs().any_data())
     }
 
@@ -345,6 +380,14 @@ impl Plan {
             return rows.max(1);
         }
         (BLOCK_BYTES / 4 / cols.max(1) / ROW_UNIT).max(1) * ROW_UNIT
+    }
+}
+
+/// Heads whose outputs side by side are what a matrix reads; 1 where it reads something else.
+fn heads_of(network: Option<&Architecture>, name: &str) -> usize {
+    match network {
+        Some(Architecture::Decoder(c)) if name.ends_with(".self_attn.o_proj.weight") => c.heads,
+        _ => 1,
     }
 }
 

@@ -14,6 +14,8 @@ pub enum Task {
     Layer(usize),
     /// Statistics of a shard of the windows, in the original network.
     Statistics(usize),
+    /// Principal directions of the original network, which it is rotated into.
+    Directions,
 }
 
 impl Plan {
@@ -27,8 +29,11 @@ impl Plan {
         let compressed = |i: &usize| matches!(self.entries[*i].action, Action::Compress(_));
         let matrices = || (0..self.entries.len()).filter(compressed);
         let needs_data = |i: &usize| self.entries[*i].needs().any_data();
-        let chain = self.needs_data() && matches!(self.behind(), Ok(Behind::Compressed));
+        let chain = self.needs_walk() && matches!(self.behind(), Ok(Behind::Compressed));
         let mut tasks = Vec::new();
+        if self.rotations.as_ref().is_some_and(|r| r.needs_data()) {
+            tasks.push(Task::Directions);
+        }
         if chain && let Some(network) = &self.network {
             let sites = network.sites();
             let fed = |i: &usize| {
@@ -40,7 +45,7 @@ impl Plan {
             tasks.extend(matrices().filter(|i| !fed(i) && needs_data(i)).map(Task::Matrix));
             return tasks;
         }
-        if self.needs_data() && self.statistics.is_none() {
+        if self.needs_walk() && self.statistics.is_none() {
             tasks.extend((0..self.shards()).map(Task::Statistics));
         }
         tasks.extend(matrices().map(Task::Matrix));
@@ -58,7 +63,7 @@ impl Plan {
             Task::Matrix(e) => {
                 let entry = &self.entries[e];
                 let after = match (entry.needs().any_data(), last_layer) {
-                    (false, _) => Vec::new(),
+                    (false, _) => number(Task::Directions).into_iter().collect(),
                     (true, Some(last)) => vec![last],
                     (true, None) => statistics.clone(),
                 };
@@ -66,9 +71,11 @@ impl Plan {
             }
             Task::Layer(0) => {
                 let table = |name: &String| number(Task::Matrix(self.entry(name)?));
-                json!({"task": i, "kind": "layer", "layer": 0, "after": tables.iter().filter_map(table).collect::<Vec<_>>()})
+                let after: Vec<usize> = number(Task::Directions).into_iter().chain(tables.iter().filter_map(table)).collect();
+                json!({"task": i, "kind": "layer", "layer": 0, "after": after})
             }
             Task::Layer(l) => json!({"task": i, "kind": "layer", "layer": l, "after": [i - 1]}),
+            Task::Directions => json!({"task": i, "kind": "directions", "after": []}),
             Task::Statistics(s) => {
                 json!({"task": i, "kind": "statistics", "shard": format!("{}/{}", s + 1, self.shards()), "after": []})
             }

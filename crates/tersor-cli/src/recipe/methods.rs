@@ -5,7 +5,7 @@ use tersor::core::compose::{Cast, WithActivations};
 use tersor::core::{ActPlan, ActQuant, ActRange, Bits, Check, DType, GroupSize, Method, ParamError, Result, Smoothing};
 use tersor::groupwise::gptq::{Dead, Groups, OnFailure};
 use tersor::groupwise::{Adaptive, Awq, Clip, Dgq, Gptq, Grid, OutputClip, Percentile, Qqq, Rtn, SmoothQuant};
-use tersor::lowrank::{Corrected, LowRank, Norm, Rank};
+use tersor::lowrank::{Corrected, LowRank, Norm, Rank, Subspaces};
 
 use super::{Group, Range, Rule};
 
@@ -65,9 +65,42 @@ impl Rule {
         }
     }
 
-    /// The checked method for a matrix of this name; `keep` stores `original`.
-    pub fn method(&self, tensor: &str, original: DType) -> Result<Box<dyn Method>> {
-        let mut method = self.weights(original)?;
+    /// Shares of its runs of columns, if it has any.
+    pub fn shares(&self) -> Option<Vec<f64>> {
+        (!self.parts.is_empty()).then(|| self.parts.iter().map(|p| p.share).collect())
+    }
+
+    /// Runs of columns by the method at their widths, activations and all. `heads` is as in [`Rule::method`].
+    fn subspaces(&self, original: DType, heads: usize) -> Result<Box<dyn Method>> {
+        let refuse = |what: &'static str, rule: &str| Err(ParamError::new(what, "given", rule).into());
+        if self.bits.is_some() || self.activations.is_some() {
+            return refuse("bits or activations", "are those of the parts");
+        }
+        if self.smooth.is_some() || self.output_clip || self.activation_range.is_some() {
+            return refuse("smooth, output_clip or activation_range", "is of no use with parts");
+        }
+        let mut all = self.damping.map_or(Subspaces::new(), |d| Subspaces::new().damping(d));
+        for part in &self.parts {
+            let rule = Rule {
+                bits: Some(part.bits),
+                activations: part.activations,
+                activation_scale: self.activation_scale.clone().filter(|_| part.activations.is_some()),
+                parts: Vec::new(),
+                ..self.clone()
+            };
+            let mut method = rule.weights(original)?;
+            if let Some(plan) = rule.activation_plan(heads)? {
+                method = Box::new(WithActivations::planned(plan, method));
+            }
+            all = all.part(part.share, method);
+        }
+        Ok(Box::new(all.check()?))
+    }
+
+    /// The checked method for a matrix of this name; `keep` stores `original`. It reads the outputs of so many `heads` side by side, or of 1.
+    pub fn method(&self, tensor: &str, original: DType, heads: usize) -> Result<Box<dyn Method>> {
+        let whole = self.parts.is_empty();
+        let mut method = if whole { self.weights(original)? } else { self.subspaces(original, heads)? };
         if self.output_clip {
             if !["rtn", "gptq"].contains(&self.method.as_str()) {
                 let rule = "is for rtn and gptq";
@@ -94,14 +127,17 @@ impl Rule {
             let rule = "is of no use without low_rank";
             return Err(ParamError::new("rank, rank_bits or factors", "given", rule).into());
         }
-        Ok(match self.activation_plan()? {
+        if !whole {
+            return Ok(method);
+        }
+        Ok(match self.activation_plan(heads)? {
             Some(plan) => Box::new(WithActivations::planned(plan, method)),
             None => method,
         })
     }
 
     /// How activations are rounded.
-    fn activation_plan(&self) -> Result<Option<ActPlan>> {
+    fn activation_plan(&self, heads: usize) -> Result<Option<ActPlan>> {
         let given = self.activation_scale.is_some() || self.activation_range.is_some();
         let Some(bits) = self.activations else {
             let rule = "is of no use without activations";
@@ -125,11 +161,12 @@ impl Rule {
         }
         Ok(Some(match scale {
             "token" => ActPlan::Ready(ActQuant::per_token(bits)?),
+            "asym" => ActPlan::Ready(ActQuant::asymmetric(bits, heads)?),
             "tensor" => ActPlan::Ready(ActQuant::per_tensor(bits)?),
             "mxint" => ActPlan::Ready(ActQuant::mxint(bits, 16)?),
             "static" | "static_channel" => ActPlan::fixed(bits, range, scale == "static_channel")?,
             other => {
-                let rule = "must be token, tensor, static, static_channel or mxint";
+                let rule = "must be token, asym, tensor, static, static_channel or mxint";
                 return Err(ParamError::new("activation_scale", format!("`{other}`"), rule).into());
             }
         }))

@@ -21,10 +21,11 @@ pub struct Recipe {
     /// outputs of those already compressed) or `"original"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statistics: Option<String>,
-    /// How the network that runs keeps keys and values: `"f32"` (the default), `"int4"`, `"int4-hadamard"`, `"int4-high8"`: see [`crate::kv`].
+    /// How the network that runs keeps keys and values: `"f32"` (the default), `"int4"`, `"int4-hadamard"`, `"int4-pca-eighth"`: see [`crate::kv`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv: Option<String>,
-    /// Rotates the whole network before anything else: `"hadamard"` or `"orthogonal"`.
+    /// Rotates the whole network before anything else: `"hadamard"`, `"orthogonal"`, into the principal directions of what flows through it
+    /// (`"pca"`), or so that each subspace of [`Rule::parts`] is turned at random besides (`"resq"`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotate: Option<String>,
     /// The rules.
@@ -46,10 +47,14 @@ pub struct Rule {
     /// Bits of the activations, 2 to 8; f32 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activations: Option<u32>,
-    /// What shares a scale: `"token"` (the default), `"tensor"` (all tokens that come together), `"static"` (all ever), `"static_channel"` (each
-    /// feature), or `"mxint"` (16 features of a token share a power of two).
+    /// What shares a scale: `"token"` (the default), `"asym"` (a token, or a head of the attention output, with a zero besides), `"tensor"` (all
+    /// tokens that come together), `"static"` (all ever), `"static_channel"` (each feature), or `"mxint"` (16 features of a token share a power
+    /// of two).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activation_scale: Option<String>,
+    /// Runs of columns, in order, at widths of their own, in the place of `bits` and `activations`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<Part>,
     /// Range of static ones: `"max"` (the default), `"mse"`, or a percentile of the magnitudes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activation_range: Option<Range>,
@@ -119,6 +124,19 @@ pub struct Rule {
     pub non_finite: Option<String>,
 }
 
+/// A run of columns.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// Share of all columns; those of a rule add to 1.
+    pub share: f64,
+    /// Bits of its codes.
+    pub bits: u32,
+    /// Bits of its activations; f32 unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activations: Option<u32>,
+}
+
 /// One pattern or several.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -154,6 +172,7 @@ impl Rule {
             method: method.into(),
             bits: None,
             activations: None,
+            parts: Vec::new(),
             activation_scale: None,
             activation_range: None,
             smooth: None,
@@ -207,7 +226,7 @@ impl Recipe {
             kv::Spec::parse(kv)?;
         }
         for rule in &self.rules {
-            rule.method("", DType::F32)?;
+            rule.method("", DType::F32, 1)?;
             rule.smoothing()?;
             rule.non_finite()?;
             rule.matches("")?;
@@ -301,6 +320,8 @@ mod tests {
         toml("method = \"nf4\"\nsmooth = \"awq\"").unwrap();
         toml("method = \"rtn\"\nbits = 8\nsmooth = \"smoothquant\"\nalpha = 0.75").unwrap();
         toml("method = \"svd\"\nrank_bits = 6.0\nfactors = \"bf16\"").unwrap();
+        toml("method = \"rtn\"\nbits = 4\nactivations = 4\nactivation_scale = \"asym\"").unwrap();
+        toml("method = \"gptq\"\nparts = [{ share = 0.875, bits = 4, activations = 4 }, { share = 0.125, bits = 8 }]").unwrap();
         for bad in [
             "method = \"rtn\"",
             "method = \"rtn\"\nbits = 9",
@@ -313,6 +334,14 @@ mod tests {
             "method = \"bf16\"\nbits = 4",
             "method = \"magic\"",
             "method = \"gptq\"",
+            "method = \"rtn\"\nbits = 4\nparts = [{ share = 1.0, bits = 4 }]",
+            "method = \"rtn\"\nactivations = 4\nparts = [{ share = 1.0, bits = 4 }]",
+            "method = \"rtn\"\nparts = [{ share = 0.5, bits = 4 }]",
+            "method = \"rtn\"\nparts = [{ share = 1.0, bits = 9 }]",
+            "method = \"nf4\"\nparts = [{ share = 1.0, bits = 8 }]",
+            "method = \"rtn\"\nsmooth = \"awq\"\nparts = [{ share = 1.0, bits = 4 }]",
+            "method = \"rtn\"\noutput_clip = true\nparts = [{ share = 1.0, bits = 4 }]",
+            "method = \"rtn\"\nparts = [{ share = 0.5, bits = 4, activations = 8 }, { share = 0.5, bits = 8 }]\nactivation_range = \"mse\"",
             "method = \"gptq\"\nbits = 4\ngroup = \"tensor\"",
             "method = \"gptq\"\nbits = 4\ndamping = 0.0",
             "method = \"gptq\"\nbits = 4\ndead = \"bury\"",

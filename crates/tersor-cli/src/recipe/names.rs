@@ -1,11 +1,11 @@
-//! Recipes by name: `bf16`, and `w<bits>[a<bits>[kv<bits>]][-g<group>][-smooth|-awq|-hadamard]-<method>[-sym][-ao][-mse]` (after those three the
-//! method may be left out: `rtn`), `w4a8[-g<group>]-dgq|qqq`, for block-wise methods
+//! Recipes by name: `bf16`, and `w<bits>[a<bits>[kv<bits>]][-g<group>][-smooth|-awq|-hadamard|-resq]-<method>[-sym][-ao][-mse]` (after those four the
+//! method may be left out: `rtn`, and `gptq-sym-mse` after `resq`), `w4a8[-g<group>]-dgq|qqq`, for block-wise methods
 //! `w<bits>[a<bits>][-g<block>]-<method>[-dq]`; either may end in a correction of low rank, `-lqer|l2qer[-r<rank>]`. With groups of 16 and no method
 //! before it, a correction is over MXINT: `w4a8-l2qer`.
 
 use tersor::core::{ParamError, Result};
 
-use super::{Group, Patterns, Recipe, Rule};
+use super::{Group, Part, Patterns, Recipe, Rule};
 
 /// Methods that a name may end in, and the bits that a method has whatever it is told.
 const METHODS: [(&str, Option<u32>); 8] = [
@@ -20,7 +20,8 @@ const METHODS: [(&str, Option<u32>); 8] = [
 ];
 
 /// What may move magnitude before a method, as names and as rules have it.
-const SMOOTHINGS: [(&str, &str); 3] = [("smooth", "smoothquant"), ("awq", "awq"), ("hadamard", "hadamard")];
+const SMOOTHINGS: [(&str, &str); 4] =
+    [("smooth", "smoothquant"), ("awq", "awq"), ("hadamard", "hadamard"), ("resq", "resq")];
 
 /// Corrections that may follow a method.
 const CORRECTIONS: [&str; 2] = ["lqer", "l2qer"];
@@ -86,10 +87,27 @@ pub(super) fn built_in(name: &str) -> Result<Recipe> {
     let ends = Patterns::Many(ends.map(String::from).to_vec());
     let ends = Rule { patterns: ends, method: "rtn".into(), bits: Some(8), ..blank };
     // It stands where smoothing does in a name, and is no rule's but the network's.
-    let rotate = body.smooth.take_if(|s| s == "hadamard");
-    let turned = if rotate.is_some() { "-hadamard" } else { "" };
+    let rotate = body.smooth.take_if(|s| ["hadamard", "resq"].contains(&s.as_str()));
+    // Few steps are worth a zero of their own.
+    if body.activations.is_some_and(|a| a < 8) {
+        body.activation_scale = Some("asym".into());
+    }
+    let turned = match rotate.as_deref() {
+        Some("resq") => "-pca-eighth",
+        Some(_) => "-hadamard",
+        None => "",
+    };
     let kv = kv.map(|bits| format!("int{bits}{turned}"));
-    Ok(Recipe { name: name.into(), statistics: None, kv, rotate, rules: vec![ends, body] })
+    let mut rules = vec![ends];
+    if rotate.as_deref() == Some("resq") {
+        // Inner activations have no principal directions that could be merged into what makes them: all of them alike.
+        rules.push(Rule { patterns: Patterns::One("*.mlp.down_proj.weight".into()), ..body.clone() });
+        let (bits, activations) = (body.bits.take().unwrap_or(4), body.activations.take());
+        let high = Part { share: 0.125, bits: 8, activations: activations.map(|_| 8) };
+        body.parts = vec![Part { share: 0.875, bits, activations }, high];
+    }
+    rules.push(body);
+    Ok(Recipe { name: name.into(), statistics: None, kv, rotate, rules })
 }
 
 /// The rule for all matrices but embedding and head, and the bits of the cache.
@@ -120,7 +138,11 @@ fn parse(name: &str, blank: &Rule) -> Option<(Rule, Option<u32>)> {
     if let Some((name, smooth)) = SMOOTHINGS.iter().find(|s| s.0 == part) {
         rule.smooth = Some(smooth.to_string());
         rule.output_clip = *name == "awq";
-        part = rest.next_if(|p| ["rtn", "gptq"].contains(p)).unwrap_or("rtn");
+        let next = rest.next_if(|p| ["rtn", "gptq"].contains(p));
+        part = next.unwrap_or(if *name == "resq" { "gptq" } else { "rtn" });
+        if *name == "resq" && next.is_none() {
+            (rule.grid, rule.mse) = (Some("sym".into()), true);
+        }
     }
     if alone {
         (rule.method, rule.grid) = ("rtn".into(), Some("mxint".into()));
@@ -155,7 +177,7 @@ fn parse(name: &str, blank: &Rule) -> Option<(Rule, Option<u32>)> {
         if part == "gptq" && rest.next_if_eq(&"ao").is_some() {
             (rule.act_order, rule.static_groups) = (true, true);
         }
-        rule.mse = rest.next_if_eq(&"mse").is_some();
+        rule.mse |= rest.next_if_eq(&"mse").is_some();
     }
     let correction = if alone { Some(part) } else { rest.next_if(|p| CORRECTIONS.contains(p)) };
     if let Some(correction) = correction {

@@ -40,7 +40,7 @@ impl Method for WithActivations {
         }
         Ok(layout)
     }
-    fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
+    fn prepare<'s>(&'s self, stats: Option<&StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
         let own = self.method.needs().any_data().then_some(stats).flatten();
         Ok(Box::new(Ready { act: self.act.ready(stats)?, prepared: self.method.prepare(own, cx)? }))
     }

@@ -31,7 +31,7 @@ impl Method for Cast {
         view::elements([rows, cols])?;
         Ok(Layout::exact([("", self.0, vec![rows, cols])]))
     }
-    fn prepare<'s>(&'s self, _: Option<&'s StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
+    fn prepare<'s>(&'s self, _: Option<&StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
         Ok(Box::new(*self))
     }
 }

@@ -4,10 +4,12 @@
 //! ones; `decompress_rows` gives the rows of `W`.
 
 use crate::context::fingerprint;
+use crate::method::ROW_UNIT;
 use crate::tensors::{join, read_expected};
 use crate::*;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::OnceLock;
 use tersor_kernels::integer::{Activations, Panels};
 
 /// `y = (x Rᵀ) W'ᵀ`, that is `W = W' R`.
@@ -34,6 +36,8 @@ pub struct ScaledInputs {
 pub struct QuantizedInputs {
     act: ActQuant,
     op: Box<dyn LinearOp>,
+    /// Of the rows of `op`: what an offset of all features of a token is multiplied with. Made when it is first asked for.
+    sums: OnceLock<Vec<f32>>,
 }
 
 fn check_width(op: &dyn LinearOp, n: usize) -> Result<()> {
@@ -87,7 +91,26 @@ impl QuantizedInputs {
 
     /// Wraps any operator.
     pub fn new(act: ActQuant, op: Box<dyn LinearOp>) -> Self {
-        Self { act, op }
+        Self { act, op, sums: OnceLock::new() }
+    }
+
+    fn sums(&self) -> Result<&[f32]> {
+        if let Some(sums) = self.sums.get() {
+            return Ok(sums);
+        }
+        let [rows, cols] = self.op.shape();
+        let mut sums = Vec::with_capacity(rows);
+        let mut block = vec![0f32; ROW_UNIT.min(rows) * cols];
+        for first in (0..rows).step_by(ROW_UNIT) {
+            let last = (first + ROW_UNIT).min(rows);
+            let block = &mut block[..(last - first) * cols];
+            self.op.decompress_rows(first..last, block)?;
+            sums.extend((0..last - first).map(|r| {
+                let row = &block[r * cols..(r + 1) * cols];
+                row.iter().map(|v| f64::from(*v)).sum::<f64>() as f32
+            }));
+        }
+        Ok(self.sums.get_or_init(|| sums))
     }
 }
 
@@ -96,6 +119,15 @@ trait Wrap: Send + Sync {
     const KIND: &'static str;
     fn inner(&self) -> &dyn LinearOp;
     fn input(&self, x: &Input<'_>, exec: &Exec) -> Result<Rc<Input<'static>>>;
+    /// Adds to the product what the changed input does not say.
+    fn finish(&self, input: &Input<'_>, y: MatViewMut<'_>) -> Result<()> {
+        let _ = (input, y);
+        Ok(())
+    }
+    /// Whether the product of the changed input is the whole result.
+    fn plain(&self) -> bool {
+        true
+    }
     /// From rows of `W'` to rows of `W`.
     fn restore(&self, rows: &mut [f32]);
     fn own_bits(&self) -> u64;
@@ -196,6 +228,19 @@ impl Wrap for QuantizedInputs {
     fn input(&self, x: &Input<'_>, exec: &Exec) -> Result<Rc<Input<'static>>> {
         x.quantized(&self.act, exec.isa())
     }
+    fn finish(&self, input: &Input<'_>, mut y: MatViewMut<'_>) -> Result<()> {
+        if input.offsets().is_empty() {
+            return Ok(());
+        }
+        let sums = self.sums()?;
+        for (row, offset) in y.rows_mut().zip(input.offsets()) {
+            row.iter_mut().zip(sums).for_each(|(y, sum)| *y += offset * sum);
+        }
+        Ok(())
+    }
+    fn plain(&self) -> bool {
+        !self.act.has_offsets()
+    }
     fn restore(&self, _: &mut [f32]) {}
     fn own_bits(&self) -> u64 {
         self.act.scales().len() as u64 * 32
@@ -208,6 +253,10 @@ impl Wrap for QuantizedInputs {
             }
             // What there was before there were others.
             None if self.act.reach() == "token" => spec,
+            None if self.act.runs().is_some_and(|n| n > 1) => {
+                let runs = self.act.runs().map_or(1, |n| n.min(i64::MAX as usize) as i64);
+                spec.text("activations", self.act.reach()).int("activation_runs", runs)
+            }
             None => spec.text("activations", self.act.reach()),
         }
     }
@@ -234,17 +283,22 @@ macro_rules! wrapped {
                 self.restore(out);
                 Ok(())
             }
-            fn apply_add(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
+            fn apply_add(&self, x: &Input<'_>, mut y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
                 op::check_apply(self.shape(), x, &y)?;
                 let input = self.input(x, exec)?;
-                self.inner().apply_add(&input, y, exec)
+                self.inner().apply_add(&input, y.reborrow(), exec)?;
+                self.finish(&input, y)
             }
-            fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
+            fn apply(&self, x: &Input<'_>, mut y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
                 op::check_apply(self.shape(), x, &y)?;
                 let input = self.input(x, exec)?;
-                self.inner().apply(&input, y, exec)
+                self.inner().apply(&input, y.reborrow(), exec)?;
+                self.finish(&input, y)
             }
             fn integer<'w>(&'w self, x: &Input<'_>, exec: &Exec) -> Result<Option<(Rc<Activations>, &'w Panels)>> {
+                if !self.plain() {
+                    return Ok(None);
+                }
                 self.inner().integer(&*self.input(x, exec)?, exec)
             }
             fn spec(&self, at: RowSlot) -> OpSpec {
@@ -298,6 +352,7 @@ pub(super) fn load_quantized(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Re
         "fixed" => ActQuant::fixed(bits, scales(1)?[0])?,
         "channels" => ActQuant::channels(bits, scales(s.shape[1])?)?,
         "mxint" => ActQuant::mxint(bits, s.get_size("activation_block")?)?,
+        "asymmetric" => ActQuant::asymmetric(bits, s.get_size("activation_runs").unwrap_or(1))?,
         other => return Err(Error::Unsupported { what: "activations of an operator", value: format!("`{other}`") }),
     };
     Ok(Box::new(QuantizedInputs::new(act, inner(s, p, src, r)?)))

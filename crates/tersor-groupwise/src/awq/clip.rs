@@ -81,7 +81,7 @@ impl Method for CheckedOutputClip {
         self.method.layout(shape)
     }
 
-    fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
+    fn prepare<'s>(&'s self, stats: Option<&StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
         let gram = GramBlocks::of(stats, |features| self.spec.group.width(features))?;
         Ok(Box::new(Ready { spec: self.spec, gram, next: self.method.prepare(stats, cx)? }))
     }

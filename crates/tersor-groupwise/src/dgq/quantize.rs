@@ -151,7 +151,7 @@ impl Method for CheckedDgq {
         Ok(DualLinear::layout(self.group, shape))
     }
 
-    fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
+    fn prepare<'s>(&'s self, stats: Option<&StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
         let gram = GramBlocks::of(stats, |features| self.group.width(features))?;
         Ok(Box::new(Ready { method: self, gram, tokens: stats.map_or(0, StatSet::tokens) }))
     }

@@ -319,14 +319,14 @@ impl Method for CheckedGptq {
         Ok(layout)
     }
 
-    fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
+    fn prepare<'s>(&'s self, stats: Option<&StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
         Ok(Box::new(self.prepare_grouped(stats, cx)?))
     }
 }
 
 impl CheckedGptq {
     /// The factor that all matrices of a site share.
-    pub(crate) fn prepare_grouped<'s>(&'s self, stats: Option<&'s StatSet>, _: &Context) -> Result<Ready<'s>> {
+    pub(crate) fn prepare_grouped<'s>(&'s self, stats: Option<&StatSet>, _: &Context) -> Result<Ready<'s>> {
         let missing = || Error::Missing { name: "XᵀX".into(), place: "the statistics that GPTQ was given".into() };
         let stats = stats.ok_or_else(missing)?;
         if stats.tokens() == 0 {
@@ -338,7 +338,7 @@ impl CheckedGptq {
             // The layout promised an order: the natural one.
             factor.order = Some((0..stats.features() as u32).collect());
         }
-        Ok(Ready { method: self, factor, stats, gram: gram.iter().map(|v| *v as f32).collect() })
+        Ok(Ready { method: self, factor, tokens: stats.tokens(), gram: gram.iter().map(|v| *v as f32).collect() })
     }
 }
 
@@ -346,7 +346,7 @@ impl CheckedGptq {
 pub(crate) struct Ready<'s> {
     method: &'s CheckedGptq,
     factor: Factor,
-    stats: &'s StatSet,
+    tokens: u64,
     gram: Vec<f32>,
 }
 
@@ -363,8 +363,8 @@ impl Ready<'_> {
         let values = read_finite(w, rows.clone())?;
         let (op, mut report) = cx.run(|| self.method.grouped(&values, [rows.len(), cols], &self.factor, rows.start))?;
         report.data_energy = Some(cx.run(|| energy(&values, &self.gram, cols)));
-        if self.stats.tokens() < cols as u64 {
-            let n = self.stats.tokens();
+        if self.tokens < cols as u64 {
+            let n = self.tokens;
             report.fallbacks.push(format!("{n} tokens for {cols} features: the Hessian has rank {n} at most"));
         }
         Ok((op, report))

@@ -75,7 +75,7 @@ impl Method for CheckedQqq {
         Ok(TableLinear::layout(self.group, shape))
     }
 
-    fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
+    fn prepare<'s>(&'s self, stats: Option<&StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
         Ok(Box::new(Ready(self.gptq.prepare_grouped(stats, cx)?)))
     }
 }

@@ -52,7 +52,7 @@ impl Method for CheckedRtn {
         Ok(GroupedLinear::layout(&self.spec, shape))
     }
 
-    fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
+    fn prepare<'s>(&'s self, stats: Option<&StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
         let mut importance = Vec::new();
         if self.importance {
             let missing =

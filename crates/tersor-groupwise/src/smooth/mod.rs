@@ -9,9 +9,9 @@ pub use percentile::Percentile;
 pub use smoothquant::{CheckedSmoothQuant, SmoothQuant};
 
 use tersor_core::compose::Dense;
-use tersor_core::rewrite::{Module, scale_inputs};
+use tersor_core::rewrite::{Module, online};
 use tersor_core::{
-    ChannelStats, Context, DType, Error, FoldedRows, LinearOp, Method, Result, RowSource, metrics, read_finite,
+    ChannelStats, Context, DType, Error, FoldedRows, LinearOp, Method, Result, RowSource, Transform, metrics, read_finite,
 };
 
 /// Per-channel figures of a site. Error when there are none.
@@ -54,12 +54,13 @@ impl<'a> Trial<'a> {
     pub fn loss(&self, factors: &[f32], cx: &Context) -> Result<f64> {
         cx.cancel.check()?;
         let folds = self.module.site.smoothed(factors);
+        let change = Transform::Scale(factors.to_vec());
         let prepared = self.method.prepare(None, cx)?;
         let mut ops = Vec::new();
         for (w, consumer) in self.module.weights.iter().zip(&self.module.site.consumers) {
             let folded = FoldedRows::new(*w, &consumer.weight, &folds)?;
             let op = prepared.compress(&folded, 0..w.shape()[0], cx)?.op;
-            ops.push(scale_inputs(op, factors)?);
+            ops.push(online(op, &change)?);
         }
         let ops: Vec<&dyn LinearOp> = ops.iter().map(|o| &**o).collect();
         let found = (self.module.output)(self.module.sample, &ops, self.through)?;

@@ -89,7 +89,12 @@ pub struct Seen<'s> {
     pub sample: Vec<f32>,
     /// The module's function on the sample.
     pub output: Box<Output<'s>>,
+    /// What a cache would keep of the sample, where the site makes that.
+    pub kept: Box<dyn Fn(&[f32]) -> Result<Option<Kept>> + Sync + 's>,
 }
+
+/// What a cache would keep: keys behind their rotary embedding, and values, `[tokens, kv_heads * head_dim]` each.
+pub type Kept = [Vec<f32>; 2];
 
 /// The stream of a run of calibration windows, on its way through the layers.
 pub struct Calibration<'a> {
@@ -297,7 +302,8 @@ impl<'a> Calibration<'a> {
         let mut number = 0;
         let mut keep = |inputs: &[Vec<f32>]| {
             if number < windows {
-                samples.iter_mut().zip(inputs).for_each(|(s, x): (&mut Vec<f32>, _)| s.extend(x));
+                let asked = samples.iter_mut().zip(inputs).zip(&needs).filter(|(_, n)| n.sample > 0);
+                asked.for_each(|((s, x), _): ((&mut Vec<f32>, _), _)| s.extend(x));
             }
             number += 1;
         };
@@ -316,7 +322,16 @@ impl<'a> Calibration<'a> {
                     let parts = par::map(spans.len(), true, || (), window);
                     Ok(parts.into_iter().collect::<Result<Vec<_>>>()?.concat())
                 };
-                Seen { site, stats, sample, output: Box::new(output) }
+                let kept = move |x: &[f32]| -> Result<Option<Kept>> {
+                    let (mut kept, width) = (Kept::default(), site.features);
+                    for span in spans.iter().filter(|_| kind == SiteKind::Qkv) {
+                        let x = Input::new(&x[span.start * width..span.end * width], [span.len(), width])?;
+                        let Some(more) = layer.kept(&x, &mut Exec::new())? else { return Ok(None) };
+                        kept.iter_mut().zip(more).for_each(|(all, more)| all.extend(more));
+                    }
+                    Ok((kind == SiteKind::Qkv).then_some(kept))
+                };
+                Seen { site, stats, sample, output: Box::new(output), kept: Box::new(kept) }
             })
             .collect();
         (rewriting.rewrite)(&seen)

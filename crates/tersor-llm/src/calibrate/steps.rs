@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use tersor_core::{Exec, Fold, Input, LinearOp, Result};
+use tersor_core::{Exec, Fold, Input, LinearOp, Positions, Result};
 
-use super::Replacements;
+use super::{Kept, Replacements};
 use crate::encoder::EncoderLayer;
-use crate::layer::{apply, rms_norm};
+use crate::layer::{apply, apply_all, rms_norm};
 use crate::{Architecture, Checkpoint, DecoderConfig, DenseCache, Layer, Linear, Rope, SiteKind, Weights};
 
 /// One window between two steps.
@@ -51,6 +51,11 @@ pub(super) trait Steps: Sync {
         through: bool,
         exec: &mut Exec,
     ) -> Result<Vec<f32>>;
+    /// What a cache would keep of inputs of the first site, of one window from its beginning; none where nothing is kept.
+    fn kept(&self, x: &Input<'_>, exec: &mut Exec) -> Result<Option<Kept>> {
+        let _ = (x, exec);
+        Ok(None)
+    }
     /// The site's matrices.
     fn linears(&mut self, kind: SiteKind) -> Vec<&mut Linear>;
 
@@ -140,6 +145,17 @@ impl Steps for DecoderSteps {
             _ => return Ok(made),
         };
         next.apply(&Input::new(&made, [x.shape()[0], next.op.shape()[1]])?, exec)
+    }
+
+    fn kept(&self, x: &Input<'_>, exec: &mut Exec) -> Result<Option<Kept>> {
+        let (c, l) = (&self.config, &self.layer);
+        let [keys, values] = apply_all([&l.k_proj, &l.v_proj], x, exec)?;
+        let mut keys = l.normed_keys(c, keys, exec);
+        for (t, token) in keys.chunks_exact_mut(c.kv_heads * c.head_dim).enumerate() {
+            let angles = self.rope.angles(t as u32);
+            token.chunks_exact_mut(c.head_dim).for_each(|head| angles.turn(exec.isa(), head));
+        }
+        Ok(Some([keys, values]))
     }
 
     fn linears(&mut self, kind: SiteKind) -> Vec<&mut Linear> {

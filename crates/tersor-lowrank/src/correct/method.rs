@@ -1,16 +1,17 @@
 //! The correction as a [`Method`].
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use tersor_core::compose::Residual;
 use tersor_core::{
     Compressed, Context, Layout, LinearOp, Method, Prepared, Report, Result, RowSource, StatNeeds, StatSet, read_finite,
 };
-use tersor_linalg::matmul;
 
 use super::CheckedCorrected;
 use crate::Norm;
+use crate::gram::in_gram;
 use crate::factor::{Weights, bits_of, compress_factors, decompose, factor_layout, whole};
 
 impl Method for CheckedCorrected {
@@ -35,13 +36,13 @@ impl Method for CheckedCorrected {
         Ok(layout)
     }
 
-    fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
+    fn prepare<'s>(&'s self, stats: Option<&StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
         let own = stats.filter(|_| self.base.needs().any_data());
         Ok(Box::new(Ready {
             method: self,
             base: self.base.prepare(own, cx)?,
             weights: Weights::of(self.norm, stats)?,
-            gram: stats.and_then(StatSet::gram),
+            gram: stats.and_then(StatSet::shared_gram),
         }))
     }
 }
@@ -50,7 +51,7 @@ struct Ready<'s> {
     method: &'s CheckedCorrected,
     base: Box<dyn Prepared + 's>,
     weights: Weights,
-    gram: Option<&'s [f64]>,
+    gram: Option<Arc<Vec<f64>>>,
 }
 
 impl Prepared for Ready<'_> {
@@ -69,18 +70,11 @@ impl Prepared for Ready<'_> {
         let mut report = Report { seconds: 0.0, ..done.report };
         let own = Report::of(&values, &back, start.elapsed());
         (report.squared_error, report.energy, report.seconds) = (own.squared_error, own.energy, own.seconds);
-        if let Some(gram) = self.gram {
+        if let Some(gram) = &self.gram {
             error.iter_mut().zip(values.iter().zip(&back)).for_each(|(e, (w, b))| *e = w - b);
             report.data_error = Some(cx.run(|| in_gram(&error, shape, gram))?);
             report.data_energy = Some(cx.run(|| in_gram(&values, shape, gram))?);
         }
         Ok(Compressed { op: Box::new(op), report })
     }
-}
-
-/// `tr E G Eᵀ`.
-fn in_gram(e: &[f32], [rows, cols]: [usize; 2], gram: &[f64]) -> Result<f64> {
-    let e: Vec<f64> = e.iter().map(|v| f64::from(*v)).collect();
-    let product = matmul(&e, [rows, cols], gram, cols)?;
-    Ok(product.iter().zip(&e).map(|(a, b)| a * b).sum::<f64>().max(0.0))
 }

@@ -74,7 +74,7 @@ impl Method for CheckedLowRank {
     fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
         factor_layout(&*self.factors, self.rank, shape)
     }
-    fn prepare<'s>(&'s self, stats: Option<&'s StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
+    fn prepare<'s>(&'s self, stats: Option<&StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
         Ok(Box::new(Ready { method: self, weights: Weights::of(self.norm, stats)? }))
     }
 }

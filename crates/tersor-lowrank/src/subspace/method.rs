@@ -1,0 +1,245 @@
+//! Runs of columns by methods of their own, as a [`Method`].
+
+use std::ops::Range;
+use std::time::Instant;
+
+use tersor_core::compose::{Split, split_layout};
+use tersor_core::method::ROW_UNIT;
+use tersor_core::{
+    Check, Compressed, Context, Error, Layout, LinearOp, MatView, Method, ParamError, Prepared, Report, Result,
+    RowSource, StatNeeds, StatSet, read_finite,
+};
+use tersor_linalg::{inverse_factor, matmul};
+
+use crate::gram::in_gram;
+
+/// Parameters, unchecked: no runs yet, damping 0.01.
+#[derive(Default)]
+pub struct Subspaces {
+    parts: Vec<(f64, Box<dyn Method>)>,
+    damping: Option<f64>,
+}
+
+impl Subspaces {
+    /// No runs yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The next run of columns: this share of all, by this method. Shares are above 0 and add to 1.
+    pub fn part(mut self, share: f64, method: Box<dyn Method>) -> Self {
+        self.parts.push((share, method));
+        self
+    }
+
+    /// What is added to the diagonal of the Hessian before what later runs can make up for is found, as a share of its mean; above 0, finite.
+    pub fn damping(self, damping: f64) -> Self {
+        Self { damping: Some(damping), ..self }
+    }
+}
+
+/// Checked parameters: the method. Where its parts know the Gram matrix of the inputs, each run is compressed for what the runs after it cannot
+/// make up for, and these are moved by what was lost, before they are compressed: with GPTQ in all parts, GPTQ over all columns with a grid for
+/// each run (section 4.1).
+pub struct CheckedSubspaces {
+    parts: Vec<(f64, Box<dyn Method>)>,
+    damping: f64,
+}
+
+impl Check for Subspaces {
+    type Checked = CheckedSubspaces;
+    fn check(self) -> Result<CheckedSubspaces, ParamError> {
+        let shares: Vec<f64> = self.parts.iter().map(|p| p.0).collect();
+        let rule = "must be above 0 and add to 1";
+        let sum: f64 = shares.iter().sum();
+        if shares.iter().any(|s| !s.is_finite() || *s <= 0.0) || (sum - 1.0).abs() > 1e-6 {
+            return Err(ParamError::new("shares", format!("{shares:?}"), rule));
+        }
+        let damping = self.damping.unwrap_or(0.01);
+        if !damping.is_finite() || damping <= 0.0 {
+            return Err(ParamError::new("damping", damping, "must be finite and above 0"));
+        }
+        Ok(CheckedSubspaces { parts: self.parts, damping })
+    }
+}
+
+/// How many of so many features each of these shares has: all of them together, none of them more than one away from what it asks for.
+pub fn widths(shares: impl IntoIterator<Item = f64>, features: usize) -> Vec<usize> {
+    let (mut sum, mut before) = (0f64, 0);
+    let width = |share: f64| {
+        sum += share;
+        let end = ((sum * features as f64).round() as usize).clamp(before, features);
+        end - std::mem::replace(&mut before, end)
+    };
+    shares.into_iter().map(width).collect()
+}
+
+impl CheckedSubspaces {
+    /// Methods and their columns; a share of no column is left out.
+    fn runs(&self, features: usize) -> Vec<(&dyn Method, Range<usize>)> {
+        let (mut at, mut runs) = (0, Vec::new());
+        for ((_, method), width) in self.parts.iter().zip(widths(self.parts.iter().map(|p| p.0), features)) {
+            runs.push((&**method, at..at + width));
+            at += width;
+        }
+        runs.retain(|(_, run)| !run.is_empty());
+        runs
+    }
+}
+
+impl Method for CheckedSubspaces {
+    fn name(&self) -> String {
+        let part = |(share, m): &(f64, Box<dyn Method>)| format!("{share} {}", m.name());
+        format!("subspaces ({})", self.parts.iter().map(part).collect::<Vec<_>>().join(", "))
+    }
+    fn needs(&self) -> StatNeeds {
+        self.parts.iter().fold(StatNeeds::default(), |needs, (_, m)| needs.union(m.needs()))
+    }
+    fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
+        let part = |(method, run): &(&dyn Method, Range<usize>)| method.layout([shape[0], run.len()]);
+        Ok(split_layout(self.runs(shape[1]).iter().map(part).collect::<Result<Vec<_>>>()?))
+    }
+
+    fn prepare<'s>(&'s self, stats: Option<&StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
+        let Some(stats) = stats.filter(|_| self.needs().any_data()) else {
+            // Parts that need none say what they miss.
+            let parts = self.parts.iter().map(|(_, m)| m.prepare(None, cx)).collect::<Result<Vec<_>>>()?;
+            return Ok(Box::new(Apart { method: self, parts }));
+        };
+        let mut parts = Vec::new();
+        for (method, run) in self.runs(stats.features()) {
+            let mut own = stats.columns(run.clone())?;
+            let mut moves = None;
+            if let Some(gram) = stats.gram()
+                && run.end < stats.features()
+            {
+                let (rest, coupling) = couple(gram, stats.features(), run.clone(), self.damping)?;
+                own = own.with_gram(rest)?;
+                moves = Some(coupling);
+            }
+            let needs = method.needs();
+            let prepared = method.prepare(needs.any_data().then_some(&own), cx)?;
+            parts.push(Part { prepared, run, moves });
+        }
+        Ok(Box::new(Ready { parts, features: stats.features(), gram: stats.shared_gram() }))
+    }
+}
+
+/// Of a damped Gram matrix `H` the Schur complement `H_ii - H_ir H_rr⁻¹ H_ri` of the columns after the run, and how these move with what the run
+/// loses, `H_ir H_rr⁻¹`.
+fn couple(gram: &[f64], k: usize, run: Range<usize>, damping: f64) -> Result<(Vec<f64>, Vec<f64>)> {
+    let mean = (0..k).map(|i| gram[i * k + i]).sum::<f64>() / k as f64;
+    // Of inputs that were all zero nothing can be said, and anything is right.
+    let added = if mean > 0.0 { damping * mean } else { 1.0 };
+    let at = |r: usize, c: usize| gram[r * k + c] + if r == c { added } else { 0.0 };
+    let block = |rows: Range<usize>, cols: Range<usize>| -> Vec<f64> {
+        rows.flat_map(|r| cols.clone().map(move |c| (r, c))).map(|(r, c)| at(r, c)).collect()
+    };
+    let (n, after) = (run.len(), run.end..k);
+    let m = after.len();
+    // H_rr⁻¹ = UᵀU, U upper.
+    let u = inverse_factor(&block(after.clone(), after.clone()), m)?;
+    let turned: Vec<f64> = (0..m * m).map(|i| u[i % m * m + i / m]).collect();
+    let half = matmul(&block(run.clone(), after), [n, m], &turned, m)?;
+    let coupling = matmul(&half, [n, m], &u, m)?;
+    let turned: Vec<f64> = (0..m * n).map(|i| half[i % n * m + i / n]).collect();
+    let explained = matmul(&half, [n, m], &turned, n)?;
+    let mut rest = block(run.clone(), run);
+    for r in 0..n {
+        for c in r..n {
+            // Symmetric to the last bit, and the damping is for the parts to choose.
+            let v = rest[r * n + c] - explained[r * n + c] - if r == c { added } else { 0.0 };
+            rest[r * n + c] = if r == c { v.max(0.0) } else { v };
+            rest[c * n + r] = rest[r * n + c];
+        }
+    }
+    Ok((rest, coupling))
+}
+
+/// Rows of some columns.
+fn columns(values: &[f32], cols: usize, run: &Range<usize>) -> Vec<f32> {
+    values.chunks_exact(cols.max(1)).flat_map(|row| &row[run.clone()]).copied().collect()
+}
+
+/// Parts that know nothing of each other.
+struct Apart<'s> {
+    method: &'s CheckedSubspaces,
+    parts: Vec<Box<dyn Prepared + 's>>,
+}
+
+impl Prepared for Apart<'_> {
+    fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
+        let cols = w.shape()[1];
+        let values = read_finite(w, rows.clone())?;
+        let mut report = Report::default();
+        let mut ops = Vec::new();
+        let widths = widths(self.method.parts.iter().map(|p| p.0), cols);
+        let mut at = 0;
+        for (prepared, width) in self.parts.iter().zip(widths).filter(|(_, width)| *width > 0) {
+            let part = columns(&values, cols, &(at..at + width));
+            at += width;
+            let done = prepared.compress(&MatView::new(&part, [rows.len(), width])?, 0..rows.len(), cx)?;
+            report.merge(&done.report);
+            ops.push(done.op);
+        }
+        Ok(Compressed { op: Box::new(Split::new(ops)?), report })
+    }
+}
+
+struct Part<'s> {
+    prepared: Box<dyn Prepared + 's>,
+    run: Range<usize>,
+    moves: Option<Vec<f64>>,
+}
+
+/// Parts that make up for each other.
+struct Ready<'s> {
+    parts: Vec<Part<'s>>,
+    features: usize,
+    gram: Option<std::sync::Arc<Vec<f64>>>,
+}
+
+impl Prepared for Ready<'_> {
+    fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
+        let (n, cols, start) = (rows.len(), w.shape()[1], Instant::now());
+        if cols != self.features {
+            return Err(Error::shape("features of the statistics", cols, self.features));
+        }
+        let values = read_finite(w, rows)?;
+        let mut moved = values.clone();
+        let (mut report, mut ops) = (Report::default(), Vec::new());
+        for part in &self.parts {
+            let run = &part.run;
+            let own = columns(&moved, cols, run);
+            let done = part.prepared.compress(&MatView::new(&own, [n, run.len()])?, 0..n, cx)?;
+            if let Some(moves) = &part.moves {
+                let mut lost = vec![0f32; own.len()];
+                done.op.decompress_rows(0..n, &mut lost)?;
+                let lost: Vec<f64> = own.iter().zip(&lost).map(|(w, b)| f64::from(*w) - f64::from(*b)).collect();
+                let rest = cols - run.end;
+                // In units, so that the sums are the same whatever the block of rows.
+                let units = moved.chunks_mut(ROW_UNIT * cols).zip(lost.chunks(ROW_UNIT * run.len()));
+                for (moved, lost) in units {
+                    let more = cx.run(|| matmul(lost, [lost.len() / run.len(), run.len()], moves, rest))?;
+                    for (row, more) in moved.chunks_exact_mut(cols).zip(more.chunks_exact(rest)) {
+                        row[run.end..].iter_mut().zip(more).for_each(|(w, m)| *w = (f64::from(*w) + m) as f32);
+                    }
+                }
+            }
+            report.merge(&done.report);
+            ops.push(done.op);
+        }
+        let op = Split::new(ops)?;
+        let mut error = vec![0f32; values.len()];
+        op.decompress_rows(0..n, &mut error)?;
+        let own = Report::of(&values, &error, start.elapsed());
+        (report.squared_error, report.energy, report.seconds) = (own.squared_error, own.energy, own.seconds);
+        (report.data_error, report.data_energy) = (None, None);
+        if let Some(gram) = &self.gram {
+            error.iter_mut().zip(&values).for_each(|(e, w)| *e = w - *e);
+            report.data_error = Some(cx.run(|| in_gram(&error, [n, cols], gram))?);
+            report.data_energy = Some(cx.run(|| in_gram(&values, [n, cols], gram))?);
+        }
+        Ok(Compressed { op: Box::new(op), report })
+    }
+}
