@@ -384,7 +384,9 @@ mod tests {
         assert_eq!(x[..2], [0.0, 0.0]);
         assert!((x[2] + 1.27).abs() < 1e-6 && (x[3] - 0.5).abs() < 1e-6);
         assert!(ActQuant::per_token(1).is_err() && ActQuant::per_token(9).is_err());
-        for act in [ActQuant::per_tensor(4), ActQuant::mxint(4, 2), ActQuant::asymmetric(4, 1), ActQuant::asymmetric(4, 2)] {
+        for act in
+            [ActQuant::per_tensor(4), ActQuant::mxint(4, 2), ActQuant::asymmetric(4, 1), ActQuant::asymmetric(4, 2)]
+        {
             let act = act.unwrap();
             assert_eq!(values(&act, &[0.0; 4], 2), [0.0; 4]);
         }

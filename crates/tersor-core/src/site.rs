@@ -249,7 +249,8 @@ mod tests {
         let m = MatView::new(&w, [2, 8]).unwrap();
         let turn = |signs: &[f32]| Rotation::new(&[1.0], 2, signs).unwrap();
         let (a, b) = (turn(&[1.0, -1.0]), turn(&[-1.0, -1.0]));
-        let fold = |all: Vec<Rotation>| [Fold { weight: "w".into(), side: Side::Input, transform: Transform::Rotate(all) }];
+        let fold =
+            |all: Vec<Rotation>| [Fold { weight: "w".into(), side: Side::Input, transform: Transform::Rotate(all) }];
         let folds = fold(vec![a.clone(), b.clone()]);
         let found = crate::read_finite(&FoldedRows::new(&m, "w", &folds).unwrap(), 0..2).unwrap();
         // Four runs of two features: two of the one, two of the other.

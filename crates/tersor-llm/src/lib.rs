@@ -34,7 +34,8 @@ mod tokenizer;
 pub use architecture::Architecture;
 pub use cache::DenseCache;
 pub use calibrate::{
-    Behind, Calibration, Forks, Hooks, Kept, ReadRow, Replaced, Replacements, Seen, SiteChanges, batch_tokens, shard_windows,
+    Behind, Calibration, Forks, Hooks, Kept, ReadRow, Replaced, Replacements, Seen, SiteChanges, batch_tokens,
+    shard_windows,
 };
 pub use checkpoint::{
     Checkpoint, MANIFEST, Manifest, StoredWeight, Weights, bits_per_weight, is_embedding_or_head, key_rotation_name,

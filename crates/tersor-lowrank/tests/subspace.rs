@@ -103,7 +103,8 @@ fn the_basis_is_orthogonal_and_its_variances_rise() {
 #[test]
 fn the_projection_is_optimal_on_gaussians() {
     let (d, r, n) = (64, 8, 2000);
-    let kappa = |n: usize, bits: u32| (std::f64::consts::PI * (n as f64).ln()).sqrt() / f64::from((1 << (bits - 1)) - 1);
+    let kappa =
+        |n: usize, bits: u32| (std::f64::consts::PI * (n as f64).ln()).sqrt() / f64::from((1 << (bits - 1)) - 1);
     for decay in [0.3, 0.8, 1.5] {
         let x = inputs(n, d, decay, 0, 1.0, 7);
         let (k_low, k_high) = (kappa(d - r, 4), kappa(r, 8));
@@ -270,7 +271,12 @@ fn any_methods_share_a_matrix_and_come_back() {
         Box::new(two(nf4(), gptq(8, 0.01))),
         // The paper's variant of equal bits: the lowest directions at 2, the highest at 6.
         Box::new(Subspaces::new().part(0.125, rtn(2)).part(0.75, rtn(4)).part(0.125, rtn(6)).check().unwrap()),
-        Box::new(tersor_lowrank::Corrected::lqer(Box::new(two(rtn(3), rtn(6)))).rank(tersor_lowrank::Rank::Fixed(4)).check().unwrap()),
+        Box::new(
+            tersor_lowrank::Corrected::lqer(Box::new(two(rtn(3), rtn(6))))
+                .rank(tersor_lowrank::Rank::Fixed(4))
+                .check()
+                .unwrap(),
+        ),
     ];
     for method in cases {
         let given = method.needs().any_data().then_some(&s);
@@ -288,7 +294,8 @@ fn any_methods_share_a_matrix_and_come_back() {
             op.apply(&input, MatViewMut::new(&mut y, [5, rows]).unwrap(), &mut Exec::new()).unwrap();
             y
         };
-        let (found, exact) = (run(&*again), run(&tersor_core::compose::Dense::new(w.clone(), [rows, d], DType::F32).unwrap()));
+        let (found, exact) =
+            (run(&*again), run(&tersor_core::compose::Dense::new(w.clone(), [rows, d], DType::F32).unwrap()));
         assert_eq!(found, run(&*done.op));
         assert!(metrics::cosine(&found, &exact) > 0.97, "{} {}", method.name(), metrics::cosine(&found, &exact));
         if !method.needs().whole_matrix {

@@ -232,7 +232,10 @@ pub fn fold(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<S
 /// The rotation of a layer's keys.
 pub fn keys(job: &Job<'_>, entry: &Entry, layer: usize, sink: &mut dyn TensorSink) -> Result<()> {
     let found = job.rotated.as_ref().and_then(|(found, _)| found.keys.get(layer));
-    let missing = || Error::Missing { name: entry.name.clone(), place: "the principal directions; their task comes first".into() };
+    let missing = || Error::Missing {
+        name: entry.name.clone(),
+        place: "the principal directions; their task comes first".into(),
+    };
     let (name, info) = &entry.tensors[0];
     sink.write_shared(name, info, &subspaces::rotation_bytes(found.ok_or_else(missing)?))
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use tersor::core::{
-    DType, Error, Fold, FoldedRows, Folding, Limits, Module, NonFinite, Repaired,
-    Result, RowSource, Site, TensorInfo, TensorSink, TensorSource, rows::check_finite,
+    DType, Error, Fold, FoldedRows, Folding, Limits, Module, NonFinite, Repaired, Result, RowSource, Site, TensorInfo,
+    TensorSink, TensorSource, rows::check_finite,
 };
 use tersor::formats::safetensors::{File, Writer};
 use tersor::llm::Seen;

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use tersor::core::{
-    DType, Limits, Producer, Result, Rotation, Site, StatNeeds, StatSet, TensorInfo, TensorSink,
-};
+use tersor::core::{DType, Limits, Producer, Result, Rotation, Site, StatNeeds, StatSet, TensorInfo, TensorSink};
 use tersor::formats::safetensors::{File, Writer};
 use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, Seen, SiteChanges};
 use tersor::lowrank::Moments;

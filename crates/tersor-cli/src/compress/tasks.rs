@@ -4,8 +4,8 @@ use tersor::core::{Error, Result, Site, StatNeeds};
 use tersor::llm::Checkpoint;
 
 use super::chain::{self, Chain};
-use super::subspaces;
 use super::matrix::{Job, check_source};
+use super::subspaces;
 use crate::plan::{Plan, Task};
 use crate::statistics::{self, Statistics};
 use crate::windows;

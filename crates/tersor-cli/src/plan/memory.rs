@@ -6,7 +6,8 @@ use tersor::core::{ParamError, Result};
 use tersor::formats::Model;
 use tersor::llm::{Architecture, Tokenizer, batch_tokens};
 
-use super::{Action, Entry, Plan};
+use super::rotation::Rotations;
+use super::{Action, Entry, Plan, SAMPLE_TOKENS};
 use crate::megabytes;
 
 type Terms = BTreeMap<&'static str, u64>;
@@ -63,19 +64,26 @@ impl Plan {
     }
 
     /// While statistics are gathered, and while a site is compressed with them.
-    fn walk(&self) -> Option<[Terms; 2]> {
+    fn walk(&self) -> Option<Vec<Terms>> {
         let network = self.network.as_ref()?;
         let in_layers = |e: &Entry| network.layer_of(&e.name).is_some();
-        let wide = self.entries.iter().filter(|e| e.needs().gram).filter_map(|e| e.matrix()).map(|m| m[1] as u64).max();
-        let gram = wide.unwrap_or(0).pow(2) * 8;
+        // Of a matrix whose columns are compressed in runs, those of the run, what it leaves to the others, and its like for the next.
+        let split = |e: &Entry| {
+            let rule = e.rule.and_then(|r| self.recipe.rules.get(r));
+            if rule.is_some_and(|r| !r.parts.is_empty()) { 16 } else { 11 }
+        };
+        let fed = || self.entries.iter().filter(|e| e.needs().gram).filter_map(|e| Some((e, e.matrix()?)));
+        let square = |[_, cols]: [usize; 2]| (cols as u64).pow(2) * 8;
+        let gram = fed().map(|(_, m)| square(m)).max().unwrap_or(0);
+        let factors = fed().map(|(e, m)| square(m) * split(e) / 2).max().unwrap_or(0);
         // What each thread packs for a product, and what its allocator keeps.
         let threads = rayon::current_num_threads() as u64 * (5 << 20);
         // The sums so far and those of a shard; then the sums, the damped copy, its reversal and the factor, and two that are kept in f32;
         // then what the allocator keeps of those before.
         let mut gather = Terms::from([("gram", gram * 2), ("threads", threads)]);
-        let mut compress = Terms::from([("gram", gram * 11 / 2), ("rows", self.rows(in_layers)), ("threads", threads)]);
+        let mut compress = Terms::from([("gram", factors), ("rows", self.rows(in_layers)), ("threads", threads)]);
         if self.statistics.is_some() {
-            return Some([gather, compress]);
+            return Some(vec![gather, compress]);
         }
         let [windows, ctx] = self.windows;
         let (hidden, attention) = (network.hidden() as u64, network.attention() as u64);
@@ -85,7 +93,8 @@ impl Plan {
         } as u64;
         let layer = self.entries.iter().filter(|e| network.layer_of(&e.name) == Some(0)).filter_map(Entry::matrix);
         let layer: Vec<u64> = layer.map(|[rows, cols]| (rows * cols) as u64).collect();
-        for terms in [&mut gather, &mut compress] {
+        let mut directions = Terms::from([("threads", threads)]);
+        for terms in [&mut gather, &mut compress, &mut directions] {
             if !self.spill {
                 // The stream, and beside it the attention output until it is added.
                 terms.insert("hidden states", (windows * ctx) as u64 * 4 * (hidden + attention));
@@ -108,6 +117,17 @@ impl Plan {
             // Nothing large comes between them, so the allocator keeps what they had.
             compress.insert("windows", batch);
         }
-        Some([gather, compress])
+        let mut phases = vec![gather, compress];
+        if self.rotations.as_ref().is_some_and(Rotations::needs_data) {
+            // Sums of two sites and of a shard of them, those over all layers, and what finding their eigenvectors takes.
+            directions.insert("gram", hidden.pow(2) * 8 * 9);
+            // The first site's inputs, keys and values of the sample, and these again as wide floats.
+            let tokens = SAMPLE_TOKENS.min(windows * ctx).max(ctx) as u64;
+            directions.insert("sample", tokens * 4 * (hidden + 6 * attention));
+            let inputs = 4 * (2 * hidden + attention + inner);
+            directions.insert("windows", batch + 2 * batch_tokens(ctx) as u64 * inputs);
+            phases.push(directions);
+        }
+        Some(phases)
     }
 }

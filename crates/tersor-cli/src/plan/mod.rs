@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 
 use tersor::core::rewrite::online_layout;
 use tersor::core::{
-    DType, Error, Folding, Limits, Method, ParamError, Result, Smoothing, StatNeeds, TensorInfo, Transform, tensors::join,
+    DType, Error, Folding, Limits, Method, ParamError, Result, Smoothing, StatNeeds, TensorInfo, Transform,
+    tensors::join,
 };
 use tersor::formats::safetensors::Header;
 use tersor::formats::{Model, Tensor, json as files};
@@ -226,7 +227,8 @@ impl Plan {
         }
         for (name, beside, shape) in rotations.iter().flat_map(Rotations::made) {
             let layer = network.as_ref().and_then(|n| n.layer_of(&name)).unwrap_or(0);
-            let (tensor, file) = ((name.clone(), TensorInfo { dtype: DType::F32, shape: shape.clone() }), model.shard_of(&beside));
+            let (tensor, file) =
+                ((name.clone(), TensorInfo { dtype: DType::F32, shape: shape.clone() }), model.shard_of(&beside));
             entries.push(Entry {
                 source: name.clone(),
                 name,

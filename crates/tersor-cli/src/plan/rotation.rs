@@ -160,7 +160,8 @@ impl Rotations {
     pub fn made(&self) -> Vec<(String, String, Vec<usize>)> {
         let layers = if self.needs_data() { self.config.layers } else { 0 };
         let shape = vec![1, self.config.head_dim, self.config.head_dim];
-        let made = |l: usize| (key_rotation_name(l), format!("model.layers.{l}.self_attn.k_proj.weight"), shape.clone());
+        let made =
+            |l: usize| (key_rotation_name(l), format!("model.layers.{l}.self_attn.k_proj.weight"), shape.clone());
         (0..layers).map(made).collect()
     }
 

@@ -71,7 +71,8 @@ impl Plan {
             }
             Task::Layer(0) => {
                 let table = |name: &String| number(Task::Matrix(self.entry(name)?));
-                let after: Vec<usize> = number(Task::Directions).into_iter().chain(tables.iter().filter_map(table)).collect();
+                let after: Vec<usize> =
+                    number(Task::Directions).into_iter().chain(tables.iter().filter_map(table)).collect();
                 json!({"task": i, "kind": "layer", "layer": 0, "after": after})
             }
             Task::Layer(l) => json!({"task": i, "kind": "layer", "layer": l, "after": [i - 1]}),

@@ -321,7 +321,8 @@ mod tests {
         toml("method = \"rtn\"\nbits = 8\nsmooth = \"smoothquant\"\nalpha = 0.75").unwrap();
         toml("method = \"svd\"\nrank_bits = 6.0\nfactors = \"bf16\"").unwrap();
         toml("method = \"rtn\"\nbits = 4\nactivations = 4\nactivation_scale = \"asym\"").unwrap();
-        toml("method = \"gptq\"\nparts = [{ share = 0.875, bits = 4, activations = 4 }, { share = 0.125, bits = 8 }]").unwrap();
+        toml("method = \"gptq\"\nparts = [{ share = 0.875, bits = 4, activations = 4 }, { share = 0.125, bits = 8 }]")
+            .unwrap();
         for bad in [
             "method = \"rtn\"",
             "method = \"rtn\"\nbits = 9",

@@ -11,7 +11,8 @@ pub use smoothquant::{CheckedSmoothQuant, SmoothQuant};
 use tersor_core::compose::Dense;
 use tersor_core::rewrite::{Module, online};
 use tersor_core::{
-    ChannelStats, Context, DType, Error, FoldedRows, LinearOp, Method, Result, RowSource, Transform, metrics, read_finite,
+    ChannelStats, Context, DType, Error, FoldedRows, LinearOp, Method, Result, RowSource, Transform, metrics,
+    read_finite,
 };
 
 /// Per-channel figures of a site. Error when there are none.

@@ -11,8 +11,8 @@ use tersor_core::{
 
 use super::CheckedCorrected;
 use crate::Norm;
-use crate::gram::in_gram;
 use crate::factor::{Weights, bits_of, compress_factors, decompose, factor_layout, whole};
+use crate::gram::in_gram;
 
 impl Method for CheckedCorrected {
     fn name(&self) -> String {

@@ -1,0 +1,215 @@
+//! Networks rotated into the principal directions of what flows through them: the same predictions until something is rounded, the same bytes
+//! whoever does the work, and what the method promises.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::*;
+use serde_json::Value as Json;
+
+fn shipped() -> PathBuf {
+    root().join("examples/models/tiny-wiki")
+}
+
+fn calib() -> PathBuf {
+    root().join("examples/data/wiki-calib.txt")
+}
+
+fn eval(model: &Path, against: &Path, more: &[&str]) -> Json {
+    let text = root().join("examples/data/wiki-eval.txt");
+    let args =
+        ["eval", s(model), "--text", s(&text), "--ctx", "64", "--windows", "8", "--no-speed", "--against", s(against)];
+    tersor_json(&[&args[..], more].concat())
+}
+
+fn kl(e: &Json) -> f64 {
+    e["kl_mean"].as_f64().unwrap()
+}
+
+fn compress(model: &Path, recipe: &str, out: &Path) -> Vec<String> {
+    let text = calib();
+    let list = ["compress", s(model), "--recipe", recipe, "--out", s(out), "--calib", s(&text)];
+    [&list[..], &["--calib-windows", "16", "--ctx", "64"]].concat().into_iter().map(String::from).collect()
+}
+
+fn with<'a>(list: &'a [String], more: &[&'a str]) -> Vec<&'a str> {
+    list.iter().map(String::as_str).chain(more.iter().copied()).collect()
+}
+
+#[test]
+fn principal_directions_change_nothing_until_something_is_rounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut models = vec![shipped()];
+    for (kind, class) in [("qwen2", "Qwen2ForCausalLM"), ("qwen3", "Qwen3ForCausalLM"), ("llama", "LlamaForCausalLM")] {
+        let mut tiny = Tiny::new(kind, class);
+        if kind == "llama" {
+            tiny.config["tie_word_embeddings"] = false.into();
+            tiny.add("lm_head.weight", &[2048, 48]);
+            tiny.set("model.layers.1.input_layernorm.weight", 3, 0.0);
+        }
+        if kind == "qwen2" {
+            tiny.add("model.layers.0.self_attn.o_proj.bias", &[48]);
+            tiny.add("model.layers.0.self_attn.v_proj.bias", &[24]);
+        }
+        models.push(tiny.write(&dir.path().join(kind)));
+    }
+    for model in &models {
+        for how in ["resq", "pca"] {
+            let toml = dir.path().join("exact.toml");
+            // Values in f32 in runs of columns, so that the attention output is put in the order of its subspaces.
+            let text = format!(
+                "name = \"exact\"\nrotate = \"{how}\"\n[[rules]]\nmatch = \"*_proj.weight\"\nmethod = \"f32\"\n\
+                 [[rules]]\nmatch = \"*\"\nmethod = \"f32\"\n"
+            );
+            std::fs::write(&toml, text).unwrap();
+            let out = dir.path().join("out");
+            let list = compress(model, s(&toml), &out);
+            let made = tersor_json(&with(&list, &[]));
+            let planned = tersor_json(&["plan", s(model), "--recipe", s(&toml)]);
+            assert_eq!(made["weight_bytes"], planned["weight_bytes"]);
+            let found = eval(&out, model, &[]);
+            assert!(kl(&found) < 1e-8, "{} {how}: {found}", model.display());
+            tersor_json(&["verify", s(&out)]);
+            // Eight bits in the directions of the keys, too.
+            assert!(kl(&eval(&out, model, &["--kv", "int8-pca"])) < 1e-3);
+            std::fs::remove_dir_all(out).unwrap();
+        }
+    }
+}
+
+#[test]
+fn tasks_threads_and_interruptions_give_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = shipped();
+    for recipe in ["w4a4kv4-resq", "w4a4kv4-resq-rtn"] {
+        let [whole, parts] = ["whole", "parts"].map(|n| dir.path().join(format!("{n}-{recipe}")));
+        let list = compress(&model, recipe, &whole);
+        let made = tersor_json(&with(&list, &["--threads", "1"]));
+        let planned = tersor_json(&["plan", s(&model), "--recipe", recipe]);
+        assert_eq!(made["weight_bytes"], planned["weight_bytes"]);
+        let tasks = planned["tasks"].as_array().unwrap();
+        assert_eq!(tasks[0]["kind"], "directions");
+        assert!(tasks[1..].iter().any(|t| t["after"].as_array().unwrap().contains(&0.into())));
+        let list = compress(&model, recipe, &parts);
+        // Nothing is made before the directions are known.
+        assert!(fails(1, &with(&list, &["--task", "1"])).contains("principal directions"));
+        for task in 0..tasks.len() {
+            let number = task.to_string();
+            tersor_json(&with(&list, &["--task", &number, "--threads", "3"]));
+        }
+        tersor_json(&with(&list, &["--merge"]));
+        assert_eq!(result(&whole), result(&parts), "{recipe}");
+        // The text decides the directions, the seed what turns the coefficients.
+        let other = dir.path().join("other");
+        tersor_json(&with(&compress(&model, recipe, &other), &["--seed", "9"]));
+        assert_ne!(result(&whole)["model.safetensors"], result(&other)["model.safetensors"]);
+        std::fs::remove_dir_all(&other).unwrap();
+    }
+}
+
+#[test]
+fn each_piece_is_worth_something_and_costs_what_it_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = shipped();
+    let made = |recipe: &str| {
+        let out = dir.path().join("out");
+        tersor_json(&with(&compress(&model, recipe, &out), &[]));
+        let found = eval(&out, &model, &[]);
+        let plain = eval(&out, &model, &["--kv", "f32"]);
+        std::fs::remove_dir_all(&out).unwrap();
+        (found, plain)
+    };
+    let (resq, plain) = made("w4a4kv4-resq");
+    let (rounded, _) = made("w4a4kv4-resq-rtn");
+    let (turned, _) = made("w4a4kv4-hadamard");
+    let (nothing, _) = made("w4a4kv4-rtn");
+    assert!(kl(&resq) < kl(&rounded) && kl(&rounded) < kl(&turned) && kl(&turned) < kl(&nothing));
+    assert!(kl(&plain) < kl(&resq));
+    // Four layers, two kept heads of 32 dimensions: 28 of 4 bits, 4 of 8, each with a scale and a minimum.
+    assert_eq!(resq["kv_bytes_per_token"], 4 * 2 * 2 * (14 + 4 + 4 + 4));
+    // Without directions of its own a model has no cache in them.
+    let text = root().join("examples/data/wiki-eval.txt");
+    let said = fails(1, &["eval", s(&model), "--text", s(&text), "--kv", "int4-pca", "--windows", "1"]);
+    assert!(said.contains("k_rotation") && said.contains("resq"), "{said}");
+}
+
+#[test]
+fn other_methods_take_the_subspaces() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, toml, out) = (shipped(), dir.path().join("r.toml"), dir.path().join("out"));
+    let run = |head: &str, rules: &str| {
+        let _ = std::fs::remove_dir_all(&out);
+        std::fs::write(
+            &toml,
+            format!("name = \"r\"\n{head}\n[[rules]]\nmatch = \"*embed*\"\nmethod = \"f16\"\n{rules}"),
+        )
+        .unwrap();
+        tersor_json(&with(&compress(&model, s(&toml), &out), &[]));
+        tersor_json(&["verify", s(&out)]);
+        kl(&eval(&out, &model, &[]))
+    };
+    let part = |share: f64, bits: u32| format!("{{ share = {share}, bits = {bits}, activations = {bits} }}");
+    let parts =
+        format!("parts = [{}, {}, {}]\nactivation_scale = \"asym\"", part(0.125, 2), part(0.75, 4), part(0.125, 6));
+    let rule = |more: &str| format!("[[rules]]\nmatch = \"*.layers.*\"\n{more}\n");
+    // The paper's variant of equal bits, a correction on top of it, another rotation, none.
+    let resq = "rotate = \"resq\"";
+    let equal = run(resq, &rule(&format!("method = \"gptq\"\n{parts}")));
+    let even = run(
+        "rotate = \"hadamard\"",
+        &rule("method = \"gptq\"\nbits = 4\nactivations = 4\nactivation_scale = \"asym\""),
+    );
+    let corrected = run(resq, &rule(&format!("method = \"gptq\"\n{parts}\nlow_rank = \"lqer\"\nrank = 8")));
+    assert!(corrected < equal, "{corrected} {equal}");
+    let anywhere = run("rotate = \"orthogonal\"", &rule(&format!("method = \"rtn\"\n{parts}")));
+    let nowhere = run("", &rule(&format!("method = \"gptq\"\n{parts}")));
+    assert!(equal < anywhere && equal < nowhere && equal < 2.0 * even, "{equal} {even} {anywhere} {nowhere}");
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (toml, out) = (dir.path().join("r.toml"), dir.path().join("out"));
+    let model = shipped();
+    let refuse = |code: i32, text: &str, more: &[&str]| {
+        std::fs::write(&toml, format!("name = \"r\"\n{text}")).unwrap();
+        let list = compress(&model, s(&toml), &out);
+        fails(code, &with(&list, more))
+    };
+    let rtn = "[[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 4\n";
+    let gptq = "[[rules]]\nmatch = \"*.layers.*\"\nmethod = \"gptq\"\nbits = 4\n";
+    // Statistics of the network as it was say nothing of the rotated one.
+    for how in ["resq", "hadamard"] {
+        let said = refuse(2, &format!("rotate = \"{how}\"\nstatistics = \"original\"\n{gptq}"), &[]);
+        assert!(said.contains("rotate") && said.contains("sequential"), "{said}");
+    }
+    assert!(refuse(2, &format!("kv = \"int4-pca-high\"\n{rtn}"), &[]).contains("kv"));
+    // No text, no directions.
+    std::fs::write(&toml, format!("name = \"r\"\nrotate = \"resq\"\n{rtn}")).unwrap();
+    let said = fails(2, &["compress", s(&model), "--recipe", s(&toml), "--out", s(&out)]);
+    assert!(said.contains("--calib"), "{said}");
+    assert!(!out.exists() || files(&out).keys().all(|n| !n.ends_with(".safetensors")));
+    // A value that is not finite is found on the way, by name.
+    let mut tiny = Tiny::llama();
+    tiny.set("model.layers.1.self_attn.k_proj.weight", 2, f32::NAN);
+    let bad = tiny.write(&dir.path().join("m"));
+    let said = fails(1, &with(&compress(&bad, "w4a4kv4-resq", &out), &[]));
+    assert!(said.contains("k_proj"), "{said}");
+    // Rotations of keys that are none are refused when the model runs.
+    let list = compress(&model, "w4a4kv4-resq-rtn", &out);
+    tersor_json(&with(&list, &[]));
+    let file = out.join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let header: Json = {
+        let n = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        serde_json::from_slice(&bytes[8..8 + n]).unwrap()
+    };
+    let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let at = header["model.layers.0.self_attn.k_rotation"]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[start + at..start + at + 4].copy_from_slice(&9f32.to_le_bytes());
+    std::fs::write(&file, bytes).unwrap();
+    let text = root().join("examples/data/wiki-eval.txt");
+    let said = fails(1, &["eval", s(&out), "--text", s(&text), "--windows", "1"]);
+    assert!(said.contains("k_rotation"), "{said}");
+}
