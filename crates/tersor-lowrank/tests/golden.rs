@@ -1,9 +1,10 @@
-//! LQER's and L²QER's factors against numpy's (`scripts/golden_awq.py`).
+//! LQER's and L²QER's factors against numpy's (`scripts/golden_awq.py`), Hadamard transforms against those of QuaRot, which ResQ takes
+//! (`scripts/golden_hadamard.py`).
 
 use serde_json::Value as Json;
-use tersor_core::compose::Cast;
-use tersor_core::{Check, Context, DType, LinearOp, MatView, Method, StatNeeds, StatSet};
-use tersor_groupwise::Rtn;
+use tersor_core::compose::{Cast, Dense, QuantizedInputs};
+use tersor_core::*;
+use tersor_groupwise::{Grid, Rtn};
 use tersor_lowrank::{Corrected, Norm, Rank};
 
 const O: usize = 64;
@@ -51,5 +52,65 @@ fn errors_are_those_of_an_independent_decomposition() {
             let ratio = error / g[name].as_f64().unwrap();
             assert!((ratio - 1.0).abs() < 0.01, "rank {rank}, {name}: {ratio}");
         }
+    }
+}
+
+fn floats(json: &Json) -> Vec<f32> {
+    json.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
+}
+
+#[test]
+fn hadamard_transforms_are_those_of_quarot() {
+    let golden: Json = serde_json::from_str(include_str!("golden/hadamard.json")).unwrap();
+    for g in golden["exact"].as_array().unwrap() {
+        let (k, order) = (g["features"].as_u64().unwrap() as usize, g["order"].as_u64().unwrap() as usize);
+        let length = (order as f32).sqrt();
+        let factor: Vec<f32> = floats(&g["factor"]).into_iter().map(|v| v / length).collect();
+        let rotation = Rotation::new(&factor, k / order, &vec![1.0; k]).unwrap();
+        let mut x = noise(3, 2 * k);
+        rotation.forward(&mut x);
+        for (a, b) in x.iter().zip(floats(&g["rotated"])) {
+            assert!((a - b).abs() < 1e-4, "{k}: {a} {b}");
+        }
+    }
+}
+
+#[test]
+fn a_layer_loses_as_much_behind_our_hadamard_as_behind_theirs() {
+    let golden: Json = serde_json::from_str(include_str!("golden/hadamard.json")).unwrap();
+    let (o, n) = (64, 96);
+    for g in golden["errors"].as_array().unwrap() {
+        let k = g["features"].as_u64().unwrap() as usize;
+        let (w, mut x) = (noise(1, o * k), noise(2, n * k));
+        x.chunks_exact_mut(k).for_each(|row| row.iter_mut().step_by(97).for_each(|v| *v *= 30.0));
+        let weights = Rtn::new().bits(4).grid(Grid::SymNarrow).scales(DType::F32).check().unwrap();
+        let product = |op: Box<dyn LinearOp>, x: &[f32]| {
+            let mut y = vec![0f32; n * o];
+            op.apply(&Input::new(x, [n, k]).unwrap(), MatViewMut::new(&mut y, [n, o]).unwrap(), &mut Exec::new())
+                .unwrap();
+            y
+        };
+        let want = product(Box::new(Dense::new(w.clone(), [o, k], DType::F32).unwrap()), &x);
+        let loss = |rotation: Option<&Rotation>| {
+            let (mut w, mut x) = (w.clone(), x.clone());
+            rotation.into_iter().for_each(|r| [&mut w, &mut x].into_iter().for_each(|v| r.forward(v)));
+            let op = weights.quantize(&MatView::new(&w, [o, k]).unwrap()).unwrap();
+            let op = QuantizedInputs::new(ActQuant::per_token(4).unwrap(), Box::new(op));
+            metrics::squared_error(&want, &product(Box::new(op), &x)) / metrics::energy(&want)
+        };
+        let plain = loss(None) / g["plain"].as_f64().unwrap();
+        assert!((plain - 1.0).abs() < 0.01, "{k}: {plain}");
+        // Their signs in front of our matrix.
+        let order = g["order"].as_u64().unwrap() as usize;
+        let hadamard = if order > 1 { tersor_linalg::hadamard(order).unwrap() } else { vec![1] };
+        let factor: Vec<f32> = hadamard.into_iter().map(|v| f32::from(v) / (order as f32).sqrt()).collect();
+        let seeds = 32;
+        let turned = |seed: u64| {
+            let signs: Vec<f32> = noise(100 + seed, k).into_iter().map(|v| if v < 0.0 { -1.0 } else { 1.0 }).collect();
+            loss(Some(&Rotation::new(&factor, k / order, &signs).unwrap()))
+        };
+        let rotated: f64 = (0..seeds).map(turned).sum();
+        let ratio = rotated / seeds as f64 / g["rotated"].as_f64().unwrap();
+        assert!((ratio - 1.0).abs() < 0.01, "{k}: {ratio}");
     }
 }

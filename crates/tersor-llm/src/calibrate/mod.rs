@@ -90,11 +90,14 @@ pub struct Seen<'s> {
     /// The module's function on the sample.
     pub output: Box<Output<'s>>,
     /// What a cache would keep of the sample, where the site makes that.
-    pub kept: Box<dyn Fn(&[f32]) -> Result<Option<Kept>> + Sync + 's>,
+    pub kept: Box<Keeps<'s>>,
 }
 
 /// What a cache would keep: keys behind their rotary embedding, and values, `[tokens, kv_heads * head_dim]` each.
 pub type Kept = [Vec<f32>; 2];
+
+/// From inputs of whole windows to what a cache would keep of them; none where the site does not make it.
+pub type Keeps<'s> = dyn Fn(&[f32]) -> Result<Option<Kept>> + Sync + 's;
 
 /// The stream of a run of calibration windows, on its way through the layers.
 pub struct Calibration<'a> {
