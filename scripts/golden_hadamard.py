@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torchao.prototype.spinquant.hadamard_utils import get_hadK, matmul_hadU
 
-O, N, SEEDS = 64, 96, 32
+O, N, SEEDS = 64, 256, 32
 
 
 def noise(seed, n):
@@ -57,7 +57,7 @@ def exact(k):
 
 
 def main():
-    golden = {"exact": [exact(k) for k in [64, 96, 576]], "errors": [errors(k) for k in [512, 576, 1536]]}
+    golden = {"exact": [exact(k) for k in [64, 96, 576]], "errors": [errors(k) for k in [512, 576, 768]]}
     path = pathlib.Path("crates/tersor-lowrank/tests/golden/hadamard.json")
     path.write_text(json.dumps(golden, indent=0) + "\n")
     print([(e["features"], e["plain"], e["rotated"]) for e in golden["errors"]])

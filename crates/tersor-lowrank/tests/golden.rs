@@ -78,7 +78,7 @@ fn hadamard_transforms_are_those_of_quarot() {
 #[test]
 fn a_layer_loses_as_much_behind_our_hadamard_as_behind_theirs() {
     let golden: Json = serde_json::from_str(include_str!("golden/hadamard.json")).unwrap();
-    let (o, n) = (64, 96);
+    let (o, n) = (64, 256);
     for g in golden["errors"].as_array().unwrap() {
         let k = g["features"].as_u64().unwrap() as usize;
         let (w, mut x) = (noise(1, o * k), noise(2, n * k));
