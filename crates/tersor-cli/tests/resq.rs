@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use common::*;
 use serde_json::Value as Json;
+use tersor::core::{Exec, Input, Limits, MatViewMut, OpSpec, Rotation, TensorSource, metrics};
 
 fn shipped() -> PathBuf {
     root().join("examples/models/tiny-wiki")
@@ -212,4 +213,97 @@ fn what_cannot_be_is_refused() {
     let text = root().join("examples/data/wiki-eval.txt");
     let said = fails(1, &["eval", s(&out), "--text", s(&text), "--windows", "1"]);
     assert!(said.contains("k_rotation"), "{said}");
+}
+
+/// What an operator makes of inputs when every rounding is done in floats, from its specification and its tensors alone.
+fn in_floats(spec: &OpSpec, name: &str, file: &dyn TensorSource, x: &[f32]) -> Vec<f64> {
+    let [rows, cols] = spec.shape;
+    let bytes = |tensor: &str| {
+        let name = format!("{name}.{tensor}");
+        let mut bytes = vec![0u8; file.info(&name).unwrap().bytes().unwrap()];
+        file.read_at(&name, 0, &mut bytes).unwrap();
+        bytes
+    };
+    let words = |tensor: &str| bytes(tensor).as_chunks::<4>().0.to_vec();
+    let inner = format!("{name}.op");
+    match spec.kind.as_str() {
+        "rotated" => {
+            let signs: Vec<f32> = bytes("signs").iter().map(|s| f32::from(*s as i8)).collect();
+            let factor: Vec<f32> = words("factor").into_iter().map(f32::from_le_bytes).collect();
+            let rotation = Rotation::new(&factor, spec.get_size("power").unwrap(), &signs).unwrap();
+            let mut x = x.to_vec();
+            rotation.forward(&mut x);
+            in_floats(&spec.parts["op"], &inner, file, &x)
+        }
+        "permuted" => {
+            let order: Vec<u32> = words("order").into_iter().map(u32::from_le_bytes).collect();
+            let x: Vec<f32> = x.chunks(cols).flat_map(|row| order.iter().map(|i| row[*i as usize])).collect();
+            in_floats(&spec.parts["op"], &inner, file, &x)
+        }
+        "split" => {
+            let (mut at, mut sum) = (0, vec![0f64; x.len() / cols * rows]);
+            for i in 0..spec.parts.len() {
+                let part = &spec.parts[&format!("part{i}")];
+                let own: Vec<f32> = x.chunks(cols).flat_map(|r| r[at..at + part.shape[1]].to_vec()).collect();
+                at += part.shape[1];
+                let more = in_floats(part, &format!("{name}.part{i}"), file, &own);
+                sum.iter_mut().zip(more).for_each(|(a, b)| *a += b);
+            }
+            assert_eq!(at, cols);
+            sum
+        }
+        "quantized_inputs" => {
+            assert_eq!(spec.get_text("activations").unwrap(), "asymmetric");
+            let most = ((1u32 << spec.get_int("activation_bits").unwrap()) - 1) as f32;
+            let run = cols / spec.get_size("activation_runs").unwrap_or(1);
+            let mut x = x.to_vec();
+            for part in x.chunks_mut(run) {
+                let (lo, hi) = part.iter().fold((0f32, 0f32), |(a, b), v| (a.min(*v), b.max(*v)));
+                let scale = (hi - lo) / most;
+                let zero = (-lo / scale).round_ties_even();
+                part.iter_mut()
+                    .for_each(|v| *v = ((*v / scale).round_ties_even() + zero).clamp(0.0, most) * scale - zero * scale);
+            }
+            in_floats(&spec.parts["op"], &inner, file, &x)
+        }
+        _ => {
+            let op = tersor::registry().load(spec, name, file).unwrap();
+            let mut w = vec![0f32; rows * cols];
+            op.decompress_rows(0..rows, &mut w).unwrap();
+            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            x.chunks(cols).flat_map(|x| w.chunks(cols).map(move |w| dot(x, w))).collect()
+        }
+    }
+}
+
+#[test]
+fn integers_and_rounded_floats_agree_on_every_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    for (recipe, runs) in [("w4a4kv4-resq", true), ("w4a4kv4-hadamard-gptq", false)] {
+        let out = dir.path().join(recipe);
+        tersor_json(&with(&compress(&shipped(), recipe, &out), &[]));
+        let model = tersor::formats::Model::open(&out, &Limits::default()).unwrap();
+        let manifest = tersor::formats::json::read(&out.join("tersor.json"), &Limits::default()).unwrap();
+        let manifest = tersor::llm::Manifest::from_json(manifest).unwrap();
+        let file = model.stored().unwrap();
+        let mut seen = 0;
+        for (name, spec) in manifest.specs.iter().filter(|(n, _)| n.starts_with("model.layers.")) {
+            let op = tersor::registry().load(spec, name, file).unwrap();
+            let ([rows, cols], tokens) = (op.shape(), 5);
+            let x: Vec<f32> =
+                (0..tokens * cols).map(|i| ((i * i % 977) as f32 / 488.0 - 1.0) * (1.0 + (i % 13) as f32)).collect();
+            let mut found = vec![0f32; tokens * rows];
+            let input = Input::new(&x, [tokens, cols]).unwrap();
+            op.apply(&input, MatViewMut::new(&mut found, [tokens, rows]).unwrap(), &mut Exec::new()).unwrap();
+            let want: Vec<f32> = in_floats(spec, name, file, &x).into_iter().map(|v| v as f32).collect();
+            let error = (metrics::squared_error(&want, &found) / metrics::energy(&want)).sqrt();
+            assert!(error < 1e-4, "{recipe}, {name}: {error}");
+            let json = tersor::formats::json::from_spec(spec).to_string();
+            assert_eq!(json.contains("split"), runs && !name.contains("down_proj"), "{name}");
+            // The attention output has a scale for each head.
+            assert_eq!(json.contains("activation_runs"), name.contains("o_proj"), "{name} {json}");
+            seen += 1;
+        }
+        assert_eq!(seen, 28, "{recipe}");
+    }
 }
