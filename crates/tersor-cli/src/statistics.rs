@@ -309,6 +309,7 @@ pub fn gather(
             cancel,
             seed: plan.seed,
             needs: &needs,
+            change: &|_| Ok(None),
             compress: save,
             rewriting: None,
             folds: Vec::new(),

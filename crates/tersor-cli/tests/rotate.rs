@@ -102,6 +102,26 @@ fn tasks_and_threads_give_the_same_bytes() {
 }
 
 #[test]
+fn figures_of_channels_are_those_behind_the_rotation() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, calib, out) = (shipped(), root().join("examples/data/wiki-calib.txt"), dir.path().join("out"));
+    let toml = dir.path().join("r.toml");
+    let kl = |more: &str| {
+        let _ = std::fs::remove_dir_all(&out);
+        let ends = "[[rules]]\nmatch = [\"*embed*\", \"lm_head*\"]\nmethod = \"f16\"\n";
+        let body = format!("[[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 3\n{more}\n");
+        std::fs::write(&toml, format!("name = \"r\"\nrotate = \"hadamard\"\n{ends}{body}")).unwrap();
+        tersor_json(&compress(&model, s(&toml), &out, &calib));
+        eval(&out, &model, &[])["kl_mean"].as_f64().unwrap()
+    };
+    // A correction by the magnitudes of inputs, and static ranges of them, need figures of what the down projections really see.
+    let (plain, corrected) = (kl(""), kl("low_rank = \"l2qer\"\nrank = 16"));
+    assert!(corrected < 0.8 * plain, "{corrected} {plain}");
+    let fixed = kl("activations = 8\nactivation_scale = \"static\"");
+    assert!(fixed < 1.5 * plain, "{fixed} {plain}");
+}
+
+#[test]
 fn caches_are_as_the_recipe_says_unless_asked_otherwise() {
     let dir = tempfile::tempdir().unwrap();
     let (model, calib, out) = (shipped(), root().join("examples/data/wiki-calib.txt"), dir.path().join("out"));
@@ -137,7 +157,7 @@ fn what_cannot_be_rotated_is_refused() {
     };
     let rule = |names: &str, more: &str| format!("[[rules]]\nmatch = \"{names}\"\n{more}\n");
     let rtn = rule("*", "method = \"rtn\"\nbits = 4");
-    assert!(refuse(2, "rotate = \"spin\"", &rtn).contains("hadamard or orthogonal"));
+    assert!(refuse(2, "rotate = \"spin\"", &rtn).contains("hadamard, orthogonal, resq or pca"));
     let smooth = rule("*", "method = \"rtn\"\nbits = 4\nsmooth = \"awq\"");
     assert!(refuse(2, "rotate = \"hadamard\"", &smooth).contains("exclude each other"));
     let said = refuse(1, "rotate = \"hadamard\"", &rtn);

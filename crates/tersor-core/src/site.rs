@@ -95,6 +95,25 @@ impl Transform {
         }
     }
 
+    /// Changes inputs, `[tokens, features]`, so that they and a matrix whose columns have this fold multiply to what they did: divides by the factors,
+    /// rotates, or puts features in another order. Error when it is for another number of features, or is no change of inputs.
+    pub fn change_inputs(&self, inputs: &mut [f32], features: usize) -> Result<()> {
+        if !self.fits(features) || features == 0 {
+            return Err(Error::shape("features of a change of inputs", features, self.dim()));
+        }
+        let mut scratch = Vec::new();
+        let mut each =
+            |change: &Self| inputs.chunks_exact_mut(features).try_for_each(|r| change.apply(r, &mut scratch));
+        match self {
+            Transform::Scale(factors) => each(&Transform::Scale(factors.iter().map(|s| s.recip()).collect())),
+            Transform::Permute(_) | Transform::Rotate(_) => each(self),
+            Transform::Set(_) => {
+                let value = "values put in the place of others".to_string();
+                Err(Error::Unsupported { what: "change of inputs", value })
+            }
+        }
+    }
+
     fn apply(&self, row: &mut [f32], scratch: &mut Vec<f32>) -> Result<()> {
         match self {
             Transform::Scale(s) => row.iter_mut().zip(s).for_each(|(v, s)| *v *= s),
@@ -241,6 +260,32 @@ mod tests {
         rotation.forward(&mut column);
         assert_eq!([whole[1], whole[5], whole[9], whole[13]], column);
         assert!(FoldedRows::new(&m, "w", &[fold(Side::Input, Transform::Scale(vec![1.0]))]).is_err());
+    }
+
+    #[test]
+    fn changed_inputs_and_folded_columns_multiply_to_the_same() {
+        let (w, x): (Vec<f32>, Vec<f32>) = ((1..13).map(|v| v as f32).collect(), vec![1.0, -2.0, 0.5, 3.0]);
+        let product = |rows: &[f32], x: &[f32]| -> Vec<f32> {
+            rows.chunks(4).map(|r| r.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
+        };
+        let m = MatView::new(&w, [3, 4]).unwrap();
+        let rotation = Rotation::new(&[1.0], 4, &[1.0, -1.0, 1.0, 1.0]).unwrap();
+        let changes = [
+            Transform::Scale(vec![2.0, 0.5, 4.0, 1.0]),
+            Transform::Permute(vec![2, 0, 3, 1]),
+            Transform::Rotate(vec![rotation]),
+        ];
+        for transform in changes {
+            let mut changed = x.clone();
+            transform.change_inputs(&mut changed, 4).unwrap();
+            assert!(transform.change_inputs(&mut [0.0; 6], 3).is_err());
+            let folds = [Fold { weight: "w".into(), side: Side::Input, transform }];
+            let rows = crate::read_finite(&FoldedRows::new(&m, "w", &folds).unwrap(), 0..3).unwrap();
+            for (a, b) in product(&rows, &changed).iter().zip(product(&w, &x)) {
+                assert!((a - b).abs() < 1e-4, "{folds:?}");
+            }
+        }
+        assert!(Transform::Set(vec![0.0; 4]).change_inputs(&mut [0.0; 4], 4).is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::tensors::{join, read_expected};
-use crate::{DType, Error, IntoMat, Result, TensorInfo, TensorSink, TensorSource, Transform};
+use crate::{DType, Error, IntoMat, Result, TensorInfo, TensorSink, TensorSource};
 
 /// What a method asks to know about the inputs of a matrix.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -149,58 +149,31 @@ pub struct StatSet {
 }
 
 impl StatSet {
-    /// What they would be if every input had been changed: divided by the factors of [`Transform::Scale`], rotated or put in another order. Error
-    /// as for [`StatSet::divided`] and [`StatSet::rotated`], and for what is no change of inputs.
-    pub fn changed(&self, change: &Transform) -> Result<Self> {
-        match change {
-            Transform::Scale(factors) => self.divided(factors),
-            Transform::Permute(order) => self.permuted(order),
-            Transform::Rotate(all) if let [one] = &all[..] => self.rotated(one),
-            _ => Err(Error::Unsupported { what: "change of inputs", value: format!("{change:?}") }),
-        }
-    }
-
-    /// What they would be if feature `order[i]` had been at place `i`. Error unless `order` has as many places as there are features, each of which
-    /// holds one of them.
-    pub fn permuted(&self, order: &[u32]) -> Result<Self> {
-        let k = self.features;
-        if order.len() != k || order.iter().any(|i| *i as usize >= k) {
-            return Err(Error::shape("order of inputs", format!("{k} features"), order.len()));
-        }
-        Ok(self.picked(order))
-    }
-
-    /// Figures of these features, all of which there are.
-    fn picked(&self, order: &[u32]) -> Self {
-        let k = self.features;
-        let mut out = Self { gram: None, ..self.clone() };
-        if let Some(gram) = &self.gram {
-            let rows = order.iter().map(|&r| &gram[r as usize * k..][..k]);
-            out.gram = Some(Arc::new(rows.flat_map(|row| order.iter().map(|&c| row[c as usize])).collect()));
-        }
-        out.squares = self.squares.as_ref().map(|v| reordered(v, order));
-        out.channel = self.channel.as_ref().map(|c| ChannelStats {
-            min: reordered(&c.min, order),
-            max: reordered(&c.max, order),
-            sum: reordered(&c.sum, order),
-            sum_abs: reordered(&c.sum_abs, order),
-            sum_sq: reordered(&c.sum_sq, order),
-            max_mean_abs: reordered(&c.max_mean_abs, order),
-        });
-        if let Some(sample) = &mut out.sample {
-            sample.rows.iter_mut().for_each(|row| *row = reordered(row, order));
-        }
-        out
-    }
-
     /// Those of some of the features. Error when the run leaves the features.
     pub fn columns(&self, columns: Range<usize>) -> Result<Self> {
         let k = self.features;
         if columns.start > columns.end || columns.end > k {
             return Err(Error::shape("columns of statistics", format!("within 0..{k}"), format!("{columns:?}")));
         }
-        let order: Vec<u32> = columns.clone().map(|c| c as u32).collect();
-        Ok(Self { features: columns.len(), ..self.picked(&order) })
+        let run = columns.clone();
+        let gram = self.gram.as_ref().map(|gram| {
+            let rows = gram.chunks_exact(k.max(1)).skip(run.start).take(run.len());
+            Arc::new(rows.flat_map(|row| &row[run.clone()]).copied().collect())
+        });
+        let channel = self.channel.as_ref().map(|c| ChannelStats {
+            min: c.min[run.clone()].to_vec(),
+            max: c.max[run.clone()].to_vec(),
+            sum: c.sum[run.clone()].to_vec(),
+            sum_abs: c.sum_abs[run.clone()].to_vec(),
+            sum_sq: c.sum_sq[run.clone()].to_vec(),
+            max_mean_abs: c.max_mean_abs[run.clone()].to_vec(),
+        });
+        let sample = self.sample.as_ref().map(|s| {
+            let rows = s.rows.iter().map(|row| row[run.clone()].to_vec()).collect();
+            Sample { want: s.want, seed: s.seed, keys: s.keys.clone(), rows }
+        });
+        let squares = self.squares.as_ref().map(|v| v[run.clone()].to_vec());
+        Ok(Self { features: run.len(), gram, channel, sample, squares, ..*self })
     }
 
     /// With another Gram matrix, `[features, features]`, symmetric. Error on another length, or a value that is not finite.
@@ -213,70 +186,6 @@ impl StatSet {
             Some(i) => Err(Error::NonFinite { row: i / k, col: i % k, value: gram[i] as f32 }),
             None => Ok(Self { gram: Some(Arc::new(gram)), ..self }),
         }
-    }
-
-    /// What they would be if every input had been rotated. Error when the widths differ, or there are figures that say nothing of rotated inputs:
-    /// extremes and sums of channels, squares without a Gram matrix.
-    pub fn rotated(&self, rotation: &crate::Rotation) -> Result<Self> {
-        let k = self.features;
-        if rotation.dim() != k {
-            return Err(Error::shape("rotation of inputs", k, rotation.dim()));
-        }
-        if self.channel.is_some() || self.squares.is_some() {
-            let value = "a method that needs figures of channels".to_string();
-            return Err(Error::Unsupported { what: "rotation of inputs in front of", value });
-        }
-        let mut out = self.clone();
-        if let Some(gram) = out.gram.as_mut().map(Arc::make_mut) {
-            // R G Rᵀ: first the rows, then, the result transposed, the rows again.
-            for _ in 0..2 {
-                let mut rows: Vec<f32> = gram.iter().map(|v| *v as f32).collect();
-                rotation.forward(&mut rows);
-                for r in 0..k {
-                    for c in 0..k {
-                        gram[c * k + r] = f64::from(rows[r * k + c]);
-                    }
-                }
-            }
-            // Symmetric again, to the last bit.
-            for r in 0..k {
-                for c in 0..r {
-                    gram[r * k + c] = gram[c * k + r];
-                }
-            }
-        }
-        if let Some(sample) = &mut out.sample {
-            sample.rows.iter_mut().for_each(|row| rotation.forward(row));
-        }
-        Ok(out)
-    }
-
-    /// What they would be if every input had been divided by these factors. Error on another number of them.
-    pub fn divided(&self, factors: &[f32]) -> Result<Self> {
-        let k = self.features;
-        if factors.len() != k {
-            return Err(Error::shape("factors of inputs", k, factors.len()));
-        }
-        let by: Vec<f64> = factors.iter().map(|s| f64::from(*s).recip()).collect();
-        let mut out = self.clone();
-        let squared = |v: &mut Vec<f64>| v.iter_mut().zip(&by).for_each(|(v, s)| *v *= s * s);
-        let single = |v: &mut Vec<f64>| v.iter_mut().zip(&by).for_each(|(v, s)| *v *= s);
-        let short = |v: &mut Vec<f32>| v.iter_mut().zip(&by).for_each(|(v, s)| *v = (f64::from(*v) * s) as f32);
-        out.squares.iter_mut().for_each(squared);
-        if let Some(c) = &mut out.channel {
-            [&mut c.min, &mut c.max].into_iter().for_each(short);
-            [&mut c.sum, &mut c.sum_abs, &mut c.max_mean_abs].into_iter().for_each(single);
-            squared(&mut c.sum_sq);
-        }
-        if let Some(gram) = out.gram.as_mut().map(Arc::make_mut) {
-            for (row, s) in gram.chunks_exact_mut(k.max(1)).zip(&by) {
-                row.iter_mut().zip(&by).for_each(|(v, t)| *v *= s * t);
-            }
-        }
-        if let Some(sample) = &mut out.sample {
-            sample.rows.iter_mut().for_each(short);
-        }
-        Ok(out)
     }
 
     /// Nothing seen yet. `first_token` is the number of the first token of this shard in the whole stream, and
@@ -523,10 +432,6 @@ impl StatSet {
     }
 }
 
-fn reordered<T: Copy>(values: &[T], order: &[u32]) -> Vec<T> {
-    order.iter().map(|&i| values[i as usize]).collect()
-}
-
 fn load_sample(prefix: &str, source: &dyn TensorSource, k: usize, want: u64, seed: u64) -> Result<Sample> {
     let name = join(prefix, "sample_tokens");
     let shape = source.info(&name)?.shape;
@@ -595,24 +500,17 @@ mod tests {
     }
 
     #[test]
-    fn another_order_of_inputs_is_another_order_of_figures() {
+    fn some_columns_are_statistics_of_some_features() {
         let (k, x) = (7, batch(20, 7, 5));
-        let order = [3, 0, 6, 1, 5, 2, 4];
-        let seen = |x: &[f32]| {
-            let mut s = StatSet::new(k, NEEDS, 1, 0).unwrap();
-            s.observe(&MatView::new(x, [20, k]).unwrap()).unwrap();
-            s
-        };
-        let moved: Vec<f32> = x.chunks(k).flat_map(|row| order.map(|i| row[i as usize])).collect();
-        assert_eq!(seen(&x).permuted(&order).unwrap(), seen(&moved));
+        let mut all = StatSet::new(k, NEEDS, 1, 0).unwrap();
+        all.observe(&MatView::new(&x, [20, k]).unwrap()).unwrap();
         let some: Vec<f32> = x.chunks(k).flat_map(|row| row[2..5].to_vec()).collect();
         let mut want = StatSet::new(3, NEEDS, 1, 0).unwrap();
         want.observe(&MatView::new(&some, [20, 3]).unwrap()).unwrap();
-        assert_eq!(seen(&x).columns(2..5).unwrap(), want);
-        assert!(seen(&x).columns(5..8).is_err());
+        assert_eq!(all.columns(2..5).unwrap(), want);
+        assert!(all.columns(5..8).is_err());
         assert!(want.clone().with_gram(vec![0.0; 8]).is_err() && want.clone().with_gram(vec![f64::NAN; 9]).is_err());
         assert_eq!(want.with_gram(vec![2.0; 9]).unwrap().gram(), Some(&[2.0; 9][..]));
-        assert!(seen(&x).permuted(&order[1..]).is_err() && seen(&x).permuted(&[7; 7]).is_err());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use serde_json::Value as Json;
 use tersor_core::rewrite::{Module, Smoothing};
 use tersor_core::{
     Consumer, Context, DType, Exec, FoldedRows, Input, LinearOp, MatView, MatViewMut, Method, Producer, Result,
-    RowSource, Site, StatNeeds, StatSet,
+    RowSource, Site, StatNeeds, StatSet, Transform,
 };
 use tersor_groupwise::{Awq, Check, OutputClip, Rtn};
 
@@ -68,7 +68,10 @@ fn factors_and_ranges_are_those_of_the_reference() {
         }
         let folds = site.smoothed(&found);
         let folded = FoldedRows::new(&view, "w.weight", &folds).unwrap();
-        let divided = stats.divided(&found).unwrap();
+        let mut inputs = x.clone();
+        Transform::Scale(found.clone()).change_inputs(&mut inputs, K).unwrap();
+        let mut divided = StatSet::new(K, needs, 0, 0).unwrap();
+        divided.observe(&MatView::new(&inputs, [N, K]).unwrap()).unwrap();
         let run = |m: &dyn Method, rows: &dyn RowSource| {
             m.prepare(m.needs().any_data().then_some(&divided), &cx).unwrap().compress(rows, 0..O, &cx).unwrap().op
         };

@@ -85,7 +85,9 @@ impl<'j, 'a> Chain<'j, 'a> {
         let changes = SiteChanges { needs: &smoothing_needs, rewrite };
         let rewriting = if known.is_none() { Some(changes) } else { None };
         let (seed, folds) = (plan.seed, known.unwrap_or_default());
-        let mut hooks = Hooks { behind, cancel: &cx.cancel, seed, needs: &needs, compress, rewriting, folds };
+        let change = |site: &Site| in_front(job, site);
+        let (cancel, needs, change) = (&cx.cancel, &needs, &change);
+        let mut hooks = Hooks { behind, cancel, seed, needs, change, compress, rewriting, folds };
         self.calibration.layer(self.passed, &mut hooks)?;
         let network = self.checkpoint.architecture();
         for entry in plan.entries.iter().filter(|e| network.layer_of(&e.name) == Some(self.passed)) {
@@ -197,13 +199,16 @@ pub fn behind<'s>(change: Option<&'s Transform>, prepared: Box<dyn Prepared + 's
     }
 }
 
-/// Compresses the consumers of a site that are not finished; those under one rule prepare once.
+/// What happens in front of the consumers of a site when the network runs.
+fn in_front(job: &Job<'_>, site: &Site) -> Result<Option<Transform>> {
+    let rotation = || job.plan.rotations.as_ref()?.online(&site.consumers.first()?.weight);
+    Ok(smooth::online(job, site)?.map(Transform::Scale).or_else(rotation))
+}
+
+/// Compresses the consumers of a site that are not finished, with statistics of what reaches them; those under one rule prepare once.
 pub fn site(job: &Job<'_>, site: &Site, stats: &StatSet) -> Result<()> {
     let plan = job.plan;
-    let rotation = || plan.rotations.as_ref()?.online(&site.consumers.first()?.weight);
-    let change = smooth::online(job, site)?.map(Transform::Scale).or_else(rotation);
-    let changed = change.as_ref().map(|c| stats.changed(c)).transpose()?;
-    let stats = changed.as_ref().unwrap_or(stats);
+    let change = in_front(job, site)?;
     let mut prepared: Vec<(Option<usize>, Box<dyn Prepared + '_>)> = Vec::new();
     for number in site.consumers.iter().filter_map(|c| plan.entry(&c.weight)) {
         let entry = &plan.entries[number];

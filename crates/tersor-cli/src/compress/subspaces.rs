@@ -83,6 +83,7 @@ pub fn find(job: &Job<'_>, rotations: &Rotations, checkpoint: &Checkpoint, windo
             cancel: &cx.cancel,
             seed: plan.seed,
             needs: &|_| StatNeeds::default(),
+            change: &|_| Ok(None),
             compress: &mut |_: &Site, _: &StatSet| Ok(Vec::new()),
             rewriting: Some(SiteChanges { needs: &needs, rewrite }),
             folds: norms.merged(&format!("model.layers.{layer}.")),

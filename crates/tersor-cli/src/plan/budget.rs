@@ -275,6 +275,7 @@ fn measure(plan: &Plan, model: &Model, cx: &Context) -> Result<Vec<Item>> {
             cancel: &cx.cancel,
             seed: plan.seed,
             needs: &needs,
+            change: &|_| Ok(None),
             compress: &mut compress,
             rewriting: None,
             folds: Vec::new(),

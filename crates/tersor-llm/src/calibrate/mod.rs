@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tersor_core::rewrite::Output;
-use tersor_core::{Cancel, Error, Exec, Fold, Input, LinearOp, MatView, Result, Site, StatNeeds, StatSet};
+use tersor_core::{Cancel, Error, Exec, Fold, Input, LinearOp, MatView, Result, Site, StatNeeds, StatSet, Transform};
 use tersor_kernels::par;
 
 use crate::layer::rms_norm;
@@ -60,6 +60,8 @@ pub struct Hooks<'h> {
     pub seed: u64,
     /// The statistics that the consumers of a site need; none where it needs no data, or its consumers are compressed already.
     pub needs: &'h dyn Fn(&Site) -> StatNeeds,
+    /// What happens to the inputs of a site in front of its consumers, if anything does: statistics are of what they become.
+    pub change: &'h dyn Fn(&Site) -> Result<Option<Transform>>,
     /// Compresses the consumers of a site.
     pub compress: &'h mut dyn FnMut(&Site, &StatSet) -> Result<Replacements>,
     /// Changes the sites of a layer before they are compressed.
@@ -216,9 +218,10 @@ impl<'a> Calibration<'a> {
         let mut layer = steps::layer(self.checkpoint, &hooks.folds, self.rope.as_ref(), index)?;
         let mut mixed = None;
         for (kind, site) in SiteKind::ALL.into_iter().zip(sites) {
-            let needs = (hooks.needs)(site);
+            let (needs, change) = ((hooks.needs)(site), (hooks.change)(site)?);
             let stats = self.gather(site.features, needs, hooks.seed, hooks.cancel, mixed.as_mut(), &|w, exec| {
-                layer.input(kind, w, exec)
+                let mut x = layer.input(kind, w, exec)?;
+                change.iter().try_for_each(|c| c.change_inputs(&mut x, site.features)).map(|()| x)
             });
             let stats = stats.map_err(|e| e.in_tensor(&format!("input of {}", site.name)))?;
             let made = (hooks.compress)(site, &stats)?;
