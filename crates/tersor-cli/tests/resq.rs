@@ -110,6 +110,31 @@ fn tasks_threads_and_interruptions_give_the_same_bytes() {
 }
 
 #[test]
+fn directions_of_another_model_are_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Tiny::llama().write(&dir.path().join("m"));
+    let out = dir.path().join("out");
+    let list = compress(&model, "w4a4kv4-resq", &out);
+    tersor_json(&with(&list, &["--task", "0"]));
+    // Done once, and known to be.
+    let found = std::fs::read(out.join(".tersor/rotations")).unwrap();
+    tersor_json(&with(&list, &["--task", "0"]));
+    assert_eq!(found, std::fs::read(out.join(".tersor/rotations")).unwrap());
+    let mut other = Tiny::llama();
+    other.set("model.layers.1.mlp.up_proj.weight", 5, 0.25);
+    other.write(&model);
+    assert!(fails(1, &with(&list, &[])).contains("model.layers.1.mlp.up_proj.weight"));
+    Tiny::llama().write(&model);
+    let mut cut = found.clone();
+    let last = cut.len() - 1;
+    cut[last] ^= 1;
+    std::fs::write(out.join(".tersor/rotations"), &cut).unwrap();
+    assert!(fails(1, &with(&list, &[])).contains("rotations"));
+    std::fs::write(out.join(".tersor/rotations"), &found).unwrap();
+    tersor_json(&with(&list, &[]));
+}
+
+#[test]
 fn each_piece_is_worth_something_and_costs_what_it_says() {
     let dir = tempfile::tempdir().unwrap();
     let model = shipped();

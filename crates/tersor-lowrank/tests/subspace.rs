@@ -356,6 +356,19 @@ fn shares_are_checked() {
         assert!(parts.check().is_err(), "{bad:?}");
     }
     assert!(Subspaces::new().part(1.0, rtn()).damping(0.0).check().is_err());
+    assert!(Subspaces::new().part(1.0, rtn()).heads(0).check().is_err());
+    // Four heads of twelve: eleven features of each, then one of each.
+    let heads = Subspaces::new().part(0.875, rtn()).part(0.125, rtn()).heads(4).check().unwrap();
+    let sizes: Vec<usize> = heads
+        .layout([3, 48])
+        .unwrap()
+        .tensors
+        .iter()
+        .filter(|t| t.0.ends_with("codes"))
+        .map(|t| t.1.shape[1])
+        .collect();
+    assert_eq!(sizes, [22, 2]);
+    assert!(heads.layout([3, 50]).is_err());
     assert_eq!(widths([0.875, 0.125], 576), [504, 72]);
     assert_eq!(widths([0.125, 0.75, 0.125], 10), [1, 8, 1]);
     assert_eq!(widths([0.875, 0.125], 3), [3, 0]);

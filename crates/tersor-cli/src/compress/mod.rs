@@ -170,11 +170,15 @@ fn everything(job: &mut Job<'_>) -> Result<()> {
     } else {
         None
     };
-    if let Some(rotations) = plan.rotations.as_ref().filter(|_| job.rotated.is_none())
+    if let Some(rotations) = plan.rotations.as_ref().filter(|r| r.needs_data())
         && let Some((checkpoint, windows)) = &walk
     {
-        subspaces::find(job, rotations, checkpoint, windows)?;
-        job.rotate()?;
+        if job.rotated.is_some() {
+            subspaces::check(job)?;
+        } else {
+            subspaces::find(job, rotations, checkpoint, windows)?;
+            job.rotate()?;
+        }
     }
     let job = &*job;
     let numbers = (0..plan.entries.len()).filter(|i| matches!(plan.entries[*i].action, Action::Compress(_)));

@@ -3,14 +3,19 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use tersor::core::{DType, Limits, Producer, Result, Rotation, Site, StatNeeds, StatSet, TensorInfo, TensorSink};
+use serde_json::json;
+use tersor::core::{
+    DType, Error, Limits, Producer, Result, Rotation, Site, StatNeeds, StatSet, TensorInfo, TensorSink,
+};
 use tersor::formats::safetensors::{File, Writer};
+use tersor::formats::{json as files, write_atomic};
 use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, Seen, SiteChanges};
 use tersor::lowrank::Moments;
 
-use super::matrix::Job;
-use crate::plan::SAMPLE_TOKENS;
+use super::matrix::{Job, check_source, source_hash};
+use crate::output::hash_file;
 use crate::plan::rotation::{Found, Rotations};
+use crate::plan::{Action, Entry, SAMPLE_TOKENS};
 
 fn path(job: &Job<'_>) -> PathBuf {
     job.parts.scratch().join("rotations")
@@ -20,10 +25,19 @@ fn value_name(layer: usize, head: usize) -> String {
     format!("values.{layer}.{head}")
 }
 
-/// The rotations, where they have been found.
+fn record(job: &Job<'_>) -> PathBuf {
+    path(job).with_extension("json")
+}
+
+/// The rotations, where they have been found. Error when the file is not what was recorded.
 pub fn load(job: &Job<'_>, rotations: &Rotations) -> Result<Option<Found>> {
-    if !path(job).is_file() {
+    if !record(job).is_file() {
         return Ok(None);
+    }
+    let json = files::read(&record(job), &Limits::default())?;
+    if json["blake3"].as_str() != Some(&hash_file(&path(job))?.1) {
+        let what = format!("is not what was written there; delete it and {}", record(job).display());
+        return Err(Error::format(path(job).display().to_string(), what));
     }
     let file = File::open(&path(job), &Limits::default())?;
     let c = rotations.config();
@@ -38,6 +52,20 @@ pub fn load(job: &Job<'_>, rotations: &Rotations) -> Result<Option<Found>> {
         values: (0..c.layers).map(values).collect::<Result<_>>()?,
         keys: (0..c.layers).map(|l| read(&format!("keys.{l}"), c.head_dim)).collect::<Result<_>>()?,
     }))
+}
+
+/// Error unless the tensors of the model are still those that the rotations were found on.
+pub fn check(job: &Job<'_>) -> Result<()> {
+    let json = files::read(&record(job), &Limits::default())?;
+    for entry in sources(job) {
+        job.cx.cancel.check()?;
+        check_source(job.model, entry, json["sources"][&entry.name].as_str())?;
+    }
+    Ok(())
+}
+
+fn sources<'j>(job: &Job<'j>) -> impl Iterator<Item = &'j Entry> {
+    job.plan.entries.iter().filter(|e| !matches!(e.action, Action::Keys(_)))
 }
 
 /// Takes the calibration text through the original network, and keeps the directions in which the normed stream, the values of each head and the
@@ -98,7 +126,11 @@ pub fn find(job: &Job<'_>, rotations: &Rotations, checkpoint: &Checkpoint, windo
     for (name, rotation) in &found {
         writer.write_shared(name, &info(rotation), &rotation_bytes(rotation))?;
     }
-    writer.finish()
+    writer.finish()?;
+    let hashes = sources(job).map(|e| Ok((e.name.clone(), source_hash(job.model, e)?)));
+    let hashes = hashes.collect::<Result<BTreeMap<_, _>>>()?;
+    let json = json!({"blake3": hash_file(&path(job))?.1, "sources": hashes});
+    write_atomic(&record(job), &files::to_bytes(&json))
 }
 
 /// Whether queries, keys and values read it.

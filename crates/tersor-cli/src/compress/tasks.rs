@@ -18,9 +18,9 @@ pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
     }
     match task {
         Task::Directions => {
-            if job.rotated.is_none()
-                && let Some(rotations) = &plan.rotations
-            {
+            if job.rotated.is_some() {
+                subspaces::check(job)?;
+            } else if let Some(rotations) = &plan.rotations {
                 let checkpoint = open(job)?;
                 let windows = windows::cut(plan, &checkpoint, &*job.cx.progress)?;
                 subspaces::find(job, rotations, &checkpoint, &windows)?;

@@ -79,7 +79,10 @@ impl Rule {
         if self.smooth.is_some() || self.output_clip || self.activation_range.is_some() {
             return refuse("smooth, output_clip or activation_range", "is of no use with parts");
         }
-        let mut all = self.damping.map_or(Subspaces::new(), |d| Subspaces::new().damping(d));
+        let mut all = Subspaces::new().heads(heads);
+        if let Some(damping) = self.damping {
+            all = all.damping(damping);
+        }
         for part in &self.parts {
             let rule = Rule {
                 bits: Some(part.bits),

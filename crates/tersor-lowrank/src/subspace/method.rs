@@ -13,10 +13,11 @@ use tersor_linalg::{inverse_factor, matmul};
 
 use crate::gram::in_gram;
 
-/// Parameters, unchecked: no runs yet, damping 0.01.
+/// Parameters, unchecked: no runs yet, of all features together, damping 0.01.
 #[derive(Default)]
 pub struct Subspaces {
     parts: Vec<(f64, Box<dyn Method>)>,
+    heads: Option<usize>,
     damping: Option<f64>,
 }
 
@@ -32,6 +33,11 @@ impl Subspaces {
         self
     }
 
+    /// Features are those of so many heads, the first run of each of them first: shares are of a head, in whole features.
+    pub fn heads(self, heads: usize) -> Self {
+        Self { heads: Some(heads), ..self }
+    }
+
     /// What is added to the diagonal of the Hessian before what later runs can make up for is found, as a share of its mean; above 0, finite.
     pub fn damping(self, damping: f64) -> Self {
         Self { damping: Some(damping), ..self }
@@ -43,6 +49,7 @@ impl Subspaces {
 /// each run (section 4.1).
 pub struct CheckedSubspaces {
     parts: Vec<(f64, Box<dyn Method>)>,
+    heads: usize,
     damping: f64,
 }
 
@@ -59,7 +66,11 @@ impl Check for Subspaces {
         if !damping.is_finite() || damping <= 0.0 {
             return Err(ParamError::new("damping", damping, "must be finite and above 0"));
         }
-        Ok(CheckedSubspaces { parts: self.parts, damping })
+        let heads = self.heads.unwrap_or(1);
+        if heads == 0 {
+            return Err(ParamError::new("heads", heads, "must be at least 1"));
+        }
+        Ok(CheckedSubspaces { parts: self.parts, heads, damping })
     }
 }
 
@@ -75,15 +86,19 @@ pub fn widths(shares: impl IntoIterator<Item = f64>, features: usize) -> Vec<usi
 }
 
 impl CheckedSubspaces {
-    /// Methods and their columns; a share of no column is left out.
-    fn runs(&self, features: usize) -> Vec<(&dyn Method, Range<usize>)> {
-        let (mut at, mut runs) = (0, Vec::new());
-        for ((_, method), width) in self.parts.iter().zip(widths(self.parts.iter().map(|p| p.0), features)) {
-            runs.push((&**method, at..at + width));
-            at += width;
+    /// Number of each part and its columns; a share of no column is left out. Error unless there are as many features for every head.
+    fn runs(&self, features: usize) -> Result<Vec<(usize, Range<usize>)>> {
+        if !features.is_multiple_of(self.heads) {
+            return Err(Error::shape("features of heads", format!("a multiple of {}", self.heads), features));
         }
-        runs.retain(|(_, run)| !run.is_empty());
-        runs
+        let widths = widths(self.parts.iter().map(|p| p.0), features / self.heads);
+        let (mut at, mut runs) = (0, Vec::new());
+        for (part, width) in widths.into_iter().enumerate().filter(|(_, width)| *width > 0) {
+            let end = at + width * self.heads;
+            runs.push((part, at..end));
+            at = end;
+        }
+        Ok(runs)
     }
 }
 
@@ -96,8 +111,8 @@ impl Method for CheckedSubspaces {
         self.parts.iter().fold(StatNeeds::default(), |needs, (_, m)| needs.union(m.needs()))
     }
     fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
-        let part = |(method, run): &(&dyn Method, Range<usize>)| method.layout([shape[0], run.len()]);
-        Ok(split_layout(self.runs(shape[1]).iter().map(part).collect::<Result<Vec<_>>>()?))
+        let part = |(part, run): &(usize, Range<usize>)| self.parts[*part].1.layout([shape[0], run.len()]);
+        Ok(split_layout(self.runs(shape[1])?.iter().map(part).collect::<Result<Vec<_>>>()?))
     }
 
     fn prepare<'s>(&'s self, stats: Option<&StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
@@ -107,7 +122,8 @@ impl Method for CheckedSubspaces {
             return Ok(Box::new(Apart { method: self, parts }));
         };
         let mut parts = Vec::new();
-        for (method, run) in self.runs(stats.features()) {
+        for (part, run) in self.runs(stats.features())? {
+            let method = &self.parts[part].1;
             let mut own = stats.columns(run.clone())?;
             let mut moves = None;
             if let Some(gram) = stats.gram()
@@ -173,12 +189,10 @@ impl Prepared for Apart<'_> {
         let values = read_finite(w, rows.clone())?;
         let mut report = Report::default();
         let mut ops = Vec::new();
-        let widths = widths(self.method.parts.iter().map(|p| p.0), cols);
-        let mut at = 0;
-        for (prepared, width) in self.parts.iter().zip(widths).filter(|(_, width)| *width > 0) {
-            let part = columns(&values, cols, &(at..at + width));
-            at += width;
-            let done = prepared.compress(&MatView::new(&part, [rows.len(), width])?, 0..rows.len(), cx)?;
+        for (part, run) in self.method.runs(cols)? {
+            let own = columns(&values, cols, &run);
+            let view = MatView::new(&own, [rows.len(), run.len()])?;
+            let done = self.parts[part].compress(&view, 0..rows.len(), cx)?;
             report.merge(&done.report);
             ops.push(done.op);
         }
