@@ -14,6 +14,33 @@ use tersor_linalg::{inverse_factor, matmul};
 use crate::gram::in_gram;
 
 /// Parameters, unchecked: no runs yet, of all features together, damping 0.01.
+///
+/// ```
+/// use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+/// use tersor_core::*;
+/// use tersor_groupwise::Rtn;
+/// use tersor_lowrank::{Blocks, Moments, Subspaces};
+///
+/// # fn main() -> Result<()> {
+/// // Inputs of 64 features that vary most along two directions.
+/// let (tokens, k) = (100, 64);
+/// let x: Vec<f32> = (0..tokens * k).map(|i| ((i % k + 1) as f32 * (i / k) as f32).sin() * if i % k < 2 { 9.0 } else { 1.0 }).collect();
+/// let mut moments = Moments::new(k)?;
+/// moments.observe(&x)?;
+/// // An eighth of the directions, the last, at 8 bits.
+/// let rotation = moments.rotation(&Blocks::random(&[56, 8], &mut ChaCha8Rng::seed_from_u64(0))?)?;
+/// let rtn = |bits| Ok::<_, Error>(Box::new(Rtn::new().bits(bits).check()?));
+/// let method = Subspaces::new().part(0.875, rtn(4)?).part(0.125, rtn(8)?).check()?;
+/// let mut weights: Vec<f32> = (0..32 * k).map(|i| ((i * i) as f32 * 0.37).sin()).collect();
+/// rotation.forward(&mut weights);
+/// let cx = Context::new();
+/// let done = method.prepare(None, &cx)?.compress(&MatView::new(&weights, [32, k])?, 0..32, &cx)?;
+/// // For inputs as they are.
+/// let op = compose::Rotated::new(rotation, done.op)?;
+/// assert_eq!(op.shape(), [32, k]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Default)]
 pub struct Subspaces {
     parts: Vec<(f64, Box<dyn Method>)>,
