@@ -132,7 +132,7 @@ fn shard(s: &str) -> Result<(usize, usize), String> {
 
 /// `tersor plan`
 #[derive(clap::Args, Debug)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["recipe", "budget", "bits"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["recipe", "budget", "bits", "to"])))]
 pub struct Plan {
     /// A directory or a `.gguf` file.
     pub model: PathBuf,
@@ -146,6 +146,9 @@ pub struct Plan {
     /// The same, for at most so many bits a weight, embedding and head included.
     #[arg(long)]
     pub bits: Option<f64>,
+    /// Instead, what every tensor would become in a file for llama.cpp: `gguf:TYPE`, as `convert --to` takes it, fall-backs included.
+    #[arg(long, conflicts_with_all = ["measured", "out"])]
+    pub to: Option<String>,
     /// Keep what was measured for the budget in this file, or take it from there: other budgets for the same model and text then cost nothing.
     #[arg(long, conflicts_with = "recipe")]
     pub measured: Option<PathBuf>,

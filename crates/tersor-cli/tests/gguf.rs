@@ -133,6 +133,11 @@ fn mixtures_fall_back_by_width_and_say_where() {
     let args = ["convert", s(&model), "--to", "gguf:Q4_K_M", "--out", s(&file), "--dry-run"];
     let planned = tersor_json(&args);
     assert!(!file.exists() && planned["written"] == false);
+    // The plan says the same, and nothing else that a plan is for goes with it.
+    let listed = tersor_json(&["plan", s(&model), "--to", "gguf:Q4_K_M"]);
+    assert_eq!((&listed["tensors"], &listed["fallbacks"]), (&planned["tensors"], &planned["fallbacks"]));
+    fails(2, &["plan", s(&model), "--to", "gptq"]);
+    fails(2, &["plan", s(&model), "--to", "gguf:Q4_K_M", "--bits", "4"]);
     let made = convert(&shipped(), "gguf:Q4_K_M", &file);
     assert_eq!((&planned["tensors"], &planned["fallbacks"]), (&made["tensors"], &made["fallbacks"]));
     // No row here is made of blocks of 256: 28 matrices and the embedding, which is the head.

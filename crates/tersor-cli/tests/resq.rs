@@ -72,6 +72,13 @@ fn principal_directions_change_nothing_until_something_is_rounded() {
             let found = eval(&out, model, &[]);
             assert!(kl(&found) < 1e-8, "{} {how}: {found}", model.display());
             tersor_json(&["verify", s(&out)]);
+            // Others see a network as any other.
+            let plain = dir.path().join("plain");
+            tersor_json(&["convert", s(&out), "--to", "f32", "--out", s(&plain)]);
+            assert!(kl(&eval(&plain, model, &[])) < 1e-8);
+            let kept = tersor::formats::Model::open(&plain, &Limits::default()).unwrap().tensors();
+            assert!(!kept.iter().any(|t| t.name.contains("rotation")));
+            std::fs::remove_dir_all(plain).unwrap();
             // Eight bits in the directions of the keys, too.
             assert!(kl(&eval(&out, model, &["--kv", "int8-pca"])) < 1e-3);
             std::fs::remove_dir_all(out).unwrap();

@@ -92,7 +92,10 @@ impl Source {
             let part_of =
                 |n: &String| t.name.strip_prefix(n.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('.'));
             let frequencies = self.model.gguf().is_some() && t.name == "rope_freqs.weight";
-            if specs.is_some_and(|s| s.keys().any(part_of)) || (tied && t.name == "lm_head.weight") || frequencies {
+            // Of caches alone: scores are what they were.
+            let keys = t.name.ends_with(".self_attn.k_rotation");
+            let tied = tied && t.name == "lm_head.weight";
+            if specs.is_some_and(|s| s.keys().any(part_of)) || tied || frequencies || keys {
                 continue;
             }
             let kept = DType::from_name(&t.dtype).filter(|d| !d.is_weight() && *d != DType::F64);

@@ -44,6 +44,10 @@ impl Plan {
 }
 
 pub fn run(a: &args::Plan, json: bool) -> Result<()> {
+    if let Some(to) = &a.to {
+        let conversion = args::Convert { model: a.model.clone(), to: to.clone(), dry_run: true, out: a.model.clone() };
+        return crate::convert::run(&conversion, json);
+    }
     let model = Model::open(&a.model, &Limits::default())?;
     let calibration = Calibration::from_args(&a.calibration, a.ctx);
     let limit = match (a.budget, a.bits) {
@@ -53,7 +57,7 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
     let (recipe, predicted) = match (&a.recipe, limit) {
         (_, Some(limit)) => budget::choose(&model, limit, a.seed, a.generic, &calibration, a.measured.as_deref())?,
         (Some(name), None) => (Recipe::find(name)?, None),
-        (None, None) => return Err(ParamError::new("recipe", "missing", "needed, or --budget, or --bits").into()),
+        (None, None) => return Err(ParamError::new("recipe", "missing", "needed, or --budget, --bits or --to").into()),
     };
     let mut plan = Plan::new(&model, recipe, a.seed, a.generic, &calibration)?;
     plan.fit(&model, calibration.max_memory)?;
