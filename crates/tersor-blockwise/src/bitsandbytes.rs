@@ -16,7 +16,7 @@
 //! ```
 
 use serde::{Deserialize, Serialize};
-use tersor_core::tensors::{join, read_expected};
+use tersor_core::tensors::{join, read_expected, read_floats};
 use tersor_core::{DType, Error, Isa, Layout, LinearOp, Result, TensorInfo, TensorSink, TensorSource, rows};
 
 use crate::quantize::NESTED_BLOCK;
@@ -177,17 +177,17 @@ pub(crate) fn read_named(name: &str, map: &str, source: &dyn TensorSource) -> Re
         return Err(wrong(format!("blocks of {block} values")));
     }
     let blocks = len.div_ceil(block);
-    let values = read_floats(&join(name, "quant_map"), None, source)?;
+    let values = read_vector(&join(name, "quant_map"), None, source)?;
     let map = Map::known(&values).map_err(|e| Error::from(e).in_tensor(&join(name, "quant_map")))?;
     let absmax = join(name, "absmax");
     let scales = match state.nested_blocksize {
-        None => Scales::Plain(read_floats(&absmax, Some(blocks), source)?),
+        None => Scales::Plain(read_vector(&absmax, Some(blocks), source)?),
         Some(0) => return Err(wrong("blocks of 0 scales".into())),
         Some(nested) => {
             let offset = state.nested_offset.ok_or_else(|| wrong("has no nested_offset".into()))? as f32;
             let codes = read_expected(source, &absmax, DType::U8, &[blocks])?;
-            let outer = read_floats(&join(name, "nested_absmax"), Some(blocks.div_ceil(nested)), source)?;
-            let inner = read_floats(&join(name, "nested_quant_map"), Some(256), source)?;
+            let outer = read_vector(&join(name, "nested_absmax"), Some(blocks.div_ceil(nested)), source)?;
+            let inner = read_vector(&join(name, "nested_quant_map"), Some(256), source)?;
             if nested == NESTED_BLOCK && inner == Map::dynamic(true).values() {
                 Scales::Nested { codes, absmax: outer, offset }
             } else {
@@ -226,13 +226,12 @@ fn read_state(name: &str, source: &dyn TensorSource) -> Result<State> {
 }
 
 /// A vector of f32; of `len` values, if that is known.
-fn read_floats(name: &str, len: Option<usize>, source: &dyn TensorSource) -> Result<Vec<f32>> {
+fn read_vector(name: &str, len: Option<usize>, source: &dyn TensorSource) -> Result<Vec<f32>> {
     let len = match len {
         Some(len) => len,
         None => source.info(name)?.shape.first().copied().unwrap_or(0).min(256),
     };
-    let bytes = read_expected(source, name, DType::F32, &[len])?;
-    Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+    read_floats(source, name, &[len])
 }
 
 /// Writes a matrix as the module `module` (`model.layers.0.mlp.up_proj`, say) of LLM.int8: `weight`, `SCB`, `weight_format`. Error as of the sink.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tersor_core::op::check_apply;
 use tersor_core::rows::check_range;
-use tersor_core::tensors::{join, read_expected};
+use tersor_core::tensors::{join, read_expected, read_floats};
 use tersor_core::view::elements;
 use tersor_core::{
     Compressed, Context, DType, Element, Error, Exec, Input, IntoMat, Layout, LinearOp, MatViewMut, Method, OpSpec,
@@ -105,8 +105,7 @@ impl RowwiseInt8 {
         elements(shape)?;
         let [w, s] = Self::infos(shape);
         let codes = read_expected(source, names[0], w.dtype, &w.shape)?;
-        let absmax = read_expected(source, names[1], s.dtype, &s.shape)?;
-        let absmax = absmax.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let absmax = read_floats(source, names[1], &s.shape)?;
         let codes = codes.into_iter().map(|c| c as i8).collect();
         Self::from_parts(codes, absmax, shape).map_err(|e| e.in_tensor(names[1]))
     }

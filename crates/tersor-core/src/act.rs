@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::context::fingerprint;
-use crate::{Bits, Error, ParamError, Result, StatNeeds, StatSet};
+use crate::{Bits, Error, ParamError, Result, StatNeeds, StatSet, power_of_two_above};
 use tersor_kernels::Isa;
 use tersor_kernels::{affine, integer};
 
@@ -181,8 +181,7 @@ impl ActQuant {
                         continue;
                     }
                     // The power of two at or above the largest magnitude is one step beyond the grid.
-                    let down = f32::from_bits(most.to_bits() & 0x7f80_0000);
-                    let step = if down < most { down / half * 2.0 } else { down / half };
+                    let step = power_of_two_above(most / half);
                     let limit = f32::from(self.most());
                     part.iter_mut().for_each(|v| *v = (*v / step).round_ties_even().clamp(-limit, limit) * step);
                 }

@@ -237,3 +237,8 @@ fn narrow_chunks<T: Element>(values: &[f32], out: &mut [u8], write: impl Fn(T) -
         }
     }
 }
+/// The power of two at or above a positive normal value; infinite above the largest one.
+pub fn power_of_two_above(v: f32) -> f32 {
+    let down = f32::from_bits(v.to_bits() & 0x7f80_0000);
+    if down < v { down * 2.0 } else { down }
+}

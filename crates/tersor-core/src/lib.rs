@@ -50,7 +50,7 @@ pub mod view;
 pub use act::{ActPlan, ActQuant, ActRange};
 pub use cache::{Angles, Heads, KvBlock, KvCache, MakeCache, Positions, ProbSink};
 pub use context::{Cancel, Context, Progress, Silent};
-pub use dtype::{DType, Element};
+pub use dtype::{DType, Element, power_of_two_above};
 pub use error::{Error, ParamError, Result};
 pub use exec::{Exec, Input};
 pub use limits::Limits;

@@ -1,7 +1,7 @@
 //! Orthogonal transforms of the input axis that are cheap to apply and small to store.
 
 use crate::context::fingerprint;
-use crate::tensors::{join, read_expected};
+use crate::tensors::{join, read_expected, read_floats, write_floats};
 use crate::{DType, Error, OpSpec, Result, TensorInfo, TensorSink, TensorSource};
 use std::sync::Arc;
 use tersor_kernels::hadamard::fwht;
@@ -125,9 +125,7 @@ impl Rotation {
         let signs: Vec<i8> = self.signs.iter().map(|&s| s as i8).collect();
         let info = TensorInfo { dtype: DType::I8, shape: vec![signs.len()] };
         sink.write_shared(&join(prefix, "signs"), &info, bytemuck::cast_slice(&signs))?;
-        let info = TensorInfo { dtype: DType::F32, shape: vec![self.p, self.p] };
-        let bytes: Vec<u8> = self.factor.iter().flat_map(|v| v.to_le_bytes()).collect();
-        sink.write_shared(&join(prefix, "factor"), &info, &bytes)
+        write_floats(sink, &join(prefix, "factor"), &[self.p, self.p], &self.factor)
     }
 
     pub(crate) fn describe(&self, spec: OpSpec) -> OpSpec {
@@ -139,8 +137,7 @@ impl Rotation {
         let dim = crate::view::elements([p, power])?;
         let signs = read_expected(source, &join(prefix, "signs"), DType::I8, &[dim])?;
         let signs: Vec<f32> = signs.iter().map(|&s| f32::from(s as i8)).collect();
-        let bytes = read_expected(source, &join(prefix, "factor"), DType::F32, &[p, p])?;
-        let factor: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let factor = read_floats(source, &join(prefix, "factor"), &[p, p])?;
         Self::new(&factor, power, &signs)
     }
 }

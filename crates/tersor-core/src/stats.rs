@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::tensors::{join, read_expected};
+use crate::tensors::{join, read_expected, read_floats};
 use crate::{DType, Error, IntoMat, Result, TensorInfo, TensorSink, TensorSource};
 
 /// What a method asks to know about the inputs of a matrix.
@@ -395,10 +395,7 @@ impl StatSet {
             return Err(Error::format(prefix, "statistics head has another length"));
         };
         let k = usize::try_from(features).map_err(|_| Error::Overflow { what: format!("{features} features") })?;
-        let f32s = |suffix: &str| -> Result<Vec<f32>> {
-            let bytes = read_expected(source, &join(prefix, suffix), DType::F32, &[k])?;
-            Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-        };
+        let f32s = |suffix: &str| read_floats(source, &join(prefix, suffix), &[k]);
         let f64s = |suffix: &str, shape: &[usize]| -> Result<Vec<f64>> {
             let name = join(prefix, suffix);
             let bytes = read_expected(source, &name, DType::F64, shape)?;
@@ -437,8 +434,7 @@ fn load_sample(prefix: &str, source: &dyn TensorSource, k: usize, want: u64, see
     let shape = source.info(&name)?.shape;
     let numbers = read_expected(source, &name, DType::U64, &shape)?;
     let name = join(prefix, "sample");
-    let rows = read_expected(source, &name, DType::F32, &[numbers.len() / 8, k])?;
-    let values: Vec<f32> = rows.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    let values = read_floats(source, &name, &[numbers.len() / 8, k])?;
     crate::rows::check_finite(&values, k, 0).map_err(|e| e.in_tensor(&name))?;
     let want = usize::try_from(want).map_err(|_| Error::Overflow { what: format!("a sample of {want}") })?;
     let mut sample = Sample { want, seed, keys: Vec::new(), rows: Vec::new() };

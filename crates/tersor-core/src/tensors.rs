@@ -72,6 +72,18 @@ pub fn read_expected(source: &dyn TensorSource, name: &str, dtype: DType, shape:
     Ok(bytes)
 }
 
+/// Reads a tensor of f32 whole. Error unless it is one of that shape; values are as they are, finite or not.
+pub fn read_floats(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    let bytes = read_expected(source, name, DType::F32, shape)?;
+    Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+}
+
+/// Writes a whole tensor of f32 that every block shares. Error as for [`TensorSink::write_shared`].
+pub fn write_floats(sink: &mut dyn TensorSink, name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    sink.write_shared(name, &TensorInfo { dtype: DType::F32, shape: shape.to_vec() }, &bytes)
+}
+
 /// Joins the name of an operator and of one of its tensors; an empty suffix is the operator's own name.
 pub fn join(prefix: &str, suffix: &str) -> String {
     if suffix.is_empty() { prefix.to_string() } else { format!("{prefix}.{suffix}") }

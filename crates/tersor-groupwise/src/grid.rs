@@ -1,7 +1,7 @@
 //! From the values of a group to its scale and zero.
 
 use half::{bf16, f16};
-use tersor_core::{Bits, DType, Error, GroupSize, Isa, ParamError, Result};
+use tersor_core::{Bits, DType, Error, GroupSize, Isa, ParamError, Result, power_of_two_above};
 use tersor_kernels::affine::{self, Affine};
 
 /// Which codes a group may use, and where its zero lies.
@@ -178,10 +178,7 @@ pub(crate) fn round_scale(dtype: DType, scale: f32, [row, group]: [usize; 2]) ->
             if up { f16::from_bits(near.to_bits() + 1).to_f32() } else { near.to_f32() }
         }
         DType::BF16 => bf16::from_f32(scale).to_f32(),
-        DType::E8M0 => {
-            let down = f32::from_bits(scale.to_bits() & 0x7f80_0000);
-            if down < scale { down * 2.0 } else { down }
-        }
+        DType::E8M0 => power_of_two_above(scale),
         _ => scale,
     };
     if rounded.is_finite() && rounded > 0.0 {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 use tersor_core::compose::Dense;
-use tersor_core::tensors::read_expected;
+use tersor_core::tensors::read_floats;
 use tersor_core::{
     DType, Error, Fold, FoldedRows, Limits, LinearOp, OpSpec, Registry, Result, Rotation, RowSource, read_finite,
 };
@@ -125,8 +125,7 @@ impl Checkpoint {
         }
         let Some(stored) = self.model.stored() else { return Ok(None) };
         let read = || -> Result<Rotation> {
-            let bytes = read_expected(stored, &name, DType::F32, &[1, head_dim, head_dim])?;
-            let rows: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            let rows = read_floats(stored, &name, &[1, head_dim, head_dim])?;
             Rotation::new(&rows, 1, &vec![1.0; head_dim])
         };
         read().map(Some).map_err(|e| e.in_tensor(&name))

@@ -2,7 +2,7 @@
 
 use bytemuck::cast_slice;
 use serde::{Deserialize, Serialize};
-use tersor_core::tensors::{join, read_expected};
+use tersor_core::tensors::{join, read_expected, read_floats};
 use tersor_core::{DType, Error, Result, TensorInfo, TensorSink, TensorSource};
 
 use super::{CheckedOptimizer, Rule};
@@ -203,8 +203,7 @@ impl State {
         }
         let floats = |part: &str, len: usize| -> Result<Vec<f32>> {
             let name = join(prefix, part);
-            let bytes = read_expected(source, &name, DType::F32, &[len])?;
-            let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            let values = read_floats(source, &name, &[len])?;
             check_finite(&values, 0).map_err(|e| e.in_tensor(&name))?;
             Ok(values)
         };

@@ -1,9 +1,10 @@
 //! One matrix at a time: compressed into a part, or copied as it is stored.
 
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value as Json, json};
+use tersor::core::tensors::write_floats;
 use tersor::core::{
     Context, Error, Fold, FoldedRows, LinearOp, MatView, NonFinite, Prepared, Repaired, Report, Result, RowSlot,
     RowSource, Side, TensorInfo, TensorSink, Transform, check_finite, read_finite,
@@ -22,6 +23,8 @@ pub struct Job<'a> {
     pub cx: &'a Context,
     /// Where finished matrices lie.
     pub parts: Parts,
+    /// Factors of the layer that was last asked for.
+    pub factors: Mutex<Option<(usize, Arc<smooth::Factors>)>>,
     /// The rotations, where they are known, and what they ask of the weights.
     pub rotated: Option<(Found, Folds)>,
 }
@@ -237,7 +240,7 @@ pub fn keys(job: &Job<'_>, entry: &Entry, layer: usize, sink: &mut dyn TensorSin
         place: "the principal directions; their task comes first".into(),
     };
     let (name, info) = &entry.tensors[0];
-    sink.write_shared(name, info, &subspaces::rotation_bytes(found.ok_or_else(missing)?))
+    write_floats(sink, name, &info.shape, &found.ok_or_else(missing)?.matrix())
 }
 
 /// A tensor as it is stored; of block types, its values. Floats are checked. Gives the hash of what was read.

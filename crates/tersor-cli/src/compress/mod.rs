@@ -139,7 +139,8 @@ fn compress(model: &Model, plan: &Plan, out: &Path, part: Part, cx: &Context) ->
         }
         Output::Open(work) => work,
     };
-    let mut job = Job { model, plan, cx, parts: Parts::new(&work.scratch()), rotated: None };
+    let mut job =
+        Job { model, plan, cx, parts: Parts::new(&work.scratch()), factors: Default::default(), rotated: None };
     job.rotate()?;
     if let Part::Task(k) = part {
         tasks::run(&job, tasks[k])?;

@@ -1,34 +1,40 @@
 //! Factors of the inputs of a layer's sites: found once, kept with the work in progress, folded into weights as they are read.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use tersor::core::tensors::{read_floats, write_floats};
 use tersor::core::{
     DType, Error, Fold, FoldedRows, Folding, Limits, Module, NonFinite, Repaired, Result, RowSource, Site, TensorInfo,
-    TensorSink, TensorSource, rows::check_finite,
+    rows::check_finite,
 };
 use tersor::formats::safetensors::{File, Writer};
 use tersor::llm::Seen;
 
 use super::matrix::Job;
 
+/// Factors by the names of sites.
+pub type Factors = BTreeMap<String, Vec<f32>>;
+
 fn path(job: &Job<'_>, layer: usize) -> std::path::PathBuf {
     job.parts.scratch().join(format!("factors-{layer:06}"))
 }
 
 /// The factors of a layer's sites, by the names of the sites; none where they have not been found yet.
-fn factors(job: &Job<'_>, layer: usize) -> Result<Option<BTreeMap<String, Vec<f32>>>> {
+fn factors(job: &Job<'_>, layer: usize) -> Result<Option<Arc<Factors>>> {
+    let mut known = job.factors.lock().unwrap_or_else(|e| e.into_inner());
+    if let Some((_, factors)) = known.as_ref().filter(|(l, _)| *l == layer) {
+        return Ok(Some(factors.clone()));
+    }
     let path = path(job, layer);
     if !path.is_file() {
         return Ok(None);
     }
     let file = File::open(&path, &Limits::default())?;
-    let mut all = BTreeMap::new();
-    for name in file.header().tensors.keys() {
-        let mut bytes = vec![0u8; file.info(name)?.bytes()?];
-        file.read_at(name, 0, &mut bytes)?;
-        let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        all.insert(name.clone(), values);
-    }
+    let names = file.header().tensors.iter();
+    let all = names.map(|(name, t)| Ok((name.clone(), read_floats(&file, name, &t.info.shape)?)));
+    let all = Arc::new(all.collect::<Result<Factors>>()?);
+    *known = Some((layer, all.clone()));
     Ok(Some(all))
 }
 
@@ -46,7 +52,7 @@ pub fn online(job: &Job<'_>, site: &Site) -> Result<Option<Vec<f32>>> {
     if site.folding() != Folding::Online {
         return Ok(None);
     }
-    let found = factors(job, layer)?.and_then(|mut all| all.remove(&site.name));
+    let found = factors(job, layer)?.and_then(|all| all.get(&site.name).cloned());
     Ok(Some(found.unwrap_or_else(|| vec![1.0; site.features])))
 }
 
@@ -76,8 +82,7 @@ pub fn rewrite(job: &Job<'_>, layer: usize, seen: &[Seen<'_>]) -> Result<Vec<Fol
     let info = |f: &Vec<f32>| TensorInfo { dtype: DType::F32, shape: vec![f.len()] };
     let mut writer = Writer::create(&path(job, layer), found.iter().map(|(n, f)| (n.clone(), info(f))).collect())?;
     for (name, factors) in &found {
-        let bytes: Vec<u8> = factors.iter().flat_map(|v| v.to_le_bytes()).collect();
-        writer.write_shared(name, &info(factors), &bytes)?;
+        write_floats(&mut writer, name, &[factors.len()], factors)?;
     }
     writer.finish()?;
     Ok(folds)

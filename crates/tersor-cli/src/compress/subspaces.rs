@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::json;
-use tersor::core::{
-    DType, Error, Limits, Producer, Result, Rotation, Site, StatNeeds, StatSet, TensorInfo, TensorSink,
-};
+use tersor::core::tensors::{read_floats, write_floats};
+use tersor::core::{DType, Error, Limits, Producer, Result, Rotation, Site, StatNeeds, StatSet, TensorInfo};
 use tersor::formats::safetensors::{File, Writer};
 use tersor::formats::{json as files, write_atomic};
 use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, Seen, SiteChanges};
@@ -42,8 +41,7 @@ pub fn load(job: &Job<'_>, rotations: &Rotations) -> Result<Option<Found>> {
     let file = File::open(&path(job), &Limits::default())?;
     let c = rotations.config();
     let read = |name: &str, dim: usize| -> Result<Rotation> {
-        let bytes = tersor::core::tensors::read_expected(&file, name, DType::F32, &[dim, dim])?;
-        let rows: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let rows = read_floats(&file, name, &[dim, dim])?;
         Rotation::new(&rows, 1, &vec![1.0; dim]).map_err(|e| e.in_tensor(name))
     };
     let values = |l: usize| (0..c.kv_heads).map(|h| read(&value_name(l, h), c.head_dim)).collect();
@@ -124,7 +122,7 @@ pub fn find(job: &Job<'_>, rotations: &Rotations, checkpoint: &Checkpoint, windo
     let info = |r: &Rotation| TensorInfo { dtype: DType::F32, shape: vec![r.dim(), r.dim()] };
     let mut writer = Writer::create(&path(job), found.iter().map(|(n, r)| (n.clone(), info(r))).collect())?;
     for (name, rotation) in &found {
-        writer.write_shared(name, &info(rotation), &rotation_bytes(rotation))?;
+        write_floats(&mut writer, name, &[rotation.dim(); 2], &rotation.matrix())?;
     }
     writer.finish()?;
     let hashes = sources(job).map(|e| Ok((e.name.clone(), source_hash(job.model, e)?)));
@@ -136,9 +134,4 @@ pub fn find(job: &Job<'_>, rotations: &Rotations, checkpoint: &Checkpoint, windo
 /// Whether queries, keys and values read it.
 fn makes_heads(site: &Site) -> bool {
     site.consumers.iter().any(|c| c.weight.ends_with(".self_attn.k_proj.weight"))
-}
-
-/// The matrix of a rotation, as it is stored.
-pub fn rotation_bytes(rotation: &Rotation) -> Vec<u8> {
-    rotation.matrix().iter().flat_map(|v| v.to_le_bytes()).collect()
 }

@@ -5,7 +5,7 @@
 
 use crate::context::fingerprint;
 use crate::method::ROW_UNIT;
-use crate::tensors::{join, read_expected};
+use crate::tensors::{join, read_expected, read_floats, write_floats};
 use crate::*;
 use std::ops::Range;
 use std::rc::Rc;
@@ -216,7 +216,7 @@ impl Wrap for ScaledInputs {
         spec
     }
     fn save_own(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
-        save_floats(&self.scales, prefix, "input_scales", sink)
+        write_floats(sink, &join(prefix, "input_scales"), &[self.scales.len()], &self.scales)
     }
 }
 
@@ -265,7 +265,7 @@ impl Wrap for QuantizedInputs {
         if scales.is_empty() {
             return Ok(());
         }
-        save_floats(scales, prefix, "activation_scales", sink)
+        write_floats(sink, &join(prefix, "activation_scales"), &[scales.len()], scales)
     }
 }
 
@@ -318,16 +318,6 @@ fn inner(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Registry) -> Result<Bo
     r.load(s.get_part("op")?, &join(p, "op"), src)
 }
 
-fn floats(src: &dyn TensorSource, p: &str, name: &str, n: usize) -> Result<Vec<f32>> {
-    let bytes = read_expected(src, &join(p, name), DType::F32, &[n])?;
-    Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-}
-
-fn save_floats(values: &[f32], p: &str, name: &str, sink: &mut dyn TensorSink) -> Result<()> {
-    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    sink.write_shared(&join(p, name), &TensorInfo { dtype: DType::F32, shape: vec![values.len()] }, &bytes)
-}
-
 pub(super) fn load_rotated(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Registry) -> Result<Box<dyn LinearOp>> {
     Ok(Box::new(Rotated::new(Rotation::load(s, p, src)?, inner(s, p, src, r)?)?))
 }
@@ -339,13 +329,13 @@ pub(super) fn load_permuted(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Reg
 }
 
 pub(super) fn load_scaled(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Registry) -> Result<Box<dyn LinearOp>> {
-    let scales = floats(src, p, "input_scales", s.shape[1])?;
+    let scales = read_floats(src, &join(p, "input_scales"), &[s.shape[1]])?;
     Ok(Box::new(ScaledInputs::new(scales, inner(s, p, src, r)?)?))
 }
 
 pub(super) fn load_quantized(s: &OpSpec, p: &str, src: &dyn TensorSource, r: &Registry) -> Result<Box<dyn LinearOp>> {
     let bits = u32::try_from(s.get_int("activation_bits")?).unwrap_or(0);
-    let scales = |n: usize| floats(src, p, "activation_scales", n);
+    let scales = |n: usize| read_floats(src, &join(p, "activation_scales"), &[n]);
     let act = match s.get_text("activations").unwrap_or("token") {
         "token" => ActQuant::per_token(bits)?,
         "tensor" => ActQuant::per_tensor(bits)?,
