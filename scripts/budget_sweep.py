@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TERSOR = ROOT / "target/release/tersor"
 MODEL = ROOT / "models/smollm2-135m.gguf"
 CALIB = ["--calib", ROOT / "examples/data/wiki-calib.txt", "--calib-windows", 32]
-BUDGETS = [75, 80, 85, 90, 95, 102, 110, 120, 130, 141]
+BUDGETS = [75, 80, 85, 90, 95, 102, 110, 120, 130, 141, 144.8]
 # llama.cpp's numbers of its file types.
 THEIRS = {"q2_K": 10, "q3_K_M": 12, "q4_0": 2, "q4_K_M": 15, "q8_0": 7}
 

@@ -51,3 +51,24 @@ fn smollm2_is_calibrated_within_the_memory_that_the_plan_says() {
     assert!(capped["peak_rss_bytes"].as_u64().unwrap() <= 220_000_000, "{capped}");
     assert!(result(&a) == result(&b));
 }
+
+#[test]
+fn what_looks_at_whole_layers_stays_within_the_plan_too() {
+    let model = root().join("models/smollm2-135m.gguf");
+    if !model.exists() {
+        eprintln!("skipped: models/smollm2-135m.gguf is not there (scripts/fetch-models.sh brings it)");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let calib = root().join("examples/data/wiki-calib.txt");
+    for recipe in ["w4a8-g128-smooth", "w4a4kv4-resq"] {
+        let out = dir.path().join(recipe);
+        let list = [s(&model), "--recipe", recipe, "--calib", s(&calib), "--calib-windows", "8"];
+        let plan = tersor_json(&[&["plan"][..], &list].concat());
+        let planned: u64 = plan["peak_memory_bytes"].as_object().unwrap().values().map(|v| v.as_u64().unwrap()).sum();
+        let done = tersor_json(&[&["compress"][..], &list, &["--out", s(&out)]].concat());
+        let peak = done["peak_rss_bytes"].as_u64().unwrap();
+        assert!(peak <= planned * 11 / 10, "{recipe}: {peak} of {planned}");
+        assert_eq!(done["weight_bytes"], plan["weight_bytes"]);
+    }
+}

@@ -1,8 +1,9 @@
-//! A recipe from a budget: bits and groups for each matrix, by what it does to the predictions.
+//! A recipe from a budget: bits, groups and method for each matrix, by what it does to the predictions.
 //!
 //! Every matrix of the network is quantized at three bits, alone, and the divergence of the predictions on some of the calibration text is
 //! measured. From there its loss at other widths and groups is in proportion to its error: of widths up to 4 bits GPTQ's own, in the norm of the
-//! inputs, of larger ones as rounding's falls. Losses add, and a dynamic program spends the budget.
+//! inputs, with ranges searched or not, whichever is better for this matrix at this width; of larger ones as rounding's falls. Losses add, and
+//! a dynamic program spends the budget.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,7 +18,7 @@ use tersor::core::{
 use tersor::formats::{Model, json as files, write_atomic};
 use tersor::groupwise::gptq::Factor;
 use tersor::groupwise::mixed::{Choice, allocate};
-use tersor::groupwise::{Gptq, Rtn};
+use tersor::groupwise::{Clip, Gptq, Rtn};
 use tersor::llm::{Behind, Calibration as Walk, Checkpoint, Forks, Hooks, Replaced, SiteKind};
 
 use super::{Calibration, Plan};
@@ -42,13 +43,28 @@ const MEASURED: (u32, usize) = (3, 64);
 /// Groups to choose from; 0 is the row.
 const GROUPS: [usize; 3] = [32, 64, 128];
 
+/// A way to store a matrix.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Way {
+    bits: u32,
+    /// 0 is the row.
+    group: usize,
+    /// Whether ranges are searched.
+    mse: bool,
+}
+
+/// What GPTQ got wrong at a width, in groups of 64: as ranges are, and with ranges searched.
+struct Solved {
+    plain: f64,
+    searched: f64,
+}
+
 /// A matrix with its ways to be stored.
 #[derive(Serialize, Deserialize)]
 struct Item {
     name: String,
     method: String,
-    /// Bits and group.
-    ways: Vec<(u32, usize)>,
+    ways: Vec<Way>,
     bytes: Vec<u64>,
     /// Error of each, in one unit.
     errors: Vec<f64>,
@@ -134,15 +150,15 @@ pub fn choose(
 
 /// One rule for each way that some matrix is stored.
 fn recipe(limit: Limit, items: &[Item], picks: &[usize]) -> Recipe {
-    let mut rules: BTreeMap<(u32, usize, &str), Vec<String>> = BTreeMap::new();
+    let mut rules: BTreeMap<(Way, &str), Vec<String>> = BTreeMap::new();
     for (item, pick) in items.iter().zip(picks) {
-        let (bits, group) = item.ways[*pick];
-        rules.entry((bits, group, &item.method)).or_default().push(glob::Pattern::escape(&item.name));
+        rules.entry((item.ways[*pick], &item.method)).or_default().push(glob::Pattern::escape(&item.name));
     }
     let mut all: Vec<Rule> = (rules.into_iter())
-        .map(|((bits, group, method), names)| Rule {
-            bits: Some(bits),
-            group: (group > 0).then_some(Group::Size(group as u64)),
+        .map(|((way, method), names)| Rule {
+            bits: Some(way.bits),
+            group: (way.group > 0).then_some(Group::Size(way.group as u64)),
+            mse: way.mse,
             ..Rule::named(Patterns::Many(names), method)
         })
         .collect();
@@ -155,6 +171,13 @@ fn recipe(limit: Limit, items: &[Item], picks: &[usize]) -> Recipe {
     Recipe { name, statistics: None, kv: None, rotate: None, rules: all }
 }
 
+impl Solved {
+    /// Whether searching is worth it.
+    fn search(&self) -> bool {
+        self.searched < self.plain
+    }
+}
+
 impl Item {
     /// Of a matrix whose errors at some widths, in groups of 64, were found by `solved`; larger widths follow rounding's squared errors.
     fn new(
@@ -163,7 +186,7 @@ impl Item {
         values: &MatView<'_, f32>,
         widths: std::ops::RangeInclusive<u32>,
         groups: &[usize],
-        solved: &BTreeMap<u32, f64>,
+        solved: &BTreeMap<u32, Solved>,
     ) -> Result<Self> {
         let [_, cols] = values.shape();
         let flat = values.to_f32();
@@ -182,18 +205,20 @@ impl Item {
         for bits in widths {
             for &group in groups {
                 found.insert((bits, group), rounded(bits, group)?);
-                ways.push((bits, group));
+                ways.push(Way { bits, group, mse: solved.get(&bits).is_some_and(Solved::search) });
             }
         }
         let error = |way: (u32, usize)| found.get(&way).map_or(0.0, |f| f.0);
-        let scaled = |&(bits, group): &(u32, usize)| {
-            // The nearest width that was solved, not above this one.
-            let anchor = solved.range(..=bits).next_back().or(solved.iter().next());
-            let scale = anchor.map_or(1.0, |(b, d)| d / error((*b, MEASURED.1)).max(f64::MIN_POSITIVE));
-            error((bits, group)) * scale
+        let scaled = |way: &Way| {
+            // The nearest width that was solved, not above this one; ranges of larger widths are not searched.
+            let anchor = solved.range(..=way.bits).next_back().or(solved.iter().next());
+            let lost = |s: &Solved| if way.mse { s.searched } else { s.plain };
+            let scale = anchor.map_or(1.0, |(b, s)| lost(s) / error((*b, MEASURED.1)).max(f64::MIN_POSITIVE));
+            error((way.bits, way.group)) * scale
         };
-        let (bytes, errors) = (ways.iter().map(|w| found[w].1).collect(), ways.iter().map(scaled).collect());
-        let measured = solved.get(&MEASURED.0).copied().unwrap_or_else(|| error(MEASURED));
+        let (bytes, errors) =
+            (ways.iter().map(|w| found[&(w.bits, w.group)].1).collect(), ways.iter().map(scaled).collect());
+        let measured = solved.get(&MEASURED.0).map_or_else(|| error(MEASURED), |s| s.plain.min(s.searched));
         Ok(Self { name: name.into(), method: method.into(), ways, bytes, errors, measured, effect: 0.0 })
     }
 
@@ -319,12 +344,17 @@ fn solve(name: &str, rows: &dyn RowSource, factor: &Factor, cx: &Context) -> Res
     let view = MatView::new(&values, rows.shape())?;
     let (mut solved, mut op): (_, Option<Arc<dyn LinearOp>>) = (BTreeMap::new(), None);
     for bits in [2, 3, 4] {
-        let gptq = Gptq::new().bits(bits).group(MEASURED.1).check()?;
-        let done = cx.run(|| gptq.quantize_with(&view, factor))?;
-        solved.insert(bits, done.report.data_error.unwrap_or(done.report.squared_error));
+        let run = |clip: Clip| -> Result<(f64, Box<dyn LinearOp>)> {
+            let gptq = Gptq::new().bits(bits).group(MEASURED.1).clip(clip).check()?;
+            let done = cx.run(|| gptq.quantize_with(&view, factor))?;
+            Ok((done.report.data_error.unwrap_or(done.report.squared_error), done.op))
+        };
+        let ((plain, first), (searched, second)) = (run(Clip::None)?, run(Clip::Search { norm: 2.4 })?);
+        let errors = Solved { plain, searched };
         if bits == MEASURED.0 {
-            op = Some(done.op.into());
+            op = Some(if errors.search() { second } else { first }.into());
         }
+        solved.insert(bits, errors);
     }
     let item = Item::new(name, "gptq", &view, 2..=8, &GROUPS, &solved)?;
     let op = op.ok_or_else(|| Error::Missing { name: name.into(), place: "what was quantized".into() })?;
