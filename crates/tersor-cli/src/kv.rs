@@ -9,6 +9,8 @@ use tersor::kv::{IntCache, Integers};
 use tersor::llm::{Checkpoint, Decoder, key_rotation_name};
 use tersor::lowrank::widths;
 
+use crate::plan::rotation::SHARES;
+
 /// A way to keep them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Spec {
@@ -81,7 +83,7 @@ impl Spec {
         };
         let high = match high {
             High::Count(n) => n,
-            High::Eighth => widths([0.875, 0.125], c.head_dim).pop().unwrap_or(0),
+            High::Eighth => widths(SHARES, c.head_dim).pop().unwrap_or(0),
         };
         let plain = Integers::new(bits).high(high);
         let bytes_per_token = c.layers * plain.clone().check()?.bytes_per_token(c.kv_heads, c.head_dim)?;

@@ -213,7 +213,7 @@ fn integers_and_rounded_floats_agree_on_every_layer() {
             let input = Input::new(&x, [tokens, cols]).unwrap();
             op.apply(&input, MatViewMut::new(&mut found, [tokens, rows]).unwrap(), &mut Exec::new()).unwrap();
             let (codes, scales) = ActQuant::per_token(8).unwrap().encode(Isa::detect(), &x, cols);
-            let rounded = ActQuant::decode(&codes, &scales, None, cols);
+            let rounded = ActQuant::decode(&codes, &scales, &[], cols);
             let mut w = vec![0f32; rows * cols];
             inner.decompress_rows(0..rows, &mut w).unwrap();
             let dot =

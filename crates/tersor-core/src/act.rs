@@ -28,9 +28,8 @@ enum Reach {
 
 /// What a quantizer made of activations.
 pub(crate) enum Encoded {
-    /// Codes, and a scale a token: what integer kernels multiply. What codes and scale give, and an offset a token, if there are any, are the
-    /// values.
-    Codes(Vec<i8>, Vec<f32>, Option<Vec<f32>>),
+    /// Codes, and a scale a token: what integer kernels multiply. What these give, and an offset a token, unless there are none, are the values.
+    Codes(Vec<i8>, Vec<f32>, Vec<f32>),
     /// The values that remain, where scales differ inside a token.
     Values(Vec<f32>),
 }
@@ -88,11 +87,6 @@ impl ActQuant {
     /// The width of the codes.
     pub fn bits(&self) -> Bits {
         self.bits
-    }
-
-    /// Whether there is an offset beside codes and scale.
-    pub(crate) fn has_offsets(&self) -> bool {
-        self.reach == Reach::Asymmetric(1)
     }
 
     /// What shares a scale, by the name in specifications: `token`, `tensor`, `fixed`, `channels`, `mxint` or `asymmetric`.
@@ -159,7 +153,7 @@ impl ActQuant {
         match &self.reach {
             Reach::Token => {
                 let (codes, scales) = self.encode(isa, x, cols);
-                Encoded::Codes(codes, scales, None)
+                Encoded::Codes(codes, scales, Vec::new())
             }
             Reach::Tensor => {
                 let most = x.iter().fold(0f32, |m, v| m.max(v.abs()));
@@ -190,9 +184,9 @@ impl ActQuant {
             Reach::Asymmetric(runs) => {
                 let (codes, scales, offsets) = self.encode_asymmetric(isa, x, cols / runs);
                 if *runs > 1 {
-                    return Encoded::Values(Self::decode(&codes, &scales, Some(&offsets), cols / runs));
+                    return Encoded::Values(Self::decode(&codes, &scales, &offsets, cols / runs));
                 }
-                Encoded::Codes(codes, scales, Some(offsets))
+                Encoded::Codes(codes, scales, offsets)
             }
         }
     }
@@ -221,7 +215,7 @@ impl ActQuant {
     fn one_scale(&self, x: &[f32], cols: usize, scale: f32) -> Encoded {
         let inverse = scale.recip();
         let codes = x.iter().map(|v| self.code(*v, inverse) as i8).collect();
-        Encoded::Codes(codes, vec![scale; x.len() / cols], None)
+        Encoded::Codes(codes, vec![scale; x.len() / cols], Vec::new())
     }
 
     /// Codes and scales of rows of `cols` values, each by its own largest magnitude.
@@ -232,14 +226,14 @@ impl ActQuant {
         (codes, scales)
     }
 
-    /// What codes, scales and offsets stand for.
-    pub fn decode(codes: &[i8], scales: &[f32], offsets: Option<&[f32]>, cols: usize) -> Vec<f32> {
+    /// What codes, scales and offsets, unless there are none, stand for.
+    pub fn decode(codes: &[i8], scales: &[f32], offsets: &[f32], cols: usize) -> Vec<f32> {
         let rows = codes.chunks_exact(cols.max(1)).zip(scales).enumerate();
-        let value = |(t, (row, scale)): (usize, (&[i8], &f32))| {
-            let (scale, offset) = (*scale, offsets.and_then(|o| o.get(t)).copied().unwrap_or(0.0));
-            row.iter().map(move |c| f32::from(*c) * scale + offset).collect::<Vec<_>>()
-        };
-        rows.flat_map(value).collect()
+        rows.flat_map(|(t, (row, scale))| {
+            let offset = offsets.get(t).copied().unwrap_or(0.0);
+            row.iter().map(move |c| f32::from(*c) * scale + offset)
+        })
+        .collect()
     }
 }
 
@@ -370,7 +364,7 @@ mod tests {
 
     fn values(act: &ActQuant, x: &[f32], cols: usize) -> Vec<f32> {
         match act.apply(Isa::detect(), x, cols) {
-            Encoded::Codes(codes, scales, offsets) => ActQuant::decode(&codes, &scales, offsets.as_deref(), cols),
+            Encoded::Codes(codes, scales, offsets) => ActQuant::decode(&codes, &scales, &offsets, cols),
             Encoded::Values(v) => v,
         }
     }
@@ -379,7 +373,7 @@ mod tests {
     fn extremes_survive_and_zeros_stay() {
         let act = ActQuant::per_token(8).unwrap();
         let (codes, scales) = act.encode(Isa::detect(), &[0.0, 0.0, -1.27, 0.50], 2);
-        let x = ActQuant::decode(&codes, &scales, None, 2);
+        let x = ActQuant::decode(&codes, &scales, &[], 2);
         assert_eq!(x[..2], [0.0, 0.0]);
         assert!((x[2] + 1.27).abs() < 1e-6 && (x[3] - 0.5).abs() < 1e-6);
         assert!(ActQuant::per_token(1).is_err() && ActQuant::per_token(9).is_err());

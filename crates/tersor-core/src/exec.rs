@@ -101,7 +101,7 @@ impl<'a> Input<'a> {
     pub fn data(&self) -> &[f32] {
         self.data.get_or_init(|| {
             let (codes, scales) = self.codes.as_ref().map_or((&[][..], &[][..]), |(c, s)| (c, s));
-            Cow::Owned(ActQuant::decode(codes, scales, None, self.shape[1]))
+            Cow::Owned(ActQuant::decode(codes, scales, &[], self.shape[1]))
         })
     }
 
@@ -155,7 +155,7 @@ impl<'a> Input<'a> {
         let made = match act.apply(isa, self.data(), self.shape[1]) {
             Encoded::Codes(codes, scales, offsets) => {
                 let made = Input::made(OnceCell::new(), self.shape, Some((codes, scales)));
-                Input { offsets: offsets.unwrap_or_default(), ..made }
+                Input { offsets, ..made }
             }
             Encoded::Values(values) => Input::made(OnceCell::from(Cow::Owned(values)), self.shape, None),
         };

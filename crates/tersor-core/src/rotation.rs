@@ -49,12 +49,18 @@ impl Rotation {
         Ok(Self { signs: signs.to_vec(), factor: factor.into(), turned, p, power, key: fingerprint(&content) })
     }
 
+    /// Any orthogonal matrix, `[dim, dim]` row-major: row `i` is the direction whose coefficient becomes feature `i`. Error as for
+    /// [`Rotation::new`].
+    pub fn dense(matrix: &[f32]) -> Result<Self> {
+        Self::new(matrix, 1, &vec![1.0; matrix.len().isqrt()])
+    }
+
     /// Features that it transforms.
     pub fn dim(&self) -> usize {
         self.signs.len()
     }
 
-    /// The matrix `R` of `x R^T`, `[dim, dim]`: row `i` is the direction whose coefficient becomes feature `i`.
+    /// The whole matrix, as [`Rotation::dense`] takes it.
     pub fn matrix(&self) -> Vec<f32> {
         let n = self.dim();
         let mut columns = vec![0f32; n * n];

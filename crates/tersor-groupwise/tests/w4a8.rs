@@ -141,7 +141,7 @@ fn integers_and_floats_agree_and_blocks_make_the_whole() {
         assert_eq!(values(&*op), values(&*again));
         let act = ActQuant::per_token(8).unwrap();
         let (codes, scales) = act.encode(tersor_core::Isa::detect(), &x[..9 * cols], cols);
-        let rounded = ActQuant::decode(&codes, &scales, None, cols);
+        let rounded = ActQuant::decode(&codes, &scales, &[], cols);
         let dense = values(&*op);
         let want: Vec<f32> = (rounded.chunks(cols))
             .flat_map(|x| {

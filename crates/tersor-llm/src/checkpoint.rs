@@ -124,10 +124,7 @@ impl Checkpoint {
             return Ok(None);
         }
         let Some(stored) = self.model.stored() else { return Ok(None) };
-        let read = || -> Result<Rotation> {
-            let rows = read_floats(stored, &name, &[1, head_dim, head_dim])?;
-            Rotation::new(&rows, 1, &vec![1.0; head_dim])
-        };
+        let read = || -> Result<Rotation> { Rotation::dense(&read_floats(stored, &name, &[1, head_dim, head_dim])?) };
         read().map(Some).map_err(|e| e.in_tensor(&name))
     }
 
@@ -166,10 +163,17 @@ impl Checkpoint {
     }
 }
 
+const KEY_ROTATION: &str = ".self_attn.k_rotation";
+
 /// The name of the rotation of a layer's keys, `[1, head_dim, head_dim]` in f32: row `i` is the direction whose coefficient becomes dimension `i`, in all
 /// heads alike.
 pub fn key_rotation_name(layer: usize) -> String {
-    format!("model.layers.{layer}.self_attn.k_rotation")
+    format!("model.layers.{layer}{KEY_ROTATION}")
+}
+
+/// Whether a tensor is such a rotation: caches read it, and nothing else.
+pub fn is_key_rotation(name: &str) -> bool {
+    name.ends_with(KEY_ROTATION)
 }
 
 /// The weights of a checkpoint, with folds applied as they are read.

@@ -38,7 +38,8 @@ pub use calibrate::{
     shard_windows,
 };
 pub use checkpoint::{
-    Checkpoint, MANIFEST, Manifest, StoredWeight, Weights, bits_per_weight, is_embedding_or_head, key_rotation_name,
+    Checkpoint, MANIFEST, Manifest, StoredWeight, Weights, bits_per_weight, is_embedding_or_head, is_key_rotation,
+    key_rotation_name,
 };
 pub use config::{DecoderConfig, RopeScaling};
 pub use decoder::{Decoder, State};

@@ -15,6 +15,7 @@ use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, Seen, SiteChanges};
 use super::matrix::{Job, check_source, source_hash};
 use super::{smooth, tasks};
 use crate::plan::Action;
+use crate::plan::rotation::TABLE;
 
 /// The stream is kept so often, where the work is not cut into tasks: what a crash costs.
 const KEEP_EVERY: Duration = Duration::from_secs(10);
@@ -153,7 +154,7 @@ pub fn head_site(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<Option<Site>>
 /// Looks up the embeddings: compressed ones where sites follow compressed matrices, else the original's.
 fn embed(job: &Job<'_>, calibration: &mut Calibration<'_>, behind: Behind) -> Result<()> {
     let mut compressed: BTreeMap<String, Option<Arc<dyn LinearOp>>> = BTreeMap::new();
-    let folds: Vec<Fold> = job.rotated.iter().flat_map(|(_, f)| f.merged("model.embed")).collect();
+    let folds: Vec<Fold> = job.rotated.iter().flat_map(|(_, f)| f.merged(TABLE)).collect();
     calibration.embed(&mut |name, row, out| {
         if !compressed.contains_key(name) {
             let mut op = None;

@@ -138,9 +138,7 @@ impl Parts {
 
     /// Records that the stream has come so far, and removes what lies behind it.
     pub fn passed(&self, layers: usize, sources: &BTreeMap<String, String>) -> Result<()> {
-        let (bytes, hash) = hash_file(&self.stream(layers))?;
-        let record = json!({"layers": layers, "bytes": bytes, "blake3": hash, "sources": sources});
-        write_atomic(&self.stream(layers).with_extension("json"), &files::to_bytes(&record))?;
+        record_file(&self.stream(layers), json!({"layers": layers, "sources": sources}))?;
         for before in 0..layers {
             let path = self.stream(before);
             let old = path.with_extension("json");
@@ -158,22 +156,36 @@ impl Parts {
     pub fn farthest(&self, most: usize) -> Result<Option<Passed>> {
         for layers in (1..=most).rev() {
             let path = self.stream(layers);
-            let record = path.with_extension("json");
-            if !record.is_file() {
-                continue;
-            }
-            let json = files::read(&record, &Limits::default())?;
-            let (bytes, hash) = hash_file(&path)?;
-            if json["bytes"].as_u64() != Some(bytes) || json["blake3"].as_str() != Some(&hash) {
-                let what = format!("is not what was written there; delete it and {}", record.display());
-                return Err(Error::format(path.display().to_string(), what));
-            }
+            let Some(json) = recorded(&path)? else { continue };
             let sources = serde_json::from_value(json["sources"].clone());
-            let sources = sources.map_err(|e| Error::format(record.display().to_string(), e.to_string()))?;
+            let sources =
+                sources.map_err(|e| Error::format(path.with_extension("json").display().to_string(), e.to_string()))?;
             return Ok(Some(Passed { layers, sources, path }));
         }
         Ok(None)
     }
+}
+
+/// Writes beside a file, under its name with `.json`, what is to be known of it: `about`, its length and its hash. With that it counts.
+pub fn record_file(path: &Path, mut about: Json) -> Result<()> {
+    let (bytes, hash) = hash_file(path)?;
+    (about["bytes"], about["blake3"]) = (bytes.into(), hash.into());
+    write_atomic(&path.with_extension("json"), &files::to_bytes(&about))
+}
+
+/// What [`record_file`] wrote; none where it has not. Error when the file is not what was recorded.
+pub fn recorded(path: &Path) -> Result<Option<Json>> {
+    let record = path.with_extension("json");
+    if !record.is_file() {
+        return Ok(None);
+    }
+    let json = files::read(&record, &Limits::default())?;
+    let (bytes, hash) = hash_file(path)?;
+    if json["bytes"].as_u64() != Some(bytes) || json["blake3"].as_str() != Some(&hash) {
+        let what = format!("is not what was written there; delete it and {}", record.display());
+        return Err(Error::format(path.display().to_string(), what));
+    }
+    Ok(Some(json))
 }
 
 /// Copies a stored tensor a part at a time; `check` sees each part and the entry of the first dimension that it begins at.

@@ -5,14 +5,13 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use tersor::core::tensors::{read_floats, write_floats};
-use tersor::core::{DType, Error, Limits, Producer, Result, Rotation, Site, StatNeeds, StatSet, TensorInfo};
+use tersor::core::{DType, Limits, Producer, Result, Rotation, Site, StatNeeds, StatSet, TensorInfo};
 use tersor::formats::safetensors::{File, Writer};
-use tersor::formats::{json as files, write_atomic};
 use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, Seen, SiteChanges};
 use tersor::lowrank::Moments;
 
 use super::matrix::{Job, check_source, source_hash};
-use crate::output::hash_file;
+use super::parts::{record_file, recorded};
 use crate::plan::rotation::{Found, Rotations};
 use crate::plan::{Action, Entry, SAMPLE_TOKENS};
 
@@ -24,25 +23,15 @@ fn value_name(layer: usize, head: usize) -> String {
     format!("values.{layer}.{head}")
 }
 
-fn record(job: &Job<'_>) -> PathBuf {
-    path(job).with_extension("json")
-}
-
 /// The rotations, where they have been found. Error when the file is not what was recorded.
 pub fn load(job: &Job<'_>, rotations: &Rotations) -> Result<Option<Found>> {
-    if !record(job).is_file() {
+    if recorded(&path(job))?.is_none() {
         return Ok(None);
-    }
-    let json = files::read(&record(job), &Limits::default())?;
-    if json["blake3"].as_str() != Some(&hash_file(&path(job))?.1) {
-        let what = format!("is not what was written there; delete it and {}", record(job).display());
-        return Err(Error::format(path(job).display().to_string(), what));
     }
     let file = File::open(&path(job), &Limits::default())?;
     let c = rotations.config();
     let read = |name: &str, dim: usize| -> Result<Rotation> {
-        let rows = read_floats(&file, name, &[dim, dim])?;
-        Rotation::new(&rows, 1, &vec![1.0; dim]).map_err(|e| e.in_tensor(name))
+        Rotation::dense(&read_floats(&file, name, &[dim, dim])?).map_err(|e| e.in_tensor(name))
     };
     let values = |l: usize| (0..c.kv_heads).map(|h| read(&value_name(l, h), c.head_dim)).collect();
     Ok(Some(Found {
@@ -54,7 +43,7 @@ pub fn load(job: &Job<'_>, rotations: &Rotations) -> Result<Option<Found>> {
 
 /// Error unless the tensors of the model are still those that the rotations were found on.
 pub fn check(job: &Job<'_>) -> Result<()> {
-    let json = files::read(&record(job), &Limits::default())?;
+    let json = recorded(&path(job))?.unwrap_or_default();
     for entry in sources(job) {
         job.cx.cancel.check()?;
         check_source(job.model, entry, json["sources"][&entry.name].as_str())?;
@@ -127,8 +116,7 @@ pub fn find(job: &Job<'_>, rotations: &Rotations, checkpoint: &Checkpoint, windo
     writer.finish()?;
     let hashes = sources(job).map(|e| Ok((e.name.clone(), source_hash(job.model, e)?)));
     let hashes = hashes.collect::<Result<BTreeMap<_, _>>>()?;
-    let json = json!({"blake3": hash_file(&path(job))?.1, "sources": hashes});
-    write_atomic(&record(job), &files::to_bytes(&json))
+    record_file(&path(job), json!({"sources": hashes}))
 }
 
 /// Whether queries, keys and values read it.

@@ -15,7 +15,7 @@ use tersor::core::tensors::join;
 use tersor::core::{DType, Error, Limits, LinearOp, OpSpec, ParamError, Registry, Result, RowSource};
 use tersor::formats::{Model, json as files};
 use tersor::groupwise::GroupedLinear;
-use tersor::llm::{MANIFEST, Manifest};
+use tersor::llm::{MANIFEST, Manifest, is_key_rotation};
 
 use crate::args;
 
@@ -92,8 +92,7 @@ impl Source {
             let part_of =
                 |n: &String| t.name.strip_prefix(n.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('.'));
             let frequencies = self.model.gguf().is_some() && t.name == "rope_freqs.weight";
-            // Of caches alone: scores are what they were.
-            let keys = t.name.ends_with(".self_attn.k_rotation");
+            let keys = is_key_rotation(&t.name);
             let tied = tied && t.name == "lm_head.weight";
             if specs.is_some_and(|s| s.keys().any(part_of)) || tied || frequencies || keys {
                 continue;

@@ -27,7 +27,7 @@ use crate::recipe::Recipe;
 use crate::statistics::Statistics;
 use rotation::{HEAD, Rotations, TABLE};
 
-/// Tokens of whole windows that searches and the directions of heads are found on.
+/// Tokens of whole windows that the directions of heads are found on.
 pub const SAMPLE_TOKENS: usize = 4096;
 
 /// Bytes of f32 values in a block of rows.

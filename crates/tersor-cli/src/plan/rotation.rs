@@ -21,8 +21,8 @@ pub const HEAD: &str = "lm_head.weight";
 /// The embedding.
 pub const TABLE: &str = "model.embed_tokens.weight";
 
-/// Subspaces of a recipe that names none: an eighth of all directions has more bits (arXiv 2412.14363, section 4.1).
-const SHARES: [f64; 2] = [0.875, 0.125];
+/// Subspaces of a recipe that says nothing of them: an eighth of all directions has more bits (arXiv 2412.14363, section 4.1).
+pub const SHARES: [f64; 2] = [0.875, 0.125];
 
 /// What the rotations are.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -182,7 +182,7 @@ impl Rotations {
                 return linalg::rotation(dim, rng);
             }
             let q: Vec<f32> = linalg::orthogonal(dim, rng)?.into_iter().map(|v| v as f32).collect();
-            Rotation::new(&q, 1, &vec![1.0; dim])
+            Rotation::dense(&q)
         };
         Ok(Found {
             stream: made("rotation of the stream", self.config.hidden)?,

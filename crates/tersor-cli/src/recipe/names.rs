@@ -6,6 +6,7 @@
 use tersor::core::{ParamError, Result};
 
 use super::{Group, Part, Patterns, Recipe, Rule};
+use crate::plan::rotation::SHARES;
 
 /// Methods that a name may end in, and the bits that a method has whatever it is told.
 const METHODS: [(&str, Option<u32>); 8] = [
@@ -103,8 +104,9 @@ pub(super) fn built_in(name: &str) -> Result<Recipe> {
         // Inner activations have no principal directions that could be merged into what makes them: all of them alike.
         rules.push(Rule { patterns: Patterns::One("*.mlp.down_proj.weight".into()), ..body.clone() });
         let (bits, activations) = (body.bits.take().unwrap_or(4), body.activations.take());
-        let high = Part { share: 0.125, bits: 8, activations: activations.map(|_| 8) };
-        body.parts = vec![Part { share: 0.875, bits, activations }, high];
+        let [low, high] = SHARES;
+        let high = Part { share: high, bits: 8, activations: activations.map(|_| 8) };
+        body.parts = vec![Part { share: low, bits, activations }, high];
     }
     rules.push(body);
     Ok(Recipe { name: name.into(), statistics: None, kv, rotate, rules })

@@ -124,10 +124,6 @@ trait Wrap: Send + Sync {
         let _ = (input, y);
         Ok(())
     }
-    /// Whether the product of the changed input is the whole result.
-    fn plain(&self) -> bool {
-        true
-    }
     /// From rows of `W'` to rows of `W`.
     fn restore(&self, rows: &mut [f32]);
     fn own_bits(&self) -> u64;
@@ -238,27 +234,17 @@ impl Wrap for QuantizedInputs {
         }
         Ok(())
     }
-    fn plain(&self) -> bool {
-        !self.act.has_offsets()
-    }
     fn restore(&self, _: &mut [f32]) {}
     fn own_bits(&self) -> u64 {
         self.act.scales().len() as u64 * 32
     }
     fn describe(&self, spec: OpSpec) -> OpSpec {
         let spec = spec.int("activation_bits", self.act.bits().get());
-        match self.act.block() {
-            Some(block) => {
-                spec.text("activations", "mxint").int("activation_block", block.min(i64::MAX as usize) as i64)
-            }
-            // What there was before there were others.
-            None if self.act.reach() == "token" => spec,
-            None if self.act.runs().is_some_and(|n| n > 1) => {
-                let runs = self.act.runs().map_or(1, |n| n.min(i64::MAX as usize) as i64);
-                spec.text("activations", self.act.reach()).int("activation_runs", runs)
-            }
-            None => spec.text("activations", self.act.reach()),
-        }
+        let count = |n: usize| n.min(i64::MAX as usize) as i64;
+        // A scale a token is what there was before there were others.
+        let spec = if self.act.reach() == "token" { spec } else { spec.text("activations", self.act.reach()) };
+        let spec = self.act.block().into_iter().fold(spec, |s, n| s.int("activation_block", count(n)));
+        self.act.runs().filter(|n| *n > 1).into_iter().fold(spec, |s, n| s.int("activation_runs", count(n)))
     }
     fn save_own(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let scales = self.act.scales();
@@ -296,10 +282,9 @@ macro_rules! wrapped {
                 self.finish(&input, y)
             }
             fn integer<'w>(&'w self, x: &Input<'_>, exec: &Exec) -> Result<Option<(Rc<Activations>, &'w Panels)>> {
-                if !self.plain() {
-                    return Ok(None);
-                }
-                self.inner().integer(&*self.input(x, exec)?, exec)
+                let input = self.input(x, exec)?;
+                // With offsets there is more to do than the product.
+                if input.offsets().is_empty() { self.inner().integer(&input, exec) } else { Ok(None) }
             }
             fn spec(&self, at: RowSlot) -> OpSpec {
                 let spec = OpSpec::new(<Self as Wrap>::KIND, [at.total, self.shape()[1]]);

@@ -50,7 +50,7 @@ impl Moments {
     /// [`basis`] of these sums, as a rotation.
     pub fn rotation(&self, blocks: &Blocks) -> Result<Rotation> {
         let rows: Vec<f32> = basis(&self.sums, blocks)?.into_iter().map(|v| v as f32).collect();
-        Rotation::new(&rows, 1, &vec![1.0; self.features])
+        Rotation::dense(&rows)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Runs of columns by methods of their own, as a [`Method`].
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Instant;
 
 use tersor_core::compose::{Split, split_layout};
@@ -143,28 +144,30 @@ impl Method for CheckedSubspaces {
     }
 
     fn prepare<'s>(&'s self, stats: Option<&StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
+        let mut parts: Vec<Option<Part<'s>>> = Vec::new();
         let Some(stats) = stats.filter(|_| self.needs().any_data()) else {
-            // Parts that need none say what they miss.
-            let parts = self.parts.iter().map(|(_, m)| m.prepare(None, cx)).collect::<Result<Vec<_>>>()?;
-            return Ok(Box::new(Apart { method: self, parts }));
+            for (_, method) in &self.parts {
+                // One that needs data says what it misses.
+                parts.push(Some(Part { prepared: method.prepare(None, cx)?, moves: None }));
+            }
+            return Ok(Box::new(Ready { method: self, parts, gram: None }));
         };
-        let mut parts = Vec::new();
-        for (part, run) in self.runs(stats.features())? {
-            let method = &self.parts[part].1;
+        parts.resize_with(self.parts.len(), || None);
+        for (number, run) in self.runs(stats.features())? {
+            let method = &self.parts[number].1;
             let mut own = stats.columns(run.clone())?;
             let mut moves = None;
             if let Some(gram) = stats.gram()
                 && run.end < stats.features()
             {
-                let (rest, coupling) = couple(gram, stats.features(), run.clone(), self.damping)?;
+                let (rest, coupling) = couple(gram, stats.features(), run, self.damping)?;
                 own = own.with_gram(rest)?;
                 moves = Some(coupling);
             }
-            let needs = method.needs();
-            let prepared = method.prepare(needs.any_data().then_some(&own), cx)?;
-            parts.push(Part { prepared, run, moves });
+            let prepared = method.prepare(method.needs().any_data().then_some(&own), cx)?;
+            parts[number] = Some(Part { prepared, moves });
         }
-        Ok(Box::new(Ready { parts, features: stats.features(), gram: stats.shared_gram() }))
+        Ok(Box::new(Ready { method: self, parts, gram: stats.shared_gram() }))
     }
 }
 
@@ -204,54 +207,34 @@ fn columns(values: &[f32], cols: usize, run: &Range<usize>) -> Vec<f32> {
     values.chunks_exact(cols.max(1)).flat_map(|row| &row[run.clone()]).copied().collect()
 }
 
-/// Parts that know nothing of each other.
-struct Apart<'s> {
-    method: &'s CheckedSubspaces,
-    parts: Vec<Box<dyn Prepared + 's>>,
-}
-
-impl Prepared for Apart<'_> {
-    fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
-        let cols = w.shape()[1];
-        let values = read_finite(w, rows.clone())?;
-        let mut report = Report::default();
-        let mut ops = Vec::new();
-        for (part, run) in self.method.runs(cols)? {
-            let own = columns(&values, cols, &run);
-            let view = MatView::new(&own, [rows.len(), run.len()])?;
-            let done = self.parts[part].compress(&view, 0..rows.len(), cx)?;
-            report.merge(&done.report);
-            ops.push(done.op);
-        }
-        Ok(Compressed { op: Box::new(Split::new(ops)?), report })
-    }
-}
-
+/// A part, and how later columns move with what it loses.
 struct Part<'s> {
     prepared: Box<dyn Prepared + 's>,
-    run: Range<usize>,
     moves: Option<Vec<f64>>,
 }
 
-/// Parts that make up for each other.
+/// All parts; those without columns are none.
 struct Ready<'s> {
-    parts: Vec<Part<'s>>,
-    features: usize,
-    gram: Option<std::sync::Arc<Vec<f64>>>,
+    method: &'s CheckedSubspaces,
+    parts: Vec<Option<Part<'s>>>,
+    gram: Option<Arc<Vec<f64>>>,
 }
 
 impl Prepared for Ready<'_> {
     fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
         let (n, cols, start) = (rows.len(), w.shape()[1], Instant::now());
-        if cols != self.features {
-            return Err(Error::shape("features of the statistics", cols, self.features));
+        if let Some(gram) = &self.gram
+            && cols.checked_mul(cols) != Some(gram.len())
+        {
+            return Err(Error::shape("features of the statistics", cols, gram.len().isqrt()));
         }
         let values = read_finite(w, rows)?;
         let mut moved = values.clone();
         let (mut report, mut ops) = (Report::default(), Vec::new());
-        for part in &self.parts {
-            let run = &part.run;
-            let own = columns(&moved, cols, run);
+        for (number, run) in self.method.runs(cols)? {
+            let part = self.parts[number].as_ref();
+            let part = part.ok_or_else(|| Error::shape("features of the statistics", cols, "other ones"))?;
+            let own = columns(&moved, cols, &run);
             let done = part.prepared.compress(&MatView::new(&own, [n, run.len()])?, 0..n, cx)?;
             if let Some(moves) = &part.moves {
                 let mut lost = vec![0f32; own.len()];
