@@ -9,6 +9,12 @@ use tersor_groupwise::gptq::{Dead, Groups, OnFailure};
 use tersor_groupwise::{Check, Clip, Gptq, Grid, GroupSize, GroupSpec, GroupedLinear, Rtn};
 
 /// Values between -1 and 1.
+/// Scales' type for random groups: a value alone in its group may be so small that its scale is nothing in half precision, which
+/// is refused.
+fn scales(group: usize, k: usize) -> DType {
+    if group == 1 || k % group == 1 { DType::F32 } else { DType::F16 }
+}
+
 fn noise(n: usize, salt: u64) -> Vec<f32> {
     let mut state = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -181,14 +187,15 @@ proptest! {
         let mut gptq = Gptq::new().bits(bits).grid(grid).block(16);
         let mut rtn = Rtn::new().bits(bits).grid(grid);
         if !channel {
-            (gptq, rtn) = (gptq.group(group), rtn.group(group));
+            let scales = scales(group, k);
+            (gptq, rtn) = (gptq.group(group).scales(scales), rtn.group(group).scales(scales));
         }
         let want = bytes(&rtn.quantize(&m).unwrap());
         let diagonal: Vec<f64> = (0..k * k).map(|i| if i / k == i % k { 1.0 + i as f64 } else { 0.0 }).collect();
         let run = |g: Gptq, h: &[f64]| bytes(&*g.check().unwrap().quantize(&m, h).unwrap().op);
         prop_assert_eq!(&run(gptq, &diagonal), &want);
         prop_assert_eq!(&run(gptq.act_order(true).groups(Groups::Static), &diagonal), &want);
-        prop_assert_eq!(&run(gptq.damping(1e12), &gram(&tokens(50, k, salt), k)), &want);
+        prop_assert_eq!(&run(gptq.damping(1e20), &gram(&tokens(50, k, salt), k)), &want);
     }
 
     #[test]
@@ -198,7 +205,7 @@ proptest! {
     ) {
         let w = noise(rows * k, salt);
         let m = MatView::new(&w, [rows, k]).unwrap();
-        let method = Gptq::new().bits(bits).group(group).act_order(act_order).check().unwrap();
+        let method = Gptq::new().bits(bits).group(group).scales(scales(group, k)).act_order(act_order).check().unwrap();
         let mut stats = StatSet::new(k, method.needs(), 0, 0).unwrap();
         stats.observe(&MatView::new(&tokens(90, k, salt), [90, k]).unwrap()).unwrap();
         let cx = Context::new();
