@@ -34,7 +34,7 @@ mod tokenizer;
 pub use architecture::Architecture;
 pub use cache::DenseCache;
 pub use calibrate::{
-    Behind, Calibration, Forks, Hooks, Keeps, Kept, ReadRow, Replaced, Replacements, Seen, SiteChanges, batch_tokens,
+    ABREAST, Behind, Calibration, Forks, Hooks, Keeps, Kept, ReadRow, Replaced, Replacements, Seen, SiteChanges, batch_tokens,
     shard_windows,
 };
 pub use checkpoint::{

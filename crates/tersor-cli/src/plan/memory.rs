@@ -15,7 +15,6 @@ type Terms = BTreeMap<&'static str, u64>;
 impl Plan {
     /// Peak memory of `compress`, by term: of its heaviest phase, and of what is there in all of them.
     pub fn memory(&self, model: &Model) -> Terms {
-        let headers: u64 = self.entries.iter().map(|e| 200 + e.tensors.len() as u64 * 300).sum();
         let all = |_: &Entry| true;
         let mut phases = vec![Terms::from([("rows", self.rows(all))])];
         if self.needs_data() {
@@ -27,6 +26,44 @@ impl Plan {
             let json = Tokenizer::json_of(model).map_or(0, |t| t.len() as u64 * copies);
             phases[0].insert("tokenizer", json);
         }
+        self.heaviest(phases)
+    }
+
+    /// The same of measuring for a budget, which this is the plan of: `streams` networks of `tokens` tokens each are held, and `abreast` of them
+    /// go through a layer at once.
+    pub fn memory_of_measuring(&self, model: &Model, [streams, tokens, abreast]: [usize; 3]) -> Terms {
+        let Some(network) = &self.network else { return Terms::new() };
+        let floats = |shape: [usize; 2]| shape[0] as u64 * shape[1] as u64 * 4;
+        let (hidden, ctx) = (network.hidden() as u64, self.windows[1] as u64);
+        let held = 4 * (streams * tokens) as u64 * hidden;
+        let mut phases: Vec<Terms> = self.text(model).into_iter().chain(self.walk().into_iter().flatten()).collect();
+        let in_layers = |e: &&Entry| network.layer_of(&e.name).is_some();
+        let widest = self.entries.iter().filter(in_layers).filter_map(Entry::matrix).map(floats).max().unwrap_or(0);
+        for terms in &mut phases[1..] {
+            // Whole, and what GPTQ makes of it.
+            terms.entry("rows").and_modify(|rows| *rows = widest * 5);
+            terms.insert("networks", held);
+        }
+        let layer = self.entries.iter().filter(|e| network.layer_of(&e.name) == Some(0)).filter_map(Entry::matrix);
+        let at_work = abreast as u64 * tokens as u64 + rayon::current_num_threads() as u64 * ctx * 12;
+        let stream = self.walk().and_then(|w| w[0].get("hidden states").copied()).unwrap_or(0);
+        phases.push(Terms::from([
+            ("networks", held),
+            ("windows", at_work * 4 * hidden),
+            ("hidden states", stream),
+            ("layer", layer.map(floats).sum()),
+        ]));
+        if let Architecture::Decoder(c) = network {
+            // The head, and the predictions of a block of the original and of another network.
+            let head = floats([c.vocab, c.hidden]);
+            phases.push(Terms::from([("networks", held), ("head", head + head / 4), ("rows", 3 * 4 * 64 * c.vocab as u64)]));
+        }
+        self.heaviest(phases)
+    }
+
+    /// Of these phases, and what is there in all.
+    fn heaviest(&self, phases: Vec<Terms>) -> Terms {
+        let headers: u64 = self.entries.iter().map(|e| 200 + e.tensors.len() as u64 * 300).sum();
         let heaviest = phases.into_iter().max_by_key(|t| t.values().sum::<u64>()).unwrap_or_default();
         let mut terms = Terms::from([("headers", headers), ("program", 14 << 20)]);
         terms.extend(heaviest);

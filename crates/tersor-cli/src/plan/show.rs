@@ -7,6 +7,7 @@ use tersor::llm::bits_per_weight;
 
 use super::budget::{self, Limit};
 use super::{Action, Calibration, Entry, Plan};
+use crate::eval::peak_rss;
 use crate::recipe::Recipe;
 use crate::{args, megabytes, print_json};
 
@@ -54,8 +55,11 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
         (Some(bytes), _) => Some(Limit::Bytes(bytes)),
         (None, bits) => bits.map(Limit::Bits),
     };
-    let (recipe, predicted) = match (&a.recipe, limit) {
-        (_, Some(limit)) => budget::choose(&model, limit, a.seed, a.generic, &calibration, a.measured.as_deref())?,
+    let (recipe, chosen) = match (&a.recipe, limit) {
+        (_, Some(limit)) => {
+            let chosen = budget::choose(&model, limit, a.seed, a.generic, &calibration, a.measured.as_deref())?;
+            (chosen.recipe.clone(), Some(chosen))
+        }
         (Some(name), None) => (Recipe::find(name)?, None),
         (None, None) => return Err(ParamError::new("recipe", "missing", "needed, or --budget, --bits or --to").into()),
     };
@@ -72,8 +76,12 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
     let (all, body) = bits_per_weight(&plan.weights());
     if json {
         let mut all = plan.to_json(&model)?;
-        if let Some(loss) = predicted {
-            all["predicted_loss"] = loss.into();
+        if let Some(chosen) = chosen {
+            all["predicted_loss"] = chosen.loss.into();
+            if let Some(memory) = chosen.memory {
+                all["measuring_peak_memory_bytes"] = json!(memory);
+                all["peak_rss_bytes"] = json!(peak_rss());
+            }
         }
         print_json(&all);
         return Ok(());

@@ -14,6 +14,9 @@ use crate::{Architecture, Checkpoint, SiteKind};
 /// Tokens whose logits are in memory at once.
 const BLOCK: usize = 64;
 
+/// Streams that pass a layer at once.
+pub const ABREAST: usize = 16;
+
 /// A matrix to be replaced: its site, its place among the site's matrices, its name, and by what.
 pub type Replaced = (SiteKind, usize, String, Arc<dyn LinearOp>);
 
@@ -66,38 +69,20 @@ impl<'a> Forks<'a> {
                 return Err(Error::shape("shape of a matrix", linear.op.shape(), op.shape()).in_tensor(&name));
             }
             let own = std::mem::replace(&mut linear.op, op);
-            let stream = self.pass(&*layer, &[&self.original], cancel)?.remove(0);
+            let stream = pass(calibration, &*layer, &[&self.original], cancel)?.remove(0);
             if let Some(linear) = layer.linears(kind).get_mut(place) {
                 linear.op = own;
             }
             self.forks.push(Fork { name, stream, head: None });
         }
-        // Those that were added here have passed it.
-        let mut all: Vec<&[f32]> = self.forks[..before].iter().map(|f| f.stream.as_slice()).collect();
-        all.push(&self.original);
-        let mut passed = self.pass(&*layer, &all, cancel)?;
-        self.original = passed.pop().unwrap_or_default();
-        for (fork, stream) in self.forks.iter_mut().zip(passed) {
-            fork.stream = stream;
+        // Those that were added here have passed it. So many at a time, as both sides of the layer are in memory.
+        for few in self.forks[..before].chunks_mut(ABREAST) {
+            let streams: Vec<&[f32]> = few.iter().map(|f| f.stream.as_slice()).collect();
+            let passed = pass(calibration, &*layer, &streams, cancel)?;
+            few.iter_mut().zip(passed).for_each(|(fork, stream)| fork.stream = stream);
         }
+        self.original = pass(calibration, &*layer, &[&self.original], cancel)?.remove(0);
         Ok(())
-    }
-
-    /// Streams through a layer, window by window.
-    fn pass(&self, layer: &dyn Steps, streams: &[&[f32]], cancel: &Cancel) -> Result<Vec<Vec<f32>>> {
-        cancel.check()?;
-        let (spans, hidden) = (&self.calibration.spans, self.calibration.hidden());
-        let unit = |i: usize, (): &mut ()| -> Result<Vec<f32>> {
-            let span = &spans[i % spans.len()];
-            let exec = &mut Exec::new();
-            let stream = &streams[i / spans.len()][span.start * hidden..span.end * hidden];
-            let mixed = layer.output(SiteKind::Qkv, &Window { stream, mixed: &[] }, exec)?;
-            let stream = layer.output(SiteKind::O, &Window { stream, mixed: &mixed }, exec)?;
-            layer.output(SiteKind::Down, &Window { stream: &stream, mixed: &[] }, exec)
-        };
-        let parts = par::map(streams.len() * spans.len(), true, || (), unit);
-        let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
-        Ok(parts.chunks(spans.len()).map(|p| p.concat()).collect())
     }
 
     /// A network with another head.
@@ -152,4 +137,21 @@ impl<'a> Forks<'a> {
         let tokens = self.calibration.tokens.len().max(1) as f64;
         Ok(self.forks.into_iter().map(|f| f.name).zip(sums.into_iter().map(|s| s / tokens)).collect())
     }
+}
+
+/// Streams through a layer, window by window.
+fn pass(calibration: &Calibration<'_>, layer: &dyn Steps, streams: &[&[f32]], cancel: &Cancel) -> Result<Vec<Vec<f32>>> {
+    cancel.check()?;
+    let (spans, hidden) = (&calibration.spans, calibration.hidden());
+    let unit = |i: usize, (): &mut ()| -> Result<Vec<f32>> {
+        let span = &spans[i % spans.len()];
+        let exec = &mut Exec::new();
+        let stream = &streams[i / spans.len()][span.start * hidden..span.end * hidden];
+        let mixed = layer.output(SiteKind::Qkv, &Window { stream, mixed: &[] }, exec)?;
+        let stream = layer.output(SiteKind::O, &Window { stream, mixed: &mixed }, exec)?;
+        layer.output(SiteKind::Down, &Window { stream: &stream, mixed: &[] }, exec)
+    };
+    let parts = par::map(streams.len() * spans.len(), true, || (), unit);
+    let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
+    Ok(parts.chunks(spans.len()).map(|p| p.concat()).collect())
 }

@@ -15,7 +15,7 @@ use tersor_kernels::par;
 
 use crate::layer::rms_norm;
 use crate::{Architecture, Checkpoint, Rope, SiteKind};
-pub use forks::{Forks, Replaced};
+pub use forks::{ABREAST, Forks, Replaced};
 use steps::{Effect, Steps, Window, effect};
 use store::{Filling, Rewriting, Store};
 
