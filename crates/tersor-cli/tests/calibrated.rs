@@ -11,25 +11,13 @@ use common::*;
 use rand_core::RngCore;
 use tersor::core::Context;
 
+/// Of the calibration text.
+const WINDOWS: [&str; 2] = ["90", "128"];
+
 const SEQUENTIAL: &str = "w3-g32-gptq";
 
-/// Arguments of `compress` on a short calibration text.
-fn args(model: &Path, recipe: &str, out: &Path) -> Vec<String> {
-    let text = root().join("examples/data/wiki-calib.txt");
-    let list = ["compress", s(model), "--recipe", recipe, "--out", s(out), "--calib", s(&text)];
-    list.iter().chain(&["--calib-windows", "90", "--ctx", "128"]).map(|a| a.to_string()).collect()
-}
-
-fn run(args: &[String], more: &[&str]) -> serde_json::Value {
-    tersor_json(&args.iter().map(String::as_str).chain(more.iter().copied()).collect::<Vec<_>>())
-}
-
 fn refused(code: i32, args: &[String], more: &[&str]) -> String {
-    fails(code, &args.iter().map(String::as_str).chain(more.iter().copied()).collect::<Vec<_>>())
-}
-
-fn shipped() -> PathBuf {
-    root().join("examples/models/tiny-wiki")
+    fails(code, &with(args, more))
 }
 
 /// A recipe whose statistics are the original network's.
@@ -57,13 +45,13 @@ fn killed_at_any_moment_and_started_again_the_bytes_are_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let whole = dir.path().join("whole");
     let start = Instant::now();
-    run(&args(&shipped(), SEQUENTIAL, &whole), &["--threads", "2"]);
+    run(&compress(&shipped(), SEQUENTIAL, &whole, WINDOWS), &["--threads", "2"]);
     let (took, want) = (start.elapsed(), result(&whole));
     let mut rng = Context::new().stream("moments of death");
     let (mut killed, mut resumed) = (0, 0);
     for i in 0..12 {
         let out = dir.path().join(format!("out{i}"));
-        let list = args(&shipped(), SEQUENTIAL, &out);
+        let list = compress(&shipped(), SEQUENTIAL, &out, WINDOWS);
         let mut child = spawn(&list);
         std::thread::sleep(Duration::from_nanos(rng.next_u64() % took.as_nanos() as u64));
         let _ = child.kill();
@@ -85,8 +73,8 @@ fn killed_at_any_moment_and_started_again_the_bytes_are_the_same() {
 fn tasks_of_a_chain_killed_and_repeated_merge_to_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
-    run(&args(&shipped(), SEQUENTIAL, &whole), &[]);
-    let list = args(&shipped(), SEQUENTIAL, &out);
+    run(&compress(&shipped(), SEQUENTIAL, &whole, WINDOWS), &[]);
+    let list = compress(&shipped(), SEQUENTIAL, &out, WINDOWS);
     let mut plan: Vec<String> = list.clone();
     plan[0] = "plan".into();
     let tasks = run(&[&plan[..4], &plan[6..]].concat(), &[])["tasks"].as_array().unwrap().clone();
@@ -123,11 +111,11 @@ fn processes_that_share_the_work_and_files_of_statistics_give_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let recipe = original(dir.path());
     let whole = dir.path().join("whole");
-    run(&args(&shipped(), &recipe, &whole), &["--threads", "1"]);
+    run(&compress(&shipped(), &recipe, &whole, WINDOWS), &["--threads", "1"]);
     let want = result(&whole);
 
     let out = dir.path().join("shared");
-    let list = args(&shipped(), &recipe, &out);
+    let list = compress(&shipped(), &recipe, &out, WINDOWS);
     let plan: Vec<String> = [&["plan".to_string()], &list[1..4], &list[6..]].concat();
     let tasks = run(&plan, &[])["tasks"].as_array().unwrap().clone();
     let shards = tasks.iter().filter(|t| t["kind"] == "statistics").count();
@@ -224,7 +212,7 @@ fn work_in_progress_of_other_inputs_is_refused_by_name() {
         fs::write(model.join(name), bytes).unwrap();
     }
     let out = dir.path().join("out");
-    let list = args(&model, SEQUENTIAL, &out);
+    let list = compress(&model, SEQUENTIAL, &out, WINDOWS);
     for k in ["0", "1", "2"] {
         run(&list, &["--task", k]);
     }
@@ -283,7 +271,7 @@ fn work_in_progress_of_other_inputs_is_refused_by_name() {
     );
     run(&list, &[]);
     let whole = dir.path().join("whole");
-    run(&args(&model, SEQUENTIAL, &whole), &[]);
+    run(&compress(&model, SEQUENTIAL, &whole, WINDOWS), &[]);
     assert!(result(&out) == result(&whole));
     // A finished directory is of the model that it was made from.
     flip("model.norm.weight");
@@ -295,7 +283,7 @@ fn memory_is_kept_within_its_cap_or_refused_with_the_figure() {
     let dir = tempfile::tempdir().unwrap();
     let (free, capped) = (dir.path().join("free"), dir.path().join("capped"));
     let list = |out: &Path| {
-        let mut list = args(&shipped(), SEQUENTIAL, out);
+        let mut list = compress(&shipped(), SEQUENTIAL, out, WINDOWS);
         *list.iter_mut().find(|a| *a == "90").unwrap() = "700".into();
         list
     };
@@ -328,8 +316,8 @@ fn memory_is_kept_within_its_cap_or_refused_with_the_figure() {
 fn a_full_disk_leaves_no_result_and_the_work_goes_on_after() {
     let dir = tempfile::tempdir().unwrap();
     let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
-    run(&args(&shipped(), SEQUENTIAL, &whole), &[]);
-    let list = args(&shipped(), SEQUENTIAL, &out);
+    run(&compress(&shipped(), SEQUENTIAL, &whole, WINDOWS), &[]);
+    let list = compress(&shipped(), SEQUENTIAL, &out, WINDOWS);
     // No file may grow beyond so many blocks of 512 bytes: the embedding's part, the stream on disk, the result.
     for blocks in [1, 100, 1000] {
         let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
@@ -352,7 +340,7 @@ fn a_full_disk_leaves_no_result_and_the_work_goes_on_after() {
 fn an_interrupt_stops_at_the_next_step() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let list = args(&shipped(), SEQUENTIAL, &out);
+    let list = compress(&shipped(), SEQUENTIAL, &out, WINDOWS);
     let mut child = Command::new(env!("CARGO_BIN_EXE_tersor")).args(&list).stderr(Stdio::piped()).spawn().unwrap();
     while finished(&out) < 3 {
         assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
@@ -366,7 +354,7 @@ fn an_interrupt_stops_at_the_next_step() {
     assert!(!out.join("tersor.json").exists() && out.join(".tersor").exists());
     let whole = dir.path().join("whole");
     run(&list, &[]);
-    run(&args(&shipped(), SEQUENTIAL, &whole), &[]);
+    run(&compress(&shipped(), SEQUENTIAL, &whole, WINDOWS), &[]);
     assert!(result(&out) == result(&whole));
 }
 
@@ -374,7 +362,7 @@ fn an_interrupt_stops_at_the_next_step() {
 fn a_task_is_done_by_one_process_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let list = args(&shipped(), SEQUENTIAL, &out);
+    let list = compress(&shipped(), SEQUENTIAL, &out, WINDOWS);
     run(&list, &["--task", "0"]);
     let open = |name: &str| fs::File::options().append(true).create(true).open(out.join(".tersor").join(name)).unwrap();
     let (shared, own) = (open("lock"), open("task-1.lock"));

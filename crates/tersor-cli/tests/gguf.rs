@@ -2,16 +2,12 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use common::*;
 use serde_json::Value as Json;
 use tersor::core::{Limits, read_finite};
 use tersor::formats::Model;
-
-fn shipped() -> PathBuf {
-    root().join("examples/models/tiny-wiki")
-}
 
 fn perplexity(model: &Path) -> f64 {
     let text = root().join("examples/data/wiki-eval.txt");

@@ -3,40 +3,12 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-
 use common::*;
 use serde_json::Value as Json;
 use tersor::core::{Exec, Input, Limits, MatViewMut, OpSpec, Rotation, TensorSource, metrics};
 
-fn shipped() -> PathBuf {
-    root().join("examples/models/tiny-wiki")
-}
-
-fn calib() -> PathBuf {
-    root().join("examples/data/wiki-calib.txt")
-}
-
-fn eval(model: &Path, against: &Path, more: &[&str]) -> Json {
-    let text = root().join("examples/data/wiki-eval.txt");
-    let args =
-        ["eval", s(model), "--text", s(&text), "--ctx", "64", "--windows", "8", "--no-speed", "--against", s(against)];
-    tersor_json(&[&args[..], more].concat())
-}
-
-fn kl(e: &Json) -> f64 {
-    e["kl_mean"].as_f64().unwrap()
-}
-
-fn compress(model: &Path, recipe: &str, out: &Path) -> Vec<String> {
-    let text = calib();
-    let list = ["compress", s(model), "--recipe", recipe, "--out", s(out), "--calib", s(&text)];
-    [&list[..], &["--calib-windows", "16", "--ctx", "64"]].concat().into_iter().map(String::from).collect()
-}
-
-fn with<'a>(list: &'a [String], more: &[&'a str]) -> Vec<&'a str> {
-    list.iter().map(String::as_str).chain(more.iter().copied()).collect()
-}
+/// Of the calibration text.
+const WINDOWS: [&str; 2] = ["16", "64"];
 
 #[test]
 fn principal_directions_change_nothing_until_something_is_rounded() {
@@ -65,7 +37,7 @@ fn principal_directions_change_nothing_until_something_is_rounded() {
             );
             std::fs::write(&toml, text).unwrap();
             let out = dir.path().join("out");
-            let list = compress(model, s(&toml), &out);
+            let list = compress(model, s(&toml), &out, WINDOWS);
             let made = tersor_json(&with(&list, &[]));
             let planned = tersor_json(&["plan", s(model), "--recipe", s(&toml)]);
             assert_eq!(made["weight_bytes"], planned["weight_bytes"]);
@@ -92,14 +64,14 @@ fn tasks_threads_and_interruptions_give_the_same_bytes() {
     let model = shipped();
     for recipe in ["w4a4kv4-resq", "w4a4kv4-resq-rtn"] {
         let [whole, parts] = ["whole", "parts"].map(|n| dir.path().join(format!("{n}-{recipe}")));
-        let list = compress(&model, recipe, &whole);
+        let list = compress(&model, recipe, &whole, WINDOWS);
         let made = tersor_json(&with(&list, &["--threads", "1"]));
         let planned = tersor_json(&["plan", s(&model), "--recipe", recipe]);
         assert_eq!(made["weight_bytes"], planned["weight_bytes"]);
         let tasks = planned["tasks"].as_array().unwrap();
         assert_eq!(tasks[0]["kind"], "directions");
         assert!(tasks[1..].iter().any(|t| t["after"].as_array().unwrap().contains(&0.into())));
-        let list = compress(&model, recipe, &parts);
+        let list = compress(&model, recipe, &parts, WINDOWS);
         // Nothing is made before the directions are known.
         assert!(fails(1, &with(&list, &["--task", "1"])).contains("principal directions"));
         for task in 0..tasks.len() {
@@ -110,7 +82,7 @@ fn tasks_threads_and_interruptions_give_the_same_bytes() {
         assert_eq!(result(&whole), result(&parts), "{recipe}");
         // The text decides the directions, the seed what turns the coefficients.
         let other = dir.path().join("other");
-        tersor_json(&with(&compress(&model, recipe, &other), &["--seed", "9"]));
+        run(&compress(&model, recipe, &other, WINDOWS), &["--seed", "9"]);
         assert_ne!(result(&whole)["model.safetensors"], result(&other)["model.safetensors"]);
         std::fs::remove_dir_all(&other).unwrap();
     }
@@ -121,7 +93,7 @@ fn directions_of_another_model_are_not_taken() {
     let dir = tempfile::tempdir().unwrap();
     let model = Tiny::llama().write(&dir.path().join("m"));
     let out = dir.path().join("out");
-    let list = compress(&model, "w4a4kv4-resq", &out);
+    let list = compress(&model, "w4a4kv4-resq", &out, WINDOWS);
     tersor_json(&with(&list, &["--task", "0"]));
     // Done once, and known to be.
     let found = std::fs::read(out.join(".tersor/rotations")).unwrap();
@@ -147,7 +119,7 @@ fn each_piece_is_worth_something_and_costs_what_it_says() {
     let model = shipped();
     let made = |recipe: &str| {
         let out = dir.path().join("out");
-        tersor_json(&with(&compress(&model, recipe, &out), &[]));
+        run(&compress(&model, recipe, &out, WINDOWS), &[]);
         let found = eval(&out, &model, &[]);
         let plain = eval(&out, &model, &["--kv", "f32"]);
         std::fs::remove_dir_all(&out).unwrap();
@@ -178,7 +150,7 @@ fn other_methods_take_the_subspaces() {
             format!("name = \"r\"\n{head}\n[[rules]]\nmatch = \"*embed*\"\nmethod = \"f16\"\n{rules}"),
         )
         .unwrap();
-        tersor_json(&with(&compress(&model, s(&toml), &out), &[]));
+        run(&compress(&model, s(&toml), &out, WINDOWS), &[]);
         tersor_json(&["verify", s(&out)]);
         kl(&eval(&out, &model, &[]))
     };
@@ -207,7 +179,7 @@ fn what_cannot_be_is_refused() {
     let model = shipped();
     let refuse = |code: i32, text: &str, more: &[&str]| {
         std::fs::write(&toml, format!("name = \"r\"\n{text}")).unwrap();
-        let list = compress(&model, s(&toml), &out);
+        let list = compress(&model, s(&toml), &out, WINDOWS);
         fails(code, &with(&list, more))
     };
     let rtn = "[[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 4\n";
@@ -227,10 +199,10 @@ fn what_cannot_be_is_refused() {
     let mut tiny = Tiny::llama();
     tiny.set("model.layers.1.self_attn.k_proj.weight", 2, f32::NAN);
     let bad = tiny.write(&dir.path().join("m"));
-    let said = fails(1, &with(&compress(&bad, "w4a4kv4-resq", &out), &[]));
+    let said = fails(1, &with(&compress(&bad, "w4a4kv4-resq", &out, WINDOWS), &[]));
     assert!(said.contains("k_proj"), "{said}");
     // Rotations of keys that are none are refused when the model runs.
-    let list = compress(&model, "w4a4kv4-resq-rtn", &out);
+    let list = compress(&model, "w4a4kv4-resq-rtn", &out, WINDOWS);
     tersor_json(&with(&list, &[]));
     let file = out.join("model.safetensors");
     let mut bytes = std::fs::read(&file).unwrap();
@@ -313,7 +285,7 @@ fn integers_and_rounded_floats_agree_on_every_layer() {
     let dir = tempfile::tempdir().unwrap();
     for (recipe, runs) in [("w4a4kv4-resq", true), ("w4a4kv4-hadamard-gptq", false)] {
         let out = dir.path().join(recipe);
-        tersor_json(&with(&compress(&shipped(), recipe, &out), &[]));
+        run(&compress(&shipped(), recipe, &out, WINDOWS), &[]);
         let model = tersor::formats::Model::open(&out, &Limits::default()).unwrap();
         let manifest = tersor::formats::json::read(&out.join("tersor.json"), &Limits::default()).unwrap();
         let manifest = tersor::llm::Manifest::from_json(manifest).unwrap();

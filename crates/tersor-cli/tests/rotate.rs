@@ -2,26 +2,12 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use common::*;
-use serde_json::Value as Json;
 
-fn shipped() -> PathBuf {
-    root().join("examples/models/tiny-wiki")
-}
-
-fn eval(model: &Path, against: &Path, more: &[&str]) -> Json {
-    let text = root().join("examples/data/wiki-eval.txt");
-    let args =
-        ["eval", s(model), "--text", s(&text), "--ctx", "64", "--windows", "6", "--no-speed", "--against", s(against)];
-    tersor_json(&[&args[..], more].concat())
-}
-
-fn compress<'a>(model: &'a Path, recipe: &'a str, out: &'a Path, calib: &'a Path) -> Vec<&'a str> {
-    let own = ["compress", s(model), "--recipe", recipe, "--out", s(out), "--calib", s(calib)];
-    [&own[..], &["--calib-windows", "16", "--ctx", "64"]].concat()
-}
+/// Of the calibration text.
+const WINDOWS: [&str; 2] = ["16", "64"];
 
 #[test]
 fn a_rotated_network_predicts_the_same() {
@@ -76,17 +62,17 @@ fn a_rotated_network_predicts_the_same() {
 #[test]
 fn tasks_and_threads_give_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
-    let (model, calib) = (shipped(), root().join("examples/data/wiki-calib.txt"));
+    let model = shipped();
     let recipe = "w4a4kv4-g64-hadamard-gptq";
     let [whole, parts] = ["whole", "parts"].map(|n| dir.path().join(n));
-    let made = tersor_json(&[&compress(&model, recipe, &whole, &calib)[..], &["--threads", "1"]].concat());
+    let made = run(&compress(&model, recipe, &whole, WINDOWS), &["--threads", "1"]);
     let planned = tersor_json(&["plan", s(&model), "--recipe", recipe]);
     assert_eq!(made["weight_bytes"], planned["weight_bytes"]);
-    let list = compress(&model, recipe, &parts, &calib);
+    let list = compress(&model, recipe, &parts, WINDOWS);
     for task in 0..planned["tasks"].as_array().unwrap().len() {
-        tersor_json(&[&list[..], &["--task", &task.to_string(), "--threads", "3"]].concat());
+        run(&list, &["--task", &task.to_string(), "--threads", "3"]);
     }
-    tersor_json(&[&list[..], &["--merge"]].concat());
+    run(&list, &["--merge"]);
     assert_eq!(result(&whole), result(&parts));
     // Both the table and the head, which was the table, are there.
     let inspected = tersor_json(&["inspect", s(&whole)]);
@@ -97,42 +83,41 @@ fn tasks_and_threads_give_the_same_bytes() {
     assert!(found["kl_mean"].as_f64().unwrap() < 0.5, "{found}");
     // The seed is the rotation's.
     let other = dir.path().join("other");
-    tersor_json(&[&compress(&model, recipe, &other, &calib)[..], &["--seed", "7"]].concat());
+    run(&compress(&model, recipe, &other, WINDOWS), &["--seed", "7"]);
     assert_ne!(result(&whole)["model.safetensors"], result(&other)["model.safetensors"]);
 }
 
 #[test]
 fn figures_of_channels_are_those_behind_the_rotation() {
     let dir = tempfile::tempdir().unwrap();
-    let (model, calib, out) = (shipped(), root().join("examples/data/wiki-calib.txt"), dir.path().join("out"));
+    let (model, out) = (shipped(), dir.path().join("out"));
     let toml = dir.path().join("r.toml");
-    let kl = |more: &str| {
+    let far = |more: &str| {
         let _ = std::fs::remove_dir_all(&out);
         let ends = "[[rules]]\nmatch = [\"*embed*\", \"lm_head*\"]\nmethod = \"f16\"\n";
         let body = format!("[[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 3\n{more}\n");
         std::fs::write(&toml, format!("name = \"r\"\nrotate = \"hadamard\"\n{ends}{body}")).unwrap();
-        tersor_json(&compress(&model, s(&toml), &out, &calib));
-        eval(&out, &model, &[])["kl_mean"].as_f64().unwrap()
+        run(&compress(&model, s(&toml), &out, WINDOWS), &[]);
+        kl(&eval(&out, &model, &[]))
     };
     // A correction by the magnitudes of inputs, and static ranges of them, need figures of what the down projections really see.
-    let (plain, corrected) = (kl(""), kl("low_rank = \"l2qer\"\nrank = 16"));
+    let (plain, corrected) = (far(""), far("low_rank = \"l2qer\"\nrank = 16"));
     assert!(corrected < 0.8 * plain, "{corrected} {plain}");
-    let fixed = kl("activations = 8\nactivation_scale = \"static\"");
+    let fixed = far("activations = 8\nactivation_scale = \"static\"");
     assert!(fixed < 1.5 * plain, "{fixed} {plain}");
 }
 
 #[test]
 fn caches_are_as_the_recipe_says_unless_asked_otherwise() {
     let dir = tempfile::tempdir().unwrap();
-    let (model, calib, out) = (shipped(), root().join("examples/data/wiki-calib.txt"), dir.path().join("out"));
-    tersor_json(&compress(&model, "w8a8kv4-rtn", &out, &calib));
+    let (model, out) = (shipped(), dir.path().join("out"));
+    run(&compress(&model, "w8a8kv4-rtn", &out, WINDOWS), &[]);
     let (recorded, plain) = (eval(&out, &model, &[]), eval(&out, &model, &["--kv", "f32"]));
     // Four layers, two kept heads of 32: floats, or codes of 4 bits with a scale and a minimum.
     assert_eq!(
         (&plain["kv_bytes_per_token"], &recorded["kv_bytes_per_token"]),
         (&2048.into(), &(4 * 2 * 2 * (16 + 4)).into())
     );
-    let kl = |e: &Json| e["kl_mean"].as_f64().unwrap();
     assert!(kl(&plain) < kl(&recorded) && kl(&recorded) < 0.2, "{plain} {recorded}");
     assert!(kl(&eval(&model, &model, &["--kv", "int8"])) < kl(&eval(&model, &model, &["--kv", "int3-hadamard"])));
     let text = tersor_json(&["generate", s(&out), "--prompt", "The river", "--tokens", "8", "--kv", "int4-high4"]);
@@ -146,14 +131,13 @@ fn caches_are_as_the_recipe_says_unless_asked_otherwise() {
 #[test]
 fn what_cannot_be_rotated_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let (toml, out, calib) =
-        (dir.path().join("r.toml"), dir.path().join("out"), root().join("examples/data/wiki-calib.txt"));
+    let (toml, out) = (dir.path().join("r.toml"), dir.path().join("out"));
     let mut tiny = Tiny::llama();
     tiny.set("model.layers.0.post_attention_layernorm.weight", 2, f32::INFINITY);
     let model = tiny.write(&dir.path().join("m"));
     let refuse = |code: i32, head: &str, rules: &str| {
         std::fs::write(&toml, format!("name = \"r\"\n{head}\n{rules}")).unwrap();
-        fails(code, &compress(&model, s(&toml), &out, &calib))
+        fails(code, &with(&compress(&model, s(&toml), &out, WINDOWS), &[]))
     };
     let rule = |names: &str, more: &str| format!("[[rules]]\nmatch = \"{names}\"\n{more}\n");
     let rtn = rule("*", "method = \"rtn\"\nbits = 4");

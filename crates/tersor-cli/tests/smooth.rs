@@ -2,31 +2,12 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use common::*;
-use serde_json::Value as Json;
 
-fn shipped() -> PathBuf {
-    root().join("examples/models/tiny-wiki")
-}
-
-fn args(model: &Path, recipe: &str, out: &Path) -> Vec<String> {
-    let text = root().join("examples/data/wiki-calib.txt");
-    let list = ["compress", s(model), "--recipe", recipe, "--out", s(out), "--calib", s(&text)];
-    list.iter().chain(&["--calib-windows", "8", "--ctx", "64"]).map(|a| a.to_string()).collect()
-}
-
-fn run(args: &[String], more: &[&str]) -> Json {
-    tersor_json(&args.iter().map(String::as_str).chain(more.iter().copied()).collect::<Vec<_>>())
-}
-
-fn eval(model: &Path, against: &Path) -> Json {
-    let text = root().join("examples/data/wiki-eval.txt");
-    let args =
-        ["eval", s(model), "--text", s(&text), "--ctx", "64", "--windows", "6", "--no-speed", "--against", s(against)];
-    tersor_json(&args)
-}
+/// Of the calibration text.
+const WINDOWS: [&str; 2] = ["8", "64"];
 
 /// A recipe that smooths and rounds nothing.
 fn exact(dir: &Path, how: &str) -> String {
@@ -56,11 +37,12 @@ fn folding_changes_nothing() {
         let name = model.file_name().unwrap().to_string_lossy().into_owned();
         for how in ["smoothquant", "percentile", "awq", "adaptive"] {
             let out = dir.path().join(format!("{name}-{how}"));
-            run(&args(model, &exact(dir.path(), how), &out), &[]);
-            let found = eval(&out, model);
+            run(&compress(model, &exact(dir.path(), how), &out, WINDOWS), &[]);
+            let found = eval(&out, model, &[]);
             // With nothing to lose AWQ and QQQ find nothing to gain.
             assert!(found["kl_mean"].as_f64().unwrap() < 1e-6, "{name} {how}: {found}");
-            let (a, b) = (found["perplexity"].as_f64().unwrap(), eval(model, model)["perplexity"].as_f64().unwrap());
+            let (a, b) =
+                (found["perplexity"].as_f64().unwrap(), eval(model, model, &[])["perplexity"].as_f64().unwrap());
             assert!((a / b - 1.0).abs() < 1e-4, "{name} {how}: {a} {b}");
             tersor_json(&["verify", s(&out)]);
             if how == "smoothquant" {
@@ -78,15 +60,15 @@ fn folding_changes_nothing() {
 #[test]
 fn the_papers_methods_run_and_help() {
     let dir = tempfile::tempdir().unwrap();
-    let kl = |recipe: &str| {
+    let far = |recipe: &str| {
         let out = dir.path().join("out");
-        let mut list = args(&shipped(), recipe, &out);
+        let mut list = compress(&shipped(), recipe, &out, WINDOWS);
         list.truncate(list.len() - 4);
         let made = run(&list, &["--calib-windows", "24", "--ctx", "128"]);
         let planned = tersor_json(&["plan", s(&shipped()), "--recipe", recipe]);
         assert_eq!(made["weight_bytes"], planned["weight_bytes"], "{recipe}");
         tersor_json(&["verify", s(&out)]);
-        let found = eval(&out, &shipped())["kl_mean"].as_f64().unwrap();
+        let found = kl(&eval(&out, &shipped(), &[]));
         std::fs::remove_dir_all(out).unwrap();
         found
     };
@@ -98,7 +80,7 @@ fn the_papers_methods_run_and_help() {
     for (better, plain) in
         [("w4a8-g64-dgq", "w4a8-rtn"), ("w4a8-g64-qqq", "w4a8-g64-rtn-sym"), ("w4a8-qqq", s(&narrow))]
     {
-        let (plain, found) = (kl(plain), kl(better));
+        let (plain, found) = (far(plain), far(better));
         assert!(found < plain, "{better}: {found} for {plain}");
     }
     // Compositions that no paper has.
@@ -108,8 +90,8 @@ fn the_papers_methods_run_and_help() {
     std::fs::write(&toml, text).unwrap();
     for recipe in [s(&toml), "w3-g64-awq-gptq", "w4a8-g64-smooth-gptq", "w3-g64-awq"] {
         let out = dir.path().join("composed");
-        run(&args(&shipped(), recipe, &out), &[]);
-        assert!(eval(&out, &shipped())["kl_mean"].as_f64().unwrap() < 0.2, "{recipe}");
+        run(&compress(&shipped(), recipe, &out, WINDOWS), &[]);
+        assert!(kl(&eval(&out, &shipped(), &[])) < 0.2, "{recipe}");
         std::fs::remove_dir_all(out).unwrap();
     }
 }
@@ -119,8 +101,8 @@ fn tasks_and_threads_give_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     for recipe in ["w4a8-g64-dgq", "w3-g64-awq-gptq"] {
         let (whole, parts) = (dir.path().join(format!("{recipe}-whole")), dir.path().join(format!("{recipe}-parts")));
-        run(&args(&shipped(), recipe, &whole), &["--threads", "1"]);
-        let list = args(&shipped(), recipe, &parts);
+        run(&compress(&shipped(), recipe, &whole, WINDOWS), &["--threads", "1"]);
+        let list = compress(&shipped(), recipe, &parts, WINDOWS);
         let planned = tersor_json(&["plan", s(&shipped()), "--recipe", recipe]);
         for task in 0..planned["tasks"].as_array().unwrap().len() {
             run(&list, &["--task", &task.to_string(), "--threads", "3"]);
@@ -137,7 +119,7 @@ fn what_cannot_be_smoothed_is_refused() {
     let (out, toml) = (dir.path().join("out"), dir.path().join("r.toml"));
     let refuse = |text: &str| {
         std::fs::write(&toml, format!("name = \"r\"\n{text}")).unwrap();
-        fails(2, &args(&shipped(), s(&toml), &out).iter().map(String::as_str).collect::<Vec<_>>())
+        fails(2, &with(&compress(&shipped(), s(&toml), &out, WINDOWS), &[]))
     };
     let rule =
         |names: &str, more: &str| format!("[[rules]]\nmatch = \"{names}\"\nmethod = \"rtn\"\nbits = 4\n{more}\n");
@@ -152,7 +134,7 @@ fn what_cannot_be_smoothed_is_refused() {
     let mut tiny = Tiny::llama();
     tiny.set("model.layers.1.mlp.up_proj.weight", 5, f32::NAN);
     let model = tiny.write(&dir.path().join("m"));
-    let said = fails(1, &args(&model, "w4a8-g16-dgq", &out).iter().map(String::as_str).collect::<Vec<_>>());
+    let said = fails(1, &with(&compress(&model, "w4a8-g16-dgq", &out, WINDOWS), &[]));
     assert!(said.contains("up_proj"), "{said}");
 }
 
@@ -160,20 +142,20 @@ fn what_cannot_be_smoothed_is_refused() {
 fn activations_of_every_kind_run() {
     let dir = tempfile::tempdir().unwrap();
     let (toml, out) = (dir.path().join("r.toml"), dir.path().join("out"));
-    let kl = |more: &str| {
+    let far = |more: &str| {
         let rule =
             format!("[[rules]]\nmatch = \"model.layers.*\"\nmethod = \"rtn\"\nbits = 8\nactivations = 8\n{more}\n");
         std::fs::write(&toml, format!("name = \"r\"\n{rule}")).unwrap();
-        let made = run(&args(&shipped(), s(&toml), &out), &[]);
+        let made = run(&compress(&shipped(), s(&toml), &out, WINDOWS), &[]);
         let planned = tersor_json(&["plan", s(&shipped()), "--recipe", s(&toml)]);
         assert_eq!(made["weight_bytes"], planned["weight_bytes"], "{more}");
-        let found = eval(&out, &shipped())["kl_mean"].as_f64().unwrap();
+        let found = kl(&eval(&out, &shipped(), &[]));
         std::fs::remove_dir_all(&out).unwrap();
         found
     };
     let scale = |name: &str| format!("activation_scale = \"{name}\"");
-    let token = kl("");
-    assert!(kl(&scale("token")) == token && token < 0.01);
+    let token = far("");
+    assert!(far(&scale("token")) == token && token < 0.01);
     for (more, most) in [
         (scale("tensor"), 0.05),
         (scale("static"), 0.2),
@@ -183,11 +165,11 @@ fn activations_of_every_kind_run() {
         (scale("mxint"), 0.01),
         (format!("{}\nsmooth = \"smoothquant\"", scale("static")), 0.2),
     ] {
-        let found = kl(&more);
+        let found = far(&more);
         assert!(found < most, "{more}: {found}");
     }
     // Of a token, coarser scales lose more.
-    assert!(token < kl(&scale("tensor")));
+    assert!(token < far(&scale("tensor")));
 }
 
 #[test]
@@ -196,7 +178,7 @@ fn integers_and_rounded_floats_agree_on_every_layer() {
     let dir = tempfile::tempdir().unwrap();
     for recipe in ["w4a8-g64-dgq", "w4a8-g64-qqq", "w4a8-qqq", "w4a8-l2qer-r8", "w4a8-g64-smooth", "w8a8-awq"] {
         let out = dir.path().join(recipe);
-        run(&args(&shipped(), recipe, &out), &[]);
+        run(&compress(&shipped(), recipe, &out, WINDOWS), &[]);
         let model = tersor::formats::Model::open(&out, &Limits::default()).unwrap();
         let manifest = tersor::formats::json::read(&out.join("tersor.json"), &Limits::default()).unwrap();
         let manifest = tersor::llm::Manifest::from_json(manifest).unwrap();

@@ -34,8 +34,8 @@ mod tokenizer;
 pub use architecture::Architecture;
 pub use cache::DenseCache;
 pub use calibrate::{
-    ABREAST, Behind, Calibration, Forks, Hooks, Keeps, Kept, ReadRow, Replaced, Replacements, Seen, SiteChanges, batch_tokens,
-    shard_windows,
+    ABREAST, Behind, Calibration, Forks, Hooks, Keeps, Kept, ReadRow, Replaced, Replacements, Seen, SiteChanges,
+    batch_tokens, shard_windows,
 };
 pub use checkpoint::{
     Checkpoint, MANIFEST, Manifest, StoredWeight, Weights, bits_per_weight, is_embedding_or_head, is_key_rotation,

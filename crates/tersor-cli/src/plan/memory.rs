@@ -56,7 +56,11 @@ impl Plan {
         if let Architecture::Decoder(c) = network {
             // The head, and the predictions of a block of the original and of another network.
             let head = floats([c.vocab, c.hidden]);
-            phases.push(Terms::from([("networks", held), ("head", head + head / 4), ("rows", 3 * 4 * 64 * c.vocab as u64)]));
+            phases.push(Terms::from([
+                ("networks", held),
+                ("head", head + head / 4),
+                ("rows", 3 * 4 * 64 * c.vocab as u64),
+            ]));
         }
         self.heaviest(phases)
     }

@@ -28,6 +28,46 @@ pub fn tersor_json(args: &[&str]) -> Json {
     serde_json::from_slice(&out.stdout).unwrap()
 }
 
+/// The model that ships in the repository.
+pub fn shipped() -> PathBuf {
+    root().join("examples/models/tiny-wiki")
+}
+
+/// A text of the repository.
+pub fn data(name: &str) -> PathBuf {
+    root().join("examples/data").join(name)
+}
+
+/// Arguments of `compress`, calibrated on `windows` windows of `ctx` tokens.
+pub fn compress(model: &Path, recipe: &str, out: &Path, [windows, ctx]: [&str; 2]) -> Vec<String> {
+    let text = data("wiki-calib.txt");
+    let list = ["compress", s(model), "--recipe", recipe, "--out", s(out), "--calib", s(&text)];
+    list.iter().chain(&["--calib-windows", windows, "--ctx", ctx]).map(|a| a.to_string()).collect()
+}
+
+/// Arguments, and more of them.
+pub fn with<'a>(args: &'a [String], more: &[&'a str]) -> Vec<&'a str> {
+    args.iter().map(String::as_str).chain(more.iter().copied()).collect()
+}
+
+/// [`tersor_json`] of arguments, and more of them.
+pub fn run(args: &[String], more: &[&str]) -> Json {
+    tersor_json(&with(args, more))
+}
+
+/// What `eval` says of a model beside another, on 8 windows of 64 tokens.
+pub fn eval(model: &Path, against: &Path, more: &[&str]) -> Json {
+    let text = data("wiki-eval.txt");
+    let args =
+        ["eval", s(model), "--text", s(&text), "--ctx", "64", "--windows", "8", "--no-speed", "--against", s(against)];
+    tersor_json(&[&args[..], more].concat())
+}
+
+/// The mean divergence in what `eval` says.
+pub fn kl(found: &Json) -> f64 {
+    found["kl_mean"].as_f64().unwrap()
+}
+
 /// Runs it, demands this exit code and nothing on stdout, and gives what it said on stderr.
 pub fn fails(code: i32, args: &[&str]) -> String {
     let out = tersor(args);

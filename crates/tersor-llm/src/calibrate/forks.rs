@@ -140,7 +140,12 @@ impl<'a> Forks<'a> {
 }
 
 /// Streams through a layer, window by window.
-fn pass(calibration: &Calibration<'_>, layer: &dyn Steps, streams: &[&[f32]], cancel: &Cancel) -> Result<Vec<Vec<f32>>> {
+fn pass(
+    calibration: &Calibration<'_>,
+    layer: &dyn Steps,
+    streams: &[&[f32]],
+    cancel: &Cancel,
+) -> Result<Vec<Vec<f32>>> {
     cancel.check()?;
     let (spans, hidden) = (&calibration.spans, calibration.hidden());
     let unit = |i: usize, (): &mut ()| -> Result<Vec<f32>> {

@@ -105,4 +105,3 @@ pub fn measure(plan: &Plan, model: &Model, cx: &Context) -> Result<Vec<Item>> {
     }
     Ok(items)
 }
-

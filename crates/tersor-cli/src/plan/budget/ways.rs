@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tersor::core::{
-    Check, Context, LinearOp, MatView, MemTensors, Method, Result, RowSlot, RowSource, metrics, read_finite, view::elements,
+    Check, Context, LinearOp, MatView, MemTensors, Method, Result, RowSlot, RowSource, metrics, read_finite,
+    view::elements,
 };
 use tersor::groupwise::gptq::Factor;
 use tersor::groupwise::mixed::Choice;
@@ -76,7 +77,12 @@ impl Item {
     }
 
     /// A matrix that something flows into, which has the Hessian of `factor`, by GPTQ. Gives what is measured, too.
-    pub fn solved(name: &str, rows: &dyn RowSource, factor: &Factor, cx: &Context) -> Result<(Self, Arc<dyn LinearOp>)> {
+    pub fn solved(
+        name: &str,
+        rows: &dyn RowSource,
+        factor: &Factor,
+        cx: &Context,
+    ) -> Result<(Self, Arc<dyn LinearOp>)> {
         let sample = Sample::new(rows)?;
         let gptq = |bits: u32, mse: bool| {
             let clip = if mse { SEARCH } else { Clip::None };
