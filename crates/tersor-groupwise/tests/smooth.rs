@@ -68,11 +68,16 @@ fn factors(how: &dyn Smoothing, x: &[f32], w: [&[f32]; 2]) -> Option<Vec<f32>> {
 
 /// Squared error of the outputs with a method, the site divided by factors.
 fn loss(method: &dyn Method, x: &[f32], w: [&[f32]; 2], factors: &[f32]) -> f64 {
+    loss_of([method; 2], x, w, factors)
+}
+
+/// The same with a method for each matrix.
+fn loss_of(methods: [&dyn Method; 2], x: &[f32], w: [&[f32]; 2], factors: &[f32]) -> f64 {
     let folds = site().smoothed(factors);
     let (cx, divided): (_, Vec<f32>) =
         (Context::new(), x.chunks(K).flat_map(|row| row.iter().zip(factors).map(|(v, s)| v / s)).collect());
     let mut sum = 0f64;
-    for (w, name) in w.iter().zip(["a.weight", "b.weight"]) {
+    for ((w, name), method) in w.iter().zip(["a.weight", "b.weight"]).zip(methods) {
         let view = MatView::new(w, [N, K]).unwrap();
         let folded = FoldedRows::new(&view, name, &folds).unwrap();
         let op = method.prepare(None, &cx).unwrap().compress(&folded, 0..N, &cx).unwrap().op;
@@ -134,6 +139,32 @@ fn awq_loses_no_more_than_rounding() {
     assert!(
         factors(&Awq::new(trial()), &vec![0.0; TOKENS * K], [&a, &b]).is_none_or(|s| s.iter().all(|v| v.is_finite()))
     );
+}
+
+#[test]
+fn matrices_of_a_site_are_tried_as_what_each_becomes() {
+    // One matrix is hardly rounded, so the factors are to serve the other: it wants the large features enlarged, the first the small ones.
+    let x = outlier(4);
+    let (a, mut b) = (normal(5, N * K), normal(6, N * K));
+    b.chunks_mut(K).for_each(|row| row.iter_mut().skip(1).step_by(2).for_each(|v| *v *= 30.0));
+    let (coarse, fine) = (Rtn::new().bits(2).group(32), Rtn::new().bits(8).group(32));
+    let method = |m: Rtn| -> Box<dyn Method> { Box::new(m.check().unwrap()) };
+    let mean: Vec<f64> =
+        (0..K).map(|k| x.iter().skip(k).step_by(K).map(|v| f64::from(v.abs())).sum::<f64>() / TOKENS as f64).collect();
+    for pair in [[coarse, fine], [fine, coarse]] {
+        let [one, other] = pair.map(method);
+        let s = factors(&Awq::of(pair.map(method).into()), &x, [&a, &b]).unwrap_or(vec![1.0; K]);
+        let loss = |s: &[f32]| loss_of([&*one, &*other], &x, [&a, &b], s);
+        let best = (0..20).map(|i| loss(&Awq::factors_of(&mean, f64::from(i) / 20.0))).fold(f64::INFINITY, f64::min);
+        assert!((loss(&s) / best - 1.0).abs() < 1e-3, "{} and {best}", loss(&s));
+    }
+    let (site, stats) = (site(), stats(&x));
+    let views = [&a, &b].map(|w| MatView::new(w, [N, K]).unwrap());
+    let weights: Vec<&dyn RowSource> = views.iter().map(|v| v as &dyn RowSource).collect();
+    let module = Module { site: &site, stats: &stats, weights: &weights, sample: &x, output: &output };
+    let three = Awq::of(vec![method(coarse), method(fine), method(fine)]);
+    let said = three.factors(&module, &Context::new()).unwrap_err().to_string();
+    assert!(said.contains("1 or 2"), "{said}");
 }
 
 #[test]

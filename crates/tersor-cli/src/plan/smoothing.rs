@@ -20,7 +20,8 @@ pub fn of(recipe: &Recipe, sites: &[Site]) -> Result<BTreeMap<String, Box<dyn Sm
             let rule = format!("must be the same for all matrices that read {}", site.name);
             return Err(Error::from(ParamError::new("smooth", "different", rule)));
         }
-        if let Some(smoothing) = rules.into_iter().flatten().next().map(Rule::smoothing).transpose()?.flatten()
+        let rules: Vec<&Rule> = rules.into_iter().flatten().collect();
+        if let Some(smoothing) = rules.first().map(|r| r.smoothing(&rules)).transpose()?.flatten()
             && smoothing.covers(site)
         {
             all.insert(site.name.clone(), smoothing);

@@ -10,21 +10,23 @@ use tersor::lowrank::{Corrected, LowRank, Norm, Rank, Subspaces};
 use super::{Group, Range, Rule};
 
 impl Rule {
-    /// How magnitude moves from inputs to weights.
-    pub fn smoothing(&self) -> Result<Option<Box<dyn Smoothing>>> {
+    /// How magnitude moves from inputs to weights, where these rules are those of a site's matrices, this one's first.
+    pub fn smoothing(&self, rules: &[&Rule]) -> Result<Option<Box<dyn Smoothing>>> {
         if self.alpha.is_some() && self.smooth.as_deref() != Some("smoothquant") {
             return Err(ParamError::new("alpha", "given", "is of no use without smooth = \"smoothquant\"").into());
         }
         let Some(how) = &self.smooth else { return Ok(None) };
+        let trials = || rules.iter().map(|r| r.trial()).collect::<Result<Vec<_>>>();
         Ok(Some(match how.as_str() {
             "smoothquant" => {
                 let smooth = SmoothQuant::new();
                 Box::new(self.alpha.map_or(smooth, |a| smooth.alpha(a)).check()?)
             }
-            "awq" => Box::new(Awq::new(self.trial()?)),
+            "awq" => Box::new(Awq::of(trials()?)),
             "adaptive" => {
                 let act = ActQuant::per_token(self.activations.unwrap_or(8))?;
-                Box::new(Adaptive::new(Box::new(WithActivations::new(act, self.trial()?))))
+                let with = |trial| Box::new(WithActivations::new(act.clone(), trial)) as Box<dyn Method>;
+                Box::new(Adaptive::of(trials()?.into_iter().map(with).collect()))
             }
             "percentile" => Box::new(Percentile),
             _ => {

@@ -227,7 +227,7 @@ impl Recipe {
         }
         for rule in &self.rules {
             rule.method("", DType::F32, 1)?;
-            rule.smoothing()?;
+            rule.smoothing(&[rule])?;
             rule.non_finite()?;
             rule.matches("")?;
         }

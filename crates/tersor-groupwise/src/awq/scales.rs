@@ -14,13 +14,18 @@ const SAMPLE: usize = 4096;
 /// `s = a^ρ`, `a` the mean magnitude of each feature, with the `ρ` of the least error in the outputs of the module: of q, k and v through the output
 /// projection, of gate and up through the down projection.
 pub struct Awq {
-    trial: Box<dyn Method>,
+    trials: Vec<Box<dyn Method>>,
 }
 
 impl Awq {
     /// With a method that needs no data, which stands for what the weights will become: rounding to nearest on the same grid.
     pub fn new(trial: Box<dyn Method>) -> Self {
-        Self { trial }
+        Self::of(vec![trial])
+    }
+
+    /// With a method of its own for each matrix of a site, in their order; one stands for all.
+    pub fn of(trials: Vec<Box<dyn Method>>) -> Self {
+        Self { trials }
     }
 
     /// Factors of an exponent, their largest and smallest as far from 1.
@@ -51,7 +56,7 @@ impl Smoothing for Awq {
     fn factors(&self, module: &Module<'_>, cx: &Context) -> Result<Option<Vec<f32>>> {
         let tokens = module.stats.tokens() as f64;
         let mean: Vec<f64> = channels(module)?.sum_abs.iter().map(|s| s / tokens).collect();
-        let trial = Trial::new(module, &*self.trial, true)?;
+        let trial = Trial::new(module, &self.trials, true)?;
         let mut best: Option<(f64, Vec<f32>)> = None;
         for i in 0..STEPS {
             let factors = Self::factors_of(&mean, i as f64 / STEPS as f64);

@@ -15,15 +15,20 @@ const STEPS: usize = 100;
 /// Tokens that losses are measured on.
 const SAMPLE: usize = 4096;
 
-/// The search, with a method that stands for what weights and activations will become.
+/// The search, with methods that stand for what weights and activations will become.
 pub struct Adaptive {
-    trial: Box<dyn Method>,
+    trials: Vec<Box<dyn Method>>,
 }
 
 impl Adaptive {
     /// With a method that needs no data: rounding to nearest, its inputs quantized too.
     pub fn new(trial: Box<dyn Method>) -> Self {
-        Self { trial }
+        Self::of(vec![trial])
+    }
+
+    /// With a method of its own for each matrix of a site, in their order; one stands for all.
+    pub fn of(trials: Vec<Box<dyn Method>>) -> Self {
+        Self { trials }
     }
 
     /// Thresholds from `most` down: evenly, as the authors' code has them, while their steps are at most half a unit; with larger inputs, whose
@@ -57,7 +62,7 @@ impl Smoothing for Adaptive {
         if most <= LEAST {
             return Ok(None);
         }
-        let trial = Trial::new(module, &*self.trial, false)?;
+        let trial = Trial::new(module, &self.trials, false)?;
         let mut best: Option<(f64, Vec<f32>)> = None;
         for t in Self::thresholds(most) {
             let factor = |(lo, hi): (&f32, &f32)| (hi / t).max(lo / -t).max(1.0);

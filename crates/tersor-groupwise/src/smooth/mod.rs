@@ -30,14 +30,18 @@ pub(crate) fn largest(c: &ChannelStats) -> Vec<f32> {
 /// A module's error under candidate factors.
 pub(crate) struct Trial<'a> {
     module: &'a Module<'a>,
-    method: &'a dyn Method,
+    methods: &'a [Box<dyn Method>],
     through: bool,
     want: Vec<f32>,
 }
 
 impl<'a> Trial<'a> {
-    /// Of a method without data, which stands for what the matrices will become.
-    pub fn new(module: &'a Module<'a>, method: &'a dyn Method, through: bool) -> Result<Self> {
+    /// Of methods without data, which stand for what the matrices will become: one for each, or one for all.
+    pub fn new(module: &'a Module<'a>, methods: &'a [Box<dyn Method>], through: bool) -> Result<Self> {
+        if methods.len() != 1 && methods.len() != module.weights.len() {
+            let expected = format!("1 or {}", module.weights.len());
+            return Err(Error::shape("methods that stand for those of a site", expected, methods.len()));
+        }
         let exact = |w: &&dyn RowSource| -> Result<Dense> {
             let shape = w.shape();
             Dense::new(read_finite(*w, 0..shape[0])?, shape, DType::F32)
@@ -48,7 +52,7 @@ impl<'a> Trial<'a> {
         if want.is_empty() {
             return Err(Error::Missing { name: "whole windows".into(), place: "the sample of the inputs".into() });
         }
-        Ok(Self { module, method, through, want })
+        Ok(Self { module, methods, through, want })
     }
 
     /// Squared distance of the module's outputs on the sample from the original's.
@@ -56,11 +60,11 @@ impl<'a> Trial<'a> {
         cx.cancel.check()?;
         let folds = self.module.site.smoothed(factors);
         let change = Transform::Scale(factors.to_vec());
-        let prepared = self.method.prepare(None, cx)?;
         let mut ops = Vec::new();
-        for (w, consumer) in self.module.weights.iter().zip(&self.module.site.consumers) {
+        let all = self.module.weights.iter().zip(&self.module.site.consumers);
+        for ((w, consumer), method) in all.zip(self.methods.iter().cycle()) {
             let folded = FoldedRows::new(*w, &consumer.weight, &folds)?;
-            let op = prepared.compress(&folded, 0..w.shape()[0], cx)?.op;
+            let op = method.prepare(None, cx)?.compress(&folded, 0..w.shape()[0], cx)?.op;
             ops.push(online(op, &change)?);
         }
         let ops: Vec<&dyn LinearOp> = ops.iter().map(|o| &**o).collect();

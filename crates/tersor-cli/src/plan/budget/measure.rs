@@ -99,6 +99,7 @@ pub fn measure(plan: &Plan, model: &Model, cx: &Context) -> Result<Vec<Item>> {
     if let Some(name) = head.filter(|h| checkpoint.has(h)) {
         forks.head(name, quantized(name)?);
     }
+    drop(walk);
     let effects: BTreeMap<String, f64> = forks.finish(&cx.cancel)?.into_iter().collect();
     for item in &mut items {
         item.effect = effects.get(&item.name).copied().unwrap_or(0.0);
