@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Instant;
 
-use tersor_core::op::check_apply;
+use tersor_core::op;
 use tersor_core::rows::check_range;
 use tersor_core::tensors::{join, read_expected, read_floats};
 use tersor_core::view::elements;
@@ -14,7 +14,7 @@ use tersor_core::{
     check_finite, read_finite,
 };
 use tersor_kernels::dense::Write;
-use tersor_kernels::integer::{self, Activations, Panels};
+use tersor_kernels::integer::{Activations, Panels};
 
 /// The largest code.
 const MOST: f32 = 127.0;
@@ -114,13 +114,6 @@ impl RowwiseInt8 {
         [TensorInfo { dtype: DType::I8, shape: vec![rows, cols] }, TensorInfo { dtype: DType::F32, shape: vec![rows] }]
     }
 
-    fn multiply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &mut Exec) -> Result<()> {
-        check_apply(self.shape, x, &y)?;
-        let x = x.activations(exec.isa(), self.panels.padding())?;
-        let done = integer::product(exec.isa(), &x, &self.panels, write, y.into_out(), exec.parallel());
-        if done { Ok(()) } else { Err(Error::shape("output", "rows that fit their stride", "fewer elements")) }
-    }
-
     fn layout(shape: [usize; 2]) -> Layout {
         let [w, s] = Self::infos(shape);
         Layout { tensors: vec![(String::new(), w), ("SCB".into(), s)], exact: true }
@@ -148,11 +141,11 @@ impl LinearOp for RowwiseInt8 {
     }
 
     fn apply_add(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
-        self.multiply(x, y, Write::Add, exec)
+        op::multiply(&self.panels, self.shape, x, y, Write::Add, exec)
     }
 
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
-        self.multiply(x, y, Write::Set, exec)
+        op::multiply(&self.panels, self.shape, x, y, Write::Set, exec)
     }
 
     fn integer<'w>(&'w self, x: &Input<'_>, exec: &Exec) -> Result<Option<(Rc<Activations>, &'w Panels)>> {

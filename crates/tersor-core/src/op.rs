@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 use tersor_kernels::dense::{How, Write, product_by_rows};
-use tersor_kernels::integer::{Activations, Panels, Product, products};
+use tersor_kernels::integer::{self, Activations, Panels, Product, products};
 
 /// A matrix `[out_features, in_features]` in whatever form, that multiplies: `y = x Wᵀ`.
 pub trait LinearOp: Send + Sync {
@@ -50,6 +50,21 @@ pub fn check_apply([out, inp]: [usize; 2], x: &Input<'_>, y: &MatViewMut<'_>) ->
         return Err(Error::shape("output", [tokens, out], y.shape()));
     }
     Ok(())
+}
+
+/// `y = x Wᵀ`, or that added to `y`, where the weights of an operator of this shape are integers for the kernels. Error when the shapes do not fit.
+pub fn multiply(
+    panels: &Panels,
+    shape: [usize; 2],
+    x: &Input<'_>,
+    y: MatViewMut<'_>,
+    write: Write,
+    exec: &mut Exec,
+) -> Result<()> {
+    check_apply(shape, x, &y)?;
+    let x = x.activations(exec.isa(), panels.padding())?;
+    let done = integer::product(exec.isa(), &x, panels, write, y.into_out(), exec.parallel());
+    if done { Ok(()) } else { Err(Error::shape("output", "rows that fit their stride", "fewer elements")) }
 }
 
 /// `y_i = x W_iᵀ` for operators that share an input, together: what has few rows alone has enough for all threads with the others. Error when

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::OnceLock;
 
-use tersor_core::op::check_apply;
+use tersor_core::op;
 use tersor_core::rows::check_range;
 use tersor_core::tensors::{join, read_expected};
 use tersor_core::{
@@ -16,7 +16,7 @@ use tersor_kernels::affine::{self, Affine};
 use tersor_kernels::bits;
 use tersor_kernels::dense::Write;
 use tersor_kernels::grouped::{self, Groups};
-use tersor_kernels::integer::{self, Activations, Panels};
+use tersor_kernels::integer::{Activations, Panels};
 
 use crate::packing::{pack_rows, unpack_rows};
 use crate::{Clip, Grid, GroupSpec};
@@ -206,14 +206,6 @@ impl GroupedLinear {
         Ok(self.panels.get_or_init(|| made))
     }
 
-    fn multiply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &mut Exec) -> Result<()> {
-        check_apply(self.shape, x, &y)?;
-        let panels = self.panels()?;
-        let x = x.activations(exec.isa(), panels.padding())?;
-        let done = integer::product(exec.isa(), &x, panels, write, y.into_out(), exec.parallel());
-        if done { Ok(()) } else { Err(Error::shape("output", "rows that fit their stride", "fewer elements")) }
-    }
-
     fn fit(&self, index: usize) -> Affine {
         let middle = 1u8 << (self.spec.bits.get() - 1);
         Affine { scale: self.scales[index], zero: self.zeros.get(index).copied().unwrap_or(middle) }
@@ -307,11 +299,11 @@ impl LinearOp for GroupedLinear {
     }
 
     fn apply_add(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
-        self.multiply(x, y, Write::Add, exec)
+        op::multiply(self.panels()?, self.shape, x, y, Write::Add, exec)
     }
 
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
-        self.multiply(x, y, Write::Set, exec)
+        op::multiply(self.panels()?, self.shape, x, y, Write::Set, exec)
     }
 
     fn integer<'w>(&'w self, x: &Input<'_>, exec: &Exec) -> Result<Option<(Rc<Activations>, &'w Panels)>> {

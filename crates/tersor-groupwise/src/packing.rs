@@ -1,6 +1,13 @@
-//! Codes of rows, each row packed for itself.
+//! Codes of rows, each row packed for itself, and groups in the records of operators.
 
+use tersor_core::{GroupSize, OpSpec};
 use tersor_kernels::bits;
+
+/// The columns of a group; the row where there are no groups.
+pub(crate) fn group_in(spec: OpSpec, group: GroupSize, cols: usize) -> OpSpec {
+    let width = if let GroupSize::Size(n) = group { n.get() } else { cols.max(1) };
+    spec.int("group", i64::try_from(width).unwrap_or(i64::MAX))
+}
 
 /// Packs rows of `cols` codes, one a byte, each into `ceil(cols * bits / 8)` bytes.
 pub(crate) fn pack_rows(codes: &[u8], cols: usize, bits: u32) -> Vec<u8> {

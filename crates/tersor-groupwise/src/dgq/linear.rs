@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::OnceLock;
 
-use tersor_core::op::check_apply;
+use tersor_core::op;
 use tersor_core::rows::check_range;
 use tersor_core::tensors::{join, read_expected};
 use tersor_core::{
@@ -13,9 +13,9 @@ use tersor_core::{
 };
 use tersor_kernels::bits;
 use tersor_kernels::dense::Write;
-use tersor_kernels::integer::{self, Activations, Panels};
+use tersor_kernels::integer::{Activations, Panels};
 
-use crate::packing::{pack_rows, unpack_rows};
+use crate::packing::{group_in, pack_rows, unpack_rows};
 
 /// A matrix of dual grain `[out_features, in_features]`: a weight is `row_scale * (group_scale * (code - zero))`, the group's scale an integer from
 /// 1 to 127, and what stands in brackets at most 127 in magnitude.
@@ -163,11 +163,11 @@ impl LinearOp for DualLinear {
     }
 
     fn apply_add(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
-        self.multiply(x, y, Write::Add, exec)
+        op::multiply(self.panels()?, self.shape, x, y, Write::Add, exec)
     }
 
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &mut Exec) -> Result<()> {
-        self.multiply(x, y, Write::Set, exec)
+        op::multiply(self.panels()?, self.shape, x, y, Write::Set, exec)
     }
 
     fn integer<'w>(&'w self, x: &Input<'_>, exec: &Exec) -> Result<Option<(Rc<Activations>, &'w Panels)>> {
@@ -176,11 +176,7 @@ impl LinearOp for DualLinear {
     }
 
     fn spec(&self, at: RowSlot) -> OpSpec {
-        let spec = OpSpec::new(Self::KIND, [at.total, self.shape[1]]);
-        match self.group {
-            GroupSize::Size(n) => spec.int("group", i64::try_from(n.get()).unwrap_or(i64::MAX)),
-            _ => spec.int("group", i64::try_from(self.shape[1].max(1)).unwrap_or(i64::MAX)),
-        }
+        group_in(OpSpec::new(Self::KIND, [at.total, self.shape[1]]), self.group, self.shape[1])
     }
 
     fn save(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
@@ -203,16 +199,6 @@ impl LinearOp for DualLinear {
             sink.write_rows(&join(prefix, suffix), info, at.first, bytes)?;
         }
         Ok(())
-    }
-}
-
-impl DualLinear {
-    fn multiply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &mut Exec) -> Result<()> {
-        check_apply(self.shape, x, &y)?;
-        let panels = self.panels()?;
-        let x = x.activations(exec.isa(), panels.padding())?;
-        let done = integer::product(exec.isa(), &x, panels, write, y.into_out(), exec.parallel());
-        if done { Ok(()) } else { Err(Error::shape("output", "rows that fit their stride", "fewer elements")) }
     }
 }
 

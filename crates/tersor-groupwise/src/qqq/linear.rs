@@ -14,7 +14,7 @@ use tersor_kernels::bits;
 use tersor_kernels::dense::Write;
 use tersor_kernels::integer::tables::{self, TablePanels, rounded_table};
 
-use crate::packing::pack_rows;
+use crate::packing::{group_in, pack_rows};
 
 /// A matrix `[out_features, in_features]` of 4-bit codes with 8 as their zero, a scale in f16 for each group, and one in f32 for each row: a weight
 /// is `row_scale * round((code - 8) * group_scale)`, ties to even, what is rounded at most 127 in magnitude.
@@ -140,11 +140,7 @@ impl LinearOp for TableLinear {
     }
 
     fn spec(&self, at: RowSlot) -> OpSpec {
-        let spec = OpSpec::new(Self::KIND, [at.total, self.shape[1]]);
-        match self.group {
-            GroupSize::Size(n) => spec.int("group", i64::try_from(n.get()).unwrap_or(i64::MAX)),
-            _ => spec.int("group", i64::try_from(self.shape[1].max(1)).unwrap_or(i64::MAX)),
-        }
+        group_in(OpSpec::new(Self::KIND, [at.total, self.shape[1]]), self.group, self.shape[1])
     }
 
     fn save(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
