@@ -90,63 +90,165 @@ impl Heads {
         also: &(dyn Fn(&mut [f32]) + Sync),
         queries: Queries<'_>,
         out: &mut [f32],
-        mut probs: Option<&mut dyn ProbSink>,
+        probs: Option<&mut dyn ProbSink>,
         exec: &Exec,
     ) -> Result<()> {
-        let (tokens, dim, len) = (queries.positions.len(), self.head_dim, kept.len());
-        let width = self.heads * dim;
-        if queries.data.len() != tokens * width || out.len() != tokens * width {
-            return Err(Error::shape("queries and output", tokens * width, (queries.data.len(), out.len())));
-        }
-        if [keys.len(), values.len()] != [self.kv_heads; 2] || self.kv_heads == 0 {
+        if [keys.len(), values.len()] != [self.kv_heads; 2] {
             return Err(Error::shape("heads of keys and values", self.kv_heads, (keys.len(), values.len())));
+        }
+        let asked = self.asked(kept, also, queries, out.len(), exec.isa())?;
+        let (tokens, dim, len) = (queries.positions.len(), self.head_dim, kept.len());
+        let (group, isa, blocks) = (self.heads / self.kv_heads, exec.isa(), tokens.div_ceil(BLOCK));
+        let wanted = probs.is_some();
+        // A block of tokens of a head.
+        let unit = |i: usize, probs: &mut Vec<f32>| -> Done {
+            let (head, block) = (i / blocks, i % blocks * BLOCK..tokens.min((i % blocks + 1) * BLOCK));
+            let mut q = Vec::with_capacity(block.len() * dim);
+            block.clone().for_each(|t| asked.query(t, head, &mut q));
+            let (keys, values) = (&keys[head / group], &values[head / group]);
+            let mut mixed = vec![0f32; block.len() * dim];
+            let first = block.start;
+            let seen = attention::attend(isa, [&q, keys, values], dim, &asked.visible[block], probs, &mut mixed);
+            let scores = if wanted { spread(seen.unwrap_or(0..0), probs, mixed.len() / dim, len) } else { Vec::new() };
+            Done { head, first, mixed, scores }
+        };
+        let fork = exec.parallel() && par::worth(self.heads * tokens * len * dim, FORK);
+        self.write(par::map(self.heads * blocks, fork, Vec::new, unit), len, queries, out, probs);
+        Ok(())
+    }
+
+    /// [`Heads::attend`] of a few tokens, where keys and values are kept in some other form: `read` writes rows of keys (turned already) or values of a
+    /// kept head. They are read once for all heads that share them. As many results as there, the same to the bit for up to three tokens.
+    #[allow(clippy::too_many_arguments)]
+    pub fn attend_few(
+        &self,
+        kept: &[u32],
+        read: &ReadKept<'_>,
+        also: &(dyn Fn(&mut [f32]) + Sync),
+        queries: Queries<'_>,
+        out: &mut [f32],
+        probs: Option<&mut dyn ProbSink>,
+        exec: &Exec,
+    ) -> Result<()> {
+        let asked = self.asked(kept, also, queries, out.len(), exec.isa())?;
+        let (tokens, dim, len) = (queries.positions.len(), self.head_dim, kept.len());
+        let (group, isa, wanted) = (self.heads / self.kv_heads, exec.isa(), probs.is_some());
+        let visible: Vec<_> = (0..group).flat_map(|_| asked.visible.iter().cloned()).collect();
+        let unit = |i: usize, probs: &mut Vec<f32>| -> Vec<Done> {
+            let mut q = Vec::with_capacity(group * tokens * dim);
+            for head in i * group..(i + 1) * group {
+                (0..tokens).for_each(|t| asked.query(t, head, &mut q));
+            }
+            let mut mixed = vec![0f32; q.len()];
+            let keys = |rows: Range<usize>, out: &mut [f32]| read(Kept::Keys, i, rows, out);
+            let values = |rows: Range<usize>, out: &mut [f32]| read(Kept::Values, i, rows, out);
+            let seen = attention::attend_few(isa, &q, [&keys, &values], [len, dim], &visible, probs, &mut mixed);
+            let seen = seen.unwrap_or(0..0);
+            let part = |g: usize| {
+                let probs = &probs[g * tokens * seen.len()..(g + 1) * tokens * seen.len()];
+                let scores = if wanted { spread(seen.clone(), probs, tokens, len) } else { Vec::new() };
+                let mixed = mixed[g * tokens * dim..(g + 1) * tokens * dim].to_vec();
+                Done { head: i * group + g, first: 0, mixed, scores }
+            };
+            (0..group).map(part).collect()
+        };
+        let fork = exec.parallel() && par::worth(self.heads * tokens * len * dim, FORK);
+        let done = par::map(self.kv_heads, fork, Vec::new, unit);
+        self.write(done.into_iter().flatten().collect(), len, queries, out, probs);
+        Ok(())
+    }
+
+    /// Queries that were checked.
+    fn asked<'q>(
+        &'q self,
+        kept: &[u32],
+        also: &'q (dyn Fn(&mut [f32]) + Sync),
+        queries: Queries<'q>,
+        out: usize,
+        isa: Isa,
+    ) -> Result<Asked<'q>> {
+        let want = queries.positions.len() * self.heads * self.head_dim;
+        if [queries.data.len(), out] != [want; 2] || self.kv_heads == 0 || self.head_dim == 0 {
+            return Err(Error::shape("queries and output", want, (queries.data.len(), out)));
         }
         let visible: Vec<_> = queries.positions.iter().map(|&p| self.visible(kept, p)).collect();
         if let Some(i) = visible.iter().position(|v| v.is_empty()) {
             return Err(Error::shape("keys that a query sees", "at least one", queries.positions[i]));
         }
-        let angles: Vec<_> = queries.positions.iter().map(|&p| self.positions.angles(p)).collect();
-        let scale = (dim as f32).sqrt().recip();
-        let group = self.heads / self.kv_heads;
-        let (isa, blocks) = (exec.isa(), tokens.div_ceil(BLOCK));
-        let wanted = probs.is_some();
-        // A block of tokens of a head.
-        let unit = |i: usize, probs: &mut Vec<f32>| -> (Vec<f32>, Vec<f32>) {
-            let (h, block) = (i / blocks, i % blocks * BLOCK..tokens.min((i % blocks + 1) * BLOCK));
-            let mut q = Vec::with_capacity(block.len() * dim);
-            for t in block.clone() {
-                q.extend_from_slice(&queries.data[t * width + h * dim..][..dim]);
-                let at = q.len() - dim;
-                angles[t].turn(isa, &mut q[at..]);
-                also(&mut q[at..]);
-            }
-            vector::scale(isa, scale, &mut q);
-            let (keys, values) = (&keys[h / group], &values[h / group]);
-            let mut mixed = vec![0f32; block.len() * dim];
-            let seen = attention::attend(isa, [&q, keys, values], dim, &visible[block], probs, &mut mixed);
-            let (seen, mut scores) = (seen.unwrap_or(0..0), Vec::new());
-            if wanted {
-                scores.resize(mixed.len() / dim * len, 0.0);
-                let rows = scores.chunks_exact_mut(len).zip(probs.chunks_exact(seen.len().max(1)));
-                rows.for_each(|(row, p)| row[seen.clone()].copy_from_slice(p));
-            }
-            (mixed, scores)
-        };
-        let fork = exec.parallel() && par::worth(self.heads * tokens * len * dim, FORK);
-        let results = par::map(self.heads * blocks, fork, Vec::new, unit);
-        for (i, (mixed, scores)) in results.into_iter().enumerate() {
-            let (h, first) = (i / blocks, i % blocks * BLOCK);
+        let angles = queries.positions.iter().map(|&p| self.positions.angles(p)).collect();
+        Ok(Asked { heads: self, data: queries.data, visible, angles, also, isa })
+    }
+
+    /// Puts what each head made in its place, in order.
+    fn write(
+        &self,
+        done: Vec<Done>,
+        len: usize,
+        queries: Queries<'_>,
+        out: &mut [f32],
+        mut probs: Option<&mut dyn ProbSink>,
+    ) {
+        let (dim, width) = (self.head_dim, self.heads * self.head_dim);
+        for Done { head, first, mixed, scores } in done {
             for (t, row) in mixed.chunks_exact(dim).enumerate() {
-                out[(first + t) * width + h * dim..][..dim].copy_from_slice(row);
+                out[(first + t) * width + head * dim..][..dim].copy_from_slice(row);
             }
             if let Some(sink) = probs.as_deref_mut() {
                 for (row, &p) in scores.chunks_exact(len).zip(&queries.positions[first..]) {
-                    sink.probs(h, p, row);
+                    sink.probs(head, p, row);
                 }
             }
         }
-        Ok(())
     }
+}
+
+/// Which of what is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kept {
+    /// Keys, turned already.
+    Keys,
+    /// Values.
+    Values,
+}
+
+/// Writes rows of what is kept of a head, `[rows, head_dim]`.
+pub type ReadKept<'a> = dyn Fn(Kept, usize, Range<usize>, &mut [f32]) + Sync + 'a;
+
+/// What queries see, and how they turn.
+struct Asked<'q> {
+    heads: &'q Heads,
+    data: &'q [f32],
+    visible: Vec<Range<usize>>,
+    angles: Vec<Arc<Angles>>,
+    also: &'q (dyn Fn(&mut [f32]) + Sync),
+    isa: Isa,
+}
+
+impl Asked<'_> {
+    /// Appends the query of a token and a head, turned and scaled.
+    fn query(&self, token: usize, head: usize, q: &mut Vec<f32>) {
+        let (dim, at) = (self.heads.head_dim, q.len());
+        q.extend_from_slice(&self.data[(token * self.heads.heads + head) * dim..][..dim]);
+        self.angles[token].turn(self.isa, &mut q[at..]);
+        (self.also)(&mut q[at..]);
+        vector::scale(self.isa, (dim as f32).sqrt().recip(), &mut q[at..]);
+    }
+}
+
+/// What a head made of tokens from `first` on: outputs, and probabilities over all that is kept, where they are wanted.
+struct Done {
+    head: usize,
+    first: usize,
+    mixed: Vec<f32>,
+    scores: Vec<f32>,
+}
+
+/// Probabilities over a range, as rows over all of `len`.
+fn spread(seen: Range<usize>, probs: &[f32], rows: usize, len: usize) -> Vec<f32> {
+    let mut scores = vec![0f32; rows * len];
+    let rows = scores.chunks_exact_mut(len.max(1)).zip(probs.chunks_exact(seen.len().max(1)));
+    rows.for_each(|(row, p)| row[seen.clone()].copy_from_slice(p));
+    scores
 }
 
 /// Keys and values of new tokens, as the projections gave them.

@@ -66,6 +66,24 @@ pub(crate) fn dequantize_scalar(codes: &[u8], grid: Affine, out: &mut [f32]) {
     out.iter_mut().zip(codes).for_each(|(v, &c)| *v = value(c, grid));
 }
 
+/// `out[i] = least + scale * codes[i]`, over the shorter of the two.
+pub fn lift(isa: Isa, codes: &[u8], [scale, least]: [f32; 2], out: &mut [f32]) {
+    let n = codes.len().min(out.len());
+    let (codes, out) = (&codes[..n], &mut out[..n]);
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        // SAFETY: `isa` proves that the processor has AVX2.
+        unsafe { crate::arch::avx2::lift(codes, [scale, least], out) };
+        return;
+    }
+    let _ = isa;
+    lift_scalar(codes, [scale, least], out);
+}
+
+pub(crate) fn lift_scalar(codes: &[u8], [scale, least]: [f32; 2], out: &mut [f32]) {
+    out.iter_mut().zip(codes).for_each(|(v, c)| *v = least + scale * f32::from(*c));
+}
+
 /// `codes[i]` and `values[i]` of `x[i]` on a grid of its own, `scales[i]` and `zeros[i]` (a code, as a float): what [`quantize`] and
 /// [`dequantize`] make of it. Works on the shortest of the slices.
 pub fn round_each(
@@ -141,6 +159,11 @@ mod tests {
             dequantize(Isa::SCALAR, &a, grid, &mut v);
             prop_assert_eq!(&u, &v);
             prop_assert_eq!(min_max(isa, &x), min_max(Isa::SCALAR, &x));
+            let least = x.first().copied().unwrap_or(0.0);
+            lift(isa, &a, [scale, least], &mut u);
+            lift(Isa::SCALAR, &a, [scale, least], &mut v);
+            prop_assert_eq!(&u, &v);
+            prop_assert!(v.iter().zip(&a).all(|(v, c)| *v == least + scale * f32::from(*c)));
         }
 
         #[test]

@@ -8,6 +8,9 @@ use crate::{Isa, vector};
 /// Queries below which rows are taken one at a time: a product of matrices is not worth its start.
 const FEW: usize = 4;
 
+/// Rows that [`attend_few`] reads at once.
+const READ: usize = 32;
+
 /// `out[t] = Σ_j p[t, j] values[j]`, `p[t] = softmax over visible[t] of q[t] · keys[j]`; queries `[tokens, dim]` are scaled already, keys and
 /// values are `[len, dim]`. Gives the range of keys that any token sees, and leaves `p` over it in `probs` (`[tokens, range]`, 0 where a token
 /// sees nothing). None, with the outputs unchanged, when a length is wrong or a range leaves the keys. For long texts, a block of tokens at a
@@ -59,6 +62,61 @@ pub fn attend(
     Some(first..last)
 }
 
+/// Rows that are made as they are needed: `read(rows, out)` writes those of a range, `[rows, dim]`.
+pub type ReadRows<'a> = dyn Fn(Range<usize>, &mut [f32]) + Sync + 'a;
+
+/// [`attend`] of a few queries to `len` keys and values that are kept in some other form than f32: they are read once for all queries, so many at a
+/// time as stay close to the processor. The same results to the bit where `attend` takes its queries one at a time.
+pub fn attend_few(
+    isa: Isa,
+    q: &[f32],
+    [keys, values]: [&ReadRows<'_>; 2],
+    [len, dim]: [usize; 2],
+    visible: &[Range<usize>],
+    probs: &mut Vec<f32>,
+    out: &mut [f32],
+) -> Option<Range<usize>> {
+    let fits = visible.iter().all(|v| v.start <= v.end && v.end <= len);
+    if [q.len(), out.len()] != [visible.len() * dim; 2] || !fits {
+        return None;
+    }
+    let first = visible.iter().map(|v| v.start).min().unwrap_or(0);
+    let last = visible.iter().map(|v| v.end).max().unwrap_or(0).max(first);
+    let seen = last - first;
+    probs.clear();
+    probs.resize(visible.len() * seen, 0.0);
+    out.fill(0.0);
+    let mut rows = vec![0f32; READ.min(seen) * dim];
+    // What query `t` sees of a run of rows, counted from the first row of the run.
+    let cut = |run: &Range<usize>, v: &Range<usize>| {
+        let start = v.start.clamp(run.start, run.end);
+        start - run.start..v.end.clamp(start, run.end) - run.start
+    };
+    let runs = || (first..last).step_by(READ).map(|at| at..(at + READ).min(last));
+    for run in runs() {
+        let rows = &mut rows[..run.len() * dim];
+        keys(run.clone(), rows);
+        for ((q, p), v) in q.chunks_exact(dim.max(1)).zip(probs.chunks_exact_mut(seen)).zip(visible) {
+            for j in cut(&run, v) {
+                p[run.start - first + j] = vector::dot(isa, q, &rows[j * dim..][..dim]);
+            }
+        }
+    }
+    for (p, v) in probs.chunks_exact_mut(seen.max(1)).zip(visible) {
+        vector::softmax(isa, &mut p[v.start - first..v.end - first]);
+    }
+    for run in runs() {
+        let rows = &mut rows[..run.len() * dim];
+        values(run.clone(), rows);
+        for ((out, p), v) in out.chunks_exact_mut(dim.max(1)).zip(probs.chunks_exact(seen)).zip(visible) {
+            for j in cut(&run, v) {
+                vector::axpy(isa, p[run.start - first + j], &rows[j * dim..][..dim], out);
+            }
+        }
+    }
+    Some(first..last)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +140,15 @@ mod tests {
                 let (mut probs, mut out) = (Vec::new(), vec![f32::NAN; tokens * dim]);
                 let seen = attend(isa, [&q, &keys, &values], dim, &visible, &mut probs, &mut out).unwrap();
                 prop_assert!(out.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5));
+                let read = |x: &[f32], rows: Range<usize>, out: &mut [f32]| out.copy_from_slice(&x[rows.start * dim..rows.end * dim]);
+                let [of_keys, of_values] = [&keys, &values].map(|x| move |rows: Range<usize>, out: &mut [f32]| read(x, rows, out));
+                let (mut few_probs, mut few) = (Vec::new(), vec![f32::NAN; tokens * dim]);
+                let range = attend_few(isa, &q, [&of_keys, &of_values], [len, dim], &visible, &mut few_probs, &mut few).unwrap();
+                prop_assert_eq!(&range, &seen);
+                prop_assert!(few.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5));
+                if tokens < FEW {
+                    prop_assert!(few == out && few_probs == probs);
+                }
                 for (p, v) in probs.chunks(seen.len()).zip(&visible) {
                     let v = v.start - seen.start..v.end - seen.start;
                     prop_assert!((p[v.clone()].iter().sum::<f32>() - 1.0).abs() < 1e-5);
@@ -96,6 +163,11 @@ mod tests {
         let (x, mut out, mut probs) = ([1.0f32; 8], [0f32; 4], Vec::new());
         let mut run =
             |q: &[f32], visible: Range<usize>| attend(Isa::SCALAR, [q, &x, &x], 4, &[visible], &mut probs, &mut out);
+        let still: &ReadRows<'_> = &|_, _| {};
+        let few = |q: &[f32], v: Range<usize>| {
+            attend_few(Isa::SCALAR, q, [still, still], [2, 4], &[v], &mut Vec::new(), &mut [0f32; 4])
+        };
+        assert!(few(&x[..3], 0..2).is_none() && few(&x[..4], 0..3).is_none() && few(&x[..4], 1..1) == Some(1..1));
         assert!(run(&x[..4], 0..2) == Some(0..2) && run(&x[..3], 0..2).is_none() && run(&x[..4], 0..3).is_none());
     }
 }

@@ -133,17 +133,46 @@ fn tokens_come_one_at_a_time_or_together_and_are_forgotten() {
     assert_eq!(ask(&mut all, exec), full);
     all.clear();
     assert!(all.is_empty() && all.bytes() == 0);
+}
 
-    // Probabilities are heard, and add to one.
-    struct Sum(Vec<f32>);
-    impl ProbSink for Sum {
-        fn probs(&mut self, _: usize, _: u32, probs: &[f32]) {
-            self.0.push(probs.iter().sum());
+/// What a sink heard: head, position, probabilities.
+#[derive(Default)]
+struct Heard(Vec<(usize, u32, Vec<f32>)>);
+
+impl ProbSink for Heard {
+    fn probs(&mut self, head: usize, position: u32, probs: &[f32]) {
+        self.0.push((head, position, probs.to_vec()));
+    }
+}
+
+#[test]
+fn probabilities_are_the_same_for_few_queries_and_for_many() {
+    let tokens = 50;
+    let x = inputs(tokens);
+    let positions: Vec<u32> = (0..tokens as u32).collect();
+    let exec = &mut Exec::new();
+    let mut cache = IntCache::new(heads(), Integers::new(4).high(DIM / 8).check().unwrap()).unwrap();
+    cache.append(KvBlock { keys: &x[0], values: &x[1], positions: &positions }, exec).unwrap();
+    let mut ask = |first: usize| {
+        let (mut heard, mut out) = (Heard::default(), vec![0f32; (tokens - first) * 4 * DIM]);
+        let queries = Queries { data: &x[2][first * 4 * DIM..], positions: &positions[first..] };
+        cache.attend(queries, &mut out, Some(&mut heard), exec).unwrap();
+        (heard.0, out)
+    };
+    let (all, outputs) = ask(0);
+    for count in 1..=3 {
+        let (few, out) = ask(tokens - count);
+        let rest = &outputs[(tokens - count) * 4 * DIM..];
+        assert!(out.iter().zip(rest).all(|(a, b)| (a - b).abs() < 1e-5));
+        let same: Vec<_> = all.iter().filter(|h| h.1 as usize >= tokens - count).collect();
+        assert_eq!(few.len(), 4 * count);
+        for (a, b) in few.iter().zip(same) {
+            assert_eq!((a.0, a.1, a.2.len()), (b.0, b.1, tokens));
+            assert!(a.2.iter().zip(&b.2).all(|(p, q)| (p - q).abs() < 1e-5));
+            assert!((a.2.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+            assert!(a.2[a.1 as usize + 1..].iter().all(|p| *p == 0.0));
         }
     }
-    let (mut sum, mut out) = (Sum(Vec::new()), vec![0f32; 4 * DIM]);
-    one.attend(Queries { data: &x[2][..4 * DIM], positions: &[8] }, &mut out, Some(&mut sum), exec).unwrap();
-    assert!(sum.0.len() == 4 && sum.0.iter().all(|s| (s - 1.0).abs() < 1e-5));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::affine::{Affine, dequantize_scalar, min_max_scalar, quantize_scalar, round_each_scalar};
+use crate::affine::{Affine, dequantize_scalar, lift_scalar, min_max_scalar, quantize_scalar, round_each_scalar};
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
@@ -145,6 +145,21 @@ pub(crate) fn dequantize(codes: &[u8], grid: Affine, out: &mut [f32]) {
         unsafe { _mm256_storeu_ps(y.as_mut_ptr(), v) };
     }
     dequantize_scalar(&codes[body..], grid, &mut out[body..]);
+}
+
+#[target_feature(enable = "avx2")]
+pub(crate) fn lift(codes: &[u8], [scale, least]: [f32; 2], out: &mut [f32]) {
+    let (a, b) = (_mm256_set1_ps(scale), _mm256_set1_ps(least));
+    let body = codes.len() / 8 * 8;
+    for (c, y) in codes.chunks_exact(8).zip(out.chunks_exact_mut(8)) {
+        // SAFETY: `c` has 8 bytes, and 8 are loaded.
+        let bytes = unsafe { _mm_loadl_epi64(c.as_ptr().cast()) };
+        let v = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+        let v = _mm256_add_ps(b, _mm256_mul_ps(a, v));
+        // SAFETY: `y` has 8 elements.
+        unsafe { _mm256_storeu_ps(y.as_mut_ptr(), v) };
+    }
+    lift_scalar(&codes[body..], [scale, least], &mut out[body..]);
 }
 
 #[target_feature(enable = "avx2")]

@@ -1,13 +1,19 @@
 //! The cache.
 
-use tersor_core::cache::Queries;
+use std::ops::Range;
+
+use tersor_core::cache::{Kept, Queries};
 use tersor_core::{Exec, Heads, KvBlock, KvCache, ProbSink, Result};
 use tersor_kernels::par;
 
 use super::CheckedIntegers;
 use super::packed::Rows;
 
-/// Keys (turned, and rotated if asked) and values of one layer as integers. To attend, heads are unpacked one layer at a time.
+/// Queries up to which what is kept is read some rows at a time, close to the processor; for more, a product of matrices of the unpacked layer is
+/// worth its memory.
+const FEW: usize = 3;
+
+/// Keys (turned, and rotated if asked) and values of one layer as integers.
 pub struct IntCache {
     heads: Heads,
     how: CheckedIntegers,
@@ -71,16 +77,28 @@ impl KvCache for IntCache {
         probs: Option<&mut dyn ProbSink>,
         exec: &mut Exec,
     ) -> Result<()> {
-        let n = self.heads.kv_heads;
-        let head = |i: usize, (): &mut ()| if i < n { self.keys[i].unpack() } else { self.values[i - n].unpack() };
-        let fork = exec.parallel() && par::worth(2 * n * self.positions.len() * self.heads.head_dim, 1 << 16);
-        let mut keys = par::map(2 * n, fork, || (), head);
-        let values = keys.split_off(n);
+        let isa = exec.isa();
         let rotate = |q: &mut [f32]| {
             if let Some(r) = &self.how.key_rotation {
                 r.forward(q);
             }
         };
+        let (n, kept) = (self.heads.kv_heads, self.positions.len());
+        if queries.positions.len() <= FEW {
+            let read = |which: Kept, head: usize, rows: Range<usize>, out: &mut [f32]| match which {
+                Kept::Keys => self.keys[head].read(isa, rows, out),
+                Kept::Values => self.values[head].read(isa, rows, out),
+            };
+            return self.heads.attend_few(&self.positions, &read, &rotate, queries, out, probs, exec);
+        }
+        let unpacked = |i: usize, (): &mut ()| {
+            let mut out = vec![0f32; kept * self.heads.head_dim];
+            if i < n { &self.keys[i] } else { &self.values[i - n] }.read(isa, 0..kept, &mut out);
+            out
+        };
+        let fork = exec.parallel() && par::worth(2 * n * kept * self.heads.head_dim, 1 << 16);
+        let mut keys = par::map(2 * n, fork, || (), unpacked);
+        let values = keys.split_off(n);
         self.heads.attend(&self.positions, [&keys, &values], &rotate, queries, out, probs, exec)
     }
 

@@ -1,8 +1,10 @@
 //! Rows of values as integers, one after the other.
 
+use std::ops::Range;
+
 use half::f16;
 use tersor_core::{Error, Result};
-use tersor_kernels::bits;
+use tersor_kernels::{Isa, affine, bits};
 
 /// Rows, each in parts of their own width and bits. A part is packed codes, a scale and a minimum: a value is `minimum + scale * code`.
 pub(super) struct Rows {
@@ -43,26 +45,22 @@ impl Rows {
         Ok(())
     }
 
-    /// All rows in f32.
-    pub fn unpack(&self) -> Vec<f32> {
-        let width: usize = self.parts.iter().map(|p| p.0).sum();
-        let mut out = vec![0f32; self.bytes.len() / row_bytes(&self.parts).max(1) * width];
+    /// Rows in f32, as many as fill `out`.
+    pub fn read(&self, isa: Isa, rows: Range<usize>, out: &mut [f32]) {
+        let (width, stored) = (self.parts.iter().map(|p| p.0).sum::<usize>(), row_bytes(&self.parts));
+        let bytes = self.bytes.get(rows.start * stored..).unwrap_or_default();
         let mut codes = vec![0u8; width];
-        let mut at = 0;
-        for row in out.chunks_exact_mut(width.max(1)) {
-            let mut first = 0;
+        for (row, bytes) in out.chunks_exact_mut(width.max(1)).zip(bytes.chunks_exact(stored.max(1))).take(rows.len()) {
+            let (mut at, mut first) = (0, 0);
             for &(n, b) in &self.parts {
                 let len = bits::packed_len(n, b);
-                let half = |i: usize| f16::from_le_bytes([self.bytes[at + i], self.bytes[at + i + 1]]).to_f32();
-                let (scale, least) = (half(len), half(len + 2));
-                bits::unpack(&self.bytes[at..at + len], b, 0, &mut codes[..n]);
-                let values = row[first..first + n].iter_mut().zip(&codes[..n]);
-                values.for_each(|(v, c)| *v = least + scale * f32::from(*c));
+                let half = |i: usize| f16::from_le_bytes([bytes[at + i], bytes[at + i + 1]]).to_f32();
+                bits::unpack(&bytes[at..at + len], b, 0, &mut codes[..n]);
+                affine::lift(isa, &codes[..n], [half(len), half(len + 2)], &mut row[first..first + n]);
                 at += len + 4;
                 first += n;
             }
         }
-        out
     }
 }
 
