@@ -46,6 +46,13 @@ fn the_budget_is_kept_and_spent_better_than_evenly() {
         let planned = tersor_json(&plan(model, &more, calib));
         assert!(planned["weight_bytes"].as_u64().unwrap() <= bytes);
         assert!(planned["weight_bytes"].as_f64().unwrap() > 0.98 * bytes as f64, "little is left over");
+        // Measured once; in no more memory than was said before, but for what the allocator keeps.
+        let terms = planned["measuring_peak_memory_bytes"].as_object();
+        assert_eq!(terms.is_some(), even == "w3-g64-gptq");
+        if let Some(terms) = terms {
+            let said: u64 = terms.values().map(|v| v.as_u64().unwrap()).sum();
+            assert!(planned["peak_rss_bytes"].as_u64().unwrap() <= said * 11 / 10, "{planned}");
+        }
         assert!(planned["predicted_loss"].as_f64().unwrap() > 0.0);
         let (made, better) = compressed(model, s(&toml), calib, &dir.path().join(format!("{even}-budget")));
         assert_eq!(made, planned["weight_bytes"].as_u64().unwrap(), "the plan's size is the file's");
@@ -111,6 +118,12 @@ fn what_cannot_be_is_refused() {
     more(&[]);
     let keep = ["--bits", "5", "--measured", s(&measured)];
     tersor_json(&plan(s(&model), &keep, s(&calib)));
+    // A budget that the model is within is no error, but worth a word; measuring in less memory than it takes is one.
+    let out = tersor(&plan(s(&model), &["--budget", "100MB", "--measured", s(&measured)], s(&calib)));
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success() && said.contains("fit the budget as they are"), "{said}");
+    let said = more(&["--bits", "5", "--max-memory", "1MB"]);
+    assert!(said.contains("max-memory") && said.contains("for measuring"), "{said}");
     let other = dir.path().join("other.txt");
     std::fs::write(&other, "Another text, as long as it must be to fill a window. ".repeat(100)).unwrap();
     assert!(fails(1, &plan(s(&model), &keep, s(&other))).contains("another model, text"));

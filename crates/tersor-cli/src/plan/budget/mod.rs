@@ -108,6 +108,12 @@ pub fn choose(
     let plan = Plan::new(model, probe, seed, false, calibration)?;
     let cx = Context::new().with_seed(seed).with_progress(progress::bars());
     cancel_on_signals(&cx.cancel);
+    if let Limit::Bytes(most) = limit
+        && model.weight_bytes() <= most
+    {
+        let own = megabytes(model.weight_bytes());
+        cx.progress.warn(&format!("the model's own files take {own} and fit the budget as they are"));
+    }
     let kept = measured.filter(|m| m.is_file());
     let memory = kept.is_none().then(|| measure::memory(&plan, model));
     let mut items = match kept {
