@@ -76,9 +76,9 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
     let (all, body) = bits_per_weight(&plan.weights());
     if json {
         let mut all = plan.to_json(&model)?;
-        if let Some(chosen) = chosen {
+        if let Some(chosen) = &chosen {
             all["predicted_loss"] = chosen.loss.into();
-            if let Some(memory) = chosen.memory {
+            if let Some(memory) = &chosen.memory {
                 all["measuring_peak_memory_bytes"] = json!(memory);
                 all["peak_rss_bytes"] = json!(peak_rss());
             }
@@ -106,6 +106,9 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
     crate::say!("{} of memory at most:", megabytes(memory.values().sum()));
     for (term, bytes) in memory {
         crate::say!("  {term:13} {}", megabytes(bytes));
+    }
+    if let Some(memory) = chosen.and_then(|c| c.memory) {
+        crate::say!("{} at most for measuring what each matrix does", megabytes(memory.values().sum()));
     }
     Ok(())
 }
