@@ -1,11 +1,13 @@
 //! Quantizers of activations.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use crate::context::fingerprint;
 use crate::{Bits, Error, ParamError, Result, StatNeeds, StatSet, power_of_two_above};
 use tersor_kernels::Isa;
-use tersor_kernels::{affine, integer};
+use tersor_kernels::affine::{self, Affine};
+use tersor_kernels::integer;
 
 /// How activations are rounded: symmetrically, `q = clamp(round(x / s), -2^(b-1), 2^(b-1) - 1)`, with `s = max|x| / (2^(b-1) - 1)` over what shares a
 /// scale, unless it says otherwise. What is all zeros stays zeros.
@@ -158,9 +160,9 @@ impl ActQuant {
             Reach::Tensor => {
                 let most = x.iter().fold(0f32, |m, v| m.max(v.abs()));
                 let scale = most / f32::from(self.most());
-                self.one_scale(x, cols, if scale < f32::MIN_POSITIVE { 1.0 } else { scale })
+                self.one_scale(isa, x, cols, if scale < f32::MIN_POSITIVE { 1.0 } else { scale })
             }
-            Reach::Fixed(scale) => self.one_scale(x, cols, *scale),
+            Reach::Fixed(scale) => self.one_scale(isa, x, cols, *scale),
             Reach::Channels(scales) => {
                 let value = |(x, s): (&f32, &f32)| self.code(*x, s.recip()) * s;
                 Encoded::Values(x.chunks_exact(cols).flat_map(|row| row.iter().zip(scales.iter()).map(value)).collect())
@@ -203,18 +205,17 @@ impl ActQuant {
             let scale = hi / most - lo / most;
             let scale = if scale < f32::MIN_POSITIVE { 1.0 } else { scale };
             let zero = (-lo / scale).round_ties_even();
-            let inverse = scale.recip();
-            let code = |v: &f32| (((v * inverse).round_ties_even() + zero).clamp(0.0, most) - half) as i8;
-            codes.extend(row.iter().map(code));
+            let grid = Affine { scale, zero: zero as u8 };
+            codes.extend(affine_codes(isa, row, grid, 0..=most as u8, half as u8));
             scales.push(scale);
             offsets.push(scale * (half - zero));
         }
         (codes, scales, offsets)
     }
 
-    fn one_scale(&self, x: &[f32], cols: usize, scale: f32) -> Encoded {
-        let inverse = scale.recip();
-        let codes = x.iter().map(|v| self.code(*v, inverse) as i8).collect();
+    fn one_scale(&self, isa: Isa, x: &[f32], cols: usize, scale: f32) -> Encoded {
+        let (most, grid) = (self.most() as u8, Affine { scale, zero: 128 });
+        let codes = affine_codes(isa, x, grid, 127 - most..=128 + most, 128).collect();
         Encoded::Codes(codes, vec![scale; x.len() / cols], Vec::new())
     }
 
@@ -235,6 +236,13 @@ impl ActQuant {
         })
         .collect()
     }
+}
+
+/// Codes of a grid, less `half`.
+fn affine_codes(isa: Isa, x: &[f32], grid: Affine, range: RangeInclusive<u8>, half: u8) -> impl Iterator<Item = i8> {
+    let mut codes = vec![0u8; x.len()];
+    affine::quantize(isa, x, grid, range, &mut codes);
+    codes.into_iter().map(move |c| c.wrapping_sub(half) as i8)
 }
 
 /// How much of the range that was seen a scale found before covers.

@@ -56,8 +56,8 @@ impl KvCache for IntCache {
                     if let Some(r) = &cache.how.key_rotation {
                         r.forward(&mut key);
                     }
-                    cache.keys[h].push(&key)?;
-                    cache.values[h].push(&block.values[at..at + dim])?;
+                    cache.keys[h].push(exec.isa(), &key)?;
+                    cache.values[h].push(exec.isa(), &block.values[at..at + dim])?;
                 }
             }
             Ok(())

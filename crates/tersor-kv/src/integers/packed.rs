@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use half::f16;
 use tersor_core::{Error, Result};
-use tersor_kernels::{Isa, affine, bits};
+use tersor_kernels::affine::{self, Affine};
+use tersor_kernels::{Isa, bits};
 
 /// Rows, each in parts of their own width and bits. A part is packed codes, a scale and a minimum: a value is `minimum + scale * code`.
 pub(super) struct Rows {
@@ -31,13 +32,13 @@ impl Rows {
     }
 
     /// Packs a row. Error, with nothing added, when a value is not finite or f16 cannot hold the range.
-    pub fn push(&mut self, row: &[f32]) -> Result<()> {
+    pub fn push(&mut self, isa: Isa, row: &[f32]) -> Result<()> {
         let before = self.bytes.len();
         let mut rest = row;
         for &(n, b) in &self.parts {
             let (part, after) = rest.split_at(n.min(rest.len()));
             rest = after;
-            if let Err(e) = pack(part, b, &mut self.bytes) {
+            if let Err(e) = pack(isa, part, b, &mut self.bytes) {
                 self.bytes.truncate(before);
                 return Err(e);
             }
@@ -65,7 +66,7 @@ impl Rows {
 }
 
 /// Scale and minimum are rounded to f16 before the codes, the scale so that the range is not cut.
-fn pack(part: &[f32], b: u32, out: &mut Vec<u8>) -> Result<()> {
+fn pack(isa: Isa, part: &[f32], b: u32, out: &mut Vec<u8>) -> Result<()> {
     let (mut lo, mut hi) = (f32::INFINITY, f32::NEG_INFINITY);
     for (i, v) in part.iter().enumerate() {
         if !v.is_finite() {
@@ -83,9 +84,12 @@ fn pack(part: &[f32], b: u32, out: &mut Vec<u8>) -> Result<()> {
     if !least.is_finite() || !scale.is_finite() {
         return Err(Error::ScaleRange { row: 0, group: 0, value: hi - lo, dtype: "F16" });
     }
-    let inverse = if scale.to_f32() > 0.0 { scale.to_f32().recip() } else { 0.0 };
-    let codes: Vec<u8> =
-        part.iter().map(|v| ((v - least.to_f32()) * inverse).round_ties_even().clamp(0.0, most) as u8).collect();
+    let mut codes = vec![0u8; part.len()];
+    let (scale_f32, least_f32) = (scale.to_f32(), least.to_f32());
+    if scale_f32 > 0.0 {
+        let above: Vec<f32> = part.iter().map(|v| v - least_f32).collect();
+        affine::quantize(isa, &above, Affine { scale: scale_f32, zero: 0 }, 0..=most as u8, &mut codes);
+    }
     let at = out.len();
     out.resize(at + bits::packed_len(part.len(), b), 0);
     bits::pack(&codes, b, &mut out[at..]);

@@ -79,7 +79,8 @@ impl<'a> Forks<'a> {
         for few in self.forks[..before].chunks_mut(ABREAST) {
             let streams: Vec<&[f32]> = few.iter().map(|f| f.stream.as_slice()).collect();
             let passed = pass(calibration, &*layer, &streams, cancel)?;
-            few.iter_mut().zip(passed).for_each(|(fork, stream)| fork.stream = stream);
+            // In place: buffers that come and go among those that stay would leave holes.
+            few.iter_mut().zip(passed).for_each(|(fork, stream)| fork.stream.copy_from_slice(&stream));
         }
         self.original = pass(calibration, &*layer, &[&self.original], cancel)?.remove(0);
         Ok(())
