@@ -143,43 +143,39 @@ impl ActQuant {
         ((1u8 << (self.bits.get() - 1)) - 1) as i8
     }
 
-    /// The code of a value as a float.
-    fn code(&self, x: f32, inverse: f32) -> f32 {
-        let most = f32::from(self.most());
-        (x * inverse).round_ties_even().clamp(-most - 1.0, most)
-    }
-
     /// Rows of `cols` values, as many scales as [`ActQuant::check`] has found right.
     pub(crate) fn apply(&self, isa: Isa, x: &[f32], cols: usize) -> Encoded {
-        let cols = cols.max(1);
+        let (cols, most) = (cols.max(1), self.most() as u8);
         match &self.reach {
             Reach::Token => {
                 let (codes, scales) = self.encode(isa, x, cols);
                 Encoded::Codes(codes, scales, Vec::new())
             }
             Reach::Tensor => {
-                let most = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-                let scale = most / f32::from(self.most());
+                let scale = x.iter().fold(0f32, |m, v| m.max(v.abs())) / f32::from(most);
                 self.one_scale(isa, x, cols, if scale < f32::MIN_POSITIVE { 1.0 } else { scale })
             }
             Reach::Fixed(scale) => self.one_scale(isa, x, cols, *scale),
             Reach::Channels(scales) => {
-                let value = |(x, s): (&f32, &f32)| self.code(*x, s.recip()) * s;
-                Encoded::Values(x.chunks_exact(cols).flat_map(|row| row.iter().zip(scales.iter()).map(value)).collect())
+                let (zeros, mut codes, mut out) = (vec![128.0; cols], vec![0u8; cols], vec![0f32; x.len()]);
+                for (row, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
+                    affine::round_each(isa, row, [scales, &zeros], 127 - most..=128 + most, &mut codes, out);
+                }
+                Encoded::Values(out)
             }
             Reach::Blocks(block) => {
-                let mut out = x.to_vec();
-                let half = f32::from(self.most()) + 1.0;
+                let (mut out, mut codes) = (x.to_vec(), vec![0u8; cols.min(*block)]);
+                let half = f32::from(most) + 1.0;
                 for part in out.chunks_exact_mut(cols).flat_map(|row| row.chunks_mut(*block)) {
-                    let most = part.iter().fold(0f32, |m, v| m.max(v.abs()));
-                    if most < f32::MIN_POSITIVE * half {
+                    let largest = part.iter().fold(0f32, |m, v| m.max(v.abs()));
+                    if largest < f32::MIN_POSITIVE * half {
                         part.fill(0.0);
                         continue;
                     }
                     // The power of two at or above the largest magnitude is one step beyond the grid.
-                    let step = power_of_two_above(most / half);
-                    let limit = f32::from(self.most());
-                    part.iter_mut().for_each(|v| *v = (*v / step).round_ties_even().clamp(-limit, limit) * step);
+                    let grid = Affine { scale: power_of_two_above(largest / half), zero: 128 };
+                    affine::quantize(isa, part, grid, 128 - most..=128 + most, &mut codes[..part.len()]);
+                    affine::dequantize(isa, &codes[..part.len()], grid, part);
                 }
                 Encoded::Values(out)
             }
