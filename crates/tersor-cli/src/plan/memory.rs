@@ -35,7 +35,8 @@ impl Plan {
         let Some(network) = &self.network else { return Terms::new() };
         let floats = |shape: [usize; 2]| shape[0] as u64 * shape[1] as u64 * 4;
         let (hidden, ctx) = (network.hidden() as u64, self.windows[1] as u64);
-        let held = 4 * (streams * tokens) as u64 * hidden;
+        // And the holes between them, where larger buffers came and went.
+        let held = 5 * (streams * tokens) as u64 * hidden;
         let mut phases: Vec<Terms> = self.text(model).into_iter().chain(self.walk().into_iter().flatten()).collect();
         let in_layers = |e: &&Entry| network.layer_of(&e.name).is_some();
         let widest = self.entries.iter().filter(in_layers).filter_map(Entry::matrix).map(floats).max().unwrap_or(0);
