@@ -11,22 +11,8 @@ fn plan<'a>(model: &'a str, more: &[&'a str], calib: &'a str) -> Vec<&'a str> {
     [&own[..], more].concat()
 }
 
-fn compressed(model: &str, recipe: &str, calib: &str, out: &Path) -> (u64, f64) {
-    let args = [
-        "compress",
-        model,
-        "--recipe",
-        recipe,
-        "--calib",
-        calib,
-        "--calib-windows",
-        "16",
-        "--ctx",
-        "128",
-        "--out",
-        s(out),
-    ];
-    let bytes = tersor_json(&args)["weight_bytes"].as_u64().unwrap();
+fn compressed(model: &Path, recipe: &str, out: &Path) -> (u64, f64) {
+    let bytes = run(&compress(model, recipe, out, ["16", "128"]), &[])["weight_bytes"].as_u64().unwrap();
     let text = root().join("examples/data/wiki-eval.txt");
     let eval = tersor_json(&["eval", s(out), "--text", s(&text), "--ctx", "128", "--windows", "60", "--no-speed"]);
     (bytes, eval["perplexity"].as_f64().unwrap())
@@ -35,11 +21,10 @@ fn compressed(model: &str, recipe: &str, calib: &str, out: &Path) -> (u64, f64) 
 #[test]
 fn the_budget_is_kept_and_spent_better_than_evenly() {
     let dir = tempfile::tempdir().unwrap();
-    let model = root().join("examples/models/tiny-wiki");
-    let calib = root().join("examples/data/wiki-calib.txt");
-    let (model, calib, measured) = (s(&model), s(&calib), dir.path().join("measured.json"));
+    let (tiny, calib, measured) = (shipped(), data("wiki-calib.txt"), dir.path().join("measured.json"));
+    let (model, calib) = (s(&tiny), s(&calib));
     for (even, slack) in [("w3-g64-gptq", 1.0), ("w4-g32-gptq", 1.0), ("w6-g64-gptq", 1.002)] {
-        let (bytes, perplexity) = compressed(model, even, calib, &dir.path().join(even));
+        let (bytes, perplexity) = compressed(&tiny, even, &dir.path().join(even));
         let budget = bytes.to_string();
         let toml = dir.path().join(format!("{even}.toml"));
         let more = ["--budget", &budget, "--measured", s(&measured), "--out", s(&toml)];
@@ -54,7 +39,7 @@ fn the_budget_is_kept_and_spent_better_than_evenly() {
             assert!(planned["peak_rss_bytes"].as_u64().unwrap() <= said * 11 / 10, "{planned}");
         }
         assert!(planned["predicted_loss"].as_f64().unwrap() > 0.0);
-        let (made, better) = compressed(model, s(&toml), calib, &dir.path().join(format!("{even}-budget")));
+        let (made, better) = compressed(&tiny, s(&toml), &dir.path().join(format!("{even}-budget")));
         assert_eq!(made, planned["weight_bytes"].as_u64().unwrap(), "the plan's size is the file's");
         assert!(better < perplexity * slack, "{even}: {better} for {perplexity}");
     }

@@ -144,14 +144,16 @@ impl<'a> Input<'a> {
     }
 
     /// The values that remain of this input after an activation quantizer, but for its [`Input::offsets`], made once for each quantizer.
-    /// Integer kernels find the codes beside them, where a token has one scale. Error when the quantizer has scales for another number of
-    /// features.
+    /// Integer kernels find the codes beside them, where a token has one scale. Error when a value is not finite, or the quantizer has
+    /// scales for another number of features.
     pub fn quantized(&self, act: &ActQuant, isa: Isa) -> Result<Rc<Input<'static>>> {
         act.check(self.shape[1])?;
         let key = act.key();
         if let Some(made) = self.found(key) {
             return Ok(made);
         }
+        // A code would stand for something else.
+        crate::check_finite(self.data(), self.shape[1], 0)?;
         let made = match act.apply(isa, self.data(), self.shape[1]) {
             Encoded::Codes(codes, scales, offsets) => {
                 let made = Input::made(OnceCell::new(), self.shape, Some((codes, scales)));
@@ -202,5 +204,23 @@ mod tests {
         assert_eq!(made, 1);
         assert_eq!(input.form(8, |v| v[1] = 0.0).data(), [1.0, 0.0]);
         assert!(Input::new(&x, [2, 2]).is_err());
+    }
+
+    #[test]
+    fn what_is_not_finite_has_no_codes() {
+        let act = [
+            ActQuant::per_token(8),
+            ActQuant::per_tensor(8),
+            ActQuant::fixed(8, 0.1),
+            ActQuant::channels(8, vec![0.1; 4]),
+        ];
+        let more = [ActQuant::mxint(8, 2), ActQuant::asymmetric(4, 1), ActQuant::asymmetric(4, 2)];
+        for act in act.into_iter().chain(more).map(Result::unwrap) {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let x = [1.0, 2.0, 3.0, 4.0, 5.0, bad, 7.0, 8.0];
+                let e = Input::new(&x, [2, 4]).unwrap().quantized(&act, Isa::detect()).err().unwrap();
+                assert!(matches!(e, Error::NonFinite { row: 1, col: 1, .. }), "{e}");
+            }
+        }
     }
 }

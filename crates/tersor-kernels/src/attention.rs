@@ -6,7 +6,7 @@ use crate::dense::{How, Out, Write, product, product_plain};
 use crate::{Isa, vector};
 
 /// Queries below which rows are taken one at a time: a product of matrices is not worth its start.
-const FEW: usize = 4;
+pub const FEW: usize = 4;
 
 /// Rows that [`attend_few`] reads at once.
 const READ: usize = 32;

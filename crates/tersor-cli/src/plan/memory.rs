@@ -37,17 +37,17 @@ impl Plan {
         let (hidden, ctx) = (network.hidden() as u64, self.windows[1] as u64);
         // And the holes between them, where larger buffers came and went.
         let held = 5 * (streams * tokens) as u64 * hidden;
-        let mut phases: Vec<Terms> = self.text(model).into_iter().chain(self.walk().into_iter().flatten()).collect();
+        let mut phases = self.walk().unwrap_or_default();
+        let stream = phases.first().and_then(|w| w.get("hidden states").copied()).unwrap_or(0);
         let in_layers = |e: &&Entry| network.layer_of(&e.name).is_some();
         let widest = self.entries.iter().filter(in_layers).filter_map(Entry::matrix).map(floats).max().unwrap_or(0);
-        for terms in &mut phases[1..] {
+        for terms in &mut phases {
             // Whole, and what GPTQ makes of it.
             terms.entry("rows").and_modify(|rows| *rows = widest * 5);
             terms.insert("networks", held);
         }
         let layer = self.entries.iter().filter(|e| network.layer_of(&e.name) == Some(0)).filter_map(Entry::matrix);
         let at_work = abreast as u64 * tokens as u64 + rayon::current_num_threads() as u64 * ctx * 12;
-        let stream = self.walk().and_then(|w| w[0].get("hidden states").copied()).unwrap_or(0);
         phases.push(Terms::from([
             ("networks", held),
             ("windows", at_work * 4 * hidden),
@@ -63,6 +63,7 @@ impl Plan {
                 ("rows", 3 * 4 * 64 * c.vocab as u64),
             ]));
         }
+        phases.extend(self.text(model));
         self.heaviest(phases)
     }
 

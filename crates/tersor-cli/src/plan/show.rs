@@ -5,7 +5,7 @@ use tersor::core::{Error, Limits, ParamError, Result};
 use tersor::formats::{Model, json as files, write_atomic};
 use tersor::llm::bits_per_weight;
 
-use super::budget::{self, Limit};
+use super::budget::{self, Chosen, Limit};
 use super::{Action, Calibration, Entry, Plan};
 use crate::eval::peak_rss;
 use crate::recipe::Recipe;
@@ -57,8 +57,9 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
     };
     let (recipe, chosen) = match (&a.recipe, limit) {
         (_, Some(limit)) => {
-            let chosen = budget::choose(&model, limit, a.seed, a.generic, &calibration, a.measured.as_deref())?;
-            (chosen.recipe.clone(), Some(chosen))
+            let Chosen { recipe, loss, memory } =
+                budget::choose(&model, limit, a.seed, a.generic, &calibration, a.measured.as_deref())?;
+            (recipe, Some((loss, memory)))
         }
         (Some(name), None) => (Recipe::find(name)?, None),
         (None, None) => return Err(ParamError::new("recipe", "missing", "needed, or --budget, --bits or --to").into()),
@@ -76,9 +77,9 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
     let (all, body) = bits_per_weight(&plan.weights());
     if json {
         let mut all = plan.to_json(&model)?;
-        if let Some(chosen) = &chosen {
-            all["predicted_loss"] = chosen.loss.into();
-            if let Some(memory) = &chosen.memory {
+        if let Some((loss, memory)) = chosen {
+            all["predicted_loss"] = loss.into();
+            if let Some(memory) = memory {
                 all["measuring_peak_memory_bytes"] = json!(memory);
                 all["peak_rss_bytes"] = json!(peak_rss());
             }
@@ -107,7 +108,7 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
     for (term, bytes) in memory {
         crate::say!("  {term:13} {}", megabytes(bytes));
     }
-    if let Some(memory) = chosen.and_then(|c| c.memory) {
+    if let Some(memory) = chosen.and_then(|c| c.1) {
         crate::say!("{} at most for measuring what each matrix does", megabytes(memory.values().sum()));
     }
     Ok(())

@@ -24,9 +24,11 @@ impl Rule {
             }
             "awq" => Box::new(Awq::of(trials()?)),
             "adaptive" => {
-                let act = ActQuant::per_token(self.activations.unwrap_or(8))?;
-                let with = |trial| Box::new(WithActivations::new(act.clone(), trial)) as Box<dyn Method>;
-                Box::new(Adaptive::of(trials()?.into_iter().map(with).collect()))
+                let with = |(rule, trial): (&&Rule, _)| -> Result<Box<dyn Method>> {
+                    let act = ActQuant::per_token(rule.activations.unwrap_or(8))?;
+                    Ok(Box::new(WithActivations::new(act, trial)))
+                };
+                Box::new(Adaptive::of(rules.iter().zip(trials()?).map(with).collect::<Result<_>>()?))
             }
             "percentile" => Box::new(Percentile),
             _ => {

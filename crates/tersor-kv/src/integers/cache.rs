@@ -4,14 +4,10 @@ use std::ops::Range;
 
 use tersor_core::cache::{Kept, Queries};
 use tersor_core::{Exec, Heads, KvBlock, KvCache, ProbSink, Result};
-use tersor_kernels::par;
+use tersor_kernels::{attention, par};
 
 use super::CheckedIntegers;
 use super::packed::Rows;
-
-/// Queries up to which what is kept is read some rows at a time, close to the processor; for more, a product of matrices of the unpacked layer is
-/// worth its memory.
-const FEW: usize = 3;
 
 /// Keys (turned, and rotated if asked) and values of one layer as integers.
 pub struct IntCache {
@@ -84,7 +80,8 @@ impl KvCache for IntCache {
             }
         };
         let (n, kept) = (self.heads.kv_heads, self.positions.len());
-        if queries.positions.len() <= FEW {
+        // For more, a product of matrices of the unpacked layer is worth its memory.
+        if queries.positions.len() < attention::FEW {
             let read = |which: Kept, head: usize, rows: Range<usize>, out: &mut [f32]| match which {
                 Kept::Keys => self.keys[head].read(isa, rows, out),
                 Kept::Values => self.values[head].read(isa, rows, out),

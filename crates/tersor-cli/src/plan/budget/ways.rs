@@ -114,9 +114,10 @@ impl Item {
                 }
             }
         }
-        let rounding = sample.error(Way { bits: MEASURED.0, group: MEASURED.1, sym: false, mse: false })?;
-        let (search, scale, _) = scales.get(&MEASURED.0).copied().unwrap_or((false, 1.0, 1.0));
-        item.measured = rounding * scale;
+        let is_measured = |way: &Way| (way.bits, way.group) == MEASURED && !way.sym;
+        let at = item.ways.iter().position(is_measured);
+        let (search, measured) = at.map_or((false, 0.0), |i| (item.ways[i].mse, item.errors[i]));
+        item.measured = measured;
         let values = read_finite(rows, 0..rows.shape()[0])?;
         let whole = MatView::new(&values, rows.shape())?;
         let op = cx.run(|| gptq(MEASURED.0, search)?.quantize_with(&whole, factor))?.op;
