@@ -39,7 +39,7 @@ fn main() {
     };
     let integers =
         |how: Integers| -> Box<dyn KvCache> { Box::new(IntCache::new(heads(), how.check().unwrap()).unwrap()) };
-    let exec = &mut Exec::new();
+    let exec = &Exec::new();
     for tokens in [512usize, 4096] {
         let make = |name: &str| match name {
             "f32" => Box::new(DenseCache::new(heads())) as Box<dyn KvCache>,

@@ -22,16 +22,16 @@ fn main() -> Result<()> {
         let decoder = Decoder::load(&checkpoint)?;
         let vocab = decoder.config().vocab;
         let prompt: Vec<u32> = (0..512).map(|i| ((i * 7919) % (vocab - 10) + 5) as u32).collect();
-        let mut exec = Exec::new();
+        let exec = Exec::new();
         let mut prefill = || -> Result<f64> {
             let start = Instant::now();
-            decoder.next(&prompt, &mut decoder.state()?, &mut Exec::new())?;
+            decoder.next(&prompt, &mut decoder.state()?, &Exec::new())?;
             Ok(prompt.len() as f64 / start.elapsed().as_secs_f64())
         };
         let mut decode = || -> Result<f64> {
             let (mut state, start) = (decoder.state()?, Instant::now());
             for token in &prompt[..128] {
-                decoder.next(&[*token], &mut state, &mut exec)?;
+                decoder.next(&[*token], &mut state, &exec)?;
             }
             Ok(128.0 / start.elapsed().as_secs_f64())
         };

@@ -5,9 +5,9 @@
 //! use tersor_core::{LinearOp, MatView, MemTensors};
 //! # fn main() -> tersor_core::Result<()> {
 //! let weights: Vec<f32> = (0..64 * 32).map(|i| (i as f32 * 0.1).cos()).collect();
-//! let op = Blockwise::nf4().nested(true).matrix(&MatView::new(&weights, [64, 32])?)?;
+//! let (op, _) = Blockwise::nf4().nested(true).quantize(&MatView::new(&weights, [64, 32])?)?;
 //! let mut file = MemTensors::new();
-//! op.save("layer.weight", op.whole(), &mut file)?;
+//! op.save("layer.weight", &mut file)?;
 //! assert!(file.get("layer.weight.quant_state.bitsandbytes__nf4").is_some());
 //! let again = bitsandbytes::read_linear("layer", &file)?;
 //! assert_eq!(again.shape(), [64, 32]);
@@ -15,122 +15,23 @@
 //! # }
 //! ```
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tersor_core::tensors::{join, read_expected, read_floats};
-use tersor_core::{DType, Error, Isa, Layout, LinearOp, Result, TensorInfo, TensorSink, TensorSource, rows};
-
-use crate::quantize::NESTED_BLOCK;
-use crate::{BlockwiseLinear, Map, MapKind, Quantized, RowwiseInt8, Scales};
+use tersor_core::{DType, Error, Isa, LinearOp, Result, RowSlot, TensorInfo, TensorSink, TensorSource, rows};
+use tersor_operators::{BlockwiseLinear, Map, MapKind, NESTED_BLOCK, Quantized, RowwiseInt8, Scales};
 
 /// Bytes of a description, at most.
 const LONGEST_STATE: usize = 1 << 16;
 
-/// Characters of any number of 64 bits in JSON, at most.
-const LONGEST_NUMBER: usize = 24;
-
-/// What a `quant_state` tensor says, in JSON.
-#[derive(Serialize, Deserialize)]
+/// The JSON of a `quant_state` tensor.
+#[derive(Deserialize)]
 struct State {
     quant_type: String,
     blocksize: usize,
     dtype: String,
     shape: Vec<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     nested_blocksize: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    nested_dtype: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     nested_offset: Option<f64>,
-}
-
-/// What is known of a stored matrix before there are codes.
-pub(crate) struct Stored<'a> {
-    pub map: &'a Map,
-    pub block: usize,
-    pub nested: bool,
-    pub dtype: DType,
-    pub shape: [usize; 2],
-}
-
-impl Stored<'_> {
-    fn state_name(&self) -> String {
-        format!("quant_state.bitsandbytes__{}", self.map.kind().name())
-    }
-
-    /// The description, as long for any offset.
-    fn state(&self, offset: Option<f32>) -> Vec<u8> {
-        let state = State {
-            quant_type: self.map.kind().name().into(),
-            blocksize: self.block,
-            dtype: torch_name(self.dtype).into(),
-            shape: self.shape.to_vec(),
-            nested_blocksize: offset.map(|_| NESTED_BLOCK),
-            nested_dtype: offset.map(|_| "float32".into()),
-            nested_offset: offset.map(f64::from),
-        };
-        let text = |state: &State| serde_json::to_vec(state).unwrap_or_default();
-        let mut bytes = text(&state);
-        if offset.is_some() {
-            let shortest = text(&State { nested_offset: Some(0.0), ..state }).len() - "0.0".len();
-            bytes.resize(shortest + LONGEST_NUMBER, b' ');
-        }
-        bytes
-    }
-
-    /// The tensors.
-    pub(crate) fn layout(&self) -> Layout {
-        // Checked by who made it.
-        let len = self.shape[0].saturating_mul(self.shape[1]);
-        let blocks = len.div_ceil(self.block);
-        let bytes = if self.map.bits() == 4 { len.div_ceil(2) } else { len };
-        let state = self.state(self.nested.then_some(0.0)).len();
-        let mut tensors = vec![
-            (String::new(), DType::U8, vec![bytes, 1]),
-            ("absmax".into(), if self.nested { DType::U8 } else { DType::F32 }, vec![blocks]),
-            ("quant_map".into(), DType::F32, vec![self.map.values().len()]),
-        ];
-        if self.nested {
-            tensors.push(("nested_absmax".into(), DType::F32, vec![blocks.div_ceil(NESTED_BLOCK)]));
-            tensors.push(("nested_quant_map".into(), DType::F32, vec![256]));
-        }
-        tensors.push((self.state_name(), DType::U8, vec![state]));
-        let tensors = tensors.into_iter().map(|(n, dtype, shape)| (n, TensorInfo { dtype, shape })).collect();
-        Layout { tensors, exact: true }
-    }
-
-    /// Writes rows from `first` on, which must begin with a block and at a whole byte.
-    pub(crate) fn save(&self, q: &Quantized, first: usize, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
-        let at = first.saturating_mul(self.shape[1]);
-        let per_byte = if self.map.bits() == 4 { 2 } else { 1 };
-        if first > 0 && (self.nested || !at.is_multiple_of(self.block) || !at.is_multiple_of(per_byte)) {
-            return Err(Error::shape("first row of a part", format!("whole blocks of {}", self.block), first));
-        }
-        let floats = |v: &[f32]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        for (suffix, info) in &self.layout().tensors {
-            let name = join(prefix, suffix);
-            match (suffix.as_str(), q.scales()) {
-                ("", _) => sink.write_rows(&name, info, at / per_byte, q.codes())?,
-                ("absmax", Scales::Plain(s)) => sink.write_rows(&name, info, at / self.block, &floats(s))?,
-                ("absmax", Scales::Nested { codes, .. }) => sink.write_rows(&name, info, 0, codes)?,
-                ("quant_map", _) => sink.write_shared(&name, info, &floats(self.map.values()))?,
-                ("nested_absmax", Scales::Nested { absmax, .. }) => sink.write_rows(&name, info, 0, &floats(absmax))?,
-                ("nested_quant_map", _) => {
-                    sink.write_shared(&name, info, &floats(Map::dynamic(true).values()))?;
-                }
-                (_, Scales::Nested { offset, .. }) => sink.write_shared(&name, info, &self.state(Some(*offset)))?,
-                (_, Scales::Plain(_)) => sink.write_shared(&name, info, &self.state(None))?,
-            }
-        }
-        Ok(())
-    }
-}
-
-fn torch_name(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F16 => "float16",
-        DType::BF16 => "bfloat16",
-        _ => "float32",
-    }
 }
 
 /// Reads a weight of 4 bits that is stored under `name` (`layer.weight`, say): values and shape. Error when a tensor is missing, or what they say
@@ -158,7 +59,7 @@ pub fn read_linear(module: &str, source: &dyn TensorSource) -> Result<Box<dyn Li
 }
 
 /// As [`read_4bit`], of a map of that name.
-pub(crate) fn read_named(name: &str, map: &str, source: &dyn TensorSource) -> Result<(Quantized, Vec<usize>)> {
+fn read_named(name: &str, map: &str, source: &dyn TensorSource) -> Result<(Quantized, Vec<usize>)> {
     let state_name = join(name, &format!("quant_state.bitsandbytes__{map}"));
     let state = read_state(&state_name, source)?;
     let wrong = |what: String| Error::format(&state_name, what);
@@ -195,7 +96,7 @@ pub(crate) fn read_named(name: &str, map: &str, source: &dyn TensorSource) -> Re
                 let inner = Map::custom(&inner).map_err(|e| Error::from(e).in_tensor(name))?;
                 let mut scales = vec![0f32; blocks];
                 for ((codes, out), most) in codes.chunks(nested).zip(scales.chunks_mut(nested)).zip(&outer) {
-                    inner.decode(Isa::detect(), codes, *most, out);
+                    inner.decode(Isa::SCALAR, codes, *most, out);
                 }
                 scales.iter_mut().for_each(|s| *s += offset);
                 Scales::Plain(scales)
@@ -236,7 +137,7 @@ fn read_vector(name: &str, len: Option<usize>, source: &dyn TensorSource) -> Res
 
 /// Writes a matrix as the module `module` (`model.layers.0.mlp.up_proj`, say) of LLM.int8: `weight`, `SCB`, `weight_format`. Error as of the sink.
 pub fn write_int8(w: &RowwiseInt8, module: &str, sink: &mut dyn TensorSink) -> Result<()> {
-    w.write([&join(module, "weight"), &join(module, "SCB")], w.whole(), sink)?;
+    w.save_as([&join(module, "weight"), &join(module, "SCB")], RowSlot::whole(w.shape()[0]), sink)?;
     let info = TensorInfo { dtype: DType::U8, shape: Vec::new() };
     // Rows as they are, not tiles of some GPU.
     sink.write_shared(&join(module, "weight_format"), &info, &[0])
@@ -258,5 +159,5 @@ pub fn read_int8(module: &str, source: &dyn TensorSource) -> Result<RowwiseInt8>
     let shape = source.info(&name)?.shape;
     let shape =
         <[usize; 2]>::try_from(shape).map_err(|s| Error::shape("axes of a weight", 2, s.len()).in_tensor(&name))?;
-    RowwiseInt8::read([&name, &join(module, "SCB")], shape, source)
+    RowwiseInt8::load_as([&name, &join(module, "SCB")], shape, source)
 }

@@ -7,30 +7,28 @@
 //! use tersor_blockwise::{Blockwise, Map};
 //! # fn main() -> tersor_core::Result<()> {
 //! let x: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin()).collect();
-//! let q = Blockwise::nf4().block(64).nested(true).quantize(&x)?;
+//! let q = Blockwise::nf4().block(64).nested(true).quantize_values(&x)?;
 //! let back: Vec<f32> = q.dequantize()?;
 //! assert!(x.iter().zip(&back).all(|(a, b)| (a - b).abs() < 0.17));
 //! assert!(q.bits_per_value() < 4.2);
 //!
 //! // Eight bits for a state of an optimizer: seven decades below the largest value of each 256.
-//! let q = Blockwise::new(Map::dynamic(true)).block(256).quantize(&x)?;
+//! let q = Blockwise::new(Map::dynamic(true)).block(256).quantize_values(&x)?;
 //! let back: Vec<f32> = q.dequantize()?;
 //! assert!(x.iter().zip(&back).all(|(a, b)| (a - b).abs() < 0.0071));
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! A matrix becomes a [`BlockwiseLinear`], or [`RowwiseInt8`]: they multiply, are saved in the form of [`bitsandbytes`], and reopen through a
-//! [`Registry`] in which [`register`] has put them.
+//! A matrix becomes a [`BlockwiseLinear`], or by [`LlmInt8`] a [`RowwiseInt8`]: they multiply, are saved in the form of [`bitsandbytes`], and are loaded
+//! again through [`registry`].
 //!
 //! ```
-//! use tersor_blockwise::Blockwise;
-//! use tersor_core::{Exec, Input, LinearOp, MatView, MatViewMut};
-//! # fn main() -> tersor_core::Result<()> {
+//! use tersor_blockwise::{Blockwise, LinearOpExt, MatView};
+//! # fn main() -> tersor_blockwise::Result<()> {
 //! let weights: Vec<f32> = (0..96 * 64).map(|i| (i as f32 * 0.37).sin()).collect();
-//! let op = Blockwise::nf4().matrix(&MatView::new(&weights, [96, 64])?)?;
-//! let (x, mut y) = (vec![1f32; 64], vec![0f32; 96]);
-//! op.apply(&Input::new(&x, [1, 64])?, MatViewMut::new(&mut y, [1, 96])?, &mut Exec::new())?;
+//! let (op, _) = Blockwise::nf4().quantize(&MatView::new(&weights, [96, 64])?)?;
+//! let y = op.matmul_vec(&MatView::new(&[1f32; 64], [1, 64])?)?;
 //! let exact: f32 = weights[..64].iter().sum();
 //! assert!((y[0] - exact).abs() < 1.0);
 //! # Ok(())
@@ -55,28 +53,23 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! This crate fits no codebooks to calibration data and corrects no errors; see `tersor-groupwise` and `tersor-lowrank`.
 
 pub mod bitsandbytes;
-mod linear;
-mod map;
+mod int8;
 pub mod optimizer;
 mod quantize;
-mod rowwise;
 
-pub use linear::BlockwiseLinear;
-pub use map::{Map, MapKind};
-pub use quantize::{Blockwise, CheckedBlockwise, Quantized, Scales, Stream};
-pub use rowwise::{LlmInt8, RowwiseInt8};
+pub use int8::LlmInt8;
+pub use quantize::{Blockwise, CheckedBlockwise, Stream};
+pub use tersor_core::{
+    Check, DType, Element, Error, Exec, Input, IntoMat, Isa, LinearOp, LinearOpExt, MatView, MatViewMut, MemTensors,
+    Method, ParamError, Registry, Report, Result, Write,
+};
+pub use tersor_operators::{BlockwiseLinear, Map, MapKind, Quantized, RowwiseInt8, Scales, registry};
 
-use tersor_core::{Element, Error, Registry, Result};
-
-/// Adds the kinds of this crate to a registry.
-pub fn register(registry: &mut Registry) {
-    registry.register(BlockwiseLinear::KIND, linear::load);
-    registry.register(RowwiseInt8::KIND, rowwise::load);
-}
-
-/// Error on the first value that is not finite; `first` is the index of `x[0]` in the whole.
+/// Errors on the first value that is not finite; `first` is the index of `x[0]` in the whole.
 pub(crate) fn check_finite<T: Element>(x: &[T], first: usize) -> Result<()> {
     match x.iter().position(|v| !v.to_f32().is_finite()) {
         Some(i) => Err(Error::NonFinite { row: 0, col: first + i, value: x[i].to_f32() }),

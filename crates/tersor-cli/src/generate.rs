@@ -21,7 +21,7 @@ pub fn run(a: &args::Generate, json: bool) -> Result<()> {
     if !json {
         say(&a.prompt);
     }
-    let tokens = generate(&decoder, &prompt, a.tokens, sampling, &mut Exec::new(), |t| {
+    let tokens = generate(&decoder, &prompt, a.tokens, sampling, &Exec::new(), |t| {
         seen.push(t);
         // A character may take several tokens: show what is complete.
         if !json

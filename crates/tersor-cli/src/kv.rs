@@ -7,9 +7,8 @@ use std::sync::Arc;
 use tersor::core::{Check, Context, Error, Heads, MakeCache, ParamError, Result, Rotation};
 use tersor::kv::{IntCache, Integers};
 use tersor::llm::{Checkpoint, Decoder, key_rotation_name};
+use tersor::lowrank::rotate::SHARES;
 use tersor::lowrank::widths;
-
-use crate::plan::rotation::SHARES;
 
 /// A way to keep them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

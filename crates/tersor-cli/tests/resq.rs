@@ -298,7 +298,7 @@ fn integers_and_rounded_floats_agree_on_every_layer() {
                 (0..tokens * cols).map(|i| ((i * i % 977) as f32 / 488.0 - 1.0) * (1.0 + (i % 13) as f32)).collect();
             let mut found = vec![0f32; tokens * rows];
             let input = Input::new(&x, [tokens, cols]).unwrap();
-            op.apply(&input, MatViewMut::new(&mut found, [tokens, rows]).unwrap(), &mut Exec::new()).unwrap();
+            op.apply(&input, MatViewMut::new(&mut found, [tokens, rows]).unwrap(), &Exec::new()).unwrap();
             let want: Vec<f32> = in_floats(spec, name, file, &x).into_iter().map(|v| v as f32).collect();
             let error = (metrics::squared_error(&want, &found) / metrics::energy(&want)).sqrt();
             assert!(error < 1e-4, "{recipe}, {name}: {error}");

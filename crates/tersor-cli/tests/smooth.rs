@@ -193,7 +193,7 @@ fn integers_and_rounded_floats_agree_on_every_layer() {
                 (0..tokens * cols).map(|i| ((i * i % 977) as f32 / 488.0 - 1.0) * (1.0 + (i % 13) as f32)).collect();
             let mut found = vec![0f32; tokens * rows];
             let input = Input::new(&x, [tokens, cols]).unwrap();
-            op.apply(&input, MatViewMut::new(&mut found, [tokens, rows]).unwrap(), &mut Exec::new()).unwrap();
+            op.apply(&input, MatViewMut::new(&mut found, [tokens, rows]).unwrap(), &Exec::new()).unwrap();
             let (codes, scales) = ActQuant::per_token(8).unwrap().encode(Isa::detect(), &x, cols);
             let rounded = ActQuant::decode(&codes, &scales, &[], cols);
             let mut w = vec![0f32; rows * cols];

@@ -63,7 +63,7 @@ impl Heads {
         let mut last = kept.last().copied();
         for &p in block.positions {
             if last.is_some_and(|l| p <= l) {
-                return Err(Error::shape("positions of new tokens", "ascending", (last, p)));
+                return Err(Error::order("positions of new tokens", "ascending", (last, p)));
             }
             last = Some(p);
         }
@@ -280,14 +280,14 @@ pub trait ProbSink {
 /// The cache of one layer, built with its rotary embedding.
 pub trait KvCache: Send {
     /// Adds tokens. Error, with the cache unchanged, when lengths do not fit.
-    fn append(&mut self, block: KvBlock<'_>, exec: &mut Exec) -> Result<()>;
+    fn append(&mut self, block: KvBlock<'_>, exec: &Exec) -> Result<()>;
     /// Writes the attention output `[tokens, heads * head_dim]`. Error when lengths do not fit, or a query has nothing to attend to.
     fn attend(
         &mut self,
         queries: Queries<'_>,
         out: &mut [f32],
         probs: Option<&mut dyn ProbSink>,
-        exec: &mut Exec,
+        exec: &Exec,
     ) -> Result<()>;
     /// The prompt has ended: policies that decide once do it here.
     fn seal(&mut self) -> Result<()> {

@@ -1,6 +1,6 @@
 //! What compressing takes from outside: seed, threads, progress, cancellation, a cap on memory.
 
-use crate::{Error, Result};
+use crate::{Error, Exec, Isa, Result};
 use rand_chacha::ChaCha8Rng;
 use rand_core::SeedableRng;
 use std::sync::Arc;
@@ -58,20 +58,13 @@ pub struct Context {
     pub cancel: Cancel,
     /// Bytes of memory that the work may use, where it has a choice.
     pub max_memory: Option<u64>,
-    #[cfg(feature = "rayon")]
-    pool: Option<Arc<rayon::ThreadPool>>,
+    /// Instruction set, pool and scratch memory.
+    pub exec: Exec,
 }
 
 impl Default for Context {
     fn default() -> Self {
-        Self {
-            seed: 0,
-            progress: Arc::new(Silent),
-            cancel: Cancel::new(),
-            max_memory: None,
-            #[cfg(feature = "rayon")]
-            pool: None,
-        }
+        Self { seed: 0, progress: Arc::new(Silent), cancel: Cancel::new(), max_memory: None, exec: Exec::new() }
     }
 }
 
@@ -95,18 +88,24 @@ impl Context {
 
     /// Runs in this pool rather than the one that the caller is in.
     #[cfg(feature = "rayon")]
-    pub fn with_pool(mut self, pool: Arc<rayon::ThreadPool>) -> Self {
-        self.pool = Some(pool);
-        self
+    pub fn with_pool(self, pool: Arc<rayon::ThreadPool>) -> Self {
+        Self { exec: self.exec.with_pool(pool), ..self }
+    }
+
+    /// The same with this instruction set. Factorizations and products of the libraries for them choose their own; see
+    /// [`Isa::fingerprint`].
+    pub fn with_isa(self, isa: Isa) -> Self {
+        Self { exec: self.exec.with_isa(isa), ..self }
+    }
+
+    /// The instruction set of the loops.
+    pub fn isa(&self) -> Isa {
+        self.exec.isa()
     }
 
     /// Runs `work` in the pool of this context.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        #[cfg(feature = "rayon")]
-        if let Some(pool) = &self.pool {
-            return pool.install(work);
-        }
-        work()
+        self.exec.run(work)
     }
 
     /// The random stream of a tensor (or whatever else `name` names): keyed by seed and name, so it does

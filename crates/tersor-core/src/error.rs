@@ -41,6 +41,26 @@ pub enum Error {
         /// What it was.
         found: String,
     },
+    /// An index or a range of indices outside of what there is.
+    #[error("{what}: {found} is not inside {inside}")]
+    Range {
+        /// What was indexed.
+        what: &'static str,
+        /// The indices that there are.
+        inside: String,
+        /// The index or range that was given.
+        found: String,
+    },
+    /// Things in an order that they must not have: positions that do not ascend, an index list that is no permutation.
+    #[error("{what}: {rule}, found {found}")]
+    Order {
+        /// What was looked at.
+        what: &'static str,
+        /// The order that it must have.
+        rule: String,
+        /// What breaks it.
+        found: String,
+    },
     /// A scale that the chosen type cannot hold.
     #[error(
         "the scale {value:e} of row {row}, group {group} cannot be stored as {dtype}; choose wider scales (`scales = \"f32\"`)"
@@ -140,6 +160,32 @@ impl Error {
     /// An [`Error::Shape`] from displayable sizes.
     pub fn shape(what: &'static str, expected: impl std::fmt::Debug, found: impl std::fmt::Debug) -> Self {
         Error::Shape { what, expected: format!("{expected:?}"), found: format!("{found:?}") }
+    }
+
+    /// An [`Error::Range`] from displayable indices.
+    pub fn range(what: &'static str, inside: impl std::fmt::Debug, found: impl std::fmt::Debug) -> Self {
+        Error::Range { what, inside: format!("{inside:?}"), found: format!("{found:?}") }
+    }
+
+    /// An [`Error::Order`].
+    pub fn order(what: &'static str, rule: impl Into<String>, found: impl std::fmt::Debug) -> Self {
+        Error::Order { what, rule: rule.into(), found: format!("{found:?}") }
+    }
+
+    /// An [`Error::Missing`] of something that statistics of inputs should have.
+    pub fn missing(name: impl Into<String>, place: impl Into<String>) -> Self {
+        Error::Missing { name: name.into(), place: place.into() }
+    }
+
+    /// The same error with rows counted from `first` on: for errors in a block of rows of a matrix.
+    pub fn in_rows_from(self, first: usize) -> Self {
+        match self {
+            Error::NonFinite { row, col, value } => Error::NonFinite { row: first + row, col, value },
+            Error::ScaleRange { row, group, value, dtype } => {
+                Error::ScaleRange { row: first + row, group, value, dtype }
+            }
+            other => other,
+        }
     }
 
     /// An [`Error::Io`] of a path.

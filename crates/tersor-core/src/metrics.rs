@@ -1,5 +1,7 @@
 //! How far two sets of values lie apart. All sums are in f64, in index order.
 
+use crate::{Error, Result};
+
 /// Mean squared difference over the shorter of the two; 0 for nothing.
 pub fn mse(a: &[f32], b: &[f32]) -> f64 {
     let n = a.len().min(b.len());
@@ -35,35 +37,70 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     }
 }
 
-/// `log Σ exp(x)`, stable; negative infinity for nothing.
+/// `log Σ exp(x)`, stable; negative infinity for nothing, NaN where a value is NaN.
 pub fn log_sum_exp(x: &[f32]) -> f64 {
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if !max.is_finite() {
-        return f64::from(max);
+        // The maximum passes over NaN.
+        return if x.iter().any(|v| v.is_nan()) { f64::NAN } else { f64::from(max) };
     }
     let max = f64::from(max);
     max + x.iter().map(|&v| (f64::from(v) - max).exp()).sum::<f64>().ln()
 }
 
-/// Kullback-Leibler divergence in nats of `softmax(q)` from `softmax(p)`: `Σ p log(p / q)`. A logit of minus
-/// infinity in `p` contributes 0.
+/// Kullback-Leibler divergence in nats of `softmax(q)` from `softmax(p)`: `Σ p log(p / q)`; 0 for nothing. A logit of minus
+/// infinity in `p` contributes 0; one in `q` alone makes the result infinite. NaN when a logit is NaN or plus infinity, or all of `p` are
+/// minus infinity: [`kl_checked`] says which.
 pub fn kl_from_logits(p: &[f32], q: &[f32]) -> f64 {
     kl_with_norm(p, q, log_sum_exp(q))
 }
 
 /// [`kl_from_logits`] where `log_sum_exp(q)` is known: one pass of exponentials.
+///
+/// What rounding puts below 0 is returned as 0. A result further below comes of a norm that is not that of `q`, and is returned as it is.
 pub fn kl_with_norm(p: &[f32], q: &[f32], norm_q: f64) -> f64 {
+    if p.is_empty() || q.is_empty() {
+        return 0.0;
+    }
     let max = f64::from(p.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let (mut sum, mut differences) = (0f64, 0f64);
+    let mut nan = false;
     for (&a, &b) in p.iter().zip(q) {
+        // The maximum and the comparison below pass over NaN.
+        nan |= a.is_nan() | b.is_nan();
         let e = (f64::from(a) - max).exp();
         if e > 0.0 {
             sum += e;
             differences += e * (f64::from(a) - f64::from(b));
         }
     }
+    if nan {
+        return f64::NAN;
+    }
     // Σ p (a - zp - b + zq)
-    (differences / sum - (max + sum.ln()) + norm_q).max(0.0)
+    let (difference, norm_p) = (differences / sum, max + sum.ln());
+    let kl = difference - norm_p + norm_q;
+    let rounding = 1e-9 * (1.0 + difference.abs() + norm_p.abs() + norm_q.abs());
+    if kl < 0.0 && kl >= -rounding { 0.0 } else { kl }
+}
+
+/// [`kl_from_logits`] of logits that are checked first. Error when `p` and `q` have other lengths; [`Error::NonFinite`] of the tensor
+/// `logits p` or `logits q`, with the index as its column, when a logit is NaN or plus infinity; [`Error::Numerical`] when all of
+/// one are minus infinity, which leaves no distribution. Infinite when `q` excludes what `p` allows.
+pub fn kl_checked(p: &[f32], q: &[f32]) -> Result<f64> {
+    if p.len() != q.len() {
+        return Err(Error::shape("logits q", p.len(), q.len()));
+    }
+    for (name, x) in [("logits p", p), ("logits q", q)] {
+        if let Some(col) = x.iter().position(|v| v.is_nan() || *v == f32::INFINITY) {
+            return Err(Error::NonFinite { row: 0, col, value: x[col] }.in_tensor(name));
+        }
+        if !x.is_empty() && x.iter().all(|v| *v == f32::NEG_INFINITY) {
+            return Err(Error::Numerical("every logit is minus infinity".into()).in_tensor(name));
+        }
+    }
+    let kl = kl_from_logits(p, q);
+    if kl.is_nan() { Err(Error::Numerical("the divergence of the logits is not a number".into())) } else { Ok(kl) }
 }
 
 /// Index of the largest value, the lowest of equals; 0 for nothing.
@@ -96,5 +133,63 @@ mod tests {
         assert_eq!(kl_from_logits(&p, &p), 0.0);
         assert_eq!(kl_from_logits(&[0.0, f32::NEG_INFINITY], &[0.0, f32::NEG_INFINITY]), 0.0);
         assert_eq!(argmax(&[1.0, 3.0, 3.0]), 1);
+    }
+
+    #[test]
+    fn nan_logits_give_nan_and_never_zero() {
+        const NAN: f32 = f32::NAN;
+        const INF: f32 = f32::INFINITY;
+        let sound = [0.5f32, -1.0, 2.0];
+        for at in 0..3 {
+            let mut bad = sound;
+            bad[at] = NAN;
+            assert!(log_sum_exp(&bad).is_nan());
+            assert!(kl_from_logits(&bad, &sound).is_nan(), "NaN at {at} of p");
+            assert!(kl_from_logits(&sound, &bad).is_nan(), "NaN at {at} of q");
+            assert!(kl_from_logits(&bad, &bad).is_nan());
+            assert!(kl_with_norm(&sound, &bad, log_sum_exp(&sound)).is_nan(), "NaN of q that the norm does not show");
+        }
+        assert!(kl_with_norm(&sound, &sound, f64::NAN).is_nan());
+        assert!(kl_from_logits(&[NAN; 3], &[NAN; 3]).is_nan() && log_sum_exp(&[NAN, INF]).is_nan());
+        // Behind a logit of p that has no share, too.
+        assert!(kl_with_norm(&[0.0, -INF], &[0.0, NAN], 0.0).is_nan());
+        // Plus infinity has no softmax.
+        assert!(kl_from_logits(&[INF, 0.0], &[0.0, 0.0]).is_nan() && kl_from_logits(&[0.0, 0.0], &[INF, 0.0]).is_nan());
+        // What was sound stays so.
+        assert_eq!(kl_from_logits(&[], &[]), 0.0);
+        assert_eq!(kl_from_logits(&[0.0, 0.0], &[0.0, -INF]), f64::INFINITY);
+    }
+
+    #[test]
+    fn rounding_below_zero_is_zero_and_a_wrong_norm_shows() {
+        let p: Vec<f32> = (0..1000).map(|i| ((i * 37) % 101) as f32 * 0.31 - 9.0).collect();
+        for scale in [1.0, 100.0, 1e6] {
+            let p: Vec<f32> = p.iter().map(|v| v * scale).collect();
+            assert_eq!(kl_from_logits(&p, &p), 0.0);
+            let near: Vec<f32> = p.iter().map(|v| v + 1e-7).collect();
+            let kl = kl_from_logits(&p, &near);
+            assert!((0.0..1e-6).contains(&kl), "{kl}");
+        }
+        let wrong = kl_with_norm(&p, &p, log_sum_exp(&p) - 1.0);
+        assert!((wrong + 1.0).abs() < 1e-9, "{wrong}");
+    }
+
+    #[test]
+    fn checked_divergence_names_the_logit() {
+        const INF: f32 = f32::INFINITY;
+        let (p, q) = ([0.0f32, 3f32.ln()], [0.0f32, 0.0]);
+        assert_eq!(kl_checked(&p, &q).unwrap(), kl_from_logits(&p, &q));
+        assert_eq!(kl_checked(&[0.0, -INF], &[1.0, -INF]).unwrap(), 0.0);
+        assert_eq!(kl_checked(&[0.0, 0.0], &[0.0, -INF]).unwrap(), INF.into());
+        assert_eq!(kl_checked(&[], &[]).unwrap(), 0.0);
+        assert!(matches!(kl_checked(&p, &[0.0]), Err(Error::Shape { .. })));
+        for bad in [f32::NAN, INF] {
+            for (e, name) in [(kl_checked(&[0.0, bad], &q), "logits p"), (kl_checked(&p, &[0.0, bad]), "logits q")] {
+                let Err(Error::Tensor { tensor, source }) = e else { panic!("{e:?}") };
+                assert_eq!(tensor, name);
+                assert!(matches!(*source, Error::NonFinite { row: 0, col: 1, .. }), "{source}");
+            }
+        }
+        assert!(kl_checked(&[-INF; 2], &q).is_err() && kl_checked(&p, &[-INF; 2]).is_err());
     }
 }

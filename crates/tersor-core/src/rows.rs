@@ -1,6 +1,6 @@
 //! Rows on demand: what lets a matrix be larger than memory.
 
-use crate::{DType, Error, Result, TensorSource, view::elements};
+use crate::{DType, Error, Mask, Result, TensorSource, view::elements};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,20 +9,36 @@ pub trait RowSource: Sync {
     /// `[rows, cols]`.
     fn shape(&self) -> [usize; 2];
     /// Writes the rows of a range, in f32 and row-major, into `out` (`rows.len() * cols` long).
-    /// Error when the range leaves the matrix or `out` has another length.
+    /// Errors if the range leaves the matrix or `out` has another length.
     fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
+    /// Writes which weights of these rows are kept into `out`, `[rows.len(), cols]`, and returns true; returns false if all are. Weights that
+    /// are not kept read as zero, and every quantizer leaves them at zero.
+    fn read_mask(&self, rows: Range<usize>, out: &mut Mask) -> Result<bool> {
+        let _ = (rows, out);
+        Ok(false)
+    }
 }
 
-/// Reads rows and refuses NaN and infinities, naming where they are.
+/// Reads rows and refuses NaN and infinities, naming where they are. Weights that the mask of the source does not keep are zero.
 pub fn read_finite(source: &dyn RowSource, rows: Range<usize>) -> Result<Vec<f32>> {
+    Ok(read_masked(source, rows)?.0)
+}
+
+/// Reads rows as [`read_finite`], and which of their weights are kept where not all are.
+pub fn read_masked(source: &dyn RowSource, rows: Range<usize>) -> Result<(Vec<f32>, Option<Mask>)> {
     let [all, cols] = source.shape();
     if rows.start > rows.end || rows.end > all {
-        return Err(Error::shape("row range", format!("inside 0..{all}"), rows));
+        return Err(Error::range("rows", 0..all, rows));
     }
     let mut out = vec![0f32; elements([rows.len(), cols])?];
     source.read_rows(rows.clone(), &mut out)?;
+    let mut mask = Mask::default();
+    let masked = source.read_mask(rows.clone(), &mut mask)?;
+    if masked {
+        mask.apply(0..rows.len(), &mut out)?;
+    }
     check_finite(&out, cols, rows.start)?;
-    Ok(out)
+    Ok((out, masked.then_some(mask)))
 }
 
 /// Refuses NaN and infinities in a row-major matrix whose first row has the number `first_row`.
@@ -95,12 +111,15 @@ impl RowSource for Repaired<'_> {
         }
         Ok(())
     }
+    fn read_mask(&self, rows: Range<usize>, out: &mut Mask) -> Result<bool> {
+        self.source.read_mask(rows, out)
+    }
 }
 
-/// Error unless `rows` lies inside a matrix of `shape` and `out` is as long as those rows are.
+/// Errors unless `rows` lies inside a matrix of `shape` and `out` is as long as those rows are.
 pub fn check_range(shape: [usize; 2], rows: &Range<usize>, out: usize) -> Result<()> {
     if rows.start > rows.end || rows.end > shape[0] {
-        return Err(Error::shape("row range", format!("inside 0..{}", shape[0]), rows));
+        return Err(Error::range("rows", 0..shape[0], rows.clone()));
     }
     if rows.len() * shape[1] != out {
         return Err(Error::shape("output of a row range", rows.len() * shape[1], out));

@@ -104,6 +104,16 @@ impl MemTensors {
         self.0.values().map(|(_, b)| b.len()).sum()
     }
 
+    /// Adds the tensors of another; those of the same name are replaced.
+    pub fn extend(&mut self, other: MemTensors) {
+        self.0.extend(other.0);
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Bytes of one tensor.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         self.0.get(name).map(|(_, b)| &b[..])

@@ -36,8 +36,10 @@ pub fn from_spec(spec: &OpSpec) -> Json {
     out.into()
 }
 
-fn from_value(value: &Value) -> Json {
+/// A value of a specification as JSON.
+pub fn from_value(value: &Value) -> Json {
     match value {
+        Value::Bool(v) => (*v).into(),
         Value::Int(v) => (*v).into(),
         Value::Float(v) => (*v).into(),
         Value::Text(v) => v.clone().into(),
@@ -67,8 +69,9 @@ fn nested(json: &Json, depth: usize) -> Result<OpSpec> {
                     let v = match v {
                         Json::Number(n) if n.is_i64() => Value::Int(n.as_i64().unwrap_or_default()),
                         Json::Number(n) => Value::Float(n.as_f64().unwrap_or_default()),
+                        Json::Bool(b) => Value::Bool(*b),
                         Json::String(s) => Value::Text(s.clone()),
-                        _ => return Err(bad(format!("parameter `{name}` is neither number nor text"))),
+                        _ => return Err(bad(format!("parameter `{name}` is no number, text, true or false"))),
                     };
                     spec.params.insert(name.clone(), v);
                 }

@@ -23,7 +23,7 @@ fn noise(seed: u64, n: usize) -> Vec<f32> {
 
 fn output(x: &[f32], ops: &[&dyn LinearOp], _: bool) -> Result<Vec<f32>> {
     let mut y = vec![0f32; N * O];
-    ops[0].apply(&Input::new(x, [N, K])?, MatViewMut::new(&mut y, [N, O])?, &mut Exec::new())?;
+    ops[0].apply(&Input::new(x, [N, K])?, MatViewMut::new(&mut y, [N, O])?, &Exec::new())?;
     Ok(y)
 }
 

@@ -53,9 +53,7 @@ fn saved_and_multiplied() {
     assert!(a == b && w.iter().zip(&a).all(|(w, a)| (w - a).abs() <= 0.5 * 64.0 / 128.0));
     let x: Vec<f32> = (0..180).map(|i| (i as f32 * 0.3).cos()).collect();
     let mut y = vec![0f32; 100];
-    again
-        .apply(&Input::new(&x, [2, 90]).unwrap(), MatViewMut::new(&mut y, [2, 50]).unwrap(), &mut Exec::new())
-        .unwrap();
+    again.apply(&Input::new(&x, [2, 90]).unwrap(), MatViewMut::new(&mut y, [2, 50]).unwrap(), &Exec::new()).unwrap();
     for (t, y) in y.chunks(50).enumerate() {
         for (r, y) in y.iter().enumerate() {
             let want: f64 = (0..90).map(|k| f64::from(x[t * 90 + k]) * f64::from(a[r * 90 + k])).sum();

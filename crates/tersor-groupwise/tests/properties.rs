@@ -104,9 +104,9 @@ proptest! {
         let x = values(tokens * cols, salt ^ 77);
         let mut y = vec![1f32; tokens * rows];
         let input = Input::new(&x, [tokens, cols]).unwrap();
-        op.apply(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), &mut Exec::new()).unwrap();
+        op.apply(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), &Exec::new()).unwrap();
         let once = y.clone();
-        op.apply_add(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), &mut Exec::serial()).unwrap();
+        op.apply_add(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), &Exec::serial()).unwrap();
         for t in 0..tokens {
             for r in 0..rows {
                 let want: f64 = (0..cols).map(|c| f64::from(x[t * cols + c]) * f64::from(back[r * cols + c])).sum();

@@ -52,7 +52,7 @@ fn output(x: &[f32], ops: &[&dyn LinearOp], _: bool) -> Result<Vec<f32>> {
     let mut out = Vec::new();
     for op in ops {
         let mut y = vec![0f32; tokens * N];
-        op.apply(&Input::new(x, [tokens, K])?, MatViewMut::new(&mut y, [tokens, N])?, &mut Exec::new())?;
+        op.apply(&Input::new(x, [tokens, K])?, MatViewMut::new(&mut y, [tokens, N])?, &Exec::new())?;
         out.extend(y);
     }
     Ok(out)

@@ -71,7 +71,7 @@ fn applied(op: &dyn LinearOp, x: &[f32]) -> Vec<f32> {
     let tokens = x.len() / cols;
     let mut y = vec![0f32; tokens * rows];
     let input = Input::new(x, [tokens, cols]).unwrap();
-    op.apply(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), &mut Exec::new()).unwrap();
+    op.apply(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), &Exec::new()).unwrap();
     y
 }
 

@@ -19,9 +19,9 @@
 //! let heads = Heads { heads: 4, kv_heads: 2, head_dim: 64, window: Option::None, positions: Arc::new(None) };
 //! let mut cache = IntCache::new(heads, Integers::new(4).check()?)?;
 //! let (keys, values) = ([0.5; 2 * 64], [1.0; 2 * 64]);
-//! cache.append(KvBlock { keys: &keys, values: &values, positions: &[0] }, &mut Exec::new())?;
+//! cache.append(KvBlock { keys: &keys, values: &values, positions: &[0] }, &Exec::new())?;
 //! let mut out = [0.0; 4 * 64];
-//! cache.attend(Queries { data: &[0.1; 4 * 64], positions: &[0] }, &mut out, Option::None, &mut Exec::new())?;
+//! cache.attend(Queries { data: &[0.1; 4 * 64], positions: &[0] }, &mut out, Option::None, &Exec::new())?;
 //! // 64 codes of 4 bits, a scale and a minimum in f16, for keys and values of two heads.
 //! assert_eq!(cache.bytes(), 2 * 2 * (32 + 4));
 //! assert!((out[0] - 1.0).abs() < 1e-3);

@@ -69,7 +69,7 @@ fn by_hand(keys: &[f32], values: &[f32], queries: &[f32], tokens: usize) -> Vec<
 fn error(how: Integers, x: &[Vec<f32>; 3], tokens: usize) -> f64 {
     let mut cache = IntCache::new(heads(), how.check().unwrap()).unwrap();
     let positions: Vec<u32> = (0..tokens as u32).collect();
-    let exec = &mut Exec::new();
+    let exec = &Exec::new();
     cache.append(KvBlock { keys: &x[0], values: &x[1], positions: &positions }, exec).unwrap();
     let mut out = vec![0f32; tokens * 4 * DIM];
     cache.attend(Queries { data: &x[2], positions: &positions }, &mut out, None, exec).unwrap();
@@ -108,15 +108,15 @@ fn rotated_keys_hide_a_large_channel_and_change_no_score() {
 
 #[test]
 fn tokens_come_one_at_a_time_or_together_and_are_forgotten() {
-    let (tokens, exec) = (9, &mut Exec::new());
+    let (tokens, exec) = (9, &Exec::new());
     let x = inputs(tokens);
     let how = Integers::new(4).high(4).check().unwrap();
-    let fill = |cache: &mut IntCache, range: std::ops::Range<usize>, exec: &mut Exec| {
+    let fill = |cache: &mut IntCache, range: std::ops::Range<usize>, exec: &Exec| {
         let span = range.start * 2 * DIM..range.end * 2 * DIM;
         let positions: Vec<u32> = range.map(|p| p as u32).collect();
         cache.append(KvBlock { keys: &x[0][span.clone()], values: &x[1][span], positions: &positions }, exec).unwrap();
     };
-    let ask = |cache: &mut IntCache, exec: &mut Exec| {
+    let ask = |cache: &mut IntCache, exec: &Exec| {
         let mut out = vec![0f32; 4 * DIM];
         cache.attend(Queries { data: &x[2][..4 * DIM], positions: &[8] }, &mut out, None, exec).unwrap();
         out
@@ -150,7 +150,7 @@ fn probabilities_are_the_same_for_few_queries_and_for_many() {
     let tokens = 50;
     let x = inputs(tokens);
     let positions: Vec<u32> = (0..tokens as u32).collect();
-    let exec = &mut Exec::new();
+    let exec = &Exec::new();
     let mut cache = IntCache::new(heads(), Integers::new(4).high(DIM / 8).check().unwrap()).unwrap();
     cache.append(KvBlock { keys: &x[0], values: &x[1], positions: &positions }, exec).unwrap();
     let mut ask = |first: usize| {
@@ -177,7 +177,7 @@ fn probabilities_are_the_same_for_few_queries_and_for_many() {
 
 #[test]
 fn bad_input_leaves_the_cache_as_it_was() {
-    let exec = &mut Exec::new();
+    let exec = &Exec::new();
     let mut cache = IntCache::new(heads(), Integers::new(4).check().unwrap()).unwrap();
     let good = vec![0.5f32; 2 * DIM];
     cache.append(KvBlock { keys: &good, values: &good, positions: &[3] }, exec).unwrap();
@@ -205,7 +205,7 @@ proptest! {
     #[test]
     fn values_stay_within_half_a_step(seed in any::<u64>(), bits in 2u32..=8, scale in -12i32..8, high in 0usize..=DIM) {
         let x = noise(seed, 2 * DIM).into_iter().map(|v| v * 2f32.powi(scale)).collect::<Vec<_>>();
-        let exec = &mut Exec::new();
+        let exec = &Exec::new();
         let how = Integers::new(bits).high(high).check().unwrap();
         let mut cache = IntCache::new(heads(), how).unwrap();
         cache.append(KvBlock { keys: &x, values: &x, positions: &[0] }, exec).unwrap();

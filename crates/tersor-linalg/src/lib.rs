@@ -21,16 +21,22 @@ mod backend;
 mod cholesky;
 mod eigen;
 mod hadamard;
+mod hessian;
+mod loss;
 mod product;
 mod random;
 mod svd;
+pub mod sweep;
 
 pub use cholesky::{check_symmetric, cholesky, inverse_factor, inverse_factor_f32};
 pub use eigen::{Eigen, eigen};
 pub use hadamard::{hadamard, hadamard_order};
+pub use hessian::{Damping, Failure, HessianFactor};
+pub use loss::{Gram, output_loss};
 pub use product::{matmul, syrk};
-pub use random::{MAX_FACTOR, gaussian, orthogonal, rotation};
+pub use random::{MAX_FACTOR, gaussian, orthogonal, rotation, rotation_shape};
 pub use svd::{Qr, Svd, qr, svd, svd_truncated};
+pub use sweep::{Kept, Sweep, Swept};
 
 use tersor_core::{Error, Result};
 

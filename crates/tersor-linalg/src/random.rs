@@ -21,26 +21,35 @@ pub fn orthogonal(n: usize, rng: &mut impl RngCore) -> Result<Vec<f64>> {
     Ok(qr(&gaussian(size, rng), [n, n])?.q)
 }
 
-/// A rotation of `dim` features with random signs: a Hadamard matrix where `dim` is a power of two times 1 or an order
-/// of Paley's up to [`MAX_FACTOR`], the smallest that serves; a random orthogonal factor times a power of two
-/// otherwise. Error when `dim` is 0 or the odd part of such a width is above [`MAX_FACTOR`].
-pub fn rotation(dim: usize, rng: &mut impl RngCore) -> Result<Rotation> {
+/// Returns `[p, power]`, the order of the dense factor and of the Walsh-Hadamard transform of a [`rotation`] of `dim` features: `p` is 1 or an order
+/// of Paley's up to [`MAX_FACTOR`], the smallest that leaves a power of two, or else the odd part of `dim`. Errors if `dim` is 0 or its odd part is
+/// above [`MAX_FACTOR`] and no such order serves.
+pub fn rotation_shape(dim: usize) -> Result<[usize; 2]> {
     if dim == 0 {
         return Err(Error::shape("features of a rotation", "at least 1", 0));
     }
-    let signs: Vec<f32> = (0..dim).map(|_| if rng.next_u32() & 1 == 0 { 1.0 } else { -1.0 }).collect();
     let odd = dim >> dim.trailing_zeros();
     let orders = (0..=dim.trailing_zeros()).map(|shift| odd << shift);
-    let paley = orders.take_while(|&p| p <= MAX_FACTOR).find(|&p| hadamard_order(p));
-    if let Some(p) = paley {
-        let scale = (p as f64).sqrt().recip() as f32;
-        let factor: Vec<f32> = hadamard(p)?.into_iter().map(|v| f32::from(v) * scale).collect();
-        return Rotation::new(&factor, dim / p, &signs);
+    if let Some(p) = orders.take_while(|&p| p <= MAX_FACTOR).find(|&p| hadamard_order(p)) {
+        return Ok([p, dim / p]);
     }
     if odd > MAX_FACTOR {
         let value = format!("{dim} features (their odd part {odd} is above {MAX_FACTOR})");
         return Err(Error::Unsupported { what: "width of a rotation", value });
     }
-    let factor: Vec<f32> = orthogonal(odd, rng)?.into_iter().map(|v| v as f32).collect();
-    Rotation::new(&factor, dim / odd, &signs)
+    Ok([odd, dim / odd])
+}
+
+/// Returns a rotation of `dim` features with random signs: a Hadamard matrix where [`rotation_shape`] finds an order of Paley's, a random orthogonal
+/// factor times a power of two otherwise. Errors as [`rotation_shape`].
+pub fn rotation(dim: usize, rng: &mut impl RngCore) -> Result<Rotation> {
+    let [p, power] = rotation_shape(dim)?;
+    let signs: Vec<f32> = (0..dim).map(|_| if rng.next_u32() & 1 == 0 { 1.0 } else { -1.0 }).collect();
+    let factor: Vec<f32> = if hadamard_order(p) {
+        let scale = (p as f64).sqrt().recip() as f32;
+        hadamard(p)?.into_iter().map(|v| f32::from(v) * scale).collect()
+    } else {
+        orthogonal(p, rng)?.into_iter().map(|v| v as f32).collect()
+    };
+    Rotation::new(&factor, power, &signs)
 }

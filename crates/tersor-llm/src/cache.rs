@@ -20,7 +20,7 @@ impl DenseCache {
 }
 
 impl KvCache for DenseCache {
-    fn append(&mut self, block: KvBlock<'_>, exec: &mut Exec) -> Result<()> {
+    fn append(&mut self, block: KvBlock<'_>, exec: &Exec) -> Result<()> {
         self.heads.check(&self.positions, &block)?;
         let dim = self.heads.head_dim;
         let width = self.keys.len() * dim;
@@ -43,7 +43,7 @@ impl KvCache for DenseCache {
         queries: Queries<'_>,
         out: &mut [f32],
         probs: Option<&mut dyn ProbSink>,
-        exec: &mut Exec,
+        exec: &Exec,
     ) -> Result<()> {
         let kept = [&self.keys[..], &self.values[..]];
         self.heads.attend(&self.positions, kept, &|_| {}, queries, out, probs, exec)

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value as Json;
-use tersor_core::compose::Dense;
 use tersor_core::tensors::read_floats;
 use tersor_core::{
     DType, Error, Fold, FoldedRows, Limits, LinearOp, OpSpec, Registry, Result, Rotation, RowSource, read_finite,
 };
 use tersor_formats::{Model, json};
+use tersor_operators::Dense;
 
 use crate::Architecture;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tersor_core::{Error, Exec, Input, KvCache, LinearOp, MakeCache, MatViewMut, Result};
+use tersor_core::{Error, Exec, Input, KvCache, LinearOp, MakeCache, MatViewMut, Result, Write};
 use tersor_kernels::par;
 
 use crate::layer::{apply, rms_norm};
@@ -124,7 +124,7 @@ impl Decoder {
 
     /// Appends tokens to the text and returns the last layer's normed output for each, `[tokens, hidden]`. Error when a
     /// token is outside the vocabulary or the text would outgrow 2^32 positions.
-    pub fn forward(&self, tokens: &[u32], state: &mut State, exec: &mut Exec) -> Result<Vec<f32>> {
+    pub fn forward(&self, tokens: &[u32], state: &mut State, exec: &Exec) -> Result<Vec<f32>> {
         self.forward_observed(tokens, state, exec, &mut |_, _, _| Ok(()))
     }
 
@@ -133,7 +133,7 @@ impl Decoder {
         &self,
         tokens: &[u32],
         state: &mut State,
-        exec: &mut Exec,
+        exec: &Exec,
         observe: &mut dyn FnMut(usize, SiteKind, &Input<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
         par::region(exec.parallel(), || self.run(tokens, state, exec, observe))
@@ -143,12 +143,12 @@ impl Decoder {
         &self,
         tokens: &[u32],
         state: &mut State,
-        exec: &mut Exec,
+        exec: &Exec,
         observe: &mut dyn FnMut(usize, SiteKind, &Input<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
         let mut out = Vec::with_capacity(tokens.len() * self.config.hidden);
         for block in tokens.chunks(BLOCK) {
-            let mut stream = self.embed(block)?;
+            let mut stream = self.embed(block, exec)?;
             let first = u32::try_from(state.len).map_err(|_| Error::Overflow { what: "positions".into() })?;
             let last =
                 first.checked_add(block.len() as u32).ok_or_else(|| Error::Overflow { what: "positions".into() })?;
@@ -166,7 +166,7 @@ impl Decoder {
     }
 
     /// [`Decoder::forward`], and the logits after the last token, `[vocab]`. Error also when there is none.
-    pub fn next(&self, tokens: &[u32], state: &mut State, exec: &mut Exec) -> Result<Vec<f32>> {
+    pub fn next(&self, tokens: &[u32], state: &mut State, exec: &Exec) -> Result<Vec<f32>> {
         par::region(exec.parallel(), || {
             let hidden = self.forward(tokens, state, exec)?;
             let last = hidden.len().checked_sub(self.config.hidden);
@@ -176,28 +176,28 @@ impl Decoder {
     }
 
     /// Rows of the embedding. Error when a token is outside the vocabulary.
-    pub fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+    pub fn embed(&self, tokens: &[u32], exec: &Exec) -> Result<Vec<f32>> {
         let mut out = vec![0f32; tersor_core::view::elements([tokens.len(), self.config.hidden])?];
         for (&t, row) in tokens.iter().zip(out.chunks_exact_mut(self.config.hidden)) {
             let t = t as usize;
             if t >= self.config.vocab {
                 return Err(Error::shape("token", format!("below {}", self.config.vocab), t));
             }
-            self.embed.decompress_rows(t..t + 1, row)?;
+            self.embed.decompress_rows(t..t + 1, row, exec)?;
         }
         Ok(out)
     }
 
     /// Logits `[tokens, vocab]` of outputs of [`Decoder::forward`].
-    pub fn logits(&self, hidden: &[f32], exec: &mut Exec) -> Result<Vec<f32>> {
+    pub fn logits(&self, hidden: &[f32], exec: &Exec) -> Result<Vec<f32>> {
         let x = Input::new(hidden, [hidden.len() / self.config.hidden, self.config.hidden])?;
         apply(&*self.head, None, &x, exec)
     }
 
     /// Logits into a buffer that the caller keeps.
-    pub fn logits_into(&self, hidden: &[f32], out: &mut [f32], exec: &mut Exec) -> Result<()> {
+    pub fn logits_into(&self, hidden: &[f32], out: &mut [f32], exec: &Exec) -> Result<()> {
         let shape = [hidden.len() / self.config.hidden, self.config.hidden];
         let x = Input::new(hidden, shape)?;
-        self.head.apply(&x, MatViewMut::new(out, [shape[0], self.config.vocab])?, exec)
+        self.head.apply(&x, MatViewMut::new(out, [shape[0], self.config.vocab])?, Write::Set, exec)
     }
 }

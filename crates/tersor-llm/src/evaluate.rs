@@ -52,7 +52,7 @@ pub fn evaluate(
     decoder: &Decoder,
     original: Option<&Decoder>,
     windows: &[&[u32]],
-    exec: &mut Exec,
+    exec: &Exec,
     progress: &dyn Progress,
     cancel: &Cancel,
 ) -> Result<Evaluation> {

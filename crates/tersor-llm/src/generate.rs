@@ -55,7 +55,7 @@ pub fn generate(
     prompt: &[u32],
     count: usize,
     mut sampling: Sampling,
-    exec: &mut Exec,
+    exec: &Exec,
     mut each: impl FnMut(u32) -> bool,
 ) -> Result<Vec<u32>> {
     if prompt.is_empty() {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tersor_core::cache::Queries;
-use tersor_core::{Error, Exec, Input, KvBlock, KvCache, LinearOp, MatViewMut, Result};
+use tersor_core::{Error, Exec, Input, KvBlock, KvCache, LinearOp, MatViewMut, Result, Write};
 use tersor_kernels::{par, vector};
 
 use crate::{DecoderConfig, Weights};
@@ -18,29 +18,25 @@ pub struct Linear {
 
 impl Linear {
     /// `x Wᵀ + b`, `[tokens, out_features]`.
-    pub fn apply(&self, x: &Input<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+    pub fn apply(&self, x: &Input<'_>, exec: &Exec) -> Result<Vec<f32>> {
         apply(&*self.op, self.bias.as_deref(), x, exec)
     }
 
     /// `y += x Wᵀ + b`, `[tokens, out_features]`.
-    pub(crate) fn add_to(&self, x: &Input<'_>, y: &mut [f32], exec: &mut Exec) -> Result<()> {
+    pub(crate) fn add_to(&self, x: &Input<'_>, y: &mut [f32], exec: &Exec) -> Result<()> {
         let shape = [x.shape()[0], self.op.shape()[0]];
-        self.op.apply_add(x, MatViewMut::new(y, shape)?, exec)?;
+        self.op.apply(x, MatViewMut::new(y, shape)?, Write::Add, exec)?;
         add_bias(y, self.bias.as_deref());
         Ok(())
     }
 }
 
 /// Of several that share an input.
-pub(crate) fn apply_all<const N: usize>(
-    linears: [&Linear; N],
-    x: &Input<'_>,
-    exec: &mut Exec,
-) -> Result<[Vec<f32>; N]> {
+pub(crate) fn apply_all<const N: usize>(linears: [&Linear; N], x: &Input<'_>, exec: &Exec) -> Result<[Vec<f32>; N]> {
     let tokens = x.shape()[0];
     let mut out = linears.map(|l| vec![0f32; tokens * l.op.shape()[0]]);
     let views = out.iter_mut().zip(linears).map(|(y, l)| MatViewMut::new(y, [tokens, l.op.shape()[0]]));
-    tersor_core::op::apply_all(&linears.map(|l| &*l.op), x, views.collect::<Result<_>>()?, exec)?;
+    tersor_core::operator::apply_all(&linears.map(|l| &*l.op), x, views.collect::<Result<_>>()?, exec)?;
     for (y, linear) in out.iter_mut().zip(linears) {
         add_bias(y, linear.bias.as_deref());
     }
@@ -54,10 +50,10 @@ fn add_bias(y: &mut [f32], bias: Option<&[f32]>) {
     }
 }
 
-pub(crate) fn apply(op: &dyn LinearOp, bias: Option<&[f32]>, x: &Input<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+pub(crate) fn apply(op: &dyn LinearOp, bias: Option<&[f32]>, x: &Input<'_>, exec: &Exec) -> Result<Vec<f32>> {
     let shape = [x.shape()[0], op.shape()[0]];
     let mut y = vec![0f32; tersor_core::view::elements(shape)?];
-    op.apply(x, MatViewMut::new(&mut y, shape)?, exec)?;
+    op.apply(x, MatViewMut::new(&mut y, shape)?, Write::Set, exec)?;
     add_bias(&mut y, bias);
     Ok(y)
 }
@@ -129,7 +125,7 @@ impl Layer {
         stream: &mut [f32],
         positions: &[u32],
         cache: &mut dyn KvCache,
-        exec: &mut Exec,
+        exec: &Exec,
         observe: Observer<'_>,
     ) -> Result<()> {
         let tokens = positions.len();
@@ -161,14 +157,14 @@ impl Layer {
         x: &Input<'_>,
         positions: &[u32],
         cache: &mut dyn KvCache,
-        exec: &mut Exec,
+        exec: &Exec,
     ) -> Result<Vec<f32>> {
         let qkv = apply_all([&self.q_proj, &self.k_proj, &self.v_proj], x, exec)?;
         self.attend(config, qkv, positions, cache, exec)
     }
 
     /// What gate and up make of their input: `[tokens, intermediate]`.
-    pub(crate) fn gated(&self, x: &Input<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+    pub(crate) fn gated(&self, x: &Input<'_>, exec: &Exec) -> Result<Vec<f32>> {
         let [mut gated, up] = apply_all([&self.gate_proj, &self.up_proj], x, exec)?;
         gate(&mut gated, &up, exec);
         Ok(gated)
@@ -181,7 +177,7 @@ impl Layer {
         [mut q, k, v]: [Vec<f32>; 3],
         positions: &[u32],
         cache: &mut dyn KvCache,
-        exec: &mut Exec,
+        exec: &Exec,
     ) -> Result<Vec<f32>> {
         if let Some(norm) = &self.q_norm {
             q = rms_norm(&q, norm, config.eps, exec);

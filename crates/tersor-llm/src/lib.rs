@@ -3,14 +3,14 @@
 //! flows into them, generation, and perplexity.
 //!
 //! ```
-//! use tersor_core::{Exec, Registry};
+//! use tersor_core::Exec;
 //! use tersor_llm::{Checkpoint, Decoder, Sampling, Tokenizer, generate};
 //! # fn main() -> tersor_core::Result<()> {
 //! # let path = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki"));
-//! let checkpoint = Checkpoint::open(path, &Registry::core())?;
+//! let checkpoint = Checkpoint::open(path, &tersor_operators::registry())?;
 //! let (decoder, tokenizer) = (Decoder::load(&checkpoint)?, Tokenizer::of(&checkpoint)?);
 //! let prompt = tokenizer.encode("The river ")?;
-//! let tokens = generate(&decoder, &prompt, 8, Sampling::Greedy, &mut Exec::new(), |_| true)?;
+//! let tokens = generate(&decoder, &prompt, 8, Sampling::Greedy, &Exec::new(), |_| true)?;
 //! println!("{}", tokenizer.decode(&tokens)?);
 //! # assert_eq!(tokens.len(), 8);
 //! # Ok(())
@@ -34,8 +34,8 @@ mod tokenizer;
 pub use architecture::Architecture;
 pub use cache::DenseCache;
 pub use calibrate::{
-    ABREAST, Behind, Calibration, Forks, Hooks, Keeps, Kept, ReadRow, Replaced, Replacements, Seen, SiteChanges,
-    batch_tokens, shard_windows,
+    ABREAST, Behind, Calibration, Forks, Hooks, ReadRow, Replaced, Replacements, Seen, SiteChanges, batch_tokens,
+    shard_windows,
 };
 pub use checkpoint::{
     Checkpoint, MANIFEST, Manifest, StoredWeight, Weights, bits_per_weight, is_embedding_or_head, is_key_rotation,

@@ -1,6 +1,9 @@
 //! The decoder as an ordered list of sites, and what a site's module makes of stored tokens.
 
-use tersor_core::{Consumer, Error, Exec, Input, KvCache, LinearOp, Producer, Result, Site};
+use tersor_core::{
+    Consumer, Coupled, Coupling, Error, Exec, Input, KvCache, LinearOp, Producer, Result, Role, Side, Site, Unit,
+    bias_name,
+};
 
 use crate::layer::{apply, gate};
 use crate::{Decoder, DecoderConfig, Layer, SiteKind};
@@ -16,6 +19,16 @@ impl SiteKind {
             SiteKind::O => &["self_attn.o_proj"],
             SiteKind::GateUp => &["mlp.gate_proj", "mlp.up_proj"],
             SiteKind::Down => &["mlp.down_proj"],
+        }
+    }
+
+    /// Returns the role of each consumer.
+    pub fn roles(self) -> &'static [Role] {
+        match self {
+            SiteKind::Qkv => &[Role::Query, Role::Key, Role::Value],
+            SiteKind::O => &[Role::AttentionOutput],
+            SiteKind::GateUp => &[Role::Gate, Role::Up],
+            SiteKind::Down => &[Role::Down],
         }
     }
 
@@ -63,12 +76,17 @@ impl DecoderConfig {
                         (Producer::Linear { weight: weight(layer, "mlp.up_proj"), block, repeat: 1 }, false)
                     }
                 };
-                let consumers = kind.consumers().iter().zip(&shapes);
+                let consumers = kind.consumers().iter().zip(&shapes).zip(kind.roles());
+                let consumer = |((part, shape), role): ((&&str, &[usize; 2]), &Role)| Consumer {
+                    weight: weight(layer, part),
+                    shape: *shape,
+                    role: *role,
+                };
                 sites.push(Site {
                     name: format!("model.layers.{layer}.{}", kind.name()),
                     layer: Some(layer),
                     features: shapes[0][1],
-                    consumers: consumers.map(|(p, &shape)| Consumer { weight: weight(layer, p), shape }).collect(),
+                    consumers: consumers.map(consumer).collect(),
                     producer,
                     writers: if stream { writers.clone() } else { Vec::new() },
                 });
@@ -84,11 +102,46 @@ impl DecoderConfig {
             name: "lm_head".into(),
             layer: None,
             features: self.hidden,
-            consumers: vec![Consumer { weight: head.into(), shape: [self.vocab, self.hidden] }],
+            consumers: vec![Consumer { weight: head.into(), shape: [self.vocab, self.hidden], role: Role::Head }],
             producer: Producer::Norm { weight: "model.norm.weight".into() },
             writers,
         });
         sites
+    }
+
+    /// Returns the couplings of each layer: key/value heads with their query heads, and neurons of the feed-forward part. Biases are named whether
+    /// the model has them or not.
+    pub fn couplings(&self) -> Vec<Coupling> {
+        let mut all = Vec::new();
+        for layer in 0..self.layers {
+            let part = |name: &str, side, width| {
+                let weight = format!("model.layers.{layer}.{name}.weight");
+                let bias = bias_name(&weight).filter(|_| side == Side::Output);
+                let bias = bias.map(|weight| Coupled { weight, side: Side::Input, width });
+                std::iter::once(Coupled { weight, side, width }).chain(bias)
+            };
+            let (dim, group) = (self.head_dim, self.heads / self.kv_heads.max(1));
+            let heads = part("self_attn.q_proj", Side::Output, group * dim)
+                .chain(part("self_attn.k_proj", Side::Output, dim))
+                .chain(part("self_attn.v_proj", Side::Output, dim))
+                .chain(part("self_attn.o_proj", Side::Input, group * dim));
+            all.push(Coupling {
+                name: format!("model.layers.{layer}.self_attn"),
+                unit: if group == 1 { Unit::Head } else { Unit::KvHead },
+                count: self.kv_heads,
+                parts: heads.collect(),
+            });
+            let neurons = part("mlp.gate_proj", Side::Output, 1)
+                .chain(part("mlp.up_proj", Side::Output, 1))
+                .chain(part("mlp.down_proj", Side::Input, 1));
+            all.push(Coupling {
+                name: format!("model.layers.{layer}.mlp"),
+                unit: Unit::Neuron,
+                count: self.intermediate,
+                parts: neurons.collect(),
+            });
+        }
+        all
     }
 }
 
@@ -101,12 +154,12 @@ impl Layer {
         x: &Input<'_>,
         weights: &[&dyn LinearOp],
         cache: &mut dyn KvCache,
-        exec: &mut Exec,
+        exec: &Exec,
     ) -> Result<Vec<f32>> {
         match (kind, weights) {
             (SiteKind::Qkv, &[q, k, v]) => {
                 let bias = [&self.q_proj, &self.k_proj, &self.v_proj].map(|l| l.bias.as_deref());
-                let mut run = |op: &dyn LinearOp, b| apply(op, b, x, exec);
+                let run = |op: &dyn LinearOp, b| apply(op, b, x, exec);
                 let qkv = [run(q, bias[0])?, run(k, bias[1])?, run(v, bias[2])?];
                 let positions: Vec<u32> = (0..x.shape()[0] as u32).collect();
                 self.attend(config, qkv, &positions, cache, exec)
@@ -140,7 +193,7 @@ impl Decoder {
         x: &[f32],
         window: usize,
         weights: &[&dyn LinearOp],
-        exec: &mut Exec,
+        exec: &Exec,
     ) -> Result<Vec<f32>> {
         let config = self.config();
         let shapes: Vec<_> = weights.iter().map(|w| w.shape()).collect();

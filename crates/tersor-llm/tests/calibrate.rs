@@ -72,7 +72,7 @@ fn a_layer_at_a_time_sees_what_a_forward_pass_sees() {
     let decoder = Decoder::load(&checkpoint).unwrap();
     let mut want: Vec<StatSet> =
         decoder.sites().iter().map(|s| StatSet::new(s.features, NEEDS, 3, 0).unwrap()).collect();
-    let mut exec = Exec::new();
+    let exec = Exec::new();
     for window in &windows {
         let mut state = decoder.state().unwrap();
         let hidden = decoder

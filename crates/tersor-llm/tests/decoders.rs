@@ -31,8 +31,8 @@ fn golden(name: &str) -> (Vec<u32>, Vec<f32>) {
 
 fn logits(decoder: &Decoder, parts: &[&[u32]]) -> Vec<f32> {
     let (mut state, mut exec) = (decoder.state().unwrap(), Exec::new());
-    let hidden: Vec<f32> = parts.iter().flat_map(|p| decoder.forward(p, &mut state, &mut exec).unwrap()).collect();
-    decoder.logits(&hidden, &mut exec).unwrap()
+    let hidden: Vec<f32> = parts.iter().flat_map(|p| decoder.forward(p, &mut state, &exec).unwrap()).collect();
+    decoder.logits(&hidden, &exec).unwrap()
 }
 
 fn worst(a: &[f32], b: &[f32]) -> f32 {
@@ -72,7 +72,7 @@ fn a_site_with_its_own_weights_gives_what_the_layer_computes() {
             (Decoder::load(&checkpoint).unwrap(), checkpoint.architecture().decoder().unwrap().clone());
         let (tokens, _) = golden(name);
         let mut seen: Vec<(usize, SiteKind, Vec<f32>)> = Vec::new();
-        let mut exec = Exec::new();
+        let exec = Exec::new();
         decoder
             .forward_observed(&tokens, &mut decoder.state().unwrap(), &mut exec, &mut |layer, kind, x| {
                 seen.push((layer, kind, x.data().to_vec()));
@@ -88,15 +88,15 @@ fn a_site_with_its_own_weights_gives_what_the_layer_computes() {
             let ops: Vec<Box<dyn LinearOp>> =
                 site.consumers.iter().map(|c| checkpoint.matrix(&c.weight, c.shape).unwrap()).collect();
             let ops: Vec<&dyn LinearOp> = ops.iter().map(|o| &**o).collect();
-            let out = decoder.site_output(*layer, *kind, x, tokens.len(), &ops, &mut exec).unwrap();
+            let out = decoder.site_output(*layer, *kind, x, tokens.len(), &ops, &exec).unwrap();
             // The next site of the layer reads what this one's module makes, where no norm stands between.
             if matches!(kind, SiteKind::Qkv | SiteKind::GateUp) {
                 assert_eq!(out, seen[i + 1].2, "{name}, {}", site.name);
             }
             // Other weights, another output; a sample that is no whole window is refused.
             assert_eq!(out.len() % tokens.len(), 0);
-            assert!(decoder.site_output(*layer, *kind, &x[1..], tokens.len(), &ops, &mut exec).is_err());
-            assert!(decoder.site_output(*layer, *kind, x, tokens.len(), &ops[1..], &mut exec).is_err());
+            assert!(decoder.site_output(*layer, *kind, &x[1..], tokens.len(), &ops, &exec).is_err());
+            assert!(decoder.site_output(*layer, *kind, x, tokens.len(), &ops[1..], &exec).is_err());
         }
     }
 }
@@ -117,6 +117,6 @@ fn sites_name_their_producers_and_writers() {
 #[test]
 fn tokens_outside_the_vocabulary_are_refused() {
     let decoder = Decoder::load(&open("llama")).unwrap();
-    let e = decoder.forward(&[3, 40], &mut decoder.state().unwrap(), &mut Exec::new()).unwrap_err().to_string();
+    let e = decoder.forward(&[3, 40], &mut decoder.state().unwrap(), &Exec::new()).unwrap_err().to_string();
     assert!(e.contains("40"), "{e}");
 }

@@ -36,7 +36,7 @@ fn tokens_perplexity_and_greedy_text_are_those_of_transformers() {
     let tokens = tokenizer.encode(&std::fs::read_to_string(text).unwrap()).unwrap();
     assert_eq!(tokens.len(), 50440);
     let cut = windows(&tokens, 512, Some(8)).unwrap();
-    let found = evaluate(&decoder, None, &cut, &mut Exec::new(), &Silent, &Cancel::new()).unwrap();
+    let found = evaluate(&decoder, None, &cut, &Exec::new(), &Silent, &Cancel::new()).unwrap();
     assert!((found.perplexity / 22.990017 - 1.0).abs() < 1e-3, "{}", found.perplexity);
     assert_eq!(found.tokens, 8 * 511);
 
@@ -55,7 +55,7 @@ fn tokens_perplexity_and_greedy_text_are_those_of_transformers() {
     ];
     for (prompt, want) in greedy {
         let prompt = tokenizer.encode(prompt).unwrap();
-        let got = generate(&decoder, &prompt, 24, Sampling::Greedy, &mut Exec::new(), |_| true).unwrap();
+        let got = generate(&decoder, &prompt, 24, Sampling::Greedy, &Exec::new(), |_| true).unwrap();
         assert_eq!(got, want);
     }
 }

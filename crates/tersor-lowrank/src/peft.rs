@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use tersor_core::tensors::join;
-use tersor_core::{DType, LinearOp, Result, TensorInfo, TensorSink, TensorSource};
+use tersor_core::{DType, Exec, LinearOp, Result, TensorInfo, TensorSink, TensorSource};
 
 /// File name of the weights.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
@@ -34,7 +34,7 @@ impl Adapter {
         for (part, op) in [("lora_A", down), ("lora_B", up)] {
             let [rows, cols] = op.shape();
             let mut values = vec![0f32; rows * cols];
-            op.decompress_rows(0..rows, &mut values)?;
+            op.decompress_rows(0..rows, &mut values, &Exec::new())?;
             let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
             let name = join(&join("base_model.model", module), &join(part, "weight"));
             let info = TensorInfo { dtype: DType::F32, shape: vec![rows, cols] };

@@ -86,8 +86,7 @@ fn a_layer_loses_as_much_behind_our_hadamard_as_behind_theirs() {
         let weights = Rtn::new().bits(4).grid(Grid::SymNarrow).scales(DType::F32).check().unwrap();
         let product = |op: Box<dyn LinearOp>, x: &[f32]| {
             let mut y = vec![0f32; n * o];
-            op.apply(&Input::new(x, [n, k]).unwrap(), MatViewMut::new(&mut y, [n, o]).unwrap(), &mut Exec::new())
-                .unwrap();
+            op.apply(&Input::new(x, [n, k]).unwrap(), MatViewMut::new(&mut y, [n, o]).unwrap(), &Exec::new()).unwrap();
             y
         };
         let want = product(Box::new(Dense::new(w.clone(), [o, k], DType::F32).unwrap()), &x);

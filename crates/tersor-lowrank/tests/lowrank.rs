@@ -203,7 +203,7 @@ fn over_any_method_saved_and_run() {
         let outputs = |op: Box<dyn LinearOp>| {
             let act = compose::QuantizedInputs::new(ActQuant::per_token(8).unwrap(), op);
             let (mut y, input) = (vec![0f32; 3 * 64], Input::new(&x[..3 * 96], [3, 96]).unwrap());
-            act.apply(&input, MatViewMut::new(&mut y, [3, 64]).unwrap(), &mut Exec::new()).unwrap();
+            act.apply(&input, MatViewMut::new(&mut y, [3, 64]).unwrap(), &Exec::new()).unwrap();
             y
         };
         let want = outputs(Box::new(compose::Dense::new(back, shape, DType::F32).unwrap()));

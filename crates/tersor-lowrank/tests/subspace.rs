@@ -291,7 +291,7 @@ fn any_methods_share_a_matrix_and_come_back() {
         let run = |op: &dyn LinearOp| {
             let input = Input::new(&x[..5 * d], [5, d]).unwrap();
             let mut y = vec![0f32; 5 * rows];
-            op.apply(&input, MatViewMut::new(&mut y, [5, rows]).unwrap(), &mut Exec::new()).unwrap();
+            op.apply(&input, MatViewMut::new(&mut y, [5, rows]).unwrap(), &Exec::new()).unwrap();
             y
         };
         let (found, exact) =

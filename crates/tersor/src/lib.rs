@@ -6,10 +6,10 @@
 //! use tersor::core::{LinearOp, MatView, MemTensors};
 //! # fn main() -> tersor::core::Result<()> {
 //! let weights: Vec<f32> = (0..64 * 32).map(|i| (i as f32 * 0.1).cos()).collect();
-//! let op = Rtn::new().bits(3).group(16).quantize(&MatView::new(&weights, [64, 32])?)?;
+//! let (op, _) = Rtn::new().bits(3).group(16).quantize(&MatView::new(&weights, [64, 32])?)?;
 //! let mut file = MemTensors::new();
-//! op.save("w", op.whole(), &mut file)?;
-//! let again = tersor::registry().load(&op.spec(op.whole()), "w", &file)?;
+//! op.save("w", &mut file)?;
+//! let again = tersor::registry().load(&op.spec(), "w", &file)?;
 //! assert_eq!(again.storage_bits(), op.storage_bits());
 //! # Ok(())
 //! # }
@@ -30,14 +30,5 @@ pub use tersor_linalg as linalg;
 pub use tersor_llm as llm;
 #[cfg(feature = "lowrank")]
 pub use tersor_lowrank as lowrank;
-
-/// A registry with the operators of every crate that is switched on.
-pub fn registry() -> core::Registry {
-    #[allow(unused_mut)]
-    let mut registry = core::Registry::core();
-    #[cfg(feature = "blockwise")]
-    blockwise::register(&mut registry);
-    #[cfg(feature = "groupwise")]
-    groupwise::register(&mut registry);
-    registry
-}
+pub use tersor_operators as operators;
+pub use tersor_operators::registry;

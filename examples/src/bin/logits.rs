@@ -21,9 +21,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::create_dir_all(out)?;
     let (ctx, vocab) = (ctx.parse()?, decoder.config().vocab);
     for (i, window) in windows(&tokens, ctx, Some(count.parse()?))?.into_iter().enumerate() {
-        let mut exec = Exec::new();
-        let hidden = decoder.forward(window, &mut decoder.state()?, &mut exec)?;
-        let logits = decoder.logits(&hidden, &mut exec)?;
+        let exec = Exec::new();
+        let hidden = decoder.forward(window, &mut decoder.state()?, &exec)?;
+        let logits = decoder.logits(&hidden, &exec)?;
         let info = |dtype, shape| TensorInfo { dtype, shape };
         let tensors = BTreeMap::from([
             ("tokens".to_string(), info(DType::U32, vec![ctx])),

@@ -1,7 +1,7 @@
 //! What an optimizer remembers of one tensor.
 
-use bytemuck::cast_slice;
 use serde::{Deserialize, Serialize};
+use tersor_core::little_endian::to_bytes;
 use tersor_core::tensors::{join, read_expected, read_floats};
 use tersor_core::{DType, Error, Result, TensorInfo, TensorSink, TensorSource};
 
@@ -154,6 +154,7 @@ impl State {
 
     /// Writes tensors under `prefix`: `state` (u8, JSON), each moment under its name as f32, or as `codes` (u8), `absmax` (f32, one a block) and `map`
     /// (f32, 256), and `norms` (f32, 100) where there are some.
+    /// Numbers are little-endian.
     pub fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let header = Header {
             rule: self.rule.name().into(),
@@ -170,15 +171,15 @@ impl State {
         write("state", DType::U8, header.len(), &header)?;
         for (moment, name) in self.moments.iter().zip(self.rule.moments()) {
             match moment {
-                Moment::Full(v) => write(name, DType::F32, v.len(), cast_slice(v))?,
+                Moment::Full(v) => write(name, DType::F32, v.len(), &to_bytes(v))?,
                 Moment::Blocks { map, codes, absmax } => {
                     write(&join(name, "codes"), DType::U8, codes.len(), codes)?;
-                    write(&join(name, "absmax"), DType::F32, absmax.len(), cast_slice(absmax))?;
-                    write(&join(name, "map"), DType::F32, map.values().len(), cast_slice(map.values()))?;
+                    write(&join(name, "absmax"), DType::F32, absmax.len(), &to_bytes(absmax))?;
+                    write(&join(name, "map"), DType::F32, map.values().len(), &to_bytes(map.values()))?;
                 }
             }
         }
-        if self.norms.is_empty() { Ok(()) } else { write("norms", DType::F32, NORMS, cast_slice(&self.norms)) }
+        if self.norms.is_empty() { Ok(()) } else { write("norms", DType::F32, NORMS, &to_bytes(&self.norms)) }
     }
 
     /// Reads what [`State::save`] wrote. Error when a tensor is missing, of another size, or holds a value that is not finite.
@@ -225,5 +226,33 @@ impl State {
         }
         let norms = if header.norms > 0 { floats("norms", NORMS)? } else { Vec::new() };
         Ok(Self { rule, len: header.len, block: header.block, step: header.step, moments, norms })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tersor_core::MemTensors;
+
+    #[test]
+    fn numbers_are_saved_little_endian() {
+        let map = Map::dynamic(true);
+        let blocks = Moment::Blocks { codes: vec![map.zero(); 2], absmax: vec![-2.5], map: map.clone() };
+        let state = State {
+            rule: Rule::Adam,
+            len: 2,
+            block: 2,
+            step: 1,
+            moments: vec![Moment::Full(vec![1.0, -2.5]), blocks],
+            norms: vec![1.0; NORMS],
+        };
+        let mut file = MemTensors::new();
+        state.save("w", &mut file).unwrap();
+        let names = Rule::Adam.moments();
+        assert_eq!(file.get(&join("w", names[0])).unwrap(), [0, 0, 0x80, 0x3f, 0, 0, 0x20, 0xc0]);
+        assert_eq!(file.get(&join("w", &join(names[1], "absmax"))).unwrap(), [0, 0, 0x20, 0xc0]);
+        assert_eq!(file.get("w.norms").unwrap(), [0, 0, 0x80, 0x3f].repeat(NORMS));
+        let values: Vec<u8> = map.values().iter().flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(file.get(&join("w", &join(names[1], "map"))).unwrap(), values);
     }
 }

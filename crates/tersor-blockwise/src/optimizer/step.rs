@@ -303,7 +303,7 @@ impl Plan<'_> {
                         let most = blockwise::abs_max(isa, now);
                         absmax[at.start / how.block] = most;
                         let codes = &mut codes[at.clone()];
-                        map.encode(isa, now, crate::quantize::inverse(most), codes);
+                        map.encode(isa, now, tersor_operators::inverse_scale(most), codes);
                         if map.kind() == MapKind::Dynamic {
                             loops::keep_signs(isa, now, map.zero(), codes);
                         }

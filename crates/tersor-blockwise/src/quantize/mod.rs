@@ -1,11 +1,9 @@
-//! Tensors as codes and a scale a block.
+//! Block-wise quantization: values as codes of a codebook and a scale for each block.
 
+mod algorithm;
+mod method;
 mod params;
-mod quantized;
 mod stream;
 
-pub(crate) use params::inverse;
 pub use params::{Blockwise, CheckedBlockwise};
-pub(crate) use quantized::NESTED_BLOCK;
-pub use quantized::{Quantized, Scales};
 pub use stream::Stream;

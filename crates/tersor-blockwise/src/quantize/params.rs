@@ -1,55 +1,35 @@
-//! What block-wise quantization can be told.
+//! Parameters of block-wise quantization.
 
-use tersor_core::{Check, DType, Element, Error, Isa, ParamError, Result};
-use tersor_kernels::{blockwise, par};
-
-use super::{Quantized, Scales, Stream};
-use crate::Map;
-
-/// Values of one unit of work; see [`CheckedBlockwise::unit`].
-const UNIT: usize = 1 << 16;
-
-/// Values whose scales are found before their codes: as the first cache holds.
-const PIECE: usize = 1 << 12;
-
-/// Values whose codes are found between two looks ahead, about.
-const STEP: usize = 512;
-
-/// The smallest magnitude that a block is divided by.
-const SMALLEST: f32 = 1e-38;
-
-/// What values of a block are multiplied with: one over its largest magnitude.
-pub(crate) fn inverse(most: f32) -> f32 {
-    1.0 / most.max(SMALLEST)
-}
+use tersor_core::{Check, Context, Element, IntoMat, ParamError, Report, Result};
+use tersor_operators::{BlockwiseLinear, Map, Quantized};
 
 /// Parameters of block-wise quantization, unchecked.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Blockwise {
     map: Map,
     block: usize,
-    nested: bool,
-    seed: Option<u64>,
+    pub(super) nested: bool,
+    pub(super) seed: Option<u64>,
 }
 
 impl Blockwise {
-    /// Blocks of 64 values for maps of 4 bits, of 4096 for others; scales in f32; rounding to the nearest.
+    /// Returns the parameters for a codebook: blocks of 64 values for 4-bit codes, of 4096 for others; scales in f32; rounding to nearest.
     pub fn new(map: Map) -> Self {
         let block = if map.bits() == 4 { 64 } else { 4096 };
         Self { map, block, nested: false, seed: None }
     }
 
-    /// QLoRA's NormalFloat in blocks of 64.
+    /// Returns QLoRA's NormalFloat in blocks of 64.
     pub fn nf4() -> Self {
         Self::new(Map::nf4())
     }
 
-    /// QLoRA's 4-bit floats in blocks of 64.
+    /// Returns QLoRA's 4-bit floats in blocks of 64.
     pub fn fp4() -> Self {
         Self::new(Map::fp4())
     }
 
-    /// The signed 8-bit dynamic map in blocks of 4096.
+    /// Returns the signed 8-bit dynamic map in blocks of 4096.
     pub fn dynamic() -> Self {
         Self::new(Map::dynamic(true))
     }
@@ -59,20 +39,27 @@ impl Blockwise {
         Self { block, ..self }
     }
 
-    /// Quantizes the scales as well (arXiv 2305.14314, section 3): less their mean, by the signed dynamic map in blocks of 256.
+    /// Quantizes the scales as well (double quantization, arXiv 2305.14314, section 3): less their mean, by the signed dynamic map in blocks of 256.
     pub fn nested(self, nested: bool) -> Self {
         Self { nested, ..self }
     }
 
-    /// Draws one of the two values around, so that the mean comes out right, in place of the nearer one. Draws depend on the seed and on the place of
-    /// the value alone.
+    /// Rounds stochastically: one of the two neighbouring values is drawn, so that the mean is exact. Draws depend on the seed and on the place of the
+    /// value alone.
     pub fn stochastic(self, seed: u64) -> Self {
         Self { seed: Some(seed), ..self }
     }
 
-    /// Checks the parameters and quantizes `x`. See [`CheckedBlockwise::quantize`].
-    pub fn quantize<T: Element>(self, x: &[T]) -> Result<Quantized> {
-        self.check()?.quantize(x)
+    /// Checks the parameters and quantizes a matrix `[out_features, in_features]`. Errors on a wrong parameter, or a value that is not finite.
+    pub fn quantize<T: Element>(self, w: &impl IntoMat<T>) -> Result<(BlockwiseLinear, Report)> {
+        let checked = self.check()?;
+        w.with_mat(|m| checked.matrix(&m, 0..m.shape()[0], T::DTYPE, &Context::new()))
+    }
+
+    /// Checks the parameters and quantizes values of any shape, as flat blocks. Errors on a wrong parameter, or a value that is not finite, with its
+    /// index as the column.
+    pub fn quantize_values<T: Element>(self, x: &[T]) -> Result<Quantized> {
+        self.check()?.quantize_values(x)
     }
 }
 
@@ -88,146 +75,21 @@ impl Check for Blockwise {
 
 /// Checked parameters.
 #[derive(Clone, PartialEq, Debug)]
-pub struct CheckedBlockwise(Blockwise);
+pub struct CheckedBlockwise(pub(super) Blockwise);
 
 impl CheckedBlockwise {
-    /// What codes stand for.
+    /// Returns the codebook.
     pub fn map(&self) -> &Map {
         &self.0.map
     }
 
-    /// Values of a block.
+    /// Returns the number of values of a block.
     pub fn block(&self) -> usize {
         self.0.block
     }
 
-    /// Whether scales are quantized too.
+    /// Returns whether scales are quantized too.
     pub fn is_nested(&self) -> bool {
         self.0.nested
     }
-
-    /// Bytes of the packed codes of `len` values.
-    pub fn code_bytes(&self, len: usize) -> usize {
-        if self.map().bits() == 4 { len.div_ceil(2) } else { len }
-    }
-
-    /// Quantizes `x`, as flat blocks. Error on a value that is not finite, with its index as the column.
-    pub fn quantize<T: Element>(&self, x: &[T]) -> Result<Quantized> {
-        let mut codes = vec![0u8; self.code_bytes(x.len())];
-        let mut absmax = vec![0f32; x.len().div_ceil(self.block())];
-        self.quantize_into(x, &mut codes, &mut absmax)?;
-        self.finish(x.len(), T::DTYPE, codes, absmax)
-    }
-
-    /// As [`CheckedBlockwise::quantize`], of values whose first has the number `first` in the whole and that were of type `dtype`.
-    pub(crate) fn quantize_from(&self, x: &[f32], first: usize, dtype: DType) -> Result<Quantized> {
-        let mut codes = vec![0u8; self.code_bytes(x.len())];
-        let mut absmax = vec![0f32; x.len().div_ceil(self.block())];
-        self.encode(x, first, &mut codes, &mut absmax)?;
-        self.finish(x.len(), dtype, codes, absmax)
-    }
-
-    /// Quantizes `x` into buffers of yours: packed codes ([`CheckedBlockwise::code_bytes`] of them, the first of two in the high half) and the largest
-    /// magnitude of each block. Error when a length is wrong, or on a value that is not finite; the buffers are then of no use.
-    pub fn quantize_into<T: Element>(&self, x: &[T], codes: &mut [u8], absmax: &mut [f32]) -> Result<()> {
-        self.encode(x, 0, codes, absmax)
-    }
-
-    /// As [`CheckedBlockwise::quantize_into`], of values whose first has the number `first` in the whole.
-    pub(super) fn encode<T: Element>(&self, x: &[T], first: usize, codes: &mut [u8], absmax: &mut [f32]) -> Result<()> {
-        let (block, want) = (self.block(), (self.code_bytes(x.len()), x.len().div_ceil(self.block())));
-        if (codes.len(), absmax.len()) != want {
-            return Err(Error::shape("bytes of codes, and blocks", want, (codes.len(), absmax.len())));
-        }
-        let (unit, isa) = (self.unit(), Isa::detect());
-        let key = self.0.seed.map(|seed| mix(seed.wrapping_add(GAMMA)));
-        let work = |index: usize, codes: &mut [u8], absmax: &mut [f32]| -> Result<()> {
-            let start = index * unit;
-            let x = &x[start..(start + unit).min(x.len())];
-            let (mut wide, mut bytes) = (Vec::new(), Vec::new());
-            let values = T::as_f32(x).unwrap_or_else(|| {
-                wide.resize(x.len(), 0.0);
-                T::widen(x, &mut wide);
-                &wide
-            });
-            let packed = self.map().bits() == 4;
-            if packed {
-                bytes.resize(x.len(), 0);
-            }
-            let out = if packed { &mut bytes[..] } else { &mut *codes };
-            // As many blocks at once as make a piece, or a part of one.
-            let piece = block * (PIECE / block).max(1);
-            let scales = &mut vec![0f32; piece / block];
-            for (p, ((part, out), most)) in
-                values.chunks(piece).zip(out.chunks_mut(piece)).zip(absmax.chunks_mut(piece / block)).enumerate()
-            {
-                for ((b, block), (most, scale)) in part.chunks(block).enumerate().zip(most.iter_mut().zip(&mut *scales))
-                {
-                    *most = blockwise::abs_max(isa, block);
-                    if !most.is_finite() {
-                        let at = block.iter().position(|v| !v.is_finite()).unwrap_or(0);
-                        let col = first + start + p * piece + b * self.block() + at;
-                        return Err(Error::NonFinite { row: 0, col, value: block[at] });
-                    }
-                    *scale = inverse(*most);
-                }
-                // The next piece comes while codes are found.
-                let mut next = values.get((p + 1) * piece..).unwrap_or_default().chunks(STEP);
-                // Whole blocks, or parts of one.
-                let step = if piece == block { STEP } else { block * (STEP / block).max(1) };
-                for (i, (part, out)) in part.chunks(step).zip(out.chunks_mut(step)).enumerate() {
-                    blockwise::fetch(isa, next.next().unwrap_or_default());
-                    let scales = &scales[i * step / block..];
-                    match key {
-                        None => self.map().encode_blocks(isa, part, scales, block, out),
-                        Some(key) => {
-                            let at = first + start + p * piece + i * step;
-                            let blocks = part.chunks(block).zip(out.chunks_mut(block)).zip(scales);
-                            for (b, ((part, out), scale)) in blocks.enumerate() {
-                                let at = (at + b * block) as u64;
-                                self.map().encode_drawn(isa, part, *scale, |i| draw(key, at + i as u64), out);
-                            }
-                        }
-                    }
-                }
-            }
-            if packed {
-                blockwise::pack_nibbles(isa, &bytes, self.map().zero(), codes);
-            }
-            Ok(())
-        };
-        let bytes = self.code_bytes(unit);
-        par::pairs(codes, bytes, absmax, unit / block, true, work).into_iter().collect()
-    }
-
-    /// Values of one unit of work: whole blocks, an even number of values.
-    fn unit(&self) -> usize {
-        let blocks = (UNIT / self.block()).max(1);
-        self.block() * if (self.block() * blocks).is_multiple_of(2) { blocks } else { blocks + 1 }
-    }
-
-    pub(super) fn finish(&self, len: usize, dtype: DType, codes: Vec<u8>, absmax: Vec<f32>) -> Result<Quantized> {
-        let scales = if self.0.nested { Scales::nest(absmax)? } else { Scales::Plain(absmax) };
-        Quantized::from_parts(self.map().clone(), self.block(), len, dtype, codes, scales)
-    }
-
-    /// Takes values a piece at a time.
-    pub fn stream<T: Element>(&self) -> Stream<T> {
-        Stream::new(self.clone())
-    }
-}
-
-/// Uniform in 0 to 1 (without 1), by key and index (SplitMix64).
-fn draw(key: u64, index: u64) -> f32 {
-    (mix(key.wrapping_add(index.wrapping_mul(GAMMA))) >> 40) as f32 / (1u32 << 24) as f32
-}
-
-/// The step of SplitMix64's counter.
-const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// SplitMix64's finalizer. Seeds pass through it before anything is added: those of neighbours would give related draws.
-fn mix(z: u64) -> u64 {
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

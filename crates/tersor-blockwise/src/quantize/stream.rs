@@ -1,8 +1,9 @@
 //! Values that come a piece at a time.
 
-use tersor_core::{Element, Result};
+use tersor_core::{Element, Exec, Result};
+use tersor_operators::Quantized;
 
-use super::{CheckedBlockwise, Quantized};
+use super::CheckedBlockwise;
 
 /// Quantizes values as they come; the result is that of all of them at once. Keeps less than two blocks of values.
 pub struct Stream<T> {
@@ -59,7 +60,7 @@ impl<T: Element> Stream<T> {
         let (codes, absmax) = (self.codes.len(), self.absmax.len());
         self.codes.resize(codes + self.params.code_bytes(x.len()), 0);
         self.absmax.resize(absmax + x.len().div_ceil(self.params.block()), 0.0);
-        self.params.encode(x, first, &mut self.codes[codes..], &mut self.absmax[absmax..])
+        self.params.encode(x, first, &mut self.codes[codes..], &mut self.absmax[absmax..], &Exec::new())
     }
 
     /// The result. Error only where the parameters' own would be.

@@ -5,17 +5,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tersor::core::rewrite::online;
 use tersor::core::{
-    Compressed, Context, Error, Fold, FoldedRows, LinearOp, Prepared, Result, RowSource, Site, StatNeeds, StatSet,
-    Transform,
+    Compressed, Context, Error, Exec, Fold, FoldedRows, InputChange, LinearOp, Prepared, Result, RowSource, Site,
+    StatNeeds, StatSet,
 };
 use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, Seen, SiteChanges};
+use tersor::operators::online;
 
 use super::matrix::{Job, check_source, source_hash};
-use super::{smooth, tasks};
+use super::{rewrites, tasks};
 use crate::plan::Action;
-use crate::plan::rotation::TABLE;
 
 /// The stream is kept so often, where the work is not cut into tasks: what a crash costs.
 const KEEP_EVERY: Duration = Duration::from_secs(10);
@@ -77,12 +76,13 @@ impl<'j, 'a> Chain<'j, 'a> {
         };
         let layer = self.passed;
         let known = match &job.rotated {
-            Some((_, folds)) => Some(folds.merged(&format!("model.layers.{layer}."))),
+            Some(changes) => Some(rewrites::merged(changes, &format!("model.layers.{layer}."))),
             None if plan.smoothings.is_empty() => Some(Vec::new()),
-            None => smooth::folds(job, layer)?,
+            None => rewrites::of_layer(job, layer)?.map(|changes| changes.folds.clone()),
         };
-        let smoothing_needs = |site: &Site| plan.smoothings.get(&site.name).map_or(StatNeeds::default(), |s| s.needs());
-        let rewrite = &mut |seen: &[Seen<'_>]| smooth::rewrite(job, layer, seen);
+        let smoothing_needs =
+            |site: &Site| plan.smoothings.get(&site.name).map_or(StatNeeds::default(), |s| s.needs(site));
+        let rewrite = &mut |seen: &[Seen<'_>]| rewrites::smooth(job, layer, seen);
         let changes = SiteChanges { needs: &smoothing_needs, rewrite };
         let rewriting = if known.is_none() { Some(changes) } else { None };
         let (seed, folds) = (plan.seed, known.unwrap_or_default());
@@ -154,7 +154,11 @@ pub fn head_site(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<Option<Site>>
 /// Looks up the embeddings: compressed ones where sites follow compressed matrices, else the original's.
 fn embed(job: &Job<'_>, calibration: &mut Calibration<'_>, behind: Behind) -> Result<()> {
     let mut compressed: BTreeMap<String, Option<Arc<dyn LinearOp>>> = BTreeMap::new();
-    let folds: Vec<Fold> = job.rotated.iter().flat_map(|(_, f)| f.merged(TABLE)).collect();
+    let tables = job.plan.network.as_ref().map(|n| n.embeddings()).unwrap_or_default();
+    let own = |changes: &tersor::core::Changes| -> Vec<Fold> {
+        changes.folds.iter().filter(|f| tables.contains(&f.weight)).cloned().collect()
+    };
+    let folds: Vec<Fold> = job.rotated.as_ref().map(own).unwrap_or_default();
     calibration.embed(&mut |name, row, out| {
         if !compressed.contains_key(name) {
             let mut op = None;
@@ -172,7 +176,7 @@ fn embed(job: &Job<'_>, calibration: &mut Calibration<'_>, behind: Behind) -> Re
             compressed.insert(name.into(), op);
         }
         match compressed.get(name) {
-            Some(Some(op)) => op.decompress_rows(row..row + 1, out),
+            Some(Some(op)) => op.decompress_rows(row..row + 1, out, &Exec::serial()),
             _ => FoldedRows::new(&*job.model.rows(name)?, name, &folds)?.read_rows(row..row + 1, out),
         }
     })
@@ -185,9 +189,9 @@ fn replacement(job: &Job<'_>, weight: &str) -> Result<Option<Arc<dyn LinearOp>>>
     Ok(Some(job.parts.operator(i, &job.plan.entries[i], &record)?))
 }
 
-/// A method that was prepared for changed inputs, its results for inputs as they are.
-pub fn behind<'s>(change: Option<&'s Transform>, prepared: Box<dyn Prepared + 's>) -> Box<dyn Prepared + 's> {
-    struct Changed<'s>(&'s Transform, Box<dyn Prepared + 's>);
+/// A method that was prepared for changed inputs, with the change in front of its results.
+pub fn in_front_of<'s>(change: Option<&'s InputChange>, prepared: Box<dyn Prepared + 's>) -> Box<dyn Prepared + 's> {
+    struct Changed<'s>(&'s InputChange, Box<dyn Prepared + 's>);
     impl Prepared for Changed<'_> {
         fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
             let done = self.1.compress(w, rows, cx)?;
@@ -201,9 +205,8 @@ pub fn behind<'s>(change: Option<&'s Transform>, prepared: Box<dyn Prepared + 's
 }
 
 /// What happens in front of the consumers of a site when the network runs.
-fn in_front(job: &Job<'_>, site: &Site) -> Result<Option<Transform>> {
-    let rotation = || job.plan.rotations.as_ref()?.online(&site.consumers.first()?.weight);
-    Ok(smooth::online(job, site)?.map(Transform::Scale).or_else(rotation))
+fn in_front(job: &Job<'_>, site: &Site) -> Result<Option<InputChange>> {
+    site.consumers.first().map_or(Ok(None), |c| rewrites::in_front(job, &c.weight))
 }
 
 /// Compresses the consumers of a site that are not finished, with statistics of what reaches them; those under one rule prepare once.
@@ -216,9 +219,8 @@ pub fn site(job: &Job<'_>, site: &Site, stats: &StatSet) -> Result<()> {
         let Action::Compress(method) = &entry.action else { continue };
         if job.parts.finished(number)?.is_none() {
             if !prepared.iter().any(|p| p.0 == entry.rule) {
-                let stats = method.needs().any_data().then_some(stats);
                 let ready = method.prepare(stats, job.cx).map_err(|e| e.in_tensor(&entry.name))?;
-                let ready = behind(change.as_ref(), ready);
+                let ready = in_front_of(change.as_ref(), ready);
                 prepared.push((entry.rule, ready));
             }
             let Some((_, ready)) = prepared.iter().find(|p| p.0 == entry.rule) else { continue };

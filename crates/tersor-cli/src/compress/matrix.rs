@@ -4,16 +4,14 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value as Json, json};
-use tersor::core::tensors::write_floats;
 use tersor::core::{
-    Context, Error, Fold, FoldedRows, LinearOp, MatView, NonFinite, Prepared, Repaired, Report, Result, RowSlot,
-    RowSource, Side, TensorInfo, TensorSink, Transform, check_finite, read_finite,
+    Changes, Context, Error, Exec, Fold, FoldedRows, LinearOp, MatView, NonFinite, Prepared, Repaired, Report, Result,
+    RowSlot, RowSource, Side, StatSet, TensorInfo, TensorSink, Transform, check_finite, read_finite,
 };
 use tersor::formats::{Model, json as files};
 
 use super::parts::{Parts, copy_rows};
-use super::{chain, smooth, subspaces};
-use crate::plan::rotation::{Folds, Found};
+use super::{chain, rewrites};
 use crate::plan::{Action, Entry, Plan};
 
 /// A compression under way.
@@ -23,25 +21,17 @@ pub struct Job<'a> {
     pub cx: &'a Context,
     /// Where finished matrices lie.
     pub parts: Parts,
-    /// Factors of the layer that was last asked for.
-    pub factors: Mutex<Option<(usize, Arc<smooth::Factors>)>>,
-    /// The rotations, where they are known, and what they ask of the weights.
-    pub rotated: Option<(Found, Folds)>,
+    /// Changes of the sites of the layer that was last asked for.
+    pub smoothed: Mutex<Option<(usize, Arc<Changes>)>>,
+    /// Changes of the whole network, where there are some and they are known.
+    pub rotated: Option<Changes>,
 }
 
 impl Job<'_> {
-    /// Takes the rotations, if the plan has any and they are known: those that need no data are.
-    pub fn rotate(&mut self) -> Result<()> {
-        let Some(rotations) = &self.plan.rotations else { return Ok(()) };
-        let found = if rotations.needs_data() { subspaces::load(self, rotations)? } else { Some(rotations.random()?) };
-        self.rotated = match found {
-            Some(found) => {
-                let folds = rotations.folds(self.model, &found)?;
-                Some((found, folds))
-            }
-            None => None,
-        };
-        Ok(())
+    /// The layer of a tensor, where the plan smooths sites.
+    pub fn smoothed_layer(&self, name: &str) -> Option<usize> {
+        let layer = self.plan.network.as_ref().and_then(|n| n.layer_of(name));
+        layer.filter(|_| !self.plan.smoothings.is_empty())
     }
 
     /// An entry whose method needs no data, unless it is finished.
@@ -49,27 +39,26 @@ impl Job<'_> {
         let entry = &self.plan.entries[number];
         let Action::Compress(method) = &entry.action else { return Ok(()) };
         if self.parts.finished(number)?.is_none() {
-            let prepared = method.prepare(None, self.cx).map_err(|e| e.in_tensor(&entry.name))?;
-            let change = self.plan.rotations.as_ref().and_then(|r| r.online(&entry.name));
-            let prepared = chain::behind(change.as_ref(), prepared);
+            let none = StatSet::none();
+            let prepared = method.prepare(&none, self.cx).map_err(|e| e.in_tensor(&entry.name))?;
+            let change = if self.rotated.is_some() { rewrites::in_front(self, &entry.name)? } else { None };
+            let prepared = chain::in_front_of(change.as_ref(), prepared);
             self.matrix(number, &*prepared)?;
         }
         self.cx.progress.advance(1, &entry.name);
         Ok(())
     }
 
-    /// What smoothing asks of a tensor. Error when the layer's factors have not been found yet.
+    /// The folds of a tensor. Error when the changes of its layer have not been found yet.
     pub fn folds(&self, name: &str) -> Result<Vec<Fold>> {
-        if let Some((_, folds)) = &self.rotated {
-            return Ok(folds.of(name));
-        }
-        let layer = self.plan.network.as_ref().and_then(|n| n.layer_of(name));
-        match layer.filter(|_| !self.plan.smoothings.is_empty()) {
-            Some(layer) => smooth::folds(self, layer)?.ok_or_else(|| Error::Missing {
-                name: format!("factors of layer {layer}"),
-                place: "the work in progress; its task comes first".into(),
-            }),
-            None => Ok(Vec::new()),
+        match (&self.rotated, self.smoothed_layer(name)) {
+            (Some(changes), _) => Ok(rewrites::folds_of(changes, name)),
+            (None, Some(layer)) => {
+                let place = "the work in progress; its task comes first";
+                let missing = || Error::missing(format!("factors of layer {layer}"), place);
+                Ok(rewrites::folds_of(&*rewrites::of_layer(self, layer)?.ok_or_else(missing)?, name))
+            }
+            (None, None) => Ok(Vec::new()),
         }
     }
 
@@ -106,9 +95,9 @@ impl Job<'_> {
             let rows = first..(first + step).min(shape[0]);
             let done = prepared.compress(folded, rows, cx)?;
             let at = RowSlot { first, total: shape[0] };
-            done.op.save(&entry.name, at, &mut writer)?;
+            done.op.save_block(&entry.name, at, &mut writer)?;
             report.merge(&done.report);
-            spec = Some(done.op.spec(at));
+            spec = Some(done.op.spec_block(at));
         }
         let spec = spec.ok_or_else(|| Error::shape("blocks of a matrix", "at least one", 0))?;
         report.replaced = repaired.count();
@@ -232,17 +221,6 @@ pub fn fold(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<S
     Ok(hash)
 }
 
-/// The rotation of a layer's keys.
-pub fn keys(job: &Job<'_>, entry: &Entry, layer: usize, sink: &mut dyn TensorSink) -> Result<()> {
-    let found = job.rotated.as_ref().and_then(|(found, _)| found.keys.get(layer));
-    let missing = || Error::Missing {
-        name: entry.name.clone(),
-        place: "the principal directions; their task comes first".into(),
-    };
-    let (name, info) = &entry.tensors[0];
-    write_floats(sink, name, &info.shape, &found.ok_or_else(missing)?.matrix())
-}
-
 /// A tensor as it is stored; of block types, its values. Floats are checked. Gives the hash of what was read.
 pub fn copy(model: &Model, entry: &Entry, next: Option<&mut dyn TensorSink>) -> Result<String> {
     let mut sink = HashSink { hasher: blake3::Hasher::new(), next };
@@ -295,7 +273,7 @@ pub fn each_block(op: &dyn LinearOp, mut f: impl FnMut(usize, Vec<f32>) -> Resul
     for first in (0..rows).step_by(step) {
         let last = (first + step).min(rows);
         let mut block = vec![0f32; (last - first) * cols];
-        op.decompress_rows(first..last, &mut block)?;
+        op.decompress_rows(first..last, &mut block, &Exec::new())?;
         check_finite(&block, cols, first)?;
         f(first, block)?;
     }

@@ -3,8 +3,7 @@
 mod chain;
 mod matrix;
 mod parts;
-mod smooth;
-mod subspaces;
+mod rewrites;
 mod tasks;
 
 use std::collections::BTreeMap;
@@ -21,7 +20,7 @@ use crate::output::{self, Output, Share, Work};
 use crate::plan::{Action, Calibration, Entry, Plan, recipe_of};
 use crate::recipe::Recipe;
 use crate::{args, cancel_on_signals, megabytes, print_json, progress, windows};
-use matrix::{Job, check_source, copy, fold, keys};
+use matrix::{Job, check_source, copy, fold};
 pub use matrix::{block_rows, each_block};
 use parts::Parts;
 
@@ -140,8 +139,8 @@ fn compress(model: &Model, plan: &Plan, out: &Path, part: Part, cx: &Context) ->
         Output::Open(work) => work,
     };
     let mut job =
-        Job { model, plan, cx, parts: Parts::new(&work.scratch()), factors: Default::default(), rotated: None };
-    job.rotate()?;
+        Job { model, plan, cx, parts: Parts::new(&work.scratch()), smoothed: Default::default(), rotated: None };
+    job.rotated = rewrites::of_network(&job)?;
     if let Part::Task(k) = part {
         tasks::run(&job, tasks[k])?;
         return Ok(Outcome::Task);
@@ -171,14 +170,14 @@ fn everything(job: &mut Job<'_>) -> Result<()> {
     } else {
         None
     };
-    if let Some(rotations) = plan.rotations.as_ref().filter(|r| r.needs_data())
+    if let Some(rotation) = plan.rotation.as_ref().filter(|_| plan.rotation_needs_data())
         && let Some((checkpoint, windows)) = &walk
     {
         if job.rotated.is_some() {
-            subspaces::check(job)?;
+            rewrites::check_network(job)?;
         } else {
-            subspaces::find(job, rotations, checkpoint, windows)?;
-            job.rotate()?;
+            rewrites::find_network(job, &**rotation, checkpoint, windows)?;
+            job.rotated = rewrites::of_network(job)?;
         }
     }
     let job = &*job;
@@ -229,8 +228,8 @@ fn merge(job: &Job<'_>, work: Work, start: Option<Instant>) -> Result<()> {
                 copied.insert(entry.name.clone(), fold(job, entry, &mut writer)?);
                 continue;
             }
-            if let Action::Keys(layer) = entry.action {
-                keys(job, entry, layer, &mut writer)?;
+            if let Action::New = entry.action {
+                rewrites::new_tensor(job, entry, &mut writer)?;
                 continue;
             }
             if let Action::Copy = entry.action {
@@ -260,8 +259,10 @@ fn merge(job: &Job<'_>, work: Work, start: Option<Instant>) -> Result<()> {
     });
     let total = plan.entries.iter().map(Entry::bytes).sum();
     let mut config = model.config().cloned();
-    if let Some(config) = config.as_mut().filter(|_| plan.rotations.is_some()) {
-        config["tie_word_embeddings"] = false.into();
+    if let (Some(config), Some(changes)) = (config.as_mut(), &job.rotated) {
+        for (name, value) in &changes.config {
+            config[name] = files::from_value(value);
+        }
     }
     let mut beside = output::companions(model, config, &shards, total)?;
     let seconds = start.map_or_else(|| times.values().sum(), |s| s.elapsed().as_secs_f64());
@@ -276,7 +277,7 @@ fn check_finished(model: &Model, plan: &Plan, out: &Path) -> Result<()> {
     let manifest = files::read(&out.join(MANIFEST), &Limits::default())?;
     for entry in &plan.entries {
         let recorded = match entry.action {
-            Action::Keys(_) => continue,
+            Action::New => continue,
             Action::Copy | Action::Fold => &manifest["copied"][&entry.name],
             Action::Compress(_) => &manifest["tensors"][&entry.name]["source_blake3"],
         };

@@ -5,7 +5,7 @@ use tersor::llm::Checkpoint;
 
 use super::chain::{self, Chain};
 use super::matrix::{Job, check_source};
-use super::subspaces;
+use super::rewrites;
 use crate::plan::{Plan, Task};
 use crate::statistics::{self, Statistics};
 use crate::windows;
@@ -13,17 +13,17 @@ use crate::windows;
 /// Does a task, unless it is done. Error when one that must come first is not.
 pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
     let plan = job.plan;
-    if task != Task::Directions && plan.rotations.is_some() && job.rotated.is_none() {
+    if task != Task::Directions && plan.rotation.is_some() && job.rotated.is_none() {
         return Err(Error::format("task", "the task of the principal directions comes first"));
     }
     match task {
         Task::Directions => {
             if job.rotated.is_some() {
-                subspaces::check(job)?;
-            } else if let Some(rotations) = &plan.rotations {
+                rewrites::check_network(job)?;
+            } else if let Some(rotation) = &plan.rotation {
                 let checkpoint = open(job)?;
                 let windows = windows::cut(plan, &checkpoint, &*job.cx.progress)?;
-                subspaces::find(job, rotations, &checkpoint, &windows)?;
+                rewrites::find_network(job, &**rotation, &checkpoint, &windows)?;
             }
             Ok(())
         }

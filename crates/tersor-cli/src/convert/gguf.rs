@@ -300,7 +300,7 @@ fn compressed(source: &Source, target: Target, item: &mut Item) -> Result<()> {
         );
         Err(Error::Unsupported { what: "exact conversion", value })
     };
-    if spec.kind == tersor::core::compose::Dense::KIND {
+    if spec.kind == tersor::operators::Dense::KIND {
         item.kind = match DType::from_name(spec.get_text("dtype")?) {
             Some(DType::F16) => BlockType::F16,
             Some(DType::BF16) => BlockType::BF16,
@@ -311,8 +311,8 @@ fn compressed(source: &Source, target: Target, item: &mut Item) -> Result<()> {
     let Some(op) = source.grouped(&name)? else { return refuse(&format!("GGUF has no `{}`", spec.kind)) };
     let grid = op.group_spec();
     let [_, cols] = spec.shape;
-    let (bits, width) = (grid.bits.get(), grid.group.width(cols));
-    let possible: &[BlockType] = match (grid.grid, bits) {
+    let (bits, width) = (grid.bits().get(), grid.group().width(cols));
+    let possible: &[BlockType] = match (grid.grid(), bits) {
         // Less their zero, asymmetric codes below 8 bits are signed bytes.
         (Grid::Asym, ..=4) => &[BlockType::Q4_1, BlockType::Q5_1, BlockType::Q8_0],
         (Grid::Asym, 5) => &[BlockType::Q5_1, BlockType::Q8_0],
@@ -323,7 +323,7 @@ fn compressed(source: &Source, target: Target, item: &mut Item) -> Result<()> {
         _ => &[BlockType::Q8_0],
     };
     let whole = cols.is_multiple_of(32) && (width.is_multiple_of(32) || width == cols);
-    let halves = grid.scale_dtype == DType::F16 || op.scales().iter().all(|s| half::f16::from_f32(*s).to_f32() == *s);
+    let halves = grid.scale_dtype() == DType::F16 || op.scales().iter().all(|s| half::f16::from_f32(*s).to_f32() == *s);
     let wanted = match target {
         Target::Type(kind) => possible.iter().find(|k| **k == kind),
         _ => possible.first(),
@@ -339,11 +339,11 @@ fn compressed(source: &Source, target: Target, item: &mut Item) -> Result<()> {
             Ok(())
         }
         _ if !whole => refuse(&format!("groups of {width} in rows of {cols} are not made of blocks of 32")),
-        _ if !halves => refuse(&format!("its scales are {}, those of GGUF f16", grid.scale_dtype.name())),
+        _ if !halves => refuse(&format!("its scales are {}, those of GGUF f16", grid.scale_dtype().name())),
         _ => {
             let have: Vec<_> = possible.iter().map(|k| k.name()).collect();
             let have = if have.is_empty() { "no type of 32".to_string() } else { have.join(", ") };
-            refuse(&format!("{bits} bits on the grid {} go into {have}", grid.grid.name()))
+            refuse(&format!("{bits} bits on the grid {} go into {have}", grid.grid().name()))
         }
     }
 }

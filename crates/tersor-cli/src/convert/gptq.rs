@@ -111,7 +111,7 @@ fn module(weight: &str) -> &str {
 /// What a matrix becomes; none for what stays in f16. Error where the format cannot say it.
 fn kind(source: &Source, t: &Tensor) -> Result<Option<(Kind, [usize; 2])>> {
     let Some(spec) = source.spec(&t.name).filter(|_| !is_embedding_or_head(&t.name)) else { return Ok(None) };
-    if spec.kind == tersor::core::compose::Dense::KIND {
+    if spec.kind == tersor::operators::Dense::KIND {
         return Ok(None);
     }
     let refuse = |value: String| Err(Error::Unsupported { what: "GPTQ format", value });
@@ -119,7 +119,7 @@ fn kind(source: &Source, t: &Tensor) -> Result<Option<(Kind, [usize; 2])>> {
         return refuse(format!("it has grids over groups, and no `{}`", spec.kind));
     };
     let (grid, [rows, cols]) = (op.group_spec(), op.shape());
-    let (bits, width) = (grid.bits.get(), grid.group.width(cols));
+    let (bits, width) = (grid.bits().get(), grid.group().width(cols));
     if !BITS.contains(&bits) {
         return refuse(format!("{bits} bits (it has 2, 3, 4 and 8)"));
     }
@@ -128,11 +128,11 @@ fn kind(source: &Source, t: &Tensor) -> Result<Option<(Kind, [usize; 2])>> {
             "[{rows}, {cols}] in groups of {width}: rows and columns must be multiples of 32, groups must divide them"
         ));
     }
-    if grid.scale_dtype != DType::F16 {
-        return refuse(format!("scales in {} (it has f16)", grid.scale_dtype.name()));
+    if grid.scale_dtype() != DType::F16 {
+        return refuse(format!("scales in {} (it has f16)", grid.scale_dtype().name()));
     }
     let group = if width == cols { -1 } else { width as i64 };
-    Ok(Some((Kind { bits, group, symmetric: grid.grid != Grid::Asym }, [rows, cols])))
+    Ok(Some((Kind { bits, group, symmetric: grid.grid() != Grid::Asym }, [rows, cols])))
 }
 
 fn tensors(module: &str, kind: Kind, [rows, cols]: [usize; 2]) -> [(String, TensorInfo); 4] {
@@ -151,7 +151,7 @@ fn tensors(module: &str, kind: Kind, [rows, cols]: [usize; 2]) -> [(String, Tens
 /// Codes run down the features, zeros and scales across the outputs.
 fn write(op: &GroupedLinear, kind: Kind, version: Version, module: &str, sink: &mut Writer) -> Result<()> {
     let (bits, [rows, cols]) = (kind.bits, op.shape());
-    let width = op.group_spec().group.width(cols).max(1);
+    let width = op.group_spec().group().width(cols).max(1);
     let layout = tensors(module, kind, [rows, cols]);
     let groups = cols / width;
     let mut weight = vec![0u32; cols * bits as usize / 32 * rows];

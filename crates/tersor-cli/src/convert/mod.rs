@@ -9,13 +9,13 @@ use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Value as Json, json};
-use tersor::core::compose::QuantizedInputs;
 use tersor::core::rows::check_range;
 use tersor::core::tensors::join;
-use tersor::core::{DType, Error, Limits, LinearOp, OpSpec, ParamError, Registry, Result, RowSource};
+use tersor::core::{DType, Error, Exec, Limits, LinearOp, OpSpec, ParamError, Registry, Result, RowSource};
 use tersor::formats::{Model, json as files};
 use tersor::groupwise::GroupedLinear;
 use tersor::llm::{MANIFEST, Manifest, is_key_rotation};
+use tersor::operators::QuantizedInputs;
 
 use crate::args;
 
@@ -167,6 +167,6 @@ impl RowSource for OperatorRows {
     }
     fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         check_range(self.shape(), &rows, out.len())?;
-        self.0.decompress_rows(rows, out)
+        self.0.decompress_rows(rows, out, &Exec::new())
     }
 }

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use serde_json::{Value as Json, json};
-use tersor::core::compose::{Factored, QuantizedInputs, Residual};
 use tersor::core::tensors::join;
 use tersor::core::{DType, Error, OpSpec, Result};
 use tersor::formats::{json as files, safetensors};
 use tersor::lowrank::peft::{Adapter, CONFIG, WEIGHTS};
+use tersor::operators::{Factored, QuantizedInputs, Residual};
 
 use super::plain::{self, RECORD};
 use super::{Source, at};

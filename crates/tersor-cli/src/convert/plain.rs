@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value as Json, json};
-use tersor::core::compose::Dense;
-use tersor::core::{DType, Error, LinearOp, Result, RowSlot, TensorInfo, TensorSink, read_finite};
+use tersor::core::{DType, Error, Exec, LinearOp, Result, RowSlot, TensorInfo, TensorSink, read_finite};
 use tersor::formats::json as files;
 use tersor::formats::safetensors::Writer;
+use tersor::operators::Dense;
 
 use super::Source;
 use crate::compress::block_rows;
@@ -102,12 +102,12 @@ fn put(item: &Item, block: Vec<f32>, [rows, cols]: [usize; 2], first: usize, sin
         other => other,
     })?;
     if item.info.shape.len() == 2 {
-        return dense.save(&item.name, RowSlot { first, total: rows }, sink);
+        return dense.save_block(&item.name, RowSlot { first, total: rows }, sink);
     }
     // A vector is one row here and an axis of its own in the file.
     let mut bytes = vec![0u8; item.info.bytes()?];
     let mut values = vec![0f32; n * cols];
-    dense.decompress_rows(0..n, &mut values)?;
+    dense.decompress_rows(0..n, &mut values, &Exec::new())?;
     item.info.dtype.narrow_bytes(&values, &mut bytes);
     sink.write_shared(&item.name, &item.info, &bytes)
 }

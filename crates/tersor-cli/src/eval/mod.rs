@@ -75,10 +75,10 @@ fn decoder(a: &args::Eval, text: &Path, json: bool) -> Result<()> {
         }
         None => None,
     };
-    let mut exec = Exec::new();
-    let found = evaluate(&decoder, original.as_ref(), &cut, &mut exec, &*bars, &Cancel::new())?;
+    let exec = Exec::new();
+    let found = evaluate(&decoder, original.as_ref(), &cut, &exec, &*bars, &Cancel::new())?;
     drop(original);
-    let speed = if a.no_speed { None } else { Some(speed(&decoder, cut[0], &mut exec)?) };
+    let speed = if a.no_speed { None } else { Some(speed(&decoder, cut[0], &exec)?) };
     let mut out = json!({
         "perplexity": found.perplexity, "tokens": found.tokens, "bits_per_weight": bits, "body_bits_per_weight": body,
         "weight_bytes": weight_bytes, "kv_bytes_per_token": kv, "peak_rss_bytes": peak_rss(),
@@ -115,7 +115,7 @@ fn decoder(a: &args::Eval, text: &Path, json: bool) -> Result<()> {
 }
 
 /// Tokens a second: prefill of one window (logits of its last token), and decoding from an empty context. Medians of three.
-fn speed(decoder: &Decoder, window: &[u32], exec: &mut Exec) -> Result<(f64, f64)> {
+fn speed(decoder: &Decoder, window: &[u32], exec: &Exec) -> Result<(f64, f64)> {
     let median = |mut v: [f64; 3]| {
         v.sort_by(f64::total_cmp);
         v[1]

@@ -30,10 +30,10 @@ pub fn run(a: &args::Eval, path: &Path, json: bool) -> Result<()> {
     let (encoder, original) = (Encoder::load(&checkpoint)?, Encoder::load(&original)?);
     let bars = progress::bars();
     bars.begin("evaluate", tokens.len() as u64);
-    let mut exec = Exec::new();
+    let exec = Exec::new();
     let (mut sum, mut least) = (0f64, f64::INFINITY);
     for (i, sentence) in tokens.iter().enumerate() {
-        let cosine = metrics::cosine(&encoder.embed(sentence, &mut exec)?, &original.embed(sentence, &mut exec)?);
+        let cosine = metrics::cosine(&encoder.embed(sentence, &exec)?, &original.embed(sentence, &exec)?);
         if !cosine.is_finite() {
             return Err(Error::NonFinite { row: i, col: 0, value: cosine as f32 }.in_tensor("embedding of a sentence"));
         }

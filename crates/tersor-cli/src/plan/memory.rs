@@ -6,7 +6,6 @@ use tersor::core::{ParamError, Result};
 use tersor::formats::Model;
 use tersor::llm::{Architecture, Tokenizer, batch_tokens};
 
-use super::rotation::Rotations;
 use super::{Action, Entry, Plan, SAMPLE_TOKENS};
 use crate::megabytes;
 
@@ -150,7 +149,12 @@ impl Plan {
         gather.insert("windows", batch);
         if !self.smoothings.is_empty() {
             // Inputs of the sample at all sites; what a module makes of them, as it was and as it would be, and the parts of that.
-            let want = self.smoothings.values().map(|s| s.needs().sample).max().unwrap_or(0);
+            let want = self
+                .sites()
+                .iter()
+                .filter_map(|s| Some(self.smoothings.get(&s.name)?.needs(s).sample))
+                .max()
+                .unwrap_or(0);
             let tokens = if want > 0 { want.min(windows * ctx).max(ctx) as u64 } else { 0 };
             let inputs = 4 * (2 * hidden + attention + inner);
             gather.insert("sample", tokens * (inputs + 4 * (2 * hidden + 3 * inner.max(3 * attention))));
@@ -161,7 +165,7 @@ impl Plan {
             compress.insert("windows", batch);
         }
         let mut phases = vec![gather, compress];
-        if self.rotations.as_ref().is_some_and(Rotations::needs_data) {
+        if self.rotation_needs_data() {
             // Sums of two sites and of a shard of them, those over all layers, and what finding their eigenvectors takes.
             directions.insert("gram", hidden.pow(2) * 8 * 9);
             // The first site's inputs, keys and values of the sample, and these again as wide floats.

@@ -2,7 +2,6 @@
 
 mod budget;
 mod memory;
-pub mod rotation;
 mod show;
 mod smoothing;
 mod tasks;
@@ -13,9 +12,8 @@ pub use tasks::Task;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use tersor::core::rewrite::online_layout;
 use tersor::core::{
-    DType, Error, Folding, Limits, Method, ParamError, Result, Smoothing, StatNeeds, TensorInfo, Transform,
+    Check, DType, Effect, Error, Extent, Limits, Method, ParamError, Result, Rewrite, Site, StatNeeds, TensorInfo,
     tensors::join,
 };
 use tersor::formats::safetensors::Header;
@@ -25,10 +23,11 @@ use tersor::llm::{Architecture, Behind, StoredWeight, Tokenizer};
 use crate::args;
 use crate::recipe::Recipe;
 use crate::statistics::Statistics;
-use rotation::{HEAD, Rotations, TABLE};
+use tersor::lowrank::rotate::SAMPLE_TOKENS;
+use tersor::lowrank::{By, Rotate};
 
-/// Tokens of whole windows that the directions of heads are found on.
-pub const SAMPLE_TOKENS: usize = 4096;
+/// The name of a head.
+const HEAD: &str = "lm_head.weight";
 
 /// Bytes of f32 values in a block of rows.
 const BLOCK_BYTES: usize = 8 << 20;
@@ -41,8 +40,8 @@ pub enum Action {
     Fold,
     /// It is a matrix and this method compresses it.
     Compress(Box<dyn Method>),
-    /// It is the rotation of the keys of a layer, which the model does not have.
-    Keys(usize),
+    /// The model does not have it: the rotation of the network makes it.
+    New,
 }
 
 /// A tensor in a plan.
@@ -72,7 +71,7 @@ impl Entry {
     /// What its method must know about its inputs.
     pub fn needs(&self) -> StatNeeds {
         match &self.action {
-            Action::Copy | Action::Fold | Action::Keys(_) => StatNeeds::default(),
+            Action::Copy | Action::Fold | Action::New => StatNeeds::default(),
             Action::Compress(m) => m.needs(),
         }
     }
@@ -115,9 +114,9 @@ pub struct Plan {
     /// Every tensor, sorted by name.
     pub entries: Vec<Entry>,
     /// How the inputs of sites are smoothed, by the names of the sites.
-    pub smoothings: BTreeMap<String, Box<dyn Smoothing>>,
+    pub smoothings: BTreeMap<String, Box<dyn Rewrite>>,
     /// How the whole network is rotated.
-    pub rotations: Option<Rotations>,
+    pub rotation: Option<Box<dyn Rewrite>>,
     /// Seed of everything random.
     pub seed: u64,
     /// What the result depends on, each hashed.
@@ -156,36 +155,47 @@ impl Plan {
             (_, true) => None,
         };
         let tied = network.as_ref().is_some_and(Architecture::tied);
-        let rotations = match recipe.rotate.as_deref() {
+        let rotation: Option<Box<dyn Rewrite>> = match recipe.rotate.as_deref() {
             Some(how) => {
                 // All layers alike, and all matrices that read the stream.
                 let rule = recipe.rule("model.layers.0.self_attn.o_proj.weight")?;
-                Some(Rotations::new(how, network.as_ref(), seed, rule.and_then(|(_, r)| r.shares()))?)
+                Some(rotation(how, network.as_ref(), rule.and_then(|(_, r)| r.shares()))?)
             }
             None => None,
         };
         let sites = network.as_ref().map(Architecture::sites).unwrap_or_default();
         let smoothings = smoothing::of(&recipe, &sites)?;
-        let smoothed = || sites.iter().filter(|s| smoothings.contains_key(&s.name));
-        let scaled = |name: &str| {
-            smoothed().any(|s| s.folding() == Folding::Online && s.consumers.iter().any(|c| c.weight == name))
-        };
-        let mut folded = smoothing::vectors(smoothed());
-        folded.extend(rotations.iter().flat_map(Rotations::vectors));
-        if rotations.is_some() && !smoothings.is_empty() {
+        if rotation.is_some() && !smoothings.is_empty() {
             let rule = "and smoothing exclude each other: a rotation spreads what smoothing would move";
             return Err(ParamError::new("rotate", "given", rule).into());
         }
+        let mut effects: Vec<(String, Effect)> = Vec::new();
+        for site in &sites {
+            if let Some(smoothing) = smoothings.get(&site.name) {
+                effects.extend(smoothing.plan(std::slice::from_ref(site))?);
+            }
+        }
+        if let Some(rotation) = &rotation {
+            effects.extend(rotation.plan(&sites)?);
+        }
+        let mut by_name: BTreeMap<&str, Vec<&Effect>> = BTreeMap::new();
+        for (name, effect) in &effects {
+            by_name.entry(name).or_default().push(effect);
+        }
+        let of = |name: &str| by_name.get(name).into_iter().flatten().copied();
         let mut entries = Vec::new();
         let mut tensors: Vec<(String, Tensor)> = model.tensors().into_iter().map(|t| (t.name.clone(), t)).collect();
-        if rotations.is_some() && tied {
-            // Norms turn with the stream, and the last one's weight goes into the head alone.
-            tensors.retain(|(_, t)| t.name != HEAD);
-            let table = tensors.iter().find(|(_, t)| t.name == TABLE).map(|(_, t)| t.clone());
-            tensors.extend(table.map(|t| (TABLE.to_string(), Tensor { name: HEAD.into(), ..t })));
-            tensors.sort_by(|a, b| a.1.name.cmp(&b.1.name));
+        let mut own_head = false;
+        for (name, effect) in &effects {
+            if let Effect::Untie { from } = effect {
+                // A second copy in the file has no reader.
+                tensors.retain(|(_, t)| t.name != *name);
+                let table = tensors.iter().find(|(_, t)| t.name == *from).map(|(_, t)| t.clone());
+                tensors.extend(table.map(|t| (from.clone(), Tensor { name: name.clone(), ..t })));
+                tensors.sort_by(|a, b| a.1.name.cmp(&b.1.name));
+                own_head = true;
+            }
         }
-        let own_head = rotations.is_some();
         for (source, t) in tensors {
             // The one is the other: a second copy in the file has no reader. The frequencies are in the configuration.
             if (tied && !own_head && t.name == HEAD) || (model.gguf().is_some() && t.name == "rope_freqs.weight") {
@@ -198,17 +208,18 @@ impl Plan {
             let (action, tensors) = if is_float && let [rows, cols] = t.shape[..] {
                 let method = match rule {
                     Some((_, rule)) => rule.method(&t.name, original, heads_of(network.as_ref(), &t.name))?,
-                    None => Box::new(tersor::core::compose::Cast::new(original)?),
+                    None => Box::new(tersor::operators::Cast::new(original)?),
                 };
-                let factors = || scaled(&t.name).then(|| Transform::Scale(Vec::new()));
-                let layout = match rotations.as_ref().and_then(|r| r.online(&t.name)).or_else(factors) {
-                    Some(change) => online_layout(&*method, [rows, cols], &change),
-                    None => method.layout([rows, cols]),
-                };
-                let layout = layout.map_err(|e| e.in_tensor(&t.name))?;
+                let mut layout = method.layout([rows, cols]).map_err(|e| e.in_tensor(&t.name))?;
+                for effect in of(&t.name) {
+                    if let Effect::Online(own) = effect {
+                        layout = layout.nested("op");
+                        layout.tensors.extend(own.tensors.iter().cloned());
+                    }
+                }
                 let tensors = layout.tensors.into_iter().map(|(s, info)| (join(&t.name, &s), info)).collect();
                 (Action::Compress(method), tensors)
-            } else if is_float && folded.contains(&t.name) {
+            } else if is_float && of(&t.name).any(|e| *e == Effect::Values) {
                 (Action::Fold, vec![(t.name.clone(), TensorInfo { dtype: DType::F32, shape: t.shape.clone() })])
             } else {
                 let dtype = stored.unwrap_or(DType::F32);
@@ -225,18 +236,16 @@ impl Plan {
                 file,
             });
         }
-        for (name, beside, shape) in rotations.iter().flat_map(Rotations::made) {
-            let layer = network.as_ref().and_then(|n| n.layer_of(&name)).unwrap_or(0);
-            let (tensor, file) =
-                ((name.clone(), TensorInfo { dtype: DType::F32, shape: shape.clone() }), model.shard_of(&beside));
+        for (name, effect) in &effects {
+            let Effect::New { info, beside } = effect else { continue };
             entries.push(Entry {
                 source: name.clone(),
-                name,
-                shape,
+                name: name.clone(),
+                shape: info.shape.clone(),
                 rule: None,
-                action: Action::Keys(layer),
-                tensors: vec![tensor],
-                file: file.to_string(),
+                action: Action::New,
+                tensors: vec![(name.clone(), info.clone())],
+                file: model.shard_of(beside).to_string(),
             });
         }
         entries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -255,7 +264,7 @@ impl Plan {
             recipe,
             entries,
             smoothings,
-            rotations,
+            rotation,
             seed,
             network,
             calibration: None,
@@ -278,7 +287,7 @@ impl Plan {
                 "moves magnitude on its way through the layers: it needs a text (--calib) and sequential statistics";
             return Err(ParamError::new("smooth", "given", rule).into());
         }
-        if self.rotations.is_some() && (!calibration.stats.is_empty() || behind == Behind::Original) {
+        if self.rotation.is_some() && (!calibration.stats.is_empty() || behind == Behind::Original) {
             let rule = "changes what flows into every site: it needs a text (--calib) and sequential statistics";
             return Err(ParamError::new("rotate", "given", rule).into());
         }
@@ -309,9 +318,20 @@ impl Plan {
         if self.statistics.is_some() { Ok(Behind::Original) } else { self.recipe.behind() }
     }
 
+    /// The sites of the network; none of one that is not known.
+    pub fn sites(&self) -> Vec<Site> {
+        self.network.as_ref().map(Architecture::sites).unwrap_or_default()
+    }
+
+    /// Whether the rotation of the network is found on data.
+    pub fn rotation_needs_data(&self) -> bool {
+        let found = |r: &dyn Rewrite| self.sites().iter().any(|s| r.needs(s).any_data());
+        self.rotation.as_ref().is_some_and(|r| found(&**r))
+    }
+
     /// Whether something is found on data.
     pub fn needs_data(&self) -> bool {
-        self.needs_walk() || self.rotations.as_ref().is_some_and(Rotations::needs_data)
+        self.needs_walk() || self.rotation_needs_data()
     }
 
     /// Whether some matrix is compressed, or some site changed, by what flows into it.
@@ -326,10 +346,10 @@ impl Plan {
             return Err(Error::Unsupported { what: "calibration of a model of unknown architecture", value });
         };
         let (sites, tables) = (network.sites(), network.embeddings());
-        let turned = self.rotations.is_some();
+        let rotated = self.rotation.is_some();
         let fed = |name: &str| {
             let reads = |s: &&tersor::core::Site| s.consumers.iter().any(|c| c.weight == name);
-            sites.iter().filter(|s| s.layer.is_some() || !turned).any(|s| reads(&s))
+            sites.iter().filter(|s| s.layer.is_some() || !rotated).any(|s| reads(&s))
         };
         for e in self.entries.iter().filter(|e| e.needs().any_data()) {
             if !fed(&e.name) || tables.contains(&e.name) {
@@ -378,11 +398,32 @@ impl Plan {
     /// Rows of a block of a matrix `[rows, cols]` under a method.
     pub fn block_rows([rows, cols]: [usize; 2], method: &dyn Method) -> usize {
         use tersor::core::method::ROW_UNIT;
-        if method.needs().whole_matrix {
+        if method.extent() == Extent::Whole {
             return rows.max(1);
         }
         (BLOCK_BYTES / 4 / cols.max(1) / ROW_UNIT).max(1) * ROW_UNIT
     }
+}
+
+/// The rotation of a network by its name in a recipe: `hadamard`, `orthogonal`, `resq`, or `pca` (`resq` without rotating coefficients inside a
+/// subspace). `shares` are those of the subspaces, if matrices have any. Error when the network is no decoder.
+fn rotation(how: &str, network: Option<&Architecture>, shares: Option<Vec<f64>>) -> Result<Box<dyn Rewrite>> {
+    let by = match how {
+        "hadamard" => By::Hadamard,
+        "orthogonal" => By::Orthogonal,
+        "resq" => By::Principal { mix: true },
+        "pca" => By::Principal { mix: false },
+        _ => {
+            let rule = "must be hadamard, orthogonal, resq or pca";
+            return Err(ParamError::new("rotate", format!("`{how}`"), rule).into());
+        }
+    };
+    if !matches!(network, Some(Architecture::Decoder(_))) {
+        let rule = "is for decoders that are known: their norms leave the stream as it is";
+        return Err(ParamError::new("rotate", "given", rule).into());
+    }
+    let rotate = Rotate::new(by).head(HEAD).split_heads(shares.is_some());
+    Ok(Box::new(shares.map_or(rotate.clone(), |s| rotate.shares(s)).check()?))
 }
 
 /// Heads whose outputs side by side are what a matrix reads; 1 where it reads something else.

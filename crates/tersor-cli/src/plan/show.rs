@@ -17,7 +17,7 @@ impl Entry {
             Action::Copy => "copy".into(),
             Action::Fold => "fold".into(),
             Action::Compress(m) => m.name(),
-            Action::Keys(_) => "rotation of keys".into(),
+            Action::New => "rotation of keys".into(),
         }
     }
 }

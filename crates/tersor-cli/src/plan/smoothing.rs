@@ -1,13 +1,13 @@
 //! Which sites are smoothed, and what takes the factors.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use tersor::core::{Error, ParamError, Producer, Result, Site, Smoothing};
+use tersor::core::{Error, ParamError, Result, Rewrite, Site};
 
 use crate::recipe::{Recipe, Rule};
 
 /// The smoothing of each site that has one. Error when matrices of a site ask for different ones.
-pub fn of(recipe: &Recipe, sites: &[Site]) -> Result<BTreeMap<String, Box<dyn Smoothing>>> {
+pub fn of(recipe: &Recipe, sites: &[Site]) -> Result<BTreeMap<String, Box<dyn Rewrite>>> {
     let mut all = BTreeMap::new();
     for site in sites.iter().filter(|s| s.layer.is_some()) {
         let mut rules: Vec<Option<&Rule>> = Vec::new();
@@ -22,7 +22,7 @@ pub fn of(recipe: &Recipe, sites: &[Site]) -> Result<BTreeMap<String, Box<dyn Sm
         }
         let rules: Vec<&Rule> = rules.into_iter().flatten().collect();
         if let Some(smoothing) = rules.first().map(|r| r.smoothing(&rules)).transpose()?.flatten()
-            && smoothing.covers(site)
+            && !smoothing.plan(std::slice::from_ref(site))?.is_empty()
         {
             all.insert(site.name.clone(), smoothing);
         }
@@ -32,14 +32,4 @@ pub fn of(recipe: &Recipe, sites: &[Site]) -> Result<BTreeMap<String, Box<dyn Sm
         return Err(ParamError::new("smooth", "given", rule).into());
     }
     Ok(all)
-}
-
-/// Vectors that factors go into.
-pub fn vectors<'s>(sites: impl Iterator<Item = &'s Site>) -> BTreeSet<String> {
-    let of = |s: &Site| match &s.producer {
-        Producer::Norm { weight } => Some(weight.clone()),
-        Producer::Linear { weight, .. } => Some(format!("{}.bias", weight.strip_suffix(".weight")?)),
-        Producer::Opaque => None,
-    };
-    sites.filter_map(of).collect()
 }

@@ -31,7 +31,7 @@ impl Plan {
         let needs_data = |i: &usize| self.entries[*i].needs().any_data();
         let chain = self.needs_walk() && matches!(self.behind(), Ok(Behind::Compressed));
         let mut tasks = Vec::new();
-        if self.rotations.as_ref().is_some_and(|r| r.needs_data()) {
+        if self.rotation_needs_data() {
             tasks.push(Task::Directions);
         }
         if chain && let Some(network) = &self.network {

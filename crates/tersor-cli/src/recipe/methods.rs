@@ -1,34 +1,33 @@
 //! From a rule to the method that it names, with its parameters checked.
 
 use tersor::blockwise::{Blockwise, LlmInt8};
-use tersor::core::compose::{Cast, WithActivations};
-use tersor::core::{ActPlan, ActQuant, ActRange, Bits, Check, DType, GroupSize, Method, ParamError, Result, Smoothing};
+use tersor::core::{Bits, Check, DType, GroupSize, Method, ParamError, Result, Rewrite};
 use tersor::groupwise::gptq::{Dead, Groups, OnFailure};
 use tersor::groupwise::{Adaptive, Awq, Clip, Dgq, Gptq, Grid, OutputClip, Percentile, Qqq, Rtn, SmoothQuant};
 use tersor::lowrank::{Corrected, LowRank, Norm, Rank, Subspaces};
+use tersor::operators::{ActPlan, ActQuant, ActRange, Cast, WithActivations};
 
 use super::{Group, Range, Rule};
 
 impl Rule {
     /// How magnitude moves from inputs to weights, where these rules are those of a site's matrices, this one's first.
-    pub fn smoothing(&self, rules: &[&Rule]) -> Result<Option<Box<dyn Smoothing>>> {
+    pub fn smoothing(&self, rules: &[&Rule]) -> Result<Option<Box<dyn Rewrite>>> {
         if self.alpha.is_some() && self.smooth.as_deref() != Some("smoothquant") {
             return Err(ParamError::new("alpha", "given", "is of no use without smooth = \"smoothquant\"").into());
         }
         let Some(how) = &self.smooth else { return Ok(None) };
-        let trials = || rules.iter().map(|r| r.trial()).collect::<Result<Vec<_>>>();
+        for rule in rules {
+            rule.check_trial()?;
+        }
         Ok(Some(match how.as_str() {
             "smoothquant" => {
                 let smooth = SmoothQuant::new();
                 Box::new(self.alpha.map_or(smooth, |a| smooth.alpha(a)).check()?)
             }
-            "awq" => Box::new(Awq::of(trials()?)),
+            "awq" => Box::new(Awq::new()),
             "adaptive" => {
-                let with = |(rule, trial): (&&Rule, _)| -> Result<Box<dyn Method>> {
-                    let act = ActQuant::per_token(rule.activations.unwrap_or(8))?;
-                    Ok(Box::new(WithActivations::new(act, trial)))
-                };
-                Box::new(Adaptive::of(rules.iter().zip(trials()?).map(with).collect::<Result<_>>()?))
+                let bits: Vec<u32> = rules.iter().map(|r| r.activations.unwrap_or(8)).collect();
+                Box::new(Adaptive::with_activations(&bits)?)
             }
             "percentile" => Box::new(Percentile),
             _ => {
@@ -38,23 +37,15 @@ impl Rule {
         }))
     }
 
-    /// What stands for the method while factors are searched: itself where it needs no data, else rounding to nearest on its grid.
-    fn trial(&self) -> Result<Box<dyn Method>> {
-        let plain = Rule { importance: false, output_clip: false, low_rank: None, ..self.clone() };
-        let (plain, grid) = match self.method.as_str() {
-            "rtn" | "gptq" => (plain, self.grid.clone()),
-            "dgq" => (plain, None),
-            "qqq" => (plain, Some("sym_full".to_string())),
-            _ => {
-                let own = plain.weights(DType::F32)?;
-                let refuse = || ParamError::new("smooth", "given", format!("is of no use with `{}`", self.method));
-                return if own.needs().any_data() { Err(refuse().into()) } else { Ok(own) };
-            }
-        };
-        let group =
-            if self.method == "rtn" || self.method == "gptq" { self.group.clone() } else { Some(self.dual_group()?) };
-        let bits = self.bits.or(Some(4));
-        Ok(Box::new(Rule { method: "rtn".into(), mse: false, bits, grid, group, ..plain }.rtn()?.check()?))
+    /// Error unless the method has a form without data to search factors with, where that is how factors are found.
+    fn check_trial(&self) -> Result<()> {
+        if !["awq", "adaptive"].contains(&self.smooth.as_deref().unwrap_or_default()) {
+            return Ok(());
+        }
+        match self.weights(DType::F32)?.plain() {
+            Some(_) => Ok(()),
+            None => Err(ParamError::new("smooth", "given", format!("is of no use with `{}`", self.method)).into()),
+        }
     }
 
     /// Groups of `dgq` and `qqq`: 128 unless given.

@@ -6,7 +6,7 @@
 use tersor::core::{ParamError, Result};
 
 use super::{Group, Part, Patterns, Recipe, Rule};
-use crate::plan::rotation::SHARES;
+use tersor::lowrank::rotate::SHARES;
 
 /// Methods that a name may end in, and the bits that a method has whatever it is told.
 const METHODS: [(&str, Option<u32>); 8] = [

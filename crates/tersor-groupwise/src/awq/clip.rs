@@ -1,23 +1,23 @@
-//! The search of ranges, as a method around another.
+//! [`OutputClip`]: the search of ranges, as a method around another.
 
 use std::ops::Range;
 
 use tersor_core::rows::check_range;
 use tersor_core::{
-    Check, Compressed, Context, DType, Error, GroupSize, Isa, Layout, Method, ParamError, Prepared, Result, RowSource,
-    StatNeeds, StatSet, metrics, read_finite,
+    Check, Compressed, Context, DType, Error, Extent, GroupSize, Layout, Mask, Method, ParamError, Prepared, Result,
+    RowSource, StatNeeds, StatSet, metrics, read_masked,
 };
 use tersor_kernels::affine;
+use tersor_operators::{Clip, Grid, GroupSpec};
 
 use crate::search::GramBlocks;
-use crate::{Clip, Grid, GroupSpec};
 
 /// Shares of the largest magnitude that are tried: `1 - i / 20`.
 const STEPS: usize = 10;
 
-/// Cuts the values of each group of a row at `max|w| * (1 - i / 20)`, `i` in `0..10`, whichever loses least in the outputs of the group under the
-/// Gram matrix of the inputs, and hands the matrix on. 4 bits, groups of 128, asymmetric, f16 scales, unless told otherwise: the grid that the matrix will be
-/// rounded to.
+/// Clips the weights of each group of a row at `max|w| * (1 - i / 20)`, with the `i` in `0..10` that has the smallest error in the outputs of the
+/// group under the Gram matrix of the inputs, and hands the matrix on to another method. The grid that this method rounds to is 4 bits, groups of
+/// 128, asymmetric, with f16 scales, unless set otherwise.
 pub struct OutputClip {
     bits: u32,
     group: Option<usize>,
@@ -27,7 +27,7 @@ pub struct OutputClip {
 }
 
 impl OutputClip {
-    /// Before a method.
+    /// Returns the search in front of a method.
     pub fn before(method: Box<dyn Method>) -> Self {
         Self { bits: 4, group: Some(128), grid: Grid::Asym, scales: DType::F16, method }
     }
@@ -37,7 +37,7 @@ impl OutputClip {
         Self { bits, ..self }
     }
 
-    /// Features of a group; none: the row.
+    /// Features of a group; none for whole rows.
     pub fn group(self, group: Option<usize>) -> Self {
         Self { group, ..self }
     }
@@ -81,9 +81,17 @@ impl Method for CheckedOutputClip {
         self.method.layout(shape)
     }
 
-    fn prepare<'s>(&'s self, stats: Option<&StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
-        let gram = GramBlocks::of(stats, |features| self.spec.group.width(features))?;
+    fn extent(&self) -> Extent {
+        self.method.extent()
+    }
+
+    fn prepare<'s>(&'s self, stats: &StatSet, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
+        let gram = GramBlocks::of(stats, |features| self.spec.group().width(features))?;
         Ok(Box::new(Ready { spec: self.spec, gram, next: self.method.prepare(stats, cx)? }))
+    }
+
+    fn plain(&self) -> Option<&dyn Method> {
+        self.method.plain()
     }
 }
 
@@ -100,17 +108,17 @@ fn limit(w: &[f32], step: usize) -> f32 {
 impl Prepared for Ready<'_> {
     fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
         cx.cancel.check()?;
-        let (shape, isa) = (w.shape(), Isa::detect());
+        let (shape, isa) = (w.shape(), cx.isa());
         let cols = shape[1];
-        if cols != self.gram.features {
-            return Err(Error::shape("features of the statistics", cols, self.gram.features));
+        if cols != self.gram.features() {
+            return Err(Error::shape("features of the statistics", cols, self.gram.features()));
         }
-        let mut values = read_finite(w, rows.clone())?;
-        let (spec, codes) = (&self.spec, self.spec.grid.codes(self.spec.bits));
+        let (mut values, mask) = read_masked(w, rows.clone())?;
+        let (spec, codes) = (&self.spec, self.spec.grid().codes(self.spec.bits()));
         let chosen = cx.run(|| {
             self.gram.best_of(&values, STEPS, |step, _, _, w, out| {
-                let most = limit(w, step);
-                w.iter().zip(&mut *out).for_each(|(w, o)| *o = w.clamp(-most, most));
+                let max = limit(w, step);
+                w.iter().zip(&mut *out).for_each(|(w, o)| *o = w.clamp(-max, max));
                 // A group whose scale leaves its type is refused by the method that follows.
                 if let Ok(fit) = spec.fit(isa, out) {
                     out.iter_mut()
@@ -118,21 +126,21 @@ impl Prepared for Ready<'_> {
                 }
             })
         });
-        let (width, groups) = (spec.group.width(cols).max(1), spec.group.count(cols));
+        let (width, groups) = (spec.group().width(cols).max(1), spec.group().count(cols));
         let original = values.clone();
         for (r, row) in values.chunks_exact_mut(cols.max(1)).enumerate() {
             for (g, group) in row.chunks_mut(width).enumerate() {
-                let most = limit(group, usize::from(chosen[r * groups + g]));
-                group.iter_mut().for_each(|v| *v = v.clamp(-most, most));
+                let max = limit(group, usize::from(chosen[r * groups + g]));
+                group.iter_mut().for_each(|v| *v = v.clamp(-max, max));
             }
         }
-        let clipped = Clipped { shape, first: rows.start, values };
+        let clipped = Clipped { shape, first: rows.start, values, mask };
         let mut done = self.next.compress(&clipped, rows.clone(), cx)?;
         let mut back = vec![0f32; original.len()];
-        done.op.decompress_rows(0..rows.len(), &mut back)?;
+        done.op.decompress_rows(0..rows.len(), &mut back, &cx.exec)?;
         done.report.squared_error = metrics::squared_error(&original, &back);
         done.report.energy = metrics::energy(&original);
-        // What follows measured against clipped weights.
+        // The method that follows measured against clipped weights.
         done.report.data_error = None;
         done.report.data_energy = None;
         Ok(done)
@@ -144,6 +152,7 @@ struct Clipped {
     shape: [usize; 2],
     first: usize,
     values: Vec<f32>,
+    mask: Option<Mask>,
 }
 
 impl RowSource for Clipped {
@@ -155,8 +164,15 @@ impl RowSource for Clipped {
         let cols = self.shape[1];
         let start = rows.start.checked_sub(self.first).map(|r| r * cols);
         let here = start.and_then(|s| self.values.get(s..s + rows.len() * cols));
-        let here = here.ok_or_else(|| Error::shape("rows of a block", self.first, rows))?;
+        let here = here.ok_or_else(|| Error::range("rows of a block", self.first..self.shape[0], rows))?;
         out.copy_from_slice(here);
         Ok(())
+    }
+    fn read_mask(&self, rows: Range<usize>, out: &mut Mask) -> Result<bool> {
+        let Some(mask) = &self.mask else { return Ok(false) };
+        let start = rows.start.checked_sub(self.first);
+        let start = start.ok_or_else(|| Error::range("rows of a block", self.first..self.shape[0], rows.clone()))?;
+        *out = mask.rows(start..start + rows.len())?;
+        Ok(true)
     }
 }

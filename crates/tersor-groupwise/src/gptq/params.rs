@@ -1,8 +1,11 @@
-//! What GPTQ can be told.
+//! Parameters of GPTQ.
 
-use tersor_core::{Check, DType, GroupSize, ParamError};
+use tersor_core::{Check, Context, DType, Element, IntoMat, LinearOp, ParamError, Prepared, Report, Result, StatSet};
+use tersor_linalg::Damping;
+use tersor_operators::{Clip, Grid, GroupSpec};
 
-use crate::{Clip, Grid, GroupSpec};
+use crate::coder::Groups;
+use crate::{CheckedRtn, Rtn};
 
 /// What happens to a matrix whose Hessian cannot be factored with any damping that is tried.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,24 +25,11 @@ pub enum Dead {
     Keep,
 }
 
-/// When the grid of a group is fitted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Groups {
-    /// As the group is reached, to the weights that earlier columns have left there.
-    Dynamic,
-    /// Before anything is rounded, to the original weights.
-    Static,
-}
-
 /// Parameters of GPTQ, unchecked: 4 bits, one scale a row, asymmetric, f16 scales, no clip search, damping 0.01, blocks of
 /// 128 columns, columns in their own order, dynamic groups, dead features zeroed, round-to-nearest where all damping fails.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Gptq {
-    bits: u32,
-    group: Option<usize>,
-    grid: Grid,
-    scales: DType,
-    clip: Clip,
+    rtn: Rtn,
     damping: f64,
     block: usize,
     act_order: bool,
@@ -51,11 +41,7 @@ pub struct Gptq {
 impl Default for Gptq {
     fn default() -> Self {
         Self {
-            bits: 4,
-            group: None,
-            grid: Grid::Asym,
-            scales: DType::F16,
-            clip: Clip::None,
+            rtn: Rtn::new(),
             damping: 0.01,
             block: 128,
             act_order: false,
@@ -74,37 +60,37 @@ impl Gptq {
 
     /// Bits of a code, 2 to 8.
     pub fn bits(self, bits: u32) -> Self {
-        Self { bits, ..self }
+        Self { rtn: self.rtn.bits(bits), ..self }
     }
 
     /// A scale for every `group` input features; the last group of a row may be shorter.
     pub fn group(self, group: usize) -> Self {
-        Self { group: Some(group), ..self }
+        Self { rtn: self.rtn.group(group), ..self }
     }
 
     /// One scale a row.
     pub fn per_channel(self) -> Self {
-        Self { group: None, ..self }
+        Self { rtn: self.rtn.per_channel(), ..self }
     }
 
     /// The grid.
     pub fn grid(self, grid: Grid) -> Self {
-        Self { grid, ..self }
+        Self { rtn: self.rtn.grid(grid), ..self }
     }
 
     /// The symmetric grid of a recipe's `-sym`: narrow at 8 bits, full below.
     pub fn symmetric(self) -> Self {
-        Self { grid: if self.bits == 8 { Grid::SymNarrow } else { Grid::SymFull }, ..self }
+        Self { rtn: self.rtn.symmetric(), ..self }
     }
 
     /// The stored type of the scales: f16, bf16 or f32.
     pub fn scales(self, dtype: DType) -> Self {
-        Self { scales: dtype, ..self }
+        Self { rtn: self.rtn.scales(dtype), ..self }
     }
 
     /// How the range of a group is chosen.
     pub fn clip(self, clip: Clip) -> Self {
-        Self { clip, ..self }
+        Self { rtn: self.rtn.clip(clip), ..self }
     }
 
     /// What is added to the diagonal of the Hessian, as a share of its mean; doubled up to 0.16 where that does not
@@ -137,47 +123,47 @@ impl Gptq {
     pub fn on_failure(self, on_failure: OnFailure) -> Self {
         Self { on_failure, ..self }
     }
+
+    /// Checks the parameters and quantizes a matrix `[out_features, in_features]` for inputs with these statistics, which must have the Gram matrix.
+    /// Errors on a wrong parameter, statistics that lack it or have other features, a value that is not finite, or a scale that its type cannot
+    /// hold.
+    pub fn quantize<T: Element>(self, w: &impl IntoMat<T>, stats: &StatSet) -> Result<(Box<dyn LinearOp>, Report)> {
+        let checked = self.check()?;
+        w.with_mat(|m| {
+            let done = checked.ready(stats)?.compress(&m, 0..m.shape()[0], &Context::new())?;
+            Ok((done.op, done.report))
+        })
+    }
 }
 
 /// Checked parameters: the method.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct CheckedGptq {
-    pub(crate) spec: GroupSpec,
-    pub(crate) damping: f64,
-    pub(crate) block: usize,
-    pub(crate) act_order: bool,
-    pub(crate) groups: Groups,
-    pub(crate) dead: Dead,
-    pub(crate) on_failure: OnFailure,
+    pub(super) rtn: CheckedRtn,
+    pub(super) damping: Damping,
+    pub(super) block: usize,
+    pub(super) groups: Groups,
+    pub(super) dead: Dead,
+    pub(super) on_failure: OnFailure,
 }
 
 impl CheckedGptq {
-    /// Grid, groups and widths.
+    /// Returns bits, groups and grid.
     pub fn spec(&self) -> &GroupSpec {
-        &self.spec
-    }
-
-    /// Whether the result is stored in the order of the columns' importance.
-    pub(crate) fn permutes(&self) -> bool {
-        self.act_order && self.groups == Groups::Dynamic && matches!(self.spec.group, GroupSize::Size(_))
+        self.rtn.spec()
     }
 }
 
 impl Check for Gptq {
     type Checked = CheckedGptq;
     fn check(self) -> Result<CheckedGptq, ParamError> {
-        let group = self.group.map_or(Ok(GroupSize::Channel), GroupSize::size)?;
-        if !self.damping.is_finite() || self.damping <= 0.0 {
-            return Err(ParamError::new("damping", self.damping, "must be finite and above 0"));
-        }
         if self.block == 0 {
             return Err(ParamError::new("block", 0, "must be at least 1"));
         }
         Ok(CheckedGptq {
-            spec: GroupSpec::new(self.bits, group, self.grid, self.scales, self.clip)?,
-            damping: self.damping,
+            rtn: self.rtn.check()?,
+            damping: Damping::new(self.damping)?.by_importance(self.act_order),
             block: self.block,
-            act_order: self.act_order,
             groups: self.groups,
             dead: self.dead,
             on_failure: self.on_failure,

@@ -1,8 +1,7 @@
-//! What round-to-nearest can be told.
+//! Parameters of round-to-nearest.
 
-use tersor_core::{Check, DType, Element, GroupSize, IntoMat, ParamError, Result};
-
-use crate::{Clip, Grid, GroupSpec, GroupedLinear};
+use tersor_core::{Check, Context, DType, Element, GroupSize, IntoMat, ParamError, Report, Result, StatSet};
+use tersor_operators::{Clip, Grid, GroupSpec, GroupedLinear};
 
 /// Parameters of round-to-nearest, unchecked: 4 bits, one scale a row, asymmetric, f16 scales, no clip search.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -87,22 +86,30 @@ impl Rtn {
         Self { importance, ..self }
     }
 
-    /// Checks the parameters and quantizes a matrix `[out_features, in_features]` of f32, f16 or bf16. Error on a wrong
-    /// parameter, a value that is not finite, or a scale that its type cannot hold.
-    pub fn quantize<T: Element>(self, w: &impl IntoMat<T>) -> Result<GroupedLinear> {
-        self.check()?.quantize(w)
+    /// Checks the parameters and quantizes a matrix `[out_features, in_features]` of f32, f16 or bf16. Errors on a wrong parameter, a value that is
+    /// not finite, or a scale that its type cannot hold; [`Rtn::importance`] needs [`Rtn::quantize_with`].
+    pub fn quantize<T: Element>(self, w: &impl IntoMat<T>) -> Result<(GroupedLinear, Report)> {
+        self.quantize_with(w, &StatSet::none())
+    }
+
+    /// Quantizes as [`Rtn::quantize`], for inputs with these statistics. Errors also if they lack what the parameters need.
+    pub fn quantize_with<T: Element>(self, w: &impl IntoMat<T>, stats: &StatSet) -> Result<(GroupedLinear, Report)> {
+        let checked = self.check()?;
+        w.with_mat(|m| checked.ready(stats)?.grouped(&m, 0..m.shape()[0], &Context::new()))
     }
 }
 
 /// Checked parameters: the method.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct CheckedRtn {
-    pub(crate) spec: GroupSpec,
-    pub(crate) importance: bool,
+    pub(super) spec: GroupSpec,
+    pub(super) importance: bool,
+    /// The same grid without a search of ranges; none where this is it.
+    pub(super) plain: Option<Box<CheckedRtn>>,
 }
 
 impl CheckedRtn {
-    /// Grid, groups and widths.
+    /// Returns bits, groups and grid.
     pub fn spec(&self) -> &GroupSpec {
         &self.spec
     }
@@ -119,7 +126,11 @@ impl Check for Rtn {
         if self.importance && self.clip == Clip::None {
             return Err(ParamError::new("importance", true, "needs the clip search: nothing else weighs errors"));
         }
-        let spec = GroupSpec::new(self.bits, group, self.grid, self.scales, self.clip)?;
-        Ok(CheckedRtn { spec, importance: self.importance })
+        let of = |clip| GroupSpec::new(self.bits, group, self.grid, self.scales, clip);
+        let plain = CheckedRtn { spec: of(Clip::None)?, importance: false, plain: None };
+        if self.clip == Clip::None {
+            return Ok(plain);
+        }
+        Ok(CheckedRtn { spec: of(self.clip)?, importance: self.importance, plain: Some(Box::new(plain)) })
     }
 }

@@ -1,25 +1,22 @@
 //! DGQ's clipping by percentile (Zhang et al., arXiv 2310.04836, section 3.3): the few channels above it are brought down to it.
 
-use tersor_core::rewrite::{Folding, Module, Smoothing};
-use tersor_core::{Context, Producer, Result, Site, StatNeeds};
+use tersor_core::{Context, Folding, Producer, Result, RowSource, SeenSite, Site, StatNeeds};
 
-use super::{channels, largest};
+use super::{Factors, largest};
 
-/// Divides the half percent of channels with the largest inputs by what they have above the next; the others stay as they are. Afterwards no input
-/// seen in calibration is larger than that baseline.
+/// Divides the half percent of channels with the largest inputs by the ratio of their magnitude to that of the next channel, the baseline; the
+/// others stay as they are. Afterwards no input seen in calibration is larger than the baseline.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Percentile;
 
-impl Smoothing for Percentile {
-    fn name(&self) -> String {
-        "percentile".into()
-    }
+impl Factors for Percentile {
+    const NAME: &'static str = "percentile";
 
     fn needs(&self) -> StatNeeds {
         StatNeeds { channel: true, ..StatNeeds::default() }
     }
 
-    /// What a norm or a gated product makes, not attention's output; and where there is nothing to fold into.
+    /// Covers outputs of norms and gated products, not attention's output, and inputs whose producer cannot take factors.
     fn covers(&self, site: &Site) -> bool {
         match site.producer {
             Producer::Linear { block, repeat, .. } => repeat == 1 && block == site.features,
@@ -27,8 +24,8 @@ impl Smoothing for Percentile {
         }
     }
 
-    fn factors(&self, module: &Module<'_>, _: &Context) -> Result<Option<Vec<f32>>> {
-        let inputs = largest(channels(module)?);
+    fn factors(&self, seen: &SeenSite<'_>, _: &[&dyn RowSource], _: &Context) -> Result<Option<Vec<f32>>> {
+        let inputs = largest(seen.stats.require_channel()?);
         let mut sorted = inputs.clone();
         sorted.sort_by(|a, b| b.total_cmp(a));
         let rank = (0.005 * inputs.len() as f64 + 1.5) as usize;

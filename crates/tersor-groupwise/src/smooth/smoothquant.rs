@@ -1,9 +1,10 @@
 //! SmoothQuant (Xiao et al., arXiv 2211.10438, equation 4).
 
-use tersor_core::rewrite::{Folding, Module, Smoothing};
-use tersor_core::{Check, Context, ParamError, Producer, Result, Site, StatNeeds, read_finite};
+use tersor_core::{
+    Check, Context, Folding, ParamError, Producer, Result, RowSource, SeenSite, Site, StatNeeds, read_finite,
+};
 
-use super::{channels, largest};
+use super::{Factors, largest};
 
 /// Parameters, unchecked: a strength of 0.5.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -43,41 +44,39 @@ impl Check for SmoothQuant {
     }
 }
 
-/// Below this, magnitudes and factors count as this.
-const LEAST: f64 = 1e-5;
+/// Smallest magnitude and factor.
+const MIN: f64 = 1e-5;
 
-impl Smoothing for CheckedSmoothQuant {
-    fn name(&self) -> String {
-        "smoothquant".into()
-    }
+impl Factors for CheckedSmoothQuant {
+    const NAME: &'static str = "smoothquant";
 
     fn needs(&self) -> StatNeeds {
         StatNeeds { channel: true, ..StatNeeds::default() }
     }
 
-    /// As in the paper: what a norm makes, and where there is nothing to fold into.
+    /// Covers outputs of norms, as in the paper, and inputs whose producer cannot take factors.
     fn covers(&self, site: &Site) -> bool {
         matches!(site.producer, Producer::Norm { .. }) || site.folding() == Folding::Online
     }
 
-    fn factors(&self, module: &Module<'_>, cx: &Context) -> Result<Option<Vec<f32>>> {
-        let inputs = largest(channels(module)?);
-        let mut weights = vec![0f32; inputs.len()];
-        for w in module.weights {
+    fn factors(&self, seen: &SeenSite<'_>, weights: &[&dyn RowSource], cx: &Context) -> Result<Option<Vec<f32>>> {
+        let inputs = largest(seen.stats.require_channel()?);
+        let mut columns = vec![0f32; inputs.len()];
+        for w in weights {
             cx.cancel.check()?;
             let [rows, cols] = w.shape();
             const PART: usize = 1024;
             for first in (0..rows).step_by(PART) {
                 let values = read_finite(*w, first..(first + PART).min(rows))?;
                 for row in values.chunks_exact(cols.max(1)) {
-                    weights.iter_mut().zip(row).for_each(|(m, v)| *m = m.max(v.abs()));
+                    columns.iter_mut().zip(row).for_each(|(m, v)| *m = m.max(v.abs()));
                 }
             }
         }
         let factor = |(x, w): (&f32, &f32)| {
-            let (x, w) = (f64::from(*x).max(LEAST), f64::from(*w).max(LEAST));
-            (x.powf(self.0) / w.powf(1.0 - self.0)).max(LEAST) as f32
+            let (x, w) = (f64::from(*x).max(MIN), f64::from(*w).max(MIN));
+            (x.powf(self.0) / w.powf(1.0 - self.0)).max(MIN) as f32
         };
-        Ok(Some(inputs.iter().zip(&weights).map(factor).collect()))
+        Ok(Some(inputs.iter().zip(&columns).map(factor).collect()))
     }
 }

@@ -38,7 +38,7 @@ impl IntCache {
 }
 
 impl KvCache for IntCache {
-    fn append(&mut self, block: KvBlock<'_>, exec: &mut Exec) -> Result<()> {
+    fn append(&mut self, block: KvBlock<'_>, exec: &Exec) -> Result<()> {
         self.heads.check(&self.positions, &block)?;
         let (dim, before) = (self.heads.head_dim, self.positions.len());
         let push = |cache: &mut Self| -> Result<()> {
@@ -71,7 +71,7 @@ impl KvCache for IntCache {
         queries: Queries<'_>,
         out: &mut [f32],
         probs: Option<&mut dyn ProbSink>,
-        exec: &mut Exec,
+        exec: &Exec,
     ) -> Result<()> {
         let isa = exec.isa();
         let rotate = |q: &mut [f32]| {

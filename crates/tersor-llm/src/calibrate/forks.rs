@@ -109,8 +109,8 @@ impl<'a> Forks<'a> {
         let own: Arc<dyn LinearOp> = checkpoint.matrix(own, shape)?.into();
         let norm = checkpoint.vector("model.norm.weight", config.hidden)?;
         let mut sums = vec![0f64; self.forks.len()];
-        let exec = &mut Exec::new();
-        let mut logits = |head: &dyn LinearOp, stream: &[f32]| -> Result<Vec<f32>> {
+        let exec = &Exec::new();
+        let logits = |head: &dyn LinearOp, stream: &[f32]| -> Result<Vec<f32>> {
             let x = rms_norm(stream, &norm, config.eps, exec);
             let x = tersor_core::Input::new(&x, [stream.len() / config.hidden, config.hidden])?;
             let out = apply(head, None, &x, exec)?;
@@ -151,7 +151,7 @@ fn pass(
     let (spans, hidden) = (&calibration.spans, calibration.hidden());
     let unit = |i: usize, (): &mut ()| -> Result<Vec<f32>> {
         let span = &spans[i % spans.len()];
-        let exec = &mut Exec::new();
+        let exec = &Exec::new();
         let stream = &streams[i / spans.len()][span.start * hidden..span.end * hidden];
         let mixed = layer.output(SiteKind::Qkv, &Window { stream, mixed: &[] }, exec)?;
         let stream = layer.output(SiteKind::O, &Window { stream, mixed: &mixed }, exec)?;

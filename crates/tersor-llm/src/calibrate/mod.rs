@@ -9,8 +9,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tersor_core::rewrite::Output;
-use tersor_core::{Cancel, Error, Exec, Fold, Input, LinearOp, MatView, Result, Site, StatNeeds, StatSet, Transform};
+use tersor_core::rewrite::{KeysAndValues, MakesKeysAndValues, ModuleOutput};
+use tersor_core::{
+    Cancel, Error, Exec, Fold, Input, InputChange, LinearOp, MatView, Method, Result, SeenSite, Site, StatNeeds,
+    StatSet,
+};
 use tersor_kernels::par;
 
 use crate::layer::rms_norm;
@@ -61,7 +64,7 @@ pub struct Hooks<'h> {
     /// The statistics that the consumers of a site need; none where it needs no data, or its consumers are compressed already.
     pub needs: &'h dyn Fn(&Site) -> StatNeeds,
     /// What happens to the inputs of a site in front of its consumers, if anything does: statistics are of what they become.
-    pub change: &'h dyn Fn(&Site) -> Result<Option<Transform>>,
+    pub change: &'h dyn Fn(&Site) -> Result<Option<InputChange>>,
     /// Compresses the consumers of a site.
     pub compress: &'h mut dyn FnMut(&Site, &StatSet) -> Result<Replacements>,
     /// Changes the sites of a layer before they are compressed.
@@ -71,7 +74,7 @@ pub struct Hooks<'h> {
 }
 
 /// What flows into several sites, of one window.
-type Inputs<'f> = dyn Fn(&Window<'_>, &mut Exec) -> Result<Vec<Vec<f32>>> + Sync + 'f;
+type Inputs<'f> = dyn Fn(&Window<'_>, &Exec) -> Result<Vec<Vec<f32>>> + Sync + 'f;
 
 /// How the sites of a layer are changed.
 pub struct SiteChanges<'h> {
@@ -89,17 +92,25 @@ pub struct Seen<'s> {
     pub stats: StatSet,
     /// Inputs of whole windows, `[tokens, features]`.
     pub sample: Vec<f32>,
-    /// The module's function on the sample.
-    pub output: Box<Output<'s>>,
-    /// What a cache would keep of the sample, where the site makes that.
-    pub kept: Box<Keeps<'s>>,
+    /// The output of the module on the sample.
+    pub output: Box<ModuleOutput<'s>>,
+    /// Keys and values of the sample, where the site makes them.
+    pub keys_and_values: Box<MakesKeysAndValues<'s>>,
 }
 
-/// What a cache would keep: keys behind their rotary embedding, and values, `[tokens, kv_heads * head_dim]` each.
-pub type Kept = [Vec<f32>; 2];
-
-/// From inputs of whole windows to what a cache would keep of them; none where the site does not make it.
-pub type Keeps<'s> = dyn Fn(&[f32]) -> Result<Option<Kept>> + Sync + 's;
+impl Seen<'_> {
+    /// Returns what a rewrite sees of the site; `plain` are the methods without data that stand for what its consumers will become.
+    pub fn as_site<'a>(&'a self, plain: &'a [Option<&'a dyn Method>]) -> SeenSite<'a> {
+        SeenSite {
+            site: self.site,
+            stats: &self.stats,
+            sample: &self.sample,
+            output: &*self.output,
+            keys_and_values: &*self.keys_and_values,
+            plain,
+        }
+    }
+}
 
 /// The stream of a run of calibration windows, on its way through the layers.
 pub struct Calibration<'a> {
@@ -180,7 +191,7 @@ impl<'a> Calibration<'a> {
                 }
             }
             if let Some((norm, eps)) = &norm {
-                norm.apply(&mut out, *eps);
+                norm.apply(&mut out, *eps, &Exec::new());
             }
             filling.push(&out)?;
         }
@@ -221,7 +232,7 @@ impl<'a> Calibration<'a> {
             let (needs, change) = ((hooks.needs)(site), (hooks.change)(site)?);
             let stats = self.gather(site.features, needs, hooks.seed, hooks.cancel, mixed.as_mut(), &|w, exec| {
                 let mut x = layer.input(kind, w, exec)?;
-                change.iter().try_for_each(|c| c.change_inputs(&mut x, site.features)).map(|()| x)
+                change.iter().try_for_each(|c| c.apply(&mut x, site.features)).map(|()| x)
             });
             let stats = stats.map_err(|e| e.in_tensor(&format!("input of {}", site.name)))?;
             let made = (hooks.compress)(site, &stats)?;
@@ -253,7 +264,7 @@ impl<'a> Calibration<'a> {
         &mut self,
         batch: Range<usize>,
         mixed: Option<&mut Store>,
-        f: &(dyn Fn(&Window<'_>, &mut Exec) -> Result<T> + Sync),
+        f: &(dyn Fn(&Window<'_>, &Exec) -> Result<T> + Sync),
     ) -> Result<Vec<T>> {
         let hidden = self.hidden();
         let (first, last) = (self.spans[batch.start].start, self.spans[batch.end - 1].end);
@@ -272,7 +283,7 @@ impl<'a> Calibration<'a> {
                 if values.is_empty() { 0..0 } else { a * width..b * width }
             };
             let window = Window { stream: &stream[part(&stream, hidden)], mixed: &mixed[part(&mixed, width)] };
-            f(&window, &mut Exec::new())
+            f(&window, &Exec::new())
         };
         par::map(spans.len(), true, || (), window).into_iter().collect()
     }
@@ -294,7 +305,7 @@ impl<'a> Calibration<'a> {
             windows += 1;
         }
         let plain: Vec<StatNeeds> = needs.iter().map(|n| StatNeeds { sample: 0, ..*n }).collect();
-        let inputs = |w: &Window<'_>, exec: &mut Exec| -> Result<Vec<Vec<f32>>> {
+        let inputs = |w: &Window<'_>, exec: &Exec| -> Result<Vec<Vec<f32>>> {
             let qkv = layer.input(SiteKind::Qkv, w, exec)?;
             let mixed = layer.output(SiteKind::Qkv, w, exec)?;
             let stream = layer.output(SiteKind::O, &Window { stream: w.stream, mixed: &mixed }, exec)?;
@@ -323,21 +334,21 @@ impl<'a> Calibration<'a> {
                     let width = x.len() / tokens.max(1);
                     let window = |i: usize, (): &mut ()| {
                         let x = &x[spans[i].start * width..spans[i].end * width];
-                        layer.module(kind, &Input::new(x, [spans[i].len(), width])?, ops, through, &mut Exec::new())
+                        layer.module(kind, &Input::new(x, [spans[i].len(), width])?, ops, through, &Exec::new())
                     };
                     let parts = par::map(spans.len(), true, || (), window);
                     Ok(parts.into_iter().collect::<Result<Vec<_>>>()?.concat())
                 };
-                let kept = move |x: &[f32]| -> Result<Option<Kept>> {
-                    let (mut kept, width) = (Kept::default(), site.features);
+                let kept = move |x: &[f32]| -> Result<Option<KeysAndValues>> {
+                    let (mut kept, width) = (KeysAndValues::default(), site.features);
                     for span in spans.iter().filter(|_| kind == SiteKind::Qkv) {
                         let x = Input::new(&x[span.start * width..span.end * width], [span.len(), width])?;
-                        let Some(more) = layer.kept(&x, &mut Exec::new())? else { return Ok(None) };
+                        let Some(more) = layer.kept(&x, &Exec::new())? else { return Ok(None) };
                         kept.iter_mut().zip(more).for_each(|(all, more)| all.extend(more));
                     }
                     Ok((kind == SiteKind::Qkv).then_some(kept))
                 };
-                Seen { site, stats, sample, output: Box::new(output), kept: Box::new(kept) }
+                Seen { site, stats, sample, output: Box::new(output), keys_and_values: Box::new(kept) }
             })
             .collect();
         (rewriting.rewrite)(&seen)
@@ -351,9 +362,9 @@ impl<'a> Calibration<'a> {
         seed: u64,
         cancel: &Cancel,
         mixed: Option<&mut Store>,
-        input: &(dyn Fn(&Window<'_>, &mut Exec) -> Result<Vec<f32>> + Sync),
+        input: &(dyn Fn(&Window<'_>, &Exec) -> Result<Vec<f32>> + Sync),
     ) -> Result<StatSet> {
-        let one = |w: &Window<'_>, exec: &mut Exec| Ok(vec![input(w, exec)?]);
+        let one = |w: &Window<'_>, exec: &Exec| Ok(vec![input(w, exec)?]);
         let mut all = self.gather_all(&[features], &[needs], seed, cancel, mixed, &one, &mut |_| {})?;
         all.pop().ok_or_else(|| Error::shape("inputs of a site", 1, 0))
     }
@@ -410,7 +421,7 @@ impl<'a> Calibration<'a> {
     /// The stream, or the attention output, after a site.
     fn advance(&mut self, kind: SiteKind, layer: &dyn Steps, mixed: &mut Option<Store>, cancel: &Cancel) -> Result<()> {
         let network = self.checkpoint.architecture();
-        let output = |w: &Window<'_>, exec: &mut Exec| layer.output(kind, w, exec);
+        let output = |w: &Window<'_>, exec: &Exec| layer.output(kind, w, exec);
         match effect(kind) {
             Effect::Nothing => {}
             Effect::Mixed => {

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use tersor_core::{Exec, Fold, Input, LinearOp, Positions, Result};
 
-use super::{Kept, Replacements};
+use tersor_core::rewrite::KeysAndValues;
+
+use super::Replacements;
 use crate::encoder::EncoderLayer;
 use crate::layer::{apply, apply_all, rms_norm};
 use crate::{Architecture, Checkpoint, DecoderConfig, DenseCache, Layer, Linear, Rope, SiteKind, Weights};
@@ -39,20 +41,20 @@ pub(super) fn effect(kind: SiteKind) -> Effect {
 /// A layer in memory.
 pub(super) trait Steps: Sync {
     /// What flows into a site, `[tokens, features]`.
-    fn input(&self, kind: SiteKind, window: &Window<'_>, exec: &mut Exec) -> Result<Vec<f32>>;
+    fn input(&self, kind: SiteKind, window: &Window<'_>, exec: &Exec) -> Result<Vec<f32>>;
     /// What the site's matrices and what follows them make of it: by [`effect`], the attention output or the new stream.
-    fn output(&self, kind: SiteKind, window: &Window<'_>, exec: &mut Exec) -> Result<Vec<f32>>;
-    /// What the site's module makes of inputs with other matrices, as [`tersor_core::rewrite::Output`] has it, for one window.
+    fn output(&self, kind: SiteKind, window: &Window<'_>, exec: &Exec) -> Result<Vec<f32>>;
+    /// What the site's module makes of inputs with other matrices, as [`tersor_core::rewrite::ModuleOutput`] has it, for one window.
     fn module(
         &self,
         kind: SiteKind,
         x: &Input<'_>,
         ops: &[&dyn LinearOp],
         through: bool,
-        exec: &mut Exec,
+        exec: &Exec,
     ) -> Result<Vec<f32>>;
     /// What a cache would keep of inputs of the first site, of one window from its beginning; none where nothing is kept.
-    fn kept(&self, x: &Input<'_>, exec: &mut Exec) -> Result<Option<Kept>> {
+    fn kept(&self, x: &Input<'_>, exec: &Exec) -> Result<Option<KeysAndValues>> {
         let _ = (x, exec);
         Ok(None)
     }
@@ -93,7 +95,7 @@ struct DecoderSteps {
 }
 
 impl Steps for DecoderSteps {
-    fn input(&self, kind: SiteKind, w: &Window<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+    fn input(&self, kind: SiteKind, w: &Window<'_>, exec: &Exec) -> Result<Vec<f32>> {
         let (l, eps) = (&self.layer, self.config.eps);
         Ok(match kind {
             SiteKind::Qkv => rms_norm(w.stream, &l.input_layernorm, eps, exec),
@@ -107,12 +109,12 @@ impl Steps for DecoderSteps {
         })
     }
 
-    fn output(&self, kind: SiteKind, w: &Window<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+    fn output(&self, kind: SiteKind, w: &Window<'_>, exec: &Exec) -> Result<Vec<f32>> {
         let (c, l) = (&self.config, &self.layer);
         let tokens = w.stream.len() / c.hidden;
         let x = self.input(kind, w, exec)?;
         let x = Input::new(&x, [tokens, x.len() / tokens.max(1)])?;
-        let onto_stream = |linear: &Linear, exec: &mut Exec| {
+        let onto_stream = |linear: &Linear, exec: &Exec| {
             let mut stream = w.stream.to_vec();
             linear.add_to(&x, &mut stream, exec)?;
             Ok(stream)
@@ -134,7 +136,7 @@ impl Steps for DecoderSteps {
         x: &Input<'_>,
         ops: &[&dyn LinearOp],
         through: bool,
-        exec: &mut Exec,
+        exec: &Exec,
     ) -> Result<Vec<f32>> {
         let (c, l) = (&self.config, &self.layer);
         let mut caches = DenseCache::new(c.kv_heads_with(self.rope.clone()));
@@ -147,7 +149,7 @@ impl Steps for DecoderSteps {
         next.apply(&Input::new(&made, [x.shape()[0], next.op.shape()[1]])?, exec)
     }
 
-    fn kept(&self, x: &Input<'_>, exec: &mut Exec) -> Result<Option<Kept>> {
+    fn kept(&self, x: &Input<'_>, exec: &Exec) -> Result<Option<KeysAndValues>> {
         let (c, l) = (&self.config, &self.layer);
         let [keys, values] = apply_all([&l.k_proj, &l.v_proj], x, exec)?;
         let mut keys = l.normed_keys(c, keys, exec);
@@ -170,7 +172,7 @@ impl Steps for DecoderSteps {
 }
 
 impl Steps for EncoderLayer {
-    fn input(&self, kind: SiteKind, w: &Window<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+    fn input(&self, kind: SiteKind, w: &Window<'_>, exec: &Exec) -> Result<Vec<f32>> {
         Ok(match kind {
             SiteKind::Qkv | SiteKind::GateUp => w.stream.to_vec(),
             SiteKind::O => w.mixed.to_vec(),
@@ -178,7 +180,7 @@ impl Steps for EncoderLayer {
         })
     }
 
-    fn output(&self, kind: SiteKind, w: &Window<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+    fn output(&self, kind: SiteKind, w: &Window<'_>, exec: &Exec) -> Result<Vec<f32>> {
         let mut stream = w.stream.to_vec();
         match kind {
             SiteKind::Qkv => return self.attend(&self.block(w.stream)?, exec),
@@ -199,7 +201,7 @@ impl Steps for EncoderLayer {
         x: &Input<'_>,
         ops: &[&dyn LinearOp],
         through: bool,
-        exec: &mut Exec,
+        exec: &Exec,
     ) -> Result<Vec<f32>> {
         let at = SiteKind::ALL.iter().position(|k| *k == kind).unwrap_or(0);
         let own = self.linears[at].iter().zip(ops);

@@ -146,7 +146,12 @@ impl EncoderConfig {
                     features: consumers[0].1[1],
                     consumers: consumers
                         .into_iter()
-                        .map(|(part, shape)| Consumer { weight: self.part(layer, &format!("{part}.weight")), shape })
+                        .zip(kind.roles())
+                        .map(|((part, shape), role)| Consumer {
+                            weight: self.part(layer, &format!("{part}.weight")),
+                            shape,
+                            role: *role,
+                        })
                         .collect(),
                     producer,
                     writers: Vec::new(),

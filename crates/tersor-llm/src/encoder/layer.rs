@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tersor_core::{Exec, Input, Result};
-use tersor_kernels::{Isa, attention, par, vector};
+use tersor_kernels::{attention, par, vector};
 
 use super::config::Activation;
 use crate::layer::CHUNK;
@@ -22,8 +22,8 @@ impl Norm {
     }
 
     /// `(x - mean) / sqrt(variance + eps) * weight + bias`, in place, for each run of features.
-    pub(crate) fn apply(&self, x: &mut [f32], eps: f32) {
-        vector::layer_norm(Isa::detect(), x, &self.weight, &self.bias, eps);
+    pub(crate) fn apply(&self, x: &mut [f32], eps: f32, exec: &Exec) {
+        vector::layer_norm(exec.isa(), x, &self.weight, &self.bias, eps);
     }
 }
 
@@ -61,13 +61,13 @@ impl EncoderLayer {
     }
 
     /// Attention of one text to itself: `[tokens, hidden]` to `[tokens, hidden]`.
-    pub(crate) fn attend(&self, x: &Input<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+    pub(crate) fn attend(&self, x: &Input<'_>, exec: &Exec) -> Result<Vec<f32>> {
         let [q, k, v] = [0, 1, 2].map(|i| self.linears[0][i].apply(x, exec));
         Ok(self.mix([q?, k?, v?], exec))
     }
 
     /// Attention over queries, keys and values, `[tokens, hidden]` each.
-    pub(crate) fn mix(&self, [q, k, v]: [Vec<f32>; 3], exec: &mut Exec) -> Vec<f32> {
+    pub(crate) fn mix(&self, [q, k, v]: [Vec<f32>; 3], exec: &Exec) -> Vec<f32> {
         let (hidden, heads, dim) = (self.config.hidden, self.config.heads, self.config.head_dim());
         let tokens = q.len() / hidden;
         let of = |m: &[f32], h: usize| -> Vec<f32> {
@@ -93,14 +93,14 @@ impl EncoderLayer {
     }
 
     /// The stream after attention: `norm(stream + W mixed)`.
-    pub(crate) fn join(&self, stream: &mut [f32], mixed: &Input<'_>, exec: &mut Exec) -> Result<()> {
+    pub(crate) fn join(&self, stream: &mut [f32], mixed: &Input<'_>, exec: &Exec) -> Result<()> {
         self.linears[1][0].add_to(mixed, stream, exec)?;
-        self.attention_norm.apply(stream, self.config.eps);
+        self.attention_norm.apply(stream, self.config.eps, exec);
         Ok(())
     }
 
     /// The inner activations of the feed-forward part, `[tokens, intermediate]`.
-    pub(crate) fn inner(&self, stream: &Input<'_>, exec: &mut Exec) -> Result<Vec<f32>> {
+    pub(crate) fn inner(&self, stream: &Input<'_>, exec: &Exec) -> Result<Vec<f32>> {
         let mut inner = self.linears[2][0].apply(stream, exec)?;
         self.activate(&mut inner, exec);
         Ok(inner)
@@ -118,14 +118,14 @@ impl EncoderLayer {
     }
 
     /// The stream after the feed-forward part: `norm(stream + W inner)`.
-    pub(crate) fn finish(&self, stream: &mut [f32], inner: &Input<'_>, exec: &mut Exec) -> Result<()> {
+    pub(crate) fn finish(&self, stream: &mut [f32], inner: &Input<'_>, exec: &Exec) -> Result<()> {
         self.linears[3][0].add_to(inner, stream, exec)?;
-        self.output_norm.apply(stream, self.config.eps);
+        self.output_norm.apply(stream, self.config.eps, exec);
         Ok(())
     }
 
     /// All of it, in place.
-    pub(crate) fn forward(&self, stream: &mut [f32], tokens: usize, exec: &mut Exec) -> Result<()> {
+    pub(crate) fn forward(&self, stream: &mut [f32], tokens: usize, exec: &Exec) -> Result<()> {
         let shape = [tokens, self.config.hidden];
         let mixed = self.attend(&Input::new(stream, shape)?, exec)?;
         self.join(stream, &Input::new(&mixed, shape)?, exec)?;

@@ -49,7 +49,7 @@ impl Encoder {
 
     /// The last layer's output for each token, `[tokens, hidden]`. Error when there are none, more than there are positions, or one is
     /// outside the vocabulary.
-    pub fn forward(&self, tokens: &[u32], exec: &mut Exec) -> Result<Vec<f32>> {
+    pub fn forward(&self, tokens: &[u32], exec: &Exec) -> Result<Vec<f32>> {
         self.config.check_len(tokens.len())?;
         let hidden = self.config.hidden;
         let mut stream = vec![0f32; tokens.len() * hidden];
@@ -60,11 +60,11 @@ impl Encoder {
                 return Err(Error::shape("token", format!("below {}", self.config.vocab), t));
             }
             for (table, at) in self.tables.iter().zip([t, i, 0]) {
-                table.decompress_rows(at..at + 1, &mut row)?;
+                table.decompress_rows(at..at + 1, &mut row, exec)?;
                 out.iter_mut().zip(&row).for_each(|(o, v)| *o += v);
             }
         }
-        self.norm.apply(&mut stream, self.config.eps);
+        self.norm.apply(&mut stream, self.config.eps, exec);
         for layer in &self.layers {
             layer.forward(&mut stream, tokens.len(), exec)?;
         }
@@ -72,7 +72,7 @@ impl Encoder {
     }
 
     /// The mean of the tokens' outputs, `[hidden]`. Error as for [`Encoder::forward`].
-    pub fn embed(&self, tokens: &[u32], exec: &mut Exec) -> Result<Vec<f32>> {
+    pub fn embed(&self, tokens: &[u32], exec: &Exec) -> Result<Vec<f32>> {
         let out = self.forward(tokens, exec)?;
         let mut mean = vec![0f32; self.config.hidden];
         for row in out.chunks_exact(self.config.hidden) {

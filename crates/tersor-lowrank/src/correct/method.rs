@@ -1,18 +1,18 @@
 //! The correction as a [`Method`].
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Instant;
 
-use tersor_core::compose::Residual;
 use tersor_core::{
-    Compressed, Context, Layout, LinearOp, Method, Prepared, Report, Result, RowSource, StatNeeds, StatSet, read_finite,
+    Compressed, Context, Extent, Layout, LinearOp, Method, Prepared, Report, Result, RowSource, StatNeeds, StatSet,
+    read_finite,
 };
+use tersor_linalg::Gram;
+use tersor_operators::Residual;
 
 use super::CheckedCorrected;
 use crate::Norm;
 use crate::factor::{Weights, bits_of, compress_factors, decompose, factor_layout, whole};
-use crate::gram::in_gram;
 
 impl Method for CheckedCorrected {
     fn name(&self) -> String {
@@ -36,14 +36,18 @@ impl Method for CheckedCorrected {
         Ok(layout)
     }
 
-    fn prepare<'s>(&'s self, stats: Option<&StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
-        let own = stats.filter(|_| self.base.needs().any_data());
-        Ok(Box::new(Ready {
-            method: self,
-            base: self.base.prepare(own, cx)?,
-            weights: Weights::of(self.norm, stats)?,
-            gram: stats.and_then(StatSet::shared_gram),
-        }))
+    fn extent(&self) -> Extent {
+        Extent::Whole
+    }
+
+    fn prepare<'s>(&'s self, stats: &StatSet, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
+        let gram = stats.gram().map(|gram| Gram::new(gram, stats.features(), 1.0)).transpose()?;
+        let weights = Weights::of(self.norm, stats)?;
+        Ok(Box::new(Ready { method: self, base: self.base.prepare(stats, cx)?, weights, gram }))
+    }
+
+    fn plain(&self) -> Option<&dyn Method> {
+        self.base.plain()
     }
 }
 
@@ -51,7 +55,7 @@ struct Ready<'s> {
     method: &'s CheckedCorrected,
     base: Box<dyn Prepared + 's>,
     weights: Weights,
-    gram: Option<Arc<Vec<f64>>>,
+    gram: Option<Gram>,
 }
 
 impl Prepared for Ready<'_> {
@@ -60,20 +64,20 @@ impl Prepared for Ready<'_> {
         let done = self.base.compress(w, rows.clone(), cx)?;
         let values = read_finite(w, rows)?;
         let mut error = vec![0f32; values.len()];
-        done.op.decompress_rows(0..shape[0], &mut error)?;
+        done.op.decompress_rows(0..shape[0], &mut error, &cx.exec)?;
         error.iter_mut().zip(&values).for_each(|(e, w)| *e = w - *e);
         let bits = bits_of(&*how.factors)?;
         let found = cx.run(|| decompose(&error, shape, &self.weights, how.rank, bits, cx))?;
         let op = Residual::new(done.op, compress_factors(&*how.factors, &found, shape, cx)?)?;
         let mut back = vec![0f32; values.len()];
-        op.decompress_rows(0..shape[0], &mut back)?;
+        op.decompress_rows(0..shape[0], &mut back, &cx.exec)?;
         let mut report = Report { seconds: 0.0, ..done.report };
         let own = Report::of(&values, &back, start.elapsed());
         (report.squared_error, report.energy, report.seconds) = (own.squared_error, own.energy, own.seconds);
         if let Some(gram) = &self.gram {
             error.iter_mut().zip(values.iter().zip(&back)).for_each(|(e, (w, b))| *e = w - b);
-            report.data_error = Some(cx.run(|| in_gram(&error, shape, gram))?);
-            report.data_energy = Some(cx.run(|| in_gram(&values, shape, gram))?);
+            report.data_error = Some(cx.run(|| gram.loss(&error))?);
+            report.data_energy = Some(cx.run(|| gram.loss(&values))?);
         }
         Ok(Compressed { op: Box::new(op), report })
     }

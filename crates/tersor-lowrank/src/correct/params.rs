@@ -1,11 +1,11 @@
-//! What a corrected quantization can be told.
+//! Parameters of a corrected quantization.
 
-use tersor_core::{Check, Method, ParamError};
+use tersor_core::{Check, Element, IntoMat, LinearOp, Method, ParamError, Report, Result, StatSet};
 
 use crate::factor::method_storage;
 use crate::{Norm, Rank};
 
-/// Another method's result plus the best product of thin matrices for what it got wrong, unchecked.
+/// The result of a method plus the best low-rank approximation of its error, unchecked.
 pub struct Corrected {
     pub(super) base: Box<dyn Method>,
     pub(super) norm: Norm,
@@ -14,22 +14,22 @@ pub struct Corrected {
 }
 
 impl Corrected {
-    /// LQER over any method: singular directions of the error of the weights. Rank 32 (the paper's at 4 bits); factors in f16.
+    /// Returns LQER over any method: singular directions of the error of the weights, rank 32 (the paper's at 4 bits), factors in f16.
     pub fn lqer(base: Box<dyn Method>) -> Self {
         Self { base, norm: Norm::Plain, rank: Rank::Fixed(32), factors: None }
     }
 
-    /// L²QER over any method: the error of each input feature counts as much as its mean magnitude.
+    /// Returns L²QER over any method: errors are weighed by the mean magnitude of their input feature.
     pub fn l2qer(base: Box<dyn Method>) -> Self {
         Self::lqer(base).norm(Norm::Magnitude)
     }
 
-    /// Which error counts.
+    /// The norm of the error that is minimized.
     pub fn norm(self, norm: Norm) -> Self {
         Self { norm, ..self }
     }
 
-    /// How many directions are kept.
+    /// The number of singular directions that are kept.
     pub fn rank(self, rank: Rank) -> Self {
         Self { rank, ..self }
     }
@@ -37,6 +37,12 @@ impl Corrected {
     /// How the factors are stored, by a method that needs no data (the paper: 8-bit MXINT).
     pub fn factors(self, factors: Box<dyn Method>) -> Self {
         Self { factors: Some(factors), ..self }
+    }
+
+    /// Checks the parameters and quantizes a matrix `[out_features, in_features]` for inputs with these statistics; where neither the base nor the
+    /// norm needs them, [`StatSet::none`] serves. Errors on a wrong parameter, statistics that lack what is needed, or a value that is not finite.
+    pub fn quantize<T: Element>(self, w: &impl IntoMat<T>, stats: &StatSet) -> Result<(Box<dyn LinearOp>, Report)> {
+        crate::typed(&self.check()?, w, stats)
     }
 }
 

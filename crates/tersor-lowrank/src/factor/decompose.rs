@@ -1,8 +1,8 @@
-//! The best factors in a norm, and their storage.
+//! The best factors in a norm (Eckart and Young), and their storage.
 
-use tersor_core::compose::Factored;
 use tersor_core::{Context, Error, Layout, LinearOp, MatView, Method, Result, StatSet};
 use tersor_linalg::{cholesky, matmul, svd_truncated};
+use tersor_operators::Factored;
 
 use super::{Norm, Rank};
 
@@ -27,7 +27,7 @@ pub struct Factors {
     pub rank: usize,
 }
 
-/// What multiplies the columns of a matrix before it is decomposed.
+/// The matrix `W` that a matrix is multiplied by before it is decomposed.
 pub(crate) enum Weights {
     None,
     /// A factor for each feature.
@@ -37,22 +37,19 @@ pub(crate) enum Weights {
 }
 
 impl Weights {
-    /// Of what flowed into a matrix. Error when the statistics lack what the norm needs.
-    pub(crate) fn of(norm: Norm, stats: Option<&StatSet>) -> Result<Self> {
-        let missing = |name: &str| Error::Missing { name: name.into(), place: "the statistics of the inputs".into() };
-        let stats = || stats.filter(|s| s.tokens() > 0).ok_or_else(|| missing("any token"));
+    /// Returns the weights of a norm. Errors if the statistics lack what it needs.
+    pub(crate) fn of(norm: Norm, stats: &StatSet) -> Result<Self> {
         Ok(match norm {
             Norm::Plain => Weights::None,
             Norm::Magnitude => {
-                let channel = stats()?.channel().ok_or_else(|| missing("magnitudes of features"))?;
+                let channel = stats.require_channel()?;
                 let a: Vec<f64> = channel.max_mean_abs.iter().map(|v| v.max(SMALLEST)).collect();
-                let (least, most) = a.iter().fold((f64::MAX, SMALLEST), |(l, m), v| (l.min(*v), m.max(*v)));
-                let scale = (least.min(most) * most).sqrt();
+                let (min, max) = a.iter().fold((f64::MAX, SMALLEST), |(l, m), v| (l.min(*v), m.max(*v)));
+                let scale = (min.min(max) * max).sqrt();
                 Weights::Diagonal(a.into_iter().map(|v| v / scale).collect())
             }
             Norm::Gram => {
-                let stats = stats()?;
-                let (gram, n) = (stats.gram().ok_or_else(|| missing("the Gram matrix"))?, stats.features());
+                let (gram, n) = (stats.require_gram()?, stats.features());
                 let mean = (0..n).map(|i| gram[i * n + i]).sum::<f64>() / n.max(1) as f64;
                 let mut damped = gram.to_vec();
                 let added = if mean > 0.0 { DAMPING * mean } else { 1.0 };
@@ -116,7 +113,7 @@ pub fn factorize(
     norm: Norm,
     rank: Rank,
     bits: f64,
-    stats: Option<&StatSet>,
+    stats: &StatSet,
     cx: &Context,
 ) -> Result<Factors> {
     rank.check()?;
@@ -133,21 +130,21 @@ pub(crate) fn decompose(
     cx: &Context,
 ) -> Result<Factors> {
     let [rows, cols] = shape;
-    let most = rank.most(shape, bits);
-    if most == 0 {
+    let max = rank.max_rank(shape, bits);
+    if max == 0 {
         return Ok(Factors { up: Vec::new(), down: Vec::new(), rank: 0 });
     }
     let weighted = weights.weigh(e.iter().map(|v| f64::from(*v)).collect(), shape)?;
     let total: f64 = weighted.iter().map(|v| v * v).sum();
     // Keyed by the shape: which matrix it is does not matter to a search for its range.
     let mut rng = cx.stream(&format!("low rank {rows} x {cols}"));
-    let found = svd_truncated(&weighted, shape, most, OVERSAMPLE, POWER, &mut rng)?;
-    let mut kept = most;
-    if let Rank::Error { left, .. } = rank {
+    let found = svd_truncated(&weighted, shape, max, OVERSAMPLE, POWER, &mut rng)?;
+    let mut kept = max;
+    if let Rank::Error { tolerance, .. } = rank {
         let mut rest = total;
         for (i, s) in found.s.iter().enumerate() {
             rest -= s * s;
-            if rest.max(0.0) <= left * left * total {
+            if rest.max(0.0) <= tolerance * tolerance * total {
                 kept = i + 1;
                 break;
             }
@@ -156,34 +153,35 @@ pub(crate) fn decompose(
     let mut down = found.vt[..kept * cols].to_vec();
     weights.unweigh(&mut down, cols);
     let mut up = Vec::with_capacity(rows * kept);
-    for row in found.u.chunks_exact(most) {
+    for row in found.u.chunks_exact(max) {
         up.extend(row[..kept].iter().zip(&found.s).map(|(u, s)| (u * s) as f32));
     }
     Ok(Factors { up, down: down.into_iter().map(|v| v as f32).collect(), rank: kept })
 }
 
-/// What the factors of a matrix `[rows, cols]` take when `factors` stores them; at most, where the rank depends on the values.
+/// Returns the layout of the factors of a matrix `[rows, cols]` when `factors` stores them; an upper limit where the rank depends on the values.
 pub(crate) fn factor_layout(factors: &dyn Method, rank: Rank, shape: [usize; 2]) -> Result<Layout> {
-    let n = rank.most(shape, bits_of(factors)?);
+    let n = rank.max_rank(shape, bits_of(factors)?);
     let mut up = factors.layout([shape[0], n])?.nested("up");
     up.tensors.extend(factors.layout([n, shape[1]])?.nested("down").tensors);
     up.exact &= !matches!(rank, Rank::Error { .. });
     Ok(up)
 }
 
-/// Bits that a value of a factor takes, about: of a large matrix.
+/// Returns the bits that a value of a factor takes in a large matrix.
 pub(crate) fn bits_of(factors: &dyn Method) -> Result<f64> {
     Ok(factors.layout([1024, 1024])?.bits()? as f64 / (1 << 20) as f64)
 }
 
-/// Factors as an operator.
+/// Stores factors as an operator.
 pub(crate) fn compress_factors(
     factors: &dyn Method,
     found: &Factors,
     [rows, cols]: [usize; 2],
     cx: &Context,
 ) -> Result<Box<dyn LinearOp>> {
-    let prepared = factors.prepare(None, cx)?;
+    let none = StatSet::none();
+    let prepared = factors.prepare(&none, cx)?;
     let one = |values: &[f32], shape: [usize; 2]| {
         prepared.compress(&MatView::new(values, shape)?, 0..shape[0], cx).map(|done| done.op)
     };

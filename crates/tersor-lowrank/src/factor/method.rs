@@ -1,13 +1,13 @@
-//! Weights replaced by factors.
+//! [`LowRank`]: weights replaced by factors.
 
 use std::ops::Range;
 use std::time::Instant;
 
-use tersor_core::compose::Cast;
 use tersor_core::{
-    Check, Compressed, Context, DType, Error, Layout, Method, ParamError, Prepared, Report, Result, RowSource,
-    StatNeeds, StatSet, read_finite,
+    Check, Compressed, Context, DType, Element, Extent, IntoMat, Layout, LinearOp, Method, ParamError, Prepared,
+    Report, Result, RowSource, StatNeeds, StatSet, read_finite,
 };
+use tersor_operators::Cast;
 
 use super::decompose::{Weights, bits_of, compress_factors, decompose, factor_layout};
 use super::{Norm, Rank};
@@ -20,12 +20,12 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    /// By singular values; factors in f16.
+    /// Returns the factorization by singular values, factors in f16.
     pub fn new(rank: Rank) -> Self {
         Self { norm: Norm::Plain, rank, factors: None }
     }
 
-    /// Which error counts.
+    /// The norm of the error that is minimized.
     pub fn norm(self, norm: Norm) -> Self {
         Self { norm, ..self }
     }
@@ -33,6 +33,12 @@ impl LowRank {
     /// How the factors are stored, by a method that needs no data.
     pub fn factors(self, factors: Box<dyn Method>) -> Self {
         Self { factors: Some(factors), ..self }
+    }
+
+    /// Checks the parameters and factors a matrix `[out_features, in_features]` for inputs with these statistics; without a norm that needs them,
+    /// [`StatSet::none`] serves. Errors on a wrong parameter, statistics that lack what the norm needs, or a value that is not finite.
+    pub fn quantize<T: Element>(self, w: &impl IntoMat<T>, stats: &StatSet) -> Result<(Box<dyn LinearOp>, Report)> {
+        crate::typed(&self.check()?, w, stats)
     }
 }
 
@@ -45,7 +51,7 @@ impl Check for LowRank {
     }
 }
 
-/// The method for factors: f16 unless given.
+/// Returns the method that stores factors: f16 unless given.
 pub(crate) fn storage(factors: Option<Box<dyn Method>>) -> Result<Box<dyn Method>, ParamError> {
     let factors = match factors {
         Some(factors) => factors,
@@ -74,8 +80,14 @@ impl Method for CheckedLowRank {
     fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
         factor_layout(&*self.factors, self.rank, shape)
     }
-    fn prepare<'s>(&'s self, stats: Option<&StatSet>, _: &Context) -> Result<Box<dyn Prepared + 's>> {
+    fn extent(&self) -> Extent {
+        Extent::Whole
+    }
+    fn prepare<'s>(&'s self, stats: &StatSet, _: &Context) -> Result<Box<dyn Prepared + 's>> {
         Ok(Box::new(Ready { method: self, weights: Weights::of(self.norm, stats)? }))
+    }
+    fn plain(&self) -> Option<&dyn Method> {
+        (!self.norm.needs().any_data()).then_some(self as &dyn Method)
     }
 }
 
@@ -93,16 +105,12 @@ impl Prepared for Ready<'_> {
         let found = cx.run(|| decompose(&values, shape, &self.weights, how.rank, bits, cx))?;
         let op = compress_factors(&*how.factors, &found, shape, cx)?;
         let mut back = vec![0f32; values.len()];
-        op.decompress_rows(0..shape[0], &mut back)?;
+        op.decompress_rows(0..shape[0], &mut back, &cx.exec)?;
         Ok(Compressed { op, report: Report::of(&values, &back, start.elapsed()) })
     }
 }
 
-/// The shape of a matrix all of whose rows were asked for. Error otherwise.
+/// Returns the shape of a matrix. Errors unless all of its rows were asked for.
 pub(crate) fn whole(w: &dyn RowSource, rows: &Range<usize>) -> Result<[usize; 2]> {
-    let shape = w.shape();
-    match *rows == (0..shape[0]) {
-        true => Ok(shape),
-        false => Err(Error::shape("rows of a matrix that is factored", 0..shape[0], rows)),
-    }
+    Extent::Whole.check(rows, w.shape()[0]).map(|()| w.shape())
 }

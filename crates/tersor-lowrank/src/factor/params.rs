@@ -1,43 +1,43 @@
-//! How many directions are kept, and which error counts.
+//! Parameters of factorizations: the rank, and the norm of the error.
 
 use tersor_core::{ParamError, Result, StatNeeds};
 
 /// How many singular directions are kept.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Rank {
-    /// So many; of a matrix that has fewer, all.
+    /// This many, or all of a matrix that has fewer.
     Fixed(usize),
-    /// As many as fit into so many bits a weight of the matrix, at least 1.
+    /// As many as fit into this many bits for each weight of the matrix, at least 1.
     Bits(f64),
-    /// The fewest that leave at most this part of the norm (in the [`Norm`] that counts), but no more than `most`.
+    /// The fewest whose product is within a relative tolerance of the matrix (in the [`Norm`] that is minimized), at most `max`.
     Error {
-        /// Above 0 and below 1.
-        left: f64,
+        /// The share of the norm that may remain, above 0 and below 1.
+        tolerance: f64,
         /// The largest rank.
-        most: usize,
+        max: usize,
     },
 }
 
 impl Rank {
-    /// Error when the number is not one that it can be.
+    /// Errors if the rank is 0, or a number is out of its range.
     pub fn check(self) -> Result<(), ParamError> {
         match self {
-            Rank::Fixed(0) | Rank::Error { most: 0, .. } => Err(ParamError::new("rank", 0, "must be at least 1")),
+            Rank::Fixed(0) | Rank::Error { max: 0, .. } => Err(ParamError::new("rank", 0, "must be at least 1")),
             Rank::Bits(b) if !(b.is_finite() && b > 0.0) => {
                 Err(ParamError::new("rank_bits", b, "must be a finite number of bits a weight above 0"))
             }
-            Rank::Error { left, .. } if !(left > 0.0 && left < 1.0) => {
-                Err(ParamError::new("left", left, "must be above 0 and below 1"))
+            Rank::Error { tolerance, .. } if !(tolerance > 0.0 && tolerance < 1.0) => {
+                Err(ParamError::new("tolerance", tolerance, "must be above 0 and below 1"))
             }
             _ => Ok(()),
         }
     }
 
-    /// The largest rank for a matrix `[rows, cols]` whose factors take `bits` a value.
-    pub fn most(self, [rows, cols]: [usize; 2], bits: f64) -> usize {
+    /// Returns the largest rank for a matrix `[rows, cols]` whose factors take `bits` bits a value.
+    pub fn max_rank(self, [rows, cols]: [usize; 2], bits: f64) -> usize {
         let full = rows.min(cols);
         match self {
-            Rank::Fixed(n) | Rank::Error { most: n, .. } => n.min(full),
+            Rank::Fixed(n) | Rank::Error { max: n, .. } => n.min(full),
             Rank::Bits(b) => {
                 let each = bits * (rows as f64 + cols as f64);
                 ((b * rows as f64 * cols as f64 / each) as usize).clamp(1.min(full), full)
@@ -46,7 +46,7 @@ impl Rank {
     }
 }
 
-/// Which error the factors are best for.
+/// The norm of the error that the factors minimize.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Norm {
     /// `‖E‖`: of the weights (LQER).
@@ -58,9 +58,9 @@ pub enum Norm {
 }
 
 impl Norm {
-    /// What must be known of the inputs.
+    /// Returns the statistics of the inputs that the norm needs.
     pub fn needs(self) -> StatNeeds {
-        let none = StatNeeds { whole_matrix: true, ..StatNeeds::default() };
+        let none = StatNeeds::default();
         match self {
             Norm::Plain => none,
             Norm::Magnitude => StatNeeds { channel: true, ..none },

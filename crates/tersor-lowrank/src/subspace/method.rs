@@ -1,18 +1,15 @@
-//! Runs of columns by methods of their own, as a [`Method`].
+//! [`Subspaces`]: runs of columns by methods of their own.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Instant;
 
-use tersor_core::compose::{Split, split_layout};
 use tersor_core::method::ROW_UNIT;
 use tersor_core::{
-    Check, Compressed, Context, Error, Layout, LinearOp, MatView, Method, ParamError, Prepared, Report, Result,
-    RowSource, StatNeeds, StatSet, read_finite,
+    Check, Compressed, Context, Element, Error, Extent, IntoMat, Layout, LinearOp, MatView, Method, ParamError,
+    Prepared, Report, Result, RowSource, StatNeeds, StatSet, read_finite,
 };
-use tersor_linalg::{inverse_factor, matmul};
-
-use crate::gram::in_gram;
+use tersor_linalg::{Gram, inverse_factor, matmul};
+use tersor_operators::{Split, split_layout};
 
 /// Parameters, unchecked: no runs yet, of all features together, damping 0.01.
 ///
@@ -20,24 +17,23 @@ use crate::gram::in_gram;
 /// use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 /// use tersor_core::*;
 /// use tersor_groupwise::Rtn;
-/// use tersor_lowrank::{Blocks, Moments, Subspaces};
+/// use tersor_lowrank::{Blocks, Subspaces, principal_rotation};
 ///
 /// # fn main() -> Result<()> {
 /// // Inputs of 64 features that vary most along two directions.
 /// let (tokens, k) = (100, 64);
 /// let x: Vec<f32> = (0..tokens * k).map(|i| ((i % k + 1) as f32 * (i / k) as f32).sin() * if i % k < 2 { 9.0 } else { 1.0 }).collect();
-/// let mut moments = Moments::new(k)?;
-/// moments.observe(&x)?;
+/// let mut stats = StatSet::new(k, StatNeeds { gram: true, ..StatNeeds::default() }, 0, 0)?;
+/// stats.observe(&MatView::new(&x, [tokens, k])?)?;
 /// // An eighth of the directions, the last, at 8 bits.
-/// let rotation = moments.rotation(&Blocks::random(&[56, 8], &mut ChaCha8Rng::seed_from_u64(0))?)?;
+/// let rotation = principal_rotation(stats.require_gram()?, &Blocks::random(&[56, 8], &mut ChaCha8Rng::seed_from_u64(0))?)?;
 /// let rtn = |bits| Ok::<_, Error>(Box::new(Rtn::new().bits(bits).check()?));
-/// let method = Subspaces::new().part(0.875, rtn(4)?).part(0.125, rtn(8)?).check()?;
+/// let method = Subspaces::new().part(0.875, rtn(4)?).part(0.125, rtn(8)?);
 /// let mut weights: Vec<f32> = (0..32 * k).map(|i| ((i * i) as f32 * 0.37).sin()).collect();
 /// rotation.forward(&mut weights);
-/// let cx = Context::new();
-/// let done = method.prepare(None, &cx)?.compress(&MatView::new(&weights, [32, k])?, 0..32, &cx)?;
-/// // For inputs as they are.
-/// let op = compose::Rotated::new(rotation, done.op)?;
+/// let (op, _) = method.quantize(&MatView::new(&weights, [32, k])?, &StatSet::none())?;
+/// // For inputs that are not rotated.
+/// let op = tersor_operators::Rotated::new(rotation, op)?;
 /// assert_eq!(op.shape(), [32, k]);
 /// # Ok(())
 /// # }
@@ -69,6 +65,12 @@ impl Subspaces {
     /// What is added to the diagonal of the Hessian before what later runs can make up for is found, as a share of its mean; above 0, finite.
     pub fn damping(self, damping: f64) -> Self {
         Self { damping: Some(damping), ..self }
+    }
+
+    /// Checks the parameters and quantizes a matrix `[out_features, in_features]` for inputs with these statistics; where no part needs them,
+    /// [`StatSet::none`] serves. Errors on a wrong parameter, statistics that lack what is needed, or a value that is not finite.
+    pub fn quantize<T: Element>(self, w: &impl IntoMat<T>, stats: &StatSet) -> Result<(Box<dyn LinearOp>, Report)> {
+        crate::typed(&self.check()?, w, stats)
     }
 }
 
@@ -143,18 +145,22 @@ impl Method for CheckedSubspaces {
         Ok(split_layout(self.runs(shape[1])?.iter().map(part).collect::<Result<Vec<_>>>()?))
     }
 
-    fn prepare<'s>(&'s self, stats: Option<&StatSet>, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
-        let mut parts: Vec<Option<Part<'s>>> = Vec::new();
-        let Some(stats) = stats.filter(|_| self.needs().any_data()) else {
-            for (_, method) in &self.parts {
-                // One that needs data says what it misses.
-                parts.push(Some(Part { prepared: method.prepare(None, cx)?, moves: None }));
-            }
+    fn extent(&self) -> Extent {
+        self.parts.iter().fold(Extent::Blocks, |extent, (_, m)| extent.union(m.extent()))
+    }
+
+    fn prepare<'s>(&'s self, stats: &StatSet, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
+        if !self.needs().any_data() || stats.tokens() == 0 {
+            // A part that needs data names what it misses.
+            let part = |(_, method): &'s (f64, Box<dyn Method>)| {
+                Ok(Some(Part { prepared: method.prepare(stats, cx)?, moves: None }))
+            };
+            let parts = self.parts.iter().map(part).collect::<Result<_>>()?;
             return Ok(Box::new(Ready { method: self, parts, gram: None }));
-        };
+        }
+        let mut parts: Vec<Option<Part<'s>>> = Vec::new();
         parts.resize_with(self.parts.len(), || None);
         for (number, run) in self.runs(stats.features())? {
-            let method = &self.parts[number].1;
             let mut own = stats.columns(run.clone())?;
             let mut moves = None;
             if let Some(gram) = stats.gram()
@@ -164,10 +170,10 @@ impl Method for CheckedSubspaces {
                 own = own.with_gram(rest)?;
                 moves = Some(coupling);
             }
-            let prepared = method.prepare(method.needs().any_data().then_some(&own), cx)?;
-            parts[number] = Some(Part { prepared, moves });
+            parts[number] = Some(Part { prepared: self.parts[number].1.prepare(&own, cx)?, moves });
         }
-        Ok(Box::new(Ready { method: self, parts, gram: stats.shared_gram() }))
+        let gram = stats.gram().map(|gram| Gram::new(gram, stats.features(), 1.0)).transpose()?;
+        Ok(Box::new(Ready { method: self, parts, gram }))
     }
 }
 
@@ -217,16 +223,16 @@ struct Part<'s> {
 struct Ready<'s> {
     method: &'s CheckedSubspaces,
     parts: Vec<Option<Part<'s>>>,
-    gram: Option<Arc<Vec<f64>>>,
+    gram: Option<Gram>,
 }
 
 impl Prepared for Ready<'_> {
     fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
         let (n, cols, start) = (rows.len(), w.shape()[1], Instant::now());
         if let Some(gram) = &self.gram
-            && cols.checked_mul(cols) != Some(gram.len())
+            && cols != gram.features()
         {
-            return Err(Error::shape("features of the statistics", cols, gram.len().isqrt()));
+            return Err(Error::shape("features of the statistics", cols, gram.features()));
         }
         let values = read_finite(w, rows)?;
         let mut moved = values.clone();
@@ -238,7 +244,7 @@ impl Prepared for Ready<'_> {
             let done = part.prepared.compress(&MatView::new(&own, [n, run.len()])?, 0..n, cx)?;
             if let Some(moves) = &part.moves {
                 let mut lost = vec![0f32; own.len()];
-                done.op.decompress_rows(0..n, &mut lost)?;
+                done.op.decompress_rows(0..n, &mut lost, &cx.exec)?;
                 let lost: Vec<f64> = own.iter().zip(&lost).map(|(w, b)| f64::from(*w) - f64::from(*b)).collect();
                 let rest = cols - run.end;
                 // In units, so that the sums are the same whatever the block of rows.
@@ -255,14 +261,14 @@ impl Prepared for Ready<'_> {
         }
         let op = Split::new(ops)?;
         let mut error = vec![0f32; values.len()];
-        op.decompress_rows(0..n, &mut error)?;
+        op.decompress_rows(0..n, &mut error, &cx.exec)?;
         let own = Report::of(&values, &error, start.elapsed());
         (report.squared_error, report.energy, report.seconds) = (own.squared_error, own.energy, own.seconds);
         (report.data_error, report.data_energy) = (None, None);
         if let Some(gram) = &self.gram {
             error.iter_mut().zip(&values).for_each(|(e, w)| *e = w - *e);
-            report.data_error = Some(cx.run(|| in_gram(&error, [n, cols], gram))?);
-            report.data_energy = Some(cx.run(|| in_gram(&values, [n, cols], gram))?);
+            report.data_error = Some(cx.run(|| gram.loss(&error))?);
+            report.data_energy = Some(cx.run(|| gram.loss(&values))?);
         }
         Ok(Compressed { op: Box::new(op), report })
     }

@@ -4,5 +4,5 @@
 mod basis;
 mod method;
 
-pub use basis::{Blocks, Moments, basis};
+pub use basis::{Blocks, basis, principal_rotation};
 pub use method::{CheckedSubspaces, Subspaces, widths};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tersor::core::{Check, Context, Error, Result, Site, StatNeeds, StatSet};
+use tersor::core::{Check, Context, Result, Site, StatNeeds, StatSet};
 use tersor::formats::Model;
 use tersor::groupwise::Gptq;
 use tersor::llm::{ABREAST, Behind, Calibration as Walk, Checkpoint, Forks, Hooks, Replaced, SiteKind};
@@ -54,7 +54,7 @@ pub fn measure(plan: &Plan, model: &Model, cx: &Context) -> Result<Vec<Item>> {
         let other = op.clone();
         forks.embedding(name, network.tied().then_some(op), &mut |from, row, out| {
             if from == name {
-                other.decompress_rows(row..row + 1, out)
+                other.decompress_rows(row..row + 1, out, &cx.exec)
             } else {
                 model.rows(from)?.read_rows(row..row + 1, out)
             }
@@ -69,8 +69,7 @@ pub fn measure(plan: &Plan, model: &Model, cx: &Context) -> Result<Vec<Item>> {
         let mut kinds = SiteKind::ALL.into_iter();
         let mut compress = |site: &Site, stats: &StatSet| {
             let kind = kinds.next().unwrap_or(SiteKind::Down);
-            let missing = || Error::Missing { name: "XᵀX".into(), place: format!("the statistics of {}", site.name) };
-            let gram = stats.gram().ok_or_else(missing)?;
+            let gram = stats.require_gram().map_err(|e| e.in_tensor(&site.name))?;
             let factor = cx.run(|| Gptq::new().check()?.factor(gram, site.features))?;
             for (place, c) in site.consumers.iter().enumerate() {
                 let rows = model.rows(&c.weight)?;

@@ -6,10 +6,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tersor::core::{
-    Check, Context, LinearOp, MatView, MemTensors, Method, Result, RowSlot, RowSource, metrics, read_finite,
-    view::elements,
+    Check, Context, LinearOp, MatView, MemTensors, Method, Result, RowSlot, RowSource, read_finite, view::elements,
 };
-use tersor::groupwise::gptq::Factor;
+use tersor::groupwise::gptq::HessianFactor;
 use tersor::groupwise::mixed::Choice;
 use tersor::groupwise::{Clip, Gptq, Grid, Rtn};
 
@@ -80,7 +79,7 @@ impl Item {
     pub fn solved(
         name: &str,
         rows: &dyn RowSource,
-        factor: &Factor,
+        factor: &HessianFactor,
         cx: &Context,
     ) -> Result<(Self, Arc<dyn LinearOp>)> {
         let sample = Sample::new(rows)?;
@@ -93,7 +92,7 @@ impl Item {
         let mut scales: BTreeMap<u32, (bool, f64, f64)> = BTreeMap::new();
         for bits in SOLVED {
             let run = |mse: bool| -> Result<f64> {
-                let report = cx.run(|| gptq(bits, mse)?.quantize_with(&sample.view()?, factor))?.report;
+                let (_, report) = gptq(bits, mse)?.quantize_with(&sample.view()?, factor, cx)?;
                 Ok(report.data_error.unwrap_or(report.squared_error))
             };
             let (plain, searched) = (run(false)?, run(true)?);
@@ -120,7 +119,7 @@ impl Item {
         item.measured = measured;
         let values = read_finite(rows, 0..rows.shape()[0])?;
         let whole = MatView::new(&values, rows.shape())?;
-        let op = cx.run(|| gptq(MEASURED.0, search)?.quantize_with(&whole, factor))?.op;
+        let (op, _) = gptq(MEASURED.0, search)?.quantize_with(&whole, factor, cx)?;
         Ok((item, op.into()))
     }
 
@@ -192,27 +191,24 @@ impl Sample {
 
     /// Squared error of rounding.
     fn error(&self, way: Way) -> Result<f64> {
-        let op = way.rtn().quantize(&self.view()?)?;
-        let mut back = vec![0f32; self.values.len()];
-        op.decompress_rows(0..self.shape[0], &mut back)?;
-        Ok(metrics::squared_error(&self.values, &back))
+        Ok(way.rtn().quantize(&self.view()?)?.1.squared_error)
     }
 }
 
 /// What is measured of a matrix that is rounded. Blocks of rows at a time: an embedding in f32 may be most of a model.
 pub fn coarse(rows: &dyn RowSource) -> Result<Arc<dyn LinearOp>> {
     let (bits, group) = MEASURED;
-    let method = Way { bits, group, sym: false, mse: false }.rtn().check()?;
+    let method = Way { bits, group, sym: false, mse: false }.rtn();
     let [total, cols] = rows.shape();
     let (mut tensors, mut spec) = (MemTensors::new(), None);
     let step = crate::compress::block_rows(cols);
     for first in (0..total).step_by(step) {
         let last = (first + step).min(total);
         let values = read_finite(rows, first..last)?;
-        let op = method.quantize(&MatView::new(&values, [last - first, cols])?)?;
+        let (op, _) = method.quantize(&MatView::new(&values, [last - first, cols])?)?;
         let at = RowSlot { first, total };
-        op.save("w", at, &mut tensors)?;
-        spec = Some(op.spec(at));
+        op.save_block("w", at, &mut tensors)?;
+        spec = Some(op.spec_block(at));
     }
     let spec = spec.ok_or_else(|| tersor::core::Error::shape("rows of a matrix", "at least one", 0))?;
     Ok(tersor::registry().load(&spec, "w", &tensors)?.into())

@@ -1,0 +1,76 @@
+//! Block-wise quantization of matrices, as a [`Method`].
+
+use std::ops::Range;
+use std::time::Instant;
+
+use tersor_core::method::ROW_UNIT;
+use tersor_core::view::elements;
+use tersor_core::{
+    Compressed, Context, DType, Element, Extent, Layout, LinearOp, Method, Prepared, Report, Result, RowSource,
+    StatNeeds, StatSet, read_finite,
+};
+use tersor_operators::{BlockwiseForm, BlockwiseLinear};
+
+use super::CheckedBlockwise;
+
+impl Method for CheckedBlockwise {
+    fn name(&self) -> String {
+        self.map().kind().name().into()
+    }
+
+    fn needs(&self) -> StatNeeds {
+        StatNeeds::default()
+    }
+
+    fn extent(&self) -> Extent {
+        // Blocks of rows must be whole blocks of values, and the mean of scales is of all of them.
+        let whole = self.is_nested() || !ROW_UNIT.is_multiple_of(self.block());
+        if whole { Extent::Whole } else { Extent::Blocks }
+    }
+
+    fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
+        elements(shape)?;
+        let form =
+            BlockwiseForm { map: self.map(), block: self.block(), nested: self.is_nested(), dtype: f32::DTYPE, shape };
+        Ok(form.layout())
+    }
+
+    fn prepare<'s>(&'s self, _: &StatSet, _: &Context) -> Result<Box<dyn Prepared + 's>> {
+        Ok(Box::new(Ready(self)))
+    }
+
+    fn plain(&self) -> Option<&dyn Method> {
+        Some(self)
+    }
+}
+
+impl CheckedBlockwise {
+    /// Quantizes rows of a matrix whose values came as `dtype`. Errors as the method's `compress`.
+    pub(super) fn matrix(
+        &self,
+        w: &dyn RowSource,
+        rows: Range<usize>,
+        dtype: DType,
+        cx: &Context,
+    ) -> Result<(BlockwiseLinear, Report)> {
+        cx.cancel.check()?;
+        let ([all, cols], start) = (w.shape(), Instant::now());
+        self.extent().check(&rows, all)?;
+        let values = read_finite(w, rows.clone())?;
+        let shape = [rows.len(), cols];
+        let q = cx.run(|| self.quantize_from(&values, rows.start * cols, dtype, &cx.exec))?;
+        let op = BlockwiseLinear::new(q, shape)?;
+        let mut back = vec![0f32; values.len()];
+        op.decompress_rows(0..shape[0], &mut back, &cx.exec)?;
+        Ok((op, Report::of(&values, &back, start.elapsed())))
+    }
+}
+
+struct Ready<'m>(&'m CheckedBlockwise);
+
+impl Prepared for Ready<'_> {
+    fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
+        let (op, report) = self.0.matrix(w, rows, f32::DTYPE, cx)?;
+        Ok(Compressed { op: Box::new(op), report })
+    }
+}

@@ -1,0 +1,110 @@
+//! [`Coupling`]: the rows and columns that belong to one head, neuron or channel.
+
+use std::ops::Range;
+
+use crate::{Error, Fold, Result, Side, Transform};
+
+/// What a coupling cuts a part of a network into.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unit {
+    /// Query heads with a key/value head of their own.
+    Head,
+    /// Key/value heads with the query heads that share them.
+    KvHead,
+    /// Neurons of a feed-forward part.
+    Neuron,
+    /// Channels of a convolution or of the residual stream.
+    Channel,
+}
+
+/// A part of a network that is made of equal units, and every run of rows and columns that goes with a unit: removing a unit removes these.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Coupling {
+    /// A name that is unique in the network: `model.layers.3.mlp`.
+    pub name: String,
+    /// What a unit is.
+    pub unit: Unit,
+    /// Number of units.
+    pub count: usize,
+    /// The matrices and vectors that have runs of features for each unit.
+    pub parts: Vec<Coupled>,
+}
+
+/// One axis of a matrix (or a vector, whose features count as columns) in a coupling: unit `i` has the features `i * width .. (i + 1) * width`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Coupled {
+    /// Name of the weight.
+    pub weight: String,
+    /// The axis.
+    pub side: Side,
+    /// Features of a unit.
+    pub width: usize,
+}
+
+impl Coupling {
+    /// Returns weight, axis and features of everything that goes with a unit. Errors if there is no such unit.
+    pub fn ranges(&self, unit: usize) -> Result<Vec<(&str, Side, Range<usize>)>> {
+        if unit >= self.count {
+            return Err(Error::range("unit", 0..self.count, unit).in_tensor(&self.name));
+        }
+        let range = |p: &Coupled| unit * p.width..(unit + 1) * p.width;
+        Ok(self.parts.iter().map(|p| (p.weight.as_str(), p.side, range(p))).collect())
+    }
+
+    /// Returns the folds that keep these units, in this order, and remove the others everywhere. Errors if a unit is outside or named twice, or
+    /// none is kept.
+    pub fn keep(&self, units: &[usize]) -> Result<Vec<Fold>> {
+        if units.is_empty() {
+            return Err(Error::range("units that are kept", format!("1 to {}", self.count), 0).in_tensor(&self.name));
+        }
+        let fold = |p: &Coupled| -> Result<Fold> {
+            let features = |u: &usize| (u * p.width..(u + 1) * p.width).map(|f| f as u32);
+            let kept = units.iter().flat_map(features).collect();
+            let transform = Transform::select(kept, self.count * p.width).map_err(|e| e.in_tensor(&p.weight))?;
+            Ok(Fold { weight: p.weight.clone(), side: p.side, transform })
+        };
+        self.parts.iter().map(fold).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FoldedRows, MatView, RowSource, read_finite};
+
+    /// `down (gate ∘ up)` with units removed equals the same with their inner activations at zero.
+    #[test]
+    fn removed_units_compute_the_masked_function() {
+        let values = |n: usize, k: f32| (0..n).map(|i| (i as f32 * k).sin()).collect::<Vec<f32>>();
+        let (up, gate, down, x) = (values(12, 0.7), values(12, 1.3), values(8, 0.3), values(3, 2.1));
+        let part = |weight: &str, side| Coupled { weight: weight.into(), side, width: 1 };
+        let coupling = Coupling {
+            name: "mlp".into(),
+            unit: Unit::Neuron,
+            count: 4,
+            parts: vec![part("up", Side::Output), part("gate", Side::Output), part("down", Side::Input)],
+        };
+        let kept = [0, 3];
+        let folds = coupling.keep(&kept).unwrap();
+        let rows = |name: &str, w: &[f32], shape| {
+            let m = MatView::new(w, shape).unwrap();
+            let folded = FoldedRows::new(&m, name, &folds).unwrap();
+            (read_finite(&folded, 0..folded.shape()[0]).unwrap(), folded.shape())
+        };
+        let ((u, shape), (g, _), (d, down_shape)) =
+            (rows("up", &up, [4, 3]), rows("gate", &gate, [4, 3]), rows("down", &down, [2, 4]));
+        assert_eq!((shape, down_shape), ([2, 3], [2, 2]));
+        let product = |w: &[f32], x: &[f32]| -> Vec<f32> {
+            w.chunks(x.len()).map(|r| r.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
+        };
+        let inner: Vec<f32> = product(&u, &x).iter().zip(product(&g, &x)).map(|(a, b)| a * b).collect();
+        let mut masked: Vec<f32> = product(&up, &x).iter().zip(product(&gate, &x)).map(|(a, b)| a * b).collect();
+        (0..4).filter(|i| !kept.contains(i)).for_each(|i| masked[i] = 0.0);
+        for (a, b) in product(&d, &inner).iter().zip(product(&down, &masked)) {
+            assert!((a - b).abs() < 1e-6);
+        }
+        assert_eq!(coupling.ranges(3).unwrap()[2], ("down", Side::Input, 3..4));
+        assert!(coupling.ranges(4).is_err() && coupling.keep(&[]).is_err());
+        assert!(coupling.keep(&[0, 4]).is_err() && coupling.keep(&[1, 1]).is_err());
+    }
+}

@@ -1,0 +1,154 @@
+//! [`Mask`]: which weights of a matrix are kept.
+
+use std::ops::Range;
+
+use crate::rows::check_range;
+use crate::{Error, Result, RowSource, view::elements};
+
+/// One bit for each weight of a matrix `[rows, cols]`: set where the weight is kept, clear where it is zero for good.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Mask {
+    shape: [usize; 2],
+    /// `[rows, words]`; bits beyond the columns are clear.
+    bits: Vec<u64>,
+}
+
+impl Mask {
+    /// Returns a mask that keeps every weight. Errors if the matrix does not fit the address space.
+    pub fn all(shape: [usize; 2]) -> Result<Self> {
+        elements(shape)?;
+        let words = shape[1].div_ceil(64);
+        let mut mask = Self { shape, bits: vec![u64::MAX; shape[0] * words] };
+        let rest = shape[1] % 64;
+        if rest > 0 {
+            mask.bits.iter_mut().skip(words - 1).step_by(words).for_each(|w| *w = (1 << rest) - 1);
+        }
+        Ok(mask)
+    }
+
+    /// Returns a mask that keeps the weights for which `keep(row, col)` holds. Errors if the matrix does not fit the address space.
+    pub fn from_fn(shape: [usize; 2], keep: impl Fn(usize, usize) -> bool) -> Result<Self> {
+        let mut mask = Self::all(shape)?;
+        for r in 0..shape[0] {
+            (0..shape[1]).filter(|c| !keep(r, *c)).for_each(|c| mask.set(r, c, false));
+        }
+        Ok(mask)
+    }
+
+    /// Returns `[rows, cols]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// Returns whether a weight is kept; false outside of the matrix.
+    pub fn keeps(&self, row: usize, col: usize) -> bool {
+        let [rows, cols] = self.shape;
+        row < rows && col < cols && self.bits[row * cols.div_ceil(64) + col / 64] >> (col % 64) & 1 == 1
+    }
+
+    /// Keeps a weight, or not. Does nothing outside of the matrix.
+    pub fn set(&mut self, row: usize, col: usize, keep: bool) {
+        let [rows, cols] = self.shape;
+        if row < rows && col < cols {
+            let (word, bit) = (&mut self.bits[row * cols.div_ceil(64) + col / 64], 1u64 << (col % 64));
+            *word = if keep { *word | bit } else { *word & !bit };
+        }
+    }
+
+    /// Returns the number of weights that are kept.
+    pub fn count(&self) -> usize {
+        self.bits.iter().map(|w| w.count_ones() as usize).sum()
+    }
+
+    /// Returns the share of weights that are not kept; 0 for an empty matrix.
+    pub fn sparsity(&self) -> f64 {
+        let n = self.shape[0] * self.shape[1];
+        if n == 0 { 0.0 } else { 1.0 - self.count() as f64 / n as f64 }
+    }
+
+    /// Sets the weights of rows `rows`, row-major in `w`, that are not kept to zero. Errors if the range or the length does not fit.
+    pub fn apply(&self, rows: Range<usize>, w: &mut [f32]) -> Result<()> {
+        check_range(self.shape, &rows, w.len())?;
+        let words = self.shape[1].div_ceil(64);
+        for (row, w) in rows.zip(w.chunks_exact_mut(self.shape[1].max(1))) {
+            for (bits, part) in self.bits[row * words..(row + 1) * words].iter().zip(w.chunks_mut(64)) {
+                if *bits != u64::MAX {
+                    let dropped = |(i, v): (usize, &mut f32)| {
+                        if bits >> i & 1 == 0 {
+                            *v = 0.0
+                        }
+                    };
+                    part.iter_mut().enumerate().for_each(dropped);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the mask of some rows. Errors if the range leaves the matrix.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Self> {
+        if rows.start > rows.end || rows.end > self.shape[0] {
+            return Err(Error::range("rows of a mask", 0..self.shape[0], rows));
+        }
+        let words = self.shape[1].div_ceil(64);
+        let bits = self.bits[rows.start * words..rows.end * words].to_vec();
+        Ok(Self { shape: [rows.len(), self.shape[1]], bits })
+    }
+}
+
+/// The rows of a matrix with a mask: weights that are not kept read as zero, and quantizers leave them at zero.
+pub struct Masked<'a> {
+    source: &'a dyn RowSource,
+    mask: &'a Mask,
+}
+
+impl<'a> Masked<'a> {
+    /// Wraps a source. Errors if the mask has another shape.
+    pub fn new(source: &'a dyn RowSource, mask: &'a Mask) -> Result<Self> {
+        if source.shape() != mask.shape() {
+            return Err(Error::shape("shape of a mask", source.shape(), mask.shape()));
+        }
+        Ok(Self { source, mask })
+    }
+}
+
+impl RowSource for Masked<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.source.shape()
+    }
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.source.read_rows(rows.clone(), out)?;
+        self.mask.apply(rows, out)
+    }
+    fn read_mask(&self, rows: Range<usize>, out: &mut Mask) -> Result<bool> {
+        *out = self.mask.rows(rows)?;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MatView;
+
+    #[test]
+    fn bits_count_and_apply() {
+        let mut mask = Mask::from_fn([3, 70], |r, c| (r + c) % 3 != 0).unwrap();
+        assert_eq!(mask.count(), (0..3).map(|r| (0..70).filter(|c| (r + c) % 3 != 0).count()).sum::<usize>());
+        assert!(mask.keeps(0, 1) && !mask.keeps(0, 69) && !mask.keeps(3, 0) && !mask.keeps(0, 70));
+        mask.set(0, 69, true);
+        assert!(mask.keeps(0, 69));
+        let full = Mask::all([3, 70]).unwrap();
+        assert_eq!((full.count(), full.sparsity()), (210, 0.0));
+        let w = vec![1f32; 210];
+        let m = MatView::new(&w, [3, 70]).unwrap();
+        let masked = Masked::new(&m, &mask).unwrap();
+        let rows = crate::read_finite(&masked, 1..3).unwrap();
+        assert!(rows.iter().enumerate().all(|(i, v)| (*v == 1.0) == mask.keeps(1 + i / 70, i % 70)));
+        let mut part = Mask::default();
+        assert!(masked.read_mask(1..3, &mut part).unwrap());
+        assert_eq!(part, mask.rows(1..3).unwrap());
+        assert!(Masked::new(&m, &Mask::all([3, 71]).unwrap()).is_err() && mask.rows(2..4).is_err());
+        assert_eq!(Mask::all([2, 0]).unwrap().count(), 0);
+    }
+}

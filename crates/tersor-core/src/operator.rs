@@ -1,0 +1,177 @@
+//! [`LinearOp`]: a weight matrix in any stored form, which multiplies.
+
+use std::ops::Range;
+
+use tersor_kernels::dense::{self, How, Write};
+
+use crate::method::ROW_UNIT;
+use crate::{Error, Exec, Input, IntoMat, MatView, MatViewMut, OpSpec, Result, RowSlot, TensorSink};
+
+/// A weight matrix `W` `[out_features, in_features]` in any stored form. It multiplies (`y = x Wᵀ`), gives its rows back, is saved, and is
+/// loaded again through a [`Registry`](crate::Registry).
+///
+/// A new stored form implements five methods: [`shape`](Self::shape), [`storage_bits`](Self::storage_bits),
+/// [`decompress_rows`](Self::decompress_rows), [`spec_block`](Self::spec_block) and [`save_block`](Self::save_block). The products then work
+/// through `decompress_rows`, a block of rows at a time; a form with kernels of its own overrides them.
+pub trait LinearOp: Send + Sync {
+    /// Returns `[out_features, in_features]`.
+    fn shape(&self) -> [usize; 2];
+
+    /// Returns the exact number of stored bits: the size of the layout that the method announced, and of the tensors that
+    /// [`save`](Self::save) writes. Parts that are shared with other operators are not included; see [`shared_parts`](Self::shared_parts).
+    fn storage_bits(&self) -> u64;
+
+    /// Returns name and bits of each stored part that other operators may use too (a codebook of the network). See [`storage_bits_of`].
+    fn shared_parts(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
+    /// Writes rows of `W` in f32, row-major, into `out`, whose length is `rows.len() * in_features`. Errors if the range leaves the matrix or
+    /// `out` has another length.
+    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()>;
+
+    /// Computes `y = x Wᵀ` ([`Write::Set`]) or `y += x Wᵀ` ([`Write::Add`]) for `x` `[tokens, in_features]` and `y` `[tokens, out_features]`.
+    /// Errors if the shapes do not fit or a value of `x` is not finite; `y` is then unspecified.
+    fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
+        apply_by_rows(self, x, y, write, exec)
+    }
+
+    /// Computes `dx += dy W`, the gradient of [`apply`](Self::apply) with respect to its input, for `dy` `[tokens, out_features]` and `dx`
+    /// `[tokens, in_features]`. Errors if the shapes do not fit.
+    fn apply_transposed(&self, dy: MatView<'_, f32>, dx: MatViewMut<'_>, exec: &Exec) -> Result<()> {
+        apply_transposed_by_rows(self, dy, dx, exec)
+    }
+
+    /// Describes the matrix of which these rows are the block `at`: kind, parameters and parts. Together with the tensors of
+    /// [`save_block`](Self::save_block) this is all that loading needs.
+    fn spec_block(&self, at: RowSlot) -> OpSpec;
+
+    /// Writes the tensors of these rows, the block `at` of a matrix, under `prefix`. Tensors that can be cut by rows lead with the row axis;
+    /// others are equal in every block.
+    fn save_block(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()>;
+
+    /// Describes the operator: see [`spec_block`](Self::spec_block).
+    fn spec(&self) -> OpSpec {
+        self.spec_block(RowSlot::whole(self.shape()[0]))
+    }
+
+    /// Writes all tensors of the operator under `prefix`. Errors if the sink does.
+    fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
+        self.save_block(prefix, RowSlot::whole(self.shape()[0]), sink)
+    }
+}
+
+/// Products of any operator with arrays, without an [`Input`] and an output at hand.
+pub trait LinearOpExt: LinearOp {
+    /// Returns `x Wᵀ`, `[tokens, out_features]` row-major, for `x` `[tokens, in_features]`. Errors if the features do not fit or a value of `x`
+    /// is not finite.
+    fn matmul_vec(&self, x: &impl IntoMat<f32>) -> Result<Vec<f32>> {
+        x.with_mat(|m| {
+            let ([tokens, features], [out, _]) = (m.shape(), self.shape());
+            let data = m.to_f32();
+            crate::check_finite(&data, features, 0)?;
+            let mut y = vec![0f32; crate::view::elements([tokens, out])?];
+            let view = MatViewMut::new(&mut y, [tokens, out])?;
+            self.apply(&Input::new(&data, [tokens, features])?, view, Write::Set, &Exec::new())?;
+            Ok(y)
+        })
+    }
+
+    /// Returns `x Wᵀ` as an ndarray matrix `[tokens, out_features]`. Errors as [`matmul_vec`](Self::matmul_vec).
+    #[cfg(feature = "ndarray")]
+    fn matmul(&self, x: &impl IntoMat<f32>) -> Result<ndarray::Array2<f32>> {
+        let tokens = x.with_mat(|m| Ok(m.shape()[0]))?;
+        let y = self.matmul_vec(x)?;
+        let shape = [tokens, self.shape()[0]];
+        ndarray::Array2::from_shape_vec(shape, y).map_err(|e| Error::Numerical(e.to_string()))
+    }
+
+    /// Returns all rows of `W` in f32, `[out_features, in_features]` row-major. Errors if they do not fit the address space.
+    fn decompress(&self) -> Result<Vec<f32>> {
+        let shape = self.shape();
+        let mut out = vec![0f32; crate::view::elements(shape)?];
+        self.decompress_rows(0..shape[0], &mut out, &Exec::new())?;
+        Ok(out)
+    }
+}
+
+impl<T: LinearOp + ?Sized> LinearOpExt for T {}
+
+/// Returns the stored bits of several operators together, each shared part counted once.
+pub fn storage_bits_of<'o>(ops: impl IntoIterator<Item = &'o dyn LinearOp>) -> u64 {
+    let (mut bits, mut shared) = (0u64, std::collections::BTreeMap::new());
+    for op in ops {
+        bits = bits.saturating_add(op.storage_bits());
+        shared.extend(op.shared_parts());
+    }
+    shared.into_values().fold(bits, u64::saturating_add)
+}
+
+/// Errors unless `x` `[tokens, in_features]`, an operator of this shape and `y` `[tokens, out_features]` fit together.
+pub fn check_apply([out, inp]: [usize; 2], x: &Input<'_>, y: &MatViewMut<'_>) -> Result<()> {
+    let [tokens, features] = x.shape();
+    if features != inp {
+        return Err(Error::shape("features of the input", inp, features));
+    }
+    if y.shape() != [tokens, out] {
+        return Err(Error::shape("output", [tokens, out], y.shape()));
+    }
+    Ok(())
+}
+
+/// Computes `y_i = x W_iᵀ` for operators that share an input, as one piece of parallel work: an operator with too few rows for all threads shares
+/// them with the others. Errors if the shapes do not fit or a value of `x` is not finite.
+pub fn apply_all(ops: &[&dyn LinearOp], x: &Input<'_>, ys: Vec<MatViewMut<'_>>, exec: &Exec) -> Result<()> {
+    for (op, y) in ops.iter().zip(&ys) {
+        check_apply(op.shape(), x, y)?;
+    }
+    ops.iter().zip(ys).try_for_each(|(op, y)| op.apply(x, y, Write::Set, exec))
+}
+
+/// Computes the product of any operator through its own rows, a block at a time; the whole matrix never exists in f32. Errors as
+/// [`LinearOp::apply`].
+pub fn apply_by_rows(
+    op: &(impl LinearOp + ?Sized),
+    x: &Input<'_>,
+    y: MatViewMut<'_>,
+    write: Write,
+    exec: &Exec,
+) -> Result<()> {
+    let shape = op.shape();
+    check_apply(shape, x, &y)?;
+    let rows = |r: Range<usize>, out: &mut [f32]| op.decompress_rows(r, out, exec);
+    let how = How { isa: exec.isa(), write, parallel: exec.parallel() };
+    let fitted = exec.run(|| dense::product_by_rows(how, x.data(), x.shape(), shape[0], rows, y.into_out()))?;
+    if fitted { Ok(()) } else { Err(Error::shape("output", "rows that fit their stride", "fewer elements")) }
+}
+
+/// Computes `dx += dy W` of any operator through its own rows, a block at a time, blocks in order. Errors as
+/// [`LinearOp::apply_transposed`].
+pub fn apply_transposed_by_rows(
+    op: &(impl LinearOp + ?Sized),
+    dy: MatView<'_, f32>,
+    mut dx: MatViewMut<'_>,
+    exec: &Exec,
+) -> Result<()> {
+    let [out, inp] = op.shape();
+    let [tokens, found] = dy.shape();
+    if found != out {
+        return Err(Error::shape("features of the gradient of the output", out, found));
+    }
+    if dx.shape() != [tokens, inp] {
+        return Err(Error::shape("gradient of the input", [tokens, inp], dx.shape()));
+    }
+    let (dy, unit) = (dy.to_f32(), ROW_UNIT.min(out.max(1)));
+    let mut block = exec.scratch(unit * inp);
+    for first in (0..out).step_by(unit) {
+        let rows = first..(first + unit).min(out);
+        let block = &mut block[..rows.len() * inp];
+        op.decompress_rows(rows.clone(), block, exec)?;
+        for (dx, dy) in dx.rows_mut().zip(dy.chunks_exact(out)) {
+            for (w, g) in block.chunks_exact(inp.max(1)).zip(&dy[rows.clone()]) {
+                tersor_kernels::vector::axpy(exec.isa(), *g, w, dx);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! A sample of tokens that does not depend on how the stream was cut.
+
+use std::ops::Range;
+
+/// Whole tokens, chosen by a hash of their number: the choice does not depend on how the stream was cut.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Sample {
+    pub want: usize,
+    pub seed: u64,
+    /// Key and number of each kept token, ascending by key.
+    pub keys: Vec<(u64, u64)>,
+    pub rows: Vec<Vec<f32>>,
+}
+
+impl Sample {
+    pub fn new(want: usize, seed: u64) -> Self {
+        Self { want, seed, keys: Vec::new(), rows: Vec::new() }
+    }
+
+    /// Keeps the token with this number if its key is among the smallest. A number that is there already changes nothing.
+    pub fn offer(&mut self, number: u64, row: impl FnOnce() -> Vec<f32>) {
+        let key = (mix(self.seed ^ mix(number)), number);
+        let at = match self.keys.binary_search(&key) {
+            Ok(_) => return,
+            Err(at) => at,
+        };
+        if at >= self.want {
+            return;
+        }
+        self.keys.insert(at, key);
+        self.rows.insert(at, row());
+        self.keys.truncate(self.want);
+        self.rows.truncate(self.want);
+    }
+
+    pub fn merge(&mut self, other: &Self) {
+        for (key, row) in other.keys.iter().zip(&other.rows) {
+            self.offer(key.1, || row.clone());
+        }
+    }
+
+    /// The rows in the order of the stream, `[n, features]` row-major.
+    pub fn in_order(&self) -> Vec<f32> {
+        let mut order: Vec<usize> = (0..self.keys.len()).collect();
+        order.sort_by_key(|&i| self.keys[i].1);
+        order.into_iter().flat_map(|i| self.rows[i].iter().copied()).collect()
+    }
+
+    /// That of a run of channels, which must lie inside.
+    pub fn columns(&self, run: &Range<usize>) -> Self {
+        let rows = self.rows.iter().map(|row| row[run.clone()].to_vec()).collect();
+        Self { want: self.want, seed: self.seed, keys: self.keys.clone(), rows }
+    }
+}
+
+/// The finalizer of splitmix64.
+fn mix(v: u64) -> u64 {
+    let v = v.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let v = (v ^ (v >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let v = (v ^ (v >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    v ^ (v >> 31)
+}

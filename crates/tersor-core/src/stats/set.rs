@@ -1,0 +1,300 @@
+//! The statistics of one site: how they grow, add and are cut.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::sample::Sample;
+use super::weights::Weights;
+use super::windows::Windows;
+use super::{ChannelStats, StatNeeds, WindowStats, gram};
+use crate::{Error, IntoMat, MatView, Result};
+
+/// Statistics of the inputs of one site: a value that grows by batches, adds to others, and is saved and loaded.
+///
+/// Sums of squares are part of channel figures, and the diagonal of a Gram matrix: statistics that have one of these have squares, too
+/// ([`StatSet::squares`]). Those of a Gram matrix carry the rounding of its f32 products.
+///
+/// ```
+/// use tersor_core::{MatView, StatNeeds, StatSet};
+/// # fn main() -> tersor_core::Result<()> {
+/// let mut seen = StatSet::new(2, StatNeeds::none().with_channel().with_windows(), 0, 0)?;
+/// // Two windows of two tokens each; the last token is padding.
+/// seen.observe_window(&MatView::new(&[1.0, 2.0, 3.0, 2.0], [2, 2])?, None)?;
+/// seen.observe_window(&MatView::new(&[5.0, 0.0, 9.0, 9.0], [2, 2])?, Some(&[1.0, 0.0]))?;
+/// assert_eq!(seen.require_channel()?.sum, [9.0, 4.0]);
+/// assert_eq!((seen.tokens(), seen.weight()), (4, 3.0));
+/// assert_eq!(seen.require_windows()?[0].mean, [2.0, 2.0]);
+/// assert!(seen.require_gram().is_err(), "it was not asked for");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, PartialEq, Debug)]
+pub struct StatSet {
+    pub(super) features: usize,
+    pub(super) first_token: u64,
+    pub(super) tokens: u64,
+    /// Sum of token weights, once one of them was not 1.
+    pub(super) weight: Option<f64>,
+    pub(super) squares: Option<Vec<f64>>,
+    pub(super) channel: Option<ChannelStats>,
+    /// Shared with methods that were prepared with it.
+    pub(super) gram: Option<Arc<Vec<f64>>>,
+    pub(super) sample: Option<Sample>,
+    pub(super) windows: Option<Windows>,
+}
+
+impl StatSet {
+    /// Returns statistics of nothing, for methods that need no data.
+    pub fn none() -> Self {
+        Self {
+            features: 0,
+            first_token: 0,
+            tokens: 0,
+            weight: None,
+            squares: None,
+            channel: None,
+            gram: None,
+            sample: None,
+            windows: None,
+        }
+    }
+
+    /// Nothing seen yet. `first_token` is the number of the first token of this shard in the whole stream, and
+    /// `seed` chooses the sample. Windows are numbered from 0; see [`StatSet::with_first_window`]. Error when the Gram matrix would not fit
+    /// the address space.
+    pub fn new(features: usize, needs: StatNeeds, seed: u64, first_token: u64) -> Result<Self> {
+        let gram =
+            if needs.gram { Some(Arc::new(vec![0.0; crate::view::elements([features, features])?])) } else { None };
+        let sample = (needs.sample > 0).then(|| Sample::new(needs.sample, seed));
+        let channel = needs.channel.then(|| ChannelStats::new(features));
+        let squares = needs.squares.then(|| vec![0.0; features]);
+        let windows = needs.windows.then(|| Windows::new(0));
+        Ok(Self { features, first_token, tokens: 0, weight: None, squares, channel, gram, sample, windows })
+    }
+
+    /// From sums of squares over so many tokens, `[features]`: all that an importance matrix knows. Error when one is negative or not
+    /// finite.
+    pub fn from_squares(squares: Vec<f64>, tokens: u64) -> Result<Self> {
+        if let Some(i) = squares.iter().position(|v| !v.is_finite() || *v < 0.0) {
+            return Err(Error::Numerical(format!("a sum of squares is {} at feature {i}", squares[i])));
+        }
+        let none = Self::new(squares.len(), StatNeeds::none(), 0, 0)?;
+        Ok(Self { tokens, squares: Some(squares), ..none })
+    }
+
+    /// With the number of this shard's first window in the whole stream; without statistics of windows it changes nothing. Error when
+    /// windows were seen already.
+    pub fn with_first_window(mut self, first: u64) -> Result<Self> {
+        if let Some(windows) = &mut self.windows {
+            if !windows.numbers.is_empty() {
+                return Err(Error::order(
+                    "number of the first window",
+                    "set before any window is seen",
+                    windows.numbers.len(),
+                ));
+            }
+            windows.first = first;
+        }
+        Ok(self)
+    }
+
+    /// With another Gram matrix, `[features, features]`, symmetric. Error on another length, or a value that is not finite.
+    pub fn with_gram(self, gram: Vec<f64>) -> Result<Self> {
+        let k = self.features;
+        if Some(gram.len()) != k.checked_mul(k) {
+            return Err(Error::shape("Gram matrix", [k, k], gram.len()));
+        }
+        match gram.iter().position(|v| !v.is_finite()) {
+            Some(i) => Err(Error::NonFinite { row: i / k, col: i % k, value: gram[i] as f32 }),
+            None => Ok(Self { gram: Some(Arc::new(gram)), ..self }),
+        }
+    }
+
+    /// Adds a batch `[tokens, features]`; a batch of no tokens changes nothing. All or nothing: on an error the statistics are what they
+    /// were. Error on another width, on a value that is not finite (named by row and column of the batch), on values whose squares
+    /// leave f32 where a Gram matrix is kept, and where statistics of windows are kept: those take [`StatSet::observe_window`] alone.
+    pub fn observe(&mut self, batch: &impl IntoMat<f32>) -> Result<()> {
+        batch.with_mat(|m| self.add(m, Weights::NONE, false))
+    }
+
+    /// Adds a window, a whole sequence `[tokens, features]`; windows are observed in their order. `weights` has one for each token,
+    /// and none means 1 for each.
+    ///
+    /// A token of weight `w` adds `w x xᵀ` to the Gram matrix and `w x`, `w |x|`, `w x²` to the channel figures and squares; a window's
+    /// mean and variance are weighted, too. A token of weight 0 counts in [`StatSet::tokens`] alone: it has no part in extremes and
+    /// sample. Gram matrices are summed over rows that are multiplied by the root of the weight and rounded to f32: a relative `2^-24` for
+    /// each value, exact for weights of 1. Weights that are all 1 give the same bits as [`StatSet::observe`].
+    ///
+    /// All or nothing, as for [`StatSet::observe`]. Error as there, for a window of no tokens, another number of weights than of tokens, a
+    /// weight that is negative or not finite (with the number of its token), and weights that are all 0; for values whose variance leaves
+    /// f32, and a window whose number another shard had.
+    pub fn observe_window(&mut self, batch: &impl IntoMat<f32>, weights: Option<&[f32]>) -> Result<()> {
+        batch.with_mat(|m| {
+            let tokens = m.shape()[0];
+            if tokens == 0 {
+                return Err(Error::shape("tokens of a window", "at least 1", tokens));
+            }
+            self.add(m, Weights::check(weights, tokens)?, true)
+        })
+    }
+
+    fn add(&mut self, m: MatView<'_, f32>, weights: Weights<'_>, window: bool) -> Result<()> {
+        let [tokens, k] = m.shape();
+        if k != self.features {
+            return Err(Error::shape("features of a batch", self.features, k));
+        }
+        let x = m.to_f32();
+        crate::rows::check_finite(&x, k, 0)?;
+        if tokens == 0 || k == 0 {
+            return Ok(());
+        }
+        // Everything that can fail comes before the first change.
+        let first = self.first_token.checked_add(self.tokens);
+        let end = first.and_then(|first| first.checked_add(tokens as u64));
+        let (Some(first), Some(_)) = (first, end) else {
+            return Err(Error::Overflow { what: "the number of a token".into() });
+        };
+        let new_window = match &self.windows {
+            Some(_) if !window => {
+                let value = "statistics of windows take whole windows; use `observe_window`".into();
+                return Err(Error::Unsupported { what: "a batch that is not a window", value });
+            }
+            Some(windows) => Some((windows.next()?, WindowStats::of(&x, k, weights)?)),
+            None => None,
+        };
+        if let Some(gram) = &mut self.gram {
+            let rows = gram::batch(&x, k, weights)?;
+            let gram = Arc::make_mut(gram);
+            if !tersor_kernels::dense::add_gram(&rows, [tokens, k], gram, cfg!(feature = "rayon")) {
+                return Err(Error::shape("Gram matrix", [k, k], gram.len()));
+            }
+        }
+        if let Some(squares) = &mut self.squares {
+            for (row, w) in x.chunks_exact(k).zip(weights.each()) {
+                squares.iter_mut().zip(row).for_each(|(s, v)| *s += w * f64::from(*v).powi(2));
+            }
+        }
+        if let Some(channel) = &mut self.channel {
+            channel.observe(&x, k, weights);
+        }
+        if let Some(sample) = &mut self.sample {
+            for ((row, w), number) in x.chunks_exact(k).zip(weights.each()).zip(first..) {
+                if w > 0.0 {
+                    sample.offer(number, || row.to_vec());
+                }
+            }
+        }
+        if let (Some(windows), Some((number, stats))) = (&mut self.windows, new_window) {
+            windows.insert(number, stats);
+        }
+        if self.weight.is_some() || weights.other_than_1().is_some() {
+            self.weight = Some(weights.add_to(self.weight(), tokens));
+        }
+        self.tokens += tokens as u64;
+        Ok(())
+    }
+
+    /// Adds another shard. Sums in floating point depend on the order of the shards: keep it; windows are put in the order of their
+    /// numbers.
+    ///
+    /// The two must be made for the same needs, with one exception: where one of them stores squares, the other may have
+    /// those that its channel figures or Gram matrix imply. The result then has what the one with squares was made for: its squares are the
+    /// sums of both sides' [`StatSet::squares`], and channel figures or a Gram matrix that only the other has are left out.
+    ///
+    /// Error, with `self` unchanged, when the two were made for different inputs or needs, have a window in common, or saw more tokens
+    /// than can be counted.
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        let needs = self.needs_of_sum(other);
+        let needs = needs.ok_or_else(|| Error::shape("statistics to merge", self.summary(), other.summary()))?;
+        let tokens = self.tokens.checked_add(other.tokens);
+        let tokens = tokens.ok_or_else(|| Error::Overflow { what: "the number of tokens".into() })?;
+        if let (Some(a), Some(b)) = (&self.windows, &other.windows) {
+            a.check_disjoint(b)?;
+        }
+        let squares = if needs.squares { self.squares().zip(other.squares()) } else { None };
+        self.squares = squares.map(|(mut sum, b)| {
+            sum.iter_mut().zip(&b).for_each(|(a, b)| *a += b);
+            sum
+        });
+        self.channel.take_if(|_| !needs.channel);
+        self.gram.take_if(|_| !needs.gram);
+        if let (Some(a), Some(b)) = (&mut self.channel, &other.channel) {
+            a.merge(b);
+        }
+        if let (Some(a), Some(b)) = (self.gram.as_mut().map(Arc::make_mut), &other.gram) {
+            a.iter_mut().zip(b.iter()).for_each(|(a, b)| *a += b);
+        }
+        if let (Some(a), Some(b)) = (&mut self.sample, &other.sample) {
+            a.merge(b);
+        }
+        if let (Some(a), Some(b)) = (&mut self.windows, &other.windows) {
+            a.merge(b);
+        }
+        if self.weight.is_some() || other.weight.is_some() {
+            self.weight = Some(self.weight() + other.weight());
+        }
+        self.tokens = tokens;
+        Ok(())
+    }
+
+    /// The needs that the sum of two shards serves; None when they do not add.
+    fn needs_of_sum(&self, other: &Self) -> Option<StatNeeds> {
+        let (a, b) = (self.needs(), other.needs());
+        let seed = |s: &Self| s.sample.as_ref().map(|s| s.seed);
+        if self.features != other.features
+            || (a.sample, a.windows) != (b.sample, b.windows)
+            || seed(self) != seed(other)
+        {
+            return None;
+        }
+        match (a.squares, b.squares) {
+            (true, false) => b.implies(a).then_some(a),
+            (false, true) => a.implies(b).then_some(b),
+            _ => (a == b).then_some(a),
+        }
+    }
+
+    /// Without what is not needed. Squares that are needed and not stored are derived from channel figures or the Gram matrix, so that
+    /// the result merges with statistics that were made for `needs`. A sample keeps its size.
+    pub fn only(self, needs: StatNeeds) -> Self {
+        let squares = if needs.squares { self.squares() } else { None };
+        Self {
+            squares,
+            channel: self.channel.filter(|_| needs.channel),
+            gram: self.gram.filter(|_| needs.gram),
+            sample: self.sample.filter(|_| needs.sample > 0),
+            windows: self.windows.filter(|_| needs.windows),
+            ..self
+        }
+    }
+
+    /// Those of some of the features. Error when the run leaves the features.
+    pub fn columns(&self, columns: Range<usize>) -> Result<Self> {
+        let k = self.features;
+        if columns.start > columns.end || columns.end > k {
+            return Err(Error::range("columns of statistics", 0..k, columns));
+        }
+        let gram = self.gram.as_ref().map(|gram| {
+            let rows = gram.chunks_exact(k.max(1)).skip(columns.start).take(columns.len());
+            Arc::new(rows.flat_map(|row| &row[columns.clone()]).copied().collect())
+        });
+        Ok(Self {
+            features: columns.len(),
+            gram,
+            channel: self.channel.as_ref().map(|c| c.columns(&columns)),
+            sample: self.sample.as_ref().map(|s| s.columns(&columns)),
+            squares: self.squares.as_ref().map(|v| v[columns.clone()].to_vec()),
+            windows: self.windows.as_ref().map(|w| w.columns(&columns)),
+            ..*self
+        })
+    }
+
+    fn summary(&self) -> String {
+        let n = self.needs();
+        let seed = self.sample.as_ref().map_or(String::new(), |s| format!(" of seed {}", s.seed));
+        format!(
+            "{} features, squares {}, channel {}, gram {}, sample {}{seed}, windows {}",
+            self.features, n.squares, n.channel, n.gram, n.sample, n.windows
+        )
+    }
+}

@@ -1,0 +1,99 @@
+//! Mean and variance of each channel in each window.
+
+use std::ops::Range;
+
+use super::weights::Weights;
+use crate::{Error, Result};
+
+/// What one window, a whole sequence, had in each channel.
+#[derive(Clone, PartialEq, Debug)]
+pub struct WindowStats {
+    /// Mean of each channel over the tokens, `[features]`: `Σ w x / Σ w`, where `w` is the weight of a token.
+    pub mean: Vec<f32>,
+    /// Variance of each channel over the tokens, `[features]`: `Σ w (x - mean)² / Σ w`, 0 for one token.
+    pub variance: Vec<f32>,
+    /// Tokens of the window, those of weight 0 included.
+    pub tokens: u64,
+}
+
+impl WindowStats {
+    /// Of a window of `k` features, one token or more, with a weight above 0 somewhere. Two passes in f64, rounded at the end. Error
+    /// when a variance is too large for f32.
+    pub(super) fn of(x: &[f32], k: usize, weights: Weights<'_>) -> Result<Self> {
+        let tokens = x.len() / k;
+        let total = weights.total(tokens);
+        let (mut mean, mut variance) = (vec![0f64; k], vec![0f64; k]);
+        for (row, w) in x.chunks_exact(k).zip(weights.each()) {
+            mean.iter_mut().zip(row).for_each(|(m, v)| *m += w * f64::from(*v));
+        }
+        mean.iter_mut().for_each(|m| *m /= total);
+        for (row, w) in x.chunks_exact(k).zip(weights.each()) {
+            let each = variance.iter_mut().zip(&mean).zip(row);
+            each.for_each(|((s, m), v)| *s += w * (f64::from(*v) - m).powi(2));
+        }
+        let variance: Vec<f32> = variance.into_iter().map(|s| (s / total) as f32).collect();
+        if let Some(i) = variance.iter().position(|v| !v.is_finite()) {
+            return Err(Error::Numerical(format!("the variance of feature {i} in a window is too large for f32")));
+        }
+        Ok(Self { mean: mean.into_iter().map(|m| m as f32).collect(), variance, tokens: tokens as u64 })
+    }
+}
+
+/// The windows that were seen, in order of their numbers.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Windows {
+    /// The number of this shard's first window in the whole stream.
+    pub first: u64,
+    /// Ascending, one for each of `stats`.
+    pub numbers: Vec<u64>,
+    pub stats: Vec<WindowStats>,
+}
+
+impl Windows {
+    pub fn new(first: u64) -> Self {
+        Self { first, numbers: Vec::new(), stats: Vec::new() }
+    }
+
+    /// The number of the next window that is observed. Error when it is one that came from another shard.
+    pub fn next(&self) -> Result<u64> {
+        let next = self.first.checked_add(self.numbers.len() as u64);
+        let next = next.ok_or_else(|| Error::Overflow { what: "the number of a window".into() })?;
+        self.check_new(next).map(|()| next)
+    }
+
+    fn check_new(&self, number: u64) -> Result<()> {
+        match self.numbers.binary_search(&number) {
+            Ok(_) => Err(Error::order("number of a window", "one that no other window has", number)),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Error when some window is in both.
+    pub fn check_disjoint(&self, other: &Self) -> Result<()> {
+        other.numbers.iter().try_for_each(|n| self.check_new(*n))
+    }
+
+    /// Puts a window where its number belongs; one that is there already stays.
+    pub fn insert(&mut self, number: u64, stats: WindowStats) {
+        if let Err(at) = self.numbers.binary_search(&number) {
+            self.numbers.insert(at, number);
+            self.stats.insert(at, stats);
+        }
+    }
+
+    pub fn merge(&mut self, other: &Self) {
+        for (number, stats) in other.numbers.iter().zip(&other.stats) {
+            self.insert(*number, stats.clone());
+        }
+    }
+
+    /// Those of a run of channels, which must lie inside.
+    pub fn columns(&self, run: &Range<usize>) -> Self {
+        let some = |w: &WindowStats| WindowStats {
+            mean: w.mean[run.clone()].to_vec(),
+            variance: w.variance[run.clone()].to_vec(),
+            tokens: w.tokens,
+        };
+        Self { first: self.first, numbers: self.numbers.clone(), stats: self.stats.iter().map(some).collect() }
+    }
+}

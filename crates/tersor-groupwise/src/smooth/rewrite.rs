@@ -1,0 +1,120 @@
+//! Smoothing as a [`Rewrite`]: inputs are divided by a factor for each feature, and columns multiplied by it.
+
+use tersor_core::{
+    Changes, Context, Effect, Fold, Folding, InputChange, Producer, Result, RowSource, SeenSite, Side, Site, StatNeeds,
+    Transform, bias_name, check_finite,
+};
+use tersor_operators::online_layout;
+
+/// A way to choose the factors of a site.
+pub(crate) trait Factors: Send + Sync {
+    /// Returns a short name for reports.
+    const NAME: &'static str;
+    /// Returns the statistics of the inputs that the choice needs.
+    fn needs(&self) -> StatNeeds;
+    /// Returns whether it changes such a site.
+    fn covers(&self, site: &Site) -> bool;
+    /// Returns the factors, finite and positive, one for each feature; none where the site is better left as it is. `weights` are those of the
+    /// consumers, in order.
+    fn factors(&self, seen: &SeenSite<'_>, weights: &[&dyn RowSource], cx: &Context) -> Result<Option<Vec<f32>>>;
+}
+
+/// Returns every tensor that factors of these sites would change.
+pub(crate) fn plan(how: &impl Factors, sites: &[Site]) -> Result<Vec<(String, Effect)>> {
+    let mut effects = Vec::new();
+    for site in sites.iter().filter(|s| how.covers(s)) {
+        let effect = match site.folding() {
+            Folding::Online => Effect::Online(online_layout(&InputChange::Scale(Vec::new()), site.features)?),
+            _ => Effect::Values,
+        };
+        effects.extend(site.consumers.iter().map(|c| (c.weight.clone(), effect.clone())));
+        match &site.producer {
+            Producer::Norm { weight } => effects.push((weight.clone(), Effect::Values)),
+            Producer::Linear { weight, .. } => {
+                effects.push((weight.clone(), Effect::Values));
+                effects.extend(bias_name(weight).map(|b| (b, Effect::Values)));
+            }
+            Producer::Opaque => {}
+        }
+    }
+    Ok(effects)
+}
+
+/// Returns the changes of the sites that were seen.
+pub(crate) fn rewrite(
+    how: &impl Factors,
+    weights: &dyn tersor_core::Weights,
+    seen: &dyn tersor_core::Seen,
+    cx: &Context,
+) -> Result<Changes> {
+    let mut changes = Changes::default();
+    seen.each(&mut |sites| {
+        for s in sites.iter().filter(|s| how.covers(s.site)) {
+            let rows = s.site.consumers.iter().map(|c| weights.rows(&c.weight)).collect::<Result<Vec<_>>>()?;
+            let rows: Vec<&dyn RowSource> = rows.iter().map(|r| &**r).collect();
+            let found = how.factors(s, &rows, cx).and_then(|f| {
+                f.iter().try_for_each(|f| check_finite(f, f.len(), 0))?;
+                Ok(f)
+            });
+            let found = found.map_err(|e| e.in_tensor(&s.site.name))?;
+            if s.site.folding() == Folding::Online {
+                // The place of the factors is planned, whether they are of use or not.
+                let factors = found.unwrap_or_else(|| vec![1.0; s.site.features]);
+                changes.online.extend(smoothed(s.site, &factors));
+            } else {
+                changes.folds.extend(found.iter().flat_map(|factors| smoothed(s.site, factors)));
+            }
+        }
+        Ok(())
+    })?;
+    Ok(changes)
+}
+
+/// Returns the folds that divide the inputs of a site by `factors`: of the matrices that read the site, and of what produces it, where that can
+/// take the factors.
+pub fn smoothed(site: &Site, factors: &[f32]) -> Vec<Fold> {
+    let fold = |weight: String, side, factors: Vec<f32>| Fold { weight, side, transform: Transform::Scale(factors) };
+    let inverse: Vec<f32> = factors.iter().map(|s| s.recip()).collect();
+    let read = |c: &tersor_core::Consumer| fold(c.weight.clone(), Side::Input, factors.to_vec());
+    let mut folds: Vec<Fold> = site.consumers.iter().map(read).collect();
+    match &site.producer {
+        // A vector is one row.
+        Producer::Norm { weight } => folds.push(fold(weight.clone(), Side::Input, inverse)),
+        Producer::Linear { weight, .. } => {
+            folds.extend(bias_name(weight).map(|b| fold(b, Side::Input, inverse.clone())));
+            folds.push(fold(weight.clone(), Side::Output, inverse));
+        }
+        Producer::Opaque => {}
+    }
+    folds
+}
+
+/// Implements [`Rewrite`] for types that implement [`Factors`].
+macro_rules! smoothings {
+    ($($how:ty),*) => {$(
+        impl tersor_core::Rewrite for $how {
+            fn name(&self) -> String {
+                <Self as Factors>::NAME.into()
+            }
+            fn scope(&self) -> tersor_core::Scope {
+                tersor_core::Scope::Site
+            }
+            fn needs(&self, site: &Site) -> StatNeeds {
+                if self.covers(site) { Factors::needs(self) } else { StatNeeds::default() }
+            }
+            fn plan(&self, sites: &[Site]) -> Result<Vec<(String, Effect)>> {
+                plan(self, sites)
+            }
+            fn rewrite(
+                &self,
+                _: &[Site],
+                weights: &dyn tersor_core::Weights,
+                seen: &dyn tersor_core::Seen,
+                cx: &Context,
+            ) -> Result<Changes> {
+                rewrite(self, weights, seen, cx)
+            }
+        }
+    )*};
+}
+smoothings!(super::CheckedSmoothQuant, super::Percentile, super::Adaptive, crate::Awq);

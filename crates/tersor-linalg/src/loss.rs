@@ -1,0 +1,101 @@
+//! Squared errors in the outputs of a matrix: `tr E H Eᵀ` with the Gram matrix `H = XᵀX` of its inputs.
+
+use tersor_core::method::ROW_UNIT;
+use tersor_core::{Error, Result};
+use tersor_kernels::{dense, par};
+
+/// A Gram matrix `[features, features]` in f32, for losses of many candidates.
+#[derive(Clone, Debug)]
+pub struct Gram {
+    values: Vec<f32>,
+    features: usize,
+}
+
+impl Gram {
+    /// Rounds a Gram matrix times `scale` to f32. Errors unless it is `[features, features]`.
+    pub fn new(gram: &[f64], features: usize, scale: f64) -> Result<Self> {
+        if features.checked_mul(features) != Some(gram.len()) {
+            return Err(Error::shape("Gram matrix", [features, features], gram.len()));
+        }
+        Ok(Self { values: gram.iter().map(|v| (*v * scale) as f32).collect(), features })
+    }
+
+    /// Returns the number of features.
+    pub fn features(&self) -> usize {
+        self.features
+    }
+
+    /// Returns the values, `[features, features]`.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Returns the block of the features from `first` on, `width` of them or as many as there are.
+    pub fn block(&self, first: usize, width: usize) -> Self {
+        let span = first.min(self.features)..first.saturating_add(width).min(self.features);
+        let row = |r: usize| &self.values[r * self.features + span.start..r * self.features + span.end];
+        Self { values: span.clone().flat_map(row).copied().collect(), features: span.len() }
+    }
+
+    /// Returns `e H eᵀ` of each row `e` of `errors`, `[rows, features]`, products in f32 and sums in f64. `scratch` is memory that is used again.
+    pub fn row_losses(&self, errors: &[f32], scratch: &mut Vec<f32>) -> Vec<f64> {
+        let n = self.features.max(1);
+        self.product(errors, scratch);
+        let row = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        errors.chunks_exact(n).zip(scratch.chunks_exact(n)).map(row).collect()
+    }
+
+    /// Returns `tr E H Eᵀ` of `errors` `[rows, features]`, products in f32 and sums in f64, rows in the current pool. Errors if the length is no
+    /// multiple of the features.
+    pub fn loss(&self, errors: &[f32]) -> Result<f64> {
+        let n = self.features;
+        if n == 0 || !errors.len().is_multiple_of(n) {
+            return if errors.is_empty() { Ok(0.0) } else { Err(Error::shape("values of rows", n, errors.len())) };
+        }
+        let unit = |i: usize, scratch: &mut Vec<f32>| {
+            let part = &errors[i * ROW_UNIT * n..errors.len().min((i + 1) * ROW_UNIT * n)];
+            self.product(part, scratch);
+            part.iter().zip(&*scratch).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+        };
+        let units = (errors.len() / n).div_ceil(ROW_UNIT);
+        Ok(par::map(units, true, Vec::new, unit).into_iter().sum())
+    }
+
+    /// Writes `E H` into `out`.
+    fn product(&self, errors: &[f32], out: &mut Vec<f32>) {
+        out.clear();
+        out.resize(errors.len(), 0.0);
+        let rows = errors.len() / self.features.max(1);
+        dense::product_plain(errors, [rows, self.features], &self.values, self.features, out);
+    }
+}
+
+/// Returns `tr E H Eᵀ` for one error matrix `[rows, features]` and a Gram matrix in f64, never negative. Errors if the lengths do not fit.
+pub fn output_loss(errors: &[f32], gram: &[f64], features: usize) -> Result<f64> {
+    Ok(Gram::new(gram, features, 1.0)?.loss(errors)?.max(0.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_equal_squared_errors_of_outputs() {
+        let (tokens, k, rows) = (40, 12, 130);
+        let x: Vec<f64> = (0..tokens * k).map(|i| (i as f64 * 0.37).sin()).collect();
+        let e: Vec<f32> = (0..rows * k).map(|i| (i as f32 * 0.91).cos()).collect();
+        let at = |i: usize, j: usize| (0..tokens).map(|t| x[t * k + i] * x[t * k + j]).sum::<f64>();
+        let gram: Vec<f64> = (0..k * k).map(|i| at(i / k, i % k)).collect();
+        let output = |r: usize, t: usize| (0..k).map(|c| f64::from(e[r * k + c]) * x[t * k + c]).sum::<f64>();
+        let want: Vec<f64> = (0..rows).map(|r| (0..tokens).map(|t| output(r, t).powi(2)).sum()).collect();
+        let g = Gram::new(&gram, k, 1.0).unwrap();
+        let each = g.row_losses(&e, &mut Vec::new());
+        assert!(each.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-4 * b.max(1.0)));
+        let (sum, all) = (want.iter().sum::<f64>(), output_loss(&e, &gram, k).unwrap());
+        assert!((sum - all).abs() < 1e-5 * sum);
+        let block = g.block(8, 9);
+        assert_eq!((block.features(), block.values()[0]), (4, gram[8 * k + 8] as f32));
+        assert!(Gram::new(&gram, k + 1, 1.0).is_err() && g.loss(&e[1..]).is_err());
+        assert_eq!(g.loss(&[]).unwrap(), 0.0);
+    }
+}

@@ -1,0 +1,262 @@
+//! The error-feedback column sweep: columns are coded one after the other, and the columns that follow make up for each one's error, as far as
+//! the inputs that were seen allow (Optimal Brain Surgeon by columns: GPTQ, arXiv 2210.17323; SparseGPT, arXiv 2301.00774).
+
+use std::ops::Range;
+
+use tersor_core::method::ROW_UNIT;
+use tersor_core::{Ahead, ColumnCoder, Error, Exec, Mask, MatView, ParamError, Result, metrics};
+use tersor_kernels::dense::{self, Out};
+use tersor_kernels::{Isa, par, vector};
+
+use crate::HessianFactor;
+
+/// Columns that are coded at once, at most.
+const MAX_WIDTH: usize = 16;
+
+/// Chooses the mask of a block of columns when the sweep comes to it: from the columns, their present values `[rows, block]` and the diagonal of
+/// the factor, to which weights are kept.
+pub type ChooseMask<'m> = dyn FnMut(Range<usize>, MatView<'_, f32>, &[f32]) -> Result<Mask> + Send + 'm;
+
+/// Which weights the sweep keeps; the others become zero, and later columns make up for them.
+pub enum Kept<'m> {
+    /// All.
+    All,
+    /// Those of a mask of the rows, features in their own order.
+    Mask(&'m Mask),
+    /// Those that are chosen at each block of columns, with all rows before its eyes (SparseGPT).
+    Chosen(&'m mut ChooseMask<'m>),
+}
+
+/// The outcome of a sweep over some rows; the codes are with the coder.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Swept {
+    /// The values that the codes stand for, `[rows, cols]`, columns in the order of the sweep.
+    pub values: Vec<f32>,
+    /// `tr (W - Ŵ) H (W - Ŵ)ᵀ` without the damping.
+    pub data_error: f64,
+}
+
+/// A sweep with a factored Hessian.
+#[derive(Clone, Copy)]
+pub struct Sweep<'f> {
+    factor: &'f HessianFactor,
+    upper: &'f [f32],
+    block: usize,
+}
+
+impl<'f> Sweep<'f> {
+    /// Returns a sweep in blocks of `block` columns: between them the errors of a block reach all later columns in one product, so `block` changes
+    /// speed and, by rounding, last bits. Errors if the factorization failed or `block` is 0.
+    pub fn new(factor: &'f HessianFactor, block: usize) -> Result<Self> {
+        if block == 0 {
+            return Err(ParamError::new("block", 0, "must be at least 1").into());
+        }
+        let failed = || factor.failure().cloned().map_or_else(|| Error::missing("factor", "the Hessian"), Error::from);
+        Ok(Self { factor, upper: factor.upper().ok_or_else(failed)?, block })
+    }
+
+    /// Sweeps rows `w` `[rows, features]` with a coder that was made for as many rows. Rows depend on each other only through the masks that are
+    /// chosen and the coder; where they do not, callers cut a matrix [into runs](in_runs) of rows and sweep these side by side. Errors if the shapes
+    /// do not fit, or the coder does.
+    pub fn run(&self, mut w: Vec<f32>, coder: &mut dyn ColumnCoder, mut kept: Kept<'_>, exec: &Exec) -> Result<Swept> {
+        let cols = self.factor.features();
+        let rows = w.len().checked_div(cols).unwrap_or(0);
+        if rows * cols != w.len() {
+            return Err(Error::shape("values of rows to sweep", format!("a multiple of {cols}"), w.len()));
+        }
+        let width = coder.width();
+        if !(1..=MAX_WIDTH).contains(&width) {
+            return Err(Error::range("columns that a coder codes at once", 1..MAX_WIDTH + 1, width));
+        }
+        let fixed = match &kept {
+            Kept::Mask(mask) if mask.shape() != [rows, cols] => {
+                return Err(Error::shape("mask of the rows", [rows, cols], mask.shape()));
+            }
+            Kept::Mask(mask) => Some(*mask),
+            _ => None,
+        };
+        coder.begin(self.factor.order())?;
+        if let Some(order) = self.factor.order() {
+            permute(&mut w, order);
+        }
+        let targets = w.clone();
+        let diagonal: Vec<f32> = (0..cols).map(|i| self.upper[i * cols + i]).collect();
+        let (mut total, mut start) = (0f64, 0);
+        let mut tile = Tile::default();
+        while start < cols {
+            let end = coder.block_end(start, self.block, cols);
+            if end <= start || end > cols {
+                return Err(Error::range("end of a block of columns", start + 1..cols + 1, end));
+            }
+            let present = |to: usize| MatView::strided(&w, start, [rows, to - start], [cols as isize, 1]);
+            coder.enter(start..end, present(cols)?, &diagonal)?;
+            let chosen = match &mut kept {
+                Kept::Chosen(choose) => {
+                    let mask = choose(start..end, present(end)?, &diagonal)?;
+                    if mask.shape() != [rows, end - start] {
+                        return Err(Error::shape("mask of a block", [rows, end - start], mask.shape()));
+                    }
+                    Some(mask)
+                }
+                _ => None,
+            };
+            let keeps = |row: usize, place: usize| match (&chosen, fixed) {
+                (Some(mask), _) => mask.keeps(row, place - start),
+                (None, Some(mask)) => mask.keeps(row, self.factor.order().map_or(place, |o| o[place] as usize)),
+                (None, None) => true,
+            };
+            let masked = chosen.is_some() || fixed.is_some();
+            let mut errors = vec![0f32; rows * (end - start)];
+            for top in (0..rows).step_by(ROW_UNIT) {
+                let span = top..rows.min(top + ROW_UNIT);
+                tile.take(&w, cols, span.clone(), start..end);
+                for at in (start..end).step_by(width) {
+                    let n = width.min(end - at);
+                    if masked {
+                        tile.drop_weights(at, n, |r, place| keeps(top + r, place));
+                    }
+                    tile.code(coder, span.clone(), at, n, &w[span.start * cols..span.end * cols], cols)?;
+                    for i in at..at + n {
+                        tile.spread(exec.isa(), i, at + n, &self.upper[i * cols..(i + 1) * cols]);
+                    }
+                }
+                total += tile.give(&mut w, &mut errors[top * (end - start)..], cols, span);
+            }
+            // The errors of this block reach all columns after it as one product.
+            if end < cols {
+                let rest = Out { data: &mut w[end..], stride: cols };
+                let from = &self.upper[start * cols + end..];
+                dense::subtract_product(&errors, [rows, end - start], from, cols, cols - end, rest);
+            }
+            start = end;
+        }
+        // Σ e² is the error in the damped Hessian, exactly: W - Ŵ = E U and U (H + λI) Uᵀ = I.
+        let moved = metrics::squared_error(&targets, &w);
+        let data_error = (total - self.factor.added() * moved).max(0.0);
+        Ok(Swept { values: w, data_error })
+    }
+}
+
+/// A block of columns of up to [`ROW_UNIT`] rows, `[columns, rows]`: a column is coded for all rows at once.
+#[derive(Default)]
+struct Tile {
+    rows: usize,
+    cols: Range<usize>,
+    /// Weights; those of coded columns are what the codes stand for.
+    w: Vec<f32>,
+    errors: Vec<f32>,
+    /// Weights of masked columns before they were dropped, `[columns at once, rows]`; empty where nothing is masked.
+    before: Vec<f32>,
+    out: Vec<f32>,
+}
+
+impl Tile {
+    /// Takes a block out of row-major weights of `width` columns.
+    fn take(&mut self, w: &[f32], width: usize, rows: Range<usize>, cols: Range<usize>) {
+        (self.rows, self.cols) = (rows.len(), cols.clone());
+        let n = rows.len() * cols.len();
+        self.w.resize(n, 0.0);
+        self.errors.resize(n, 0.0);
+        for (r, row) in rows.enumerate() {
+            for (c, v) in w[row * width..][cols.clone()].iter().enumerate() {
+                self.w[c * self.rows + r] = *v;
+            }
+        }
+    }
+
+    /// Sets weights of `n` columns from `at` on that are not kept to zero, so that the coder sees zeros.
+    fn drop_weights(&mut self, at: usize, n: usize, keeps: impl Fn(usize, usize) -> bool) {
+        let first = (at - self.cols.start) * self.rows;
+        let columns = &mut self.w[first..first + n * self.rows];
+        self.before.clear();
+        self.before.extend_from_slice(columns);
+        for (c, column) in columns.chunks_exact_mut(self.rows.max(1)).enumerate() {
+            column.iter_mut().enumerate().filter(|(r, _)| !keeps(*r, at + c)).for_each(|(_, v)| *v = 0.0);
+        }
+    }
+
+    /// Has `n` columns from `at` on coded, and puts what the codes stand for in their place; `errors` keeps the differences.
+    fn code(
+        &mut self,
+        coder: &mut dyn ColumnCoder,
+        rows: Range<usize>,
+        at: usize,
+        n: usize,
+        rest: &[f32],
+        cols: usize,
+    ) -> Result<()> {
+        let first = (at - self.cols.start) * self.rows;
+        let span = first..first + n * self.rows;
+        self.out.resize(span.len(), 0.0);
+        let ahead = Ahead::new(&self.w, self.cols.clone(), rest, [self.rows, cols])?;
+        coder.code(rows, at, &ahead, &mut self.out)?;
+        let masked = !self.before.is_empty();
+        let columns = self.w[span.clone()].iter_mut().zip(&mut self.errors[span]);
+        for (i, ((w, e), out)) in columns.zip(&self.out).enumerate() {
+            let target = if masked { self.before[i] } else { *w };
+            (*w, *e) = (*out, target - *out);
+        }
+        self.before.clear();
+        Ok(())
+    }
+
+    /// Divides the error of column `i` by the pivot and moves it to the columns of the block after it; those up to `coded` are coded already, so
+    /// that their errors change instead. `u` is row `i` of the factor.
+    fn spread(&mut self, isa: Isa, i: usize, coded: usize, u: &[f32]) {
+        let n = self.rows.max(1);
+        let at = |c: usize| (c - self.cols.start) * self.rows;
+        let (done, later) = self.errors.split_at_mut(at(i + 1));
+        let errors = &mut done[at(i)..];
+        errors.iter_mut().for_each(|e| *e /= u[i]);
+        let beside = later[..at(coded) - at(i + 1)].chunks_exact_mut(n);
+        let rest = self.w[at(coded)..].chunks_exact_mut(n);
+        for (column, factor) in beside.chain(rest).zip(&u[i + 1..]) {
+            vector::axpy(isa, -factor, errors, column);
+        }
+    }
+
+    /// Puts the block back, and its errors (rows as long as the block) beside it. Returns the sum of the errors' squares.
+    fn give(&self, w: &mut [f32], errors: &mut [f32], width: usize, rows: Range<usize>) -> f64 {
+        let mut sum = 0f64;
+        for (r, row) in rows.enumerate() {
+            let at = row * width + self.cols.start;
+            let errors = &mut errors[r * self.cols.len()..][..self.cols.len()];
+            for (c, error) in errors.iter_mut().enumerate() {
+                let from = c * self.rows + r;
+                (w[at + c], *error) = (self.w[from], self.errors[from]);
+                sum += f64::from(*error).powi(2);
+            }
+        }
+        sum
+    }
+}
+
+/// Runs `f` for runs of rows of a matrix of `rows` rows, in the current pool, results in order: runs are long enough that the products between
+/// blocks are worth their preparation, and there are enough of them for several threads. How they are cut depends on `rows` alone.
+pub fn in_runs<R: Send>(
+    rows: usize,
+    parallel: bool,
+    f: impl Fn(Range<usize>) -> Result<R> + Sync + Send,
+) -> Result<Vec<R>> {
+    let step = ROW_UNIT * rows.div_ceil(8 * ROW_UNIT).clamp(1, 4);
+    let unit = |i: usize, (): &mut ()| f(i * step..((i + 1) * step).min(rows));
+    par::map(rows.div_ceil(step), parallel, || (), unit).into_iter().collect()
+}
+
+/// Puts what was column `order[i]` of each row at place `i`.
+pub fn permute<T: Copy + Default>(rows: &mut [T], order: &[u32]) {
+    let mut scratch = vec![T::default(); order.len()];
+    for row in rows.chunks_exact_mut(order.len().max(1)) {
+        scratch.copy_from_slice(row);
+        row.iter_mut().zip(order).for_each(|(v, &i)| *v = scratch[i as usize]);
+    }
+}
+
+/// Undoes [`permute`].
+pub fn unpermute<T: Copy + Default>(rows: &mut [T], order: &[u32]) {
+    let mut scratch = vec![T::default(); order.len()];
+    for row in rows.chunks_exact_mut(order.len().max(1)) {
+        scratch.copy_from_slice(row);
+        order.iter().zip(&scratch).for_each(|(&i, v)| row[i as usize] = *v);
+    }
+}

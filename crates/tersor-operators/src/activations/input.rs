@@ -1,0 +1,79 @@
+//! Integer forms of an [`Input`], made once and shared by all operators that read it.
+
+use std::sync::Arc;
+
+use tersor_core::{Error, Input, Isa, Result, check_finite};
+use tersor_kernels::integer::{Activations, Padding};
+
+use super::quantizer::Encoded;
+use super::{ActQuant, Codes};
+
+/// The key that an input has its codes under, where it came out of a quantizer.
+const CODES: u128 = 0x6163_7469_7661_7469_6f6e_2063_6f64_6573;
+
+/// Returns the input that remains after an activation quantizer, without its [`offsets`], made once for each quantizer. Integer kernels find the
+/// codes on it, where a token has one scale. Errors if a value is not finite, or the quantizer is for another number of features.
+pub(crate) fn quantized(x: &Input<'_>, act: &ActQuant, isa: Isa) -> Result<Arc<Input<'static>>> {
+    let shape = x.shape();
+    act.check(shape[1])?;
+    x.cached(act.key(), |x| {
+        check_finite(x.data(), shape[1], 0)?;
+        match act.apply(isa, x.data(), shape[1]) {
+            Encoded::Values(values) => Input::owned(values, shape),
+            Encoded::Codes(codes) => {
+                let codes = Arc::new(codes);
+                let held = Arc::clone(&codes);
+                let decode = move || ActQuant::decode(&held.codes, &held.scales, &[], shape[1]);
+                Ok(Input::lazy(shape, decode)?.attach(CODES, codes))
+            }
+        }
+    })
+}
+
+/// Returns the values that an asymmetric quantizer left to be added to all features of a token, `[tokens]`; none where there are none.
+pub(crate) fn offsets(x: &Input<'_>) -> Option<Arc<Codes>> {
+    x.attached::<Codes>(CODES).filter(|c| !c.offsets.is_empty())
+}
+
+/// Returns the input as planes of 8-bit codes for an integer product: the codes of an activation quantizer, or else as many planes as are needed
+/// to be as good as f32. Made once for each layout. Errors if the layout is for another number of features, or a value is not finite.
+pub fn integers(x: &Input<'_>, isa: Isa, padding: Padding) -> Result<Arc<Activations>> {
+    let key = (padding.cols as u128) << 64 | (padding.group as u128) << 16 | padding.block as u128;
+    x.cached(key, |x| {
+        let made = match x.attached::<Codes>(CODES) {
+            Some(c) => Activations::from_codes(&c.codes, &c.scales, padding),
+            None => {
+                check_finite(x.data(), x.shape()[1], 0)?;
+                Activations::exact(isa, x.data(), x.shape()[0], padding)
+            }
+        };
+        made.ok_or_else(|| Error::shape("features of the input", padding.cols, x.shape()[1]))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_are_not_finite_have_no_codes() {
+        let act = [
+            ActQuant::per_token(8),
+            ActQuant::per_tensor(8),
+            ActQuant::fixed(8, 0.1),
+            ActQuant::channels(8, vec![0.1; 4]),
+        ];
+        let more = [ActQuant::mxint(8, 2), ActQuant::asymmetric(4, 1), ActQuant::asymmetric(4, 2)];
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let x = [1.0, 2.0, 3.0, 4.0, 5.0, bad, 7.0, 8.0];
+            let input = Input::new(&x, [2, 4]).unwrap();
+            for act in act.iter().chain(&more).map(|a| a.clone().unwrap()) {
+                let e = quantized(&input, &act, Isa::detect()).err().unwrap();
+                assert!(matches!(e, Error::NonFinite { row: 1, col: 1, .. }), "{e}");
+            }
+            let padding = Padding { cols: 4, group: 4, block: 4 };
+            let e = integers(&input, Isa::detect(), padding).err().unwrap();
+            assert!(matches!(e, Error::NonFinite { row: 1, col: 1, .. }), "{e}");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Quantized activations.
+
+mod input;
+mod quantizer;
+mod ranges;
+
+pub use input::integers;
+pub(crate) use input::{offsets, quantized};
+pub use quantizer::ActQuant;
+pub(crate) use quantizer::Codes;
+pub use ranges::{ActPlan, ActRange};

@@ -1,0 +1,307 @@
+//! [`ActQuant`]: quantizers of activations.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use tersor_core::context::fingerprint;
+use tersor_core::{Bits, Error, Isa, ParamError, Result, power_of_two_above};
+use tersor_kernels::affine::{self, Affine};
+use tersor_kernels::integer;
+
+/// A quantizer of activations: `q = clamp(round(x / s), -2^(b-1), 2^(b-1) - 1)` with `s = max|x| / (2^(b-1) - 1)` over the values that share a
+/// scale, unless its constructor says otherwise. Zeros stay zeros.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ActQuant {
+    bits: Bits,
+    granularity: Granularity,
+}
+
+/// Which values share a scale.
+#[derive(Clone, PartialEq, Debug)]
+enum Granularity {
+    Token,
+    Tensor,
+    Fixed(f32),
+    Channels(Arc<[f32]>),
+    Blocks(usize),
+    Asymmetric(usize),
+}
+
+/// Activations after a quantizer.
+pub(crate) enum Encoded {
+    /// Codes with one scale a token, for the integer kernels.
+    Codes(Codes),
+    /// Dequantized values, where scales differ inside a token.
+    Values(Vec<f32>),
+}
+
+/// Activations as integers: `x[t, k] = scales[t] * codes[t, k] + offsets[t]`.
+pub(crate) struct Codes {
+    /// `[tokens, features]`.
+    pub codes: Vec<i8>,
+    /// `[tokens]`.
+    pub scales: Vec<f32>,
+    /// `[tokens]`, or empty where all are zero.
+    pub offsets: Vec<f32>,
+}
+
+impl ActQuant {
+    fn new(bits: u32, granularity: Granularity) -> Result<Self, ParamError> {
+        Ok(Self { bits: Bits::within(bits, 2, 8)?, granularity })
+    }
+
+    /// Returns a dynamic quantizer with one scale a token, at `bits` bits. Errors unless `bits` is 2 to 8, as all constructors.
+    pub fn per_token(bits: u32) -> Result<Self, ParamError> {
+        Self::new(bits, Granularity::Token)
+    }
+
+    /// Returns a dynamic quantizer with one scale for all tokens of a batch: a token's result depends on the others.
+    pub fn per_tensor(bits: u32) -> Result<Self, ParamError> {
+        Self::new(bits, Granularity::Tensor)
+    }
+
+    /// Returns a static quantizer with one scale. Errors unless the scale is positive and finite.
+    pub fn fixed(bits: u32, scale: f32) -> Result<Self, ParamError> {
+        if !scale.is_finite() || scale <= 0.0 {
+            return Err(ParamError::new("scale", scale, "must be positive and finite"));
+        }
+        Self::new(bits, Granularity::Fixed(scale))
+    }
+
+    /// Returns a static quantizer with one scale for each feature. Errors unless all are positive and finite.
+    pub fn channels(bits: u32, scales: Vec<f32>) -> Result<Self, ParamError> {
+        if let Some(s) = scales.iter().find(|s| !s.is_finite() || **s <= 0.0) {
+            return Err(ParamError::new("scale", *s, "must be positive and finite"));
+        }
+        Self::new(bits, Granularity::Channels(scales.into()))
+    }
+
+    /// MXINT (arXiv 2402.02446, section 3.1): blocks of `block` features of a token share a power of two, `2^ceil(log2 max|x|)`; magnitudes have
+    /// `bits - 1` bits.
+    pub fn mxint(bits: u32, block: usize) -> Result<Self, ParamError> {
+        if block == 0 {
+            return Err(ParamError::new("block", 0, "must be at least 1"));
+        }
+        Self::new(bits, Granularity::Blocks(block))
+    }
+
+    /// Returns a dynamic quantizer with a scale and a zero point a token (ResQ, arXiv 2412.14363, section 4.1): `s = (max - min) / (2^b - 1)` over a range that includes 0,
+    /// `q = clamp(round(x / s) + round(-min / s), 0, 2^b - 1)`. With `runs` above 1, that many equal runs of a token's features (heads, say) have
+    /// a scale and a zero point each.
+    pub fn asymmetric(bits: u32, runs: usize) -> Result<Self, ParamError> {
+        if runs == 0 {
+            return Err(ParamError::new("runs", runs, "must be at least 1"));
+        }
+        Self::new(bits, Granularity::Asymmetric(runs))
+    }
+
+    /// Returns the bits of a code.
+    pub fn bits(&self) -> Bits {
+        self.bits
+    }
+
+    /// Returns which values share a scale, by the name in specifications: `token`, `tensor`, `fixed`, `channels`, `mxint` or `asymmetric`.
+    pub fn granularity(&self) -> &'static str {
+        match self.granularity {
+            Granularity::Token => "token",
+            Granularity::Tensor => "tensor",
+            Granularity::Fixed(_) => "fixed",
+            Granularity::Channels(_) => "channels",
+            Granularity::Blocks(_) => "mxint",
+            Granularity::Asymmetric(_) => "asymmetric",
+        }
+    }
+
+    /// Returns the static scales: one, one for each feature, or none.
+    pub fn scales(&self) -> &[f32] {
+        match &self.granularity {
+            Granularity::Fixed(s) => std::slice::from_ref(s),
+            Granularity::Channels(s) => s,
+            _ => &[],
+        }
+    }
+
+    /// Returns the features of a block (MXINT); none for other quantizers.
+    pub fn block(&self) -> Option<usize> {
+        if let Granularity::Blocks(n) = self.granularity { Some(n) } else { None }
+    }
+
+    /// Returns the number of runs of a token that have a scale each (asymmetric); none for other quantizers.
+    pub fn runs(&self) -> Option<usize> {
+        if let Granularity::Asymmetric(n) = self.granularity { Some(n) } else { None }
+    }
+
+    pub(crate) fn key(&self) -> u128 {
+        let scales: Vec<u8> = self.scales().iter().flat_map(|s| s.to_le_bytes()).collect();
+        let name = format!("act {} {} {:?} {:?} ", self.granularity(), self.bits.get(), self.block(), self.runs());
+        fingerprint(&[name.as_bytes(), &scales].concat())
+    }
+
+    /// Errors if the quantizer is for another number of features.
+    pub(crate) fn check(&self, features: usize) -> Result<()> {
+        match &self.granularity {
+            Granularity::Channels(s) if s.len() != features => {
+                Err(Error::shape("scales of activations", features, s.len()))
+            }
+            Granularity::Asymmetric(runs) if !features.is_multiple_of(*runs) => {
+                Err(Error::shape("features of activations", format!("{runs} equal runs"), features))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn max_code(&self) -> i8 {
+        ((1u8 << (self.bits.get() - 1)) - 1) as i8
+    }
+
+    /// Quantizes rows of `cols` finite values; [`ActQuant::check`] has accepted `cols`.
+    pub(crate) fn apply(&self, isa: Isa, x: &[f32], cols: usize) -> Encoded {
+        let (cols, max) = (cols.max(1), self.max_code() as u8);
+        match &self.granularity {
+            Granularity::Token => {
+                let (codes, scales) = self.encode(isa, x, cols);
+                Encoded::Codes(Codes { codes, scales, offsets: Vec::new() })
+            }
+            Granularity::Tensor => {
+                let scale = x.iter().fold(0f32, |m, v| m.max(v.abs())) / f32::from(max);
+                self.one_scale(isa, x, cols, if scale < f32::MIN_POSITIVE { 1.0 } else { scale })
+            }
+            Granularity::Fixed(scale) => self.one_scale(isa, x, cols, *scale),
+            Granularity::Channels(scales) => {
+                let (zeros, mut codes, mut out) = (vec![128.0; cols], vec![0u8; cols], vec![0f32; x.len()]);
+                for (row, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
+                    affine::round_each(isa, row, [scales, &zeros], 127 - max..=128 + max, &mut codes, out);
+                }
+                Encoded::Values(out)
+            }
+            Granularity::Blocks(block) => {
+                let (mut out, mut codes) = (x.to_vec(), vec![0u8; cols.min(*block)]);
+                let half = f32::from(max) + 1.0;
+                for part in out.chunks_exact_mut(cols).flat_map(|row| row.chunks_mut(*block)) {
+                    let largest = part.iter().fold(0f32, |m, v| m.max(v.abs()));
+                    if largest < f32::MIN_POSITIVE * half {
+                        part.fill(0.0);
+                        continue;
+                    }
+                    // The power of two at or above the largest magnitude is one step beyond the grid.
+                    let grid = Affine { scale: power_of_two_above(largest / half), zero: 128 };
+                    affine::quantize(isa, part, grid, 128 - max..=128 + max, &mut codes[..part.len()]);
+                    affine::dequantize(isa, &codes[..part.len()], grid, part);
+                }
+                Encoded::Values(out)
+            }
+            Granularity::Asymmetric(runs) => {
+                let (codes, scales, offsets) = self.encode_asymmetric(isa, x, cols / runs);
+                if *runs > 1 {
+                    return Encoded::Values(Self::decode(&codes, &scales, &offsets, cols / runs));
+                }
+                Encoded::Codes(Codes { codes, scales, offsets })
+            }
+        }
+    }
+
+    /// Returns codes less `2^(b-1)`, so that they are signed, scales, and the offsets that this and the zero point make:
+    /// `x = scale * code + offset`.
+    fn encode_asymmetric(&self, isa: Isa, x: &[f32], cols: usize) -> (Vec<i8>, Vec<f32>, Vec<f32>) {
+        let (max, half) = (((1u32 << self.bits.get()) - 1) as f32, (1u32 << (self.bits.get() - 1)) as f32);
+        let rows = x.len() / cols.max(1);
+        let (mut codes, mut scales, mut offsets) =
+            (Vec::with_capacity(x.len()), Vec::with_capacity(rows), Vec::with_capacity(rows));
+        for row in x.chunks_exact(cols.max(1)) {
+            let (lo, hi) = affine::min_max(isa, row);
+            let (lo, hi) = (lo.min(0.0), hi.max(0.0));
+            let scale = hi / max - lo / max;
+            let scale = if scale < f32::MIN_POSITIVE { 1.0 } else { scale };
+            let zero = (-lo / scale).round_ties_even();
+            let grid = Affine { scale, zero: zero as u8 };
+            codes.extend(affine_codes(isa, row, grid, 0..=max as u8, half as u8));
+            scales.push(scale);
+            offsets.push(scale * (half - zero));
+        }
+        (codes, scales, offsets)
+    }
+
+    fn one_scale(&self, isa: Isa, x: &[f32], cols: usize, scale: f32) -> Encoded {
+        let (max, grid) = (self.max_code() as u8, Affine { scale, zero: 128 });
+        let codes = affine_codes(isa, x, grid, 127 - max..=128 + max, 128).collect();
+        Encoded::Codes(Codes { codes, scales: vec![scale; x.len() / cols], offsets: Vec::new() })
+    }
+
+    /// Returns codes and scales of rows of `cols` finite values, each row with a scale of its own.
+    pub fn encode(&self, isa: Isa, x: &[f32], cols: usize) -> (Vec<i8>, Vec<f32>) {
+        let rows = x.len() / cols.max(1);
+        let (mut codes, mut scales) = (vec![0i8; rows * cols], vec![1f32; rows]);
+        integer::quantize_rows(isa, x, cols, self.max_code(), &mut codes, &mut scales);
+        (codes, scales)
+    }
+
+    /// Dequantizes codes `[tokens, cols]`: `scale * code + offset`, without offsets where `offsets` is empty.
+    pub fn decode(codes: &[i8], scales: &[f32], offsets: &[f32], cols: usize) -> Vec<f32> {
+        let rows = codes.chunks_exact(cols.max(1)).zip(scales).enumerate();
+        rows.flat_map(|(t, (row, scale))| {
+            let offset = offsets.get(t).copied().unwrap_or(0.0);
+            row.iter().map(move |c| f32::from(*c) * scale + offset)
+        })
+        .collect()
+    }
+}
+
+/// Returns the codes of `x` on a grid, less `half`.
+fn affine_codes(isa: Isa, x: &[f32], grid: Affine, range: RangeInclusive<u8>, half: u8) -> impl Iterator<Item = i8> {
+    let mut codes = vec![0u8; x.len()];
+    affine::quantize(isa, x, grid, range, &mut codes);
+    codes.into_iter().map(move |c| c.wrapping_sub(half) as i8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MatView;
+
+    fn values(act: &ActQuant, x: &[f32], cols: usize) -> Vec<f32> {
+        match act.apply(Isa::detect(), x, cols) {
+            Encoded::Codes(codes, scales, offsets) => ActQuant::decode(&codes, &scales, &offsets, cols),
+            Encoded::Values(v) => v,
+        }
+    }
+
+    #[test]
+    fn extremes_survive_and_zeros_stay() {
+        let act = ActQuant::per_token(8).unwrap();
+        let (codes, scales) = act.encode(Isa::detect(), &[0.0, 0.0, -1.27, 0.50], 2);
+        let x = ActQuant::decode(&codes, &scales, &[], 2);
+        assert_eq!(x[..2], [0.0, 0.0]);
+        assert!((x[2] + 1.27).abs() < 1e-6 && (x[3] - 0.5).abs() < 1e-6);
+        assert!(ActQuant::per_token(1).is_err() && ActQuant::per_token(9).is_err());
+        for act in
+            [ActQuant::per_tensor(4), ActQuant::mxint(4, 2), ActQuant::asymmetric(4, 1), ActQuant::asymmetric(4, 2)]
+        {
+            let act = act.unwrap();
+            assert_eq!(values(&act, &[0.0; 4], 2), [0.0; 4]);
+        }
+    }
+
+    #[test]
+    fn scales_reach_as_far_as_they_say() {
+        let x = [7.0f32, 1.0, 0.7, 0.1];
+        assert_eq!(values(&ActQuant::per_tensor(4).unwrap(), &x, 2), [7.0, 1.0, 1.0, 0.0]);
+        let token = values(&ActQuant::per_token(4).unwrap(), &x, 2);
+        assert!((token[2] - 0.7).abs() < 1e-6 && (token[3] - 0.1).abs() < 1e-6);
+        assert_eq!(values(&ActQuant::fixed(4, 0.5).unwrap(), &x, 2), [3.5, 1.0, 0.5, 0.0]);
+        let channel = values(&ActQuant::channels(4, vec![1.0, 0.1]).unwrap(), &x, 2);
+        assert!((channel[3] - 0.1).abs() < 1e-6 && (channel[1] - 0.7).abs() < 1e-6 && channel[2] == 1.0);
+        // MXINT: e = ceil(log2 max); 1.0 at 4 bits is 7/8.
+        assert_eq!(values(&ActQuant::mxint(4, 2).unwrap(), &[1.0, -0.3, 5.0, 0.6], 4), [0.875, -0.25, 5.0, 1.0]);
+        // Asymmetric: from -0.5 to 7 in steps of a half, which zero is one of; all above it, 15 steps from 0.
+        assert_eq!(values(&ActQuant::asymmetric(4, 1).unwrap(), &[7.0, -0.5, 0.2, 3.3], 4), [7.0, -0.5, 0.0, 3.5]);
+        let runs = values(&ActQuant::asymmetric(4, 2).unwrap(), &[15.0, 3.6, 1.5, 0.36], 4);
+        assert_eq!(runs[..2], [15.0, 4.0]);
+        assert!((runs[2] - 1.5).abs() < 1e-6 && (runs[3] - 0.4).abs() < 1e-6);
+        assert!(ActQuant::asymmetric(4, 0).is_err() && ActQuant::asymmetric(4, 3).unwrap().check(4).is_err());
+        for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            assert!(ActQuant::fixed(8, bad).is_err() && ActQuant::channels(8, vec![1.0, bad]).is_err());
+        }
+        assert!(ActQuant::mxint(8, 0).is_err());
+        assert!(ActQuant::channels(8, vec![1.0; 3]).unwrap().check(2).is_err());
+    }
+}

@@ -1,0 +1,156 @@
+//! [`ActPlan`]: static scales of activations, found on calibration data.
+
+use tersor_core::{Bits, ParamError, Result, StatNeeds, StatSet};
+
+use super::ActQuant;
+
+/// How much of the observed range a static scale covers.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum ActRange {
+    /// All of it.
+    Max,
+    /// This share of the magnitudes of a sample, in percent, above 50 and at max 100.
+    Percentile(f64),
+    /// Of the largest magnitude times `1 - i / 100`, `i` in `0..80`, the one with the least squared error on a sample.
+    Mse,
+}
+
+/// A quantizer of activations whose static scales are still to be found on calibration data.
+#[derive(Clone, PartialEq, Debug)]
+pub enum ActPlan {
+    /// A quantizer that needs no data.
+    Ready(ActQuant),
+    /// One static scale.
+    Fixed(Bits, ActRange),
+    /// One static scale for each feature.
+    Channels(Bits, ActRange),
+}
+
+/// Tokens of the sample that ranges are searched on.
+const SAMPLE: usize = 512;
+
+impl ActPlan {
+    /// Returns a static quantizer with one scale (`channels`: one for each feature). Errors on bits outside 2 to 8, or a percentile outside 50 to 100.
+    pub fn fixed(bits: u32, range: ActRange, channels: bool) -> Result<Self, ParamError> {
+        if let ActRange::Percentile(p) = range
+            && !(p > 50.0 && p <= 100.0)
+        {
+            return Err(ParamError::new("percentile", p, "must be above 50 and at max 100"));
+        }
+        let bits = Bits::within(bits, 2, 8)?;
+        Ok(if channels { Self::Channels(bits, range) } else { Self::Fixed(bits, range) })
+    }
+
+    /// Returns the bits of a code.
+    pub fn bits(&self) -> Bits {
+        match self {
+            Self::Ready(act) => act.bits(),
+            Self::Fixed(bits, _) | Self::Channels(bits, _) => *bits,
+        }
+    }
+
+    /// Returns the statistics of the inputs that the scales are found on.
+    pub fn needs(&self) -> StatNeeds {
+        match self {
+            Self::Ready(_) => StatNeeds::default(),
+            Self::Fixed(_, ActRange::Max) | Self::Channels(_, ActRange::Max) => {
+                StatNeeds { channel: true, ..StatNeeds::default() }
+            }
+            Self::Fixed(..) | Self::Channels(..) => StatNeeds { sample: SAMPLE, ..StatNeeds::default() },
+        }
+    }
+
+    /// Returns the number of scales that are stored for so many features.
+    pub fn scales(&self, features: usize) -> usize {
+        match self {
+            Self::Ready(act) => act.scales().len(),
+            Self::Fixed(..) => 1,
+            Self::Channels(..) => features,
+        }
+    }
+
+    /// Returns the quantizer with its scales. Errors if the statistics lack what is needed, or no token was seen.
+    pub fn ready(&self, stats: &StatSet) -> Result<ActQuant> {
+        let (bits, range, channels) = match self {
+            Self::Ready(act) => return Ok(act.clone()),
+            Self::Fixed(bits, range) => (*bits, *range, false),
+            Self::Channels(bits, range) => (*bits, *range, true),
+        };
+        let k = stats.features();
+        let largest: Vec<f32> = match range {
+            ActRange::Max => {
+                let c = stats.require_channel()?;
+                let each: Vec<f32> = c.min.iter().zip(&c.max).map(|(lo, hi)| hi.abs().max(lo.abs())).collect();
+                if channels { each } else { vec![each.into_iter().fold(0.0, f32::max)] }
+            }
+            _ => {
+                let sample = stats.require_sample()?;
+                let own = |k0: usize| -> Vec<f32> { sample.iter().skip(k0).step_by(k).map(|v| v.abs()).collect() };
+                let all = || sample.iter().map(|v| v.abs()).collect();
+                let sets = if channels { (0..k).map(own).collect() } else { vec![all()] };
+                sets.into_iter().map(|v| limit(v, bits, range)).collect()
+            }
+        };
+        let max = ((1u32 << (bits.get() - 1)) - 1) as f32;
+        let scales = largest.into_iter().map(|m| if m / max < f32::MIN_POSITIVE { 1.0 } else { m / max });
+        let scales: Vec<f32> = scales.collect();
+        Ok(if channels { ActQuant::channels(bits.get(), scales)? } else { ActQuant::fixed(bits.get(), scales[0])? })
+    }
+}
+
+/// Returns the largest magnitude that the range covers.
+fn limit(mut magnitudes: Vec<f32>, bits: Bits, range: ActRange) -> f32 {
+    magnitudes.sort_by(f32::total_cmp);
+    let Some(&max) = magnitudes.last() else { return 0.0 };
+    match range {
+        ActRange::Max => max,
+        ActRange::Percentile(p) => {
+            let at = (p / 100.0 * magnitudes.len() as f64).ceil() as usize;
+            magnitudes[at.clamp(1, magnitudes.len()) - 1]
+        }
+        ActRange::Mse => {
+            let steps = ((1u32 << (bits.get() - 1)) - 1) as f32;
+            let error = |top: f32| -> f64 {
+                let scale = (top / steps).max(f32::MIN_POSITIVE);
+                let lost = |v: &f32| f64::from(v - (v / scale).round_ties_even().min(steps) * scale).powi(2);
+                magnitudes.iter().map(lost).sum()
+            };
+            let tops = (0..80).map(|i| max * (1.0 - i as f32 / 100.0));
+            let best = tops.map(|t| (error(t), t)).min_by(|a, b| a.0.total_cmp(&b.0));
+            best.map_or(max, |b| b.1)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tersor_core::MatView;
+
+    #[test]
+    fn ranges_are_found_on_what_was_seen() {
+        let mut x: Vec<f32> = (0..2000).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+        x[1001] = 4.0;
+        let stats = |needs| {
+            let mut s = StatSet::new(2, needs, 0, 0).unwrap();
+            s.observe(&MatView::new(&x, [1000, 2]).unwrap()).unwrap();
+            s
+        };
+        let scale = |range, channels| {
+            let plan = ActPlan::fixed(8, range, channels).unwrap();
+            let needs = StatNeeds { sample: if plan.needs().sample > 0 { 1000 } else { 0 }, ..plan.needs() };
+            plan.ready(&stats(needs)).unwrap().scales().to_vec()
+        };
+        assert_eq!(scale(ActRange::Max, false), [4.0 / 127.0]);
+        assert_eq!(scale(ActRange::Max, true), [1.0 / 127.0, 4.0 / 127.0]);
+        assert!(scale(ActRange::Percentile(99.0), false)[0] <= 1.0 / 127.0);
+        let at_four = ActPlan::fixed(4, ActRange::Mse, false).unwrap();
+        let needs = StatNeeds { sample: 1000, ..StatNeeds::default() };
+        let mse = at_four.ready(&stats(needs)).unwrap().scales()[0];
+        assert!(mse < 2.0 / 7.0, "one large value is not worth the rest");
+        assert!(at_four.ready(&StatSet::none()).is_err() && at_four.ready(&stats(StatNeeds::default())).is_err());
+        for bad in [50.0, 100.1, f64::NAN] {
+            assert!(ActPlan::fixed(8, ActRange::Percentile(bad), false).is_err());
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! [`Map`]: the value of each code, as a share of the largest magnitude of its block.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tersor_core::{Isa, ParamError};
+use tersor_kernels::blockwise;
+use tersor_kernels::codebook::{Codebook, Table};
+
+/// QLoRA's NormalFloat (arXiv 2305.14314, appendix E): quantiles of the normal distribution with an exact zero.
+const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+/// Magnitudes of FP4 (sign, two bits of exponent, one of fraction) in twelfths, by the lower three bits of the code.
+const FP4: [f32; 8] = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0];
+
+/// How a [`Map`] was made.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum MapKind {
+    /// [`Map::dynamic`], signed.
+    Dynamic,
+    /// [`Map::dynamic`], unsigned.
+    DynamicUnsigned,
+    /// [`Map::linear`], signed.
+    Linear,
+    /// [`Map::linear`], unsigned.
+    LinearUnsigned,
+    /// [`Map::nf4`].
+    Nf4,
+    /// [`Map::fp4`].
+    Fp4,
+    /// Values of the caller, or quantiles of data.
+    Custom,
+}
+
+impl MapKind {
+    /// The name in specifications: `dynamic`, `dynamic-unsigned`, `linear`, `linear-unsigned`, `nf4`, `fp4`, `custom`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            MapKind::Dynamic => "dynamic",
+            MapKind::DynamicUnsigned => "dynamic-unsigned",
+            MapKind::Linear => "linear",
+            MapKind::LinearUnsigned => "linear-unsigned",
+            MapKind::Nf4 => "nf4",
+            MapKind::Fp4 => "fp4",
+            MapKind::Custom => "custom",
+        }
+    }
+}
+
+/// A codebook of up to 256 values between -1 and 1, one for each code. Cheap to clone.
+#[derive(Clone)]
+pub struct Map(Arc<Inner>);
+
+struct Inner {
+    kind: MapKind,
+    /// By code.
+    values: Vec<f32>,
+    /// Sorted, to look the nearest up; values that occur twice are set apart by one unit in the last place.
+    search: Codebook,
+    /// The code of each sorted value; None where codes are sorted themselves.
+    codes: Option<[u8; 256]>,
+    /// Of codes of 4 bits.
+    first: [f32; 16],
+    /// By code, for every byte there is.
+    look_up: Table,
+}
+
+impl Map {
+    /// The 8-bit dynamic map (arXiv 2110.02861, section 2.1): a decimal exponent of 0 to 6 and, in the bits that it leaves, a linear fraction. Signed
+    /// maps have 127 values of each sign, 0 and 1; unsigned ones 254 above 0, 0 and 1.
+    pub fn dynamic(signed: bool) -> Self {
+        let mut values = vec![0.0, 1.0];
+        for exponent in 0..7 {
+            let cells = 1usize << (exponent + usize::from(!signed));
+            // As torch divides an interval: in fused f32, from the nearer end.
+            let step = (1.0f32 - 0.1) / cells as f32;
+            let bound = |i: usize| {
+                let lower = i < cells.div_ceil(2);
+                if lower { step.mul_add(i as f32, 0.1) } else { step.mul_add(-((cells - i) as f32), 1.0) }
+            };
+            let scale = 10f64.powi(exponent as i32 - 6) as f32;
+            for i in 0..cells {
+                let value = scale * ((bound(i) + bound(i + 1)) / 2.0);
+                values.push(value);
+                if signed {
+                    values.push(-value);
+                }
+            }
+        }
+        values.sort_by(f32::total_cmp);
+        Self::made(if signed { MapKind::Dynamic } else { MapKind::DynamicUnsigned }, values)
+    }
+
+    /// Equal steps: -127 to 127 over 127, or 0 to 255 over 255.
+    pub fn linear(signed: bool) -> Self {
+        let values = |low: i32, high: i32| (low..=high).map(|k| k as f32 / high as f32).collect();
+        match signed {
+            true => Self::made(MapKind::Linear, values(-127, 127)),
+            false => Self::made(MapKind::LinearUnsigned, values(0, 255)),
+        }
+    }
+
+    /// QLoRA's NormalFloat of 4 bits.
+    pub fn nf4() -> Self {
+        Self::made(MapKind::Nf4, NF4.to_vec())
+    }
+
+    /// QLoRA's float of 4 bits. The code 8 is -0, which decodes to 0.
+    pub fn fp4() -> Self {
+        let value = |code: usize| (FP4[code & 7] / 12.0) * if code > 8 { -1.0 } else { 1.0 };
+        Self::made(MapKind::Fp4, (0..16).map(|c| if c == 8 { 0.0 } else { value(c) }).collect())
+    }
+
+    /// Values of your own, 2 to 256 by code, in any order; of equal ones the first is written for what lies below, the last for what lies above.
+    /// They are parts of the largest magnitude of a block, so -1 to 1 is what is of use. Error on another number of them, or one that is not finite.
+    pub fn custom(values: &[f32]) -> Result<Self, ParamError> {
+        if !(2..=256).contains(&values.len()) {
+            return Err(ParamError::new("values of a map", values.len(), "must be 2 to 256"));
+        }
+        if let Some(v) = values.iter().find(|v| !v.is_finite() || v.abs() > f32::MAX / 2.0) {
+            return Err(ParamError::new("value of a map", v, "must be finite, and at most half of the largest float"));
+        }
+        Ok(Self::made(MapKind::Custom, values.to_vec()))
+    }
+
+    /// The map that has these values, or else [`Map::custom`].
+    pub fn known(values: &[f32]) -> Result<Self, ParamError> {
+        let named = [
+            Self::dynamic(true),
+            Self::dynamic(false),
+            Self::linear(true),
+            Self::linear(false),
+            Self::nf4(),
+            Self::fp4(),
+        ];
+        match named.into_iter().find(|m| m.values() == values) {
+            Some(map) => Ok(map),
+            None => Self::custom(values),
+        }
+    }
+
+    /// Quantiles of data (arXiv 2110.02861, section 1.2): the middles of `count + 1` parts that have equally many values each, once every block is divided by its
+    /// largest magnitude. The value nearest to 0 becomes 0. Error when there are fewer values than codes or one is not finite, or `count` is not 2 to
+    /// 256, or `block` is 0.
+    pub fn quantile(data: &[f32], block: usize, count: usize) -> Result<Self, ParamError> {
+        if !(2..=256).contains(&count) || block == 0 {
+            return Err(ParamError::new("values of a map", count, "must be 2 to 256, and blocks not empty"));
+        }
+        if data.len() <= count {
+            return Err(ParamError::new("data", data.len(), format!("must be more than {count} values")));
+        }
+        if let Some(v) = data.iter().find(|v| !v.is_finite()) {
+            return Err(ParamError::new("data", v, "every value must be finite"));
+        }
+        let mut parts = Vec::with_capacity(data.len());
+        for block in data.chunks(block) {
+            let most = block.iter().fold(0f32, |m, v| m.max(v.abs())).max(f32::MIN_POSITIVE);
+            parts.extend(block.iter().map(|v| v / most));
+        }
+        parts.sort_by(f32::total_cmp);
+        let quantile = |i: usize| {
+            let at = i as f64 / (count + 1) as f64 * (parts.len() - 1) as f64;
+            let (low, part) = (at as usize, at.fract());
+            let (a, b) = (f64::from(parts[low]), f64::from(parts[(low + 1).min(parts.len() - 1)]));
+            a + (b - a) * part
+        };
+        let mut values: Vec<f32> = (0..count).map(|i| ((quantile(i) + quantile(i + 1)) / 2.0) as f32).collect();
+        let smallest = (0..count).min_by(|a, b| values[*a].abs().total_cmp(&values[*b].abs()));
+        if let Some(i) = smallest {
+            values[i] = 0.0;
+        }
+        Ok(Self::made(MapKind::Custom, values))
+    }
+
+    /// Of 2 to 256 finite values.
+    fn made(kind: MapKind, values: Vec<f32>) -> Self {
+        let mut order: Vec<u8> = (0..values.len()).map(|c| c as u8).collect();
+        order.sort_by(|a, b| (values[usize::from(*a)] + 0.0).total_cmp(&(values[usize::from(*b)] + 0.0)));
+        let mut sorted: Vec<f32> = order.iter().map(|c| values[usize::from(*c)] + 0.0).collect();
+        for i in 1..sorted.len() {
+            if sorted[i] <= sorted[i - 1] {
+                sorted[i] = sorted[i - 1].next_up();
+            }
+        }
+        let ordered = order.iter().enumerate().all(|(i, c)| i == usize::from(*c));
+        let codes = (!ordered).then(|| std::array::from_fn(|i| order.get(i).copied().unwrap_or(0)));
+        let last = values.last().copied().unwrap_or(0.0);
+        let value = |c: usize| values.get(c).copied().unwrap_or(last);
+        let (first, look_up) = (std::array::from_fn(value), Table::new(std::array::from_fn(value)));
+        // `made` is called with 2 to 256 finite values, and they were just made ascending.
+        let search = Codebook::new(&sorted).unwrap_or_else(|| unreachable!("sorted finite values"));
+        Self(Arc::new(Inner { kind, values, search, codes, first, look_up }))
+    }
+
+    /// Returns how it was made.
+    pub fn kind(&self) -> MapKind {
+        self.0.kind
+    }
+
+    /// Returns the value of each code.
+    pub fn values(&self) -> &[f32] {
+        &self.0.values
+    }
+
+    /// Returns the bits of a stored code: 4 for up to 16 values, else 8.
+    pub fn bits(&self) -> u32 {
+        if self.0.values.len() <= 16 { 4 } else { 8 }
+    }
+
+    /// Returns the code of 0, or of the value nearest to it.
+    pub fn zero(&self) -> u8 {
+        let mut code = [0];
+        self.encode(Isa::SCALAR, &[0.0], 1.0, &mut code);
+        code[0]
+    }
+
+    /// Returns the largest distance between neighbouring values.
+    pub fn widest_gap(&self) -> f32 {
+        self.0.search.values().windows(2).map(|w| w[1] - w[0]).fold(0.0, f32::max)
+    }
+
+    /// Writes the codes whose values are nearest to `x * scale`; halfway between two, the lower one. Over the shorter of the two slices.
+    pub fn encode(&self, isa: Isa, x: &[f32], scale: f32, codes: &mut [u8]) {
+        self.0.search.nearest(isa, x, scale, codes);
+        self.relabel(isa, codes);
+    }
+
+    /// Writes codes as [`Map::encode`], with a scale for every `block` values.
+    pub fn encode_blocks(&self, isa: Isa, x: &[f32], scales: &[f32], block: usize, codes: &mut [u8]) {
+        self.0.search.nearest_blocks(isa, x, scales, block, codes);
+        self.relabel(isa, codes);
+    }
+
+    /// Writes codes by stochastic rounding: of the two values around `x * scale` one is drawn, so that the mean is `x * scale`; `draw(i)` is uniform
+    /// in 0 to 1.
+    pub fn encode_drawn(&self, isa: Isa, x: &[f32], scale: f32, draw: impl Fn(usize) -> f32, codes: &mut [u8]) {
+        self.0.search.nearest(isa, x, scale, codes);
+        let values = self.0.search.values();
+        for (i, (code, x)) in codes.iter_mut().zip(x).enumerate() {
+            let (x, at) = (x * scale, usize::from(*code));
+            let other = if x > values[at] { at + 1 } else { at.wrapping_sub(1) };
+            if let Some(next) = values.get(other)
+                && draw(i) < (x - values[at]) / (next - values[at])
+            {
+                *code = other as u8;
+            }
+        }
+        self.relabel(isa, codes);
+    }
+
+    /// Changes numbers of sorted values into codes.
+    fn relabel(&self, isa: Isa, codes: &mut [u8]) {
+        if let Some(labels) = &self.0.codes {
+            blockwise::relabel(isa, labels, self.bits() == 4, codes);
+        }
+    }
+
+    /// Writes the values of packed 4-bit codes, from code `first` on, with a scale for every `block` values.
+    pub fn decode_packed(&self, isa: Isa, packed: &[u8], first: usize, scales: &[f32], block: usize, out: &mut [f32]) {
+        blockwise::look_up_nibbles(isa, &self.0.first, packed, first, scales, block, out);
+    }
+
+    /// Writes `values[code] * scale`, over the shorter of the two slices.
+    pub fn decode(&self, isa: Isa, codes: &[u8], scale: f32, out: &mut [f32]) {
+        self.0.look_up.look_up(isa, codes, scale, out);
+    }
+}
+
+impl PartialEq for Map {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.kind == other.0.kind && self.0.values == other.0.values
+    }
+}
+
+impl fmt::Debug for Map {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Map({}, {} values)", self.0.kind.name(), self.0.values.len())
+    }
+}

@@ -1,0 +1,269 @@
+//! [`Quantized`]: any values as codes and a scale for each block.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use tersor_core::{DType, Element, Error, Exec, Isa, Result};
+use tersor_kernels::{blockwise, par};
+
+use super::Map;
+
+/// Number of scales that share a scale where scales are quantized (double quantization).
+pub const NESTED_BLOCK: usize = 256;
+
+/// Values from which on results are written past the caches: more than these hold.
+const BEYOND: usize = 16 << 20;
+
+/// Values that are decoded before they are written past the caches: as the first cache holds.
+const PIECE: usize = 1 << 12;
+
+/// Values that are decoded between two looks at the buffer, at most.
+const UNIT: usize = 1 << 16;
+
+/// The largest magnitude of each block.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Scales {
+    /// As they are.
+    Plain(Vec<f32>),
+    /// Less `offset`, by the signed dynamic map in blocks of 256.
+    Nested {
+        /// A code a block.
+        codes: Vec<u8>,
+        /// The largest magnitude of each 256 scales less the offset.
+        absmax: Vec<f32>,
+        /// The mean of the scales.
+        offset: f32,
+    },
+}
+
+impl Scales {
+    /// Returns the scales, one a block.
+    pub fn values(&self, isa: Isa) -> Cow<'_, [f32]> {
+        match self {
+            Scales::Plain(s) => Cow::Borrowed(s),
+            Scales::Nested { codes, absmax, offset } => {
+                let mut out = vec![0f32; codes.len()];
+                let map = Map::dynamic(true);
+                let parts = codes.chunks(NESTED_BLOCK).zip(out.chunks_mut(NESTED_BLOCK)).zip(absmax);
+                parts.for_each(|((codes, out), most)| map.decode(isa, codes, *most, out));
+                out.iter_mut().for_each(|s| *s += offset);
+                Cow::Owned(out)
+            }
+        }
+    }
+
+    /// Returns their stored bits, the offset included.
+    pub fn bits(&self) -> u64 {
+        match self {
+            Scales::Plain(s) => s.len() as u64 * 32,
+            Scales::Nested { codes, absmax, .. } => codes.len() as u64 * 8 + absmax.len() as u64 * 32 + 32,
+        }
+    }
+}
+
+/// A tensor as codes and a scale for every block of its flat values.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Quantized {
+    map: Map,
+    block: usize,
+    len: usize,
+    dtype: DType,
+    /// Of 4 bits the first of two lies in the high half of the byte.
+    codes: Vec<u8>,
+    scales: Scales,
+    /// `scales`, widened.
+    absmax: Vec<f32>,
+}
+
+impl Quantized {
+    /// Puts together what was stored: `len` values that were of type `dtype`. Error when a length is wrong, a scale is not finite, or a code stands
+    /// for nothing.
+    pub fn from_parts(
+        map: Map,
+        block: usize,
+        len: usize,
+        dtype: DType,
+        codes: Vec<u8>,
+        scales: Scales,
+    ) -> Result<Self> {
+        let want = if map.bits() == 4 { len.div_ceil(2) } else { len };
+        if block == 0 || codes.len() != want {
+            return Err(Error::shape("bytes of codes", want, codes.len()));
+        }
+        let blocks = len.div_ceil(block);
+        if let Scales::Nested { codes, absmax, offset } = &scales {
+            let outer = (blocks, blocks.div_ceil(NESTED_BLOCK));
+            if (codes.len(), absmax.len()) != outer {
+                return Err(Error::shape("codes and scales of scales", outer, (codes.len(), absmax.len())));
+            }
+            check_scales(absmax)?;
+            check_scales(&[*offset])?;
+        }
+        let absmax = scales.values(Isa::SCALAR).into_owned();
+        if absmax.len() != blocks {
+            return Err(Error::shape("scales", blocks, absmax.len()));
+        }
+        check_scales(&absmax)?;
+        let known = map.values().len();
+        let unknown = |c: &u8| match map.bits() {
+            4 => usize::from(c >> 4) >= known || usize::from(c & 15) >= known,
+            _ => usize::from(*c) >= known,
+        };
+        if known != 16 && known != 256 && codes.iter().any(unknown) {
+            return Err(Error::shape("codes", format!("below {known}"), "a larger one"));
+        }
+        Ok(Self { map, block, len, dtype, codes, scales, absmax })
+    }
+
+    /// Returns the codebook.
+    pub fn map(&self) -> &Map {
+        &self.map
+    }
+
+    /// Returns the number of values of a block.
+    pub fn block(&self) -> usize {
+        self.block
+    }
+
+    /// Returns the number of values.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Returns the type that the values came in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Returns the packed codes: a byte a value, or of 4 bits two, the first in the high half.
+    pub fn codes(&self) -> &[u8] {
+        &self.codes
+    }
+
+    /// Returns the scales as they are stored.
+    pub fn scales(&self) -> &Scales {
+        &self.scales
+    }
+
+    /// Returns whether scales are quantized too.
+    pub fn is_nested(&self) -> bool {
+        matches!(self.scales, Scales::Nested { .. })
+    }
+
+    /// Quantizes other values with these scales held; what is larger than the scale of its block takes the outermost code. Error on another length,
+    /// or a value that is not finite.
+    pub fn requantize(&self, x: &[f32], isa: Isa) -> Result<Self> {
+        if x.len() != self.len {
+            return Err(Error::shape("values", self.len, x.len()));
+        }
+        tersor_core::check_finite(x, x.len(), 0)?;
+        let mut codes = vec![0u8; self.len];
+        for ((x, out), most) in x.chunks(self.block).zip(codes.chunks_mut(self.block)).zip(&self.absmax) {
+            self.map.encode(isa, x, inverse_scale(*most), out);
+        }
+        if self.map.bits() == 4 {
+            let mut packed = vec![0u8; self.codes.len()];
+            blockwise::pack_nibbles(isa, &codes, self.map.zero(), &mut packed);
+            codes = packed;
+        }
+        Ok(Self { codes, ..self.clone() })
+    }
+
+    /// Returns the scale of each block: its largest magnitude, as stored.
+    pub fn absmax(&self) -> &[f32] {
+        &self.absmax
+    }
+
+    /// Returns the bits of codes and scales over the number of values; 0 for none. The map is counted by who stores it.
+    pub fn bits_per_value(&self) -> f64 {
+        let bits = self.codes.len() as u64 * 8 + self.scales.bits();
+        if self.len == 0 { 0.0 } else { bits as f64 / self.len as f64 }
+    }
+
+    /// Returns the values, rounded to `T`.
+    pub fn dequantize<T: Element>(&self) -> Result<Vec<T>> {
+        let mut out = vec![T::ZERO; self.len];
+        self.dequantize_into(&mut out, &Exec::new())?;
+        Ok(out)
+    }
+
+    /// Writes the values into `out`. Errors on another length.
+    pub fn dequantize_into<T: Element>(&self, out: &mut [T], exec: &Exec) -> Result<()> {
+        if out.len() != self.len {
+            return Err(Error::shape("output", self.len, out.len()));
+        }
+        let (mut units, past_caches, isa) = (vec![(); self.len.div_ceil(UNIT)], self.len >= BEYOND, exec.isa());
+        let unit = |index: usize, out: &mut [T], _: &mut [()]| {
+            let mut wide = Vec::new();
+            match T::as_f32_mut(out) {
+                Some(out) if past_caches => {
+                    wide.resize(PIECE, 0.0);
+                    // From the first whole line of memory on.
+                    let head = out.as_ptr().align_offset(64).min(out.len());
+                    let (first, rest) = out.split_at_mut(head);
+                    self.decode(isa, index * UNIT, first);
+                    for (i, out) in rest.chunks_mut(PIECE).enumerate() {
+                        let piece = &mut wide[..out.len()];
+                        self.decode(isa, index * UNIT + head + i * PIECE, piece);
+                        blockwise::copy_past_caches(isa, piece, out);
+                    }
+                }
+                Some(out) => self.decode(isa, index * UNIT, out),
+                None => {
+                    wide.resize(out.len(), 0.0);
+                    self.decode(isa, index * UNIT, &mut wide);
+                    T::narrow(&wide, out);
+                }
+            }
+        };
+        exec.run(|| par::pairs(out, UNIT, &mut units, 1, exec.parallel(), unit));
+        Ok(())
+    }
+
+    /// Writes a range of values. Errors unless it lies inside and `out` has its length.
+    pub fn read(&self, range: Range<usize>, out: &mut [f32], isa: Isa) -> Result<()> {
+        if range.start > range.end || range.end > self.len || range.len() != out.len() {
+            return Err(Error::range("values and their output", 0..self.len, (&range, out.len())));
+        }
+        self.decode(isa, range.start, out);
+        Ok(())
+    }
+
+    /// Values from `start` on; `start + out.len()` is at most the length.
+    fn decode(&self, isa: Isa, start: usize, out: &mut [f32]) {
+        // Up to the next block, then blocks.
+        let head = ((self.block - start % self.block) % self.block).min(out.len());
+        let (first, rest) = out.split_at_mut(head);
+        for (at, out) in [(start, first), (start + head, rest)].into_iter().filter(|p| !p.1.is_empty()) {
+            let scales = &self.absmax[at / self.block..];
+            if self.map.bits() == 4 {
+                self.map.decode_packed(isa, &self.codes, at, scales, self.block, out);
+                continue;
+            }
+            let codes = self.codes[at..at + out.len()].chunks(self.block);
+            for ((codes, out), most) in codes.zip(out.chunks_mut(self.block)).zip(scales) {
+                self.map.decode(isa, codes, *most, out);
+            }
+        }
+    }
+}
+
+/// Smallest magnitude that the values of a block are divided by.
+const SMALLEST: f32 = 1e-38;
+
+/// Returns the factor that scales values of a block to -1 to 1, given their largest magnitude.
+pub fn inverse_scale(absmax: f32) -> f32 {
+    1.0 / absmax.max(SMALLEST)
+}
+
+fn check_scales(scales: &[f32]) -> Result<()> {
+    match scales.iter().position(|s| !s.is_finite()) {
+        Some(i) => Err(Error::NonFinite { row: 0, col: i, value: scales[i] }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,145 @@
+//! [`Factored`] and [`Residual`]: products and sums of operators.
+
+use std::ops::Range;
+
+use tersor_core::operator::check_apply;
+use tersor_core::rows::check_range;
+use tersor_core::tensors::join;
+use tersor_core::{
+    Error, Exec, Input, LinearOp, Loading, MatView, MatViewMut, OpSpec, Result, RowSlot, TensorSink, Write, view,
+};
+use tersor_kernels::dense::{How, Out, product};
+
+/// `W = up · down`: a low-rank matrix as two operators, `up` `[out_features, rank]` and `down` `[rank, in_features]`.
+pub struct Factored {
+    up: Box<dyn LinearOp>,
+    down: Box<dyn LinearOp>,
+}
+
+impl Factored {
+    /// The kind in specifications.
+    pub const KIND: &'static str = "factored";
+
+    /// Multiplies two operators. Errors unless `up` has as many columns as `down` has rows.
+    pub fn new(up: Box<dyn LinearOp>, down: Box<dyn LinearOp>) -> Result<Self> {
+        if up.shape()[1] != down.shape()[0] {
+            return Err(Error::shape("rank of two factors", up.shape()[1], down.shape()[0]));
+        }
+        Ok(Self { up, down })
+    }
+}
+
+impl LinearOp for Factored {
+    fn shape(&self) -> [usize; 2] {
+        [self.up.shape()[0], self.down.shape()[1]]
+    }
+    fn storage_bits(&self) -> u64 {
+        self.up.storage_bits() + self.down.storage_bits()
+    }
+    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
+        check_range(self.shape(), &rows, out.len())?;
+        let ([_, rank], [_, cols]) = (self.up.shape(), self.down.shape());
+        let mut up = vec![0f32; rows.len() * rank];
+        self.up.decompress_rows(rows.clone(), &mut up, exec)?;
+        let mut down = vec![0f32; rank * cols];
+        self.down.decompress_rows(0..rank, &mut down, exec)?;
+        // The product wants the right operand by its columns.
+        let mut transposed = vec![0f32; rank * cols];
+        for r in 0..rank {
+            for c in 0..cols {
+                transposed[c * rank + r] = down[r * cols + c];
+            }
+        }
+        let y = Out { data: out, stride: cols };
+        let how = How { isa: exec.isa(), write: Write::Set, parallel: false };
+        product(how, &up, [rows.len(), rank], &transposed, cols, y);
+        Ok(())
+    }
+    fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
+        check_apply(self.shape(), x, &y)?;
+        let shape = [x.shape()[0], self.up.shape()[1]];
+        let mut inner = vec![0f32; view::elements(shape)?];
+        self.down.apply(x, MatViewMut::new(&mut inner, shape)?, Write::Set, exec)?;
+        self.up.apply(&Input::new(&inner, shape)?, y, write, exec)
+    }
+    fn apply_transposed(&self, dy: MatView<'_, f32>, dx: MatViewMut<'_>, exec: &Exec) -> Result<()> {
+        let shape = [dy.shape()[0], self.up.shape()[1]];
+        let mut inner = vec![0f32; view::elements(shape)?];
+        self.up.apply_transposed(dy, MatViewMut::new(&mut inner, shape)?, exec)?;
+        self.down.apply_transposed(MatView::new(&inner, shape)?, dx, exec)
+    }
+    fn shared_parts(&self) -> Vec<(String, u64)> {
+        [self.up.shared_parts(), self.down.shared_parts()].concat()
+    }
+    fn spec_block(&self, at: RowSlot) -> OpSpec {
+        let spec = OpSpec::new(Self::KIND, [at.total, self.shape()[1]]);
+        spec.part("up", self.up.spec_block(at)).part("down", self.down.spec())
+    }
+    fn save_block(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
+        self.up.save_block(&join(prefix, "up"), at, sink)?;
+        // `down` has no row of the whole: it is the same in every block.
+        self.down.save(&join(prefix, "down"), sink)
+    }
+}
+
+/// `W = base + low_rank`: any operator corrected by any other.
+pub struct Residual {
+    base: Box<dyn LinearOp>,
+    low_rank: Box<dyn LinearOp>,
+}
+
+impl Residual {
+    /// The kind in specifications.
+    pub const KIND: &'static str = "residual";
+
+    /// Adds two operators. Errors unless both have the same shape.
+    pub fn new(base: Box<dyn LinearOp>, low_rank: Box<dyn LinearOp>) -> Result<Self> {
+        if base.shape() != low_rank.shape() {
+            return Err(Error::shape("shape of a correction", base.shape(), low_rank.shape()));
+        }
+        Ok(Self { base, low_rank })
+    }
+}
+
+impl LinearOp for Residual {
+    fn shape(&self) -> [usize; 2] {
+        self.base.shape()
+    }
+    fn storage_bits(&self) -> u64 {
+        self.base.storage_bits() + self.low_rank.storage_bits()
+    }
+    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
+        self.base.decompress_rows(rows.clone(), out, exec)?;
+        let mut more = vec![0f32; out.len()];
+        self.low_rank.decompress_rows(rows, &mut more, exec)?;
+        out.iter_mut().zip(more).for_each(|(a, b)| *a += b);
+        Ok(())
+    }
+    fn apply(&self, x: &Input<'_>, mut y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
+        self.base.apply(x, y.reborrow(), write, exec)?;
+        self.low_rank.apply(x, y, Write::Add, exec)
+    }
+    fn apply_transposed(&self, dy: MatView<'_, f32>, mut dx: MatViewMut<'_>, exec: &Exec) -> Result<()> {
+        self.base.apply_transposed(dy, dx.reborrow(), exec)?;
+        self.low_rank.apply_transposed(dy, dx, exec)
+    }
+    fn shared_parts(&self) -> Vec<(String, u64)> {
+        [self.base.shared_parts(), self.low_rank.shared_parts()].concat()
+    }
+    fn spec_block(&self, at: RowSlot) -> OpSpec {
+        let spec = OpSpec::new(Self::KIND, [at.total, self.shape()[1]]);
+        spec.part("base", self.base.spec_block(at)).part("low_rank", self.low_rank.spec_block(at))
+    }
+    fn save_block(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
+        self.base.save_block(&join(prefix, "base"), at, sink)?;
+        self.low_rank.save_block(&join(prefix, "low_rank"), at, sink)
+    }
+}
+
+pub(crate) fn load_factored(s: &OpSpec, p: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
+    Ok(Box::new(Factored::new(loading.part(s, "up", p)?, loading.part(s, "down", p)?)?))
+}
+
+pub(crate) fn load_residual(s: &OpSpec, p: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
+    Ok(Box::new(Residual::new(loading.part(s, "base", p)?, loading.part(s, "low_rank", p)?)?))
+}

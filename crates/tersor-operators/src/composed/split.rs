@@ -1,0 +1,110 @@
+//! [`Split`]: operators side by side, each of which reads its own run of the features.
+
+use std::ops::Range;
+
+use tersor_core::operator::check_apply;
+use tersor_core::rows::check_range;
+use tersor_core::tensors::join;
+use tersor_core::{
+    Error, Exec, Input, Layout, LinearOp, Loading, MatView, MatViewMut, OpSpec, Result, RowSlot, TensorSink, Write,
+    view,
+};
+
+/// `W = [W_0 W_1 …]`: runs of columns, each in a stored form of its own, `y = Σ x[run i] W_iᵀ` (ResQ, arXiv 2412.14363: 4-bit and 8-bit columns,
+/// multiplied by 4-bit and 8-bit inputs).
+pub struct Split {
+    parts: Vec<Box<dyn LinearOp>>,
+    shape: [usize; 2],
+}
+
+impl Split {
+    /// The kind in specifications.
+    pub const KIND: &'static str = "split";
+
+    /// Puts parts side by side. Errors unless there is at least one and all have as many rows.
+    pub fn new(parts: Vec<Box<dyn LinearOp>>) -> Result<Self> {
+        let rows = parts.first().map(|p| p.shape()[0]);
+        let rows = rows.ok_or_else(|| Error::shape("parts of a split operator", "at least 1", 0))?;
+        if let Some(p) = parts.iter().find(|p| p.shape()[0] != rows) {
+            return Err(Error::shape("rows of a part of a split operator", rows, p.shape()[0]));
+        }
+        let cols = parts.iter().try_fold(0usize, |sum, p| sum.checked_add(p.shape()[1]));
+        let cols = cols.ok_or_else(|| Error::Overflow { what: "columns of a split operator".into() })?;
+        view::elements([rows, cols])?;
+        Ok(Self { parts, shape: [rows, cols] })
+    }
+
+    /// Returns the parts with their columns.
+    fn runs(&self) -> impl Iterator<Item = (&dyn LinearOp, Range<usize>)> {
+        self.parts.iter().scan(0, |at, p| {
+            let run = *at..*at + p.shape()[1];
+            *at = run.end;
+            Some((&**p, run))
+        })
+    }
+}
+
+/// Returns the name of a part in specifications and tensors.
+fn name(index: usize) -> String {
+    format!("part{index}")
+}
+
+/// Returns the layout of a [`Split`] whose parts have these layouts.
+pub fn split_layout(parts: impl IntoIterator<Item = Layout>) -> Layout {
+    let mut all = Layout { tensors: Vec::new(), exact: true };
+    for (i, part) in parts.into_iter().enumerate() {
+        let part = part.nested(&name(i));
+        all.exact &= part.exact;
+        all.tensors.extend(part.tensors);
+    }
+    all
+}
+
+impl LinearOp for Split {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+    fn storage_bits(&self) -> u64 {
+        self.parts.iter().map(|p| p.storage_bits()).sum()
+    }
+    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
+        check_range(self.shape, &rows, out.len())?;
+        let mut values = Vec::new();
+        for (part, run) in self.runs().filter(|(_, run)| !run.is_empty()) {
+            values.resize(rows.len() * run.len(), 0.0);
+            part.decompress_rows(rows.clone(), &mut values, exec)?;
+            for (out, values) in out.chunks_exact_mut(self.shape[1]).zip(values.chunks_exact(run.len())) {
+                out[run.clone()].copy_from_slice(values);
+            }
+        }
+        Ok(())
+    }
+    fn apply(&self, x: &Input<'_>, mut y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
+        check_apply(self.shape, x, &y)?;
+        if write == Write::Set {
+            y.rows_mut().for_each(|r| r.fill(0.0));
+        }
+        self.runs().try_for_each(|(part, run)| part.apply(&*x.columns(run)?, y.reborrow(), Write::Add, exec))
+    }
+    fn apply_transposed(&self, dy: MatView<'_, f32>, mut dx: MatViewMut<'_>, exec: &Exec) -> Result<()> {
+        if dx.shape() != [dy.shape()[0], self.shape[1]] {
+            return Err(Error::shape("gradient of the input", [dy.shape()[0], self.shape[1]], dx.shape()));
+        }
+        self.runs().try_for_each(|(part, run)| part.apply_transposed(dy, dx.reborrow().columns(run)?, exec))
+    }
+    fn shared_parts(&self) -> Vec<(String, u64)> {
+        self.parts.iter().flat_map(|p| p.shared_parts()).collect()
+    }
+    fn spec_block(&self, at: RowSlot) -> OpSpec {
+        let spec = OpSpec::new(Self::KIND, [at.total, self.shape[1]]);
+        self.parts.iter().enumerate().fold(spec, |spec, (i, p)| spec.part(&name(i), p.spec_block(at)))
+    }
+    fn save_block(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
+        self.parts.iter().enumerate().try_for_each(|(i, p)| p.save_block(&join(prefix, &name(i)), at, sink))
+    }
+}
+
+pub(crate) fn load(s: &OpSpec, p: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
+    let part = |i: usize| loading.part(s, &name(i), p);
+    Ok(Box::new(Split::new((0..s.parts.len()).map(part).collect::<Result<_>>()?)?))
+}

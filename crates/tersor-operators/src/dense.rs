@@ -1,0 +1,143 @@
+//! [`Dense`]: weights in f32, f16 or bf16.
+
+use std::ops::Range;
+
+use half::{bf16, f16};
+use tersor_core::operator::{apply_by_rows, check_apply};
+use tersor_core::rows::check_range;
+use tersor_core::tensors::read_expected;
+use tersor_core::{
+    DType, Element, Error, Exec, Input, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo, TensorSink,
+    Write, check_finite, view,
+};
+use tersor_kernels::dense::{How, product};
+
+enum Store {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    BF16(Vec<bf16>),
+}
+
+/// A matrix in a float type. Stored as one tensor under the operator's own name, `[out_features, in_features]`.
+pub struct Dense {
+    store: Store,
+    shape: [usize; 2],
+}
+
+impl Dense {
+    /// The kind in specifications.
+    pub const KIND: &'static str = "dense";
+
+    /// Takes f32 values, `[out_features, in_features]` row-major, and stores them as `dtype`: f32, f16 or bf16, rounded to nearest even. Errors if
+    /// a value is not finite, or becomes infinite in `dtype`.
+    pub fn new(values: Vec<f32>, shape: [usize; 2], dtype: DType) -> Result<Self> {
+        let n = view::elements(shape)?;
+        if values.len() != n {
+            return Err(Error::shape("elements of a matrix", n, values.len()));
+        }
+        check_finite(&values, shape[1], 0)?;
+        let dense = Self { store: Store::narrow(values, dtype)?, shape };
+        if dtype == DType::F16 {
+            let mut row = vec![0f32; shape[1]];
+            for r in 0..shape[0] {
+                dense.decompress_rows(r..r + 1, &mut row, &Exec::serial())?;
+                check_finite(&row, shape[1], r)?;
+            }
+        }
+        Ok(dense)
+    }
+
+    /// Returns the type of the stored values.
+    pub fn dtype(&self) -> DType {
+        match self.store {
+            Store::F32(_) => DType::F32,
+            Store::F16(_) => DType::F16,
+            Store::BF16(_) => DType::BF16,
+        }
+    }
+
+    /// Returns the values, where they are stored as f32.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        match &self.store {
+            Store::F32(v) => Some(v),
+            _ => None,
+        }
+    }
+
+    fn info(&self, rows: usize) -> TensorInfo {
+        TensorInfo { dtype: self.dtype(), shape: vec![rows, self.shape[1]] }
+    }
+}
+
+impl Store {
+    fn narrow(values: Vec<f32>, dtype: DType) -> Result<Self> {
+        fn narrow<T: Element>(values: &[f32]) -> Vec<T> {
+            let mut out = vec![T::ZERO; values.len()];
+            T::narrow(values, &mut out);
+            out
+        }
+        Ok(match dtype {
+            DType::F32 => Store::F32(values),
+            DType::F16 => Store::F16(narrow(&values)),
+            DType::BF16 => Store::BF16(narrow(&values)),
+            other => {
+                let value = format!("{} (weights are F32, F16 or BF16)", other.name());
+                return Err(Error::Unsupported { what: "type of a weight", value });
+            }
+        })
+    }
+}
+
+impl LinearOp for Dense {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+    fn storage_bits(&self) -> u64 {
+        (self.shape[0] * self.shape[1] * self.dtype().size()) as u64 * 8
+    }
+    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], _: &Exec) -> Result<()> {
+        check_range(self.shape, &rows, out.len())?;
+        let span = rows.start * self.shape[1]..rows.end * self.shape[1];
+        match &self.store {
+            Store::F32(v) => f32::widen(&v[span], out),
+            Store::F16(v) => f16::widen(&v[span], out),
+            Store::BF16(v) => bf16::widen(&v[span], out),
+        }
+        Ok(())
+    }
+    fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
+        let Store::F32(w) = &self.store else { return apply_by_rows(self, x, y, write, exec) };
+        check_apply(self.shape, x, &y)?;
+        let how = How { isa: exec.isa(), write, parallel: exec.parallel() };
+        if exec.run(|| product(how, x.data(), x.shape(), w, self.shape[0], y.into_out())) {
+            Ok(())
+        } else {
+            Err(Error::shape("output", "rows that fit their stride", "fewer elements"))
+        }
+    }
+    fn spec_block(&self, at: RowSlot) -> OpSpec {
+        OpSpec::new(Self::KIND, [at.total, self.shape[1]]).text("dtype", self.dtype().name())
+    }
+    fn save_block(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
+        fn bytes<T: Copy, const N: usize>(v: &[T], f: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+            v.iter().flat_map(|&v| f(v)).collect()
+        }
+        let bytes = match &self.store {
+            Store::F32(v) => bytes(v, f32::to_le_bytes),
+            Store::F16(v) => bytes(v, f16::to_le_bytes),
+            Store::BF16(v) => bytes(v, bf16::to_le_bytes),
+        };
+        sink.write_rows(prefix, &self.info(at.total), at.first, &bytes)
+    }
+}
+
+pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
+    let name = spec.get_text("dtype")?;
+    let dtype = DType::from_name(name)
+        .filter(|d| d.is_weight())
+        .ok_or_else(|| Error::Unsupported { what: "type of a weight", value: name.to_string() })?;
+    let bytes = read_expected(loading.source(), prefix, dtype, &spec.shape)?;
+    let mut values = vec![0f32; view::elements(spec.shape)?];
+    dtype.widen_bytes(&bytes, &mut values);
+    Ok(Box::new(Dense::new(values, spec.shape, dtype)?))
+}

@@ -1,0 +1,214 @@
+//! [`DualLinear`]: dual-grained weights, integer scales of groups under one float scale a row.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use tersor_core::rows::check_range;
+use tersor_core::tensors::{join, read_expected};
+use tersor_core::{
+    DType, Error, Exec, GroupSize, Input, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo,
+    TensorSink, Write,
+};
+use tersor_kernels::bits;
+use tersor_kernels::integer::Panels;
+
+use crate::integer::multiply;
+use crate::packing::{group_in, pack_rows, unpack_rows};
+
+/// A dual-grained matrix `[out_features, in_features]` (DGQ, arXiv 2310.04836): `weight = row_scale * (group_scale * (code - zero))`. The group's
+/// scale is an integer from 1 to 127, and the expanded weight `group_scale * (code - zero)` is at most 127 in magnitude.
+///
+/// Stored as `codes` (u8, `[rows, ceil(cols / 2)]`, two a byte, the first in the low half), `group_scales` (u8, `[rows, groups]`), `zeros` (u8,
+/// `[rows, ceil(groups / 2)]`, packed likewise) and `row_scales` (f16, `[rows]`).
+#[derive(Debug)]
+pub struct DualLinear {
+    shape: [usize; 2],
+    group: GroupSize,
+    /// As stored; empty where only `panels` are kept.
+    codes: Vec<u8>,
+    panels: OnceLock<Panels>,
+    group_scales: Vec<u8>,
+    zeros: Vec<u8>,
+    row_scales: Vec<f32>,
+}
+
+/// Largest magnitude of an expanded weight of a [`DualLinear`].
+pub const MAX_EXPANDED: i32 = 127;
+
+impl DualLinear {
+    /// The kind in specifications.
+    pub const KIND: &'static str = "dual";
+
+    /// Packs codes, one a byte and row-major, with scales and zeros of groups `[rows, groups]` and scales of rows, which f16 must hold exactly.
+    /// Errors if a length is wrong, a number is out of range, or an expanded weight is above 127 in magnitude.
+    pub fn new(
+        shape: [usize; 2],
+        group: GroupSize,
+        codes: &[u8],
+        group_scales: Vec<u8>,
+        zeros: Vec<u8>,
+        row_scales: Vec<f32>,
+    ) -> Result<Self> {
+        let [rows, cols] = shape;
+        if codes.len() != tersor_core::view::elements(shape)? {
+            return Err(Error::shape("codes of a matrix", rows * cols, codes.len()));
+        }
+        Self::of_packed(shape, group, pack_rows(codes, cols, 4), group_scales, zeros, row_scales)
+    }
+
+    fn of_packed(
+        shape: [usize; 2],
+        group: GroupSize,
+        codes: Vec<u8>,
+        group_scales: Vec<u8>,
+        zeros: Vec<u8>,
+        row_scales: Vec<f32>,
+    ) -> Result<Self> {
+        let [rows, cols] = shape;
+        let groups = rows * group.count(cols);
+        if [group_scales.len(), zeros.len(), row_scales.len()] != [groups, groups, rows] {
+            let found = (group_scales.len(), zeros.len(), row_scales.len());
+            return Err(Error::shape("scales and zeros of groups, scales of rows", (groups, groups, rows), found));
+        }
+        let bad = |s: &f32| !s.is_finite() || *s <= 0.0;
+        if let Some(row) = row_scales.iter().position(bad) {
+            return Err(Error::ScaleRange { row, group: 0, value: row_scales[row], dtype: "F16" });
+        }
+        let wrong =
+            group_scales.iter().zip(&zeros).position(|(s, z)| *s == 0 || i32::from(*s) > MAX_EXPANDED || *z > 15);
+        if let Some(i) = wrong {
+            let per = group.count(cols).max(1);
+            let value = f32::from(group_scales[i]);
+            return Err(Error::ScaleRange { row: i / per, group: i % per, value, dtype: "1 to 127, with zeros to 15" });
+        }
+        let op = Self { shape, group, codes, panels: OnceLock::new(), group_scales, zeros, row_scales };
+        op.panels()?;
+        Ok(op)
+    }
+
+    /// Returns the integer scale of each group, row by row.
+    pub fn group_scales(&self) -> &[u8] {
+        &self.group_scales
+    }
+
+    /// Returns the scale of each row.
+    pub fn row_scales(&self) -> &[f32] {
+        &self.row_scales
+    }
+
+    /// Returns the expanded weights of a row, `group_scale * (code - zero)`. Errors if there is no such row.
+    pub fn row_integers(&self, row: usize) -> Result<Vec<i8>> {
+        let mut codes = vec![0u8; self.shape[1]];
+        check_range(self.shape, &(row..row.saturating_add(1)), codes.len())?;
+        self.read_codes(row, &mut codes);
+        let (groups, width) = (self.group.count(self.shape[1]), self.group.width(self.shape[1]).max(1));
+        let integer = |(k, c): (usize, &u8)| {
+            let at = row * groups + k / width;
+            (i32::from(self.group_scales[at]) * (i32::from(*c) - i32::from(self.zeros[at]))) as i8
+        };
+        Ok(codes.iter().enumerate().map(integer).collect())
+    }
+
+    fn read_codes(&self, row: usize, out: &mut [u8]) {
+        match self.panels.get() {
+            Some(panels) if self.codes.is_empty() => panels.row_codes(row, out),
+            _ => {
+                let width = bits::packed_len(self.shape[1], 4);
+                bits::unpack(&self.codes[row * width..(row + 1) * width], 4, 0, out);
+            }
+        }
+    }
+
+    /// Returns the codes in the order of the kernels. Errors if an expanded weight is above 127, or there are too many columns.
+    fn panels(&self) -> Result<&Panels> {
+        if let Some(panels) = self.panels.get() {
+            return Ok(panels);
+        }
+        let (groups, width) = (self.group.count(self.shape[1]), self.group.width(self.shape[1]).max(1));
+        let fit = |r: usize, g: usize| (self.group_scales[r * groups + g], self.zeros[r * groups + g]);
+        let made = Panels::dual(&self.codes, 4, self.shape, width, fit, &self.row_scales);
+        let want = "at most 127 in magnitude, of at most 131072 columns";
+        let made = made.ok_or_else(|| Error::shape("expanded weights", want, self.shape))?;
+        Ok(self.panels.get_or_init(|| made))
+    }
+
+    /// Returns the tensors that a matrix of this shape is stored in.
+    pub fn layout(group: GroupSize, [rows, cols]: [usize; 2]) -> Layout {
+        let groups = group.count(cols);
+        Layout::exact([
+            ("codes", DType::U8, vec![rows, bits::packed_len(cols, 4)]),
+            ("group_scales", DType::U8, vec![rows, groups]),
+            ("zeros", DType::U8, vec![rows, bits::packed_len(groups, 4)]),
+            ("row_scales", DType::F16, vec![rows]),
+        ])
+    }
+}
+
+impl LinearOp for DualLinear {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn storage_bits(&self) -> u64 {
+        Self::layout(self.group, self.shape).bits().unwrap_or(u64::MAX)
+    }
+
+    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], _: &Exec) -> Result<()> {
+        check_range(self.shape, &rows, out.len())?;
+        for (r, out) in rows.zip(out.chunks_exact_mut(self.shape[1].max(1))) {
+            let scale = self.row_scales[r];
+            out.iter_mut().zip(self.row_integers(r)?).for_each(|(o, v)| *o = scale * f32::from(v));
+        }
+        Ok(())
+    }
+
+    fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
+        multiply(self.panels()?, self.shape, x, y, write, exec)
+    }
+
+    fn spec_block(&self, at: RowSlot) -> OpSpec {
+        group_in(OpSpec::new(Self::KIND, [at.total, self.shape[1]]), self.group, self.shape[1])
+    }
+
+    fn save_block(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
+        let [rows, cols] = self.shape;
+        let groups = self.group.count(cols);
+        let mut codes = self.codes.clone();
+        if codes.is_empty() {
+            let (width, mut row) = (bits::packed_len(cols, 4), vec![0u8; cols]);
+            codes.resize(rows * width, 0);
+            for (r, out) in codes.chunks_exact_mut(width.max(1)).enumerate() {
+                self.read_codes(r, &mut row);
+                bits::pack(&row, 4, out);
+            }
+        }
+        let zeros = pack_rows(&self.zeros, groups, 4);
+        let mut scales = vec![0u8; rows * 2];
+        DType::F16.narrow_bytes(&self.row_scales, &mut scales);
+        let layout = Self::layout(self.group, [at.total, cols]);
+        for ((suffix, info), bytes) in layout.tensors.iter().zip([&codes, &self.group_scales, &zeros, &scales]) {
+            sink.write_rows(&join(prefix, suffix), info, at.first, bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// Loads a matrix. Errors as [`DualLinear::new`].
+pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
+    let group = GroupSize::size(spec.get_size("group")?)?;
+    let [rows, cols] = spec.shape;
+    tersor_core::view::elements(spec.shape)?;
+    let layout = DualLinear::layout(group, spec.shape);
+    let source = loading.source();
+    let read =
+        |(suffix, info): &(String, TensorInfo)| read_expected(source, &join(prefix, suffix), info.dtype, &info.shape);
+    let mut parts = layout.tensors.iter().map(read).collect::<Result<Vec<_>>>()?.into_iter();
+    let mut part = || parts.next().unwrap_or_default();
+    let (codes, group_scales, packed, halves) = (part(), part(), part(), part());
+    let (groups, mut row_scales) = (group.count(cols), vec![0f32; rows]);
+    DType::F16.widen_bytes(&halves, &mut row_scales);
+    let zeros = unpack_rows(&packed, groups, 4);
+    let op = DualLinear::of_packed(spec.shape, group, codes, group_scales, zeros, row_scales)?;
+    // One copy is enough: the stored codes can be unpacked from the panels.
+    Ok(Box::new(DualLinear { codes: Vec::new(), ..op }))
+}

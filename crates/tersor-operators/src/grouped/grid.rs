@@ -1,0 +1,288 @@
+//! [`Grid`] and [`GroupSpec`]: from the values of a group to its scale and zero.
+
+use half::{bf16, f16};
+use tersor_core::{Bits, DType, Error, GroupSize, Isa, ParamError, Result, power_of_two_above};
+use tersor_kernels::affine::{self, Affine};
+
+/// Which codes a group may use, and where its zero lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Grid {
+    /// From the smallest to the largest value, zero included: `s = (max - min) / (2^b - 1)`, the zero is a code.
+    Asym,
+    /// Codes `-2^(b-1) ..= 2^(b-1) - 1`: `s = 2 max|w| / (2^b - 1)`. Every value lies within half a step of a code.
+    SymFull,
+    /// Codes `±(2^(b-1) - 1)`: `s = max|w| / (2^(b-1) - 1)`.
+    SymNarrow,
+}
+
+impl Grid {
+    /// The symmetric grid that `-sym` in a recipe means: narrow at 8 bits, full below.
+    pub fn symmetric(bits: Bits) -> Self {
+        if bits.get() == 8 { Grid::SymNarrow } else { Grid::SymFull }
+    }
+
+    /// The name in specifications and recipes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Grid::Asym => "asym",
+            Grid::SymFull => "sym_full",
+            Grid::SymNarrow => "sym_narrow",
+        }
+    }
+
+    /// The grid of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Grid::Asym, Grid::SymFull, Grid::SymNarrow].into_iter().find(|g| g.name() == name)
+    }
+
+    /// The codes that it uses, with `2^(b-1)` added to signed ones.
+    pub fn codes(self, bits: Bits) -> std::ops::RangeInclusive<u8> {
+        match self {
+            Grid::SymNarrow => 1..=bits.max_code(),
+            _ => 0..=bits.max_code(),
+        }
+    }
+}
+
+/// How the range of a group is chosen.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Clip {
+    /// All of it.
+    None,
+    /// Of the range times `1 - i / 100`, `i` in `0..80`, the one with the least `Σ |w - ŵ|^norm`
+    /// (GPTQ's `mse` option; its norm is 2.4).
+    Search {
+        /// Exponent, at least 1.
+        norm: f32,
+    },
+}
+
+/// A checked description of a grid over groups: bits, group size, grid, type of the scales, choice of the range.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct GroupSpec {
+    bits: Bits,
+    group: GroupSize,
+    grid: Grid,
+    scale_dtype: DType,
+    clip: Clip,
+}
+
+/// Scale and zero of one group.
+pub type GroupFit = Affine;
+
+impl GroupSpec {
+    /// Error unless everything is in its range.
+    pub fn new(bits: u32, group: GroupSize, grid: Grid, scale_dtype: DType, clip: Clip) -> Result<Self, ParamError> {
+        let bits = Bits::within(bits, 2, 8)?;
+        if !scale_dtype.is_scale() || (scale_dtype == DType::E8M0 && grid != Grid::SymNarrow) {
+            let rule = "must be F16, BF16 or F32, or F8_E8M0 on the grid sym_narrow";
+            return Err(ParamError::new("scales", scale_dtype.name(), rule));
+        }
+        if let Clip::Search { norm } = clip
+            && (!norm.is_finite() || norm < 1.0)
+        {
+            return Err(ParamError::new("norm", norm, "must be finite and at least 1"));
+        }
+        Ok(Self { bits, group, grid, scale_dtype, clip })
+    }
+
+    /// Returns the bits of a code, 2 to 8.
+    pub fn bits(&self) -> Bits {
+        self.bits
+    }
+
+    /// Returns which weights share a scale.
+    pub fn group(&self) -> GroupSize {
+        self.group
+    }
+
+    /// Returns the codes in use.
+    pub fn grid(&self) -> Grid {
+        self.grid
+    }
+
+    /// Returns the stored type of the scales: f16, bf16, f32, or on the narrow grid powers of two (MXINT).
+    pub fn scale_dtype(&self) -> DType {
+        self.scale_dtype
+    }
+
+    /// Returns how the range of a group is chosen.
+    pub fn clip(&self) -> Clip {
+        self.clip
+    }
+
+    /// Returns the same with other bits. Errors unless they are 2 to 8.
+    pub fn with_bits(self, bits: u32) -> Result<Self, ParamError> {
+        Self::new(bits, self.group, self.grid, self.scale_dtype, self.clip)
+    }
+
+    /// Returns scale (already rounded to its stored type) and zero of a group of finite values. A group whose step would be below the smallest
+    /// normal f32 counts as zeros: scale 1. Errors if the scale does not fit its type.
+    pub fn fit(&self, isa: Isa, w: &[f32]) -> Result<GroupFit> {
+        self.fit_weighted(isa, w, &[])
+    }
+
+    /// [`GroupSpec::fit`], the clip search weighing the error at each feature by `importance`, repeated where it is shorter; all alike
+    /// where it is empty.
+    pub fn fit_weighted(&self, isa: Isa, w: &[f32], importance: &[f32]) -> Result<GroupFit> {
+        let (lo, hi) = affine::min_max(isa, w);
+        let range = (lo.min(0.0), hi.max(0.0));
+        let full = self.fit_range(range)?;
+        let Clip::Search { norm } = self.clip else { return Ok(full) };
+        let mut best = (self.error(isa, w, importance, full, norm, f64::INFINITY), full);
+        for i in 1..80 {
+            let p = 1.0 - i as f32 / 100.0;
+            let Ok(fit) = self.fit_range((range.0 * p, range.1 * p)) else { break };
+            let error = self.error(isa, w, importance, fit, norm, best.0);
+            if error < best.0 {
+                best = (error, fit);
+            }
+        }
+        Ok(best.1)
+    }
+
+    /// Returns [`GroupSpec::fit_weighted`] of a group; errors name its row and its number in the row.
+    pub fn fit_at(&self, isa: Isa, w: &[f32], importance: &[f32], [row, group]: [usize; 2]) -> Result<GroupFit> {
+        self.fit_weighted(isa, w, importance).map_err(|e| match e {
+            Error::ScaleRange { value, dtype, .. } => Error::ScaleRange { row, group, value, dtype },
+            other => other,
+        })
+    }
+
+    fn fit_range(&self, (lo, hi): (f32, f32)) -> Result<GroupFit> {
+        let half = 1u8 << (self.bits.get() - 1);
+        let steps = f64::from(self.bits.max_code());
+        let (lo, hi) = (f64::from(lo), f64::from(hi));
+        let most = hi.max(-lo);
+        let scale = match self.grid {
+            Grid::Asym => (hi - lo) / steps,
+            Grid::SymFull => 2.0 * most / steps,
+            // MXINT (arXiv 2402.02446, section 3.1): the power of two at or above the largest magnitude is one step beyond the grid.
+            Grid::SymNarrow if self.scale_dtype == DType::E8M0 => most / f64::from(half),
+            Grid::SymNarrow => most / f64::from(half - 1),
+        };
+        let symmetric = self.grid != Grid::Asym;
+        if scale < f64::from(f32::MIN_POSITIVE) {
+            return Ok(Affine { scale: 1.0, zero: if symmetric { half } else { 0 } });
+        }
+        let scale = round_scale(self.scale_dtype, scale as f32, [0, 0])?;
+        let zero = if symmetric { half } else { (-lo / f64::from(scale)).round_ties_even().clamp(0.0, steps) as u8 };
+        Ok(Affine { scale, zero })
+    }
+
+    /// `Σ h |w - ŵ|^norm` with the importance `h`, given up (infinite) once it is above `bound`.
+    fn error(&self, isa: Isa, w: &[f32], importance: &[f32], fit: GroupFit, norm: f32, bound: f64) -> f64 {
+        let (mut codes, mut back) = ([0u8; 64], [0f32; 64]);
+        let mut sum = 0.0;
+        let mut weights = importance.iter().cycle();
+        for w in w.chunks(64) {
+            let (codes, back) = (&mut codes[..w.len()], &mut back[..w.len()]);
+            affine::quantize(isa, w, fit, self.grid.codes(self.bits), codes);
+            affine::dequantize(isa, codes, fit, back);
+            let errors = w.iter().zip(&*back).map(|(w, b)| (w - b).abs().powf(norm));
+            sum += f64::from(if importance.is_empty() {
+                errors.sum::<f32>()
+            } else {
+                errors.zip(weights.by_ref()).map(|(e, h)| e * h).sum()
+            });
+            if sum > bound {
+                return f64::INFINITY;
+            }
+        }
+        sum
+    }
+}
+
+/// Rounds a scale to the nearest value of a stored type; below the type's normal numbers, where neighbours lie far apart, upwards, so that the
+/// range is not cut. Errors, naming row and group, if the type cannot hold it.
+pub fn round_scale(dtype: DType, scale: f32, [row, group]: [usize; 2]) -> Result<f32> {
+    let rounded = match dtype {
+        DType::F16 => {
+            let near = f16::from_f32(scale);
+            let up = near < f16::MIN_POSITIVE && near.to_f32() < scale && near.to_bits() > 0;
+            if up { f16::from_bits(near.to_bits() + 1).to_f32() } else { near.to_f32() }
+        }
+        DType::BF16 => bf16::from_f32(scale).to_f32(),
+        DType::E8M0 => power_of_two_above(scale),
+        _ => scale,
+    };
+    if rounded.is_finite() && rounded > 0.0 {
+        Ok(rounded)
+    } else {
+        Err(Error::ScaleRange { row, group, value: scale, dtype: dtype.name() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(bits: u32, grid: Grid, dtype: DType) -> GroupSpec {
+        GroupSpec::new(bits, GroupSize::Channel, grid, dtype, Clip::None).unwrap()
+    }
+
+    #[test]
+    fn worked_examples() {
+        let isa = Isa::detect();
+        let asym = spec(4, Grid::Asym, DType::F32);
+        assert_eq!(asym.fit(isa, &[-1.0, 2.0]).unwrap(), Affine { scale: 0.2, zero: 5 });
+        assert_eq!(asym.fit(isa, &[1.0, 3.0]).unwrap(), Affine { scale: 0.2, zero: 0 }, "all positive: zero included");
+        assert_eq!(asym.fit(isa, &[-3.0, -3.0]).unwrap(), Affine { scale: 0.2, zero: 15 }, "constant and negative");
+        assert_eq!(spec(4, Grid::SymFull, DType::F32).fit(isa, &[-3.0, 1.0]).unwrap(), Affine { scale: 0.4, zero: 8 });
+        assert_eq!(
+            spec(8, Grid::SymNarrow, DType::F32).fit(isa, &[-1.0, 2.54]).unwrap(),
+            Affine { scale: 0.02, zero: 128 }
+        );
+        assert_eq!(Grid::symmetric(Bits::new(8).unwrap()), Grid::SymNarrow);
+        assert_eq!(Grid::symmetric(Bits::new(4).unwrap()), Grid::SymFull);
+    }
+
+    #[test]
+    fn scales_that_are_powers_of_two() {
+        let isa = Isa::detect();
+        for (most, bits, scale) in
+            [(1.7, 4, 0.25), (1.0, 4, 0.125), (1.0001, 8, 1.0 / 64.0), (3e-38, 2, 2f32.powi(-125))]
+        {
+            let mx = spec(bits, Grid::SymNarrow, DType::E8M0);
+            assert_eq!(mx.fit(isa, &[-most, most / 3.0]).unwrap().scale, scale, "{most} at {bits} bits");
+        }
+        assert!(GroupSpec::new(4, GroupSize::Channel, Grid::Asym, DType::E8M0, Clip::None).is_err());
+        let huge = spec(2, Grid::SymNarrow, DType::E8M0).fit(isa, &[f32::MAX, 0.0]).unwrap().scale;
+        assert_eq!(huge, 2f32.powi(127));
+    }
+
+    #[test]
+    fn zeros_subnormals_and_extremes() {
+        let isa = Isa::detect();
+        for grid in [Grid::Asym, Grid::SymFull, Grid::SymNarrow] {
+            for dtype in [DType::F16, DType::BF16, DType::F32] {
+                let s = spec(4, grid, dtype);
+                for zeros in [[0.0f32, -0.0], [1e-40, -1e-41]] {
+                    assert_eq!(s.fit(isa, &zeros).unwrap().scale, 1.0);
+                }
+            }
+            let e = spec(2, grid, DType::F16).fit(isa, &[3e38, -3e38]).unwrap_err();
+            assert!(matches!(e, Error::ScaleRange { .. }), "{e}");
+            assert!(spec(2, grid, DType::F32).fit(isa, &[f32::MAX, -f32::MAX]).is_ok() || grid == Grid::Asym);
+            assert!(spec(4, grid, DType::F16).fit(isa, &[1e-9, -1e-9]).is_err(), "a scale that rounds to 0");
+            let tiny = spec(4, grid, DType::F16).fit(isa, &[1e-6, -1e-6]).unwrap();
+            assert!(tiny.scale >= 1e-6 / 7.6, "rounded up among f16's subnormals");
+        }
+    }
+
+    #[test]
+    fn clipping_never_raises_the_error_it_minimizes() {
+        let isa = Isa::detect();
+        let w: Vec<f32> =
+            (0..200).map(|i| ((i as f32) * 0.7).sin().powi(5) * if i == 13 { 6.0 } else { 1.0 }).collect();
+        for bits in 2..=8 {
+            let plain = spec(bits, Grid::Asym, DType::F16);
+            let search = GroupSpec { clip: Clip::Search { norm: 2.4 }, ..plain };
+            let of = |s: &GroupSpec| s.error(isa, &w, &[], s.fit(isa, &w).unwrap(), 2.4, f64::INFINITY);
+            assert!(of(&search) <= of(&plain));
+            if bits <= 3 {
+                assert!(of(&search) < 0.9 * of(&plain), "an outlier is worth clipping at {bits} bits");
+            }
+        }
+    }
+}

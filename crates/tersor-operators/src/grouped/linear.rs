@@ -1,0 +1,425 @@
+//! [`GroupedLinear`]: codes on uniform grids, a scale for each group of a row.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use tersor_core::rows::check_range;
+use tersor_core::tensors::{join, read_expected};
+use tersor_core::{
+    DType, Error, Exec, GroupSize, Input, Isa, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot,
+    TensorInfo, TensorSink, TensorSource, Write, check_finite,
+};
+use tersor_kernels::affine::{self, Affine};
+use tersor_kernels::bits;
+use tersor_kernels::grouped::{self, Groups};
+use tersor_kernels::integer::Panels;
+
+use super::{Clip, Grid, GroupSpec};
+use crate::integer::multiply;
+use crate::packing::{pack_rows, unpack_rows};
+
+/// A matrix `[out_features, in_features]` of codes on uniform grids: `weight = scale * (code - zero)`.
+///
+/// Stored as `codes` (u8, `[rows, ceil(cols * bits / 8)]`, dense little-endian bits along the row), `scales`
+/// (`[rows, groups]` in their type) and, on the asymmetric grid, `zeros` (u8, `[rows, ceil(groups * bits / 8)]`,
+/// packed likewise). With one scale for the tensor, `scales` is `[1]` and `zeros` `[1]`.
+#[derive(Clone, Debug)]
+pub struct GroupedLinear {
+    spec: GroupSpec,
+    shape: [usize; 2],
+    /// As stored; empty where only `panels` are kept.
+    codes: Vec<u8>,
+    /// As kernels read them, made at load or at the first product.
+    panels: OnceLock<Panels>,
+    /// As stored, widened.
+    scales: Vec<f32>,
+    /// Unpacked; empty on symmetric grids.
+    zeros: Vec<u8>,
+}
+
+impl GroupedLinear {
+    /// The kind in specifications.
+    pub const KIND: &'static str = "grouped";
+
+    /// Quantizes `w` (finite values, row-major) by rounding each to the nearest code of its group's grid; `fits`
+    /// holds scale and zero of each group, row by row (one for all of them where the group is the tensor).
+    /// Error when a length is wrong.
+    pub fn round(spec: GroupSpec, shape: [usize; 2], w: &[f32], fits: &[Affine], isa: Isa) -> Result<Self> {
+        let cols = shape[1];
+        let n = tersor_core::view::elements(shape)?;
+        if w.len() != n {
+            return Err(Error::shape("elements of a matrix", n, w.len()));
+        }
+        let want = fit_count(&spec, shape);
+        if fits.len() != want {
+            return Err(Error::shape("groups", want, fits.len()));
+        }
+        Self::encode(spec, shape, w, isa, |r, _, out| {
+            out.iter_mut().enumerate().for_each(|(g, fit)| *fit = fits[fit_index(&spec, cols, r, g)]);
+            Ok(())
+        })
+    }
+
+    /// Quantizes `w` `[rows, cols]` by rounding, rows in parallel: `fit(row, values, fits)` writes the grids of a row. Errors if the length is wrong
+    /// or `fit` does; values must be finite, which `fit` may check.
+    pub fn encode(
+        spec: GroupSpec,
+        shape: [usize; 2],
+        w: &[f32],
+        isa: Isa,
+        fit: impl Fn(usize, &[f32], &mut [Affine]) -> Result<()> + Sync + Send,
+    ) -> Result<Self> {
+        let [rows, cols] = shape;
+        let (groups, none) = (groups(&spec, cols), Affine { scale: 1.0, zero: 0 });
+        let mut codes = vec![0u8; rows * groups.row_bytes()];
+        let mut fits = vec![none; rows * groups.count()];
+        if !grouped::quantize(isa, w, &groups, fit, (&mut codes, &mut fits), true)? {
+            return Err(Error::shape("elements of a matrix", shape, w.len()));
+        }
+        fits.truncate(fit_count(&spec, shape));
+        Ok(Self::new(spec, shape, codes, &fits))
+    }
+
+    /// Of packed codes that are on their grids.
+    fn new(spec: GroupSpec, shape: [usize; 2], codes: Vec<u8>, fits: &[Affine]) -> Self {
+        let scales = fits.iter().map(|f| f.scale).collect();
+        let zeros = if spec.grid() == Grid::Asym { fits.iter().map(|f| f.zero).collect() } else { Vec::new() };
+        Self { spec, shape, codes, panels: OnceLock::new(), scales, zeros }
+    }
+
+    /// Packs codes, one a byte and row-major, on the grids of `fits`. Error when a length is wrong or a code is not on
+    /// its grid.
+    pub fn from_codes(spec: GroupSpec, shape: [usize; 2], codes: &[u8], fits: &[Affine]) -> Result<Self> {
+        let (n, want) = (tersor_core::view::elements(shape)?, fit_count(&spec, shape));
+        if codes.len() != n || fits.len() != want {
+            return Err(Error::shape("codes and groups", (n, want), (codes.len(), fits.len())));
+        }
+        let range = spec.grid().codes(spec.bits());
+        if let Some(i) = codes.iter().position(|c| !range.contains(c)) {
+            return Err(Error::shape("code", range, codes[i]));
+        }
+        Ok(Self::new(spec, shape, pack_rows(codes, shape[1], spec.bits().get()), fits))
+    }
+
+    /// Quantizes other values on the grids of this matrix (its scales and zeros held). Error on another length or a
+    /// value that is not finite.
+    pub fn requantize(&self, w: &[f32], isa: Isa) -> Result<Self> {
+        check_finite(w, self.shape[1], 0)?;
+        let fits: Vec<Affine> = (0..self.scales.len()).map(|i| self.fit(i)).collect();
+        Self::round(self.spec, self.shape, w, &fits, isa)
+    }
+
+    /// Joins blocks of rows, in order. Errors if their specifications or sizes differ.
+    pub fn stack(spec: GroupSpec, shape: [usize; 2], parts: impl IntoIterator<Item = Self>) -> Result<Self> {
+        let (codes, scales, zeros) = Default::default();
+        let mut whole = Self { spec, shape: [0, shape[1]], codes, panels: OnceLock::new(), scales, zeros };
+        for part in parts {
+            if part.spec != spec || part.shape[1] != shape[1] || spec.group() == GroupSize::Tensor {
+                return Err(Error::shape("blocks of one matrix", (spec, shape[1]), (part.spec, part.shape[1])));
+            }
+            whole.shape[0] += part.shape[0];
+            whole.codes.extend(part.dense().iter());
+            whole.scales.extend(part.scales);
+            whole.zeros.extend(part.zeros);
+        }
+        if whole.shape != shape {
+            return Err(Error::shape("rows of all blocks", shape, whole.shape));
+        }
+        Ok(whole)
+    }
+
+    /// Returns bits, groups and grid.
+    pub fn group_spec(&self) -> &GroupSpec {
+        &self.spec
+    }
+
+    /// Returns the exact stored bits over the number of weights; 0 for an empty matrix.
+    pub fn bits_per_weight(&self) -> f64 {
+        let n = self.shape[0] * self.shape[1];
+        if n == 0 { 0.0 } else { self.storage_bits() as f64 / n as f64 }
+    }
+
+    /// Returns the scale of each group, row by row.
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
+    /// Returns the code of 0 in each group, row by row.
+    pub fn zeros(&self) -> impl Iterator<Item = u8> {
+        (0..self.scales.len()).map(|i| self.fit(i).zero)
+    }
+
+    /// Returns scale and zero of a weight; none where there is no such row or column.
+    pub fn fit_of(&self, row: usize, column: usize) -> Option<Affine> {
+        let ([rows, cols], width) = (self.shape, self.spec.group().width(self.shape[1]).max(1));
+        let inside = row < rows && column < cols;
+        inside.then(|| self.fit(fit_index(&self.spec, cols, row, column / width)))
+    }
+
+    /// Returns the codes of one row, zeros not subtracted. Errors if there is no such row.
+    pub fn row_codes(&self, row: usize) -> Result<Vec<u8>> {
+        let mut out = vec![0u8; self.shape[1]];
+        check_range(self.shape, &(row..row.saturating_add(1)), out.len())?;
+        self.read_codes(row, &mut out);
+        Ok(out)
+    }
+
+    /// Writes the codes of an existing row.
+    fn read_codes(&self, row: usize, out: &mut [u8]) {
+        match self.panels.get() {
+            Some(panels) if self.codes.is_empty() => panels.row_codes(row, out),
+            _ => {
+                let width = row_bytes(&self.spec, self.shape[1]);
+                bits::unpack(&self.codes[row * width..(row + 1) * width], self.spec.bits().get(), 0, out);
+            }
+        }
+    }
+
+    /// Returns the codes as they are stored.
+    fn dense(&self) -> Cow<'_, [u8]> {
+        let ([rows, cols], width) = (self.shape, row_bytes(&self.spec, self.shape[1]));
+        if self.codes.len() == rows * width {
+            return Cow::Borrowed(&self.codes);
+        }
+        let (mut row, mut out) = (vec![0u8; cols], vec![0u8; rows * width]);
+        for (r, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
+            self.read_codes(r, &mut row);
+            bits::pack(&row, self.spec.bits().get(), out);
+        }
+        Cow::Owned(out)
+    }
+
+    /// Returns the codes in the order of the kernels. Errors if the stored codes are too short, which loading rules out.
+    fn panels(&self) -> Result<&Panels> {
+        if let Some(panels) = self.panels.get() {
+            return Ok(panels);
+        }
+        let (spec, cols) = (&self.spec, self.shape[1]);
+        let fit = |row: usize, group: usize| {
+            let fit = self.fit(fit_index(spec, cols, row, group));
+            (fit.scale, fit.zero)
+        };
+        let made = Panels::new(&self.codes, spec.bits().get(), self.shape, spec.group().width(cols).max(1), fit);
+        let made = made.ok_or_else(|| Error::shape("bytes of codes", self.shape, self.codes.len()))?;
+        Ok(self.panels.get_or_init(|| made))
+    }
+
+    fn fit(&self, index: usize) -> Affine {
+        let middle = 1u8 << (self.spec.bits().get() - 1);
+        Affine { scale: self.scales[index], zero: self.zeros.get(index).copied().unwrap_or(middle) }
+    }
+
+    /// Returns the tensors that a matrix of this shape is stored in.
+    pub fn layout(spec: &GroupSpec, [rows, cols]: [usize; 2]) -> Layout {
+        let groups = spec.group().count(cols);
+        let fits = fit_count(spec, [rows, cols]);
+        let (scales, zeros) = if spec.group() == GroupSize::Tensor {
+            (vec![fits], vec![fits])
+        } else {
+            (vec![rows, groups], vec![rows, bits::packed_len(groups, spec.bits().get())])
+        };
+        let codes = vec![rows, row_bytes(spec, cols)];
+        let mut tensors = vec![("codes", DType::U8, codes), ("scales", spec.scale_dtype(), scales)];
+        if spec.grid() == Grid::Asym {
+            tensors.push(("zeros", DType::U8, zeros));
+        }
+        Layout::exact(tensors)
+    }
+}
+
+fn row_bytes(spec: &GroupSpec, cols: usize) -> usize {
+    bits::packed_len(cols, spec.bits().get())
+}
+
+/// Rows as kernels cut them.
+fn groups(spec: &GroupSpec, cols: usize) -> Groups {
+    Groups {
+        cols,
+        group: spec.group().width(cols).max(1),
+        bits: spec.bits().get(),
+        range: spec.grid().codes(spec.bits()),
+    }
+}
+
+/// Scales of the whole matrix.
+fn fit_count(spec: &GroupSpec, [rows, cols]: [usize; 2]) -> usize {
+    match spec.group() {
+        GroupSize::Tensor => usize::from(rows > 0 && cols > 0),
+        group => rows * group.count(cols),
+    }
+}
+
+fn fit_index(spec: &GroupSpec, cols: usize, row: usize, group: usize) -> usize {
+    if spec.group() == GroupSize::Tensor { 0 } else { row * spec.group().count(cols) + group }
+}
+
+/// Returns the columns of each group of a row of `cols`, in order.
+pub fn spans(spec: &GroupSpec, cols: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let width = spec.group().width(cols);
+    (0..spec.group().count(cols)).map(move |g| g * width..((g + 1) * width).min(cols))
+}
+
+impl PartialEq for GroupedLinear {
+    fn eq(&self, other: &Self) -> bool {
+        (self.spec, self.shape) == (other.spec, other.shape)
+            && self.scales == other.scales
+            && self.zeros == other.zeros
+            && self.dense() == other.dense()
+    }
+}
+
+impl LinearOp for GroupedLinear {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn storage_bits(&self) -> u64 {
+        Self::layout(&self.spec, self.shape).bits().unwrap_or(u64::MAX)
+    }
+
+    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
+        check_range(self.shape, &rows, out.len())?;
+        let cols = self.shape[1];
+        if cols == 0 {
+            return Ok(());
+        }
+        let isa = exec.isa();
+        let fit = |r: usize, g: usize| self.fit(fit_index(&self.spec, cols, r, g));
+        let (groups, width) = (groups(&self.spec, cols), row_bytes(&self.spec, cols));
+        if self.codes.len() == self.shape[0] * width {
+            let codes = &self.codes[rows.start * width..rows.end * width];
+            grouped::dequantize(isa, codes, &groups, |r, g| fit(rows.start + r, g), out, false);
+            return Ok(());
+        }
+        let mut codes = vec![0u8; cols];
+        for (r, out) in rows.zip(out.chunks_exact_mut(cols)) {
+            self.read_codes(r, &mut codes);
+            for (g, span) in spans(&self.spec, cols).enumerate() {
+                affine::dequantize(isa, &codes[span.clone()], fit(r, g), &mut out[span]);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
+        multiply(self.panels()?, self.shape, x, y, write, exec)
+    }
+
+    fn spec_block(&self, at: RowSlot) -> OpSpec {
+        let group = match self.spec.group() {
+            GroupSize::Size(n) => n.get().to_string(),
+            GroupSize::Channel => "channel".to_string(),
+            GroupSize::Tensor => "tensor".to_string(),
+        };
+        OpSpec::new(Self::KIND, [at.total, self.shape[1]])
+            .int("bits", self.spec.bits().get())
+            .text("group", &group)
+            .text("grid", self.spec.grid().name())
+            .text("scales", self.spec.scale_dtype().name())
+    }
+
+    fn save_block(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
+        let scale_type = self.spec.scale_dtype();
+        let mut scales = vec![0u8; self.scales.len() * scale_type.size()];
+        scale_type.narrow_bytes(&self.scales, &mut scales);
+        let whole = Self::layout(&self.spec, [at.total, self.shape[1]]);
+        let codes = self.dense();
+        for (suffix, info) in &whole.tensors {
+            let name = join(prefix, suffix);
+            let zeros;
+            let bytes = match suffix.as_str() {
+                "codes" => &codes[..],
+                "scales" => &scales,
+                _ if self.spec.group() == GroupSize::Tensor => &self.zeros,
+                _ => {
+                    zeros = self.packed_zeros();
+                    &zeros
+                }
+            };
+            if self.spec.group() == GroupSize::Tensor && suffix != "codes" {
+                sink.write_shared(&name, info, bytes)?;
+            } else {
+                sink.write_rows(&name, info, at.first, bytes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl GroupedLinear {
+    fn packed_zeros(&self) -> Vec<u8> {
+        pack_rows(&self.zeros, self.spec.group().count(self.shape[1]), self.spec.bits().get())
+    }
+}
+
+/// Loads a matrix for products.
+pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
+    let op = GroupedLinear::load(spec, prefix, loading.source())?;
+    // One copy is enough: the stored codes can be unpacked from the panels.
+    op.panels()?;
+    Ok(Box::new(GroupedLinear { codes: Vec::new(), ..op }))
+}
+
+impl GroupedLinear {
+    /// Loads a matrix and keeps its codes as they are stored. Errors if a tensor is missing or misshapen, a scale is not positive and finite, or a
+    /// code or zero is not on the grid.
+    pub fn load(spec: &OpSpec, prefix: &str, source: &dyn TensorSource) -> Result<Self> {
+        let unknown = |what: &'static str, value: &str| Error::Unsupported { what, value: value.to_string() };
+        let group = match spec.get_text("group")? {
+            "channel" => GroupSize::Channel,
+            "tensor" => GroupSize::Tensor,
+            n => GroupSize::size(n.parse().map_err(|_| unknown("group of a matrix", n))?)?,
+        };
+        let grid = spec.get_text("grid")?;
+        let grid = Grid::from_name(grid).ok_or_else(|| unknown("grid", grid))?;
+        let scales = spec.get_text("scales")?;
+        let scale_dtype = DType::from_name(scales).ok_or_else(|| unknown("type of scales", scales))?;
+        let bits = u32::try_from(spec.get_int("bits")?).unwrap_or(0);
+        let own = GroupSpec::new(bits, group, grid, scale_dtype, Clip::None)?;
+        let [rows, cols] = spec.shape;
+        tersor_core::view::elements(spec.shape)?;
+        let read =
+            |info: &TensorInfo, suffix: &str| read_expected(source, &join(prefix, suffix), info.dtype, &info.shape);
+        let (mut codes, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+        for (suffix, info) in &GroupedLinear::layout(&own, spec.shape).tensors {
+            match suffix.as_str() {
+                "codes" => codes = read(info, suffix)?,
+                "scales" => {
+                    let bytes = read(info, suffix)?;
+                    scales = vec![0f32; bytes.len() / scale_dtype.size()];
+                    scale_dtype.widen_bytes(&bytes, &mut scales);
+                }
+                _ if group == GroupSize::Tensor => zeros = read(info, suffix)?,
+                _ => {
+                    zeros = unpack_rows(&read(info, suffix)?, group.count(cols), bits);
+                }
+            }
+        }
+        if let Some(i) = scales.iter().position(|s| !s.is_finite() || *s <= 0.0) {
+            let groups = group.count(cols).max(1);
+            return Err(Error::ScaleRange {
+                row: i / groups,
+                group: i % groups,
+                value: scales[i],
+                dtype: scale_dtype.name(),
+            });
+        }
+        if let Some(zero) = zeros.iter().find(|&&z| z > own.bits().max_code()) {
+            return Err(Error::format(join(prefix, "zeros"), format!("zero {zero} does not fit {bits} bits")));
+        }
+        // The lowest code of the narrow grid is its one unused one.
+        let op = GroupedLinear { spec: own, shape: spec.shape, codes, panels: OnceLock::new(), scales, zeros };
+        if grid == Grid::SymNarrow {
+            for r in 0..rows {
+                if op.row_codes(r)?.contains(&0) {
+                    return Err(Error::format(
+                        join(prefix, "codes"),
+                        format!("row {r} has a code outside the narrow grid"),
+                    ));
+                }
+            }
+        }
+        Ok(op)
+    }
+}

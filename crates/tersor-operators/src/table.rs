@@ -1,0 +1,198 @@
+//! [`TableLinear`]: 4-bit codes that stand for bytes of a lookup table of their group.
+
+use std::ops::Range;
+
+use half::f16;
+use tersor_core::operator::check_apply;
+use tersor_core::rows::check_range;
+use tersor_core::tensors::{join, read_expected};
+use tersor_core::{
+    DType, Error, Exec, GroupSize, Input, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo,
+    TensorSink, Write,
+};
+use tersor_kernels::bits;
+use tersor_kernels::integer::tables::{self, TablePanels, rounded_table};
+
+use crate::activations::integers;
+use crate::grouped::{Grid, GroupedLinear};
+use crate::packing::{group_in, pack_rows};
+
+/// A matrix `[out_features, in_features]` of 4-bit codes whose zero is 8, with an f16 scale for each group and an f32 scale for each row (QQQ, arXiv
+/// 2406.09904): `weight = row_scale * round((code - 8) * group_scale)`, ties to even, the rounded factor at most 127 in magnitude.
+///
+/// Stored as `codes` (u8, `[rows, ceil(cols / 2)]`, two a byte, the first in the low half), `group_scales` (f16, `[rows, groups]`) and `row_scales`
+/// (f32, `[rows]`).
+#[derive(Debug)]
+pub struct TableLinear {
+    shape: [usize; 2],
+    group: GroupSize,
+    codes: Vec<u8>,
+    panels: TablePanels,
+    group_scales: Vec<f16>,
+    row_scales: Vec<f32>,
+}
+
+impl TableLinear {
+    /// The kind in specifications.
+    pub const KIND: &'static str = "table";
+
+    /// Of codes, one a byte and row-major. Error when a length is wrong, a code is above 15, or a scale is not positive and finite (of a group it
+    /// may be 0).
+    pub fn new(
+        shape: [usize; 2],
+        group: GroupSize,
+        codes: &[u8],
+        group_scales: Vec<f16>,
+        row_scales: Vec<f32>,
+    ) -> Result<Self> {
+        let [rows, cols] = shape;
+        if codes.len() != tersor_core::view::elements(shape)? {
+            return Err(Error::shape("codes of a matrix", rows * cols, codes.len()));
+        }
+        if let Some(code) = codes.iter().find(|c| **c > 15) {
+            return Err(Error::shape("code", "0 to 15", code));
+        }
+        Self::of_packed(shape, group, pack_rows(codes, cols, 4), group_scales, row_scales)
+    }
+
+    fn of_packed(
+        shape: [usize; 2],
+        group: GroupSize,
+        codes: Vec<u8>,
+        group_scales: Vec<f16>,
+        row_scales: Vec<f32>,
+    ) -> Result<Self> {
+        let [rows, cols] = shape;
+        let groups = group.count(cols);
+        if [group_scales.len(), row_scales.len()] != [rows * groups, rows] {
+            let found = (group_scales.len(), row_scales.len());
+            return Err(Error::shape("scales of groups and rows", (rows * groups, rows), found));
+        }
+        let wrong = |row: usize, group: usize, value: f32, dtype| Error::ScaleRange { row, group, value, dtype };
+        if let Some(r) = row_scales.iter().position(|s| !s.is_finite() || *s <= 0.0) {
+            return Err(wrong(r, 0, row_scales[r], "F32"));
+        }
+        if let Some(i) = group_scales.iter().position(|s| !s.is_finite() || s.is_sign_negative()) {
+            return Err(wrong(i / groups.max(1), i % groups.max(1), group_scales[i].to_f32(), "F16"));
+        }
+        let table = |r: usize, g: usize| rounded_table(group_scales[r * groups + g]);
+        let panels = TablePanels::new(&codes, shape, group.width(cols).max(1), table, &row_scales);
+        let panels = panels.ok_or_else(|| Error::shape("columns of a matrix", "at most 131072", cols))?;
+        Ok(Self { shape, group, codes, panels, group_scales, row_scales })
+    }
+
+    /// What the codes of a row stand for before its scale. Error when there is no such row.
+    pub fn row_integers(&self, row: usize) -> Result<Vec<i8>> {
+        let cols = self.shape[1];
+        let mut codes = vec![0u8; cols];
+        check_range(self.shape, &(row..row.saturating_add(1)), cols)?;
+        let (width, group) = (bits::packed_len(cols, 4), self.group.width(cols).max(1));
+        bits::unpack(&self.codes[row * width..(row + 1) * width], 4, 0, &mut codes);
+        let shares = &self.group_scales[row * self.group.count(cols)..];
+        let groups = codes.chunks(group).zip(shares);
+        Ok(groups
+            .flat_map(|(codes, s)| {
+                let t = rounded_table(*s);
+                codes.iter().map(move |c| t[usize::from(*c)])
+            })
+            .collect())
+    }
+
+    /// Returns the tensors that a matrix of this shape is stored in.
+    pub fn layout(group: GroupSize, [rows, cols]: [usize; 2]) -> Layout {
+        Layout::exact([
+            ("codes", DType::U8, vec![rows, bits::packed_len(cols, 4)]),
+            ("group_scales", DType::F16, vec![rows, group.count(cols)]),
+            ("row_scales", DType::F32, vec![rows]),
+        ])
+    }
+}
+
+impl LinearOp for TableLinear {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn storage_bits(&self) -> u64 {
+        Self::layout(self.group, self.shape).bits().unwrap_or(u64::MAX)
+    }
+
+    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], _: &Exec) -> Result<()> {
+        check_range(self.shape, &rows, out.len())?;
+        for (r, out) in rows.zip(out.chunks_exact_mut(self.shape[1].max(1))) {
+            let scale = self.row_scales[r];
+            out.iter_mut().zip(self.row_integers(r)?).for_each(|(o, v)| *o = scale * f32::from(v));
+        }
+        Ok(())
+    }
+
+    fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
+        check_apply(self.shape, x, &y)?;
+        let x = integers(x, exec.isa(), self.panels.padding())?;
+        let product = || tables::product(exec.isa(), &x, &self.panels, write, y.into_out(), exec.parallel());
+        if exec.run(product) {
+            Ok(())
+        } else {
+            Err(Error::shape("output", "rows that fit their stride", "fewer elements"))
+        }
+    }
+
+    fn spec_block(&self, at: RowSlot) -> OpSpec {
+        group_in(OpSpec::new(Self::KIND, [at.total, self.shape[1]]), self.group, self.shape[1])
+    }
+
+    fn save_block(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
+        let shares: Vec<u8> = self.group_scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+        let rows: Vec<u8> = self.row_scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+        let layout = Self::layout(self.group, [at.total, self.shape[1]]);
+        for ((suffix, info), bytes) in layout.tensors.iter().zip([&self.codes, &shares, &rows]) {
+            sink.write_rows(&join(prefix, suffix), info, at.first, bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// Loads a matrix. Errors as [`TableLinear::new`].
+pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
+    let group = GroupSize::size(spec.get_size("group")?)?;
+    tersor_core::view::elements(spec.shape)?;
+    let layout = TableLinear::layout(group, spec.shape);
+    let source = loading.source();
+    let read =
+        |(suffix, info): &(String, TensorInfo)| read_expected(source, &join(prefix, suffix), info.dtype, &info.shape);
+    let mut parts = layout.tensors.iter().map(read).collect::<Result<Vec<_>>>()?.into_iter();
+    let mut part = || parts.next().unwrap_or_default();
+    let (codes, shares, rows) = (part(), part(), part());
+    let shares = shares.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
+    let rows = rows.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    Ok(Box::new(TableLinear::of_packed(spec.shape, group, codes, shares, rows)?))
+}
+
+impl TableLinear {
+    /// Converts 4-bit codes on the grid [`Grid::SymFull`]. Errors on other bits or another grid, or if a scale leaves the range of f16 or f32.
+    pub fn of_grouped(op: &GroupedLinear, exec: &Exec) -> Result<Self> {
+        let spec = op.group_spec();
+        if spec.bits().get() != 4 || spec.grid() != Grid::SymFull {
+            let found = format!("{} bits, {}", spec.bits().get(), spec.grid().name());
+            return Err(Error::shape("grid of tables of bytes", "4 bits, sym_full", found));
+        }
+        let [rows, cols] = op.shape();
+        let groups = spec.group().count(cols);
+        let mut codes = Vec::with_capacity(rows * cols);
+        let (mut shares, mut row_scales) = (Vec::with_capacity(rows * groups), Vec::with_capacity(rows));
+        let mut row = vec![0f32; cols];
+        for r in 0..rows {
+            op.decompress_rows(r..r + 1, &mut row, exec)?;
+            // The row's scale covers the dequantized weights, not the original ones.
+            let max = row.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let scale = if max < f32::MIN_POSITIVE * 127.0 { 1.0 } else { max / 127.0 };
+            row_scales.push(scale);
+            for g in 0..groups {
+                let fit = op.fit_of(r, g * spec.group().width(cols));
+                shares.push(f16::from_f32(fit.map_or(1.0, |f| f.scale) / scale));
+            }
+            codes.extend(op.row_codes(r)?);
+        }
+        Self::new([rows, cols], spec.group(), &codes, shares, row_scales)
+    }
+}
