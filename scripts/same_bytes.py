@@ -446,7 +446,7 @@ def way_more(name, *more):
 def way_less_memory(run):
     """The same bytes with hidden states on disk."""
     large, out = run.case.model == "smollm2", run.tmp / "out"
-    recipe, windows, memory = ("w4-g128-gptq", run.windows, "210MB") if large else ("w4-g32-gptq", 8 * run.windows, "50MB")
+    recipe, windows, memory = ("w4-g128-gptq", 4 * run.windows, "210MB") if large else ("w4-g32-gptq", 8 * run.windows, "50MB")
     args = [run.model, "--recipe", recipe, "--calib", run.calibration[1], "--calib-windows", windows, "--max-memory", memory]
     on_disk = run.tersor("plan", *args)["hidden_states_on_disk"]
     return {"on_disk": on_disk, "said": run.tersor("compress", *args, "--out", out)} | directory(out)
