@@ -4,6 +4,7 @@ use crate::Isa;
 use crate::isa::versions;
 
 /// The largest magnitude; of nothing 0. Not finite where one of the values is not.
+#[must_use]
 pub fn abs_max(isa: Isa, x: &[f32]) -> f32 {
     // The bits of floats without sign are ordered as the floats are, with what is not finite above all.
     let of = |m: u32, v: &f32| m.max(v.to_bits() & (u32::MAX >> 1));

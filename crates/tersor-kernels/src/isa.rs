@@ -38,10 +38,10 @@ pub(crate) use versions;
 
 /// An instruction-set level. A value other than `Scalar` can only be had from [`Isa::detect`], on a
 /// processor that has it: kernels rely on that.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Isa(Level);
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Level {
     Scalar,
     #[cfg(target_arch = "x86_64")]
@@ -125,14 +125,16 @@ impl Isa {
         self.name() == "avx512vnni"
     }
 
-    /// Numbers of tokens that the micro-kernels take at once, the largest first, the last 1.
-    pub(crate) fn tiles(self, bits: u32, planes: usize) -> &'static [usize] {
+    /// Numbers of tokens that the micro-kernels take at once, the largest first, the last 1. With `pairs`, weights have 8 bits and are
+    /// multiplied in pairs of 16 bits.
+    pub(crate) fn token_blocks(self, pairs: bool, planes: usize) -> &'static [usize] {
+        let _ = (pairs, planes);
         match self.0 {
             Level::Scalar => &[1],
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => crate::arch::avx2_integer::tiles(bits, planes),
+            Level::Avx2 => crate::arch::avx2_integer::token_blocks(pairs, planes),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => crate::arch::vnni::tiles(planes),
+            Level::Avx512Vnni => crate::arch::vnni::token_blocks(planes),
         }
     }
 

@@ -121,6 +121,7 @@ versions! {
 }
 
 /// Sum of squares in f64, in an order that does not depend on the processor.
+#[must_use]
 pub fn sum_squares(x: &[f32]) -> f64 {
     let mut lanes = [0f64; 8];
     let (whole, rest) = x.as_chunks::<8>();

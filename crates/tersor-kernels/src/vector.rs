@@ -71,9 +71,9 @@ versions! {
         }
     }
 
-    /// Turns the two halves of each run of `2 * cos.len()` values by the angles of `cos` and `sin` (RoPE, arXiv 2104.09864, in the layout of
-    /// Hugging Face).
-    pub fn turn(isa: Isa, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    /// Rotary position embedding (RoPE, arXiv 2104.09864), in place: rotates value `i` of the first half of each run of `2 * cos.len()` values
+    /// together with value `i` of the second half by the angle of `cos[i]` and `sin[i]`, which is the layout of Hugging Face.
+    pub fn apply_rotary(isa: Isa, x: &mut [f32], cos: &[f32], sin: &[f32]) {
         let half = cos.len();
         for run in x.chunks_exact_mut((2 * half).max(1)) {
             let (a, b) = run.split_at_mut(half);
@@ -207,7 +207,7 @@ mod tests {
                     run(&|v| scale(isa, c, v)),
                     run(&|v| rms_norm(isa, &x, &y[..n.max(1).min(y.len())], 1e-5, v)),
                     run(&|v| layer_norm(isa, v, &y[..n], &y[..n], 1e-5)),
-                    run(&|v| turn(isa, v, &y[..n / 2], &y[n..n + n / 2])),
+                    run(&|v| apply_rotary(isa, v, &y[..n / 2], &y[n..n + n / 2])),
                     run(&|v| softmax(isa, v)),
                     run(&|v| gated_silu(isa, v, &y)),
                     run(&|v| gelu(isa, v)),

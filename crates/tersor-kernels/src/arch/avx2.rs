@@ -3,7 +3,9 @@
 
 use std::arch::x86_64::*;
 
-use crate::affine::{Affine, dequantize_scalar, lift_scalar, min_max_scalar, quantize_scalar, round_each_scalar};
+use crate::affine::{
+    Affine, dequantize_scalar, dequantize_with_offset_scalar, min_max_scalar, quantize_scalar, round_each_scalar,
+};
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
@@ -148,8 +150,8 @@ pub(crate) fn dequantize(codes: &[u8], grid: Affine, out: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx2")]
-pub(crate) fn lift(codes: &[u8], [scale, least]: [f32; 2], out: &mut [f32]) {
-    let (a, b) = (_mm256_set1_ps(scale), _mm256_set1_ps(least));
+pub(crate) fn dequantize_with_offset(codes: &[u8], [scale, offset]: [f32; 2], out: &mut [f32]) {
+    let (a, b) = (_mm256_set1_ps(scale), _mm256_set1_ps(offset));
     let body = codes.len() / 8 * 8;
     for (c, y) in codes.chunks_exact(8).zip(out.chunks_exact_mut(8)) {
         // SAFETY: `c` has 8 bytes, and 8 are loaded.
@@ -159,7 +161,7 @@ pub(crate) fn lift(codes: &[u8], [scale, least]: [f32; 2], out: &mut [f32]) {
         // SAFETY: `y` has 8 elements.
         unsafe { _mm256_storeu_ps(y.as_mut_ptr(), v) };
     }
-    lift_scalar(&codes[body..], [scale, least], &mut out[body..]);
+    dequantize_with_offset_scalar(&codes[body..], [scale, offset], &mut out[body..]);
 }
 
 #[target_feature(enable = "avx2")]
@@ -262,11 +264,11 @@ pub(crate) fn pack2(codes: &[u8], out: &mut [u8]) -> usize {
     codes.len().min(4 * out.len()) / 128 * 128
 }
 
-/// Codes `clamp(round(x / scale), -most - 1, most)`; works on whole 32s and gives their number.
+/// Codes `clamp(round(x / scale), -max - 1, max)`; works on whole 32s and gives their number.
 #[target_feature(enable = "avx2")]
-pub(crate) fn quantize_signed(x: &[f32], scale: f32, most: i8, out: &mut [i8]) -> usize {
+pub(crate) fn quantize_signed(x: &[f32], scale: f32, max: i8, out: &mut [i8]) -> usize {
     // 128 above, the codes are those of a byte; the highest bit makes them signed again.
-    let coding = Coding::new(Affine { scale, zero: 128 }, [127 - most as u8, 128 + most as u8, 128]);
+    let coding = Coding::new(Affine { scale, zero: 128 }, [127 - max as u8, 128 + max as u8, 128]);
     let out: &mut [u8] = bytemuck::cast_slice_mut(out);
     let (x, codes) = (x.as_chunks::<32>().0, out.as_chunks_mut::<32>().0);
     x.iter().zip(&mut *codes).for_each(|(x, codes)| coding.codes(x, codes));

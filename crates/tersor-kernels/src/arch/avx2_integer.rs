@@ -11,38 +11,38 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use crate::dense::Write;
-use crate::integer::{Cells, LANES, Line, PanelScales, Panels, Tile, Tokens};
+use crate::gemm_task::{Cells, Write};
+use crate::integer::{LANES, Line, PanelScales, Panels, TokenBlock, TokenView};
 
-/// Planes of tokens that a tile takes at once, at most.
+/// Planes of tokens that a block takes at once, at most.
 const WIDE: usize = 6;
 
 /// Lines that are asked for before they are needed, where memory is slower than the arithmetic.
 const AHEAD: usize = 96;
 
-/// Values of a tile, `[token, 16]`.
+/// Values of a block, `[token, 16]`.
 type Values = [[f32; LANES]; WIDE];
 
-type Kernel = unsafe fn(&Tokens<'_>, &Panels, usize, Tile, &mut Values);
+type Kernel = unsafe fn(&TokenView<'_>, &Panels, usize, TokenBlock, &mut Values);
 
-/// Numbers of tokens that a tile may have.
-pub(crate) fn tiles(bits: u32, planes: usize) -> &'static [usize] {
-    match (bits, planes) {
-        (8, 1) => &[4, 2, 1],
-        (8, _) => &[1],
+/// Numbers of tokens that a block may have; with `pairs` for weights of 8 bits.
+pub(crate) fn token_blocks(pairs: bool, planes: usize) -> &'static [usize] {
+    match (pairs, planes) {
+        (true, 1) => &[4, 2, 1],
+        (true, _) => &[1],
         (_, 1) => &[6, 4, 2, 1],
         (_, _) => &[2, 1],
     }
 }
 
 /// # Safety
-/// The processor has AVX2, FMA and F16C. The cells of `panels` for all tokens may be written and are not touched by anyone else.
+/// The processor has AVX2, FMA and F16C. The cells of `panels` up to `cells.end` for all tokens may be written and are not touched by anyone else.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn product(x: &Tokens<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
+pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
     let mut values = [[0f32; LANES]; WIDE];
     for panel in panels {
-        for &tile in &x.tiles {
-            let kernel: Kernel = match (w.bits(), x.x.planes(), tile.tokens) {
+        for &block in x.blocks {
+            let kernel: Kernel = match (w.bits(), x.x.planes(), block.tokens) {
                 (8, 1, 4) => multiply::<8, 4, 1>,
                 (8, 1, 2) => multiply::<8, 2, 1>,
                 (8, 1, _) => multiply::<8, 1, 1>,
@@ -51,18 +51,18 @@ pub(crate) unsafe fn product(x: &Tokens<'_>, w: &Panels, panels: Range<usize>, w
                 (3, planes, tokens) => kernels::<3>(planes, tokens),
                 (_, planes, tokens) => kernels::<2>(planes, tokens),
             };
-            // SAFETY: as for this function; the tile exists, and the kernel is for tiles of this size.
-            unsafe { kernel(x, w, panel, tile, &mut values) };
-            for (t, values) in (tile.first..).zip(values.iter().take(tile.tokens)) {
+            // SAFETY: as for this function; the block exists, and the kernel is for blocks of this size.
+            unsafe { kernel(x, w, panel, block, &mut values) };
+            for (t, values) in (block.first..).zip(values.iter().take(block.tokens)) {
                 let scaled = values.map(|v| v * x.x.scale(t));
                 // SAFETY: the caller vouches for the cells.
-                unsafe { cells.put(t, panel * LANES, w.rows(), &scaled, write) };
+                unsafe { cells.put(t, panel * LANES, &scaled, write) };
             }
         }
     }
 }
 
-/// The kernel for tiles of so many tokens.
+/// The kernel for blocks of so many tokens.
 fn kernels<const BITS: u32>(planes: usize, tokens: usize) -> Kernel {
     match (planes, tokens) {
         (1, 6) => multiply::<BITS, 6, 1>,
@@ -185,13 +185,13 @@ unsafe fn add_pairs(acc: &mut [__m256i; 2], even: &[__m256i; 2], odd: &[__m256i;
 /// One panel by `V` planes, `D` of them a token. Leaves the values before the tokens' scales.
 ///
 /// # Safety
-/// The processor has the instructions; the panel and the tile exist, and it has `V / D` tokens of `D` planes.
+/// The processor has the instructions; the panel and the block exist, and it has `V / D` tokens of `D` planes.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
-    x: &Tokens<'_>,
+    x: &TokenView<'_>,
     w: &Panels,
     panel: usize,
-    tile: Tile,
+    block_of_tokens: TokenBlock,
     values: &mut Values,
 ) {
     let (quads, lines_of_block) = match BITS {
@@ -204,10 +204,10 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
     let run = if BITS == 8 { usize::MAX } else { 8 / quads };
     let ones = _mm256_set1_epi16(1);
     let [groups, each, in_last] = w.cuts();
-    let (lines, offsets) = (w.lines(panel).as_ptr(), x.offsets(tile).as_ptr());
-    let codes_of_tile = x.quads(tile).as_ptr();
-    let pairs = if BITS == 8 { x.pairs(tile).as_ptr() } else { std::ptr::null() };
-    debug_assert!((tile.tokens, x.x.planes()) == (V / D, D));
+    let (lines, offsets) = (w.lines(panel).as_ptr(), x.offsets(block_of_tokens).as_ptr());
+    let codes_of_block = x.quads(block_of_tokens).as_ptr();
+    let pairs = if BITS == 8 { x.pairs(block_of_tokens).as_ptr() } else { std::ptr::null() };
+    debug_assert!((block_of_tokens.tokens, x.x.planes()) == (V / D, D));
     // A few tokens are bound by memory.
     let few = V < 4;
     let mut totals = [[_mm256_setzero_ps(); 2]; V];
@@ -247,7 +247,7 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
                     let even = codes.map(|c| _mm256_and_si256(c, _mm256_set1_epi16(255)));
                     let odd = codes.map(|c| _mm256_srli_epi16::<8>(c));
                     for v in 0..V {
-                        // SAFETY: a tile has `V` times two pairs for every block.
+                        // SAFETY: a block has `V` times two pairs for every block.
                         unsafe { add_pairs(&mut acc[v], &even, &odd, pairs.add(block * V + v)) };
                     }
                 }
@@ -257,11 +257,11 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
                     // A step for each quad of the block, its number a constant: shifts by it are immediate ones.
                     macro_rules! step {
                         ($($q:literal)*) => {{$({
-                            // SAFETY: a panel has this many lines for every block, and a tile `V` times four codes for every quad of it.
+                            // SAFETY: a panel has this many lines for every block, and a block of tokens `V` times four codes for every quad of it.
                             unsafe {
                                 let here = lines.add(block * lines_of_block);
                                 let codes = [quad::<BITS, $q>(here, 0), quad::<BITS, $q>(here, 1)];
-                                let at = codes_of_tile.add((block * quads + $q) * V);
+                                let at = codes_of_block.add((block * quads + $q) * V);
                                 for v in 0..V {
                                     add(&mut short[v], &codes, at.add(v));
                                 }
