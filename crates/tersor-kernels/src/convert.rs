@@ -125,16 +125,13 @@ mod tests {
 
     #[test]
     fn narrowing_is_the_same_around_every_half_and_its_middles() {
+        let mut x = Vec::new();
         for base in 0..=u16::MAX {
             let (half, bfloat) = (f16::from_bits(base).to_f32_const().to_bits(), u32::from(base) << 16);
-            let around = |bits: u32, middle: u32| {
-                [bits, bits.wrapping_add(middle)]
-                    .into_iter()
-                    .flat_map(|b| (0..3).map(move |d| b.wrapping_add(d).wrapping_sub(1)))
-            };
-            let x: Vec<f32> = around(half, 0x1000).chain(around(bfloat, 0x8000)).map(f32::from_bits).collect();
-            // Twelve values, and as many again to fill a register.
-            check(&[&x[..], &x[..]].concat());
+            for bits in [half, half.wrapping_add(0x1000), bfloat, bfloat.wrapping_add(0x8000)] {
+                x.extend([bits.wrapping_sub(1), bits, bits.wrapping_add(1)].map(f32::from_bits));
+            }
         }
+        check(&x);
     }
 }

@@ -223,7 +223,7 @@ mod tests {
             self.run_bytes
         }
         fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>) {
-            assert!(rows == tile.rows() && tile.tokens() == self.shape[0] && rows.start % 3 == 0);
+            assert!(rows == tile.rows() && tile.tokens() == self.shape[0] && rows.start.is_multiple_of(3));
             for t in 0..tile.tokens() {
                 for (r, y) in rows.clone().zip(tile.row(t)) {
                     let value = (100 * t + r) as f32;

@@ -8,6 +8,7 @@ use crate::isa::versions;
 
 versions! {
     /// `Σ a[i] * b[i]` over the shorter of the two.
+    #[must_use]
     pub fn dot(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
         let n = a.len().min(b.len());
         let ((a, ta), (b, tb)) = (a[..n].as_chunks::<32>(), b[..n].as_chunks::<32>());

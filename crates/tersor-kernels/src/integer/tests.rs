@@ -239,9 +239,9 @@ fn values_that_are_not_finite_are_refused_before_anything_is_written() {
 fn tasks_together_give_the_bits_of_single_products() {
     let cols = 320;
     let cases = [
-        case(4, [100, cols], 64, |i| (i * 7 >> 2) as u8).panels,
-        dual_case(4, [33, cols], 64, true, |i| (i * 5 >> 1) as u8).panels,
-        dual_case(4, [300, cols], 64, true, |i| (i * 3 >> 1) as u8).panels,
+        case(4, [100, cols], 64, |i| ((i * 7) >> 2) as u8).panels,
+        dual_case(4, [33, cols], 64, true, |i| ((i * 5) >> 1) as u8).panels,
+        dual_case(4, [300, cols], 64, true, |i| ((i * 3) >> 1) as u8).panels,
         case(8, [17, cols], 64, |i| (i * 11) as u8).panels,
         case(3, [5, cols], 320, |i| (i * 13) as u8).panels,
     ];
