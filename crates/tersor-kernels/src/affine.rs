@@ -68,7 +68,8 @@ pub(crate) fn dequantize_scalar(codes: &[u8], grid: Affine, out: &mut [f32]) {
     out.iter_mut().zip(codes).for_each(|(v, &c)| *v = value(c, grid));
 }
 
-/// `out[i] = scale * codes[i] + offset`, over the shorter of the two: an affine grid with a float instead of a code for its zero point.
+/// `out[i] = scale * codes[i] + offset`, over the shorter of the two: an affine grid with a float instead of a code for
+/// its zero point.
 pub fn dequantize_with_offset(isa: Isa, codes: &[u8], [scale, offset]: [f32; 2], out: &mut [f32]) {
     let n = codes.len().min(out.len());
     let (codes, out) = (&codes[..n], &mut out[..n]);
@@ -86,8 +87,8 @@ pub(crate) fn dequantize_with_offset_scalar(codes: &[u8], [scale, offset]: [f32;
     out.iter_mut().zip(codes).for_each(|(v, c)| *v = offset + scale * f32::from(*c));
 }
 
-/// `codes[i]` and `values[i]` of `x[i]` on a grid of its own, `scales[i]` and `zeros[i]` (a code, as a float): what [`quantize`] and
-/// [`dequantize`] make of it. Works on the shortest of the slices.
+/// `codes[i]` and `values[i]` of `x[i]` on a grid of its own, `scales[i]` and `zeros[i]` (a code, as a float): what
+/// [`quantize`] and [`dequantize`] make of it. Works on the shortest of the slices.
 pub fn round_each(
     isa: Isa,
     x: &[f32],

@@ -5,19 +5,21 @@ use std::ops::Range;
 use crate::dense::{How, Out, Write, product, product_plain};
 use crate::{Fault, Isa, fault, vector};
 
-/// Number of queries below which each is multiplied with one key or value at a time: a product of matrices is not worth its start.
+/// Number of queries below which each is multiplied with one key or value at a time: a product of matrices is not worth
+/// its start.
 pub const FEW: usize = 4;
 
 /// Rows that [`attend_few`] reads at once.
 const READ: usize = 32;
 
-/// `out[t] = Σ_j p[t, j] values[j]`, `p[t] = softmax over visible[t] of q[t] · keys[j]`; queries `[tokens, dim]` are scaled already, keys and
-/// values are `[len, dim]`. Returns the range of keys that any token sees, and leaves `p` over it in `probs` (`[tokens, range]`, 0 where a token
-/// sees nothing). Products of matrices are those of the `gemm` crate, which chooses its own instruction set. Long texts are best taken a block
-/// of tokens at a time, since keys that no token of the block sees are left out.
+/// `out[t] = Σ_j p[t, j] values[j]`, `p[t] = softmax over visible[t] of q[t] · keys[j]`; queries `[tokens, dim]` are
+/// scaled already, keys and values are `[len, dim]`. Returns the range of keys that any token sees, and leaves `p` over
+/// it in `probs` (`[tokens, range]`, 0 where a token sees nothing). Products of matrices are those of the `gemm` crate,
+/// which chooses its own instruction set. Long texts are best taken a block of tokens at a time, since keys that no
+/// token of the block sees are left out.
 ///
-/// Fails, with the outputs unchanged, with `Fault::Length` or `Fault::Overflow` when a length is wrong, and with `Fault::Range` when a range
-/// is reversed or goes past the keys.
+/// Fails, with the outputs unchanged, with `Fault::Length` or `Fault::Overflow` when a length is wrong, and with
+/// `Fault::Range` when a range is reversed or goes past the keys.
 pub fn attend(
     isa: Isa,
     [q, keys, values]: [&[f32]; 3],
@@ -78,9 +80,10 @@ fn check([queries, out]: [usize; 2], [len, dim]: [usize; 2], visible: &[Range<us
 /// Rows that are made as they are needed: `read(rows, out)` writes those of a range, `[rows, dim]`.
 pub type ReadRows<'a> = dyn Fn(Range<usize>, &mut [f32]) + Sync + 'a;
 
-/// [`attend`] of a few queries to `len` keys and values that are kept in some other form than f32: they are read once for all queries, so many at a
-/// time as stay in the cache. The results are those of `attend` with fewer than [`FEW`] queries, to the bit. Fails, with the outputs unchanged,
-/// with `Fault::Length` or `Fault::Overflow` when a length is wrong, and with `Fault::Range` when a range is reversed or goes past the keys.
+/// [`attend`] of a few queries to `len` keys and values that are kept in some other form than f32: they are read once
+/// for all queries, so many at a time as stay in the cache. The results are those of `attend` with fewer than [`FEW`]
+/// queries, to the bit. Fails, with the outputs unchanged, with `Fault::Length` or `Fault::Overflow` when a length is
+/// wrong, and with `Fault::Range` when a range is reversed or goes past the keys.
 pub fn attend_few(
     isa: Isa,
     q: &[f32],

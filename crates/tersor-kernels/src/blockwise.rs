@@ -1,4 +1,5 @@
-//! The loops of block-wise quantization beside the [codebook](crate::codebook): the largest magnitude, and codes of 4 bits in bytes.
+//! The loops of block-wise quantization beside the [codebook](crate::codebook): the largest magnitude, and codes of 4
+//! bits in bytes.
 
 use crate::Isa;
 use crate::isa::versions;
@@ -59,7 +60,8 @@ versions! {
     }
 }
 
-/// `out[i] = values[code i] * scales[i / block]` of packed codes of 4 bits, from code `first` on. What has no code or scale stays as it is.
+/// `out[i] = values[code i] * scales[i / block]` of packed codes of 4 bits, from code `first` on. What has no code or
+/// scale stays as it is.
 pub fn look_up_nibbles(
     isa: Isa,
     values: &[f32; 16],

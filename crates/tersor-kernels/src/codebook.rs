@@ -17,7 +17,8 @@ pub struct Codebook {
 /// Values up to which all middles are looked at rather than a few of them one after the other.
 const FEW: usize = 16;
 
-/// Where to begin among the middles: floats of one sign, one exponent and equal first bits of the fraction share an entry.
+/// Where to begin among the middles: floats of one sign, one exponent and equal first bits of the fraction share an
+/// entry.
 #[derive(Clone, Debug, PartialEq, Default)]
 struct Starts {
     /// Middles that lie below all floats of the entry; positive floats first, then as many negative ones.
@@ -66,8 +67,9 @@ impl Starts {
 }
 
 impl Codebook {
-    /// Of values in strictly ascending order. Fails with `Fault::Range` unless there are 1 to 256, with `Fault::NonFinite` when one is NaN or
-    /// infinite, and with `Fault::Order` when one is not greater than the one before it.
+    /// Of values in strictly ascending order. Fails with `Fault::Range` unless there are 1 to 256, with
+    /// `Fault::NonFinite` when one is NaN or infinite, and with `Fault::Order` when one is not greater than the one
+    /// before it.
     pub fn new(values: &[f32]) -> Result<Self, Fault> {
         if !(1..=256).contains(&values.len()) {
             return Err(Fault::Range { what: "values of a codebook", limit: 256, found: values.len() });
@@ -76,7 +78,8 @@ impl Codebook {
         if let Some(i) = values.windows(2).position(|w| w[0] >= w[1]) {
             return Err(Fault::Order { what: "codebook", index: i + 1 });
         }
-        // In f64, as the sum of two f32 may be rounded. The middle of neighbours among the floats is one of them: the lower.
+        // In f64, as the sum of two f32 may be rounded. The middle of neighbours among the floats is one of them: the
+        // lower.
         let middle = |w: &[f32]| ((f64::from(w[0]) + f64::from(w[1])) / 2.0) as f32;
         let middle = |w: &[f32]| if middle(w) < w[1] { middle(w) } else { w[0] };
         let mut middles: Vec<f32> = values.windows(2).map(middle).collect();
@@ -98,8 +101,8 @@ impl Codebook {
         self.decades.is_some()
     }
 
-    /// `codes[i]` = number of the value nearest to `x[i] * scale`; of two equally near, the lower one (where the middle between them is an f32).
-    /// Over the shorter of the two. A NaN becomes any code.
+    /// `codes[i]` = number of the value nearest to `x[i] * scale`; of two equally near, the lower one (where the middle
+    /// between them is an f32). Over the shorter of the two. A NaN becomes any code.
     pub fn nearest(&self, isa: Isa, x: &[f32], scale: f32, codes: &mut [u8]) {
         #[cfg(target_arch = "x86_64")]
         if let (Some(decades), true) = (&self.decades, isa.has_avx2()) {

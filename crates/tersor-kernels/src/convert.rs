@@ -25,8 +25,8 @@ pub fn f16_to_f32(isa: Isa, x: &[f16], out: &mut [f32]) {
     out.iter_mut().zip(x).for_each(|(o, x)| *o = x.to_f32_const());
 }
 
-/// Rounds to the nearest f16, ties to even, over the shorter of the two slices; too large becomes infinite, and NaN quiet ones with the
-/// highest bits of the fraction.
+/// Rounds to the nearest f16, ties to even, over the shorter of the two slices; too large becomes infinite, and NaN
+/// quiet ones with the highest bits of the fraction.
 pub fn f32_to_f16(isa: Isa, x: &[f32], out: &mut [f16]) {
     let n = x.len().min(out.len());
     let (mut x, mut out) = (&x[..n], &mut out[..n]);
@@ -47,7 +47,8 @@ pub fn f32_to_f16(isa: Isa, x: &[f32], out: &mut [f16]) {
 }
 
 versions! {
-    /// Widens bf16, exactly: `out[i] = x[i]` over the shorter of the two slices. NaN become quiet ones with the same bits.
+    /// Widens bf16, exactly: `out[i] = x[i]` over the shorter of the two slices. NaN become quiet ones with the same
+    /// bits.
     pub fn bf16_to_f32(isa: Isa, x: &[bf16], out: &mut [f32]) {
         for (o, x) in out.iter_mut().zip(x) {
             let bits = u32::from(x.to_bits());
@@ -56,8 +57,8 @@ versions! {
         }
     }
 
-    /// Rounds to the nearest bf16, ties to even, over the shorter of the two slices; too large becomes infinite, and NaN quiet ones with the
-    /// highest bits of the fraction.
+    /// Rounds to the nearest bf16, ties to even, over the shorter of the two slices; too large becomes infinite, and
+    /// NaN quiet ones with the highest bits of the fraction.
     pub fn f32_to_bf16(isa: Isa, x: &[f32], out: &mut [bf16]) {
         for (o, x) in out.iter_mut().zip(x) {
             let bits = x.to_bits();

@@ -1,5 +1,5 @@
-//! Products of dense f32 matrices, over the `gemm` crate, which chooses its own instruction set: [`Isa`] is that of the loops of this crate,
-//! and results of products of more than two tokens may differ in the last bits between processors.
+//! Products of dense f32 matrices, over the `gemm` crate, which chooses its own instruction set: [`Isa`] is that of the
+//! loops of this crate, and results of products of more than two tokens may differ in the last bits between processors.
 //!
 //! Work is cut into blocks of [`ROW_BLOCK`] weight rows, whatever the number of threads, and each
 //! block is one serial product: the same bytes come out of one thread and of many.
@@ -16,8 +16,8 @@ pub const ROW_BLOCK: usize = 128;
 /// How a product runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct How {
-    /// The instruction set of the loops of this crate: products of one or two tokens. The `gemm` crate, which computes those of more tokens,
-    /// chooses for itself.
+    /// The instruction set of the loops of this crate: products of one or two tokens. The `gemm` crate, which computes
+    /// those of more tokens, chooses for itself.
     pub isa: Isa,
     /// What happens to the output.
     pub write: Write,
@@ -25,11 +25,11 @@ pub struct How {
     pub parallel: bool,
 }
 
-/// `y[t, r] = Σ_k x[t, k] * w[r, k]`, or that added to `y`, where `rows(range, buffer)` writes the weight rows of a block
-/// (`[range.len(), k]`) on demand, so that a compressed matrix is never expanded whole.
+/// `y[t, r] = Σ_k x[t, k] * w[r, k]`, or that added to `y`, where `rows(range, buffer)` writes the weight rows of a
+/// block (`[range.len(), k]`) on demand, so that a compressed matrix is never expanded whole.
 ///
-/// `x` is `[tokens, k]`, contiguous; `y` is `[tokens, n]`. Fails with the first error of `rows`, in block order; with `Fault::Length` or
-/// `Fault::Overflow` of a wrong length of `x` or `y`, before anything is computed.
+/// `x` is `[tokens, k]`, contiguous; `y` is `[tokens, n]`. Fails with the first error of `rows`, in block order; with
+/// `Fault::Length` or `Fault::Overflow` of a wrong length of `x` or `y`, before anything is computed.
 pub fn product_by_rows<E: From<Fault> + Send>(
     how: How,
     x: &[f32],
@@ -48,15 +48,16 @@ pub fn product_by_rows<E: From<Fault> + Send>(
         let range = index * ROW_BLOCK..((index + 1) * ROW_BLOCK).min(n);
         buffer.resize(range.len() * k, 0.0);
         rows(range.clone(), buffer)?;
-        // SAFETY: columns `range` of each of the `tokens` rows lie inside `y`, and no other unit of work has this range.
+        // SAFETY: columns `range` of each of the `tokens` rows lie inside `y`, and no other unit of work has this
+        // range.
         unsafe { block_product(how, x, [tokens, k], buffer, range.start, output.cells(range)) };
         Ok(())
     };
     par::map(n.div_ceil(ROW_BLOCK), how.parallel, Vec::new, block).into_iter().collect()
 }
 
-/// [`product_by_rows`] for weights that lie in memory as f32, `[n, k]`. Fails with `Fault::Length` or `Fault::Overflow`, with `y` unchanged,
-/// when a length is wrong.
+/// [`product_by_rows`] for weights that lie in memory as f32, `[n, k]`. Fails with `Fault::Length` or
+/// `Fault::Overflow`, with `y` unchanged, when a length is wrong.
 pub fn product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32], n: usize, y: Out<'_>) -> Result<(), Fault> {
     let task = Task::new(how.isa, x, [tokens, k], w, n)?;
     y.check([tokens, n])?;
@@ -73,7 +74,8 @@ pub fn product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32], n: usize
     Ok(())
 }
 
-/// A product with f32 weights that lie in memory, for [`run_tasks`](crate::run_tasks). It gives the same bits as [`product`].
+/// A product with f32 weights that lie in memory, for [`run_tasks`](crate::run_tasks). It gives the same bits as
+/// [`product`].
 #[derive(Clone, Copy, Debug)]
 pub struct Task<'a> {
     isa: Isa,
@@ -85,8 +87,8 @@ pub struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    /// The product of `x = [tokens, k]` with `w = [n, k]`, both contiguous. Fails with `Fault::Length` or `Fault::Overflow` when a length is
-    /// wrong.
+    /// The product of `x = [tokens, k]` with `w = [n, k]`, both contiguous. Fails with `Fault::Length` or
+    /// `Fault::Overflow` when a length is wrong.
     pub fn new(isa: Isa, x: &'a [f32], [tokens, k]: [usize; 2], w: &'a [f32], n: usize) -> Result<Self, Fault> {
         fault::matrix("input", [tokens, k], x.len())?;
         fault::matrix("weights", [n, k], w.len())?;
@@ -149,8 +151,8 @@ impl Columns {
 /// A block of weight rows, of which `first` is the first one.
 ///
 /// # Safety
-/// `x` is `[tokens, k]`, `w` is `[y.end - first, k]`, and the elements of `y` for all tokens and for rows from `first` to `y.end` may be
-/// written and are not touched by anyone else.
+/// `x` is `[tokens, k]`, `w` is `[y.end - first, k]`, and the elements of `y` for all tokens and for rows from `first`
+/// to `y.end` may be written and are not touched by anyone else.
 unsafe fn block_product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32], first: usize, y: Cells) {
     let n = y.end - first;
     // A vector-matrix product is bound by memory: a dot product a row beats packing for a GEMM.
@@ -192,8 +194,9 @@ unsafe fn block_product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32],
     }
 }
 
-/// `y = x w` on the calling thread, for `x = [m, k]`, `w = [k, n]`, `y = [m, n]`, all contiguous and row-major. The `gemm` crate chooses the
-/// instruction set. Fails with `Fault::Length` or `Fault::Overflow`, with `y` unchanged, when a length is wrong.
+/// `y = x w` on the calling thread, for `x = [m, k]`, `w = [k, n]`, `y = [m, n]`, all contiguous and row-major. The
+/// `gemm` crate chooses the instruction set. Fails with `Fault::Length` or `Fault::Overflow`, with `y` unchanged, when
+/// a length is wrong.
 pub fn product_plain(x: &[f32], [m, k]: [usize; 2], w: &[f32], n: usize, y: &mut [f32]) -> Result<(), Fault> {
     fault::matrix("left matrix", [m, k], x.len())?;
     fault::matrix("right matrix", [k, n], w.len())?;
@@ -213,9 +216,9 @@ pub fn product_plain(x: &[f32], [m, k]: [usize; 2], w: &[f32], n: usize, y: &mut
     Ok(())
 }
 
-/// `y -= x w` on the calling thread, for contiguous `x = [m, k]`, and `w = [k, n]` whose rows are `stride` elements apart,
-/// of which the last may be short. The `gemm` crate chooses the instruction set. Fails with `Fault::Length` or `Fault::Overflow`, with `y`
-/// unchanged, when a length is wrong.
+/// `y -= x w` on the calling thread, for contiguous `x = [m, k]`, and `w = [k, n]` whose rows are `stride` elements
+/// apart, of which the last may be short. The `gemm` crate chooses the instruction set. Fails with `Fault::Length` or
+/// `Fault::Overflow`, with `y` unchanged, when a length is wrong.
 pub fn subtract_product(
     x: &[f32],
     [m, k]: [usize; 2],
@@ -244,9 +247,9 @@ pub fn subtract_product(
 /// Tokens whose products are summed in f32 before they go to the f64 sums.
 const GRAM_TOKENS: usize = 512;
 
-/// `g += XᵀX` for `x = [tokens, k]` and `g = [k, k]`, both triangles: f32 products over blocks of 512 tokens, summed in f64.
-/// `g` must be symmetric: what lies below its diagonal is replaced by what lies above. The `gemm` crate chooses the instruction set. Fails
-/// with `Fault::Length` or `Fault::Overflow`, with `g` unchanged, when a length is wrong.
+/// `g += XᵀX` for `x = [tokens, k]` and `g = [k, k]`, both triangles: f32 products over blocks of 512 tokens, summed in
+/// f64. `g` must be symmetric: what lies below its diagonal is replaced by what lies above. The `gemm` crate chooses
+/// the instruction set. Fails with `Fault::Length` or `Fault::Overflow`, with `g` unchanged, when a length is wrong.
 pub fn add_gram(x: &[f32], [tokens, k]: [usize; 2], g: &mut [f64], parallel: bool) -> Result<(), Fault> {
     fault::matrix("input", [tokens, k], x.len())?;
     fault::matrix("output", [k, k], g.len())?;
@@ -259,8 +262,8 @@ pub fn add_gram(x: &[f32], [tokens, k]: [usize; 2], g: &mut [f64], parallel: boo
         let n = k - first;
         let mut sums = vec![0f32; rows * n];
         for x in x.chunks(GRAM_TOKENS * k) {
-            // SAFETY: the left operand is columns `first..first + rows` of `x`, transposed by its strides; the right one is its
-            // columns from `first` on; the output is `sums`, `[rows, n]`.
+            // SAFETY: the left operand is columns `first..first + rows` of `x`, transposed by its strides; the right
+            // one is its columns from `first` on; the output is `sums`, `[rows, n]`.
             unsafe {
                 gemm::gemm(
                     rows,
@@ -294,7 +297,8 @@ pub fn add_gram(x: &[f32], [tokens, k]: [usize; 2], g: &mut [f64], parallel: boo
     Ok(())
 }
 
-/// Copies what lies above the diagonal below it, a tile at a time: a column of a whole matrix would miss the cache at each step.
+/// Copies what lies above the diagonal below it, a tile at a time: a column of a whole matrix would miss the cache at
+/// each step.
 fn mirror(g: &mut [f64], k: usize) {
     const TILE: usize = 32;
     for top in (0..k).step_by(TILE) {

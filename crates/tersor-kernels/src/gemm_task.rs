@@ -34,8 +34,8 @@ impl Out<'_> {
     }
 }
 
-/// One product `y = x Wᵀ` (or that added to `y`) that can be cut into runs of rows of `W`, so that several products run as one piece of
-/// parallel work; see [`run_tasks`].
+/// One product `y = x Wᵀ` (or that added to `y`) that can be cut into runs of rows of `W`, so that several products run
+/// as one piece of parallel work; see [`run_tasks`].
 pub trait GemmTask: Sync {
     /// Rows of `W`: columns of the output.
     fn rows(&self) -> usize;
@@ -45,8 +45,8 @@ pub trait GemmTask: Sync {
     fn granularity(&self) -> usize;
     /// Bytes of weights that `granularity` rows take: how much work a run is.
     fn run_bytes(&self) -> usize;
-    /// Writes columns `rows` of the output through the tile, or adds to them. The tasks of this crate panic unless the tile belongs to a
-    /// product of their shape and has these columns.
+    /// Writes columns `rows` of the output through the tile, or adds to them. The tasks of this crate panic unless the
+    /// tile belongs to a product of their shape and has these columns.
     fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>);
 }
 
@@ -60,8 +60,8 @@ pub struct Tile<'a> {
 
 impl Tile<'_> {
     /// # Safety
-    /// Elements `token * stride + row` of `cells` may be written for all tokens and for `row` in `rows`, and nobody else touches them
-    /// while the tile lives.
+    /// Elements `token * stride + row` of `cells` may be written for all tokens and for `row` in `rows`, and nobody
+    /// else touches them while the tile lives.
     pub(crate) unsafe fn new(data: *mut f32, stride: usize, tokens: usize, rows: Range<usize>) -> Self {
         Self { cells: Cells::new(data, stride, rows.end), tokens, first: rows.start, output: PhantomData }
     }
@@ -78,7 +78,8 @@ impl Tile<'_> {
         self.first..self.cells.end
     }
 
-    /// The part of one token's output that the tile has: the columns [`Tile::rows`]. Panics unless `token` is less than [`Tile::tokens`].
+    /// The part of one token's output that the tile has: the columns [`Tile::rows`]. Panics unless `token` is less than
+    /// [`Tile::tokens`].
     pub fn row(&mut self, token: usize) -> &mut [f32] {
         assert!(token < self.tokens, "token {token} of {}", self.tokens);
         let at = self.cells.data.wrapping_add(token * self.cells.stride + self.first);
@@ -93,7 +94,8 @@ impl Tile<'_> {
     }
 }
 
-/// Where a run of rows goes: columns up to `end` of an output. Which elements may be written is known to whoever has it.
+/// Where a run of rows goes: columns up to `end` of an output. Which elements may be written is known to whoever has
+/// it.
 #[derive(Clone, Copy)]
 pub(crate) struct Cells {
     data: *mut f32,
@@ -121,7 +123,8 @@ impl Cells {
     /// Puts the values of one token and of `N` rows from `first` on where they belong, as many as there are rows.
     ///
     /// # Safety
-    /// `first` is below the end, and the elements of the token from there to the end may be written and are not touched by anyone else.
+    /// `first` is below the end, and the elements of the token from there to the end may be written and are not touched
+    /// by anyone else.
     #[inline]
     pub(crate) unsafe fn put<const N: usize>(self, token: usize, first: usize, values: &[f32; N], write: Write) {
         debug_assert!(first < self.end, "rows from {first} on, where there are {}", self.end);
@@ -140,8 +143,8 @@ impl Cells {
 /// Bytes of weights below which one token's product is not worth forking.
 const FORK_BYTES: usize = 1 << 17;
 
-/// Bytes of weights of one unit of work, for one token and for many: a third of what a thread has to do, within these. One token's product is
-/// bound by memory, which is read fastest in long pieces.
+/// Bytes of weights of one unit of work, for one token and for many: a third of what a thread has to do, within these.
+/// One token's product is bound by memory, which is read fastest in long pieces.
 const UNIT_BYTES: [[usize; 2]; 2] = [[1 << 12, 1 << 20], [1 << 12, 1 << 16]];
 
 /// A task that is cut into units of work.
@@ -157,14 +160,16 @@ struct Work<'a> {
     /// Units of this and of all before it.
     end: usize,
 }
-// SAFETY: tasks are `Sync`; units of work write disjoint columns (see `run_tasks`), and the borrows of the outputs outlive them all.
+// SAFETY: tasks are `Sync`; units of work write disjoint columns (see `run_tasks`), and the borrows of the outputs
+// outlive them all.
 unsafe impl Sync for Work<'_> {}
 // SAFETY: as above.
 unsafe impl Send for Work<'_> {}
 
-/// Runs several products as one piece of parallel work, each into its output `[tokens, rows]`: products with few rows share threads. Where the
-/// work is cut depends on shapes and on the number of threads, and does not show in the results of the tasks of this crate. Fails with
-/// `Fault::Length` or `Fault::Overflow`, before anything is written, when an output has less room than its task needs.
+/// Runs several products as one piece of parallel work, each into its output `[tokens, rows]`: products with few rows
+/// share threads. Where the work is cut depends on shapes and on the number of threads, and does not show in the
+/// results of the tasks of this crate. Fails with `Fault::Length` or `Fault::Overflow`, before anything is written,
+/// when an output has less room than its task needs.
 pub fn run_tasks(tasks: Vec<(&dyn GemmTask, Write, Out<'_>)>, parallel: bool) -> Result<(), Fault> {
     let (mut works, mut units, mut bytes) = (Vec::with_capacity(tasks.len()), 0, 0usize);
     for (task, write, y) in tasks {
@@ -190,8 +195,8 @@ pub fn run_tasks(tasks: Vec<(&dyn GemmTask, Write, Out<'_>)>, parallel: bool) ->
         let Work { task, write, data, stride, tokens, rows, step, .. } = works[at];
         let first = (i - at.checked_sub(1).map_or(0, |before| works[before].end)) * step;
         let rows = first..rows.min(first + step);
-        // SAFETY: `check` has found the output `[tokens, rows]` inside of its slice; no other unit has these rows, and `map` calls once for
-        // each unit while the slice is borrowed.
+        // SAFETY: `check` has found the output `[tokens, rows]` inside of its slice; no other unit has these rows, and
+        // `map` calls once for each unit while the slice is borrowed.
         let mut tile = unsafe { Tile::new(data, stride, tokens, rows.clone()) };
         task.run(rows, write, &mut tile);
     };

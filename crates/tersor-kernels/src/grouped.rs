@@ -1,4 +1,5 @@
-//! Matrices on affine grids, a grid for each row and group of columns: from floats to packed codes and back, in one pass over memory.
+//! Matrices on affine grids, a grid for each row and group of columns: from floats to packed codes and back, in one
+//! pass over memory.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -47,9 +48,10 @@ impl Groups {
 /// Rows of a unit of work.
 const UNIT: usize = 64;
 
-/// Rounds rows `x` (`[rows, cols]`, finite) to packed codes (`[rows, row_bytes]`), while each is in the cache: `fit(row, values, fits)` writes
-/// the row's grids, which are left in `fits` (`[rows, count]`). Fails with the first error of `fit`, in order of blocks of 64 rows; and
-/// with `Fault::Length`, or `Fault::Range` of a group without columns, before anything is done.
+/// Rounds rows `x` (`[rows, cols]`, finite) to packed codes (`[rows, row_bytes]`), while each is in the cache:
+/// `fit(row, values, fits)` writes the row's grids, which are left in `fits` (`[rows, count]`). Fails with the first
+/// error of `fit`, in order of blocks of 64 rows; and with `Fault::Length`, or `Fault::Range` of a group without
+/// columns, before anything is done.
 pub fn quantize<E: From<Fault> + Send>(
     isa: Isa,
     x: &[f32],
@@ -118,8 +120,8 @@ fn codes_of_row(isa: Isa, [x, next]: [&[f32]; 2], groups: &Groups, fits: &[Affin
     }
 }
 
-/// The values of rows of packed codes: `fit(row, group)` gives their grids. Fails with `Fault::Length`, or `Fault::Range` of
-/// a group without columns, with `out` unchanged.
+/// The values of rows of packed codes: `fit(row, group)` gives their grids. Fails with `Fault::Length`, or
+/// `Fault::Range` of a group without columns, with `out` unchanged.
 pub fn dequantize(
     isa: Isa,
     codes: &[u8],

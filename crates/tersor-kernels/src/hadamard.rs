@@ -3,8 +3,9 @@
 use crate::isa::versions;
 use crate::{Fault, Isa};
 
-/// Transforms `x` in place by the Sylvester-Hadamard matrix of order `x.len()` scaled to be orthogonal (its own inverse); of nothing,
-/// nothing. Fails with `Fault::Length` (the next power of two is expected), with `x` unchanged, unless the length is a power of two.
+/// Transforms `x` in place by the Sylvester-Hadamard matrix of order `x.len()` scaled to be orthogonal (its own
+/// inverse); of nothing, nothing. Fails with `Fault::Length` (the next power of two is expected), with `x` unchanged,
+/// unless the length is a power of two.
 pub fn fwht(isa: Isa, x: &mut [f32]) -> Result<(), Fault> {
     if !x.is_empty() && !x.len().is_power_of_two() {
         let expected = x.len().checked_next_power_of_two().unwrap_or(usize::MAX);

@@ -36,8 +36,8 @@ macro_rules! versions {
 }
 pub(crate) use versions;
 
-/// An instruction-set level. A value other than [`Isa::SCALAR`] only comes from [`Isa::detect`] or [`Isa::available`], on a processor that
-/// has the instructions: kernels rely on that.
+/// An instruction-set level. A value other than [`Isa::SCALAR`] only comes from [`Isa::detect`] or [`Isa::available`],
+/// on a processor that has the instructions: kernels rely on that.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Isa(Level);
 
@@ -54,8 +54,8 @@ impl Isa {
     /// Plain Rust, on every processor: it defines the results of each kernel.
     pub const SCALAR: Isa = Isa(Level::Scalar);
 
-    /// The best level of this processor. `TERSOR_ISA` in the environment (`scalar`, `avx2`) asks for a lower one, for tests and bug
-    /// reports. Decided once for the process.
+    /// The best level of this processor. `TERSOR_ISA` in the environment (`scalar`, `avx2`) asks for a lower one, for
+    /// tests and bug reports. Decided once for the process.
     #[must_use]
     pub fn detect() -> Isa {
         static FOUND: OnceLock<Isa> = OnceLock::new();
@@ -128,7 +128,8 @@ impl Isa {
         self.0 != Level::Scalar
     }
 
-    /// Whether bytes of 8-bit weights are multiplied in pairs of 16 bits, for want of an instruction that sums products of bytes in 32.
+    /// Whether bytes of 8-bit weights are multiplied in pairs of 16 bits, for want of an instruction that sums products
+    /// of bytes in 32.
     pub(crate) fn multiplies_pairs(self) -> bool {
         self.name() == "avx2"
     }
@@ -138,8 +139,8 @@ impl Isa {
         self.name() == "avx512vnni"
     }
 
-    /// Numbers of tokens that the micro-kernels take at once, the largest first, the last 1. With `pairs`, weights have 8 bits and are
-    /// multiplied in pairs of 16 bits.
+    /// Numbers of tokens that the micro-kernels take at once, the largest first, the last 1. With `pairs`, weights have
+    /// 8 bits and are multiplied in pairs of 16 bits.
     pub(crate) fn token_blocks(self, pairs: bool, planes: usize) -> &'static [usize] {
         let _ = (pairs, planes);
         match self.0 {

@@ -4,11 +4,12 @@
 //! lengths first. Each vector loop has a scalar twin that defines its meaning; tests hold the two
 //! equal bit for bit, sums included (the twin adds in the same order, with fused multiply-add).
 //!
-//! The instruction set is an argument, [`Isa`], of every function with such a loop. With [`Isa::SCALAR`] it runs plain Rust to its last loop.
-//! The products of [`dense`] that need the `gemm` crate are the exception: that crate chooses its own instructions.
+//! The instruction set is an argument, [`Isa`], of every function with such a loop. With [`Isa::SCALAR`] it runs plain
+//! Rust to its last loop. The products of [`dense`] that need the `gemm` crate are the exception: that crate chooses
+//! its own instructions.
 //!
-//! A function that can refuse its arguments returns [`Fault`]. Several products that share their input run as one piece of parallel work
-//! through [`GemmTask`] and [`run_tasks`].
+//! A function that can refuse its arguments returns [`Fault`]. Several products that share their input run as one piece
+//! of parallel work through [`GemmTask`] and [`run_tasks`].
 //!
 //! ```
 //! use tersor_kernels::{Isa, affine, bits};

@@ -27,8 +27,8 @@ pub enum Arithmetic {
     Bytes16,
 }
 
-/// Runs `steps` rounds of independent operations in registers; gives the number of multiply-adds that they were, and something that
-/// depends on all of them. None where the processor has no instructions for it.
+/// Runs `steps` rounds of independent operations in registers; gives the number of multiply-adds that they were, and
+/// something that depends on all of them. None where the processor has no instructions for it.
 #[must_use]
 pub fn arithmetic(isa: Isa, kind: Arithmetic, steps: u64) -> Option<(u64, i32)> {
     #[cfg(target_arch = "x86_64")]

@@ -1,8 +1,10 @@
-//! Products by look-up: a table for each block of a token, a code for each row and block, and sums of what the codes find.
+//! Products by look-up: a table for each block of a token, a code for each row and block, and sums of what the codes
+//! find.
 //!
-//! `y[t, r] = scale[t] * Σ_b table[t, b][code[r, b]]`, codes of at most 4 bits, tables of 16-bit integers: sums are exact. The shuffle
-//! instruction is the look-up, 32 at once. What a table holds is the caller's: partial sums over the bits of four columns (weights of few
-//! bits, [`Tables::of_bits`]), products with the entries of a codebook ([`Tables::of_codebook`]), or scores of a query with them.
+//! `y[t, r] = scale[t] * Σ_b table[t, b][code[r, b]]`, codes of at most 4 bits, tables of 16-bit integers: sums are
+//! exact. The shuffle instruction is the look-up, 32 at once. What a table holds is the caller's: partial sums over the
+//! bits of four columns (weights of few bits, [`Tables::of_bits`]), products with the entries of a codebook
+//! ([`Tables::of_codebook`]), or scores of a query with them.
 
 use std::ops::Range;
 
@@ -19,8 +21,8 @@ const MAX_BLOCKS: usize = 1 << 16;
 /// Blocks of a byte's sums in 16 bits: `255 * 256 < 2^16`.
 pub(crate) const RUN: usize = 256;
 
-/// Codes `[rows, blocks]` of 4 bits. A line of 64 bytes has a byte for each of 64 rows: the code of an even block in the low half, of the
-/// odd one after it in the high half.
+/// Codes `[rows, blocks]` of 4 bits. A line of 64 bytes has a byte for each of 64 rows: the code of an even block in
+/// the low half, of the odd one after it in the high half.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Codes {
     rows: usize,
@@ -30,8 +32,8 @@ pub struct Codes {
 }
 
 impl Codes {
-    /// Packs codes, row by row. Fails with `Fault::Length` when their number is not `rows * blocks`, and with `Fault::Range` when one is above
-    /// 15 or there are more than 65 536 blocks.
+    /// Packs codes, row by row. Fails with `Fault::Length` when their number is not `rows * blocks`, and with
+    /// `Fault::Range` when one is above 15 or there are more than 65 536 blocks.
     pub fn new(codes: &[u8], [rows, blocks]: [usize; 2]) -> Result<Self, Fault> {
         fault::matrix("codes", [rows, blocks], codes.len())?;
         fault::at_most("blocks of a row", MAX_BLOCKS, blocks)?;
@@ -46,9 +48,9 @@ impl Codes {
         Ok(Self { rows, blocks, lines })
     }
 
-    /// Weights of few bits, `[rows, cols]`, as blocks of one bit of four columns: bit by bit, and for each all columns. Fails with
-    /// `Fault::Length` when the number of codes is wrong, and with `Fault::Range` when `bits` is not 1 to 4, a code has more, or there are
-    /// more than 65 536 blocks.
+    /// Weights of few bits, `[rows, cols]`, as blocks of one bit of four columns: bit by bit, and for each all columns.
+    /// Fails with `Fault::Length` when the number of codes is wrong, and with `Fault::Range` when `bits` is not 1 to 4,
+    /// a code has more, or there are more than 65 536 blocks.
     pub fn of_bits(codes: &[u8], [rows, cols]: [usize; 2], bits: u32) -> Result<Self, Fault> {
         fault::matrix("codes", [rows, cols], codes.len())?;
         fault::bits(bits, 4)?;
@@ -96,8 +98,8 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Integers `[tokens, blocks]`, a scale a token. Fails with `Fault::Length` when the number of tables is wrong, and with `Fault::Range` when
-    /// there are more than 65 536 blocks.
+    /// Integers `[tokens, blocks]`, a scale a token. Fails with `Fault::Length` when the number of tables is wrong, and
+    /// with `Fault::Range` when there are more than 65 536 blocks.
     pub fn new(tables: &[[i16; 16]], scales: &[f32], blocks: usize) -> Result<Self, Fault> {
         let tokens = scales.len();
         fault::matrix("tables", [tokens, blocks], tables.len())?;
@@ -110,9 +112,9 @@ impl Tables {
         Ok(Self { tokens, blocks, bytes, scales: scales.to_vec() })
     }
 
-    /// Floats `[tokens, blocks]`, rounded to 1/32767 of the token's largest magnitude. Fails with `Fault::Length` when the number of tables is
-    /// wrong, with `Fault::NonFinite` at the first value that is NaN or infinite (16 values a table), and with `Fault::Range` when there are
-    /// more than 65 536 blocks.
+    /// Floats `[tokens, blocks]`, rounded to 1/32767 of the token's largest magnitude. Fails with `Fault::Length` when
+    /// the number of tables is wrong, with `Fault::NonFinite` at the first value that is NaN or infinite (16 values a
+    /// table), and with `Fault::Range` when there are more than 65 536 blocks.
     pub fn from_values(isa: Isa, values: &[[f32; 16]], tokens: usize, blocks: usize) -> Result<Self, Fault> {
         fault::matrix("tables", [tokens, blocks], values.len())?;
         fault::finite(values.as_flattened())?;
@@ -128,9 +130,9 @@ impl Tables {
         Self::new(&tables, &scales, blocks)
     }
 
-    /// For [`Codes::of_bits`]: activations `[tokens, cols]` in 8 bits with a scale a token. The product is exact. Fails with
-    /// `Fault::Length` when the number of activations is wrong, and with `Fault::Range` when `bits` is not 1 to 4, or there are more than
-    /// 65 536 blocks.
+    /// For [`Codes::of_bits`]: activations `[tokens, cols]` in 8 bits with a scale a token. The product is exact. Fails
+    /// with `Fault::Length` when the number of activations is wrong, and with `Fault::Range` when `bits` is not 1 to 4,
+    /// or there are more than 65 536 blocks.
     pub fn of_bits(x: &[i8], scales: &[f32], cols: usize, bits: u32) -> Result<Self, Fault> {
         fault::matrix("activations", [scales.len(), cols], x.len())?;
         fault::bits(bits, 4)?;
@@ -149,10 +151,11 @@ impl Tables {
         Self::new(&tables, scales, bits as usize * cols.div_ceil(4))
     }
 
-    /// For codes of single columns: the products of activations `[tokens, cols]` with up to 16 values that codes stand for. Fails with
-    /// `Fault::Length` when the activations are not a whole number of columns for each token, with `Fault::NonFinite` at the first activation
-    /// that is NaN or infinite (or the first such value of the codebook, or of the products, 16 for each activation), and with `Fault::Range`
-    /// when the codebook has more than 16 values, or there are more than 65 536 columns.
+    /// For codes of single columns: the products of activations `[tokens, cols]` with up to 16 values that codes stand
+    /// for. Fails with `Fault::Length` when the activations are not a whole number of columns for each token, with
+    /// `Fault::NonFinite` at the first activation that is NaN or infinite (or the first such value of the codebook, or
+    /// of the products, 16 for each activation), and with `Fault::Range` when the codebook has more than 16 values, or
+    /// there are more than 65 536 columns.
     pub fn of_codebook(isa: Isa, x: &[f32], tokens: usize, codebook: &[f32]) -> Result<Self, Fault> {
         fault::at_most("values of a codebook", 16, codebook.len())?;
         let cols = x.len() / tokens.max(1);
@@ -171,8 +174,9 @@ impl Tables {
     }
 }
 
-/// `y[t, r] = scale[t] * Σ_b table[t, b][code[r, b]]` for `y = [tokens, rows]`, or that added to `y`. Fails with `Fault::Length` or
-/// `Fault::Overflow`, with `y` unchanged, when tables and codes have different numbers of blocks, or `y` has less room.
+/// `y[t, r] = scale[t] * Σ_b table[t, b][code[r, b]]` for `y = [tokens, rows]`, or that added to `y`. Fails with
+/// `Fault::Length` or `Fault::Overflow`, with `y` unchanged, when tables and codes have different numbers of blocks, or
+/// `y` has less room.
 pub fn product(
     isa: Isa,
     tables: &Tables,
@@ -219,7 +223,8 @@ impl GemmTask for Product<'_> {
                 // The last line may have fewer rows than it has room for: parts that begin past them have no cells.
                 let starts = (lines * ROWS..rows.end).step_by(16);
                 for (first, sums) in starts.zip(sums.as_chunks::<16>().0) {
-                    // SAFETY: the tile has the cells of this line up to `cells.end`, which is above `first`, for itself.
+                    // SAFETY: the tile has the cells of this line up to `cells.end`, which is above `first`, for
+                    // itself.
                     unsafe { cells.put(token, first, &sums.map(|s| s as f32 * scale), write) };
                 }
             }
@@ -230,7 +235,8 @@ impl GemmTask for Product<'_> {
 /// Sums of 64 rows.
 fn sums(isa: Isa, tables: &[[[[u8; 16]; 2]; 2]], lines: &[Line], blocks: usize) -> [i32; ROWS] {
     debug_assert_eq!(tables.len(), lines.len());
-    // High bytes are offset by 128; of an odd number of blocks the last line has a second one, of code 0 in a table of zeros.
+    // High bytes are offset by 128; of an odd number of blocks the last line has a second one, of code 0 in a table of
+    // zeros.
     let offset = (blocks.div_ceil(2) * 2 * 128 * 256) as i32;
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
@@ -303,7 +309,8 @@ mod tests {
             }
             let book: Vec<f32> = (0..1 << bits).map(|n| (n as f32 - 3.5).powi(3) / 50.0).collect();
             let x: Vec<f32> = x.iter().map(|v| f32::from(*v) / 100.0).collect();
-            let got = run(Isa::detect(), &Tables::of_codebook(Isa::detect(), &x, 1, &book).unwrap(), &Codes::new(&codes, [rows, cols]).unwrap());
+            let tables = Tables::of_codebook(Isa::detect(), &x, 1, &book).unwrap();
+            let got = run(Isa::detect(), &tables, &Codes::new(&codes, [rows, cols]).unwrap());
             let max = x.iter().flat_map(|x| book.iter().map(move |b| (b * x).abs())).fold(0f32, f32::max);
             for (r, got) in got.iter().enumerate() {
                 let want: f64 = (0..cols).map(|k| f64::from(book[usize::from(codes[r * cols + k])]) * f64::from(x[k])).sum();
@@ -349,8 +356,9 @@ mod tests {
         }
     }
 
-    /// A line has room for 64 rows. Where the matrix ends inside of it, parts of 16 rows begin past the last row: with the output cut off
-    /// there, they have no address inside of the slice. `Cells::put` asserts in debug builds that it is not asked for such a part.
+    /// A line has room for 64 rows. Where the matrix ends inside of it, parts of 16 rows begin past the last row: with
+    /// the output cut off there, they have no address inside of the slice. `Cells::put` asserts in debug builds that it
+    /// is not asked for such a part.
     #[test]
     fn rows_past_the_last_one_have_no_address() {
         for rows in [1, 15, 16, 17, 47, 48, 65, 80, 81, 127] {

@@ -16,11 +16,12 @@ fn divided(v: __m256, scale: __m256) -> __m256 {
     _mm256_round_ps::<NEAREST>(_mm256_div_ps(v, scale))
 }
 
-/// Distance from an integer up to which the product of a value with the inverse of the scale rounds as the quotient does; see [`Coding::codes`].
+/// Distance from an integer up to which the product of a value with the inverse of the scale rounds as the quotient
+/// does; see [`Coding::codes`].
 pub(crate) const SURE: f32 = 0.5 - 1.0 / 8192.0;
 
-/// What to multiply with instead of dividing by `scale`; NaN where that is not exact enough: near the ends of the exponents the inverse's error
-/// is not relative any more.
+/// What to multiply with instead of dividing by `scale`; NaN where that is not exact enough: near the ends of the
+/// exponents the inverse's error is not relative any more.
 #[inline]
 pub(crate) fn inverse(scale: f32) -> f32 {
     if (1e-30..1e30).contains(&scale) { 1.0 / scale } else { f32::NAN }
@@ -62,8 +63,9 @@ impl Coding {
 
     /// The codes of 32 values.
     ///
-    /// The product with the inverse is within `2^-22.9` of the quotient, that is `2^-13.9` up to 512, so both round to the same integer when
-    /// the product is farther than `2^-13` from a half. Few are not; a division, at a fifth of the speed, decides for them.
+    /// The product with the inverse is within `2^-22.9` of the quotient, that is `2^-13.9` up to 512, so both round to
+    /// the same integer when the product is farther than `2^-13` from a half. Few are not; a division, at a fifth of
+    /// the speed, decides for them.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn codes(&self, x: &[f32; 32], codes: &mut [u8; 32]) {

@@ -1,8 +1,9 @@
-//! Integer products with AVX2: `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs in 16 bits, which saturate.
+//! Integer products with AVX2: `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs in 16 bits, which
+//! saturate.
 //!
-//! Codes of 2 to 4 bits are at most 3, 7 and 15, so a pair sum is at most `2 * 15 * 128 = 3840` in magnitude (1792 at 3 bits, 768 at 2), and
-//! the sum of 8 of them at most 30720: so many are added in 16 bits before they are widened. Codes of 8 bits would not fit: they are
-//! multiplied as 16-bit numbers by `vpmaddwd`, which adds pairs in 32 bits.
+//! Codes of 2 to 4 bits are at most 3, 7 and 15, so a pair sum is at most `2 * 15 * 128 = 3840` in magnitude (1792 at 3
+//! bits, 768 at 2), and the sum of 8 of them at most 30720: so many are added in 16 bits before they are widened. Codes
+//! of 8 bits would not fit: they are multiplied as 16-bit numbers by `vpmaddwd`, which adds pairs in 32 bits.
 
 // Iterators over arrays of sums are not always unrolled, and then the sums live in memory.
 #![allow(clippy::needless_range_loop)]
@@ -36,7 +37,8 @@ pub(crate) fn token_blocks(pairs: bool, planes: usize) -> &'static [usize] {
 }
 
 /// # Safety
-/// The processor has AVX2, FMA and F16C. The cells of `panels` up to `cells.end` for all tokens may be written and are not touched by anyone else.
+/// The processor has AVX2, FMA and F16C. The cells of `panels` up to `cells.end` for all tokens may be written and are
+/// not touched by anyone else.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
     let mut values = [[0f32; LANES]; WIDE];
@@ -81,7 +83,8 @@ fn kernels<const BITS: u32>(planes: usize, tokens: usize) -> Kernel {
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn quad<const BITS: u32, const Q: usize>(lines: *const Line, half: usize) -> __m256i {
-    // SAFETY: a line is 64 bytes at a multiple of 64, of which 32 are loaded from 0 or 32 on; the caller vouches for the lines.
+    // SAFETY: a line is 64 bytes at a multiple of 64, of which 32 are loaded from 0 or 32 on; the caller vouches for
+    // the lines.
     let load = |i: usize| unsafe { _mm256_load_si256(lines.add(i).cast::<__m256i>().add(half)) };
     let low = |v: __m256i, mask: i8| _mm256_and_si256(v, _mm256_set1_epi8(mask));
     match BITS {
@@ -95,7 +98,8 @@ unsafe fn quad<const BITS: u32, const Q: usize>(lines: *const Line, half: usize)
     }
 }
 
-/// To the right by `BITS * Q`, below 8: of codes of 3 bits, the second four have their low bits where the first four have them.
+/// To the right by `BITS * Q`, below 8: of codes of 3 bits, the second four have their low bits where the first four
+/// have them.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn shift<const Q: usize, const BITS: usize>(v: __m256i) -> __m256i {
@@ -120,8 +124,8 @@ fn wide(bytes: &[u8; LANES], half: usize) -> __m256i {
     _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(bytes.as_ptr().add(8 * half).cast()) })
 }
 
-/// Adds, in 16 bits, the products of four codes of each row with those of one token. Written out, because a compiler that may move the
-/// loads moves so many to the front that the sums lose their registers.
+/// Adds, in 16 bits, the products of four codes of each row with those of one token. Written out, because a compiler
+/// that may move the loads moves so many to the front that the sums lose their registers.
 ///
 /// # Safety
 /// Four bytes may be read at `four`.
@@ -148,7 +152,8 @@ unsafe fn add(acc: &mut [__m256i; 2], codes: &[__m256i; 2], four: *const [i8; 4]
     }
 }
 
-/// Adds, in 32 bits, the products of 8-bit codes of each row in columns 0 and 2 (`even`) and 1 and 3 (`odd`) with those of one token.
+/// Adds, in 32 bits, the products of 8-bit codes of each row in columns 0 and 2 (`even`) and 1 and 3 (`odd`) with those
+/// of one token.
 ///
 /// # Safety
 /// Eight bytes may be read at `pairs`.
@@ -257,7 +262,8 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
                     // A step for each quad of the block, its number a constant: shifts by it are immediate ones.
                     macro_rules! step {
                         ($($q:literal)*) => {{$({
-                            // SAFETY: a panel has this many lines for every block, and a block of tokens `V` times four codes for every quad of it.
+                            // SAFETY: a panel has this many lines for every block, and a block of tokens `V` times four
+                            // codes for every quad of it.
                             unsafe {
                                 let here = lines.add(block * lines_of_block);
                                 let codes = [quad::<BITS, $q>(here, 0), quad::<BITS, $q>(here, 1)];

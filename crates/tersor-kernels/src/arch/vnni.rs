@@ -1,4 +1,5 @@
-//! Integer products with AVX-512 VNNI: `vpdpbusd` adds four products of an unsigned and a signed byte to 32 bits, without saturation.
+//! Integer products with AVX-512 VNNI: `vpdpbusd` adds four products of an unsigned and a signed byte to 32 bits,
+//! without saturation.
 
 // Iterators over arrays of sums are not always unrolled, and then the sums live in memory.
 #![allow(clippy::needless_range_loop)]
@@ -16,7 +17,8 @@ const WIDE: usize = 12;
 /// Planes of tokens below which a product is bound by memory.
 const FEW: usize = 4;
 
-/// Lines that are asked for before they are needed, where memory is slower than the arithmetic, and blocks whose lines are asked for at once.
+/// Lines that are asked for before they are needed, where memory is slower than the arithmetic, and blocks whose lines
+/// are asked for at once.
 const AHEAD: usize = 96;
 const BURST: usize = 16;
 
@@ -31,7 +33,8 @@ pub(crate) fn token_blocks(planes: usize) -> &'static [usize] {
 }
 
 /// # Safety
-/// The processor has AVX-512 F, BW and VNNI. The cells of `panels` up to `cells.end` for all tokens may be written and are not touched by anyone else.
+/// The processor has AVX-512 F, BW and VNNI. The cells of `panels` up to `cells.end` for all tokens may be written and
+/// are not touched by anyone else.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
     let mut values = [[[0f32; LANES]; PANELS]; WIDE];
@@ -51,7 +54,8 @@ pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>
                 (_, PANELS) => kernels::<2, PANELS>,
                 (_, _) => kernels::<2, 1>,
             };
-            // SAFETY: as for this function; `count` panels and the block exist, and the kernel is for blocks of this size.
+            // SAFETY: as for this function; `count` panels and the block exist, and the kernel is for blocks of this
+            // size.
             unsafe { kernel(x.x.planes(), block.tokens)(x, w, panel, block, &mut values) };
             for (t, of_token) in (block.first..).zip(values.iter().take(block.tokens)) {
                 let scale = _mm512_set1_ps(x.x.scale(t));
@@ -110,7 +114,8 @@ unsafe fn quad<const BITS: u32, const Q: usize>(lines: *const Line) -> __m512i {
     }
 }
 
-/// To the right by `BITS * Q`, below 8: of codes of 3 bits, the second four have their low bits where the first four have them.
+/// To the right by `BITS * Q`, below 8: of codes of 3 bits, the second four have their low bits where the first four
+/// have them.
 #[inline]
 #[target_feature(enable = "avx512bw")]
 fn shift<const Q: usize, const BITS: usize>(v: __m512i) -> __m512i {
@@ -134,8 +139,8 @@ fn wide(bytes: &[u8; LANES]) -> __m512i {
     _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
 
-/// Adds the products of four codes of each row with those of one token. Written out, because a compiler that may move the loads moves
-/// so many to the front that the sums lose their registers.
+/// Adds the products of four codes of each row with those of one token. Written out, because a compiler that may move
+/// the loads moves so many to the front that the sums lose their registers.
 ///
 /// # Safety
 /// Four bytes may be read at `four`.
@@ -228,7 +233,8 @@ unsafe fn multiply<const BITS: u32, const P: usize, const V: usize, const D: usi
             // A step for each quad of the block, its number a constant: shifts by it are immediate ones.
             macro_rules! step {
                 ($($q:literal)*) => {{$({
-                    // SAFETY: a panel has this many lines for every block, and a block of tokens `V` times four codes for every quad of it.
+                    // SAFETY: a panel has this many lines for every block, and a block of tokens `V` times four codes
+                    // for every quad of it.
                     unsafe {
                         let codes = std::array::from_fn(|p| quad::<BITS, $q>(lines[p].add(block * lines_of_block)));
                         let at = codes_of_block.add((block * quads + $q) * V);

@@ -55,9 +55,10 @@ pub struct Activations {
 const MAX: f32 = 127.0 * 65536.0;
 
 impl Activations {
-    /// Three planes of values `[tokens, cols]`: within 2^-23 of the token's largest magnitude. Fails with `Fault::Length` when the length is
-    /// wrong, with `Fault::NonFinite` at the first value that is NaN or infinite, and with `Fault::Range` or `Fault::Overflow` when the
-    /// padding has a block or group of no columns or does not fit in memory.
+    /// Three planes of values `[tokens, cols]`: within 2^-23 of the token's largest magnitude. Fails with
+    /// `Fault::Length` when the length is wrong, with `Fault::NonFinite` at the first value that is NaN or infinite,
+    /// and with `Fault::Range` or `Fault::Overflow` when the padding has a block or group of no columns or does not fit
+    /// in memory.
     pub fn exact(isa: Isa, x: &[f32], tokens: usize, padding: Padding) -> Result<Self, Fault> {
         let mut new = Self::empty(tokens, 3, padding, x.len())?;
         let mut planes = vec![0i8; 3 * padding.cols];
@@ -77,8 +78,9 @@ impl Activations {
         Ok(new)
     }
 
-    /// One plane of codes `[tokens, cols]`, a scale a token. Fails with `Fault::Length` when a length is wrong, and with `Fault::Range` or
-    /// `Fault::Overflow` when the padding has a block or group of no columns or does not fit in memory.
+    /// One plane of codes `[tokens, cols]`, a scale a token. Fails with `Fault::Length` when a length is wrong, and
+    /// with `Fault::Range` or `Fault::Overflow` when the padding has a block or group of no columns or does not fit in
+    /// memory.
     pub fn from_codes(codes: &[i8], scales: &[f32], padding: Padding) -> Result<Self, Fault> {
         let tokens = scales.len();
         let mut new = Self::empty(tokens, 1, padding, codes.len())?;
@@ -160,10 +162,10 @@ impl Activations {
     }
 }
 
-/// Quantizes rows of `cols` values, each by its own largest magnitude: `scale = max|x| / max_code`,
-/// `code = clamp(round(x / scale), -max_code - 1, max_code)`, `max_code` at least 1, ties to even; the scale of a row of zeros is 1. Works on
-/// whole rows, over the shortest of the slices. Fails with `Fault::NonFinite`, before anything is written, at the first value of these rows
-/// that is NaN or infinite.
+/// Quantizes rows of `cols` values, each by its own largest magnitude: `scale = max|x| / max_code`, `code =
+/// clamp(round(x / scale), -max_code - 1, max_code)`, `max_code` at least 1, ties to even; the scale of a row of zeros
+/// is 1. Works on whole rows, over the shortest of the slices. Fails with `Fault::NonFinite`, before anything is
+/// written, at the first value of these rows that is NaN or infinite.
 pub fn quantize_rows(
     isa: Isa,
     x: &[f32],
@@ -201,7 +203,8 @@ pub fn quantize_rows(
     Ok(())
 }
 
-/// `round(x * inverse)`, below 2^23 in magnitude, as three digits of base 256 in -128..=127: `[3, cols]`, the lowest first.
+/// `round(x * inverse)`, below 2^23 in magnitude, as three digits of base 256 in -128..=127: `[3, cols]`, the lowest
+/// first.
 fn digits(isa: Isa, x: &[f32], inverse: f32, planes: &mut [i8]) {
     let (low, rest) = planes.split_at_mut(x.len());
     let (middle, high) = rest.split_at_mut(x.len());

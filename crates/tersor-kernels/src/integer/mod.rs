@@ -1,11 +1,12 @@
 //! Products of packed integer weights with integer activations, exact in 32 bits.
 //!
-//! A weight is `scale * (code - zero)` with a scale and a zero for each row and group of columns. Activations are one plane of 8-bit
-//! codes (a scale a token), or three planes that together hold 24 bits: as good as f32, and products with them are three times the
-//! integer work rather than a detour through floats. Sums of codes are integers and therefore exact; groups are added in f32, in
-//! order, by fused multiply-add: every instruction set gives the same bits.
+//! A weight is `scale * (code - zero)` with a scale and a zero for each row and group of columns. Activations are one
+//! plane of 8-bit codes (a scale a token), or three planes that together hold 24 bits: as good as f32, and products
+//! with them are three times the integer work rather than a detour through floats. Sums of codes are integers and
+//! therefore exact; groups are added in f32, in order, by fused multiply-add: every instruction set gives the same
+//! bits.
 //!
-//! One product is [`product`]. Several that share their input are [`Task`]s for [`run_tasks`](crate::run_tasks), with [`Tokens`] that are
+//! One product is [`product`]. Several that share their input are [`Task`]s for [`run_tasks`], with [`Tokens`] that are
 //! packed once for each [`TokenLayout`].
 
 mod activations;
@@ -30,8 +31,9 @@ use tokens::Packed;
 /// Panels that a micro-kernel takes at once.
 pub(crate) const PANELS: usize = 2;
 
-/// `y[t, r] = Σ_k x[t, k] * w[r, k]` for `y = [tokens, rows]`, or that added to `y`. Fails with `Fault::Length` or `Fault::Overflow`, with `y`
-/// unchanged, when the activations have other columns than [`Panels::padding`] says, or `y` has less room.
+/// `y[t, r] = Σ_k x[t, k] * w[r, k]` for `y = [tokens, rows]`, or that added to `y`. Fails with `Fault::Length` or
+/// `Fault::Overflow`, with `y` unchanged, when the activations have other columns than [`Panels::padding`] says, or `y`
+/// has less room.
 pub fn product(isa: Isa, x: &Activations, w: &Panels, write: Write, y: Out<'_>, parallel: bool) -> Result<(), Fault> {
     if x.tokens() == 0 || w.rows() == 0 {
         return Ok(());
@@ -40,7 +42,7 @@ pub fn product(isa: Isa, x: &Activations, w: &Panels, write: Write, y: Out<'_>, 
     run_tasks(vec![(&Product { x: packed.view(x), w }, write, y)], parallel)
 }
 
-/// A product of packed tokens with a matrix of integer codes, for [`run_tasks`](crate::run_tasks).
+/// A product of packed tokens with a matrix of integer codes, for [`run_tasks`].
 #[derive(Clone, Debug)]
 pub struct Task<'w> {
     x: Arc<Tokens>,
@@ -48,8 +50,8 @@ pub struct Task<'w> {
 }
 
 impl<'w> Task<'w> {
-    /// The product of `x` with `w`. Fails with `Fault::Length` when the columns of `x` are laid out otherwise than those of `w`, and with
-    /// `Fault::Range` when `x` was packed for weights with another zero point.
+    /// The product of `x` with `w`. Fails with `Fault::Length` when the columns of `x` are laid out otherwise than
+    /// those of `w`, and with `Fault::Range` when `x` was packed for weights with another zero point.
     pub fn new(x: Arc<Tokens>, w: &'w Panels) -> Result<Self, Fault> {
         let (given, needed) = (x.layout(), w.token_layout(x.layout().isa()));
         needed.padding().check(&given.padding())?;
@@ -109,7 +111,8 @@ impl GemmTask for Product<'_> {
         #[cfg(target_arch = "x86_64")]
         {
             if x.isa.has_avx512_vnni() {
-                // SAFETY: `isa` proves the instructions; the tile has the cells of these panels up to `cells.end` for itself.
+                // SAFETY: `isa` proves the instructions; the tile has the cells of these panels up to `cells.end` for
+                // itself.
                 unsafe { crate::arch::vnni::product(x, w, panels, write, cells) };
                 return;
             }

@@ -17,10 +17,11 @@ pub(crate) struct Line(pub [u8; 64]);
 
 /// A matrix `[rows, cols]` of codes in panels of 16 rows.
 ///
-/// A panel is cut into groups, a group into blocks of columns. A line of 64 bytes has, for each of the 16 rows, four neighbouring
-/// columns: byte `4 r + j`. Codes of 8 bits are one such line for 4 columns. Of 4 bits, the line of columns 0..4 has its codes in the
-/// low halves, that of columns 4..8 in the high halves; of 2 bits, four lines share one likewise. Codes of 3 bits are two lines of
-/// their low 2 bits and one of their high bits, for 32 columns. Other widths are kept in 8 bits.
+/// A panel is cut into groups, a group into blocks of columns. A line of 64 bytes has, for each of the 16 rows, four
+/// neighbouring columns: byte `4 r + j`. Codes of 8 bits are one such line for 4 columns. Of 4 bits, the line of
+/// columns 0..4 has its codes in the low halves, that of columns 4..8 in the high halves; of 2 bits, four lines share
+/// one likewise. Codes of 3 bits are two lines of their low 2 bits and one of their high bits, for 32 columns. Other
+/// widths are kept in 8 bits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Panels {
     rows: usize,
@@ -40,8 +41,8 @@ pub struct Panels {
     same_zero: Option<u8>,
 }
 
-/// Scales in two bytes where those hold them exactly, as those of most files do: with groups of 32 the rest would be a quarter of all
-/// that is read.
+/// Scales in two bytes where those hold them exactly, as those of most files do: with groups of 32 the rest would be a
+/// quarter of all that is read.
 #[derive(Clone, Debug, PartialEq)]
 enum Scales {
     Half(Vec<[u16; LANES]>),
@@ -72,8 +73,8 @@ impl PanelScales<'_> {
     }
 }
 
-/// The largest magnitude of an integer weight `scale * (code - zero)`, and the number of columns over which sums of its products with 8-bit
-/// codes stay below 2^31.
+/// The largest magnitude of an integer weight `scale * (code - zero)`, and the number of columns over which sums of its
+/// products with 8-bit codes stay below 2^31.
 const DUAL_MAX_WEIGHT: u32 = 127;
 const DUAL_MAX_COLS: usize = 1 << 17;
 
@@ -88,10 +89,11 @@ fn form(bits: u32) -> (u32, usize, usize) {
 }
 
 impl Panels {
-    /// Repacks codes, one row after the other, each packed as by [`bits::pack`] into `ceil(cols * bits / 8)` bytes. `fit(row, group)` gives
-    /// scale and zero: a weight is `scale * (code - zero)`. Fails with `Fault::Length` when there are too few codes, with `Fault::Range` when
-    /// `bits` is not 1 to 8, or a group has no columns or more than 32 768 that are neither all columns nor a multiple of that, and with
-    /// `Fault::Overflow` when no slice has so many codes.
+    /// Repacks codes, one row after the other, each packed as by [`bits::pack`] into `ceil(cols * bits / 8)` bytes.
+    /// `fit(row, group)` gives scale and zero: a weight is `scale * (code - zero)`. Fails with `Fault::Length` when
+    /// there are too few codes, with `Fault::Range` when `bits` is not 1 to 8, or a group has no columns or more than
+    /// 32 768 that are neither all columns nor a multiple of that, and with `Fault::Overflow` when no slice has so many
+    /// codes.
     pub fn new(
         isa: Isa,
         packed: &[u8],
@@ -108,9 +110,10 @@ impl Panels {
         Ok(new)
     }
 
-    /// The same with two levels of scales: a weight is `row_scales[row] * (scale * (code - zero))`, where the scale of a group is an integer
-    /// and the integer in brackets is at most 127 in magnitude. A row is then one sum in integers. Fails also with `Fault::Range` when such
-    /// an integer is larger, or there are more than 131 072 columns, and with `Fault::Length` when there is not one scale for each row.
+    /// The same with two levels of scales: a weight is `row_scales[row] * (scale * (code - zero))`, where the scale of
+    /// a group is an integer and the integer in brackets is at most 127 in magnitude. A row is then one sum in
+    /// integers. Fails also with `Fault::Range` when such an integer is larger, or there are more than 131 072 columns,
+    /// and with `Fault::Length` when there is not one scale for each row.
     pub fn dual(
         isa: Isa,
         packed: &[u8],

@@ -1,7 +1,7 @@
 //! Weights of 4 bits whose groups each have a table of 16 bytes.
 //!
-//! A code looks its 8-bit weight up, so that a row is one sum in integers whatever its groups do: the per-group form of QQQ
-//! (arXiv 2406.09904), whose group scale is applied to the codes and rounded.
+//! A code looks its 8-bit weight up, so that a row is one sum in integers whatever its groups do: the per-group form of
+//! QQQ (arXiv 2406.09904), whose group scale is applied to the codes and rounded.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,8 +25,8 @@ const MAX_COLS: usize = 1 << 17;
 /// A matrix `[rows, cols]` of 4-bit codes, a table of 16 signed bytes for each row and group, and a float for each row:
 /// a weight is `row_scales[row] * table[row, group][code]`.
 ///
-/// A line of 64 bytes has 16 bytes for each of four rows: the codes of 32 columns, those of the first 16 in the low halves. A line of
-/// tables has a table for each row.
+/// A line of 64 bytes has 16 bytes for each of four rows: the codes of 32 columns, those of the first 16 in the low
+/// halves. A line of tables has a table for each row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TablePanels {
     rows: usize,
@@ -47,9 +47,10 @@ pub fn rounded_table(scale: f16) -> [i8; 16] {
 }
 
 impl TablePanels {
-    /// Repacks codes, one row after the other, each packed as by [`bits::pack`] with 4 bits; `table(row, group)` gives the weights of a
-    /// group's 16 codes. Fails with `Fault::Length` when there are too few codes or not one scale for each row, with `Fault::Range` when there
-    /// are more than 131 072 columns or a group has none, and with `Fault::Overflow` when no slice has so many codes.
+    /// Repacks codes, one row after the other, each packed as by [`bits::pack`] with 4 bits; `table(row, group)` gives
+    /// the weights of a group's 16 codes. Fails with `Fault::Length` when there are too few codes or not one scale for
+    /// each row, with `Fault::Range` when there are more than 131 072 columns or a group has none, and with
+    /// `Fault::Overflow` when no slice has so many codes.
     pub fn new(
         isa: Isa,
         packed: &[u8],
@@ -122,8 +123,9 @@ impl TablePanels {
     }
 }
 
-/// `y[t, r] = Σ_k x[t, k] * w[r, k]` for `y = [tokens, rows]`, or that added to `y`. Fails with `Fault::Length` or `Fault::Overflow`, with `y`
-/// unchanged, when the activations have other columns than [`TablePanels::padding`] says, or `y` has less room.
+/// `y[t, r] = Σ_k x[t, k] * w[r, k]` for `y = [tokens, rows]`, or that added to `y`. Fails with `Fault::Length` or
+/// `Fault::Overflow`, with `y` unchanged, when the activations have other columns than [`TablePanels::padding`] says,
+/// or `y` has less room.
 pub fn product(
     isa: Isa,
     x: &Activations,
@@ -139,7 +141,8 @@ pub fn product(
     run_tasks(vec![(&Product { isa, x, w }, write, y)], parallel)
 }
 
-/// A product of activations with a matrix of table weights, for [`run_tasks`](crate::run_tasks). Such products read activations as they are.
+/// A product of activations with a matrix of table weights, for [`run_tasks`]. Such products read activations as they
+/// are.
 #[derive(Clone, Debug)]
 pub struct Task<'w> {
     isa: Isa,
@@ -148,7 +151,8 @@ pub struct Task<'w> {
 }
 
 impl<'w> Task<'w> {
-    /// The product of `x` with `w`. Fails with `Fault::Length` when the activations have other columns than [`TablePanels::padding`] says.
+    /// The product of `x` with `w`. Fails with `Fault::Length` when the activations have other columns than
+    /// [`TablePanels::padding`] says.
     pub fn new(isa: Isa, x: Arc<Activations>, w: &'w TablePanels) -> Result<Self, Fault> {
         w.padding.check(x.padding())?;
         Ok(Self { isa, x, w })
@@ -346,7 +350,8 @@ mod tests {
                     *v = (table(r, k / group)[usize::from(*v)] as u8) ^ 128;
                 }
             }
-            let wide = super::super::Panels::dual(Isa::detect(), &bytes, 8, [rows, cols], group, |_, _| (1, 128), &scales).unwrap();
+            let fit = |_: usize, _: usize| (1, 128);
+            let wide = super::super::Panels::dual(Isa::detect(), &bytes, 8, [rows, cols], group, fit, &scales).unwrap();
             let stride = rows + 2;
             let mut want = vec![0.5f32; tokens * stride];
             // Other padding: the same values again.

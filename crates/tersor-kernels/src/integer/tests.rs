@@ -66,8 +66,8 @@ fn run(isa: Isa, x: &Activations, w: &Panels, parallel: bool) -> Vec<f32> {
     set.chunks(stride).flat_map(|row| row[..w.rows()].to_vec()).collect()
 }
 
-/// All levels of this processor, bit for bit; and the exact product, within rounding: of f32, and by `step` of the activations' largest
-/// magnitude at each place.
+/// All levels of this processor, bit for bit; and the exact product, within rounding: of f32, and by `step` of the
+/// activations' largest magnitude at each place.
 fn check(case: &Case, x: &Activations, values: &[f64], step: f64) {
     let (w, cols) = (&case.panels, case.panels.padding().cols);
     let want = run(Isa::SCALAR, x, w, false);
@@ -234,7 +234,8 @@ fn values_that_are_not_finite_are_refused_before_anything_is_written() {
     }
 }
 
-/// The same bits from one product at a time and from several together, with packed tokens that are shared where the layouts are equal.
+/// The same bits from one product at a time and from several together, with packed tokens that are shared where the
+/// layouts are equal.
 #[test]
 fn tasks_together_give_the_bits_of_single_products() {
     let cols = 320;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::{Activations, Padding, Panels};
 use crate::{Fault, Isa};
 
-/// How the product of a matrix reads tokens, from [`Panels::token_layout`]. Matrices with equal layouts can share packed [`Tokens`], for which
-/// this is the key.
+/// How the product of a matrix reads tokens, from [`Panels::token_layout`]. Matrices with equal layouts can share
+/// packed [`Tokens`], for which this is the key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct TokenLayout {
     isa: Isa,
@@ -59,8 +59,8 @@ pub(super) struct Packed {
     quads: Vec<[i8; 4]>,
     /// The same in 16 bits, columns 0, 2, 1, 3; empty unless the layout has pairs.
     pairs: Vec<[i16; 4]>,
-    /// What the sums of a group begin with, `[token, plane, group]`: the negative sum of its codes, times the zero point where all groups
-    /// have the same.
+    /// What the sums of a group begin with, `[token, plane, group]`: the negative sum of its codes, times the zero
+    /// point where all groups have the same.
     offsets: Vec<i32>,
 }
 
@@ -109,8 +109,8 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Packs activations for the products of a matrix with this [`Panels::token_layout`]. Fails with `Fault::Length` when the columns of the
-    /// activations are laid out otherwise than those of the matrix.
+    /// Packs activations for the products of a matrix with this [`Panels::token_layout`]. Fails with `Fault::Length`
+    /// when the columns of the activations are laid out otherwise than those of the matrix.
     pub fn pack(x: Arc<Activations>, layout: TokenLayout) -> Result<Self, Fault> {
         Ok(Self { packed: Packed::new(&x, layout)?, x })
     }

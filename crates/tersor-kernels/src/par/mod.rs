@@ -1,14 +1,16 @@
 //! Work cut by index, on the threads of the current rayon pool or on the calling one.
 //!
-//! [`map`] and [`pairs`] give work to the pool and wait for it. Where many small pieces follow each other, as in a network that makes one token,
-//! waking a thread takes longer than the work: inside of a [`region`] the other threads stay awake between pieces.
+//! [`map`] and [`pairs`] give work to the pool and wait for it. Where many small pieces follow each other, as in a
+//! network that makes one token, waking a thread takes longer than the work: inside of a [`region`] the other threads
+//! stay awake between pieces.
 
 #[cfg(feature = "rayon")]
 mod team;
 
-/// Returns `f(i, scratch)` for `0..count`, results in order. With `parallel` (and the feature `rayon`) the items run on all threads of the
-/// region or the pool, each thread with a scratch of its own; which thread has which item must not show in `f`. Inside of an item of a
-/// [`region`], the calling thread does all the work. A panic of an item is passed on to the caller.
+/// Returns `f(i, scratch)` for `0..count`, results in order. With `parallel` (and the feature `rayon`) the items run on
+/// all threads of the region or the pool, each thread with a scratch of its own; which thread has which item must not
+/// show in `f`. Inside of an item of a [`region`], the calling thread does all the work. A panic of an item is passed
+/// on to the caller.
 pub fn map<S, R: Send>(
     count: usize,
     parallel: bool,
@@ -47,8 +49,8 @@ impl<T> Parts<T> {
     }
 }
 
-/// `f(i, a_i, b_i)` for the parts of two slices, `a` cut into parts of `na` elements and `b` of `nb`; results in order. Ends with the one that has
-/// fewer parts.
+/// `f(i, a_i, b_i)` for the parts of two slices, `a` cut into parts of `na` elements and `b` of `nb`; results in order.
+/// Ends with the one that has fewer parts.
 pub fn pairs<A: Send, B: Send, R: Send>(
     a: &mut [A],
     na: usize,
@@ -65,15 +67,16 @@ pub fn pairs<A: Send, B: Send, R: Send>(
     map(count, parallel, || (), |i, ()| unsafe { f(i, a.get(i), b.get(i)) })
 }
 
-/// Runs `f` while the other threads of the pool wait for work without sleeping, and returns what `f` returns: for many calls of [`map`] and
-/// [`pairs`] by the calling thread, one after the other, for a time that is short on the whole.
+/// Runs `f` while the other threads of the pool wait for work without sleeping, and returns what `f` returns: for many
+/// calls of [`map`] and [`pairs`] by the calling thread, one after the other, for a time that is short on the whole.
 ///
-/// One region is active in the process at a time. `f` just runs, and its work forks as it does elsewhere, without `parallel`, without a
-/// second thread, inside of another region, or while another thread has a region. A `map` inside of an item of another `map` runs on the
-/// thread that has the item.
+/// One region is active in the process at a time. `f` just runs, and its work forks as it does elsewhere, without
+/// `parallel`, without a second thread, inside of another region, or while another thread has a region. A `map` inside
+/// of an item of another `map` runs on the thread that has the item.
 ///
 /// Inside of a region:
-/// - do not wait for files, sockets or other threads: all threads of the pool consume processor time until the region ends. Nothing hangs,
+/// - do not wait for files, sockets or other threads: all threads of the pool consume processor time until the region
+///   ends. Nothing hangs,
 ///   because threads that have found no work for a while run other jobs of the pool;
 /// - do not hold a lock that a job of the pool takes: the calling thread may run such a job while it waits for an item.
 pub fn region<R>(parallel: bool, f: impl FnOnce() -> R) -> R {
@@ -94,8 +97,8 @@ pub fn threads() -> usize {
     1
 }
 
-/// Returns whether `work` is enough to be shared, where `asleep` is enough if threads must be woken: a sixteenth of it is enough inside of a
-/// [`region`].
+/// Returns whether `work` is enough to be shared, where `asleep` is enough if threads must be woken: a sixteenth of it
+/// is enough inside of a [`region`].
 #[must_use]
 pub fn worth(work: usize, asleep: usize) -> bool {
     #[cfg(feature = "rayon")]

@@ -57,8 +57,8 @@ struct Job {
     call: unsafe fn(*const (), &AtomicUsize) -> bool,
 }
 
-// SAFETY: `job` is written by the leader alone, while `open` is false and `inside` is 0; see `post` and `help`. What `Job` points to is
-// `Sync` and outlives the time that the job is open or somebody is inside.
+// SAFETY: `job` is written by the leader alone, while `open` is false and `inside` is 0; see `post` and `help`. What
+// `Job` points to is `Sync` and outlives the time that the job is open or somebody is inside.
 unsafe impl Sync for Team {}
 // SAFETY: as above; a team has no other part that belongs to a thread.
 unsafe impl Send for Team {}
@@ -139,7 +139,8 @@ impl Team {
         }
     }
 
-    /// Asks the current pool for a helper. The leader does not wait for it: at the end of the region it may be busy with another job.
+    /// Asks the current pool for a helper. The leader does not wait for it: at the end of the region it may be busy
+    /// with another job.
     fn call_helper(&self) {
         if let Some(team) = self.this.upgrade() {
             rayon::spawn(move || team.help());
@@ -167,7 +168,8 @@ impl Team {
             // Looked at again now that the leader sees somebody inside: as long as it is open, the job stays.
             if self.open.load(SeqCst) {
                 let _role = set(&ROLE, Role::Item);
-                // SAFETY: the leader writes only while nobody is inside of a closed job, and keeps what `data` points to until then.
+                // SAFETY: the leader writes only while nobody is inside of a closed job, and keeps what `data` points
+                // to until then.
                 let call = || unsafe { (*self.job.get()).is_some_and(|job| (job.call)(job.data, &self.next)) };
                 match catch_unwind(AssertUnwindSafe(call)) {
                     Ok(some) => found = some,

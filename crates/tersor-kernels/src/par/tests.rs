@@ -1,8 +1,18 @@
 use super::*;
 
+/// Runs `f` on a pool of so many threads, where there are pools.
+fn in_pool<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
+    #[cfg(feature = "rayon")]
+    return rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f);
+    #[cfg(not(feature = "rayon"))]
+    {
+        let _ = threads;
+        f()
+    }
+}
+
 #[test]
 fn every_item_is_done_once_and_results_stay_in_order() {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     let work = || {
         for round in 0..2000usize {
             let got = map(
@@ -26,8 +36,8 @@ fn every_item_is_done_once_and_results_stay_in_order() {
         }
     };
     // Inside of a pool and outside, alone and in a region, and one inside of another.
-    pool.install(work);
-    pool.install(|| region(true, work));
+    in_pool(3, work);
+    in_pool(3, || region(true, work));
     region(true, || region(true, work));
     region(false, work);
     let inner = region(true, || map(50, true, || (), |i, ()| map(i, true, || (), |j, ()| j).len()));
@@ -35,6 +45,7 @@ fn every_item_is_done_once_and_results_stay_in_order() {
 }
 
 #[test]
+#[cfg(feature = "rayon")]
 fn many_regions_at_once_do_not_wait_for_each_other() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
     std::thread::scope(|s| {
@@ -91,14 +102,13 @@ fn two_outside_threads_with_nested_jobs_in_regions_end() {
 fn a_region_may_wait_for_a_job_of_its_pool() {
     for threads in [2, 3] {
         let got = within_time(move || {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let wait = |value: usize| {
                 let (sender, receiver) = std::sync::mpsc::channel();
                 rayon::spawn(move || sender.send(value).unwrap());
                 receiver.recv().unwrap()
             };
             // In the region itself, and in one of the items.
-            pool.install(|| {
+            in_pool(threads, || {
                 region(true, || {
                     let before: usize = (0..20).map(wait).sum();
                     before + map(20, true, || (), |i, ()| if i == 3 { wait(i) } else { i }).iter().sum::<usize>()
@@ -113,8 +123,7 @@ fn a_region_may_wait_for_a_job_of_its_pool() {
 #[cfg(feature = "rayon")]
 fn rayon_may_be_called_in_a_region() {
     let sum = within_time(|| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-        pool.install(|| {
+        in_pool(3, || {
             use rayon::prelude::*;
             let sum = |n: u64| (0..n).into_par_iter().map(|v| v * v % 7).sum::<u64>();
             (0..100)
