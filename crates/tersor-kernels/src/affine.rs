@@ -30,6 +30,7 @@ pub fn quantize(isa: Isa, x: &[f32], grid: Affine, range: RangeInclusive<u8>, co
 }
 
 /// The code of one value: what [`quantize`] makes of it.
+#[must_use]
 #[inline]
 pub fn code(x: f32, grid: Affine, lo: u8, hi: u8) -> u8 {
     let q = (x / grid.scale).round_ties_even() + f32::from(grid.zero);
@@ -39,6 +40,7 @@ pub fn code(x: f32, grid: Affine, lo: u8, hi: u8) -> u8 {
 }
 
 /// The value of one code: what [`dequantize`] makes of it.
+#[must_use]
 #[inline]
 pub fn value(code: u8, grid: Affine) -> f32 {
     (f32::from(code) - f32::from(grid.zero)) * grid.scale
@@ -66,26 +68,27 @@ pub(crate) fn dequantize_scalar(codes: &[u8], grid: Affine, out: &mut [f32]) {
     out.iter_mut().zip(codes).for_each(|(v, &c)| *v = value(c, grid));
 }
 
-/// `out[i] = least + scale * codes[i]`, over the shorter of the two.
-pub fn lift(isa: Isa, codes: &[u8], [scale, least]: [f32; 2], out: &mut [f32]) {
+/// `out[i] = scale * codes[i] + offset`, over the shorter of the two: an affine grid with a float instead of a code for
+/// its zero point.
+pub fn dequantize_with_offset(isa: Isa, codes: &[u8], [scale, offset]: [f32; 2], out: &mut [f32]) {
     let n = codes.len().min(out.len());
     let (codes, out) = (&codes[..n], &mut out[..n]);
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
         // SAFETY: `isa` proves that the processor has AVX2.
-        unsafe { crate::arch::avx2::lift(codes, [scale, least], out) };
+        unsafe { crate::arch::avx2::dequantize_with_offset(codes, [scale, offset], out) };
         return;
     }
     let _ = isa;
-    lift_scalar(codes, [scale, least], out);
+    dequantize_with_offset_scalar(codes, [scale, offset], out);
 }
 
-pub(crate) fn lift_scalar(codes: &[u8], [scale, least]: [f32; 2], out: &mut [f32]) {
-    out.iter_mut().zip(codes).for_each(|(v, c)| *v = least + scale * f32::from(*c));
+pub(crate) fn dequantize_with_offset_scalar(codes: &[u8], [scale, offset]: [f32; 2], out: &mut [f32]) {
+    out.iter_mut().zip(codes).for_each(|(v, c)| *v = offset + scale * f32::from(*c));
 }
 
-/// `codes[i]` and `values[i]` of `x[i]` on a grid of its own, `scales[i]` and `zeros[i]` (a code, as a float): what [`quantize`] and
-/// [`dequantize`] make of it. Works on the shortest of the slices.
+/// `codes[i]` and `values[i]` of `x[i]` on a grid of its own, `scales[i]` and `zeros[i]` (a code, as a float): what
+/// [`quantize`] and [`dequantize`] make of it. Works on the shortest of the slices.
 pub fn round_each(
     isa: Isa,
     x: &[f32],
@@ -124,6 +127,7 @@ pub(crate) fn round_each_scalar(
 }
 
 /// The smallest and the largest value; of nothing, infinity and its negative.
+#[must_use]
 pub fn min_max(isa: Isa, x: &[f32]) -> (f32, f32) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
@@ -159,11 +163,11 @@ mod tests {
             dequantize(Isa::SCALAR, &a, grid, &mut v);
             prop_assert_eq!(&u, &v);
             prop_assert_eq!(min_max(isa, &x), min_max(Isa::SCALAR, &x));
-            let least = x.first().copied().unwrap_or(0.0);
-            lift(isa, &a, [scale, least], &mut u);
-            lift(Isa::SCALAR, &a, [scale, least], &mut v);
+            let offset = x.first().copied().unwrap_or(0.0);
+            dequantize_with_offset(isa, &a, [scale, offset], &mut u);
+            dequantize_with_offset(Isa::SCALAR, &a, [scale, offset], &mut v);
             prop_assert_eq!(&u, &v);
-            prop_assert!(v.iter().zip(&a).all(|(v, c)| *v == least + scale * f32::from(*c)));
+            prop_assert!(v.iter().zip(&a).all(|(v, c)| *v == offset + scale * f32::from(*c)));
         }
 
         #[test]

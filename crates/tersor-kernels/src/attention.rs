@@ -3,18 +3,23 @@
 use std::ops::Range;
 
 use crate::dense::{How, Out, Write, product, product_plain};
-use crate::{Isa, vector};
+use crate::{Fault, Isa, fault, vector};
 
-/// Queries below which rows are taken one at a time: a product of matrices is not worth its start.
+/// Number of queries below which each is multiplied with one key or value at a time: a product of matrices is not worth
+/// its start.
 pub const FEW: usize = 4;
 
 /// Rows that [`attend_few`] reads at once.
 const READ: usize = 32;
 
-/// `out[t] = Σ_j p[t, j] values[j]`, `p[t] = softmax over visible[t] of q[t] · keys[j]`; queries `[tokens, dim]` are scaled already, keys and
-/// values are `[len, dim]`. Gives the range of keys that any token sees, and leaves `p` over it in `probs` (`[tokens, range]`, 0 where a token
-/// sees nothing). None, with the outputs unchanged, when a length is wrong or a range leaves the keys. For long texts, a block of tokens at a
-/// time: what comes after them is left out.
+/// `out[t] = Σ_j p[t, j] values[j]`, `p[t] = softmax over visible[t] of q[t] · keys[j]`; queries `[tokens, dim]` are
+/// scaled already, keys and values are `[len, dim]`. Returns the range of keys that any token sees, and leaves `p` over
+/// it in `probs` (`[tokens, range]`, 0 where a token sees nothing). Products of matrices are those of the `gemm` crate,
+/// which chooses its own instruction set. Long texts are best taken a block of tokens at a time, since keys that no
+/// token of the block sees are left out.
+///
+/// Fails, with the outputs unchanged, with `Fault::Length` or `Fault::Overflow` when a length is wrong, and with
+/// `Fault::Range` when a range is reversed or goes past the keys.
 pub fn attend(
     isa: Isa,
     [q, keys, values]: [&[f32]; 3],
@@ -22,12 +27,11 @@ pub fn attend(
     visible: &[Range<usize>],
     probs: &mut Vec<f32>,
     out: &mut [f32],
-) -> Option<Range<usize>> {
+) -> Result<Range<usize>, Fault> {
     let (tokens, len) = (visible.len(), keys.len() / dim.max(1));
-    let fits = visible.iter().all(|v| v.start <= v.end && v.end <= len);
-    if [q.len(), out.len()] != [tokens * dim; 2] || [keys.len(), values.len()] != [len * dim; 2] || !fits {
-        return None;
-    }
+    check([q.len(), out.len()], [len, dim], visible)?;
+    fault::matrix("keys", [len, dim], keys.len())?;
+    fault::matrix("values", [len, dim], values.len())?;
     let first = visible.iter().map(|v| v.start).min().unwrap_or(0);
     let last = visible.iter().map(|v| v.end).max().unwrap_or(0).max(first);
     let (keys, values, seen) = (&keys[first * dim..last * dim], &values[first * dim..last * dim], last - first);
@@ -37,7 +41,7 @@ pub fn attend(
     let matrices = tokens >= FEW;
     if matrices {
         let how = How { isa, write: Write::Set, parallel: false };
-        product(how, q, [tokens, dim], keys, seen, Out { data: probs, stride: seen });
+        product(how, q, [tokens, dim], keys, seen, Out { data: probs, stride: seen })?;
     } else {
         out.fill(0.0);
     }
@@ -57,16 +61,29 @@ pub fn attend(
         }
     }
     if matrices {
-        product_plain(probs, [tokens, seen], values, dim, out);
+        product_plain(probs, [tokens, seen], values, dim, out)?;
     }
-    Some(first..last)
+    Ok(first..last)
+}
+
+/// Fails unless queries and output, of these lengths, have a row for each token, and ranges lie inside the keys.
+fn check([queries, out]: [usize; 2], [len, dim]: [usize; 2], visible: &[Range<usize>]) -> Result<(), Fault> {
+    fault::matrix("queries", [visible.len(), dim], queries)?;
+    fault::matrix("output", [visible.len(), dim], out)?;
+    for v in visible {
+        fault::at_most("end of a range of visible keys", len, v.end)?;
+        fault::at_most("start of a range of visible keys", v.end, v.start)?;
+    }
+    Ok(())
 }
 
 /// Rows that are made as they are needed: `read(rows, out)` writes those of a range, `[rows, dim]`.
 pub type ReadRows<'a> = dyn Fn(Range<usize>, &mut [f32]) + Sync + 'a;
 
-/// [`attend`] of a few queries to `len` keys and values that are kept in some other form than f32: they are read once for all queries, so many at a
-/// time as stay close to the processor. The same results to the bit where `attend` takes its queries one at a time.
+/// [`attend`] of a few queries to `len` keys and values that are kept in some other form than f32: they are read once
+/// for all queries, so many at a time as stay in the cache. The results are those of `attend` with fewer than [`FEW`]
+/// queries, to the bit. Fails, with the outputs unchanged, with `Fault::Length` or `Fault::Overflow` when a length is
+/// wrong, and with `Fault::Range` when a range is reversed or goes past the keys.
 pub fn attend_few(
     isa: Isa,
     q: &[f32],
@@ -75,11 +92,8 @@ pub fn attend_few(
     visible: &[Range<usize>],
     probs: &mut Vec<f32>,
     out: &mut [f32],
-) -> Option<Range<usize>> {
-    let fits = visible.iter().all(|v| v.start <= v.end && v.end <= len);
-    if [q.len(), out.len()] != [visible.len() * dim; 2] || !fits {
-        return None;
-    }
+) -> Result<Range<usize>, Fault> {
+    check([q.len(), out.len()], [len, dim], visible)?;
     let first = visible.iter().map(|v| v.start).min().unwrap_or(0);
     let last = visible.iter().map(|v| v.end).max().unwrap_or(0).max(first);
     let seen = last - first;
@@ -114,7 +128,7 @@ pub fn attend_few(
             }
         }
     }
-    Some(first..last)
+    Ok(first..last)
 }
 
 #[cfg(test)]
@@ -167,7 +181,12 @@ mod tests {
         let few = |q: &[f32], v: Range<usize>| {
             attend_few(Isa::SCALAR, q, [still, still], [2, 4], &[v], &mut Vec::new(), &mut [0f32; 4])
         };
-        assert!(few(&x[..3], 0..2).is_none() && few(&x[..4], 0..3).is_none() && few(&x[..4], 1..1) == Some(1..1));
-        assert!(run(&x[..4], 0..2) == Some(0..2) && run(&x[..3], 0..2).is_none() && run(&x[..4], 0..3).is_none());
+        let short = Err(Fault::Length { what: "queries", expected: 4, found: 3 });
+        let far = Err(Fault::Range { what: "end of a range of visible keys", limit: 2, found: 3 });
+        #[allow(clippy::reversed_empty_ranges)]
+        let reversed = few(&x[..4], 2..1);
+        assert_eq!(reversed, Err(Fault::Range { what: "start of a range of visible keys", limit: 1, found: 2 }));
+        assert!(few(&x[..3], 0..2) == short && few(&x[..4], 0..3) == far && few(&x[..4], 1..1) == Ok(1..1));
+        assert!(run(&x[..3], 0..2) == short && run(&x[..4], 0..3) == far && run(&x[..4], 0..2) == Ok(0..2));
     }
 }

@@ -3,7 +3,11 @@
 //! Code `i` occupies the bits `i * bits ..` of the byte stream, lowest bit first. Read as u32 words
 //! it is the layout that GPTQ (2, 3, 4, 8 bits) and compressed-tensors files use.
 
+use crate::Isa;
+use crate::isa::versions;
+
 /// Bytes that `n` codes of `bits` bits take: `ceil(n * bits / 8)`, saturating.
+#[must_use]
 pub const fn packed_len(n: usize, bits: u32) -> usize {
     // In two parts, so that no product overflows for any real length.
     (n / 8).saturating_mul(bits as usize).saturating_add(((n % 8) * bits as usize).div_ceil(8))
@@ -11,16 +15,17 @@ pub const fn packed_len(n: usize, bits: u32) -> usize {
 
 /// Packs `codes` (each below `2^bits`; higher bits are cut off) into `out`, whose length is
 /// [`packed_len`]. Bits after the last code are zero. Stops where `out` ends.
-pub fn pack(codes: &[u8], bits: u32, out: &mut [u8]) {
+pub fn pack(isa: Isa, codes: &[u8], bits: u32, out: &mut [u8]) {
     let bits = bits.clamp(1, 8);
     #[cfg(target_arch = "x86_64")]
-    if matches!(bits, 2 | 4) && crate::Isa::detect().has_avx2() {
-        // SAFETY: the level proves the instructions.
+    if matches!(bits, 2 | 4) && isa.has_avx2() {
+        // SAFETY: `isa` proves the instructions.
         let done = unsafe {
             if bits == 4 { crate::arch::avx2::pack4(codes, out) } else { crate::arch::avx2::pack2(codes, out) }
         };
         return pack_words(&codes[done..], bits, &mut out[done / (8 / bits as usize)..]);
     }
+    let _ = isa;
     pack_words(codes, bits, out);
 }
 
@@ -75,7 +80,7 @@ fn join<const BITS: u32>(codes: &[u8; 8]) -> [u8; 8] {
 }
 
 /// The reverse of [`join`].
-#[inline]
+#[inline(always)]
 fn part<const BITS: u32>(bytes: [u8; 8]) -> [u8; 8] {
     let mut w = u64::from_le_bytes(bytes);
     for [bits, step] in [[4 * BITS, 32], [2 * BITS, 16], [BITS, 8]] {
@@ -96,7 +101,7 @@ const fn spread(bits: u32, step: u32) -> u64 {
 }
 
 /// Unpacks `out.len()` codes that begin at code number `first`. Codes past the end of `packed` are 0.
-pub fn unpack(packed: &[u8], bits: u32, first: usize, out: &mut [u8]) {
+pub fn unpack(isa: Isa, packed: &[u8], bits: u32, first: usize, out: &mut [u8]) {
     let bits = bits.clamp(1, 8);
     // Codes one by one up to a group of eight, then whole groups.
     let lead = (8 - first % 8) % 8;
@@ -107,23 +112,33 @@ pub fn unpack(packed: &[u8], bits: u32, first: usize, out: &mut [u8]) {
     }
     let start = (first + lead) / 8 * bits as usize;
     let packed = packed.get(start..).unwrap_or(&[]);
-    match bits {
-        8 => {
-            let n = body.len().min(packed.len());
-            body[..n].copy_from_slice(&packed[..n]);
-            body[n..].fill(0);
+    // Groups of 3, 5, 6 or 7 bytes are gathered faster into registers of 256 bits.
+    let isa = if bits.is_power_of_two() { isa } else { isa.at_most_avx2() };
+    unpack_groups(isa, packed, bits, body);
+}
+
+versions! {
+    /// Unpacks from the start of a group on.
+    fn unpack_groups(isa: Isa, packed: &[u8], bits: u32, out: &mut [u8]) {
+        match bits {
+            8 => {
+                let n = out.len().min(packed.len());
+                out[..n].copy_from_slice(&packed[..n]);
+                out[n..].fill(0);
+            }
+            1 => groups::<1>(packed, out),
+            2 => groups::<2>(packed, out),
+            3 => groups::<3>(packed, out),
+            4 => groups::<4>(packed, out),
+            5 => groups::<5>(packed, out),
+            6 => groups::<6>(packed, out),
+            _ => groups::<7>(packed, out),
         }
-        1 => groups::<1>(packed, body),
-        2 => groups::<2>(packed, body),
-        3 => groups::<3>(packed, body),
-        4 => groups::<4>(packed, body),
-        5 => groups::<5>(packed, body),
-        6 => groups::<6>(packed, body),
-        _ => groups::<7>(packed, body),
     }
 }
 
-/// Unpacks from the start of a group on.
+/// The same for one width.
+#[inline(always)]
 fn groups<const BITS: u32>(packed: &[u8], out: &mut [u8]) {
     let width = BITS as usize;
     let (whole, rest) = out.as_chunks_mut::<8>();
@@ -161,11 +176,20 @@ mod tests {
             for n in 0..=330usize {
                 let codes: Vec<u8> = (0..n).map(|i| ((i * 37 + 11) as u32 % (1 << bits)) as u8).collect();
                 let mut packed = vec![0xffu8; packed_len(n, bits)];
-                pack(&codes, bits, &mut packed);
-                for first in (0..=n).step_by(7) {
-                    let mut back = vec![0xaau8; n - first];
-                    unpack(&packed, bits, first, &mut back);
-                    assert_eq!(back, codes[first..], "bits {bits}, length {n}, first {first}");
+                pack(Isa::SCALAR, &codes, bits, &mut packed);
+                for isa in Isa::available() {
+                    let mut again = vec![0xffu8; packed.len()];
+                    pack(isa, &codes, bits, &mut again);
+                    assert_eq!(again, packed, "{}", isa.name());
+                    for first in (0..=n).step_by(7) {
+                        let mut back = vec![0xaau8; n - first];
+                        unpack(isa, &packed, bits, first, &mut back);
+                        assert_eq!(back, codes[first..], "{}, bits {bits}, length {n}, first {first}", isa.name());
+                    }
+                    // Past the end there are zeros.
+                    let mut back = vec![0xaau8; n + 20];
+                    unpack(isa, &packed, bits, 0, &mut back);
+                    assert!(back[..n] == codes && back[n..].iter().all(|c| *c == 0));
                 }
                 // Against the definition, bit by bit.
                 for (i, &c) in codes.iter().enumerate() {

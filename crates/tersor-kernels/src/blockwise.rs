@@ -1,9 +1,11 @@
-//! The loops of block-wise quantization beside the [codebook](crate::codebook): the largest magnitude, and codes of 4 bits in bytes.
+//! The loops of block-wise quantization beside the [codebook](crate::codebook): the largest magnitude, and codes of 4
+//! bits in bytes.
 
 use crate::Isa;
 use crate::isa::versions;
 
 /// The largest magnitude; of nothing 0. Not finite where one of the values is not.
+#[must_use]
 pub fn abs_max(isa: Isa, x: &[f32]) -> f32 {
     // The bits of floats without sign are ordered as the floats are, with what is not finite above all.
     let of = |m: u32, v: &f32| m.max(v.to_bits() & (u32::MAX >> 1));
@@ -58,7 +60,8 @@ versions! {
     }
 }
 
-/// `out[i] = values[code i] * scales[i / block]` of packed codes of 4 bits, from code `first` on. What has no code or scale stays as it is.
+/// `out[i] = values[code i] * scales[i / block]` of packed codes of 4 bits, from code `first` on. What has no code or
+/// scale stays as it is.
 pub fn look_up_nibbles(
     isa: Isa,
     values: &[f32; 16],

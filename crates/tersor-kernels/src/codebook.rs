@@ -1,8 +1,8 @@
 //! The nearest of a sorted set of values.
 
-use crate::Isa;
 use crate::decades::Decades;
 use crate::isa::versions;
+use crate::{Fault, Isa, fault};
 
 /// Up to 256 values in ascending order, and the middles between neighbours.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,7 +17,8 @@ pub struct Codebook {
 /// Values up to which all middles are looked at rather than a few of them one after the other.
 const FEW: usize = 16;
 
-/// Where to begin among the middles: floats of one sign, one exponent and equal first bits of the fraction share an entry.
+/// Where to begin among the middles: floats of one sign, one exponent and equal first bits of the fraction share an
+/// entry.
 #[derive(Clone, Debug, PartialEq, Default)]
 struct Starts {
     /// Middles that lie below all floats of the entry; positive floats first, then as many negative ones.
@@ -66,34 +67,42 @@ impl Starts {
 }
 
 impl Codebook {
-    /// None unless there are 1 to 256 finite values in strictly ascending order.
-    pub fn new(values: &[f32]) -> Option<Self> {
-        let ascending = values.windows(2).all(|w| w[0] < w[1]) && values.iter().all(|v| v.is_finite());
-        if !(1..=256).contains(&values.len()) || !ascending {
-            return None;
+    /// Of values in strictly ascending order. Fails with `Fault::Range` unless there are 1 to 256, with
+    /// `Fault::NonFinite` when one is NaN or infinite, and with `Fault::Order` when one is not greater than the one
+    /// before it.
+    pub fn new(values: &[f32]) -> Result<Self, Fault> {
+        if !(1..=256).contains(&values.len()) {
+            return Err(Fault::Range { what: "values of a codebook", limit: 256, found: values.len() });
         }
-        // In f64, as the sum of two f32 may be rounded. The middle of neighbours among the floats is one of them: the lower.
+        fault::finite(values)?;
+        if let Some(i) = values.windows(2).position(|w| w[0] >= w[1]) {
+            return Err(Fault::Order { what: "codebook", index: i + 1 });
+        }
+        // In f64, as the sum of two f32 may be rounded. The middle of neighbours among the floats is one of them: the
+        // lower.
         let middle = |w: &[f32]| ((f64::from(w[0]) + f64::from(w[1])) / 2.0) as f32;
         let middle = |w: &[f32]| if middle(w) < w[1] { middle(w) } else { w[0] };
         let mut middles: Vec<f32> = values.windows(2).map(middle).collect();
         let starts = if values.len() > FEW { Starts::new(&middles) } else { Starts::default() };
         middles.push(f32::INFINITY);
         let decades = Decades::of(values, &middles);
-        Some(Self { values: values.to_vec(), middles, starts, decades })
+        Ok(Self { values: values.to_vec(), middles, starts, decades })
     }
 
     /// The values.
+    #[must_use]
     pub fn values(&self) -> &[f32] {
         &self.values
     }
 
     /// Whether the processor may compute codes rather than search for them: values are those of the 8-bit dynamic map.
+    #[must_use]
     pub fn is_computed(&self) -> bool {
         self.decades.is_some()
     }
 
-    /// `codes[i]` = number of the value nearest to `x[i] * scale`; of two equally near, the lower one (where the middle between them is an f32).
-    /// Over the shorter of the two. A NaN becomes any code.
+    /// `codes[i]` = number of the value nearest to `x[i] * scale`; of two equally near, the lower one (where the middle
+    /// between them is an f32). Over the shorter of the two. A NaN becomes any code.
     pub fn nearest(&self, isa: Isa, x: &[f32], scale: f32, codes: &mut [u8]) {
         #[cfg(target_arch = "x86_64")]
         if let (Some(decades), true) = (&self.decades, isa.has_avx2()) {
@@ -183,6 +192,7 @@ pub struct Table {
 
 impl Table {
     /// Of 256 values.
+    #[must_use]
     pub fn new(values: [f32; 256]) -> Self {
         Self { planes: std::array::from_fn(|p| values.map(|v| v.to_le_bytes()[p])), values }
     }
@@ -260,12 +270,10 @@ mod tests {
             let last = (n - 1) as u8;
             assert_eq!(codes, [0, 0, last, 0, last]);
         }
-        assert!(
-            Codebook::new(&[]).is_none()
-                && Codebook::new(&[1.0, 1.0]).is_none()
-                && Codebook::new(&[f32::NAN]).is_none()
-        );
-        assert!(Codebook::new(&vec![0.0; 257]).is_none());
+        let count = |found: usize| Err(Fault::Range { what: "values of a codebook", limit: 256, found });
+        assert!(Codebook::new(&[]) == count(0) && Codebook::new(&[0.0; 257]) == count(257));
+        assert_eq!(Codebook::new(&[1.0, 2.0, 2.0]), Err(Fault::Order { what: "codebook", index: 2 }));
+        assert!(matches!(Codebook::new(&[0.0, f32::NAN]), Err(Fault::NonFinite { index: 1, .. })));
         let mut codes = [7u8; 2];
         Codebook::new(&[3.0]).unwrap().nearest(Isa::detect(), &[1.0, 5.0], 1.0, &mut codes);
         assert_eq!(codes, [0, 0]);

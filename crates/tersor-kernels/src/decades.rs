@@ -1,16 +1,18 @@
-//! The 8-bit dynamic map, computed: inside a decade its values are equally far apart, so a code follows from the decade and one multiply-add.
+//! The 8-bit dynamic map, computed: inside a decade its values are equally far apart, so a code follows from the decade
+//! and one multiply-add.
 
 /// Sorted values that consist of 0, seven decades of equal steps, and 1; mirrored at 0 where there is a sign.
 ///
-/// A magnitude `a` belongs to the piece whose edges lie around it, and its code, counted from 0's, is `slope * a + offset` rounded down, but at
-/// most `top`. Within [`NEAR`] of a whole number rounding would decide, and the middles of the values are asked instead.
+/// A magnitude `a` belongs to the piece whose edges lie around it, and its code, counted from 0's, is `slope * a +
+/// offset` rounded down, but at most `top`. Within [`NEAR`] of a whole number rounding would decide, and the middles of
+/// the values are asked instead.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Decades {
     pub signed: bool,
     /// Bits of the largest float of each piece.
     pub edges: [i32; 8],
-    /// A rough logarithm of a float's first 16 bits: less the first number, times the second, over 65536, rounded down. It gives a float's piece or
-    /// the one below.
+    /// A rough logarithm of a float's first 16 bits: less the first number, times the second, over 65536, rounded down.
+    /// It gives a float's piece or the one below.
     pub log: [u16; 2],
     pub slopes: [f32; 8],
     pub offsets: [f32; 8],

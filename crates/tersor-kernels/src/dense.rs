@@ -1,28 +1,23 @@
-//! Products of dense f32 matrices, over the `gemm` crate.
+//! Products of dense f32 matrices, over the `gemm` crate, which chooses its own instruction set: [`Isa`] is that of the
+//! loops of this crate, and results of products of more than two tokens may differ in the last bits between processors.
 //!
 //! Work is cut into blocks of [`ROW_BLOCK`] weight rows, whatever the number of threads, and each
 //! block is one serial product: the same bytes come out of one thread and of many.
 
 use std::ops::Range;
 
-use crate::{Isa, par, vector};
+use crate::gemm_task::{Cells, GemmTask, Tile};
+pub use crate::gemm_task::{Out, Write};
+use crate::{Fault, Isa, fault, par, vector};
 
 /// Weight rows of one unit of work.
 pub const ROW_BLOCK: usize = 128;
 
-/// What a product does with its output.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Write {
-    /// `y = ...`
-    Set,
-    /// `y += ...`
-    Add,
-}
-
 /// How a product runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct How {
-    /// The instruction set of the loops that are ours.
+    /// The instruction set of the loops of this crate: products of one or two tokens. The `gemm` crate, which computes
+    /// those of more tokens, chooses for itself.
     pub isa: Isa,
     /// What happens to the output.
     pub write: Write,
@@ -30,104 +25,143 @@ pub struct How {
     pub parallel: bool,
 }
 
-/// A row-major output `[rows, cols]` whose rows are `stride` elements apart.
-pub struct Out<'a> {
-    /// The elements; rows begin at multiples of `stride`.
-    pub data: &'a mut [f32],
-    /// Elements from one row to the next, at least the number of columns.
-    pub stride: usize,
-}
-
-/// A disjoint part of an output, handed to one unit of work.
-#[derive(Clone, Copy)]
-struct Columns {
-    data: *mut f32,
-    stride: usize,
-}
-// SAFETY: units of work write disjoint columns (see `product_by_rows`), and the borrow of the output
-// outlives them all.
-unsafe impl Send for Columns {}
-// SAFETY: as above.
-unsafe impl Sync for Columns {}
-
-impl Columns {
-    fn get(&self) -> Self {
-        *self
-    }
-}
-
-/// `y[t, r] (+)= Σ_k x[t, k] * w[r, k]`, where `rows(range, buffer)` writes the weight rows of a block
-/// (`[range.len(), k]`) on demand, so that a compressed matrix is never expanded whole.
+/// `y[t, r] = Σ_k x[t, k] * w[r, k]`, or that added to `y`, where `rows(range, buffer)` writes the weight rows of a
+/// block (`[range.len(), k]`) on demand, so that a compressed matrix is never expanded whole.
 ///
-/// `x` is `[tokens, k]`, contiguous; `y` is `[tokens, n]`. Returns the first error of `rows`, in block order; a wrong length of `x` or `y`
-/// is answered with `false` in `Ok`, before anything is computed.
-pub fn product_by_rows<E: Send>(
+/// `x` is `[tokens, k]`, contiguous; `y` is `[tokens, n]`. Fails with the first error of `rows`, in block order; with
+/// `Fault::Length` or `Fault::Overflow` of a wrong length of `x` or `y`, before anything is computed.
+pub fn product_by_rows<E: From<Fault> + Send>(
     how: How,
     x: &[f32],
     [tokens, k]: [usize; 2],
     n: usize,
     rows: impl Fn(Range<usize>, &mut [f32]) -> Result<(), E> + Sync,
     y: Out<'_>,
-) -> Result<bool, E> {
-    if tokens.checked_mul(k) != Some(x.len()) || !fits(&y, tokens, n) {
-        return Ok(false);
-    }
+) -> Result<(), E> {
+    fault::matrix("input", [tokens, k], x.len())?;
+    y.check([tokens, n])?;
     if tokens == 0 || n == 0 {
-        return Ok(true);
+        return Ok(());
     }
-    let columns = Columns { data: y.data.as_mut_ptr(), stride: y.stride };
+    let output = Columns { data: y.data.as_mut_ptr(), stride: y.stride };
     let block = |index: usize, buffer: &mut Vec<f32>| -> Result<(), E> {
         let range = index * ROW_BLOCK..((index + 1) * ROW_BLOCK).min(n);
         buffer.resize(range.len() * k, 0.0);
         rows(range.clone(), buffer)?;
-        let columns = columns.get();
-        // SAFETY: `fits` has checked that columns `range` of each of the `tokens` rows lie inside `y`,
-        // and no other unit of work has this range.
-        unsafe { block_product(how, x, [tokens, k], buffer, range, columns) };
+        // SAFETY: columns `range` of each of the `tokens` rows lie inside `y`, and no other unit of work has this
+        // range.
+        unsafe { block_product(how, x, [tokens, k], buffer, range.start, output.cells(range)) };
         Ok(())
     };
-    par::map(n.div_ceil(ROW_BLOCK), how.parallel, Vec::new, block).into_iter().collect::<Result<(), E>>().map(|()| true)
+    par::map(n.div_ceil(ROW_BLOCK), how.parallel, Vec::new, block).into_iter().collect()
 }
 
-/// [`product_by_rows`] for weights that lie in memory as f32, `[n, k]`.
-pub fn product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32], n: usize, y: Out<'_>) -> bool {
-    if tokens.checked_mul(k) != Some(x.len()) || n.checked_mul(k) != Some(w.len()) || !fits(&y, tokens, n) {
-        return false;
-    }
+/// [`product_by_rows`] for weights that lie in memory as f32, `[n, k]`. Fails with `Fault::Length` or
+/// `Fault::Overflow`, with `y` unchanged, when a length is wrong.
+pub fn product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32], n: usize, y: Out<'_>) -> Result<(), Fault> {
+    let task = Task::new(how.isa, x, [tokens, k], w, n)?;
+    y.check([tokens, n])?;
     if tokens == 0 || n == 0 {
-        return true;
+        return Ok(());
     }
-    let columns = Columns { data: y.data.as_mut_ptr(), stride: y.stride };
+    let output = Columns { data: y.data.as_mut_ptr(), stride: y.stride };
     let block = |index: usize, (): &mut ()| {
         let range = index * ROW_BLOCK..((index + 1) * ROW_BLOCK).min(n);
-        let columns = columns.get();
         // SAFETY: as in `product_by_rows`.
-        unsafe { block_product(how, x, [tokens, k], &w[range.start * k..range.end * k], range, columns) };
+        unsafe { task.block(range.clone(), how.write, output.cells(range)) };
     };
     par::map(n.div_ceil(ROW_BLOCK), how.parallel, || (), block);
-    true
+    Ok(())
 }
 
-fn fits(y: &Out<'_>, tokens: usize, n: usize) -> bool {
-    if tokens == 0 || n == 0 {
-        return true;
+/// A product with f32 weights that lie in memory, for [`run_tasks`](crate::run_tasks). It gives the same bits as
+/// [`product`].
+#[derive(Clone, Copy, Debug)]
+pub struct Task<'a> {
+    isa: Isa,
+    x: &'a [f32],
+    w: &'a [f32],
+    tokens: usize,
+    k: usize,
+    n: usize,
+}
+
+impl<'a> Task<'a> {
+    /// The product of `x = [tokens, k]` with `w = [n, k]`, both contiguous. Fails with `Fault::Length` or
+    /// `Fault::Overflow` when a length is wrong.
+    pub fn new(isa: Isa, x: &'a [f32], [tokens, k]: [usize; 2], w: &'a [f32], n: usize) -> Result<Self, Fault> {
+        fault::matrix("input", [tokens, k], x.len())?;
+        fault::matrix("weights", [n, k], w.len())?;
+        Ok(Self { isa, x, w, tokens, k, n })
     }
-    let last = (tokens - 1).checked_mul(y.stride).and_then(|v| v.checked_add(n));
-    y.stride >= n && last.is_some_and(|v| v <= y.data.len())
+
+    /// One block of rows.
+    ///
+    /// # Safety
+    /// As for [`block_product`].
+    unsafe fn block(&self, range: Range<usize>, write: Write, y: Cells) {
+        let how = How { isa: self.isa, write, parallel: false };
+        let w = &self.w[range.start * self.k..range.end * self.k];
+        // SAFETY: the caller vouches for the cells.
+        unsafe { block_product(how, self.x, [self.tokens, self.k], w, range.start, y) };
+    }
 }
 
+impl GemmTask for Task<'_> {
+    fn rows(&self) -> usize {
+        self.n
+    }
+    fn tokens(&self) -> usize {
+        self.tokens
+    }
+    fn granularity(&self) -> usize {
+        ROW_BLOCK
+    }
+    fn run_bytes(&self) -> usize {
+        ROW_BLOCK * self.k * size_of::<f32>()
+    }
+    fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>) {
+        let cells = tile.cells(self.tokens, &rows);
+        assert!(rows.start.is_multiple_of(ROW_BLOCK) && rows.end <= self.n, "rows {rows:?} of {}", self.n);
+        for first in rows.clone().step_by(ROW_BLOCK) {
+            let range = first..rows.end.min(first + ROW_BLOCK);
+            // SAFETY: the tile has these columns for itself.
+            unsafe { self.block(range.clone(), write, cells.up_to(range.end)) };
+        }
+    }
+}
+
+/// An output whose columns go to different units of work.
+#[derive(Clone, Copy)]
+struct Columns {
+    data: *mut f32,
+    stride: usize,
+}
+// SAFETY: units of work write disjoint columns (see `product_by_rows`), and the borrow of the output outlives them all.
+unsafe impl Send for Columns {}
+// SAFETY: as above.
+unsafe impl Sync for Columns {}
+
+impl Columns {
+    fn cells(&self, range: Range<usize>) -> Cells {
+        Cells::new(self.data, self.stride, range.end)
+    }
+}
+
+/// A block of weight rows, of which `first` is the first one.
+///
 /// # Safety
-/// `x` is `[tokens, k]`, `w` is `[range.len(), k]`, and the elements `t * stride + r` of `y` for every
-/// `t < tokens`, `r` in `range` may be written and are not touched by anyone else.
-unsafe fn block_product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32], range: Range<usize>, y: Columns) {
-    let n = range.len();
+/// `x` is `[tokens, k]`, `w` is `[y.end - first, k]`, and the elements of `y` for all tokens and for rows from `first`
+/// to `y.end` may be written and are not touched by anyone else.
+unsafe fn block_product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32], first: usize, y: Cells) {
+    let n = y.end - first;
     // A vector-matrix product is bound by memory: a dot product a row beats packing for a GEMM.
     if tokens <= 2 || k == 0 {
         for t in 0..tokens {
             for r in 0..n {
                 let sum = vector::dot(how.isa, &x[t * k..(t + 1) * k], &w[r * k..(r + 1) * k]);
                 // SAFETY: the caller vouches for this element.
-                let cell = unsafe { &mut *y.data.add(t * y.stride + range.start + r) };
+                let cell = unsafe { &mut *y.at(t, first + r) };
                 *cell = if how.write == Write::Add { *cell + sum } else { sum };
             }
         }
@@ -140,7 +174,7 @@ unsafe fn block_product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32],
             tokens,
             n,
             k,
-            y.data.add(range.start),
+            y.at(0, first),
             1,
             y.stride as isize,
             how.write == Write::Add,
@@ -160,17 +194,18 @@ unsafe fn block_product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32],
     }
 }
 
-/// `y = x w` on the calling thread, for `x = [m, k]`, `w = [k, n]`, `y = [m, n]`, all contiguous and row-major.
-/// Returns false, with `y` unchanged, when a length is wrong.
-pub fn product_plain(x: &[f32], [m, k]: [usize; 2], w: &[f32], n: usize, y: &mut [f32]) -> bool {
-    if m.checked_mul(k) != Some(x.len()) || k.checked_mul(n) != Some(w.len()) || m.checked_mul(n) != Some(y.len()) {
-        return false;
-    }
+/// `y = x w` on the calling thread, for `x = [m, k]`, `w = [k, n]`, `y = [m, n]`, all contiguous and row-major. The
+/// `gemm` crate chooses the instruction set. Fails with `Fault::Length` or `Fault::Overflow`, with `y` unchanged, when
+/// a length is wrong.
+pub fn product_plain(x: &[f32], [m, k]: [usize; 2], w: &[f32], n: usize, y: &mut [f32]) -> Result<(), Fault> {
+    fault::matrix("left matrix", [m, k], x.len())?;
+    fault::matrix("right matrix", [k, n], w.len())?;
+    fault::matrix("output", [m, n], y.len())?;
     if k == 0 {
         y.fill(0.0);
     }
     if m == 0 || n == 0 || k == 0 {
-        return true;
+        return Ok(());
     }
     let (xs, ws) = (k as isize, n as isize);
     // SAFETY: pointers, sizes and strides describe exactly the three slices, whose lengths were checked.
@@ -178,52 +213,57 @@ pub fn product_plain(x: &[f32], [m, k]: [usize; 2], w: &[f32], n: usize, y: &mut
         let (y, x, w, none) = (y.as_mut_ptr(), x.as_ptr(), w.as_ptr(), gemm::Parallelism::None);
         gemm::gemm(m, n, k, y, 1, ws, false, x, 1, xs, w, 1, ws, 0.0f32, 1.0f32, false, false, false, none);
     }
-    true
+    Ok(())
 }
 
-/// `y -= x w` on the calling thread, for contiguous `x = [m, k]`, and `w = [k, n]` whose rows are `stride` elements apart,
-/// of which the last may be short. Returns false, with `y` unchanged, when a length is wrong.
-pub fn subtract_product(x: &[f32], [m, k]: [usize; 2], w: &[f32], stride: usize, n: usize, y: Out<'_>) -> bool {
-    let reach = |rows: usize, stride: usize| (rows - 1).checked_mul(stride).and_then(|v| v.checked_add(n));
-    if m.checked_mul(k) != Some(x.len()) || !fits(&y, m, n) {
-        return false;
-    }
+/// `y -= x w` on the calling thread, for contiguous `x = [m, k]`, and `w = [k, n]` whose rows are `stride` elements
+/// apart, of which the last may be short. The `gemm` crate chooses the instruction set. Fails with `Fault::Length` or
+/// `Fault::Overflow`, with `y` unchanged, when a length is wrong.
+pub fn subtract_product(
+    x: &[f32],
+    [m, k]: [usize; 2],
+    w: &[f32],
+    stride: usize,
+    n: usize,
+    y: Out<'_>,
+) -> Result<(), Fault> {
+    fault::matrix("left matrix", [m, k], x.len())?;
+    y.check([m, n])?;
     if m == 0 || n == 0 || k == 0 {
-        return true;
+        return Ok(());
     }
-    if stride < n || reach(k, stride).is_none_or(|r| r > w.len()) {
-        return false;
-    }
+    fault::at_least("stride of the right matrix", n, stride)?;
+    let last = (k - 1).checked_mul(stride).and_then(|v| v.checked_add(n));
+    fault::at_least("right matrix", last.ok_or(Fault::Overflow { what: "right matrix" })?, w.len())?;
     let (k_, s, none) = (k as isize, y.stride as isize, gemm::Parallelism::None);
     // SAFETY: sizes and strides describe `x`, and cells inside `w` and `y`, whose lengths were checked.
     unsafe {
         let (y, x, w) = (y.data.as_mut_ptr(), x.as_ptr(), w.as_ptr());
         gemm::gemm(m, n, k, y, 1, s, true, x, 1, k_, w, 1, stride as isize, 1.0f32, -1.0f32, false, false, false, none);
     }
-    true
+    Ok(())
 }
 
 /// Tokens whose products are summed in f32 before they go to the f64 sums.
 const GRAM_TOKENS: usize = 512;
 
-/// `g += XᵀX` for `x = [tokens, k]` and `g = [k, k]`, both triangles: f32 products over blocks of 512 tokens, summed in f64.
-/// `g` must be symmetric: what lies below its diagonal is replaced by what lies above. Returns false, with `g` unchanged, when a
-/// length is wrong.
-pub fn add_gram(x: &[f32], [tokens, k]: [usize; 2], g: &mut [f64], parallel: bool) -> bool {
-    if tokens.checked_mul(k) != Some(x.len()) || k.checked_mul(k) != Some(g.len()) {
-        return false;
-    }
+/// `g += XᵀX` for `x = [tokens, k]` and `g = [k, k]`, both triangles: f32 products over blocks of 512 tokens, summed in
+/// f64. `g` must be symmetric: what lies below its diagonal is replaced by what lies above. The `gemm` crate chooses
+/// the instruction set. Fails with `Fault::Length` or `Fault::Overflow`, with `g` unchanged, when a length is wrong.
+pub fn add_gram(x: &[f32], [tokens, k]: [usize; 2], g: &mut [f64], parallel: bool) -> Result<(), Fault> {
+    fault::matrix("input", [tokens, k], x.len())?;
+    fault::matrix("output", [k, k], g.len())?;
     if k == 0 {
-        return true;
+        return Ok(());
     }
     // A band of rows, from the diagonal on: the other half is its mirror image. The largest bands come first.
-    let band = |(index, g): (usize, &mut [f64])| {
+    let band = |index: usize, g: &mut [f64], _: &mut [()]| {
         let (first, rows) = (index * ROW_BLOCK, g.len() / k);
         let n = k - first;
         let mut sums = vec![0f32; rows * n];
         for x in x.chunks(GRAM_TOKENS * k) {
-            // SAFETY: the left operand is columns `first..first + rows` of `x`, transposed by its strides; the right one is its
-            // columns from `first` on; the output is `sums`, `[rows, n]`.
+            // SAFETY: the left operand is columns `first..first + rows` of `x`, transposed by its strides; the right
+            // one is its columns from `first` on; the output is `sums`, `[rows, n]`.
             unsafe {
                 gemm::gemm(
                     rows,
@@ -252,20 +292,13 @@ pub fn add_gram(x: &[f32], [tokens, k]: [usize; 2], g: &mut [f64], parallel: boo
             }
         }
     };
-    #[cfg(feature = "rayon")]
-    if parallel {
-        use rayon::prelude::*;
-        g.par_chunks_mut(ROW_BLOCK * k).enumerate().for_each(band);
-        mirror(g, k);
-        return true;
-    }
-    let _ = parallel;
-    g.chunks_mut(ROW_BLOCK * k).enumerate().for_each(band);
+    par::pairs(g, ROW_BLOCK * k, &mut vec![(); k.div_ceil(ROW_BLOCK)], 1, parallel, band);
     mirror(g, k);
-    true
+    Ok(())
 }
 
-/// Copies what lies above the diagonal below it, a tile at a time: a column of a whole matrix would miss the cache at each step.
+/// Copies what lies above the diagonal below it, a tile at a time: a column of a whole matrix would miss the cache at
+/// each step.
 fn mirror(g: &mut [f64], k: usize) {
     const TILE: usize = 32;
     for top in (0..k).step_by(TILE) {
@@ -282,6 +315,7 @@ fn mirror(g: &mut [f64], k: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run_tasks;
 
     fn numbers(n: usize, salt: usize) -> Vec<f32> {
         (0..n).map(|i| (((i + salt) * 7919) % 1000) as f32 / 500.0 - 1.0).collect()
@@ -295,14 +329,12 @@ mod tests {
                 for write in [Write::Set, Write::Add] {
                     let stride = n + 3;
                     let mut y = vec![0.5f32; t * stride];
-                    assert!(product(
-                        How { isa: Isa::detect(), write, parallel },
-                        &x,
-                        [t, k],
-                        &w,
-                        n,
-                        Out { data: &mut y, stride }
-                    ));
+                    let how = How { isa: Isa::detect(), write, parallel };
+                    product(how, &x, [t, k], &w, n, Out { data: &mut y, stride }).unwrap();
+                    let mut again = vec![0.5f32; t * stride];
+                    let task = Task::new(Isa::detect(), &x, [t, k], &w, n).unwrap();
+                    run_tasks(vec![(&task, write, Out { data: &mut again, stride })], parallel).unwrap();
+                    assert!(y.iter().zip(&again).all(|(a, b)| a.to_bits() == b.to_bits()));
                     for i in 0..t {
                         for j in 0..n {
                             let sum: f64 = (0..k).map(|c| f64::from(x[i * k + c]) * f64::from(w[j * k + c])).sum();
@@ -320,18 +352,30 @@ mod tests {
     fn wrong_lengths_are_refused() {
         let mut y = [0f32; 4];
         let how = How { isa: Isa::SCALAR, write: Write::Set, parallel: false };
-        assert!(!product(how, &[1.0; 3], [2, 2], &[1.0; 4], 2, Out { data: &mut y, stride: 2 }));
-        assert!(!product(how, &[1.0; 4], [2, 2], &[1.0; 4], 2, Out { data: &mut y, stride: 1 }));
-        assert!(!add_gram(&[1.0; 4], [2, 2], &mut [0.0; 3], false));
-        assert!(!product_plain(&[1.0; 4], [2, 2], &[1.0; 3], 2, &mut y));
-        assert!(product_plain(&[1.0, 2.0, 3.0, 4.0], [2, 2], &[5.0, 6.0, 7.0, 8.0], 2, &mut y));
+        let length = |what, expected, found| Err(Fault::Length { what, expected, found });
+        let mut run = |x: &[f32], stride: usize| product(how, x, [2, 2], &[1.0; 4], 2, Out { data: &mut y, stride });
+        assert_eq!(run(&[1.0; 3], 2), length("input", 4, 3));
+        assert_eq!(run(&[1.0; 4], 1), length("stride of the output", 2, 1));
+        assert_eq!(run(&[1.0; 4], 3), length("output", 5, 4));
+        let by_rows = product_by_rows(how, &[1.0; 4], [2, 2], 2, |_, _| Ok(()), Out { data: &mut y, stride: 3 });
+        assert_eq!(by_rows, length("output", 5, 4));
+        let error = Err(Fault::Overflow { what: "a row" });
+        let by_rows = product_by_rows(how, &[1.0; 4], [2, 2], 2, |_, _| error, Out { data: &mut y, stride: 2 });
+        assert_eq!(by_rows, error);
+        assert_eq!(add_gram(&[1.0; 4], [2, 2], &mut [0.0; 3], false), length("output", 4, 3));
+        assert_eq!(product_plain(&[1.0; 4], [2, 2], &[1.0; 3], 2, &mut y), length("right matrix", 4, 3));
+        let too_many = product_plain(&[], [usize::MAX, 2], &[1.0; 4], 2, &mut y);
+        assert_eq!(too_many, Err(Fault::Overflow { what: "left matrix" }));
+        product_plain(&[1.0, 2.0, 3.0, 4.0], [2, 2], &[5.0, 6.0, 7.0, 8.0], 2, &mut y).unwrap();
         assert_eq!(y, [19.0, 22.0, 43.0, 50.0]);
         // Two rows of three columns, four apart, from outputs three apart.
         let (w, mut y) = ([1.0, 2.0, 3.0, 9.0, 4.0, 5.0, 6.0], [100.0f32; 6]);
         let mut run = |w: &[f32], stride| {
             subtract_product(&[1.0, 0.0, 2.0, -1.0], [2, 2], w, stride, 3, Out { data: &mut y, stride: 3 })
         };
-        assert!(run(&w, 4) && !run(&w[..6], 4) && !run(&w, 2));
+        assert_eq!(run(&w, 4), Ok(()));
+        assert_eq!(run(&w[..6], 4), length("right matrix", 7, 6));
+        assert_eq!(run(&w, 2), length("stride of the right matrix", 3, 2));
         assert_eq!(y, [99.0, 98.0, 97.0, 102.0, 101.0, 100.0]);
     }
 
@@ -340,9 +384,9 @@ mod tests {
         for (t, k) in [(300, 9), (1030, 33), (70, 261)] {
             let x = numbers(t * k, 3);
             let mut g = vec![0f64; k * k];
-            assert!(add_gram(&x, [t, k], &mut g, true));
+            add_gram(&x, [t, k], &mut g, true).unwrap();
             let mut serial = vec![0f64; k * k];
-            assert!(add_gram(&x, [t, k], &mut serial, false));
+            add_gram(&x, [t, k], &mut serial, false).unwrap();
             assert_eq!(g, serial);
             for i in 0..k {
                 for j in 0..k {

@@ -1,9 +1,10 @@
-//! Matrices on affine grids, a grid for each row and group of columns: from floats to packed codes and back, in one pass over memory.
+//! Matrices on affine grids, a grid for each row and group of columns: from floats to packed codes and back, in one
+//! pass over memory.
 
 use std::ops::{Range, RangeInclusive};
 
 use crate::affine::{self, Affine};
-use crate::{Isa, bits, par};
+use crate::{Fault, Isa, bits, fault, par};
 
 /// How rows are cut and coded.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,12 +21,24 @@ pub struct Groups {
 
 impl Groups {
     /// Groups of a row.
+    #[must_use]
     pub fn count(&self) -> usize {
         self.cols.div_ceil(self.group.max(1))
     }
     /// Bytes of a row's codes.
+    #[must_use]
     pub fn row_bytes(&self) -> usize {
         bits::packed_len(self.cols, self.bits)
+    }
+    /// Rows of so many values and bytes of codes.
+    fn rows(&self, values: usize, bytes: usize) -> Result<usize, Fault> {
+        if self.group == 0 && self.cols > 0 {
+            return Err(Fault::Range { what: "columns of a group", limit: 1, found: 0 });
+        }
+        let rows = values.checked_div(self.cols).unwrap_or(0);
+        fault::equal("values of whole rows", rows * self.cols, values)?;
+        fault::equal("packed codes", fault::product("packed codes", rows, self.row_bytes())?, bytes)?;
+        Ok(rows)
     }
     fn spans(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         (0..self.count()).map(|g| g * self.group..((g + 1) * self.group).min(self.cols))
@@ -35,24 +48,23 @@ impl Groups {
 /// Rows of a unit of work.
 const UNIT: usize = 64;
 
-/// Rounds rows `x` (`[rows, cols]`, finite) to packed codes (`[rows, row_bytes]`), while each is in the cache: `fit(row, values, fits)` writes
-/// the row's grids, which are left in `fits` (`[rows, count]`). Gives the first error of `fit`, in order of blocks of 64 rows; `false` in `Ok`
-/// when a length is wrong, before anything is done.
-pub fn quantize<E: Send>(
+/// Rounds rows `x` (`[rows, cols]`, finite) to packed codes (`[rows, row_bytes]`), while each is in the cache:
+/// `fit(row, values, fits)` writes the row's grids, which are left in `fits` (`[rows, count]`). Fails with the first
+/// error of `fit`, in order of blocks of 64 rows; and with `Fault::Length`, or `Fault::Range` of a group without
+/// columns, before anything is done.
+pub fn quantize<E: From<Fault> + Send>(
     isa: Isa,
     x: &[f32],
     groups: &Groups,
     fit: impl Fn(usize, &[f32], &mut [Affine]) -> Result<(), E> + Sync + Send,
     (codes, fits): (&mut [u8], &mut [Affine]),
     parallel: bool,
-) -> Result<bool, E> {
+) -> Result<(), E> {
     let (cols, count, width) = (groups.cols, groups.count(), groups.row_bytes());
-    if cols == 0 {
-        return Ok(x.is_empty() && codes.is_empty() && fits.is_empty());
-    }
-    let rows = x.len() / cols;
-    if rows * cols != x.len() || rows * width != codes.len() || rows * count != fits.len() || groups.group == 0 {
-        return Ok(false);
+    let rows = groups.rows(x.len(), codes.len())?;
+    fault::equal("grids of the groups", rows * count, fits.len())?;
+    if rows == 0 {
+        return Ok(());
     }
     let block = |index: usize, codes: &mut [u8], fits: &mut [Affine]| {
         let mut row = vec![0u8; cols];
@@ -66,8 +78,7 @@ pub fn quantize<E: Send>(
         }
         Ok(())
     };
-    par::pairs(codes, UNIT * width, fits, UNIT * count, parallel, block).into_iter().collect::<Result<Vec<()>, E>>()?;
-    Ok(true)
+    par::pairs(codes, UNIT * width, fits, UNIT * count, parallel, block).into_iter().collect()
 }
 
 /// Packed codes of a row, while the next one is asked for. `row` has room for codes that are not packed yet.
@@ -83,7 +94,7 @@ fn quantize_row(isa: Isa, x: [&[f32]; 2], groups: &Groups, fits: &[Affine], pack
         codes_of_row(isa, x, groups, fits, packed);
     } else {
         codes_of_row(isa, x, groups, fits, row);
-        bits::pack(row, groups.bits, packed);
+        bits::pack(isa, row, groups.bits, packed);
     }
 }
 
@@ -109,7 +120,8 @@ fn codes_of_row(isa: Isa, [x, next]: [&[f32]; 2], groups: &Groups, fits: &[Affin
     }
 }
 
-/// The values of rows of packed codes: `fit(row, group)` gives their grids. Returns false, with `out` unchanged, when a length is wrong.
+/// The values of rows of packed codes: `fit(row, group)` gives their grids. Fails with `Fault::Length`, or
+/// `Fault::Range` of a group without columns, with `out` unchanged.
 pub fn dequantize(
     isa: Isa,
     codes: &[u8],
@@ -117,14 +129,11 @@ pub fn dequantize(
     fit: impl Fn(usize, usize) -> Affine + Sync + Send,
     out: &mut [f32],
     parallel: bool,
-) -> bool {
+) -> Result<(), Fault> {
     let (cols, width) = (groups.cols, groups.row_bytes());
-    if cols == 0 {
-        return codes.is_empty() && out.is_empty();
-    }
-    let rows = out.len() / cols;
-    if rows * cols != out.len() || rows * width != codes.len() || groups.group == 0 {
-        return false;
+    let rows = groups.rows(out.len(), codes.len())?;
+    if rows == 0 {
+        return Ok(());
     }
     let block = |index: usize, out: &mut [f32], _: &mut [()]| {
         let mut row = vec![0u8; cols];
@@ -133,7 +142,7 @@ pub fn dequantize(
             let row = if groups.bits == 8 {
                 packed
             } else {
-                bits::unpack(packed, groups.bits, 0, &mut row);
+                bits::unpack(isa, packed, groups.bits, 0, &mut row);
                 &row
             };
             for (g, span) in groups.spans().enumerate() {
@@ -142,7 +151,7 @@ pub fn dequantize(
         }
     };
     par::pairs(out, UNIT * cols, &mut vec![(); rows.div_ceil(UNIT)], 1, parallel, block);
-    true
+    Ok(())
 }
 
 #[cfg(test)]
@@ -172,15 +181,15 @@ mod tests {
             let x: Vec<f32> = (0..rows * cols).map(value).collect();
             let mut fits = vec![Affine { scale: 1.0, zero: 0 }; if cols == 0 { 0 } else { rows * groups.count() }];
             let mut codes = vec![0u8; if cols == 0 { 0 } else { rows * groups.row_bytes() }];
-            let set = |r: usize, values: &[f32], fits: &mut [Affine]| -> Result<(), ()> {
+            let set = |r: usize, values: &[f32], fits: &mut [Affine]| -> Result<(), Fault> {
                 assert_eq!(values, &x[r * cols..(r + 1) * cols]);
                 fits.iter_mut().enumerate().for_each(|(g, f)| *f = grid(r, g));
                 Ok(())
             };
             for isa in Isa::available() {
-                prop_assert_eq!(quantize(isa, &x, &groups, set, (&mut codes, &mut fits), true), Ok(true));
+                prop_assert_eq!(quantize(isa, &x, &groups, set, (&mut codes, &mut fits), true), Ok(()));
                 let mut back = vec![f32::NAN; x.len()];
-                prop_assert!(dequantize(isa, &codes, &groups, grid, &mut back, true));
+                prop_assert_eq!(dequantize(isa, &codes, &groups, grid, &mut back, true), Ok(()));
                 for (i, (x, back)) in x.iter().zip(&back).enumerate() {
                     let fit = grid(i / cols, i % cols / group);
                     prop_assert_eq!(affine::value(affine::code(*x, fit, 0, most), fit), *back);
@@ -194,10 +203,16 @@ mod tests {
         let groups = Groups { cols: 3, group: 2, bits: 4, range: 0..=15 };
         let (x, one) = (vec![1.0f32; 300], Affine { scale: 1.0, zero: 0 });
         let (mut codes, mut fits) = (vec![0u8; 200], vec![one; 200]);
-        let fail = |r: usize, _: &[f32], _: &mut [Affine]| if r >= 70 { Err(r) } else { Ok(()) };
-        assert_eq!(quantize(Isa::SCALAR, &x, &groups, fail, (&mut codes, &mut fits), true), Err(70));
-        assert_eq!(quantize(Isa::SCALAR, &x[1..], &groups, fail, (&mut codes, &mut fits), true), Ok(false));
-        assert_eq!(quantize(Isa::SCALAR, &x, &groups, fail, (&mut codes[1..], &mut fits), true), Ok(false));
-        assert!(!dequantize(Isa::SCALAR, &codes, &groups, |_, _| one, &mut [0.0; 299], false));
+        let fail = |found: usize, _: &[f32], _: &mut [Affine]| fault::at_most("row", 69, found);
+        let error = Err(Fault::Range { what: "row", limit: 69, found: 70 });
+        assert_eq!(quantize(Isa::SCALAR, &x, &groups, fail, (&mut codes, &mut fits), true), error);
+        let short = Err(Fault::Length { what: "values of whole rows", expected: 297, found: 299 });
+        assert_eq!(quantize(Isa::SCALAR, &x[1..], &groups, fail, (&mut codes, &mut fits), true), short);
+        let bytes = Err(Fault::Length { what: "packed codes", expected: 200, found: 199 });
+        assert_eq!(quantize(Isa::SCALAR, &x, &groups, fail, (&mut codes[1..], &mut fits), true), bytes);
+        assert_eq!(dequantize(Isa::SCALAR, &codes, &groups, |_, _| one, &mut [0.0; 299], false), short);
+        let none = Groups { group: 0, ..groups };
+        let range = Err(Fault::Range { what: "columns of a group", limit: 1, found: 0 });
+        assert_eq!(dequantize(Isa::SCALAR, &codes, &none, |_, _| one, &mut [0.0; 300], false), range);
     }
 }

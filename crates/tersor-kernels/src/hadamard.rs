@@ -1,15 +1,18 @@
 //! The fast Walsh-Hadamard transform.
 
-use crate::Isa;
 use crate::isa::versions;
+use crate::{Fault, Isa};
 
-/// Transforms `x` in place by the Sylvester-Hadamard matrix of order `x.len()` scaled to be orthogonal
-/// (its own inverse). Returns false and leaves `x` alone unless the length is a power of two.
-pub fn fwht(x: &mut [f32]) -> bool {
-    if x.is_empty() || x.len().is_power_of_two() {
-        transform(Isa::detect(), x);
+/// Transforms `x` in place by the Sylvester-Hadamard matrix of order `x.len()` scaled to be orthogonal (its own
+/// inverse); of nothing, nothing. Fails with `Fault::Length` (the next power of two is expected), with `x` unchanged,
+/// unless the length is a power of two.
+pub fn fwht(isa: Isa, x: &mut [f32]) -> Result<(), Fault> {
+    if !x.is_empty() && !x.len().is_power_of_two() {
+        let expected = x.len().checked_next_power_of_two().unwrap_or(usize::MAX);
+        return Err(Fault::Length { what: "vector of a Hadamard transform", expected, found: x.len() });
     }
-    x.is_empty() || x.len().is_power_of_two()
+    transform(isa, x);
+    Ok(())
 }
 
 versions! {
@@ -56,18 +59,23 @@ mod tests {
             let n = 1usize << log;
             let x: Vec<f32> = (0..n).map(|i| ((i * 31 + 7) % 17) as f32 - 8.0).collect();
             let mut y = x.clone();
-            assert!(fwht(&mut y));
+            fwht(Isa::detect(), &mut y).unwrap();
             for (i, &v) in y.iter().enumerate() {
                 let sum: f32 =
                     x.iter().enumerate().map(|(j, &v)| if (i & j).count_ones() % 2 == 0 { v } else { -v }).sum();
                 assert!((sum / (n as f32).sqrt() - v).abs() < 1e-4);
             }
-            let mut scalar = x.clone();
-            transform(Isa::SCALAR, &mut scalar);
-            assert_eq!(y, scalar);
-            fwht(&mut y);
+            for isa in Isa::available() {
+                let mut again = x.clone();
+                fwht(isa, &mut again).unwrap();
+                assert!(again.iter().zip(&y).all(|(a, b)| a.to_bits() == b.to_bits()), "{}", isa.name());
+            }
+            fwht(Isa::detect(), &mut y).unwrap();
             assert!(x.iter().zip(&y).all(|(a, b)| (a - b).abs() < 1e-4));
         }
-        assert!(!fwht(&mut [0.0; 3]));
+        let mut x = [1.0, 2.0, 3.0];
+        let wrong = Fault::Length { what: "vector of a Hadamard transform", expected: 4, found: 3 };
+        assert_eq!((fwht(Isa::SCALAR, &mut x), x), (Err(wrong), [1.0, 2.0, 3.0]));
+        assert_eq!(fwht(Isa::SCALAR, &mut []), Ok(()));
     }
 }

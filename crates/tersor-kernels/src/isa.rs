@@ -1,4 +1,4 @@
-//! Which instructions the process may use, found out once.
+//! Which instructions the process may use, detected once.
 
 use std::sync::OnceLock;
 
@@ -36,12 +36,12 @@ macro_rules! versions {
 }
 pub(crate) use versions;
 
-/// An instruction-set level. A value other than `Scalar` can only be had from [`Isa::detect`], on a
-/// processor that has it: kernels rely on that.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// An instruction-set level. A value other than [`Isa::SCALAR`] only comes from [`Isa::detect`] or [`Isa::available`],
+/// on a processor that has the instructions: kernels rely on that.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Isa(Level);
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Level {
     Scalar,
     #[cfg(target_arch = "x86_64")]
@@ -51,11 +51,12 @@ enum Level {
 }
 
 impl Isa {
-    /// Plain Rust, on every processor: the meaning of each kernel.
+    /// Plain Rust, on every processor: it defines the results of each kernel.
     pub const SCALAR: Isa = Isa(Level::Scalar);
 
-    /// The best level of this processor. `TERSOR_ISA` in the environment (`scalar`, `avx2`) asks for a lower one, for tests and bug
-    /// reports. Decided once for the process.
+    /// The best level of this processor. `TERSOR_ISA` in the environment (`scalar`, `avx2`) asks for a lower one, for
+    /// tests and bug reports. Decided once for the process.
+    #[must_use]
     pub fn detect() -> Isa {
         static FOUND: OnceLock<Isa> = OnceLock::new();
         *FOUND.get_or_init(|| {
@@ -67,6 +68,7 @@ impl Isa {
     }
 
     /// Every level of this processor, the best last.
+    #[must_use]
     pub fn available() -> Vec<Isa> {
         #[allow(unused_mut)]
         let mut levels = vec![Isa::SCALAR];
@@ -84,6 +86,7 @@ impl Isa {
     }
 
     /// A name for reports and fingerprints: `scalar`, `avx2` or `avx512vnni`.
+    #[must_use]
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar => "scalar",
@@ -96,6 +99,7 @@ impl Isa {
 
     /// [`Isa::name`] and the level that the libraries of float products and factorizations choose on this processor:
     /// what the bytes of a calibrated result depend on.
+    #[must_use]
     pub fn fingerprint() -> String {
         #[cfg(target_arch = "x86_64")]
         let products = if is_x86_feature_detected!("avx512f") {
@@ -110,12 +114,22 @@ impl Isa {
         format!("{}, products {products}", Isa::detect().name())
     }
 
+    /// This level, or AVX2 if it is above that: for loops that are faster with registers of 256 bits.
+    pub(crate) fn at_most_avx2(self) -> Isa {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => Isa(Level::Avx2),
+            _ => self,
+        }
+    }
+
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_avx2(self) -> bool {
         self.0 != Level::Scalar
     }
 
-    /// Whether bytes of 8-bit weights are multiplied in pairs of 16 bits, for want of an instruction that sums products of bytes in 32.
+    /// Whether bytes of 8-bit weights are multiplied in pairs of 16 bits, for want of an instruction that sums products
+    /// of bytes in 32.
     pub(crate) fn multiplies_pairs(self) -> bool {
         self.name() == "avx2"
     }
@@ -125,14 +139,16 @@ impl Isa {
         self.name() == "avx512vnni"
     }
 
-    /// Numbers of tokens that the micro-kernels take at once, the largest first, the last 1.
-    pub(crate) fn tiles(self, bits: u32, planes: usize) -> &'static [usize] {
+    /// Numbers of tokens that the micro-kernels take at once, the largest first, the last 1. With `pairs`, weights have
+    /// 8 bits and are multiplied in pairs of 16 bits.
+    pub(crate) fn token_blocks(self, pairs: bool, planes: usize) -> &'static [usize] {
+        let _ = (pairs, planes);
         match self.0 {
             Level::Scalar => &[1],
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => crate::arch::avx2_integer::tiles(bits, planes),
+            Level::Avx2 => crate::arch::avx2_integer::token_blocks(pairs, planes),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => crate::arch::vnni::tiles(planes),
+            Level::Avx512Vnni => crate::arch::vnni::token_blocks(planes),
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::Isa;
 
 /// Sum of 64-bit words: reads memory and does nothing else worth the name.
+#[must_use]
 pub fn read(words: &[u64]) -> u64 {
     let mut lanes = [0u64; 16];
     let chunks = words.chunks_exact(16);
@@ -26,8 +27,9 @@ pub enum Arithmetic {
     Bytes16,
 }
 
-/// Runs `steps` rounds of independent operations in registers; gives the number of multiply-adds that they were, and something that
-/// depends on all of them. None where the processor has no instructions for it.
+/// Runs `steps` rounds of independent operations in registers; gives the number of multiply-adds that they were, and
+/// something that depends on all of them. None where the processor has no instructions for it.
+#[must_use]
 pub fn arithmetic(isa: Isa, kind: Arithmetic, steps: u64) -> Option<(u64, i32)> {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {

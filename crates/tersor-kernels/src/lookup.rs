@@ -1,24 +1,28 @@
-//! Products by look-up: a table for each block of a token, a code for each row and block, and sums of what the codes find.
+//! Products by look-up: a table for each block of a token, a code for each row and block, and sums of what the codes
+//! find.
 //!
-//! `y[t, r] = scale[t] * Σ_b table[t, b][code[r, b]]`, codes of at most 4 bits, tables of 16-bit integers: sums are exact. The shuffle
-//! instruction is the look-up, 32 at once. What a table holds is the caller's: partial sums over the bits of four columns (weights of few
-//! bits, [`Tables::of_bits`]), products with the entries of a codebook ([`Tables::of_codebook`]), or scores of a query with them.
+//! `y[t, r] = scale[t] * Σ_b table[t, b][code[r, b]]`, codes of at most 4 bits, tables of 16-bit integers: sums are
+//! exact. The shuffle instruction is the look-up, 32 at once. What a table holds is the caller's: partial sums over the
+//! bits of four columns (weights of few bits, [`Tables::of_bits`]), products with the entries of a codebook
+//! ([`Tables::of_codebook`]), or scores of a query with them.
 
-use crate::dense::{Out, Write};
-use crate::integer::{Cells, Line};
-use crate::{Isa, par};
+use std::ops::Range;
+
+use crate::gemm_task::{GemmTask, Out, Tile, Write, run_tasks};
+use crate::integer::Line;
+use crate::{Fault, Isa, blockwise, fault};
 
 /// Rows of a line.
 pub(crate) const ROWS: usize = 64;
 
 /// Blocks over which sums of 16-bit numbers stay below 2^31.
-const LONGEST: usize = 1 << 16;
+const MAX_BLOCKS: usize = 1 << 16;
 
 /// Blocks of a byte's sums in 16 bits: `255 * 256 < 2^16`.
 pub(crate) const RUN: usize = 256;
 
-/// Codes `[rows, blocks]` of 4 bits. A line of 64 bytes has a byte for each of 64 rows: the code of an even block in the low half, of the
-/// odd one after it in the high half.
+/// Codes `[rows, blocks]` of 4 bits. A line of 64 bytes has a byte for each of 64 rows: the code of an even block in
+/// the low half, of the odd one after it in the high half.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Codes {
     rows: usize,
@@ -28,11 +32,12 @@ pub struct Codes {
 }
 
 impl Codes {
-    /// Packs codes, row by row. None when their number is not `rows * blocks`, one is above 15, or there are more than 65 536 blocks.
-    pub fn new(codes: &[u8], [rows, blocks]: [usize; 2]) -> Option<Self> {
-        if rows.checked_mul(blocks) != Some(codes.len()) || blocks > LONGEST || codes.iter().any(|c| *c > 15) {
-            return None;
-        }
+    /// Packs codes, row by row. Fails with `Fault::Length` when their number is not `rows * blocks`, and with
+    /// `Fault::Range` when one is above 15 or there are more than 65 536 blocks.
+    pub fn new(codes: &[u8], [rows, blocks]: [usize; 2]) -> Result<Self, Fault> {
+        fault::matrix("codes", [rows, blocks], codes.len())?;
+        fault::at_most("blocks of a row", MAX_BLOCKS, blocks)?;
+        fault::at_most("code", 15, usize::from(codes.iter().copied().max().unwrap_or(0)))?;
         let each = blocks.div_ceil(2);
         let mut lines = vec![Line([0; 64]); rows.div_ceil(ROWS) * each];
         for (r, row) in codes.chunks_exact(blocks.max(1)).enumerate() {
@@ -40,18 +45,16 @@ impl Codes {
                 lines[r / ROWS * each + b / 2].0[r % ROWS] |= code << (4 * (b % 2));
             }
         }
-        Some(Self { rows, blocks, lines })
+        Ok(Self { rows, blocks, lines })
     }
 
-    /// Weights of few bits, `[rows, cols]`, as blocks of one bit of four columns: bit by bit, and for each all columns. None when the number
-    /// of codes is wrong, `bits` is not 1 to 4, or one has more.
-    pub fn of_bits(codes: &[u8], [rows, cols]: [usize; 2], bits: u32) -> Option<Self> {
-        if rows.checked_mul(cols) != Some(codes.len())
-            || !(1..=4).contains(&bits)
-            || codes.iter().any(|c| c >> bits != 0)
-        {
-            return None;
-        }
+    /// Weights of few bits, `[rows, cols]`, as blocks of one bit of four columns: bit by bit, and for each all columns.
+    /// Fails with `Fault::Length` when the number of codes is wrong, and with `Fault::Range` when `bits` is not 1 to 4,
+    /// a code has more, or there are more than 65 536 blocks.
+    pub fn of_bits(codes: &[u8], [rows, cols]: [usize; 2], bits: u32) -> Result<Self, Fault> {
+        fault::matrix("codes", [rows, cols], codes.len())?;
+        fault::bits(bits, 4)?;
+        fault::at_most("code", (1 << bits) - 1, usize::from(codes.iter().copied().max().unwrap_or(0)))?;
         let mut blocks = Vec::with_capacity(rows * bits as usize * cols.div_ceil(4));
         for row in codes.chunks_exact(cols.max(1)) {
             for bit in 0..bits {
@@ -63,21 +66,24 @@ impl Codes {
     }
 
     /// Rows.
+    #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
     /// Codes of a row.
+    #[must_use]
     pub fn blocks(&self) -> usize {
         self.blocks
     }
     /// Bytes in memory.
+    #[must_use]
     pub fn bytes(&self) -> usize {
         self.lines.len() * 64
     }
     /// Lines of 64 rows.
-    pub(crate) fn lines(&self, tile: usize) -> &[Line] {
+    pub(crate) fn lines(&self, index: usize) -> &[Line] {
         let each = self.blocks.div_ceil(2);
-        &self.lines[tile * each..(tile + 1) * each]
+        &self.lines[index * each..(index + 1) * each]
     }
 }
 
@@ -92,30 +98,31 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Integers `[tokens, blocks]`, a scale a token. None when a number of them is wrong.
-    pub fn new(tables: &[[i16; 16]], scales: &[f32], blocks: usize) -> Option<Self> {
+    /// Integers `[tokens, blocks]`, a scale a token. Fails with `Fault::Length` when the number of tables is wrong, and
+    /// with `Fault::Range` when there are more than 65 536 blocks.
+    pub fn new(tables: &[[i16; 16]], scales: &[f32], blocks: usize) -> Result<Self, Fault> {
         let tokens = scales.len();
-        if tokens.checked_mul(blocks) != Some(tables.len()) || blocks > LONGEST {
-            return None;
-        }
+        fault::matrix("tables", [tokens, blocks], tables.len())?;
+        fault::at_most("blocks of a token", MAX_BLOCKS, blocks)?;
         let split = |t: [i16; 16]| [t.map(|v| v as u8), t.map(|v| (v >> 8) as u8 ^ 128)];
         let mut bytes = Vec::with_capacity(tokens * blocks.div_ceil(2));
         for tables in tables.chunks_exact(blocks.max(1)) {
             bytes.extend(tables.chunks(2).map(|p| [split(p[0]), split(p.get(1).copied().unwrap_or([0; 16]))]));
         }
-        Some(Self { tokens, blocks, bytes, scales: scales.to_vec() })
+        Ok(Self { tokens, blocks, bytes, scales: scales.to_vec() })
     }
 
-    /// Floats `[tokens, blocks]`, rounded to 1/32767 of the token's largest magnitude. None when their number is wrong. Values must be finite.
-    pub fn from_values(values: &[[f32; 16]], tokens: usize, blocks: usize) -> Option<Self> {
-        if tokens.checked_mul(blocks) != Some(values.len()) {
-            return None;
-        }
+    /// Floats `[tokens, blocks]`, rounded to 1/32767 of the token's largest magnitude. Fails with `Fault::Length` when
+    /// the number of tables is wrong, with `Fault::NonFinite` at the first value that is NaN or infinite (16 values a
+    /// table), and with `Fault::Range` when there are more than 65 536 blocks.
+    pub fn from_values(isa: Isa, values: &[[f32; 16]], tokens: usize, blocks: usize) -> Result<Self, Fault> {
+        fault::matrix("tables", [tokens, blocks], values.len())?;
+        fault::finite(values.as_flattened())?;
         let mut scales = Vec::with_capacity(tokens);
         let mut tables = Vec::with_capacity(values.len());
         for values in values.chunks(blocks.max(1)) {
-            let most = values.as_flattened().iter().fold(0f32, |m, v| m.max(v.abs())) / 32767.0;
-            let scale = if most >= f32::MIN_POSITIVE { most } else { 1.0 };
+            let step = blockwise::abs_max(isa, values.as_flattened()) / 32767.0;
+            let scale = if step >= f32::MIN_POSITIVE { step } else { 1.0 };
             tables.extend(values.iter().map(|t| t.map(|v| (v / scale).round_ties_even() as i16)));
             scales.push(scale);
         }
@@ -123,11 +130,12 @@ impl Tables {
         Self::new(&tables, &scales, blocks)
     }
 
-    /// For [`Codes::of_bits`]: activations `[tokens, cols]` in 8 bits with a scale a token. The product is exact. None when a number is wrong.
-    pub fn of_bits(x: &[i8], scales: &[f32], cols: usize, bits: u32) -> Option<Self> {
-        if scales.len().checked_mul(cols) != Some(x.len()) || !(1..=4).contains(&bits) {
-            return None;
-        }
+    /// For [`Codes::of_bits`]: activations `[tokens, cols]` in 8 bits with a scale a token. The product is exact. Fails
+    /// with `Fault::Length` when the number of activations is wrong, and with `Fault::Range` when `bits` is not 1 to 4,
+    /// or there are more than 65 536 blocks.
+    pub fn of_bits(x: &[i8], scales: &[f32], cols: usize, bits: u32) -> Result<Self, Fault> {
+        fault::matrix("activations", [scales.len(), cols], x.len())?;
+        fault::bits(bits, 4)?;
         let mut tables = Vec::with_capacity(scales.len() * bits as usize * cols.div_ceil(4));
         for row in x.chunks_exact(cols.max(1)) {
             for bit in 0..bits {
@@ -143,15 +151,20 @@ impl Tables {
         Self::new(&tables, scales, bits as usize * cols.div_ceil(4))
     }
 
-    /// For codes of single columns: the products of activations `[tokens, cols]` with up to 16 values that codes stand for. None when a number
-    /// is wrong. Values must be finite.
-    pub fn of_codebook(x: &[f32], tokens: usize, codebook: &[f32]) -> Option<Self> {
-        if codebook.len() > 16 || !x.len().is_multiple_of(tokens.max(1)) {
-            return None;
-        }
+    /// For codes of single columns: the products of activations `[tokens, cols]` with up to 16 values that codes stand
+    /// for. Fails with `Fault::Length` when the activations are not a whole number of columns for each token, with
+    /// `Fault::NonFinite` at the first activation that is NaN or infinite (or the first such value of the codebook, or
+    /// of the products, 16 for each activation), and with `Fault::Range` when the codebook has more than 16 values, or
+    /// there are more than 65 536 columns.
+    pub fn of_codebook(isa: Isa, x: &[f32], tokens: usize, codebook: &[f32]) -> Result<Self, Fault> {
+        fault::at_most("values of a codebook", 16, codebook.len())?;
+        let cols = x.len() / tokens.max(1);
+        fault::equal("activations", cols * tokens.max(1), x.len())?;
+        fault::finite(x)?;
+        fault::finite(codebook)?;
         let entry = |x: f32, n: usize| codebook.get(n).map_or(0.0, |c| c * x);
         let values: Vec<[f32; 16]> = x.iter().map(|x| std::array::from_fn(|n| entry(*x, n))).collect();
-        Self::from_values(&values, tokens, x.len() / tokens.max(1))
+        Self::from_values(isa, &values, tokens, cols)
     }
 
     /// Tables of a token.
@@ -161,36 +174,69 @@ impl Tables {
     }
 }
 
-/// `y[t, r] (+)= scale[t] * Σ_b table[t, b][code[r, b]]`. Returns false, with `y` unchanged, when the shapes do not fit.
-pub fn product(isa: Isa, tables: &Tables, codes: &Codes, write: Write, y: Out<'_>, parallel: bool) -> bool {
-    let (tokens, rows) = (tables.tokens, codes.rows);
-    if tokens == 0 || rows == 0 {
-        return true;
+/// `y[t, r] = scale[t] * Σ_b table[t, b][code[r, b]]` for `y = [tokens, rows]`, or that added to `y`. Fails with
+/// `Fault::Length` or `Fault::Overflow`, with `y` unchanged, when tables and codes have different numbers of blocks, or
+/// `y` has less room.
+pub fn product(
+    isa: Isa,
+    tables: &Tables,
+    codes: &Codes,
+    write: Write,
+    y: Out<'_>,
+    parallel: bool,
+) -> Result<(), Fault> {
+    if tables.tokens == 0 || codes.rows == 0 {
+        return Ok(());
     }
-    let last = (tokens - 1).checked_mul(y.stride).and_then(|v| v.checked_add(rows));
-    if tables.blocks != codes.blocks || y.stride < rows || last.is_none_or(|l| l > y.data.len()) {
-        return false;
+    fault::equal("blocks of the tables", codes.blocks, tables.blocks)?;
+    run_tasks(vec![(&Product { isa, tables, codes }, write, y)], parallel)
+}
+
+/// A product of tables and codes with equally many blocks.
+struct Product<'a> {
+    isa: Isa,
+    tables: &'a Tables,
+    codes: &'a Codes,
+}
+
+impl GemmTask for Product<'_> {
+    fn rows(&self) -> usize {
+        self.codes.rows
     }
-    let cells = Cells { data: y.data.as_mut_ptr(), stride: y.stride };
-    let unit = |tile: usize, (): &mut ()| {
-        let cells = cells.get();
-        for token in 0..tokens {
-            let sums = sums(isa, tables.of_token(token), codes.lines(tile), codes.blocks);
-            let scale = tables.scales[token];
-            for (i, sums) in sums.as_chunks::<16>().0.iter().enumerate() {
-                // SAFETY: rows of this tile are this unit's alone, and `last` was checked.
-                unsafe { cells.put(token, tile * ROWS + i * 16, rows, &sums.map(|s| s as f32 * scale), write) };
+    fn tokens(&self) -> usize {
+        self.tables.tokens
+    }
+    fn granularity(&self) -> usize {
+        ROWS
+    }
+    fn run_bytes(&self) -> usize {
+        self.codes.blocks.div_ceil(2) * 64
+    }
+    fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>) {
+        let Self { isa, tables, codes } = *self;
+        let cells = tile.cells(tables.tokens, &rows);
+        assert!(rows.start.is_multiple_of(ROWS) && rows.end <= codes.rows, "rows {rows:?} of {}", codes.rows);
+        for lines in rows.start / ROWS..rows.end.div_ceil(ROWS) {
+            for token in 0..tables.tokens {
+                let sums = sums(isa, tables.of_token(token), codes.lines(lines), codes.blocks);
+                let scale = tables.scales[token];
+                // The last line may have fewer rows than it has room for: parts that begin past them have no cells.
+                let starts = (lines * ROWS..rows.end).step_by(16);
+                for (first, sums) in starts.zip(sums.as_chunks::<16>().0) {
+                    // SAFETY: the tile has the cells of this line up to `cells.end`, which is above `first`, for
+                    // itself.
+                    unsafe { cells.put(token, first, &sums.map(|s| s as f32 * scale), write) };
+                }
             }
         }
-    };
-    par::map(rows.div_ceil(ROWS), parallel && rows * codes.blocks * tokens >= 1 << 18, || (), unit);
-    true
+    }
 }
 
 /// Sums of 64 rows.
 fn sums(isa: Isa, tables: &[[[[u8; 16]; 2]; 2]], lines: &[Line], blocks: usize) -> [i32; ROWS] {
     debug_assert_eq!(tables.len(), lines.len());
-    // High bytes are offset by 128; of an odd number of blocks the last line has a second one, of code 0 in a table of zeros.
+    // High bytes are offset by 128; of an odd number of blocks the last line has a second one, of code 0 in a table of
+    // zeros.
     let offset = (blocks.div_ceil(2) * 2 * 128 * 256) as i32;
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
@@ -219,7 +265,7 @@ mod tests {
     fn run(isa: Isa, tables: &Tables, codes: &Codes) -> Vec<f32> {
         let stride = codes.rows() + 1;
         let mut y = vec![0.25f32; tables.tokens * stride];
-        assert!(product(isa, tables, codes, Write::Add, Out { data: &mut y, stride }, true));
+        product(isa, tables, codes, Write::Add, Out { data: &mut y, stride }, true).unwrap();
         assert!(y.chunks(stride).all(|row| row[codes.rows()] == 0.25));
         y.chunks(stride).flat_map(|row| row[..codes.rows()].to_vec()).collect()
     }
@@ -263,11 +309,12 @@ mod tests {
             }
             let book: Vec<f32> = (0..1 << bits).map(|n| (n as f32 - 3.5).powi(3) / 50.0).collect();
             let x: Vec<f32> = x.iter().map(|v| f32::from(*v) / 100.0).collect();
-            let got = run(Isa::detect(), &Tables::of_codebook(&x, 1, &book).unwrap(), &Codes::new(&codes, [rows, cols]).unwrap());
-            let most = x.iter().flat_map(|x| book.iter().map(move |b| (b * x).abs())).fold(0f32, f32::max);
+            let tables = Tables::of_codebook(Isa::detect(), &x, 1, &book).unwrap();
+            let got = run(Isa::detect(), &tables, &Codes::new(&codes, [rows, cols]).unwrap());
+            let max = x.iter().flat_map(|x| book.iter().map(move |b| (b * x).abs())).fold(0f32, f32::max);
             for (r, got) in got.iter().enumerate() {
                 let want: f64 = (0..cols).map(|k| f64::from(book[usize::from(codes[r * cols + k])]) * f64::from(x[k])).sum();
-                let tolerance = f64::from(most) / 65534.0 * cols as f64 + 1e-5;
+                let tolerance = f64::from(max) / 65534.0 * cols as f64 + 1e-5;
                 prop_assert!((f64::from(*got) - 0.25 - want).abs() <= tolerance, "{} for {}", got, want);
             }
         }
@@ -275,19 +322,56 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        assert!(Codes::new(&[0; 5], [2, 3]).is_none() && Codes::new(&[16], [1, 1]).is_none());
-        assert!(Codes::of_bits(&[2], [1, 1], 1).is_none() && Codes::of_bits(&[2], [1, 1], 5).is_none());
-        assert!(
-            Tables::new(&[[0; 16]; 3], &[1.0; 2], 2).is_none()
-                && Tables::of_codebook(&[0.0; 4], 1, &[0.0; 17]).is_none()
-        );
-        assert!(
-            Tables::of_bits(&[0; 3], &[1.0; 2], 2, 1).is_none() && Tables::from_values(&[[0.0; 16]; 3], 2, 2).is_none()
-        );
+        let length = |what, expected, found| Fault::Length { what, expected, found };
+        let range = |what, limit, found| Fault::Range { what, limit, found };
+        assert_eq!(Codes::new(&[0; 5], [2, 3]), Err(length("codes", 6, 5)));
+        assert_eq!(Codes::new(&[16], [1, 1]), Err(range("code", 15, 16)));
+        assert_eq!(Codes::new(&[0; 65_537], [1, 65_537]), Err(range("blocks of a row", 65_536, 65_537)));
+        assert_eq!(Codes::of_bits(&[2], [1, 1], 1), Err(range("code", 1, 2)));
+        assert_eq!(Codes::of_bits(&[2], [1, 1], 5), Err(range("bits of a code", 4, 5)));
+        let isa = Isa::SCALAR;
+        assert_eq!(Tables::new(&[[0; 16]; 3], &[1.0; 2], 2).unwrap_err(), length("tables", 4, 3));
+        let book = Tables::of_codebook(isa, &[0.0; 4], 1, &[0.0; 17]);
+        assert_eq!(book.unwrap_err(), range("values of a codebook", 16, 17));
+        assert_eq!(Tables::of_bits(&[0; 3], &[1.0; 2], 2, 1).unwrap_err(), length("activations", 4, 3));
+        assert_eq!(Tables::from_values(isa, &[[0.0; 16]; 3], 2, 2).unwrap_err(), length("tables", 4, 3));
         let (tables, codes) = (Tables::new(&[[0; 16]; 2], &[1.0], 2).unwrap(), Codes::new(&[0; 6], [3, 2]).unwrap());
         let mut y = [0.0; 3];
-        assert!(!product(Isa::SCALAR, &tables, &codes, Write::Set, Out { data: &mut y[..2], stride: 3 }, false));
+        let short = product(isa, &tables, &codes, Write::Set, Out { data: &mut y[..2], stride: 3 }, false);
+        assert_eq!(short, Err(length("output", 3, 2)));
         let other = Codes::new(&[0; 3], [3, 1]).unwrap();
-        assert!(!product(Isa::SCALAR, &tables, &other, Write::Set, Out { data: &mut y, stride: 3 }, false));
+        let blocks = product(isa, &tables, &other, Write::Set, Out { data: &mut y, stride: 3 }, false);
+        assert_eq!(blocks, Err(length("blocks of the tables", 1, 2)));
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_refused() {
+        for bad in [f32::NAN, f32::NEG_INFINITY] {
+            let mut values = [[1f32; 16]; 4];
+            (values[1][3], values[2][0]) = (bad, bad);
+            let refused = Tables::from_values(Isa::detect(), &values, 2, 2).unwrap_err();
+            assert!(matches!(refused, Fault::NonFinite { index: 19, .. }));
+            let refused = Tables::of_codebook(Isa::detect(), &[1.0, bad], 1, &[1.0]).unwrap_err();
+            assert!(matches!(refused, Fault::NonFinite { index: 1, .. }));
+        }
+    }
+
+    /// A line has room for 64 rows. Where the matrix ends inside of it, parts of 16 rows begin past the last row: with
+    /// the output cut off there, they have no address inside of the slice. `Cells::put` asserts in debug builds that it
+    /// is not asked for such a part.
+    #[test]
+    fn rows_past_the_last_one_have_no_address() {
+        for rows in [1, 15, 16, 17, 47, 48, 65, 80, 81, 127] {
+            let codes = Codes::new(&vec![1; rows * 2], [rows, 2]).unwrap();
+            let tables = Tables::new(&[std::array::from_fn(|n| n as i16); 4], &[1.0, 2.0], 2).unwrap();
+            for isa in Isa::available() {
+                for parallel in [false, true] {
+                    let mut y = vec![0f32; 2 * rows];
+                    let out = Out { data: &mut y, stride: rows };
+                    product(isa, &tables, &codes, Write::Set, out, parallel).unwrap();
+                    assert!(y[..rows].iter().all(|v| *v == 2.0) && y[rows..].iter().all(|v| *v == 4.0));
+                }
+            }
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! The loops of optimizers: new moments from a gradient, and the direction of the step. No product is fused with a sum, so that every level gives
-//! the same bits. All work over the shortest of their slices.
+//! The loops of optimizers: new moments from a gradient, and the direction of the step. No product is fused with a sum,
+//! so that every level gives the same bits. All work over the shortest of their slices.
 
 use crate::Isa;
 use crate::isa::versions;
@@ -67,7 +67,8 @@ versions! {
         }
     }
 
-    /// Momentum: `m = beta * m + g`, and `u = m`, or with Nesterov's `u = g + beta * m`. The first step has a `beta` of 0 in `m`.
+    /// Momentum: `m = beta * m + g`, and `u = m`, or with Nesterov's `u = g + beta * m`. The first step has a `beta` of
+    /// 0 in `m`.
     pub fn momentum(isa: Isa, beta: f32, first: bool, nesterov: bool, g: &[f32], m: &mut [f32], u: &mut [f32]) {
         let n = g.len().min(m.len()).min(u.len());
         let (g, m, u) = (&g[..n], &mut m[..n], &mut u[..n]);
@@ -79,7 +80,8 @@ versions! {
         }
     }
 
-    /// Lion (arXiv 2302.06675): `u = sign(beta1 * m + (1 - beta1) * g)` of the old mean, 0 for 0; then `m = beta2 * m + (1 - beta2) * g`.
+    /// Lion (arXiv 2302.06675): `u = sign(beta1 * m + (1 - beta1) * g)` of the old mean, 0 for 0; then `m = beta2 * m +
+    /// (1 - beta2) * g`.
     pub fn lion(isa: Isa, beta1: f32, beta2: f32, g: &[f32], m: &mut [f32], u: &mut [f32]) {
         let n = g.len().min(m.len()).min(u.len());
         let (g, m, u) = (&g[..n], &mut m[..n], &mut u[..n]);
@@ -91,8 +93,8 @@ versions! {
         }
     }
 
-    /// A running sum of squares `s = kept * s + new * g^2`, and `u = g / (sqrt(s) + eps)`: RMSProp with `kept` and `new` that add to 1, Adagrad with
-    /// both 1.
+    /// A running sum of squares `s = kept * s + new * g^2`, and `u = g / (sqrt(s) + eps)`: RMSProp with `kept` and
+    /// `new` that add to 1, Adagrad with both 1.
     pub fn scaled(isa: Isa, kept: f32, new: f32, eps: f32, g: &[f32], s: &mut [f32], u: &mut [f32]) {
         let n = g.len().min(s.len()).min(u.len());
         let (g, s, u) = (&g[..n], &mut s[..n], &mut u[..n]);
@@ -121,6 +123,7 @@ versions! {
 }
 
 /// Sum of squares in f64, in an order that does not depend on the processor.
+#[must_use]
 pub fn sum_squares(x: &[f32]) -> f64 {
     let mut lanes = [0f64; 8];
     let (whole, rest) = x.as_chunks::<8>();

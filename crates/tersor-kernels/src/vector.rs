@@ -1,13 +1,14 @@
 //! Sums, norms, rotary embedding and activation functions of f32 vectors.
 //!
-//! Loops are written once and compiled for each instruction set; sums run in 32 interleaved lanes that are added pairwise at the end, and
-//! fused multiply-adds are asked for by name: the same bits come out everywhere.
+//! Loops are written once and compiled for each instruction set; sums run in 32 interleaved lanes that are added
+//! pairwise at the end, and fused multiply-adds are asked for by name: the same bits come out everywhere.
 
 use crate::Isa;
 use crate::isa::versions;
 
 versions! {
     /// `Σ a[i] * b[i]` over the shorter of the two.
+    #[must_use]
     pub fn dot(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
         let n = a.len().min(b.len());
         let ((a, ta), (b, tb)) = (a[..n].as_chunks::<32>(), b[..n].as_chunks::<32>());
@@ -30,8 +31,8 @@ versions! {
         x.iter_mut().for_each(|v| *v *= c);
     }
 
-    /// `x / sqrt(mean(x²) + eps) * weight` for each run of `weight.len()` values (RMSNorm, arXiv 1910.07467). Works on whole runs, over the
-    /// shorter of `x` and `out`.
+    /// `x / sqrt(mean(x²) + eps) * weight` for each run of `weight.len()` values (RMSNorm, arXiv 1910.07467). Works on
+    /// whole runs, over the shorter of `x` and `out`.
     pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         let n = weight.len().max(1);
         for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
@@ -48,7 +49,8 @@ versions! {
         }
     }
 
-    /// `(x - mean) / sqrt(variance + eps) * weight + bias` in place, for each run of `weight.len()` values (LayerNorm, arXiv 1607.06450).
+    /// `(x - mean) / sqrt(variance + eps) * weight + bias` in place, for each run of `weight.len()` values (LayerNorm,
+    /// arXiv 1607.06450).
     pub fn layer_norm(isa: Isa, x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
         let n = weight.len().max(1);
         for x in x.chunks_exact_mut(n) {
@@ -71,9 +73,10 @@ versions! {
         }
     }
 
-    /// Turns the two halves of each run of `2 * cos.len()` values by the angles of `cos` and `sin` (RoPE, arXiv 2104.09864, in the layout of
-    /// Hugging Face).
-    pub fn turn(isa: Isa, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    /// Rotary position embedding (RoPE, arXiv 2104.09864), in place: rotates value `i` of the first half of each run of
+    /// `2 * cos.len()` values together with value `i` of the second half by the angle of `cos[i]` and `sin[i]`, which
+    /// is the layout of Hugging Face.
+    pub fn apply_rotary(isa: Isa, x: &mut [f32], cos: &[f32], sin: &[f32]) {
         let half = cos.len();
         for run in x.chunks_exact_mut((2 * half).max(1)) {
             let (a, b) = run.split_at_mut(half);
@@ -207,7 +210,7 @@ mod tests {
                     run(&|v| scale(isa, c, v)),
                     run(&|v| rms_norm(isa, &x, &y[..n.max(1).min(y.len())], 1e-5, v)),
                     run(&|v| layer_norm(isa, v, &y[..n], &y[..n], 1e-5)),
-                    run(&|v| turn(isa, v, &y[..n / 2], &y[n..n + n / 2])),
+                    run(&|v| apply_rotary(isa, v, &y[..n / 2], &y[n..n + n / 2])),
                     run(&|v| softmax(isa, v)),
                     run(&|v| gated_silu(isa, v, &y)),
                     run(&|v| gelu(isa, v)),

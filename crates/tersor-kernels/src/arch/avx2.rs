@@ -3,7 +3,9 @@
 
 use std::arch::x86_64::*;
 
-use crate::affine::{Affine, dequantize_scalar, lift_scalar, min_max_scalar, quantize_scalar, round_each_scalar};
+use crate::affine::{
+    Affine, dequantize_scalar, dequantize_with_offset_scalar, min_max_scalar, quantize_scalar, round_each_scalar,
+};
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
@@ -14,11 +16,12 @@ fn divided(v: __m256, scale: __m256) -> __m256 {
     _mm256_round_ps::<NEAREST>(_mm256_div_ps(v, scale))
 }
 
-/// Distance from an integer up to which the product of a value with the inverse of the scale rounds as the quotient does; see [`Coding::codes`].
+/// Distance from an integer up to which the product of a value with the inverse of the scale rounds as the quotient
+/// does; see [`Coding::codes`].
 pub(crate) const SURE: f32 = 0.5 - 1.0 / 8192.0;
 
-/// What to multiply with instead of dividing by `scale`; NaN where that is not exact enough: near the ends of the exponents the inverse's error
-/// is not relative any more.
+/// What to multiply with instead of dividing by `scale`; NaN where that is not exact enough: near the ends of the
+/// exponents the inverse's error is not relative any more.
 #[inline]
 pub(crate) fn inverse(scale: f32) -> f32 {
     if (1e-30..1e30).contains(&scale) { 1.0 / scale } else { f32::NAN }
@@ -60,8 +63,9 @@ impl Coding {
 
     /// The codes of 32 values.
     ///
-    /// The product with the inverse is within `2^-22.9` of the quotient, that is `2^-13.9` up to 512, so both round to the same integer when
-    /// the product is farther than `2^-13` from a half. Few are not; a division, at a fifth of the speed, decides for them.
+    /// The product with the inverse is within `2^-22.9` of the quotient, that is `2^-13.9` up to 512, so both round to
+    /// the same integer when the product is farther than `2^-13` from a half. Few are not; a division, at a fifth of
+    /// the speed, decides for them.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn codes(&self, x: &[f32; 32], codes: &mut [u8; 32]) {
@@ -148,8 +152,8 @@ pub(crate) fn dequantize(codes: &[u8], grid: Affine, out: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx2")]
-pub(crate) fn lift(codes: &[u8], [scale, least]: [f32; 2], out: &mut [f32]) {
-    let (a, b) = (_mm256_set1_ps(scale), _mm256_set1_ps(least));
+pub(crate) fn dequantize_with_offset(codes: &[u8], [scale, offset]: [f32; 2], out: &mut [f32]) {
+    let (a, b) = (_mm256_set1_ps(scale), _mm256_set1_ps(offset));
     let body = codes.len() / 8 * 8;
     for (c, y) in codes.chunks_exact(8).zip(out.chunks_exact_mut(8)) {
         // SAFETY: `c` has 8 bytes, and 8 are loaded.
@@ -159,7 +163,7 @@ pub(crate) fn lift(codes: &[u8], [scale, least]: [f32; 2], out: &mut [f32]) {
         // SAFETY: `y` has 8 elements.
         unsafe { _mm256_storeu_ps(y.as_mut_ptr(), v) };
     }
-    lift_scalar(&codes[body..], [scale, least], &mut out[body..]);
+    dequantize_with_offset_scalar(&codes[body..], [scale, offset], &mut out[body..]);
 }
 
 #[target_feature(enable = "avx2")]
@@ -262,11 +266,11 @@ pub(crate) fn pack2(codes: &[u8], out: &mut [u8]) -> usize {
     codes.len().min(4 * out.len()) / 128 * 128
 }
 
-/// Codes `clamp(round(x / scale), -most - 1, most)`; works on whole 32s and gives their number.
+/// Codes `clamp(round(x / scale), -max - 1, max)`; works on whole 32s and gives their number.
 #[target_feature(enable = "avx2")]
-pub(crate) fn quantize_signed(x: &[f32], scale: f32, most: i8, out: &mut [i8]) -> usize {
+pub(crate) fn quantize_signed(x: &[f32], scale: f32, max: i8, out: &mut [i8]) -> usize {
     // 128 above, the codes are those of a byte; the highest bit makes them signed again.
-    let coding = Coding::new(Affine { scale, zero: 128 }, [127 - most as u8, 128 + most as u8, 128]);
+    let coding = Coding::new(Affine { scale, zero: 128 }, [127 - max as u8, 128 + max as u8, 128]);
     let out: &mut [u8] = bytemuck::cast_slice_mut(out);
     let (x, codes) = (x.as_chunks::<32>().0, out.as_chunks_mut::<32>().0);
     x.iter().zip(&mut *codes).for_each(|(x, codes)| coding.codes(x, codes));

@@ -1,8 +1,9 @@
-//! Integer products with AVX2: `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs in 16 bits, which saturate.
+//! Integer products with AVX2: `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs in 16 bits, which
+//! saturate.
 //!
-//! Codes of 2 to 4 bits are at most 3, 7 and 15, so a pair sum is at most `2 * 15 * 128 = 3840` in magnitude (1792 at 3 bits, 768 at 2), and
-//! the sum of 8 of them at most 30720: so many are added in 16 bits before they are widened. Codes of 8 bits would not fit: they are
-//! multiplied as 16-bit numbers by `vpmaddwd`, which adds pairs in 32 bits.
+//! Codes of 2 to 4 bits are at most 3, 7 and 15, so a pair sum is at most `2 * 15 * 128 = 3840` in magnitude (1792 at 3
+//! bits, 768 at 2), and the sum of 8 of them at most 30720: so many are added in 16 bits before they are widened. Codes
+//! of 8 bits would not fit: they are multiplied as 16-bit numbers by `vpmaddwd`, which adds pairs in 32 bits.
 
 // Iterators over arrays of sums are not always unrolled, and then the sums live in memory.
 #![allow(clippy::needless_range_loop)]
@@ -11,38 +12,39 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use crate::dense::Write;
-use crate::integer::{Cells, LANES, Line, PanelScales, Panels, Tile, Tokens};
+use crate::gemm_task::{Cells, Write};
+use crate::integer::{LANES, Line, PanelScales, Panels, TokenBlock, TokenView};
 
-/// Planes of tokens that a tile takes at once, at most.
+/// Planes of tokens that a block takes at once, at most.
 const WIDE: usize = 6;
 
 /// Lines that are asked for before they are needed, where memory is slower than the arithmetic.
 const AHEAD: usize = 96;
 
-/// Values of a tile, `[token, 16]`.
+/// Values of a block, `[token, 16]`.
 type Values = [[f32; LANES]; WIDE];
 
-type Kernel = unsafe fn(&Tokens<'_>, &Panels, usize, Tile, &mut Values);
+type Kernel = unsafe fn(&TokenView<'_>, &Panels, usize, TokenBlock, &mut Values);
 
-/// Numbers of tokens that a tile may have.
-pub(crate) fn tiles(bits: u32, planes: usize) -> &'static [usize] {
-    match (bits, planes) {
-        (8, 1) => &[4, 2, 1],
-        (8, _) => &[1],
+/// Numbers of tokens that a block may have; with `pairs` for weights of 8 bits.
+pub(crate) fn token_blocks(pairs: bool, planes: usize) -> &'static [usize] {
+    match (pairs, planes) {
+        (true, 1) => &[4, 2, 1],
+        (true, _) => &[1],
         (_, 1) => &[6, 4, 2, 1],
         (_, _) => &[2, 1],
     }
 }
 
 /// # Safety
-/// The processor has AVX2, FMA and F16C. The cells of `panels` for all tokens may be written and are not touched by anyone else.
+/// The processor has AVX2, FMA and F16C. The cells of `panels` up to `cells.end` for all tokens may be written and are
+/// not touched by anyone else.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn product(x: &Tokens<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
+pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
     let mut values = [[0f32; LANES]; WIDE];
     for panel in panels {
-        for &tile in &x.tiles {
-            let kernel: Kernel = match (w.bits(), x.x.planes(), tile.tokens) {
+        for &block in x.blocks {
+            let kernel: Kernel = match (w.bits(), x.x.planes(), block.tokens) {
                 (8, 1, 4) => multiply::<8, 4, 1>,
                 (8, 1, 2) => multiply::<8, 2, 1>,
                 (8, 1, _) => multiply::<8, 1, 1>,
@@ -51,18 +53,18 @@ pub(crate) unsafe fn product(x: &Tokens<'_>, w: &Panels, panels: Range<usize>, w
                 (3, planes, tokens) => kernels::<3>(planes, tokens),
                 (_, planes, tokens) => kernels::<2>(planes, tokens),
             };
-            // SAFETY: as for this function; the tile exists, and the kernel is for tiles of this size.
-            unsafe { kernel(x, w, panel, tile, &mut values) };
-            for (t, values) in (tile.first..).zip(values.iter().take(tile.tokens)) {
+            // SAFETY: as for this function; the block exists, and the kernel is for blocks of this size.
+            unsafe { kernel(x, w, panel, block, &mut values) };
+            for (t, values) in (block.first..).zip(values.iter().take(block.tokens)) {
                 let scaled = values.map(|v| v * x.x.scale(t));
                 // SAFETY: the caller vouches for the cells.
-                unsafe { cells.put(t, panel * LANES, w.rows(), &scaled, write) };
+                unsafe { cells.put(t, panel * LANES, &scaled, write) };
             }
         }
     }
 }
 
-/// The kernel for tiles of so many tokens.
+/// The kernel for blocks of so many tokens.
 fn kernels<const BITS: u32>(planes: usize, tokens: usize) -> Kernel {
     match (planes, tokens) {
         (1, 6) => multiply::<BITS, 6, 1>,
@@ -81,7 +83,8 @@ fn kernels<const BITS: u32>(planes: usize, tokens: usize) -> Kernel {
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn quad<const BITS: u32, const Q: usize>(lines: *const Line, half: usize) -> __m256i {
-    // SAFETY: a line is 64 bytes at a multiple of 64, of which 32 are loaded from 0 or 32 on; the caller vouches for the lines.
+    // SAFETY: a line is 64 bytes at a multiple of 64, of which 32 are loaded from 0 or 32 on; the caller vouches for
+    // the lines.
     let load = |i: usize| unsafe { _mm256_load_si256(lines.add(i).cast::<__m256i>().add(half)) };
     let low = |v: __m256i, mask: i8| _mm256_and_si256(v, _mm256_set1_epi8(mask));
     match BITS {
@@ -95,7 +98,8 @@ unsafe fn quad<const BITS: u32, const Q: usize>(lines: *const Line, half: usize)
     }
 }
 
-/// To the right by `BITS * Q`, below 8: of codes of 3 bits, the second four have their low bits where the first four have them.
+/// To the right by `BITS * Q`, below 8: of codes of 3 bits, the second four have their low bits where the first four
+/// have them.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn shift<const Q: usize, const BITS: usize>(v: __m256i) -> __m256i {
@@ -120,8 +124,8 @@ fn wide(bytes: &[u8; LANES], half: usize) -> __m256i {
     _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(bytes.as_ptr().add(8 * half).cast()) })
 }
 
-/// Adds, in 16 bits, the products of four codes of each row with those of one token. Written out, because a compiler that may move the
-/// loads moves so many to the front that the sums lose their registers.
+/// Adds, in 16 bits, the products of four codes of each row with those of one token. Written out, because a compiler
+/// that may move the loads moves so many to the front that the sums lose their registers.
 ///
 /// # Safety
 /// Four bytes may be read at `four`.
@@ -148,7 +152,8 @@ unsafe fn add(acc: &mut [__m256i; 2], codes: &[__m256i; 2], four: *const [i8; 4]
     }
 }
 
-/// Adds, in 32 bits, the products of 8-bit codes of each row in columns 0 and 2 (`even`) and 1 and 3 (`odd`) with those of one token.
+/// Adds, in 32 bits, the products of 8-bit codes of each row in columns 0 and 2 (`even`) and 1 and 3 (`odd`) with those
+/// of one token.
 ///
 /// # Safety
 /// Eight bytes may be read at `pairs`.
@@ -185,13 +190,13 @@ unsafe fn add_pairs(acc: &mut [__m256i; 2], even: &[__m256i; 2], odd: &[__m256i;
 /// One panel by `V` planes, `D` of them a token. Leaves the values before the tokens' scales.
 ///
 /// # Safety
-/// The processor has the instructions; the panel and the tile exist, and it has `V / D` tokens of `D` planes.
+/// The processor has the instructions; the panel and the block exist, and it has `V / D` tokens of `D` planes.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
-    x: &Tokens<'_>,
+    x: &TokenView<'_>,
     w: &Panels,
     panel: usize,
-    tile: Tile,
+    block_of_tokens: TokenBlock,
     values: &mut Values,
 ) {
     let (quads, lines_of_block) = match BITS {
@@ -204,10 +209,10 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
     let run = if BITS == 8 { usize::MAX } else { 8 / quads };
     let ones = _mm256_set1_epi16(1);
     let [groups, each, in_last] = w.cuts();
-    let (lines, offsets) = (w.lines(panel).as_ptr(), x.offsets(tile).as_ptr());
-    let codes_of_tile = x.quads(tile).as_ptr();
-    let pairs = if BITS == 8 { x.pairs(tile).as_ptr() } else { std::ptr::null() };
-    debug_assert!((tile.tokens, x.x.planes()) == (V / D, D));
+    let (lines, offsets) = (w.lines(panel).as_ptr(), x.offsets(block_of_tokens).as_ptr());
+    let codes_of_block = x.quads(block_of_tokens).as_ptr();
+    let pairs = if BITS == 8 { x.pairs(block_of_tokens).as_ptr() } else { std::ptr::null() };
+    debug_assert!((block_of_tokens.tokens, x.x.planes()) == (V / D, D));
     // A few tokens are bound by memory.
     let few = V < 4;
     let mut totals = [[_mm256_setzero_ps(); 2]; V];
@@ -247,7 +252,7 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
                     let even = codes.map(|c| _mm256_and_si256(c, _mm256_set1_epi16(255)));
                     let odd = codes.map(|c| _mm256_srli_epi16::<8>(c));
                     for v in 0..V {
-                        // SAFETY: a tile has `V` times two pairs for every block.
+                        // SAFETY: a block has `V` times two pairs for every block.
                         unsafe { add_pairs(&mut acc[v], &even, &odd, pairs.add(block * V + v)) };
                     }
                 }
@@ -257,11 +262,12 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
                     // A step for each quad of the block, its number a constant: shifts by it are immediate ones.
                     macro_rules! step {
                         ($($q:literal)*) => {{$({
-                            // SAFETY: a panel has this many lines for every block, and a tile `V` times four codes for every quad of it.
+                            // SAFETY: a panel has this many lines for every block, and a block of tokens `V` times four
+                            // codes for every quad of it.
                             unsafe {
                                 let here = lines.add(block * lines_of_block);
                                 let codes = [quad::<BITS, $q>(here, 0), quad::<BITS, $q>(here, 1)];
-                                let at = codes_of_tile.add((block * quads + $q) * V);
+                                let at = codes_of_block.add((block * quads + $q) * V);
                                 for v in 0..V {
                                     add(&mut short[v], &codes, at.add(v));
                                 }

@@ -44,7 +44,8 @@ fn run<const SIGNED: bool>(book: &Codebook, map: &Decades, x: &[f32], scale: f32
             };
             let size = _mm256_min_ps(size, two);
             let key = _mm256_castps_si256(size);
-            // The piece or the one below, then which. (The other half of each factor is 0; `mulhi` would be taken apart by the compiler.)
+            // The piece or the one below, then which. (The other half of each factor is 0; `mulhi` would be taken apart
+            // by the compiler.)
             let rough = _mm256_srli_epi32::<16>(_mm256_madd_epi16(
                 _mm256_subs_epu16(_mm256_srli_epi32::<16>(key), less),
                 times,
@@ -130,7 +131,8 @@ fn run_wide<const SIGNED: bool>(
                 };
             }
             for i in 0..4 {
-                // The piece or the one below: what counts is in the upper half of each factor, the lower half becomes 0.
+                // The piece or the one below: what counts is in the upper half of each factor, the lower half becomes
+                // 0.
                 let high = _mm512_subs_epu16(_mm512_castps_si512(size[i]), less);
                 piece[i] = _mm512_srli_epi32::<16>(_mm512_madd_epi16(high, times));
             }

@@ -11,6 +11,8 @@ pub(crate) mod blockwise;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod decades;
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod halves;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod lookup;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod peaks;

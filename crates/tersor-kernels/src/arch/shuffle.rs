@@ -38,7 +38,8 @@ pub(crate) fn look_up(planes: &[[u8; 256]; 4], codes: &[[u8; 64]], scale: f32, o
     }
 }
 
-/// `out = value of code * scale` of codes of 4 bits, the first of two in the high half of a byte; a scale for every `chunks` of 32 values.
+/// `out = value of code * scale` of codes of 4 bits, the first of two in the high half of a byte; a scale for every
+/// `chunks` of 32 values.
 #[target_feature(enable = "avx512f,avx512bw,avx2")]
 pub(crate) fn look_up_nibbles(
     values: &[f32; 16],

@@ -1,4 +1,5 @@
-//! Integer products with AVX-512 VNNI: `vpdpbusd` adds four products of an unsigned and a signed byte to 32 bits, without saturation.
+//! Integer products with AVX-512 VNNI: `vpdpbusd` adds four products of an unsigned and a signed byte to 32 bits,
+//! without saturation.
 
 // Iterators over arrays of sums are not always unrolled, and then the sums live in memory.
 #![allow(clippy::needless_range_loop)]
@@ -7,40 +8,42 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use crate::dense::Write;
-use crate::integer::{Cells, LANES, Line, PANELS, PanelScales, Panels, Tile, Tokens};
+use crate::gemm_task::{Cells, Write};
+use crate::integer::{LANES, Line, PANELS, PanelScales, Panels, TokenBlock, TokenView};
 
-/// Planes of tokens that a tile takes at once: divisible by one and by three.
+/// Planes of tokens that a block takes at once: divisible by one and by three.
 const WIDE: usize = 12;
 
 /// Planes of tokens below which a product is bound by memory.
 const FEW: usize = 4;
 
-/// Lines that are asked for before they are needed, where memory is slower than the arithmetic, and blocks whose lines are asked for at once.
+/// Lines that are asked for before they are needed, where memory is slower than the arithmetic, and blocks whose lines
+/// are asked for at once.
 const AHEAD: usize = 96;
 const BURST: usize = 16;
 
-/// Values of a tile, `[token, panel, 16]`.
+/// Values of a block, `[token, panel, 16]`.
 type Values = [[[f32; LANES]; PANELS]; WIDE];
 
-type Kernel = unsafe fn(&Tokens<'_>, &Panels, usize, Tile, &mut Values);
+type Kernel = unsafe fn(&TokenView<'_>, &Panels, usize, TokenBlock, &mut Values);
 
-/// Numbers of tokens that a tile may have.
-pub(crate) fn tiles(planes: usize) -> &'static [usize] {
+/// Numbers of tokens that a block may have.
+pub(crate) fn token_blocks(planes: usize) -> &'static [usize] {
     if planes == 1 { &[12, 8, 4, 2, 1] } else { &[4, 2, 1] }
 }
 
 /// # Safety
-/// The processor has AVX-512 F, BW and VNNI. The cells of `panels` for all tokens may be written and are not touched by anyone else.
+/// The processor has AVX-512 F, BW and VNNI. The cells of `panels` up to `cells.end` for all tokens may be written and
+/// are not touched by anyone else.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(crate) unsafe fn product(x: &Tokens<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
+pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
     let mut values = [[[0f32; LANES]; PANELS]; WIDE];
     let mut panel = panels.start;
     while panel < panels.end {
         // One stream of lines is read faster than two.
         let most = if x.x.tokens() * x.x.planes() < FEW { 1 } else { PANELS };
         let count = most.min(panels.end - panel);
-        for &tile in &x.tiles {
+        for &block in x.blocks {
             let kernel = match (w.bits(), count) {
                 (8, PANELS) => kernels::<8, PANELS>,
                 (8, _) => kernels::<8, 1>,
@@ -51,13 +54,14 @@ pub(crate) unsafe fn product(x: &Tokens<'_>, w: &Panels, panels: Range<usize>, w
                 (_, PANELS) => kernels::<2, PANELS>,
                 (_, _) => kernels::<2, 1>,
             };
-            // SAFETY: as for this function; `count` panels and the tile exist, and the kernel is for tiles of this size.
-            unsafe { kernel(x.x.planes(), tile.tokens)(x, w, panel, tile, &mut values) };
-            for (t, of_token) in (tile.first..).zip(values.iter().take(tile.tokens)) {
+            // SAFETY: as for this function; `count` panels and the block exist, and the kernel is for blocks of this
+            // size.
+            unsafe { kernel(x.x.planes(), block.tokens)(x, w, panel, block, &mut values) };
+            for (t, of_token) in (block.first..).zip(values.iter().take(block.tokens)) {
                 let scale = _mm512_set1_ps(x.x.scale(t));
                 for (p, values) in of_token.iter().enumerate().take(count) {
                     let first = (panel + p) * LANES;
-                    let mask = (1u32 << (w.rows() - first).min(LANES)) - 1;
+                    let mask = (1u32 << (cells.end - first).min(LANES)) - 1;
                     // SAFETY: 16 floats; the caller vouches for the cells, of which the mask has those that there are.
                     unsafe {
                         let at = cells.at(t, first);
@@ -74,7 +78,7 @@ pub(crate) unsafe fn product(x: &Tokens<'_>, w: &Panels, panels: Range<usize>, w
     }
 }
 
-/// The kernel for tiles of so many tokens.
+/// The kernel for blocks of so many tokens.
 fn kernels<const BITS: u32, const P: usize>(planes: usize, tokens: usize) -> Kernel {
     match (planes, tokens) {
         (1, 12) => multiply::<BITS, P, 12, 1>,
@@ -110,7 +114,8 @@ unsafe fn quad<const BITS: u32, const Q: usize>(lines: *const Line) -> __m512i {
     }
 }
 
-/// To the right by `BITS * Q`, below 8: of codes of 3 bits, the second four have their low bits where the first four have them.
+/// To the right by `BITS * Q`, below 8: of codes of 3 bits, the second four have their low bits where the first four
+/// have them.
 #[inline]
 #[target_feature(enable = "avx512bw")]
 fn shift<const Q: usize, const BITS: usize>(v: __m512i) -> __m512i {
@@ -134,8 +139,8 @@ fn wide(bytes: &[u8; LANES]) -> __m512i {
     _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
 
-/// Adds the products of four codes of each row with those of one token. Written out, because a compiler that may move the loads moves
-/// so many to the front that the sums lose their registers.
+/// Adds the products of four codes of each row with those of one token. Written out, because a compiler that may move
+/// the loads moves so many to the front that the sums lose their registers.
 ///
 /// # Safety
 /// Four bytes may be read at `four`.
@@ -170,13 +175,13 @@ unsafe fn add<const P: usize>(acc: &mut [__m512i; P], codes: &[__m512i; P], four
 /// `P` panels by `V` planes, `D` of them a token. Leaves the values before the tokens' scales.
 ///
 /// # Safety
-/// The processor has the instructions; the panels and the tile exist, and it has `V / D` tokens of `D` planes.
+/// The processor has the instructions; the panels and the block exist, and it has `V / D` tokens of `D` planes.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn multiply<const BITS: u32, const P: usize, const V: usize, const D: usize>(
-    x: &Tokens<'_>,
+    x: &TokenView<'_>,
     w: &Panels,
     panel: usize,
-    tile: Tile,
+    block_of_tokens: TokenBlock,
     values: &mut Values,
 ) {
     let (quads, lines_of_block) = match BITS {
@@ -187,8 +192,8 @@ unsafe fn multiply<const BITS: u32, const P: usize, const V: usize, const D: usi
     };
     let [groups, each, in_last] = w.cuts();
     let lines: [*const Line; P] = std::array::from_fn(|p| w.lines(panel + p).as_ptr());
-    let (codes_of_tile, offsets) = (x.quads(tile).as_ptr(), x.offsets(tile).as_ptr());
-    debug_assert!((tile.tokens, x.x.planes()) == (V / D, D));
+    let (codes_of_block, offsets) = (x.quads(block_of_tokens).as_ptr(), x.offsets(block_of_tokens).as_ptr());
+    debug_assert!((block_of_tokens.tokens, x.x.planes()) == (V / D, D));
     let few = V < FEW;
     let mut totals = [[_mm512_setzero_ps(); P]; V];
     let mut wholes = [[_mm512_setzero_si512(); P]; V];
@@ -228,10 +233,11 @@ unsafe fn multiply<const BITS: u32, const P: usize, const V: usize, const D: usi
             // A step for each quad of the block, its number a constant: shifts by it are immediate ones.
             macro_rules! step {
                 ($($q:literal)*) => {{$({
-                    // SAFETY: a panel has this many lines for every block, and a tile `V` times four codes for every quad of it.
+                    // SAFETY: a panel has this many lines for every block, and a block of tokens `V` times four codes
+                    // for every quad of it.
                     unsafe {
                         let codes = std::array::from_fn(|p| quad::<BITS, $q>(lines[p].add(block * lines_of_block)));
-                        let at = codes_of_tile.add((block * quads + $q) * V);
+                        let at = codes_of_block.add((block * quads + $q) * V);
                         for v in 0..V {
                             let sums = if few && $q % 2 == 1 { &mut second[v] } else { &mut acc[v] };
                             add(sums, &codes, at.add(v));

@@ -1,9 +1,9 @@
 //! Activations as planes of 8-bit codes.
 
-use crate::Isa;
+use crate::{Fault, Isa, blockwise, fault};
 
 /// How columns are laid out for a product: groups one after the other, each filled up with zeros to whole blocks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Padding {
     /// Columns.
     pub cols: usize,
@@ -15,8 +15,15 @@ pub struct Padding {
 
 impl Padding {
     /// Number of groups.
+    #[must_use]
     pub fn groups(&self) -> usize {
         self.cols.div_ceil(self.group.max(1))
+    }
+    /// `Fault::Length` unless the other is the same.
+    pub(crate) fn check(&self, given: &Self) -> Result<(), Fault> {
+        fault::equal("columns of the activations", self.cols, given.cols)?;
+        fault::equal("columns of a group of activations", self.group, given.group)?;
+        fault::equal("columns of a block of activations", self.block, given.block)
     }
     /// Blocks of a group.
     pub(crate) fn blocks(&self, group: usize) -> usize {
@@ -45,18 +52,22 @@ pub struct Activations {
 }
 
 /// What a token's largest magnitude becomes in three planes: less than they hold, as rounding may go up.
-const MOST: f32 = 127.0 * 65536.0;
+const MAX: f32 = 127.0 * 65536.0;
 
 impl Activations {
-    /// Three planes of values `[tokens, cols]`: within 2^-23 of the token's largest magnitude. None when the length is wrong. Values must
-    /// be finite.
-    pub fn exact(isa: Isa, x: &[f32], tokens: usize, padding: Padding) -> Option<Self> {
+    /// Three planes of values `[tokens, cols]`: within 2^-23 of the token's largest magnitude. Fails with
+    /// `Fault::Length` when the length is wrong, with `Fault::NonFinite` at the first value that is NaN or infinite,
+    /// and with `Fault::Range` or `Fault::Overflow` when the padding has a block or group of no columns or does not fit
+    /// in memory.
+    pub fn exact(isa: Isa, x: &[f32], tokens: usize, padding: Padding) -> Result<Self, Fault> {
         let mut new = Self::empty(tokens, 3, padding, x.len())?;
         let mut planes = vec![0i8; 3 * padding.cols];
         for (t, x) in x.chunks_exact(padding.cols.max(1)).enumerate() {
-            let (lo, hi) = crate::affine::min_max(isa, x);
-            let scale = hi.max(-lo) / MOST;
-            let scale = if scale >= f32::MIN_POSITIVE { scale } else { 1.0 };
+            let max = blockwise::abs_max(isa, x);
+            if !max.is_finite() {
+                fault::first_non_finite(x, t * padding.cols)?;
+            }
+            let scale = if max / MAX >= f32::MIN_POSITIVE { max / MAX } else { 1.0 };
             // A subnormal scale was replaced, so the inverse is finite.
             digits(isa, x, scale.recip(), &mut planes);
             new.scales[t] = scale;
@@ -64,28 +75,34 @@ impl Activations {
                 new.place(t, p, codes);
             }
         }
-        Some(new)
+        Ok(new)
     }
 
-    /// One plane of codes `[tokens, cols]`, a scale a token. None when a length is wrong.
-    pub fn from_codes(codes: &[i8], scales: &[f32], padding: Padding) -> Option<Self> {
+    /// One plane of codes `[tokens, cols]`, a scale a token. Fails with `Fault::Length` when a length is wrong, and
+    /// with `Fault::Range` or `Fault::Overflow` when the padding has a block or group of no columns or does not fit in
+    /// memory.
+    pub fn from_codes(codes: &[i8], scales: &[f32], padding: Padding) -> Result<Self, Fault> {
         let tokens = scales.len();
         let mut new = Self::empty(tokens, 1, padding, codes.len())?;
         new.scales.copy_from_slice(scales);
         for (t, row) in codes.chunks_exact(padding.cols.max(1)).enumerate() {
             new.place(t, 0, row);
         }
-        Some(new)
+        Ok(new)
     }
 
-    fn empty(tokens: usize, planes: usize, padding: Padding, len: usize) -> Option<Self> {
-        if tokens.checked_mul(padding.cols) != Some(len) || padding.block == 0 || padding.group == 0 {
-            return None;
+    fn empty(tokens: usize, planes: usize, padding: Padding, len: usize) -> Result<Self, Fault> {
+        fault::matrix("activations", [tokens, padding.cols], len)?;
+        for (what, found) in [("columns of a block", padding.block), ("columns of a group", padding.group)] {
+            if found == 0 {
+                return Err(Fault::Range { what, limit: 1, found });
+            }
         }
         let width = padding.width();
-        let codes = vec![0i8; tokens * planes * width];
-        let sums = vec![0i32; tokens * planes * padding.groups()];
-        Some(Self { padding, width, tokens, planes, codes, scales: vec![1.0; tokens], sums })
+        let rows = fault::product("activations", tokens, planes)?;
+        let codes = vec![0i8; fault::product("activations", rows, width)?];
+        let sums = vec![0i32; fault::product("activations", rows, padding.groups())?];
+        Ok(Self { padding, width, tokens, planes, codes, scales: vec![1.0; tokens], sums })
     }
 
     fn place(&mut self, token: usize, plane: usize, codes: &[i8]) {
@@ -107,10 +124,12 @@ impl Activations {
     }
 
     /// Number of tokens.
+    #[must_use]
     pub fn tokens(&self) -> usize {
         self.tokens
     }
     /// Layout of the columns.
+    #[must_use]
     pub fn padding(&self) -> &Padding {
         &self.padding
     }
@@ -143,31 +162,49 @@ impl Activations {
     }
 }
 
-/// Quantizes rows of `cols` finite values, each by its own largest magnitude: `scale = max|x| / most`,
-/// `code = clamp(round(x / scale), -most - 1, most)`, `most` at least 1, ties to even; the scale of a row of zeros is 1. Works on whole rows, over the shortest of
-/// the slices.
-pub fn quantize_rows(isa: Isa, x: &[f32], cols: usize, most: i8, codes: &mut [i8], scales: &mut [f32]) {
-    let most = most.max(1);
-    let rows = x.chunks_exact(cols.max(1)).zip(codes.chunks_exact_mut(cols.max(1)));
-    for ((x, codes), out) in rows.zip(scales) {
-        let (lo, hi) = crate::affine::min_max(isa, x);
-        let scale = hi.max(-lo) / f32::from(most);
-        let scale = if scale >= f32::MIN_POSITIVE { scale } else { 1.0 };
-        *out = scale;
+/// Quantizes rows of `cols` values, each by its own largest magnitude: `scale = max|x| / max_code`, `code =
+/// clamp(round(x / scale), -max_code - 1, max_code)`, `max_code` at least 1, ties to even; the scale of a row of zeros
+/// is 1. Works on whole rows, over the shortest of the slices. Fails with `Fault::NonFinite`, before anything is
+/// written, at the first value of these rows that is NaN or infinite.
+pub fn quantize_rows(
+    isa: Isa,
+    x: &[f32],
+    cols: usize,
+    max_code: i8,
+    codes: &mut [i8],
+    scales: &mut [f32],
+) -> Result<(), Fault> {
+    let (cols, max_code) = (cols.max(1), max_code.max(1));
+    let rows = (x.len() / cols).min(codes.len() / cols).min(scales.len());
+    let scale = |row: usize| {
+        let x = &x[row * cols..][..cols];
+        let max = blockwise::abs_max(isa, x);
+        if !max.is_finite() {
+            fault::first_non_finite(x, row * cols)?;
+        }
+        let scale = max / f32::from(max_code);
+        Ok(if scale >= f32::MIN_POSITIVE { scale } else { 1.0 })
+    };
+    // All of them before the first code: the largest magnitude of a row is not finite where one of its values is not.
+    let found = (0..rows).map(scale).collect::<Result<Vec<f32>, Fault>>()?;
+    scales[..rows].copy_from_slice(&found);
+    for ((x, codes), scale) in x.chunks_exact(cols).zip(codes.chunks_exact_mut(cols)).zip(found) {
         let mut done = 0;
         #[cfg(target_arch = "x86_64")]
         if isa.has_avx2() {
             // SAFETY: `isa` proves the instructions.
-            done = unsafe { crate::arch::avx2::quantize_signed(x, scale, most, codes) };
+            done = unsafe { crate::arch::avx2::quantize_signed(x, scale, max_code, codes) };
         }
-        let (low, high) = (-f32::from(most) - 1.0, f32::from(most));
+        let (low, high) = (-f32::from(max_code) - 1.0, f32::from(max_code));
         for (x, c) in x[done..].iter().zip(&mut codes[done..]) {
             *c = (x / scale).max(low).min(high).round_ties_even() as i8;
         }
     }
+    Ok(())
 }
 
-/// `round(x * inverse)`, below 2^23 in magnitude, as three digits of base 256 in -128..=127: `[3, cols]`, the lowest first.
+/// `round(x * inverse)`, below 2^23 in magnitude, as three digits of base 256 in -128..=127: `[3, cols]`, the lowest
+/// first.
 fn digits(isa: Isa, x: &[f32], inverse: f32, planes: &mut [i8]) {
     let (low, rest) = planes.split_at_mut(x.len());
     let (middle, high) = rest.split_at_mut(x.len());

@@ -1,14 +1,14 @@
 //! Weights in the order in which the micro-kernels read them.
 
-use super::Padding;
-use crate::bits;
-use half::f16;
+use super::{Padding, TokenLayout};
+use crate::convert::{f16_bits, f16_value};
+use crate::{Fault, Isa, bits, fault};
 
 /// Rows of a panel.
 pub const LANES: usize = 16;
 
 /// Columns of a group are at most so many: the integer sum of 8-bit products over them stays below 2^31.
-const LONGEST: usize = 1 << 15;
+const MAX_GROUP: usize = 1 << 15;
 
 /// 64 bytes at a multiple of 64.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,10 +17,11 @@ pub(crate) struct Line(pub [u8; 64]);
 
 /// A matrix `[rows, cols]` of codes in panels of 16 rows.
 ///
-/// A panel is cut into groups, a group into blocks of columns. A line of 64 bytes has, for each of the 16 rows, four neighbouring
-/// columns: byte `4 r + j`. Codes of 8 bits are one such line for 4 columns. Of 4 bits, the line of columns 0..4 has its codes in the
-/// low halves, that of columns 4..8 in the high halves; of 2 bits, four lines share one likewise. Codes of 3 bits are two lines of
-/// their low 2 bits and one of their high bits, for 32 columns. Other widths are kept in 8 bits.
+/// A panel is cut into groups, a group into blocks of columns. A line of 64 bytes has, for each of the 16 rows, four
+/// neighbouring columns: byte `4 r + j`. Codes of 8 bits are one such line for 4 columns. Of 4 bits, the line of
+/// columns 0..4 has its codes in the low halves, that of columns 4..8 in the high halves; of 2 bits, four lines share
+/// one likewise. Codes of 3 bits are two lines of their low 2 bits and one of their high bits, for 32 columns. Other
+/// widths are kept in 8 bits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Panels {
     rows: usize,
@@ -40,8 +41,8 @@ pub struct Panels {
     same_zero: Option<u8>,
 }
 
-/// Scales in two bytes where those hold them exactly, as those of most files do: with groups of 32 the rest would be a quarter of all
-/// that is read.
+/// Scales in two bytes where those hold them exactly, as those of most files do: with groups of 32 the rest would be a
+/// quarter of all that is read.
 #[derive(Clone, Debug, PartialEq)]
 enum Scales {
     Half(Vec<[u16; LANES]>),
@@ -65,16 +66,17 @@ impl PanelScales<'_> {
     /// Of one group, as f32.
     pub(crate) fn to_f32(self, group: usize) -> [f32; LANES] {
         match self {
-            PanelScales::Half(h) => h[group].map(|b| f16::from_bits(b).to_f32()),
+            PanelScales::Half(h) => h[group].map(f16_value),
             PanelScales::Single(s) => s[group],
             PanelScales::Whole(s) => s[group].map(f32::from),
         }
     }
 }
 
-/// The largest magnitude of a weight of dual grain, and the number of columns over which its products stay below 2^31.
-const DUAL_MOST: i32 = 127;
-const DUAL_LONGEST: usize = 1 << 17;
+/// The largest magnitude of an integer weight `scale * (code - zero)`, and the number of columns over which sums of its
+/// products with 8-bit codes stay below 2^31.
+const DUAL_MAX_WEIGHT: u32 = 127;
+const DUAL_MAX_COLS: usize = 1 << 17;
 
 /// Bits in which codes of a width are kept, columns of a block, lines of a block.
 fn form(bits: u32) -> (u32, usize, usize) {
@@ -87,75 +89,82 @@ fn form(bits: u32) -> (u32, usize, usize) {
 }
 
 impl Panels {
-    /// Repacks codes, one row after the other, each packed as by [`bits::pack`] into `ceil(cols * bits / 8)` bytes. `fit(row, group)` gives scale
-    /// and zero: a weight is `scale * (code - zero)`. None when the codes are too short, or `bits` is not 1 to 8.
+    /// Repacks codes, one row after the other, each packed as by [`bits::pack`] into `ceil(cols * bits / 8)` bytes.
+    /// `fit(row, group)` gives scale and zero: a weight is `scale * (code - zero)`. Fails with `Fault::Length` when
+    /// there are too few codes, with `Fault::Range` when `bits` is not 1 to 8, or a group has no columns or more than
+    /// 32 768 that are neither all columns nor a multiple of that, and with `Fault::Overflow` when no slice has so many
+    /// codes.
     pub fn new(
+        isa: Isa,
         packed: &[u8],
         bits: u32,
         [rows, cols]: [usize; 2],
         group: usize,
         fit: impl Fn(usize, usize) -> (f32, u8),
-    ) -> Option<Self> {
-        let (mut new, scales) = Self::repack(packed, bits, [rows, cols], group, fit)?;
-        let halves = scales.iter().map(|s| s.map(|s| f16::from_f32(s).to_bits()));
-        let halves: Vec<[u16; LANES]> = halves.collect();
-        let same = |s: &[f32; LANES], h: &[u16; LANES]| s.iter().zip(h).all(|(s, h)| f16::from_bits(*h).to_f32() == *s);
+    ) -> Result<Self, Fault> {
+        let (mut new, scales) = Self::repack(isa, packed, bits, [rows, cols], group, fit)?;
+        let halves: Vec<[u16; LANES]> = scales.iter().map(|s| s.map(f16_bits)).collect();
+        let same = |s: &[f32; LANES], h: &[u16; LANES]| s.iter().zip(h).all(|(s, h)| f16_value(*h) == *s);
         let exact = scales.iter().zip(&halves).all(|(s, h)| same(s, h));
         new.scales = if exact { Scales::Half(halves) } else { Scales::Single(scales) };
-        Some(new)
+        Ok(new)
     }
 
-    /// The same of dual grain: a weight is `row_scales[row] * (scale * (code - zero))`, the scale of a group an integer, and what stands
-    /// in brackets at most 127 in magnitude. A row is then one sum in integers. None also when a weight is larger, there are more than
-    /// 131 072 columns, or not a scale for each row.
+    /// The same with two levels of scales: a weight is `row_scales[row] * (scale * (code - zero))`, where the scale of
+    /// a group is an integer and the integer in brackets is at most 127 in magnitude. A row is then one sum in
+    /// integers. Fails also with `Fault::Range` when such an integer is larger, or there are more than 131 072 columns,
+    /// and with `Fault::Length` when there is not one scale for each row.
     pub fn dual(
+        isa: Isa,
         packed: &[u8],
         bits: u32,
         [rows, cols]: [usize; 2],
         group: usize,
         fit: impl Fn(usize, usize) -> (u8, u8),
         row_scales: &[f32],
-    ) -> Option<Self> {
-        if cols > DUAL_LONGEST || row_scales.len() != rows {
-            return None;
-        }
+    ) -> Result<Self, Fault> {
+        fault::at_most("columns of weights with integer scales", DUAL_MAX_COLS, cols)?;
+        fault::equal("scales of rows", rows, row_scales.len())?;
         let float = |row: usize, group: usize| (f32::from(fit(row, group).0), fit(row, group).1);
-        let (mut new, scales) = Self::repack(packed, bits, [rows, cols], group, float)?;
+        let (mut new, scales) = Self::repack(isa, packed, bits, [rows, cols], group, float)?;
         let mut codes = vec![0u8; cols];
         let width = bits::packed_len(cols, bits);
         for (r, packed) in packed.chunks_exact(width.max(1)).take(rows).enumerate() {
-            bits::unpack(packed, bits, 0, &mut codes);
+            bits::unpack(isa, packed, bits, 0, &mut codes);
             for (k, code) in codes.iter().enumerate() {
                 let (scale, zero) = fit(r, k / group);
-                if i32::from(scale) * (i32::from(*code) - i32::from(zero)).abs() > DUAL_MOST {
-                    return None;
-                }
+                let weight = u32::from(scale) * u32::from(code.abs_diff(zero));
+                fault::at_most("magnitude of an integer weight", DUAL_MAX_WEIGHT as usize, weight as usize)?;
             }
         }
         let mut rows = vec![[0f32; LANES]; new.panels()];
         rows.as_flattened_mut()[..row_scales.len()].copy_from_slice(row_scales);
         new.scales = Scales::Dual(scales.iter().map(|s| s.map(|s| s as u8)).collect(), rows);
-        Some(new)
+        Ok(new)
     }
 
-    /// Lines and zeros; scales `[panel, group, 16]` beside.
+    /// Everything but the scales, and the scales `[panel, group, 16]`.
     fn repack(
+        isa: Isa,
         packed: &[u8],
         bits: u32,
         [rows, cols]: [usize; 2],
         group: usize,
         fit: impl Fn(usize, usize) -> (f32, u8),
-    ) -> Option<(Self, Vec<[f32; LANES]>)> {
+    ) -> Result<(Self, Vec<[f32; LANES]>), Fault> {
+        fault::bits(bits, 8)?;
         let width = bits::packed_len(cols, bits);
-        if !(1..=8).contains(&bits) || packed.len() < rows.checked_mul(width)? || group == 0 {
-            return None;
+        fault::at_least("packed codes", fault::product("packed codes", rows, width)?, packed.len())?;
+        if group == 0 {
+            return Err(Fault::Range { what: "columns of a group", limit: 1, found: 0 });
         }
         let (kept, block, _) = form(bits);
         // A long group becomes several with the same scale.
         let whole = group.min(cols.max(1));
-        let parts = whole.div_ceil(LONGEST);
-        let short =
-            if parts > 1 && !whole.is_multiple_of(LONGEST) && whole < cols { return None } else { whole.min(LONGEST) };
+        if whole > MAX_GROUP && !whole.is_multiple_of(MAX_GROUP) && whole < cols {
+            return Err(Fault::Range { what: "columns of a group", limit: MAX_GROUP, found: whole });
+        }
+        let short = whole.min(MAX_GROUP);
         let padding = Padding { cols, group: short, block };
         let (panels, groups) = (rows.div_ceil(LANES), padding.groups());
         let mut scales = vec![[0f32; LANES]; panels * groups];
@@ -169,7 +178,7 @@ impl Panels {
                 // What stands past the last row has its zeros and no more.
                 let r = (panel * LANES + lane).min(rows - 1);
                 let there = panel * LANES + lane < rows;
-                bits::unpack(&packed[r * width..(r + 1) * width], bits, 0, &mut row);
+                bits::unpack(isa, &packed[r * width..(r + 1) * width], bits, 0, &mut row);
                 let mut at = 0;
                 for g in 0..groups {
                     let cols = g * short..((g + 1) * short).min(cols);
@@ -205,7 +214,7 @@ impl Panels {
             zeros,
             same_zero,
         };
-        Some((new, scales))
+        Ok((new, scales))
     }
 
     fn lines_of(padding: &Padding, bits: u32) -> usize {
@@ -213,14 +222,22 @@ impl Panels {
     }
 
     /// Rows.
+    #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
-    /// Layout that activations need for a product.
+    /// How the columns of activations must be laid out for a product.
+    #[must_use]
     pub fn padding(&self) -> Padding {
         self.padding
     }
+    /// How products of this matrix read tokens: what packed [`Tokens`](super::Tokens) can be cached under.
+    #[must_use]
+    pub fn token_layout(&self, isa: Isa) -> TokenLayout {
+        TokenLayout::new(isa, self)
+    }
     /// Bytes in memory.
+    #[must_use]
     pub fn bytes(&self) -> usize {
         let scales = match &self.scales {
             Scales::Half(s) => size_of_val(&s[..]),

@@ -1,13 +1,15 @@
-//! The meaning of the product.
+//! The product in plain Rust, which defines the results of the vector versions.
 
 use std::ops::Range;
 
-use super::{Cells, LANES, Panels, Tile, Tokens};
-use crate::dense::Write;
+use super::{LANES, Panels, TokenBlock, TokenView};
+use crate::gemm_task::{Cells, Write};
 
+/// The product with some panels of the weights.
+///
 /// # Safety
-/// The cells of `panels` for all tokens may be written and are not touched by anyone else.
-pub(super) unsafe fn product(x: &Tokens<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
+/// The cells of `panels` up to `cells.end` for all tokens may be written and are not touched by anyone else.
+pub(super) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
     let padding = w.padding();
     let quads = padding.block / 4;
     for panel in panels {
@@ -23,8 +25,8 @@ pub(super) unsafe fn product(x: &Tokens<'_>, w: &Panels, panels: Range<usize>, w
                 let scales = w.scales(panel).to_f32(group);
                 let mut value = [0f32; LANES];
                 for plane in (0..planes).rev() {
-                    let tile = Tile { first: token, tokens: 1 };
-                    let offset = x.offsets(tile)[plane * padding.groups() + group];
+                    let block = TokenBlock { first: token, tokens: 1 };
+                    let offset = x.offsets(block)[plane * padding.groups() + group];
                     let mut dots = match w.same_zero() {
                         Some(_) => [offset; LANES],
                         None => w.zeros(panel)[group].map(|z| i32::from(z).wrapping_mul(offset)),
@@ -52,7 +54,7 @@ pub(super) unsafe fn product(x: &Tokens<'_>, w: &Panels, panels: Range<usize>, w
             }
             let sums = sums.map(|v| v * x.x.scale(token));
             // SAFETY: the caller vouches for these cells.
-            unsafe { cells.put(token, panel * LANES, w.rows(), &sums, write) };
+            unsafe { cells.put(token, panel * LANES, &sums, write) };
         }
     }
 }

@@ -1,15 +1,17 @@
 //! Weights of 4 bits whose groups each have a table of 16 bytes.
 //!
-//! A code looks its 8-bit weight up, so that a row is one sum in integers whatever its groups do: the per-group form of QQQ
-//! (arXiv 2406.09904), whose group scale is applied to the codes and rounded.
+//! A code looks its 8-bit weight up, so that a row is one sum in integers whatever its groups do: the per-group form of
+//! QQQ (arXiv 2406.09904), whose group scale is applied to the codes and rounded.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use half::f16;
 
-use super::{Activations, Cells, LANES, Line, Padding};
-use crate::dense::{Out, Write};
-use crate::{Isa, bits, par};
+use super::{Activations, LANES, Line, Padding};
+use crate::convert::f16_value;
+use crate::gemm_task::{GemmTask, Out, Tile, Write, run_tasks};
+use crate::{Fault, Isa, bits, fault};
 
 /// Rows of a line.
 pub(crate) const ROWS: usize = 4;
@@ -18,13 +20,13 @@ pub(crate) const ROWS: usize = 4;
 const COLS: usize = 32;
 
 /// Columns over which products of bytes stay below 2^31.
-const LONGEST: usize = 1 << 17;
+const MAX_COLS: usize = 1 << 17;
 
 /// A matrix `[rows, cols]` of 4-bit codes, a table of 16 signed bytes for each row and group, and a float for each row:
 /// a weight is `row_scales[row] * table[row, group][code]`.
 ///
-/// A line of 64 bytes has 16 bytes for each of four rows: the codes of 32 columns, those of the first 16 in the low halves. A line of
-/// tables has a table for each row.
+/// A line of 64 bytes has 16 bytes for each of four rows: the codes of 32 columns, those of the first 16 in the low
+/// halves. A line of tables has a table for each row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TablePanels {
     rows: usize,
@@ -37,24 +39,32 @@ pub struct TablePanels {
 }
 
 /// QQQ's table of a group scale: `round((code - 8) * scale)`, ties to even, kept within -127..=127.
+#[must_use]
 pub fn rounded_table(scale: f16) -> [i8; 16] {
+    let scale = f16_value(scale.to_bits());
     // The product is exact in f32: 4 bits by 11.
-    std::array::from_fn(|n| ((n as f32 - 8.0) * scale.to_f32()).round_ties_even().clamp(-127.0, 127.0) as i8)
+    std::array::from_fn(|n| ((n as f32 - 8.0) * scale).round_ties_even().clamp(-127.0, 127.0) as i8)
 }
 
 impl TablePanels {
-    /// Repacks codes, one row after the other, each packed as by [`bits::pack`] with 4 bits. None when the codes are too short, there are more
-    /// than 131 072 columns, or not a scale for each row.
+    /// Repacks codes, one row after the other, each packed as by [`bits::pack`] with 4 bits; `table(row, group)` gives
+    /// the weights of a group's 16 codes. Fails with `Fault::Length` when there are too few codes or not one scale for
+    /// each row, with `Fault::Range` when there are more than 131 072 columns or a group has none, and with
+    /// `Fault::Overflow` when no slice has so many codes.
     pub fn new(
+        isa: Isa,
         packed: &[u8],
         [rows, cols]: [usize; 2],
         group: usize,
         table: impl Fn(usize, usize) -> [i8; 16],
         row_scales: &[f32],
-    ) -> Option<Self> {
+    ) -> Result<Self, Fault> {
+        fault::at_most("columns of weights with tables", MAX_COLS, cols)?;
         let width = bits::packed_len(cols, 4);
-        if packed.len() < rows.checked_mul(width)? || group == 0 || cols > LONGEST || row_scales.len() != rows {
-            return None;
+        fault::at_least("packed codes", fault::product("packed codes", rows, width)?, packed.len())?;
+        fault::equal("scales of rows", rows, row_scales.len())?;
+        if group == 0 {
+            return Err(Fault::Range { what: "columns of a group", limit: 1, found: 0 });
         }
         let padding = Padding { cols, group: group.min(cols.max(1)), block: COLS };
         let (quartets, groups, blocks) = (rows.div_ceil(ROWS), padding.groups(), padding.width() / COLS);
@@ -62,7 +72,7 @@ impl TablePanels {
         let mut tables = vec![Line([128; 64]); quartets * groups];
         let mut codes = vec![0u8; cols];
         for (r, packed) in packed.chunks_exact(width.max(1)).take(rows).enumerate() {
-            bits::unpack(packed, 4, 0, &mut codes);
+            bits::unpack(isa, packed, 4, 0, &mut codes);
             let (quartet, lane) = (r / ROWS, r % ROWS * 16);
             let mut block = quartet * blocks;
             for g in 0..groups {
@@ -76,18 +86,21 @@ impl TablePanels {
                 }
             }
         }
-        Some(Self { rows, padding, lines, tables, row_scales: row_scales.to_vec() })
+        Ok(Self { rows, padding, lines, tables, row_scales: row_scales.to_vec() })
     }
 
     /// Rows.
+    #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
-    /// Layout that activations need for a product.
+    /// How the columns of activations must be laid out for a product.
+    #[must_use]
     pub fn padding(&self) -> Padding {
         self.padding
     }
     /// Bytes in memory.
+    #[must_use]
     pub fn bytes(&self) -> usize {
         (self.lines.len() + self.tables.len()) * 64 + self.row_scales.len() * 4
     }
@@ -110,39 +123,116 @@ impl TablePanels {
     }
 }
 
-/// `y[t, r] (+)= Σ_k x[t, k] * w[r, k]`. Returns false, with `y` unchanged, when the shapes do not fit.
-pub fn product(isa: Isa, x: &Activations, w: &TablePanels, write: Write, y: Out<'_>, parallel: bool) -> bool {
-    let (tokens, rows, planes) = (x.tokens(), w.rows(), x.planes());
-    if tokens == 0 || rows == 0 {
-        return true;
+/// `y[t, r] = Σ_k x[t, k] * w[r, k]` for `y = [tokens, rows]`, or that added to `y`. Fails with `Fault::Length` or
+/// `Fault::Overflow`, with `y` unchanged, when the activations have other columns than [`TablePanels::padding`] says,
+/// or `y` has less room.
+pub fn product(
+    isa: Isa,
+    x: &Activations,
+    w: &TablePanels,
+    write: Write,
+    y: Out<'_>,
+    parallel: bool,
+) -> Result<(), Fault> {
+    if x.tokens() == 0 || w.rows() == 0 {
+        return Ok(());
     }
-    let last = (tokens - 1).checked_mul(y.stride).and_then(|v| v.checked_add(rows));
-    if x.padding() != &w.padding() || y.stride < rows || last.is_none_or(|l| l > y.data.len()) {
-        return false;
+    w.padding.check(x.padding())?;
+    run_tasks(vec![(&Product { isa, x, w }, write, y)], parallel)
+}
+
+/// A product of activations with a matrix of table weights, for [`run_tasks`]. Such products read activations as they
+/// are.
+#[derive(Clone, Debug)]
+pub struct Task<'w> {
+    isa: Isa,
+    x: Arc<Activations>,
+    w: &'w TablePanels,
+}
+
+impl<'w> Task<'w> {
+    /// The product of `x` with `w`. Fails with `Fault::Length` when the activations have other columns than
+    /// [`TablePanels::padding`] says.
+    pub fn new(isa: Isa, x: Arc<Activations>, w: &'w TablePanels) -> Result<Self, Fault> {
+        w.padding.check(x.padding())?;
+        Ok(Self { isa, x, w })
     }
-    let cells = Cells { data: y.data.as_mut_ptr(), stride: y.stride };
-    let unit = |panel: usize, (): &mut ()| {
-        let mut token = 0;
-        while token < tokens {
-            // As many planes at once as there are registers for sums.
-            let (step, values) = match (tokens - token) * planes {
-                12.. if isa.multiplies_quads() => (12, tile::<12>(isa, x, w, panel, token)),
-                3.. => (3, tile::<3>(isa, x, w, panel, token)),
-                _ => (1, tile::<1>(isa, x, w, panel, token)),
-            };
-            for (t, values) in values.iter().enumerate().take(step / planes) {
-                // SAFETY: rows of this panel are this unit's alone, and `last` was checked.
-                unsafe { cells.get().put(token + t, panel * LANES, rows, values, write) };
+
+    fn product(&self) -> Product<'_> {
+        Product { isa: self.isa, x: &self.x, w: self.w }
+    }
+}
+
+impl GemmTask for Task<'_> {
+    fn rows(&self) -> usize {
+        self.product().rows()
+    }
+    fn tokens(&self) -> usize {
+        self.product().tokens()
+    }
+    fn granularity(&self) -> usize {
+        self.product().granularity()
+    }
+    fn run_bytes(&self) -> usize {
+        self.product().run_bytes()
+    }
+    fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>) {
+        self.product().run(rows, write, tile);
+    }
+}
+
+/// A product whose activations fit its weights.
+struct Product<'a> {
+    isa: Isa,
+    x: &'a Activations,
+    w: &'a TablePanels,
+}
+
+impl GemmTask for Product<'_> {
+    fn rows(&self) -> usize {
+        self.w.rows()
+    }
+    fn tokens(&self) -> usize {
+        self.x.tokens()
+    }
+    fn granularity(&self) -> usize {
+        LANES
+    }
+    fn run_bytes(&self) -> usize {
+        LANES / ROWS * (self.w.padding.width() / COLS) * 64
+    }
+    fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>) {
+        let Self { isa, x, w } = *self;
+        let (tokens, planes) = (x.tokens(), x.planes());
+        let cells = tile.cells(tokens, &rows);
+        assert!(rows.start.is_multiple_of(LANES) && rows.end <= w.rows(), "rows {rows:?} of {}", w.rows());
+        for panel in rows.start / LANES..rows.end.div_ceil(LANES) {
+            let mut token = 0;
+            while token < tokens {
+                // As many planes at once as there are registers for sums.
+                let (step, values) = match (tokens - token) * planes {
+                    12.. if isa.multiplies_quads() => (12, values::<12>(isa, x, w, panel, token)),
+                    3.. => (3, values::<3>(isa, x, w, panel, token)),
+                    _ => (1, values::<1>(isa, x, w, panel, token)),
+                };
+                for (t, values) in values.iter().enumerate().take(step / planes) {
+                    // SAFETY: the tile has the cells of this panel up to `cells.end` for itself.
+                    unsafe { cells.put(token + t, panel * LANES, values, write) };
+                }
+                token += step / planes;
             }
-            token += step / planes;
         }
-    };
-    par::map(rows.div_ceil(LANES), parallel && rows * w.padding.cols * tokens >= 1 << 18, || (), unit);
-    true
+    }
 }
 
 /// Values of 16 rows for as many tokens as have `V` planes together.
-fn tile<const V: usize>(isa: Isa, x: &Activations, w: &TablePanels, panel: usize, token: usize) -> [[f32; LANES]; 12] {
+fn values<const V: usize>(
+    isa: Isa,
+    x: &Activations,
+    w: &TablePanels,
+    panel: usize,
+    token: usize,
+) -> [[f32; LANES]; 12] {
     let planes = x.planes();
     let codes: [&[i8]; V] = std::array::from_fn(|v| x.row(token + v / planes, v % planes));
     let totals: [i32; V] = std::array::from_fn(|v| x.total(token + v / planes, v % planes));
@@ -243,7 +333,7 @@ mod tests {
                 _ => [-127; 16],
             };
             let scales: Vec<f32> = (0..rows).map(|r| 0.01 + r as f32 / 64.0).collect();
-            let w = TablePanels::new(&packed, [rows, cols], group, table, &scales).unwrap();
+            let w = TablePanels::new(Isa::detect(), &packed, [rows, cols], group, table, &scales).unwrap();
             let x = if exact {
                 let values: Vec<f32> = (0..tokens * cols).map(|i| mix(i + 9) as f32 / 1e6 - 8.0).collect();
                 Activations::exact(Isa::SCALAR, &values, tokens, w.padding()).unwrap()
@@ -255,12 +345,13 @@ mod tests {
             // The same weights as 8-bit codes with one scale a row.
             let mut bytes = vec![0u8; rows * cols];
             for (r, out) in bytes.chunks_exact_mut(cols).enumerate() {
-                bits::unpack(&packed[r * width..], 4, 0, out);
+                bits::unpack(Isa::detect(), &packed[r * width..], 4, 0, out);
                 for (k, v) in out.iter_mut().enumerate() {
                     *v = (table(r, k / group)[usize::from(*v)] as u8) ^ 128;
                 }
             }
-            let wide = super::super::Panels::dual(&bytes, 8, [rows, cols], group, |_, _| (1, 128), &scales).unwrap();
+            let fit = |_: usize, _: usize| (1, 128);
+            let wide = super::super::Panels::dual(Isa::detect(), &bytes, 8, [rows, cols], group, fit, &scales).unwrap();
             let stride = rows + 2;
             let mut want = vec![0.5f32; tokens * stride];
             // Other padding: the same values again.
@@ -273,12 +364,17 @@ mod tests {
                 Activations::from_codes(&codes, &vec![0.5; tokens], wide.padding()).unwrap()
             };
             let out = Out { data: &mut want[..], stride };
-            prop_assert!(super::super::product(Isa::SCALAR, &other, &wide, Write::Add, out, false));
+            super::super::product(Isa::SCALAR, &other, &wide, Write::Add, out, false).unwrap();
             for isa in Isa::available() {
                 let mut got = vec![0.5f32; tokens * stride];
                 let out = Out { data: &mut got[..], stride };
-                prop_assert!(product(isa, &x, &w, Write::Add, out, true));
+                product(isa, &x, &w, Write::Add, out, true).unwrap();
                 prop_assert_eq!(&got, &want, "{}", isa.name());
+                let mut again = vec![0.5f32; tokens * stride];
+                let task = Task::new(isa, x.clone().into(), &w).unwrap();
+                let out = Out { data: &mut again[..], stride };
+                run_tasks(vec![(&task, Write::Add, out)], true).unwrap();
+                prop_assert_eq!(&again, &want, "{}", isa.name());
             }
         }
     }
@@ -286,11 +382,19 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let none = |n: usize, rows: usize, cols: usize, scales: usize| {
-            TablePanels::new(&vec![0; n], [rows, cols], 32, |_, _| [0; 16], &vec![1.0; scales]).is_none()
+            TablePanels::new(Isa::detect(), &vec![0; n], [rows, cols], 32, |_, _| [0; 16], &vec![1.0; scales]).err()
         };
-        assert!(none(3, 2, 4, 2) && none(4, 2, 4, 1) && none(1 << 17, 1, (1 << 17) + 1, 1) && !none(4, 2, 4, 2));
-        let w = TablePanels::new(&[0; 4], [2, 4], 32, |_, _| [0; 16], &[1.0; 2]).unwrap();
+        let length = |what, expected, found| Fault::Length { what, expected, found };
+        assert_eq!(none(3, 2, 4, 2), Some(length("packed codes", 4, 3)));
+        assert_eq!(none(4, 2, 4, 1), Some(length("scales of rows", 2, 1)));
+        let wide = Fault::Range { what: "columns of weights with tables", limit: 1 << 17, found: (1 << 17) + 1 };
+        assert_eq!((none(1 << 17, 1, (1 << 17) + 1, 1), none(4, 2, 4, 2)), (Some(wide), None));
+        let w = TablePanels::new(Isa::detect(), &[0; 4], [2, 4], 32, |_, _| [0; 16], &[1.0; 2]).unwrap();
         let x = Activations::from_codes(&[0; 8], &[1.0; 2], w.padding()).unwrap();
-        assert!(!product(Isa::SCALAR, &x, &w, Write::Set, Out { data: &mut [0.0; 3], stride: 2 }, false));
+        let short = product(Isa::SCALAR, &x, &w, Write::Set, Out { data: &mut [0.0; 3], stride: 2 }, false);
+        assert_eq!(short, Err(length("output", 4, 3)));
+        let other = Activations::from_codes(&[0; 6], &[1.0; 2], Padding { cols: 3, ..w.padding() }).unwrap();
+        let columns = Err(length("columns of the activations", 4, 3));
+        assert_eq!(Task::new(Isa::SCALAR, other.into(), &w).map(|_| ()), columns);
     }
 }

@@ -1,0 +1,172 @@
+//! Activations in the order in which the micro-kernels read them.
+
+use std::sync::Arc;
+
+use super::{Activations, Padding, Panels};
+use crate::{Fault, Isa};
+
+/// How the product of a matrix reads tokens, from [`Panels::token_layout`]. Matrices with equal layouts can share
+/// packed [`Tokens`], for which this is the key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct TokenLayout {
+    isa: Isa,
+    padding: Padding,
+    /// Whether codes are kept in 16 bits as well: bytes of 8-bit weights are multiplied in pairs of 16 bits there.
+    pairs: bool,
+    /// The zero point of the weights, where all rows and groups have the same.
+    zero: Option<u8>,
+}
+
+impl TokenLayout {
+    pub(super) fn new(isa: Isa, w: &Panels) -> Self {
+        let pairs = isa.multiplies_pairs() && w.bits() == 8;
+        Self { isa, padding: w.padding(), pairs, zero: w.same_zero() }
+    }
+
+    /// `Fault::Range` unless the other layout is for the same zero point; 256 stands for none that all groups have.
+    pub(super) fn check_zero(&self, other: Self) -> Result<(), Fault> {
+        let [limit, found] = [self.zero, other.zero].map(|z| z.map_or(256, usize::from));
+        let what = "zero point of the layout of tokens";
+        if limit == found { Ok(()) } else { Err(Fault::Range { what, limit, found }) }
+    }
+
+    /// The instruction set of the products.
+    #[must_use]
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// How the columns of activations are laid out.
+    #[must_use]
+    pub fn padding(&self) -> Padding {
+        self.padding
+    }
+}
+
+/// Tokens that a micro-kernel takes at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TokenBlock {
+    pub first: usize,
+    pub tokens: usize,
+}
+
+/// What packing adds to activations.
+#[derive(Clone, Debug)]
+pub(super) struct Packed {
+    layout: TokenLayout,
+    blocks: Vec<TokenBlock>,
+    /// Block after block, `[quad, token, plane]` of four codes each.
+    quads: Vec<[i8; 4]>,
+    /// The same in 16 bits, columns 0, 2, 1, 3; empty unless the layout has pairs.
+    pairs: Vec<[i16; 4]>,
+    /// What the sums of a group begin with, `[token, plane, group]`: the negative sum of its codes, times the zero
+    /// point where all groups have the same.
+    offsets: Vec<i32>,
+}
+
+impl Packed {
+    /// Fails with `Fault::Length` when the columns of the activations have another layout.
+    pub(super) fn new(x: &Activations, layout: TokenLayout) -> Result<Self, Fault> {
+        layout.padding.check(x.padding())?;
+        let zero = layout.zero.map_or(1, i32::from);
+        let offsets = x.sums().iter().map(|s| s.wrapping_mul(-zero)).collect();
+        let (planes, each) = (x.planes(), x.width() / 4);
+        let (mut blocks, mut first) = (Vec::new(), 0);
+        for &tokens in layout.isa.token_blocks(layout.pairs, planes) {
+            while x.tokens() - first >= tokens {
+                blocks.push(TokenBlock { first, tokens });
+                first += tokens;
+            }
+        }
+        let codes = x.codes().as_chunks::<4>().0;
+        let mut quads = vec![[0i8; 4]; codes.len()];
+        for block in &blocks {
+            let (from, count) = (block.first * planes, block.tokens * planes);
+            let span = from * each..(from + count) * each;
+            for (v, row) in codes[span.clone()].chunks_exact(each.max(1)).enumerate() {
+                quads[span.clone()].iter_mut().skip(v).step_by(count).zip(row).for_each(|(out, q)| *out = *q);
+            }
+        }
+        let mut pairs = Vec::new();
+        if layout.pairs {
+            pairs = quads.iter().map(|q| [q[0], q[2], q[1], q[3]].map(i16::from)).collect();
+        }
+        Ok(Self { layout, blocks, quads, pairs, offsets })
+    }
+
+    /// Of the activations that this was made from.
+    pub(super) fn view<'a>(&'a self, x: &'a Activations) -> TokenView<'a> {
+        let Self { layout, blocks, quads, pairs, offsets } = self;
+        TokenView { x, isa: layout.isa, blocks, quads, pairs, each: x.width() / 4, offsets }
+    }
+}
+
+/// Activations, packed once for all products that read them in the same way.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    x: Arc<Activations>,
+    packed: Packed,
+}
+
+impl Tokens {
+    /// Packs activations for the products of a matrix with this [`Panels::token_layout`]. Fails with `Fault::Length`
+    /// when the columns of the activations are laid out otherwise than those of the matrix.
+    pub fn pack(x: Arc<Activations>, layout: TokenLayout) -> Result<Self, Fault> {
+        Ok(Self { packed: Packed::new(&x, layout)?, x })
+    }
+
+    /// The layout that they are packed in.
+    #[must_use]
+    pub fn layout(&self) -> TokenLayout {
+        self.packed.layout
+    }
+
+    /// The activations.
+    #[must_use]
+    pub fn activations(&self) -> &Arc<Activations> {
+        &self.x
+    }
+
+    pub(super) fn view(&self) -> TokenView<'_> {
+        self.packed.view(&self.x)
+    }
+}
+
+/// Packed tokens, as the micro-kernels take them.
+#[derive(Clone, Copy)]
+pub(crate) struct TokenView<'a> {
+    pub x: &'a Activations,
+    pub isa: Isa,
+    pub blocks: &'a [TokenBlock],
+    quads: &'a [[i8; 4]],
+    pairs: &'a [[i16; 4]],
+    /// Quads of a token's plane.
+    each: usize,
+    offsets: &'a [i32],
+}
+
+impl TokenView<'_> {
+    /// Where a block's codes begin.
+    fn start(&self, block: TokenBlock) -> usize {
+        block.first * self.x.planes() * self.each
+    }
+
+    /// Codes of a block, `[quad, token, plane]`.
+    pub fn quads(&self, block: TokenBlock) -> &[[i8; 4]] {
+        let n = block.tokens * self.x.planes() * self.each;
+        &self.quads[self.start(block)..][..n]
+    }
+
+    /// Codes of a block in 16 bits, `[quad, token, plane]`.
+    #[cfg(target_arch = "x86_64")]
+    pub fn pairs(&self, block: TokenBlock) -> &[[i16; 4]] {
+        let n = block.tokens * self.x.planes() * self.each;
+        &self.pairs[self.start(block)..][..n]
+    }
+
+    /// Offsets of a block, `[token, plane, group]`.
+    pub fn offsets(&self, block: TokenBlock) -> &[i32] {
+        let each = self.x.planes() * self.x.padding().groups();
+        &self.offsets[block.first * each..][..block.tokens * each]
+    }
+}
