@@ -1,10 +1,10 @@
 """Lloyd iterations of k-means by Tersor and faiss on this machine, in one run and in turns, from the same points and the same start.
 
     python3 benches/rivals/kmeans.py [--points 1000000] [--dims 8] [--clusters 256] [--iterations 20] [--threads 2] [--rounds 5]
-        [--data normal|mixture] [--bench PATH]
+        [--data normal|mixture] [--seed 1] [--bench PATH]
 
 Points are a standard normal distribution, or a mixture of as many normal distributions as there are clusters (means standard normal, deviation
-0.3), from a fixed seed; the start is as many random points. faiss subsamples nothing. Its iterations and ours both move the centroids so many times;
+0.3), from the seed; the start is as many random points. faiss subsamples nothing. Its iterations and ours both move the centroids so many times;
 ours then assigns all points once more, which faiss leaves out. Objectives are those of the final centroids, computed here in f64. faiss is brought
 from pip (`target/rivals/faiss`) unless this interpreter has it; `--bench` names a built bench of ours, which is built otherwise.
 """
@@ -68,13 +68,14 @@ def main():
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--data", choices=["normal", "mixture"], default="normal")
+    arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--bench")
     a = arguments.parse_args()
     beside_faiss()
     import faiss
     import numpy as np
 
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(a.seed)
     points = rng.standard_normal((a.points, a.dims), dtype=np.float32)
     if a.data == "mixture":
         means = rng.standard_normal((a.clusters, a.dims), dtype=np.float32)

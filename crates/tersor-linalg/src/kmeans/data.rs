@@ -8,7 +8,7 @@ use tersor_kernels::{Isa, par};
 /// Points of a block at least.
 const BLOCK: usize = 8192;
 /// Blocks from which points are assigned and summed in one pass.
-const FUSED: usize = 64;
+const FUSED: usize = 32;
 /// Points of a unit of work where they are assigned in a pass of their own.
 const FINE: usize = 256;
 /// Multiplications from which threads are worth waking.
