@@ -19,7 +19,7 @@ pub struct Angles {
 impl Angles {
     /// Turns the vector of a head, `[head_dim]`, in place.
     pub fn turn(&self, isa: Isa, head: &mut [f32]) {
-        vector::turn(isa, head, &self.cos, &self.sin);
+        vector::apply_rotary(isa, head, &self.cos, &self.sin);
     }
 }
 
@@ -101,7 +101,7 @@ impl Heads {
         let (group, isa, blocks) = (self.heads / self.kv_heads, exec.isa(), tokens.div_ceil(BLOCK));
         let wanted = probs.is_some();
         // A block of tokens of a head.
-        let unit = |i: usize, probs: &mut Vec<f32>| -> Done {
+        let unit = |i: usize, probs: &mut Vec<f32>| -> Result<Done> {
             let (head, block) = (i / blocks, i % blocks * BLOCK..tokens.min((i % blocks + 1) * BLOCK));
             let mut q = Vec::with_capacity(block.len() * dim);
             block.clone().for_each(|t| asked.query(t, head, &mut q));
@@ -109,11 +109,13 @@ impl Heads {
             let mut mixed = vec![0f32; block.len() * dim];
             let first = block.start;
             let seen = attention::attend(isa, [&q, keys, values], dim, &asked.visible[block], probs, &mut mixed);
-            let scores = if wanted { spread(seen.unwrap_or(0..0), probs, mixed.len() / dim, len) } else { Vec::new() };
-            Done { head, first, mixed, scores }
+            let seen = seen?;
+            let scores = if wanted { spread(seen, probs, mixed.len() / dim, len) } else { Vec::new() };
+            Ok(Done { head, first, mixed, scores })
         };
         let fork = exec.parallel() && par::worth(self.heads * tokens * len * dim, FORK);
-        self.write(par::map(self.heads * blocks, fork, Vec::new, unit), len, queries, out, probs);
+        let done = par::map(self.heads * blocks, fork, Vec::new, unit);
+        self.write(done.into_iter().collect::<Result<_>>()?, len, queries, out, probs);
         Ok(())
     }
 
@@ -134,7 +136,7 @@ impl Heads {
         let (tokens, dim, len) = (queries.positions.len(), self.head_dim, kept.len());
         let (group, isa, wanted) = (self.heads / self.kv_heads, exec.isa(), probs.is_some());
         let visible: Vec<_> = (0..group).flat_map(|_| asked.visible.iter().cloned()).collect();
-        let unit = |i: usize, probs: &mut Vec<f32>| -> Vec<Done> {
+        let unit = |i: usize, probs: &mut Vec<f32>| -> Result<Vec<Done>> {
             let mut q = Vec::with_capacity(group * tokens * dim);
             for head in i * group..(i + 1) * group {
                 (0..tokens).for_each(|t| asked.query(t, head, &mut q));
@@ -143,17 +145,18 @@ impl Heads {
             let keys = |rows: Range<usize>, out: &mut [f32]| read(Kept::Keys, i, rows, out);
             let values = |rows: Range<usize>, out: &mut [f32]| read(Kept::Values, i, rows, out);
             let seen = attention::attend_few(isa, &q, [&keys, &values], [len, dim], &visible, probs, &mut mixed);
-            let seen = seen.unwrap_or(0..0);
+            let seen = seen?;
             let part = |g: usize| {
                 let probs = &probs[g * tokens * seen.len()..(g + 1) * tokens * seen.len()];
                 let scores = if wanted { spread(seen.clone(), probs, tokens, len) } else { Vec::new() };
                 let mixed = mixed[g * tokens * dim..(g + 1) * tokens * dim].to_vec();
                 Done { head: i * group + g, first: 0, mixed, scores }
             };
-            (0..group).map(part).collect()
+            Ok((0..group).map(part).collect())
         };
         let fork = exec.parallel() && par::worth(self.heads * tokens * len * dim, FORK);
         let done = par::map(self.kv_heads, fork, Vec::new, unit);
+        let done = done.into_iter().collect::<Result<Vec<_>>>()?;
         self.write(done.into_iter().flatten().collect(), len, queries, out, probs);
         Ok(())
     }

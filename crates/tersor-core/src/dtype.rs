@@ -1,5 +1,6 @@
 //! Element types: of values ([`Element`]) and of stored tensors ([`DType`]).
 
+use tersor_kernels::Isa;
 use half::{bf16, f16};
 
 /// A float type that weights and activations may arrive in.
@@ -8,10 +9,10 @@ pub trait Element: Copy + Send + Sync + 'static + private::Sealed {
     const DTYPE: DType;
     /// The value in f32; exact.
     fn to_f32(self) -> f32;
-    /// Widens `from` into `to`, over the shorter of the two.
-    fn widen(from: &[Self], to: &mut [f32]);
+    /// Widens `from` into `to`, over the shorter of the two; exact.
+    fn widen(isa: Isa, from: &[Self], to: &mut [f32]);
     /// Rounds `from` into `to` (nearest, ties to even), over the shorter of the two.
-    fn narrow(from: &[f32], to: &mut [Self]);
+    fn narrow(isa: Isa, from: &[f32], to: &mut [Self]);
     /// Zero.
     const ZERO: Self;
     /// The slice itself, where the type is f32.
@@ -43,12 +44,12 @@ impl Element for f32 {
     fn to_f32(self) -> f32 {
         self
     }
-    fn widen(from: &[Self], to: &mut [f32]) {
+    fn widen(_: Isa, from: &[Self], to: &mut [f32]) {
         let n = from.len().min(to.len());
         to[..n].copy_from_slice(&from[..n]);
     }
-    fn narrow(from: &[f32], to: &mut [Self]) {
-        Self::widen(from, to);
+    fn narrow(isa: Isa, from: &[f32], to: &mut [Self]) {
+        Self::widen(isa, from, to);
     }
 }
 
@@ -58,11 +59,11 @@ impl Element for f16 {
     fn to_f32(self) -> f32 {
         f16::to_f32(self)
     }
-    fn widen(from: &[Self], to: &mut [f32]) {
-        tersor_kernels::convert::f16_to_f32(from, to);
+    fn widen(isa: Isa, from: &[Self], to: &mut [f32]) {
+        tersor_kernels::convert::f16_to_f32(isa, from, to);
     }
-    fn narrow(from: &[f32], to: &mut [Self]) {
-        tersor_kernels::convert::f32_to_f16(from, to);
+    fn narrow(isa: Isa, from: &[f32], to: &mut [Self]) {
+        tersor_kernels::convert::f32_to_f16(isa, from, to);
     }
 }
 
@@ -72,11 +73,11 @@ impl Element for bf16 {
     fn to_f32(self) -> f32 {
         bf16::to_f32(self)
     }
-    fn widen(from: &[Self], to: &mut [f32]) {
-        tersor_kernels::convert::bf16_to_f32(from, to);
+    fn widen(isa: Isa, from: &[Self], to: &mut [f32]) {
+        tersor_kernels::convert::bf16_to_f32(isa, from, to);
     }
-    fn narrow(from: &[f32], to: &mut [Self]) {
-        tersor_kernels::convert::f32_to_bf16(from, to);
+    fn narrow(isa: Isa, from: &[f32], to: &mut [Self]) {
+        tersor_kernels::convert::f32_to_bf16(isa, from, to);
     }
 }
 
@@ -224,14 +225,14 @@ fn widen_chunks<T: Element>(bytes: &[u8], out: &mut [f32], read: impl Fn([u8; 2]
         for (v, b) in buffer.iter_mut().zip(bytes.as_chunks::<2>().0) {
             *v = read(*b);
         }
-        T::widen(&buffer, out);
+        T::widen(Isa::detect(), &buffer, out);
     }
 }
 
 fn narrow_chunks<T: Element>(values: &[f32], out: &mut [u8], write: impl Fn(T) -> [u8; 2]) {
     let mut buffer = [T::ZERO; 256];
     for (values, out) in values.chunks(256).zip(out.chunks_mut(512)) {
-        T::narrow(values, &mut buffer);
+        T::narrow(Isa::detect(), values, &mut buffer);
         for (b, v) in out.as_chunks_mut::<2>().0.iter_mut().zip(buffer) {
             *b = write(v);
         }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use tersor_kernels::Fault;
+
 /// The result of everything in the workspace that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -143,7 +145,30 @@ pub enum Error {
     Cancelled,
 }
 
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Length { what, expected, found } => Error::shape(what, expected, found),
+            Fault::Range { what, limit, found } => Error::range(what, format_args!("the limit {limit}"), found),
+            Fault::Overflow { what } => Error::Overflow { what: what.into() },
+            Fault::NonFinite { index, value } => Error::NonFinite { row: 0, col: index, value },
+            Fault::Order { what, index } => Error::order(what, "ascending", format_args!("value {index} that is not")),
+            other => Error::Numerical(other.to_string()),
+        }
+    }
+}
+
 impl Error {
+    /// The same error with a flat index, which it has as the column, as row and column of a matrix with so many columns.
+    pub fn in_columns(self, cols: usize) -> Self {
+        match self {
+            Error::NonFinite { row: 0, col, value } if cols > 0 => {
+                Error::NonFinite { row: col / cols, col: col % cols, value }
+            }
+            other => other,
+        }
+    }
+
     /// The same error with the name of the tensor it happened in; a name that is there already stays.
     pub fn in_tensor(self, tensor: &str) -> Self {
         match self {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::rows::check_range;
-use crate::{Error, FeatureMap, Mask, Result, Rotation, RowSource};
+use crate::{Error, FeatureMap, Isa, Mask, Result, Rotation, RowSource};
 
 /// The axis of a matrix that a fold acts on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -100,7 +100,7 @@ fn rotations_fit(all: &[Rotation], features: usize) -> bool {
 /// Rotates the runs of a row: each rotation has as many runs, side by side, as the others.
 fn rotate(all: &[Rotation], row: &mut [f32]) {
     let run = row.len() / all.len().max(1);
-    row.chunks_exact_mut(run.max(1)).zip(all).for_each(|(run, r)| r.forward(run));
+    row.chunks_exact_mut(run.max(1)).zip(all).for_each(|(run, r)| r.forward(Isa::detect(), run));
 }
 
 /// What happens to the inputs of a matrix before it multiplies them.
@@ -320,7 +320,7 @@ mod tests {
         }
         // Column 1 of the result is column 0 of the original, permuted, scaled and turned.
         let mut column = [12.0, 4.0 * 0.5, 0.0, 8.0 * 2.0];
-        rotation.forward(&mut column);
+        rotation.forward(Isa::detect(), &mut column);
         assert_eq!([whole[1], whole[5], whole[9], whole[13]], column);
         assert!(FoldedRows::new(&m, "w", &[fold(Side::Input, Transform::Scale(vec![1.0]))]).is_err());
     }
@@ -410,7 +410,7 @@ mod tests {
         // Four runs of two features: two of the one, two of the other.
         let mut want = w.clone();
         for (i, run) in want.chunks_exact_mut(2).enumerate() {
-            if i % 4 < 2 { a.forward(run) } else { b.forward(run) }
+            if i % 4 < 2 { a.forward(Isa::detect(), run) } else { b.forward(Isa::detect(), run) }
         }
         assert_eq!(found, want);
         let wide = Rotation::new(&[1.0], 4, &[1.0; 4]).unwrap();

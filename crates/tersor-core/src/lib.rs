@@ -101,7 +101,7 @@ pub use spec::{OpSpec, Value};
 pub use stats::{ChannelStats, StatExtent, StatNeeds, StatSet, WindowStats, little_endian};
 pub use tensors::{MemTensors, RowSlot, TensorInfo, TensorSink, TensorSource};
 pub use tersor_kernels::Isa;
-pub use tersor_kernels::dense::Write;
+pub use tersor_kernels::{GemmTask, Tile, Write};
 pub use view::{IntoMat, MatView, MatViewMut};
 
 #[cfg(feature = "ndarray")]

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use tersor_kernels::dense::{self, How, Write};
+use tersor_kernels::dense::{self, How};
+use tersor_kernels::{GemmTask, Write, run_tasks};
 
 use crate::method::ROW_UNIT;
 use crate::{Error, Exec, Input, IntoMat, MatView, MatViewMut, OpSpec, Result, RowSlot, TensorSink};
@@ -40,6 +41,13 @@ pub trait LinearOp: Send + Sync {
     /// `[tokens, in_features]`. Errors if the shapes do not fit.
     fn apply_transposed(&self, dy: MatView<'_, f32>, dx: MatViewMut<'_>, exec: &Exec) -> Result<()> {
         apply_transposed_by_rows(self, dy, dx, exec)
+    }
+
+    /// Returns the product with `x` as a task that can run beside others: see [`apply_all`]. None if the operator has no such form. Errors if a value
+    /// of `x` is not finite.
+    fn task<'a>(&'a self, x: &Input<'_>, exec: &Exec) -> Result<Option<Box<dyn GemmTask + 'a>>> {
+        let _ = (x, exec);
+        Ok(None)
     }
 
     /// Describes the matrix of which these rows are the block `at`: kind, parameters and parts. Together with the tensors of
@@ -119,13 +127,21 @@ pub fn check_apply([out, inp]: [usize; 2], x: &Input<'_>, y: &MatViewMut<'_>) ->
     Ok(())
 }
 
-/// Computes `y_i = x W_iᵀ` for operators that share an input, as one piece of parallel work: an operator with too few rows for all threads shares
-/// them with the others. Errors if the shapes do not fit or a value of `x` is not finite.
+/// Computes `y_i = x W_iᵀ` for operators that share an input. Those that have a [task](LinearOp::task) run as one piece of parallel work, so that an
+/// operator with too few rows for all threads shares them with the others. Errors if the shapes do not fit or a value of `x` is not finite.
 pub fn apply_all(ops: &[&dyn LinearOp], x: &Input<'_>, ys: Vec<MatViewMut<'_>>, exec: &Exec) -> Result<()> {
     for (op, y) in ops.iter().zip(&ys) {
         check_apply(op.shape(), x, y)?;
     }
-    ops.iter().zip(ys).try_for_each(|(op, y)| op.apply(x, y, Write::Set, exec))
+    let tasks = ops.iter().map(|op| op.task(x, exec)).collect::<Result<Vec<_>>>()?;
+    let mut joint = Vec::new();
+    for ((op, task), y) in ops.iter().zip(&tasks).zip(ys) {
+        match task {
+            Some(task) => joint.push((&**task as &dyn GemmTask, Write::Set, y.into_out())),
+            None => op.apply(x, y, Write::Set, exec)?,
+        }
+    }
+    exec.run(|| run_tasks(joint, exec.parallel())).map_err(Error::from)
 }
 
 /// Computes the product of any operator through its own rows, a block at a time; the whole matrix never exists in f32. Errors as
@@ -141,8 +157,7 @@ pub fn apply_by_rows(
     check_apply(shape, x, &y)?;
     let rows = |r: Range<usize>, out: &mut [f32]| op.decompress_rows(r, out, exec);
     let how = How { isa: exec.isa(), write, parallel: exec.parallel() };
-    let fitted = exec.run(|| dense::product_by_rows(how, x.data(), x.shape(), shape[0], rows, y.into_out()))?;
-    if fitted { Ok(()) } else { Err(Error::shape("output", "rows that fit their stride", "fewer elements")) }
+    exec.run(|| dense::product_by_rows(how, x.data(), x.shape(), shape[0], rows, y.into_out()))
 }
 
 /// Computes `dx += dy W` of any operator through its own rows, a block at a time, blocks in order. Errors as

@@ -1,7 +1,7 @@
 //! Dense little-endian bit packing with checks; the loops are the kernels'.
 
 use crate::{Bits, Error, Result};
-use tersor_kernels::bits;
+use tersor_kernels::{Isa, bits};
 
 /// Bytes that `n` codes take.
 pub fn packed_len(n: usize, width: Bits) -> usize {
@@ -15,7 +15,7 @@ pub fn pack(codes: &[u8], width: Bits) -> Result<Vec<u8>> {
         return Err(Error::Numerical(rule));
     }
     let mut out = vec![0u8; packed_len(codes.len(), width)];
-    bits::pack(codes, width.get(), &mut out);
+    bits::pack(Isa::detect(), codes, width.get(), &mut out);
     Ok(out)
 }
 
@@ -25,6 +25,6 @@ pub fn unpack(packed: &[u8], width: Bits, n: usize) -> Result<Vec<u8>> {
         return Err(Error::shape("packed bytes", packed_len(n, width), packed.len()));
     }
     let mut out = vec![0u8; n];
-    bits::unpack(packed, width.get(), 0, &mut out);
+    bits::unpack(Isa::detect(), packed, width.get(), 0, &mut out);
     Ok(out)
 }

@@ -58,7 +58,7 @@ impl Rotation {
         let n = self.dim();
         let mut columns = vec![0f32; n * n];
         (0..n).for_each(|i| columns[i * n + i] = 1.0);
-        self.forward(&mut columns);
+        self.forward(Isa::detect(), &mut columns);
         // Row `i` so far is what becomes of the direction `i`: a column.
         (0..n * n).map(|i| columns[i % n * n + i / n]).collect()
     }
@@ -69,29 +69,28 @@ impl Rotation {
     }
 
     /// Rotates each row of `dim` values; a shorter last row is left alone.
-    pub fn forward(&self, rows: &mut [f32]) {
+    pub fn forward(&self, isa: Isa, rows: &mut [f32]) {
         let mut scratch = vec![0f32; self.p];
         for row in rows.chunks_exact_mut(self.dim()) {
             row.iter_mut().zip(&self.signs).for_each(|(v, s)| *v *= s);
-            self.mix(row, &mut scratch, false);
+            self.mix(isa, row, &mut scratch, false);
         }
     }
 
     /// Undoes [`Rotation::forward`] (the transpose).
-    pub fn inverse(&self, rows: &mut [f32]) {
+    pub fn inverse(&self, isa: Isa, rows: &mut [f32]) {
         let mut scratch = vec![0f32; self.p];
         for row in rows.chunks_exact_mut(self.dim()) {
-            self.mix(row, &mut scratch, true);
+            self.mix(isa, row, &mut scratch, true);
             row.iter_mut().zip(&self.signs).for_each(|(v, s)| *v *= s);
         }
     }
 
-    fn mix(&self, row: &mut [f32], scratch: &mut [f32], transpose: bool) {
-        let (p, power, isa) = (self.p, self.power, Isa::detect());
+    fn mix(&self, isa: Isa, row: &mut [f32], scratch: &mut [f32], transpose: bool) {
+        let (p, power) = (self.p, self.power);
         if power > 1 {
-            row.chunks_exact_mut(power).for_each(|c| {
-                fwht(c);
-            });
+            // Chunks have the length of a power of two, as it asks for.
+            let _ = row.chunks_exact_mut(power).try_for_each(|c| fwht(isa, c));
         }
         if p == 1 {
             row.iter_mut().for_each(|v| *v *= self.factor[0]);
@@ -183,11 +182,11 @@ mod tests {
         let r = Rotation::new(&f, 4, &signs).unwrap();
         let x: Vec<f32> = (0..24).map(|i| (i * i % 11) as f32 - 5.0).collect();
         let mut y = x.clone();
-        r.forward(&mut y);
+        r.forward(Isa::detect(), &mut y);
         let norm = |v: &[f32]| v.iter().map(|v| v * v).sum::<f32>();
         assert!((norm(&x[..12]) - norm(&y[..12])).abs() < 1e-3);
         assert!(x.iter().zip(&y).any(|(a, b)| (a - b).abs() > 0.1));
-        r.inverse(&mut y);
+        r.inverse(Isa::detect(), &mut y);
         assert!(x.iter().zip(&y).all(|(a, b)| (a - b).abs() < 1e-4));
         assert!(Rotation::new(&[1.0, 0.0, 0.0, 2.0], 1, &[1.0, 1.0]).is_err(), "not orthogonal");
         let mut near = vec![0f32; 400];

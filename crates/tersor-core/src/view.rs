@@ -1,6 +1,6 @@
 //! Matrices that somebody else owns: a slice, a shape and two strides.
 
-use crate::{Element, Error, Result, RowSource};
+use crate::{Element, Error, Isa, Result, RowSource};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -79,7 +79,7 @@ impl<'a, T: Element> MatView<'a, T> {
         if self.strides[1] == 1 {
             let start = start as usize;
             if let Some(s) = self.data.get(start..start + out.len()) {
-                T::widen(s, out);
+                T::widen(Isa::detect(), s, out);
             }
             return;
         }

@@ -29,7 +29,7 @@ impl GramBlocks {
     }
 
     /// Returns `d H dᵀ` of each row of errors `[rows, features]`. `scratch` is memory that is used again.
-    pub fn losses(&self, d: &[f32], scratch: &mut Vec<f32>) -> Vec<f64> {
+    pub fn losses(&self, d: &[f32], scratch: &mut Vec<f32>) -> Result<Vec<f64>> {
         self.whole.row_losses(d, scratch)
     }
 
@@ -45,10 +45,10 @@ impl GramBlocks {
         w: &[f32],
         candidates: usize,
         make: impl Fn(usize, usize, usize, &[f32], &mut [f32]) + Sync,
-    ) -> Vec<u8> {
+    ) -> Result<Vec<u8>> {
         let (cols, groups) = (self.features(), self.blocks.len());
         let rows = w.len().checked_div(cols).unwrap_or(0);
-        let unit = |i: usize, scratch: &mut Vec<f32>| -> Vec<u8> {
+        let unit = |i: usize, scratch: &mut Vec<f32>| -> Result<Vec<u8>> {
             let (block, g) = (i / groups, i % groups);
             let rows = block * ROW_UNIT..rows.min((block + 1) * ROW_UNIT);
             let span = g * self.width..((g + 1) * self.width).min(cols);
@@ -61,21 +61,21 @@ impl GramBlocks {
                     make(candidate, r, g, own, d);
                     d.iter_mut().zip(own).for_each(|(d, w)| *d = w - *d);
                 }
-                for (i, loss) in self.blocks[g].row_losses(&d, scratch).into_iter().enumerate() {
+                for (i, loss) in self.blocks[g].row_losses(&d, scratch)?.into_iter().enumerate() {
                     if loss < best[i] {
                         (best[i], chosen[i]) = (loss, candidate as u8);
                     }
                 }
             }
-            chosen
+            Ok(chosen)
         };
         let blocks = rows.div_ceil(ROW_UNIT);
         let units = par::map(blocks * groups, true, Vec::new, unit);
         let mut out = vec![0u8; rows * groups];
         for (i, chosen) in units.into_iter().enumerate() {
             let (block, g) = (i / groups, i % groups);
-            chosen.into_iter().enumerate().for_each(|(r, c)| out[(block * ROW_UNIT + r) * groups + g] = c);
+            chosen?.into_iter().enumerate().for_each(|(r, c)| out[(block * ROW_UNIT + r) * groups + g] = c);
         }
-        out
+        Ok(out)
     }
 }

@@ -27,6 +27,7 @@ mod arch;
 pub mod attention;
 pub mod bits;
 pub mod blockwise;
+pub mod cluster;
 pub mod codebook;
 pub mod convert;
 mod decades;

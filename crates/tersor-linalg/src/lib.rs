@@ -1,6 +1,7 @@
 //! The factorizations that compression needs, over plain row-major slices of f64: Cholesky with the
 //! pivot that failed, the inverse factor of GPTQ, symmetric eigenvectors, singular values (all, or a few
-//! by randomized range finding), QR, products, Hadamard matrices and random rotations.
+//! by randomized range finding), QR, products, Hadamard matrices and random rotations. Points in f32 are clustered by
+//! [`kmeans`].
 //!
 //! Signs and orders follow stated rules, and the same bytes come out of one thread and of many. The
 //! work is faer's; with the feature `lapack` it is LAPACK's, behind the same functions and tests.
@@ -22,6 +23,7 @@ mod cholesky;
 mod eigen;
 mod hadamard;
 mod hessian;
+pub mod kmeans;
 mod loss;
 mod product;
 mod random;

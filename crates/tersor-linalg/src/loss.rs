@@ -38,11 +38,11 @@ impl Gram {
     }
 
     /// Returns `e H eᵀ` of each row `e` of `errors`, `[rows, features]`, products in f32 and sums in f64. `scratch` is memory that is used again.
-    pub fn row_losses(&self, errors: &[f32], scratch: &mut Vec<f32>) -> Vec<f64> {
+    pub fn row_losses(&self, errors: &[f32], scratch: &mut Vec<f32>) -> Result<Vec<f64>> {
         let n = self.features.max(1);
-        self.product(errors, scratch);
+        self.product(errors, scratch)?;
         let row = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-        errors.chunks_exact(n).zip(scratch.chunks_exact(n)).map(row).collect()
+        Ok(errors.chunks_exact(n).zip(scratch.chunks_exact(n)).map(row).collect())
     }
 
     /// Returns `tr E H Eᵀ` of `errors` `[rows, features]`, products in f32 and sums in f64, rows in the current pool. Errors if the length is no
@@ -52,21 +52,21 @@ impl Gram {
         if n == 0 || !errors.len().is_multiple_of(n) {
             return if errors.is_empty() { Ok(0.0) } else { Err(Error::shape("values of rows", n, errors.len())) };
         }
-        let unit = |i: usize, scratch: &mut Vec<f32>| {
+        let unit = |i: usize, scratch: &mut Vec<f32>| -> Result<f64> {
             let part = &errors[i * ROW_UNIT * n..errors.len().min((i + 1) * ROW_UNIT * n)];
-            self.product(part, scratch);
-            part.iter().zip(&*scratch).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+            self.product(part, scratch)?;
+            Ok(part.iter().zip(&*scratch).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum())
         };
         let units = (errors.len() / n).div_ceil(ROW_UNIT);
-        Ok(par::map(units, true, Vec::new, unit).into_iter().sum())
+        par::map(units, true, Vec::new, unit).into_iter().sum()
     }
 
     /// Writes `E H` into `out`.
-    fn product(&self, errors: &[f32], out: &mut Vec<f32>) {
+    fn product(&self, errors: &[f32], out: &mut Vec<f32>) -> Result<()> {
         out.clear();
         out.resize(errors.len(), 0.0);
         let rows = errors.len() / self.features.max(1);
-        dense::product_plain(errors, [rows, self.features], &self.values, self.features, out);
+        Ok(dense::product_plain(errors, [rows, self.features], &self.values, self.features, out)?)
     }
 }
 

@@ -126,7 +126,7 @@ impl<'f> Sweep<'f> {
             if end < cols {
                 let rest = Out { data: &mut w[end..], stride: cols };
                 let from = &self.upper[start * cols + end..];
-                dense::subtract_product(&errors, [rows, end - start], from, cols, cols - end, rest);
+                dense::subtract_product(&errors, [rows, end - start], from, cols, cols - end, rest)?;
             }
             start = end;
         }

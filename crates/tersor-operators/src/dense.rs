@@ -7,7 +7,7 @@ use tersor_core::operator::{apply_by_rows, check_apply};
 use tersor_core::rows::check_range;
 use tersor_core::tensors::read_expected;
 use tersor_core::{
-    DType, Element, Error, Exec, Input, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo, TensorSink,
+    DType, Element, Error, Exec, Input, Isa, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo, TensorSink,
     Write, check_finite, view,
 };
 use tersor_kernels::dense::{How, product};
@@ -73,7 +73,7 @@ impl Store {
     fn narrow(values: Vec<f32>, dtype: DType) -> Result<Self> {
         fn narrow<T: Element>(values: &[f32]) -> Vec<T> {
             let mut out = vec![T::ZERO; values.len()];
-            T::narrow(values, &mut out);
+            T::narrow(Isa::detect(), values, &mut out);
             out
         }
         Ok(match dtype {
@@ -95,13 +95,13 @@ impl LinearOp for Dense {
     fn storage_bits(&self) -> u64 {
         (self.shape[0] * self.shape[1] * self.dtype().size()) as u64 * 8
     }
-    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], _: &Exec) -> Result<()> {
+    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
         check_range(self.shape, &rows, out.len())?;
         let span = rows.start * self.shape[1]..rows.end * self.shape[1];
         match &self.store {
-            Store::F32(v) => f32::widen(&v[span], out),
-            Store::F16(v) => f16::widen(&v[span], out),
-            Store::BF16(v) => bf16::widen(&v[span], out),
+            Store::F32(v) => f32::widen(exec.isa(), &v[span], out),
+            Store::F16(v) => f16::widen(exec.isa(), &v[span], out),
+            Store::BF16(v) => bf16::widen(exec.isa(), &v[span], out),
         }
         Ok(())
     }
@@ -109,11 +109,7 @@ impl LinearOp for Dense {
         let Store::F32(w) = &self.store else { return apply_by_rows(self, x, y, write, exec) };
         check_apply(self.shape, x, &y)?;
         let how = How { isa: exec.isa(), write, parallel: exec.parallel() };
-        if exec.run(|| product(how, x.data(), x.shape(), w, self.shape[0], y.into_out())) {
-            Ok(())
-        } else {
-            Err(Error::shape("output", "rows that fit their stride", "fewer elements"))
-        }
+        Ok(exec.run(|| product(how, x.data(), x.shape(), w, self.shape[0], y.into_out()))?)
     }
     fn spec_block(&self, at: RowSlot) -> OpSpec {
         OpSpec::new(Self::KIND, [at.total, self.shape[1]]).text("dtype", self.dtype().name())

@@ -6,13 +6,13 @@ use std::sync::OnceLock;
 use tersor_core::rows::check_range;
 use tersor_core::tensors::{join, read_expected};
 use tersor_core::{
-    DType, Error, Exec, GroupSize, Input, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo,
+    DType, Error, Exec, GemmTask, GroupSize, Input, Isa, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo,
     TensorSink, Write,
 };
 use tersor_kernels::bits;
 use tersor_kernels::integer::Panels;
 
-use crate::integer::multiply;
+use crate::integer::{multiply, task};
 use crate::packing::{group_in, pack_rows, unpack_rows};
 
 /// A dual-grained matrix `[out_features, in_features]` (DGQ, arXiv 2310.04836): `weight = row_scale * (group_scale * (code - zero))`. The group's
@@ -98,9 +98,13 @@ impl DualLinear {
 
     /// Returns the expanded weights of a row, `group_scale * (code - zero)`. Errors if there is no such row.
     pub fn row_integers(&self, row: usize) -> Result<Vec<i8>> {
+        self.expand(Isa::detect(), row)
+    }
+
+    fn expand(&self, isa: Isa, row: usize) -> Result<Vec<i8>> {
         let mut codes = vec![0u8; self.shape[1]];
         check_range(self.shape, &(row..row.saturating_add(1)), codes.len())?;
-        self.read_codes(row, &mut codes);
+        self.read_codes(isa, row, &mut codes);
         let (groups, width) = (self.group.count(self.shape[1]), self.group.width(self.shape[1]).max(1));
         let integer = |(k, c): (usize, &u8)| {
             let at = row * groups + k / width;
@@ -109,12 +113,12 @@ impl DualLinear {
         Ok(codes.iter().enumerate().map(integer).collect())
     }
 
-    fn read_codes(&self, row: usize, out: &mut [u8]) {
+    fn read_codes(&self, isa: Isa, row: usize, out: &mut [u8]) {
         match self.panels.get() {
             Some(panels) if self.codes.is_empty() => panels.row_codes(row, out),
             _ => {
                 let width = bits::packed_len(self.shape[1], 4);
-                bits::unpack(&self.codes[row * width..(row + 1) * width], 4, 0, out);
+                bits::unpack(isa, &self.codes[row * width..(row + 1) * width], 4, 0, out);
             }
         }
     }
@@ -126,9 +130,7 @@ impl DualLinear {
         }
         let (groups, width) = (self.group.count(self.shape[1]), self.group.width(self.shape[1]).max(1));
         let fit = |r: usize, g: usize| (self.group_scales[r * groups + g], self.zeros[r * groups + g]);
-        let made = Panels::dual(&self.codes, 4, self.shape, width, fit, &self.row_scales);
-        let want = "at most 127 in magnitude, of at most 131072 columns";
-        let made = made.ok_or_else(|| Error::shape("expanded weights", want, self.shape))?;
+        let made = Panels::dual(Isa::detect(), &self.codes, 4, self.shape, width, fit, &self.row_scales)?;
         Ok(self.panels.get_or_init(|| made))
     }
 
@@ -153,17 +155,21 @@ impl LinearOp for DualLinear {
         Self::layout(self.group, self.shape).bits().unwrap_or(u64::MAX)
     }
 
-    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], _: &Exec) -> Result<()> {
+    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
         check_range(self.shape, &rows, out.len())?;
         for (r, out) in rows.zip(out.chunks_exact_mut(self.shape[1].max(1))) {
             let scale = self.row_scales[r];
-            out.iter_mut().zip(self.row_integers(r)?).for_each(|(o, v)| *o = scale * f32::from(v));
+            out.iter_mut().zip(self.expand(exec.isa(), r)?).for_each(|(o, v)| *o = scale * f32::from(v));
         }
         Ok(())
     }
 
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
         multiply(self.panels()?, self.shape, x, y, write, exec)
+    }
+
+    fn task<'a>(&'a self, x: &Input<'_>, exec: &Exec) -> Result<Option<Box<dyn GemmTask + 'a>>> {
+        task(self.panels()?, x, exec)
     }
 
     fn spec_block(&self, at: RowSlot) -> OpSpec {
@@ -178,8 +184,8 @@ impl LinearOp for DualLinear {
             let (width, mut row) = (bits::packed_len(cols, 4), vec![0u8; cols]);
             codes.resize(rows * width, 0);
             for (r, out) in codes.chunks_exact_mut(width.max(1)).enumerate() {
-                self.read_codes(r, &mut row);
-                bits::pack(&row, 4, out);
+                self.read_codes(Isa::detect(), r, &mut row);
+                bits::pack(Isa::detect(), &row, 4, out);
             }
         }
         let zeros = pack_rows(&self.zeros, groups, 4);

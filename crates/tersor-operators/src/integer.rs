@@ -1,10 +1,11 @@
 //! Products of packed integer weights.
 
 use tersor_core::operator::check_apply;
-use tersor_core::{Error, Exec, Input, MatViewMut, Result, Write};
-use tersor_kernels::integer::{self, Panels};
+use tersor_core::{Exec, GemmTask, Input, MatViewMut, Result, Write};
+use tersor_kernels::integer::{Panels, Task};
+use tersor_kernels::run_tasks;
 
-use crate::activations::integers;
+use crate::activations::tokens;
 
 /// Computes `y = x Wᵀ`, or adds it to `y`, for packed weights of an operator of this shape. Errors if the shapes do not fit or a value of `x` is not
 /// finite.
@@ -17,7 +18,12 @@ pub(crate) fn multiply(
     exec: &Exec,
 ) -> Result<()> {
     check_apply(shape, x, &y)?;
-    let x = integers(x, exec.isa(), panels.padding())?;
-    let done = exec.run(|| integer::product(exec.isa(), &x, panels, write, y.into_out(), exec.parallel()));
-    if done { Ok(()) } else { Err(Error::shape("output", "rows that fit their stride", "fewer elements")) }
+    let task = Task::new(tokens(x, panels.token_layout(exec.isa()))?, panels)?;
+    exec.run(|| run_tasks(vec![(&task, write, y.into_out())], exec.parallel()))?;
+    Ok(())
+}
+
+/// Returns the product of packed weights with `x` as a task. Errors as [`multiply`].
+pub(crate) fn task<'a>(panels: &'a Panels, x: &Input<'_>, exec: &Exec) -> Result<Option<Box<dyn GemmTask + 'a>>> {
+    Ok(Some(Box::new(Task::new(tokens(x, panels.token_layout(exec.isa()))?, panels)?)))
 }

@@ -1,7 +1,7 @@
 //! Codes packed row by row, and group sizes in specifications.
 
 use tersor_core::{GroupSize, OpSpec};
-use tersor_kernels::bits;
+use tersor_kernels::{Isa, bits};
 
 /// Adds the columns of a group to a specification; all columns where there are no groups.
 pub fn group_in(spec: OpSpec, group: GroupSize, cols: usize) -> OpSpec {
@@ -14,7 +14,7 @@ pub fn pack_rows(codes: &[u8], cols: usize, bits: u32) -> Vec<u8> {
     let width = bits::packed_len(cols, bits);
     let mut out = vec![0u8; codes.len() / cols.max(1) * width];
     for (codes, out) in codes.chunks_exact(cols.max(1)).zip(out.chunks_exact_mut(width.max(1))) {
-        bits::pack(codes, bits, out);
+        bits::pack(Isa::detect(), codes, bits, out);
     }
     out
 }
@@ -24,7 +24,7 @@ pub fn unpack_rows(packed: &[u8], cols: usize, bits: u32) -> Vec<u8> {
     let width = bits::packed_len(cols, bits);
     let mut out = vec![0u8; packed.len() / width.max(1) * cols];
     for (codes, packed) in out.chunks_exact_mut(cols.max(1)).zip(packed.chunks_exact(width.max(1))) {
-        bits::unpack(packed, bits, 0, codes);
+        bits::unpack(Isa::detect(), packed, bits, 0, codes);
     }
     out
 }

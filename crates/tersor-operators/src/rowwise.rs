@@ -6,12 +6,12 @@ use tersor_core::rows::check_range;
 use tersor_core::tensors::{join, read_expected, read_floats};
 use tersor_core::view::elements;
 use tersor_core::{
-    DType, Error, Exec, Input, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo, TensorSink,
+    DType, Error, Exec, GemmTask, Input, Isa, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo, TensorSink,
     TensorSource, Write,
 };
 use tersor_kernels::integer::Panels;
 
-use crate::integer::multiply;
+use crate::integer::{multiply, task};
 
 /// The largest code.
 const MAX_CODE: f32 = 127.0;
@@ -49,8 +49,7 @@ impl RowwiseInt8 {
         }
         let shifted: Vec<u8> = codes.iter().map(|c| (*c as u8).wrapping_add(MIDDLE)).collect();
         let fit = |row: usize, _| (absmax.get(row).copied().unwrap_or(0.0) / MAX_CODE, MIDDLE);
-        let panels = Panels::new(&shifted, 8, shape, shape[1].max(1), fit);
-        let panels = panels.ok_or_else(|| Error::shape("bytes of codes", want.0, shifted.len()))?;
+        let panels = Panels::new(Isa::detect(), &shifted, 8, shape, shape[1].max(1), fit)?;
         Ok(Self { shape, panels, absmax })
     }
 
@@ -123,6 +122,10 @@ impl LinearOp for RowwiseInt8 {
 
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
         multiply(&self.panels, self.shape, x, y, write, exec)
+    }
+
+    fn task<'a>(&'a self, x: &Input<'_>, exec: &Exec) -> Result<Option<Box<dyn GemmTask + 'a>>> {
+        task(&self.panels, x, exec)
     }
 
     fn spec_block(&self, at: RowSlot) -> OpSpec {

@@ -7,7 +7,7 @@ use tersor_core::operator::check_apply;
 use tersor_core::rows::check_range;
 use tersor_core::tensors::{join, read_expected};
 use tersor_core::{
-    DType, Error, Exec, GroupSize, Input, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo,
+    DType, Error, Exec, GemmTask, GroupSize, Input, Isa, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo,
     TensorSink, Write,
 };
 use tersor_kernels::bits;
@@ -76,18 +76,21 @@ impl TableLinear {
             return Err(wrong(i / groups.max(1), i % groups.max(1), group_scales[i].to_f32(), "F16"));
         }
         let table = |r: usize, g: usize| rounded_table(group_scales[r * groups + g]);
-        let panels = TablePanels::new(&codes, shape, group.width(cols).max(1), table, &row_scales);
-        let panels = panels.ok_or_else(|| Error::shape("columns of a matrix", "at most 131072", cols))?;
+        let panels = TablePanels::new(Isa::detect(), &codes, shape, group.width(cols).max(1), table, &row_scales)?;
         Ok(Self { shape, group, codes, panels, group_scales, row_scales })
     }
 
     /// What the codes of a row stand for before its scale. Error when there is no such row.
     pub fn row_integers(&self, row: usize) -> Result<Vec<i8>> {
+        self.expand(Isa::detect(), row)
+    }
+
+    fn expand(&self, isa: Isa, row: usize) -> Result<Vec<i8>> {
         let cols = self.shape[1];
         let mut codes = vec![0u8; cols];
         check_range(self.shape, &(row..row.saturating_add(1)), cols)?;
         let (width, group) = (bits::packed_len(cols, 4), self.group.width(cols).max(1));
-        bits::unpack(&self.codes[row * width..(row + 1) * width], 4, 0, &mut codes);
+        bits::unpack(isa, &self.codes[row * width..(row + 1) * width], 4, 0, &mut codes);
         let shares = &self.group_scales[row * self.group.count(cols)..];
         let groups = codes.chunks(group).zip(shares);
         Ok(groups
@@ -117,11 +120,11 @@ impl LinearOp for TableLinear {
         Self::layout(self.group, self.shape).bits().unwrap_or(u64::MAX)
     }
 
-    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], _: &Exec) -> Result<()> {
+    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
         check_range(self.shape, &rows, out.len())?;
         for (r, out) in rows.zip(out.chunks_exact_mut(self.shape[1].max(1))) {
             let scale = self.row_scales[r];
-            out.iter_mut().zip(self.row_integers(r)?).for_each(|(o, v)| *o = scale * f32::from(v));
+            out.iter_mut().zip(self.expand(exec.isa(), r)?).for_each(|(o, v)| *o = scale * f32::from(v));
         }
         Ok(())
     }
@@ -130,11 +133,12 @@ impl LinearOp for TableLinear {
         check_apply(self.shape, x, &y)?;
         let x = integers(x, exec.isa(), self.panels.padding())?;
         let product = || tables::product(exec.isa(), &x, &self.panels, write, y.into_out(), exec.parallel());
-        if exec.run(product) {
-            Ok(())
-        } else {
-            Err(Error::shape("output", "rows that fit their stride", "fewer elements"))
-        }
+        Ok(exec.run(product)?)
+    }
+
+    fn task<'a>(&'a self, x: &Input<'_>, exec: &Exec) -> Result<Option<Box<dyn GemmTask + 'a>>> {
+        let x = integers(x, exec.isa(), self.panels.padding())?;
+        Ok(Some(Box::new(tables::Task::new(exec.isa(), x, &self.panels)?)))
     }
 
     fn spec_block(&self, at: RowSlot) -> OpSpec {

@@ -86,7 +86,7 @@ impl CheckedOptimizer {
         if how.decay == Decay::Gradient && how.weight_decay > 0.0 {
             scan(isa, param, "parameter", false)?;
         }
-        let norm = if how.max_update > 0.0 { scan_norm(param) } else { 0.0 };
+        let norm = if how.max_update > 0.0 { scan_norm(isa, param) } else { 0.0 };
         let t = state.step + 1;
         let scale = if clips { clip(&mut state.norms, t, square, how.percentile) } else { 1.0 };
         let (adam, slow) = (how.adam_at(t), how.slow_mean_at(t));
@@ -115,7 +115,7 @@ impl CheckedOptimizer {
 fn scan<T: Element>(isa: Isa, x: &[T], what: &str, squares: bool) -> Result<f64> {
     let found = par::map(x.len().div_ceil(UNIT), true, Vec::new, |i, wide: &mut Vec<f32>| {
         let x = &x[i * UNIT..x.len().min((i + 1) * UNIT)];
-        let x = widened(x, wide);
+        let x = widened(isa, x, wide);
         (blockwise::abs_max(isa, x), if squares { loops::sum_squares(x) } else { 0.0 })
     });
     if let Some(i) = found.iter().position(|(most, _)| too_large(*most)) {
@@ -134,17 +134,17 @@ fn too_large(v: f32) -> bool {
 }
 
 /// The norm; not finite where a value is not.
-fn scan_norm<T: Element>(x: &[T]) -> f64 {
+fn scan_norm<T: Element>(isa: Isa, x: &[T]) -> f64 {
     let squares = par::map(x.len().div_ceil(UNIT), true, Vec::new, |i, wide: &mut Vec<f32>| {
-        loops::sum_squares(widened(&x[i * UNIT..x.len().min((i + 1) * UNIT)], wide))
+        loops::sum_squares(widened(isa, &x[i * UNIT..x.len().min((i + 1) * UNIT)], wide))
     });
     squares.into_iter().sum::<f64>().sqrt()
 }
 
-fn widened<'a, T: Element>(x: &'a [T], wide: &'a mut Vec<f32>) -> &'a [f32] {
+fn widened<'a, T: Element>(isa: Isa, x: &'a [T], wide: &'a mut Vec<f32>) -> &'a [f32] {
     T::as_f32(x).unwrap_or_else(|| {
         wide.resize(x.len(), 0.0);
-        T::widen(x, wide);
+        T::widen(isa, x, wide);
         wide
     })
 }
@@ -225,7 +225,7 @@ impl Plan<'_> {
             }
         }
         let Buffers { moments: [a, b, c], p, raw, g, u, .. } = buffers;
-        let (p, raw) = (widened(&unit.p[at.clone()], p), widened(&unit.g[at], raw));
+        let (p, raw) = (widened(isa, &unit.p[at.clone()], p), widened(isa, &unit.g[at], raw));
         let decay = if how.decay == Decay::Gradient { how.weight_decay } else { 0.0 };
         loops::effective(isa, raw, self.scale, p, decay, g);
         let [beta1, beta2, _] = how.betas;
@@ -286,13 +286,13 @@ impl Plan<'_> {
                         loops::restore(isa, raw, old, p);
                     }
                 };
-                let raw = widened(&unit.g[at.clone()], raw);
+                let raw = widened(isa, &unit.g[at.clone()], raw);
                 match P::as_f32_mut(p) {
                     Some(p) => step(p, old_p, raw),
                     None => {
-                        P::widen(p, wide);
+                        P::widen(isa, p, wide);
                         step(wide, old_p, raw);
-                        P::narrow(wide, p);
+                        P::narrow(isa, wide, p);
                     }
                 }
             }

@@ -66,7 +66,7 @@ impl CheckedBlockwise {
             let (mut wide, mut bytes) = (Vec::new(), Vec::new());
             let values = T::as_f32(x).unwrap_or_else(|| {
                 wide.resize(x.len(), 0.0);
-                T::widen(x, &mut wide);
+                T::widen(isa, x, &mut wide);
                 &wide
             });
             let packed = self.map().bits() == 4;

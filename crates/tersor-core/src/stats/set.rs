@@ -165,9 +165,7 @@ impl StatSet {
         if let Some(gram) = &mut self.gram {
             let rows = gram::batch(&x, k, weights)?;
             let gram = Arc::make_mut(gram);
-            if !tersor_kernels::dense::add_gram(&rows, [tokens, k], gram, cfg!(feature = "rayon")) {
-                return Err(Error::shape("Gram matrix", [k, k], gram.len()));
-            }
+            tersor_kernels::dense::add_gram(&rows, [tokens, k], gram, cfg!(feature = "rayon"))?;
         }
         if let Some(squares) = &mut self.squares {
             for (row, w) in x.chunks_exact(k).zip(weights.each()) {

@@ -125,7 +125,7 @@ impl Prepared for Ready<'_> {
                         .for_each(|v| *v = affine::value(affine::code(*v, fit, *codes.start(), *codes.end()), fit));
                 }
             })
-        });
+        })?;
         let (width, groups) = (spec.group().width(cols).max(1), spec.group().count(cols));
         let original = values.clone();
         for (r, row) in values.chunks_exact_mut(cols.max(1)).enumerate() {

@@ -76,7 +76,7 @@ impl CheckedDgq {
         let shares = gram.best_of(w, GROUP_STEPS, |i, r, g, w, out| {
             let fit = Fit::of(ranges[r * groups + g], group_share(i));
             w.iter().zip(out).for_each(|(w, o)| *o = fit.rounded(*w));
-        });
+        })?;
         let fits: Vec<Fit> =
             ranges.iter().zip(&shares).map(|(r, i)| Fit::of(*r, group_share(usize::from(*i)))).collect();
         // Second: the row's scale, with those of the groups held.
@@ -102,7 +102,7 @@ impl CheckedDgq {
                         w.iter().zip(d).for_each(|(w, d)| *d = w - step * code(*w, scales[r], &group));
                     }
                 }
-                for (r, loss) in gram.losses(&d, scratch).into_iter().enumerate() {
+                for (r, loss) in gram.losses(&d, scratch)?.into_iter().enumerate() {
                     if loss < best[r] {
                         (best[r], chosen[r]) = (loss, scales[r]);
                     }

@@ -50,7 +50,7 @@ impl KvCache for IntCache {
                     key.copy_from_slice(&block.keys[at..at + dim]);
                     angles.turn(exec.isa(), &mut key);
                     if let Some(r) = &cache.how.key_rotation {
-                        r.forward(&mut key);
+                        r.forward(exec.isa(), &mut key);
                     }
                     cache.keys[h].push(exec.isa(), &key)?;
                     cache.values[h].push(exec.isa(), &block.values[at..at + dim])?;
@@ -76,7 +76,7 @@ impl KvCache for IntCache {
         let isa = exec.isa();
         let rotate = |q: &mut [f32]| {
             if let Some(r) = &self.how.key_rotation {
-                r.forward(q);
+                r.forward(isa, q);
             }
         };
         let (n, kept) = (self.heads.kv_heads, self.positions.len());

@@ -56,8 +56,8 @@ impl Rows {
             for &(n, b) in &self.parts {
                 let len = bits::packed_len(n, b);
                 let half = |i: usize| f16::from_le_bytes([bytes[at + i], bytes[at + i + 1]]).to_f32();
-                bits::unpack(&bytes[at..at + len], b, 0, &mut codes[..n]);
-                affine::lift(isa, &codes[..n], [half(len), half(len + 2)], &mut row[first..first + n]);
+                bits::unpack(isa, &bytes[at..at + len], b, 0, &mut codes[..n]);
+                affine::dequantize_with_offset(isa, &codes[..n], [half(len), half(len + 2)], &mut row[first..first + n]);
                 at += len + 4;
                 first += n;
             }
@@ -92,7 +92,7 @@ fn pack(isa: Isa, part: &[f32], b: u32, out: &mut Vec<u8>) -> Result<()> {
     }
     let at = out.len();
     out.resize(at + bits::packed_len(part.len(), b), 0);
-    bits::pack(&codes, b, &mut out[at..]);
+    bits::pack(isa, &codes, b, &mut out[at..]);
     out.extend(scale.to_le_bytes());
     out.extend(least.to_le_bytes());
     Ok(())

@@ -208,7 +208,7 @@ impl Steps for EncoderLayer {
         let mut made: Vec<Vec<f32>> =
             own.map(|(l, op)| apply(*op, l.bias.as_deref(), x, exec)).collect::<Result<_>>()?;
         let (mut out, next) = match (kind, &mut made[..]) {
-            (SiteKind::Qkv, [q, k, v]) => (self.mix([q, k, v].map(std::mem::take), exec), 1),
+            (SiteKind::Qkv, [q, k, v]) => (self.mix([q, k, v].map(std::mem::take), exec)?, 1),
             (_, [one, ..]) => (std::mem::take(one), 3),
             (_, []) => (Vec::new(), 3),
         };

@@ -63,11 +63,11 @@ impl EncoderLayer {
     /// Attention of one text to itself: `[tokens, hidden]` to `[tokens, hidden]`.
     pub(crate) fn attend(&self, x: &Input<'_>, exec: &Exec) -> Result<Vec<f32>> {
         let [q, k, v] = [0, 1, 2].map(|i| self.linears[0][i].apply(x, exec));
-        Ok(self.mix([q?, k?, v?], exec))
+        self.mix([q?, k?, v?], exec)
     }
 
     /// Attention over queries, keys and values, `[tokens, hidden]` each.
-    pub(crate) fn mix(&self, [q, k, v]: [Vec<f32>; 3], exec: &Exec) -> Vec<f32> {
+    pub(crate) fn mix(&self, [q, k, v]: [Vec<f32>; 3], exec: &Exec) -> Result<Vec<f32>> {
         let (hidden, heads, dim) = (self.config.hidden, self.config.heads, self.config.head_dim());
         let tokens = q.len() / hidden;
         let of = |m: &[f32], h: usize| -> Vec<f32> {
@@ -75,21 +75,21 @@ impl EncoderLayer {
         };
         let isa = exec.isa();
         let scale = (dim as f32).sqrt().recip();
-        let head = |h: usize, probs: &mut Vec<f32>| {
+        let head = |h: usize, probs: &mut Vec<f32>| -> Result<Vec<f32>> {
             let (mut q, k, v) = (of(&q, h), of(&k, h), of(&v, h));
             vector::scale(isa, scale, &mut q);
             let mut mixed = vec![0f32; tokens * dim];
-            attention::attend(isa, [&q, &k, &v], dim, &vec![0..tokens; tokens], probs, &mut mixed);
-            mixed
+            attention::attend(isa, [&q, &k, &v], dim, &vec![0..tokens; tokens], probs, &mut mixed)?;
+            Ok(mixed)
         };
         let fork = exec.parallel() && par::worth(heads * tokens * tokens * dim, tersor_core::cache::FORK);
         let mut out = vec![0f32; tokens * hidden];
         for (h, mixed) in par::map(heads, fork, Vec::new, head).into_iter().enumerate() {
-            for (row, mixed) in out.chunks_exact_mut(hidden).zip(mixed.chunks_exact(dim)) {
+            for (row, mixed) in out.chunks_exact_mut(hidden).zip(mixed?.chunks_exact(dim)) {
                 row[h * dim..(h + 1) * dim].copy_from_slice(mixed);
             }
         }
-        out
+        Ok(out)
     }
 
     /// The stream after attention: `norm(stream + W mixed)`.

@@ -5,7 +5,7 @@ mod quantizer;
 mod ranges;
 
 pub use input::integers;
-pub(crate) use input::{offsets, quantized};
+pub(crate) use input::{offsets, quantized, tokens};
 pub use quantizer::ActQuant;
 pub(crate) use quantizer::Codes;
 pub use ranges::{ActPlan, ActRange};

@@ -155,11 +155,11 @@ impl ActQuant {
     }
 
     /// Quantizes rows of `cols` finite values; [`ActQuant::check`] has accepted `cols`.
-    pub(crate) fn apply(&self, isa: Isa, x: &[f32], cols: usize) -> Encoded {
+    pub(crate) fn apply(&self, isa: Isa, x: &[f32], cols: usize) -> Result<Encoded> {
         let (cols, max) = (cols.max(1), self.max_code() as u8);
-        match &self.granularity {
+        Ok(match &self.granularity {
             Granularity::Token => {
-                let (codes, scales) = self.encode(isa, x, cols);
+                let (codes, scales) = self.encode(isa, x, cols)?;
                 Encoded::Codes(Codes { codes, scales, offsets: Vec::new() })
             }
             Granularity::Tensor => {
@@ -193,11 +193,11 @@ impl ActQuant {
             Granularity::Asymmetric(runs) => {
                 let (codes, scales, offsets) = self.encode_asymmetric(isa, x, cols / runs);
                 if *runs > 1 {
-                    return Encoded::Values(Self::decode(&codes, &scales, &offsets, cols / runs));
+                    return Ok(Encoded::Values(Self::decode(&codes, &scales, &offsets, cols / runs)));
                 }
                 Encoded::Codes(Codes { codes, scales, offsets })
             }
-        }
+        })
     }
 
     /// Returns codes less `2^(b-1)`, so that they are signed, scales, and the offsets that this and the zero point make:
@@ -227,12 +227,13 @@ impl ActQuant {
         Encoded::Codes(Codes { codes, scales: vec![scale; x.len() / cols], offsets: Vec::new() })
     }
 
-    /// Returns codes and scales of rows of `cols` finite values, each row with a scale of its own.
-    pub fn encode(&self, isa: Isa, x: &[f32], cols: usize) -> (Vec<i8>, Vec<f32>) {
+    /// Returns codes and scales of rows of `cols` values, each row with a scale of its own. Errors at a value that is not
+    /// finite.
+    pub fn encode(&self, isa: Isa, x: &[f32], cols: usize) -> Result<(Vec<i8>, Vec<f32>)> {
         let rows = x.len() / cols.max(1);
         let (mut codes, mut scales) = (vec![0i8; rows * cols], vec![1f32; rows]);
-        integer::quantize_rows(isa, x, cols, self.max_code(), &mut codes, &mut scales);
-        (codes, scales)
+        integer::quantize_rows(isa, x, cols, self.max_code(), &mut codes, &mut scales)?;
+        Ok((codes, scales))
     }
 
     /// Dequantizes codes `[tokens, cols]`: `scale * code + offset`, without offsets where `offsets` is empty.
@@ -259,7 +260,7 @@ mod tests {
     use crate::MatView;
 
     fn values(act: &ActQuant, x: &[f32], cols: usize) -> Vec<f32> {
-        match act.apply(Isa::detect(), x, cols) {
+        match act.apply(Isa::detect(), x, cols).unwrap() {
             Encoded::Codes(codes, scales, offsets) => ActQuant::decode(&codes, &scales, &offsets, cols),
             Encoded::Values(v) => v,
         }
@@ -268,7 +269,7 @@ mod tests {
     #[test]
     fn extremes_survive_and_zeros_stay() {
         let act = ActQuant::per_token(8).unwrap();
-        let (codes, scales) = act.encode(Isa::detect(), &[0.0, 0.0, -1.27, 0.50], 2);
+        let (codes, scales) = act.encode(Isa::detect(), &[0.0, 0.0, -1.27, 0.50], 2).unwrap();
         let x = ActQuant::decode(&codes, &scales, &[], 2);
         assert_eq!(x[..2], [0.0, 0.0]);
         assert!((x[2] + 1.27).abs() < 1e-6 && (x[3] - 0.5).abs() < 1e-6);

@@ -205,7 +205,7 @@ impl Map {
         let value = |c: usize| values.get(c).copied().unwrap_or(last);
         let (first, look_up) = (std::array::from_fn(value), Table::new(std::array::from_fn(value)));
         // `made` is called with 2 to 256 finite values, and they were just made ascending.
-        let search = Codebook::new(&sorted).unwrap_or_else(|| unreachable!("sorted finite values"));
+        let search = Codebook::new(&sorted).unwrap_or_else(|e| unreachable!("sorted finite values: {e}"));
         Self(Arc::new(Inner { kind, values, search, codes, first, look_up }))
     }
 

@@ -217,7 +217,7 @@ impl Quantized {
                 None => {
                     wide.resize(out.len(), 0.0);
                     self.decode(isa, index * UNIT, &mut wide);
-                    T::narrow(&wide, out);
+                    T::narrow(isa, &wide, out);
                 }
             }
         };

@@ -6,7 +6,8 @@ use tersor_core::operator::check_apply;
 use tersor_core::rows::check_range;
 use tersor_core::tensors::join;
 use tersor_core::{
-    Error, Exec, Input, LinearOp, Loading, MatView, MatViewMut, OpSpec, Result, RowSlot, TensorSink, Write, view,
+    Error, Exec, GemmTask, Input, LinearOp, Loading, MatView, MatViewMut, OpSpec, Result, RowSlot, TensorSink, Tile,
+    Write, view,
 };
 use tersor_kernels::dense::{How, Out, product};
 
@@ -52,8 +53,7 @@ impl LinearOp for Factored {
         }
         let y = Out { data: out, stride: cols };
         let how = How { isa: exec.isa(), write: Write::Set, parallel: false };
-        product(how, &up, [rows.len(), rank], &transposed, cols, y);
-        Ok(())
+        Ok(product(how, &up, [rows.len(), rank], &transposed, cols, y)?)
     }
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
         check_apply(self.shape(), x, &y)?;
@@ -61,6 +61,12 @@ impl LinearOp for Factored {
         let mut inner = vec![0f32; view::elements(shape)?];
         self.down.apply(x, MatViewMut::new(&mut inner, shape)?, Write::Set, exec)?;
         self.up.apply(&Input::new(&inner, shape)?, y, write, exec)
+    }
+    fn task<'a>(&'a self, x: &Input<'_>, exec: &Exec) -> Result<Option<Box<dyn GemmTask + 'a>>> {
+        let shape = [x.shape()[0], self.up.shape()[1]];
+        let mut inner = vec![0f32; view::elements(shape)?];
+        self.down.apply(x, MatViewMut::new(&mut inner, shape)?, Write::Set, exec)?;
+        self.up.task(&Input::owned(inner, shape)?, exec)
     }
     fn apply_transposed(&self, dy: MatView<'_, f32>, dx: MatViewMut<'_>, exec: &Exec) -> Result<()> {
         let shape = [dy.shape()[0], self.up.shape()[1]];
@@ -119,6 +125,11 @@ impl LinearOp for Residual {
         self.base.apply(x, y.reborrow(), write, exec)?;
         self.low_rank.apply(x, y, Write::Add, exec)
     }
+    fn task<'a>(&'a self, x: &Input<'_>, exec: &Exec) -> Result<Option<Box<dyn GemmTask + 'a>>> {
+        let Some(base) = self.base.task(x, exec)? else { return Ok(None) };
+        let Some(low_rank) = self.low_rank.task(x, exec)? else { return Ok(None) };
+        Ok(Some(Box::new(Sum(base, low_rank))))
+    }
     fn apply_transposed(&self, dy: MatView<'_, f32>, mut dx: MatViewMut<'_>, exec: &Exec) -> Result<()> {
         self.base.apply_transposed(dy, dx.reborrow(), exec)?;
         self.low_rank.apply_transposed(dy, dx, exec)
@@ -133,6 +144,35 @@ impl LinearOp for Residual {
     fn save_block(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
         self.base.save_block(&join(prefix, "base"), at, sink)?;
         self.low_rank.save_block(&join(prefix, "low_rank"), at, sink)
+    }
+}
+
+/// The sum of two products of one shape, run by run.
+struct Sum<'a>(Box<dyn GemmTask + 'a>, Box<dyn GemmTask + 'a>);
+
+impl GemmTask for Sum<'_> {
+    fn rows(&self) -> usize {
+        self.0.rows()
+    }
+    fn tokens(&self) -> usize {
+        self.0.tokens()
+    }
+    fn granularity(&self) -> usize {
+        let (a, b) = (self.0.granularity().max(1), self.1.granularity().max(1));
+        // The least common multiple.
+        let (mut x, mut y) = (a, b);
+        while y > 0 {
+            (x, y) = (y, x % y);
+        }
+        a / x * b
+    }
+    fn run_bytes(&self) -> usize {
+        let of = |task: &dyn GemmTask| self.granularity() / task.granularity().max(1) * task.run_bytes();
+        of(&*self.0) + of(&*self.1)
+    }
+    fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>) {
+        self.0.run(rows.clone(), write, tile);
+        self.1.run(rows, Write::Add, tile);
     }
 }
 

@@ -11,7 +11,7 @@ use tersor_core::method::ROW_UNIT;
 use tersor_core::operator::check_apply;
 use tersor_core::tensors::{join, read_expected, read_floats, write_floats};
 use tersor_core::{
-    DType, Error, Exec, FeatureMap, Input, LinearOp, Loading, MatView, MatViewMut, OpSpec, Result, Rotation, RowSlot,
+    DType, Error, Exec, FeatureMap, GemmTask, Input, Isa, LinearOp, Loading, MatView, MatViewMut, OpSpec, Result, Rotation, RowSlot,
     TensorInfo, TensorSink, Write, check_finite,
 };
 
@@ -45,6 +45,11 @@ pub struct QuantizedInputs {
     sums: OnceLock<Vec<f32>>,
 }
 
+/// Returns the key of an input that was changed by these values.
+fn key(change: &[u8], values: impl Iterator<Item = u8>) -> u128 {
+    fingerprint(&change.iter().copied().chain(values).collect::<Vec<u8>>())
+}
+
 fn check_width(op: &dyn LinearOp, n: usize) -> Result<()> {
     if op.shape()[1] == n { Ok(()) } else { Err(Error::shape("features of a wrapped operator", n, op.shape()[1])) }
 }
@@ -68,7 +73,7 @@ impl Permuted {
     pub fn new(order: Vec<u32>, op: Box<dyn LinearOp>) -> Result<Self> {
         check_width(&*op, order.len())?;
         FeatureMap::permutation(order.clone())?;
-        let key = fingerprint(&[b"permuted", bytemuck::cast_slice(&order) as &[u8]].concat());
+        let key = key(b"permuted", order.iter().flat_map(|v| v.to_le_bytes()));
         Ok(Self { order, key, op })
     }
 }
@@ -82,7 +87,7 @@ impl ScaledInputs {
     pub fn new(scales: Vec<f32>, op: Box<dyn LinearOp>) -> Result<Self> {
         check_width(&*op, scales.len())?;
         check_finite(&scales, scales.len(), 0)?;
-        let key = fingerprint(&[b"scaled", bytemuck::cast_slice(&scales) as &[u8]].concat());
+        let key = key(b"scaled", scales.iter().flat_map(|v| v.to_le_bytes()));
         Ok(Self { scales, key, op })
     }
 }
@@ -128,11 +133,11 @@ trait Wrap: Send + Sync {
         Ok(())
     }
     /// Changes rows of `W'` into rows of `W`.
-    fn restore(&self, rows: &mut [f32]);
+    fn restore(&self, rows: &mut [f32], isa: Isa);
     /// Adds the gradient of `x` to `dx`, given the gradient of the changed input.
-    fn backward(&self, inner: &mut [f32], mut dx: MatViewMut<'_>) {
+    fn backward(&self, inner: &mut [f32], mut dx: MatViewMut<'_>, isa: Isa) {
         // The inputs change as the rows do: x' = x Mᵀ where W = W' M.
-        self.restore(inner);
+        self.restore(inner, isa);
         let width = dx.shape()[1].max(1);
         for (dx, d) in dx.rows_mut().zip(inner.chunks_exact(width)) {
             dx.iter_mut().zip(d).for_each(|(a, b)| *a += b);
@@ -148,11 +153,11 @@ impl Wrap for Rotated {
     fn inner(&self) -> &dyn LinearOp {
         &*self.op
     }
-    fn input(&self, x: &Input<'_>, _: &Exec) -> Result<Arc<Input<'static>>> {
-        x.form(self.rotation.key(), |v| self.rotation.forward(v))
+    fn input(&self, x: &Input<'_>, exec: &Exec) -> Result<Arc<Input<'static>>> {
+        x.form(self.rotation.key(), |v| self.rotation.forward(exec.isa(), v))
     }
-    fn restore(&self, rows: &mut [f32]) {
-        self.rotation.inverse(rows);
+    fn restore(&self, rows: &mut [f32], isa: Isa) {
+        self.rotation.inverse(isa, rows);
     }
     fn own_bits(&self) -> u64 {
         self.rotation.storage_bits()
@@ -180,7 +185,7 @@ impl Wrap for Permuted {
             }
         })
     }
-    fn restore(&self, rows: &mut [f32]) {
+    fn restore(&self, rows: &mut [f32], _: Isa) {
         let width = self.order.len();
         let mut old = vec![0f32; width];
         for row in rows.chunks_exact_mut(width.max(1)) {
@@ -208,11 +213,11 @@ impl Wrap for ScaledInputs {
     fn inner(&self) -> &dyn LinearOp {
         &*self.op
     }
-    fn input(&self, x: &Input<'_>, _: &Exec) -> Result<Arc<Input<'static>>> {
-        x.form(self.key, |v| self.restore(v))
+    fn input(&self, x: &Input<'_>, exec: &Exec) -> Result<Arc<Input<'static>>> {
+        x.form(self.key, |v| self.restore(v, exec.isa()))
     }
     /// `W = W' diag(s)`: the weights take the same factors as the inputs.
-    fn restore(&self, rows: &mut [f32]) {
+    fn restore(&self, rows: &mut [f32], _: Isa) {
         for row in rows.chunks_exact_mut(self.scales.len().max(1)) {
             row.iter_mut().zip(&self.scales).for_each(|(v, s)| *v *= s);
         }
@@ -244,7 +249,7 @@ impl Wrap for QuantizedInputs {
         }
         Ok(())
     }
-    fn restore(&self, _: &mut [f32]) {}
+    fn restore(&self, _: &mut [f32], _: Isa) {}
     fn own_bits(&self) -> u64 {
         self.act.scales().len() as u64 * 32
     }
@@ -279,7 +284,7 @@ macro_rules! wrapped {
             }
             fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
                 self.inner().decompress_rows(rows, out, exec)?;
-                self.restore(out);
+                self.restore(out, exec.isa());
                 Ok(())
             }
             fn apply(&self, x: &Input<'_>, mut y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
@@ -288,6 +293,11 @@ macro_rules! wrapped {
                 self.inner().apply(&input, y.reborrow(), write, exec)?;
                 self.finish(&input, y, exec)
             }
+            fn task<'a>(&'a self, x: &Input<'_>, exec: &Exec) -> Result<Option<Box<dyn GemmTask + 'a>>> {
+                let input = self.input(x, exec)?;
+                // With offsets there is more to do than the product.
+                if offsets(&input).is_some() { Ok(None) } else { self.inner().task(&input, exec) }
+            }
             fn apply_transposed(&self, dy: MatView<'_, f32>, dx: MatViewMut<'_>, exec: &Exec) -> Result<()> {
                 let shape = [dy.shape()[0], self.shape()[1]];
                 if dx.shape() != shape {
@@ -295,7 +305,7 @@ macro_rules! wrapped {
                 }
                 let mut inner = vec![0f32; tersor_core::view::elements(shape)?];
                 self.inner().apply_transposed(dy, MatViewMut::new(&mut inner, shape)?, exec)?;
-                self.backward(&mut inner, dx);
+                self.backward(&mut inner, dx, exec.isa());
                 Ok(())
             }
             fn spec_block(&self, at: RowSlot) -> OpSpec {

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use tersor_core::rows::check_range;
 use tersor_core::tensors::{join, read_expected};
 use tersor_core::{
-    DType, Error, Exec, GroupSize, Input, Isa, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot,
+    DType, Error, Exec, GemmTask, GroupSize, Input, Isa, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot,
     TensorInfo, TensorSink, TensorSource, Write, check_finite,
 };
 use tersor_kernels::affine::{self, Affine};
@@ -16,7 +16,7 @@ use tersor_kernels::grouped::{self, Groups};
 use tersor_kernels::integer::Panels;
 
 use super::{Clip, Grid, GroupSpec};
-use crate::integer::multiply;
+use crate::integer::{multiply, task};
 use crate::packing::{pack_rows, unpack_rows};
 
 /// A matrix `[out_features, in_features]` of codes on uniform grids: `weight = scale * (code - zero)`.
@@ -74,9 +74,7 @@ impl GroupedLinear {
         let (groups, none) = (groups(&spec, cols), Affine { scale: 1.0, zero: 0 });
         let mut codes = vec![0u8; rows * groups.row_bytes()];
         let mut fits = vec![none; rows * groups.count()];
-        if !grouped::quantize(isa, w, &groups, fit, (&mut codes, &mut fits), true)? {
-            return Err(Error::shape("elements of a matrix", shape, w.len()));
-        }
+        grouped::quantize(isa, w, &groups, fit, (&mut codes, &mut fits), true)?;
         fits.truncate(fit_count(&spec, shape));
         Ok(Self::new(spec, shape, codes, &fits))
     }
@@ -161,17 +159,17 @@ impl GroupedLinear {
     pub fn row_codes(&self, row: usize) -> Result<Vec<u8>> {
         let mut out = vec![0u8; self.shape[1]];
         check_range(self.shape, &(row..row.saturating_add(1)), out.len())?;
-        self.read_codes(row, &mut out);
+        self.read_codes(Isa::detect(), row, &mut out);
         Ok(out)
     }
 
     /// Writes the codes of an existing row.
-    fn read_codes(&self, row: usize, out: &mut [u8]) {
+    fn read_codes(&self, isa: Isa, row: usize, out: &mut [u8]) {
         match self.panels.get() {
             Some(panels) if self.codes.is_empty() => panels.row_codes(row, out),
             _ => {
                 let width = row_bytes(&self.spec, self.shape[1]);
-                bits::unpack(&self.codes[row * width..(row + 1) * width], self.spec.bits().get(), 0, out);
+                bits::unpack(isa, &self.codes[row * width..(row + 1) * width], self.spec.bits().get(), 0, out);
             }
         }
     }
@@ -184,8 +182,8 @@ impl GroupedLinear {
         }
         let (mut row, mut out) = (vec![0u8; cols], vec![0u8; rows * width]);
         for (r, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
-            self.read_codes(r, &mut row);
-            bits::pack(&row, self.spec.bits().get(), out);
+            self.read_codes(Isa::detect(), r, &mut row);
+            bits::pack(Isa::detect(), &row, self.spec.bits().get(), out);
         }
         Cow::Owned(out)
     }
@@ -200,8 +198,8 @@ impl GroupedLinear {
             let fit = self.fit(fit_index(spec, cols, row, group));
             (fit.scale, fit.zero)
         };
-        let made = Panels::new(&self.codes, spec.bits().get(), self.shape, spec.group().width(cols).max(1), fit);
-        let made = made.ok_or_else(|| Error::shape("bytes of codes", self.shape, self.codes.len()))?;
+        let group = spec.group().width(cols).max(1);
+        let made = Panels::new(Isa::detect(), &self.codes, spec.bits().get(), self.shape, group, fit)?;
         Ok(self.panels.get_or_init(|| made))
     }
 
@@ -289,12 +287,11 @@ impl LinearOp for GroupedLinear {
         let (groups, width) = (groups(&self.spec, cols), row_bytes(&self.spec, cols));
         if self.codes.len() == self.shape[0] * width {
             let codes = &self.codes[rows.start * width..rows.end * width];
-            grouped::dequantize(isa, codes, &groups, |r, g| fit(rows.start + r, g), out, false);
-            return Ok(());
+            return Ok(grouped::dequantize(isa, codes, &groups, |r, g| fit(rows.start + r, g), out, false)?);
         }
         let mut codes = vec![0u8; cols];
         for (r, out) in rows.zip(out.chunks_exact_mut(cols)) {
-            self.read_codes(r, &mut codes);
+            self.read_codes(isa, r, &mut codes);
             for (g, span) in spans(&self.spec, cols).enumerate() {
                 affine::dequantize(isa, &codes[span.clone()], fit(r, g), &mut out[span]);
             }
@@ -304,6 +301,10 @@ impl LinearOp for GroupedLinear {
 
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
         multiply(self.panels()?, self.shape, x, y, write, exec)
+    }
+
+    fn task<'a>(&'a self, x: &Input<'_>, exec: &Exec) -> Result<Option<Box<dyn GemmTask + 'a>>> {
+        task(self.panels()?, x, exec)
     }
 
     fn spec_block(&self, at: RowSlot) -> OpSpec {

@@ -1,0 +1,130 @@
+//! K-means clustering of f32 points: Lloyd's iteration (Lloyd 1982) and mini-batches (Sculley 2010), with weights.
+//!
+//! Points are `[n, dims]`, row-major. The objective is the weighted sum of the squared distances from points to their
+//! centroids, in the square of the unit of the points. The same bytes come out of any number of threads and any
+//! instruction set.
+//!
+//! A point is assigned to the centroid with the smallest `‖c‖² − 2 x·c`, computed in f32 ([`tersor_kernels::cluster`]
+//! states the order of operations); of equal values the lowest index wins. This is a nearest centroid up to the rounding
+//! of the formula, whose error is relative to `‖c‖² + 2 ‖x‖ ‖c‖` and not to the distance: points whose mean is far from
+//! the origin in comparison with their spread should be centred first. Distances themselves are sums of squared
+//! differences in f32: points whose squared distances are below its range of about 1e-38 count as equal.
+//!
+//! ```
+//! # fn main() -> tersor_core::Result<()> {
+//! use tersor_core::{Check, Context};
+//! use tersor_linalg::kmeans::{KMeans, assign};
+//! let points = [0.0, 0.0, 0.0, 1.0, 9.0, 9.0, 9.0, 10.0];
+//! let found = KMeans::new(2).check()?.fit(&points, [4, 2], None, &Context::new())?;
+//! assert_eq!(found.objective(), 1.0);
+//! assert_eq!(assign(found.centroids(), &points, [4, 2])?.0, found.assignment());
+//! # Ok(())
+//! # }
+//! ```
+
+mod batch;
+mod data;
+mod lloyd;
+mod params;
+mod seeding;
+
+pub use params::{CheckedKMeans, KMeans, Seeding};
+
+use tersor_core::{Context, Error, Result};
+use tersor_kernels::cluster::Centroids;
+
+use data::Data;
+
+/// Points in clusters.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Clustering {
+    centroids: Vec<f32>,
+    assignment: Vec<u32>,
+    objectives: Vec<f64>,
+}
+
+impl Clustering {
+    /// The centroids, `[k, dims]`.
+    pub fn centroids(&self) -> &[f32] {
+        &self.centroids
+    }
+
+    /// For each point the index of the centroid that it is assigned to: what [`assign`] says of these centroids.
+    pub fn assignment(&self) -> &[u32] {
+        &self.assignment
+    }
+
+    /// The weighted sum of the squared distances from points to their centroids.
+    pub fn objective(&self) -> f64 {
+        self.objectives.last().copied().unwrap_or_default()
+    }
+
+    /// The objective after the seeding and after each Lloyd iteration; of mini-batches the last one alone.
+    pub fn objectives(&self) -> &[f64] {
+        &self.objectives
+    }
+
+    /// Lloyd iterations that ran; 0 of mini-batches, which run as many as were asked for.
+    pub fn iterations(&self) -> usize {
+        self.objectives.len().saturating_sub(1)
+    }
+
+    /// Centroids and assignment, without a copy.
+    pub fn into_parts(self) -> (Vec<f32>, Vec<u32>) {
+        (self.centroids, self.assignment)
+    }
+}
+
+impl CheckedKMeans {
+    /// Clusters points `[n, dims]`, each of which counts as often as `weights` says, or once.
+    ///
+    /// Runs in the pool of the context. Random choices come from the stream of the context that
+    /// [`KMeans::stream`] names, and cancellation is looked at once an iteration. Needs memory for the assignment and for
+    /// sums in f64, which take at most `8 n (dims + 1)` bytes.
+    ///
+    /// Points that repeat are allowed: with fewer different points than `k`, the centroids that are too many repeat
+    /// others, their clusters are empty and the objective can reach 0.
+    ///
+    /// Error when lengths do not fit the shape, when `dims` is 0, when a point or a given centroid is not finite or so
+    /// large that squared distances overflow f32, when a weight is negative or not finite, when fewer than `k` points
+    /// have a positive weight, or when the context is cancelled.
+    pub fn fit(&self, points: &[f32], shape: [usize; 2], weights: Option<&[f32]>, cx: &Context) -> Result<Clustering> {
+        cx.run(|| {
+            let data = Data::new(points, shape, weights)?;
+            data.at_least(self.k)?;
+            let mut best: Option<Clustering> = None;
+            for run in 0..self.restarts {
+                let mut rng = match run {
+                    0 => cx.stream(&self.stream),
+                    _ => cx.stream(&format!("{}, restart {run}", self.stream)),
+                };
+                let seeds = seeding::seeds(self, &data, &mut rng, cx)?;
+                let found = match self.mini_batch {
+                    None => lloyd::fit(self, &data, seeds, cx)?,
+                    Some(size) => batch::fit(self, &data, seeds, size, &mut rng, cx)?,
+                };
+                if best.as_ref().is_none_or(|b| found.objective() < b.objective()) {
+                    best = Some(found);
+                }
+            }
+            best.ok_or_else(|| Error::Numerical("k-means without a run".into()))
+        })
+    }
+}
+
+/// The nearest of `centroids` (`[k, dims]`) for each of `points` (`[n, dims]`) as the [module](self) defines it, and the
+/// sum of the squared distances to them. Runs in the current pool.
+///
+/// Error when there is no centroid, when lengths do not fit the shape, when `dims` is 0, or when a value is not finite
+/// or so large that squared distances overflow f32.
+pub fn assign(centroids: &[f32], points: &[f32], [n, dims]: [usize; 2]) -> Result<(Vec<u32>, f64)> {
+    let data = Data::new(points, [n, dims], None)?;
+    let k = centroids.len() / dims;
+    if k == 0 || centroids.len() != k * dims || u32::try_from(k).is_err() {
+        return Err(Error::shape("values of centroids", format!("a multiple of {dims}, above 0"), centroids.len()));
+    }
+    data.check_values(centroids)?;
+    let mut assignment = vec![0u32; n];
+    let sums = data.step(&Centroids::new(centroids, dims), &mut assignment);
+    Ok((assignment, sums.objective))
+}
