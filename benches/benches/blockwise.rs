@@ -8,7 +8,7 @@ use std::io::BufRead;
 use tersor_benches::{against_memory, copying, on_pinned_threads, reading, times};
 use tersor_blockwise::optimizer::Optimizer;
 use tersor_blockwise::{Blockwise, Map};
-use tersor_core::{Check, Isa};
+use tersor_core::{Check, Exec, Isa};
 
 const N: usize = 64 << 20;
 
@@ -35,7 +35,7 @@ fn values() -> Vec<f32> {
 }
 
 fn run(threads: usize, filters: &[String]) {
-    let x = values();
+    let (x, exec) = (values(), Exec::new());
     let mut y = vec![1f32; N];
     for (name, map, block) in [
         ("dynamic, 4096", Map::dynamic(true), 4096),
@@ -60,11 +60,12 @@ fn run(threads: usize, filters: &[String]) {
                 against_memory(&x, &mut y, bytes, &mut || how.quantize_into(&x, &mut codes, &mut absmax).unwrap()),
             );
         }
-        let q = how.quantize(&x).unwrap();
+        let q = how.quantize_values(&x).unwrap();
         let mut out = vec![1f32; N];
         let what = format!("dequantize {name}");
         if wanted(&what) {
-            show(&what, against_memory(&x, &mut y, [bytes[1], bytes[0]], &mut || q.dequantize_into(&mut out).unwrap()));
+            let mut read = || q.dequantize_into(&mut out, &exec).unwrap();
+            show(&what, against_memory(&x, &mut y, [bytes[1], bytes[0]], &mut read));
         }
     }
     for (name, how, bytes) in [
@@ -90,7 +91,7 @@ fn run(threads: usize, filters: &[String]) {
 
 /// A line for each line of the input.
 fn answer() {
-    let x = values();
+    let (x, exec) = (values(), Exec::new());
     let mut y = vec![1f32; N];
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -112,11 +113,11 @@ fn answer() {
             }
             [what, name, block] => {
                 let how = Blockwise::new(map(name)).block(block.parse().unwrap_or(256)).check().unwrap();
-                let q = how.quantize(&x).unwrap();
+                let q = how.quantize_values(&x).unwrap();
                 let (mut codes, mut absmax) = (q.codes().to_vec(), q.absmax().to_vec());
                 match what {
                     "quantize" => show(&mut || how.quantize_into(&x, &mut codes, &mut absmax).unwrap()),
-                    _ => show(&mut || q.dequantize_into(&mut y).unwrap()),
+                    _ => show(&mut || q.dequantize_into(&mut y, &exec).unwrap()),
                 }
             }
             _ => println!("nan"),

@@ -109,16 +109,16 @@ fn main() {
 }
 
 /// Operands, made when the first line asks for them.
-fn weights([rows, cols]: [usize; 2], form: &Form) -> Option<Vec<Panels>> {
+fn weights(isa: Isa, [rows, cols]: [usize; 2], form: &Form) -> Option<Vec<Panels>> {
     let width = bits::packed_len(cols, form.bits);
     let packed: Vec<u8> = (0..rows * width).map(|i| ((i * 37) >> 3) as u8).collect();
     let zero = 1 << (form.bits - 1);
     let first = if form.dual {
         let fit = |r: usize, g: usize| ((r + g) as u8 % 15 + 1, zero);
-        Panels::dual(&packed, form.bits, [rows, cols], form.group, fit, &vec![0.01; rows])?
+        Panels::dual(isa, &packed, form.bits, [rows, cols], form.group, fit, &vec![0.01; rows]).ok()?
     } else {
         let fit = |r: usize, g: usize| (((r + g) % 64 + 1) as f32 / 4096.0, zero);
-        Panels::new(&packed, form.bits, [rows, cols], form.group, fit)?
+        Panels::new(isa, &packed, form.bits, [rows, cols], form.group, fit).ok()?
     };
     let copies = (BEYOND / first.bytes()).max(1) + 1;
     Some(vec![first; copies])
@@ -136,7 +136,7 @@ fn measure(isa: Isa, threads: usize, [rows, cols]: [usize; 2], form: &Form, buff
         if !words.iter().all(|w| label.contains(w.as_str())) {
             continue;
         }
-        let Some(weights) = made.get_or_insert_with(|| weights([rows, cols], form)) else { return };
+        let Some(weights) = made.get_or_insert_with(|| weights(isa, [rows, cols], form)) else { return };
         let padding = weights[0].padding();
         let x = if planes == 1 {
             let codes: Vec<i8> = (0..tokens * cols).map(|i| ((i * 31) >> 2) as i8).collect();
@@ -145,12 +145,12 @@ fn measure(isa: Isa, threads: usize, [rows, cols]: [usize; 2], form: &Form, buff
             let values: Vec<f32> = (0..tokens * cols).map(|i| (i % 1000) as f32 - 500.0).collect();
             Activations::exact(isa, &values, tokens, padding)
         };
-        let Some(x) = x else { return };
+        let Ok(x) = x else { return };
         let mut y = vec![0f32; tokens * rows];
         let copies = weights.len();
         let run = |i: usize| {
             let y = Out { data: &mut y, stride: rows };
-            product(isa, &x, &weights[i % copies], Write::Set, y, threads > 1);
+            product(isa, &x, &weights[i % copies], Write::Set, y, threads > 1).ok();
         };
         let limit = || match tokens {
             1 => read_rate(buffer, threads),

@@ -8,7 +8,7 @@ use tersor_benches::{against_memory, on_pinned_threads, parts};
 use tersor_kernels::affine::{Affine, min_max};
 use tersor_kernels::grouped::{Groups, dequantize, quantize};
 use tersor_kernels::integer::quantize_rows;
-use tersor_kernels::{Isa, convert, hadamard};
+use tersor_kernels::{Fault, Isa, convert, hadamard};
 
 const ROWS: usize = 8192;
 const COLS: usize = 4096;
@@ -44,7 +44,7 @@ fn run(isa: Isa, threads: usize) {
         let groups = Groups { cols: COLS, group, bits, range: 0..=most };
         let mut codes = vec![1u8; ROWS * groups.row_bytes()];
         let mut fits = vec![Affine { scale: 1.0, zero: 0 }; ROWS * groups.count()];
-        let fit = |_: usize, row: &[f32], fits: &mut [Affine]| -> Result<(), ()> {
+        let fit = |_: usize, row: &[f32], fits: &mut [Affine]| -> Result<(), Fault> {
             for (part, fit) in row.chunks(group).zip(fits) {
                 let (lo, hi) = min_max(isa, part);
                 let scale = (hi - lo) / f32::from(most);
@@ -55,30 +55,31 @@ fn run(isa: Isa, threads: usize) {
         let bytes = [4 * N, codes.len() + 5 * fits.len()];
         show(&format!("quantize {name}"), bytes, &mut || {
             let done = quantize(isa, &x, &groups, fit, (&mut codes, &mut fits), threads > 1);
-            assert_eq!(done, Ok(true));
+            assert_eq!(done, Ok(()));
         });
         let mut back = vec![1f32; N];
         let count = groups.count();
         show(&format!("dequantize {name}"), [bytes[1], 4 * N], &mut || {
-            assert!(dequantize(isa, &codes, &groups, |r, g| fits[r * count + g], &mut back, threads > 1));
+            let done = dequantize(isa, &codes, &groups, |r, g| fits[r * count + g], &mut back, threads > 1);
+            assert_eq!(done, Ok(()));
         });
     }
     let mut codes = vec![1i8; N];
     show("activations, 8 bits a token", [4 * N, N], &mut || {
         parts(&x, &mut codes, |x, codes| {
             let mut scales = vec![0f32; x.len() / COLS];
-            quantize_rows(isa, x, COLS, 127, codes, &mut scales);
+            quantize_rows(isa, x, COLS, 127, codes, &mut scales).ok();
         });
     });
     let (mut halves, mut brains, mut back) = (vec![f16::ONE; N], vec![bf16::ONE; N], vec![1f32; N]);
-    show("f32 to f16", [4 * N, 2 * N], &mut || parts(&x, &mut halves, convert::f32_to_f16));
-    show("f16 to f32", [2 * N, 4 * N], &mut || parts(&halves, &mut back, convert::f16_to_f32));
-    show("f32 to bf16", [4 * N, 2 * N], &mut || parts(&x, &mut brains, convert::f32_to_bf16));
-    show("bf16 to f32", [2 * N, 4 * N], &mut || parts(&brains, &mut back, convert::bf16_to_f32));
+    show("f32 to f16", [4 * N, 2 * N], &mut || parts(&x, &mut halves, |x, y| convert::f32_to_f16(isa, x, y)));
+    show("f16 to f32", [2 * N, 4 * N], &mut || parts(&halves, &mut back, |x, y| convert::f16_to_f32(isa, x, y)));
+    show("f32 to bf16", [4 * N, 2 * N], &mut || parts(&x, &mut brains, |x, y| convert::f32_to_bf16(isa, x, y)));
+    show("bf16 to f32", [2 * N, 4 * N], &mut || parts(&brains, &mut back, |x, y| convert::bf16_to_f32(isa, x, y)));
     show("Hadamard of 4096", [4 * N, 4 * N], &mut || {
         parts(&[0u8; 64], &mut back, |_, y| {
             y.chunks_exact_mut(COLS).for_each(|row| {
-                hadamard::fwht(row);
+                hadamard::fwht(isa, row).ok();
             });
         });
     });

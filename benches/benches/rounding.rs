@@ -3,7 +3,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
-use tersor::core::{LinearOp, MatView};
+use tersor::core::{Exec, LinearOp, MatView};
 use tersor::groupwise::Rtn;
 
 fn rounding(c: &mut Criterion) {
@@ -12,14 +12,14 @@ fn rounding(c: &mut Criterion) {
     let view = MatView::new(&w, shape).expect("a matrix");
     let mut group = c.benchmark_group("1024x4096");
     group.throughput(Throughput::Bytes(4 * w.len() as u64)).sample_size(20);
-    let mut out = vec![0f32; w.len()];
+    let (mut out, exec) = (vec![0f32; w.len()], Exec::new());
     group.bench_function("memcpy", |b| b.iter(|| out.copy_from_slice(black_box(&w))));
     for (bits, size) in [(8, 4096), (4, 128), (4, 32), (3, 64)] {
         let rtn = Rtn::new().bits(bits).group(size);
         group.bench_function(format!("quantize w{bits}-g{size}"), |b| b.iter(|| rtn.quantize(black_box(&view))));
-        let op = rtn.quantize(&view).expect("finite values");
+        let (op, _) = rtn.quantize(&view).expect("finite values");
         group.bench_function(format!("dequantize w{bits}-g{size}"), |b| {
-            b.iter(|| op.decompress_rows(0..shape[0], &mut out))
+            b.iter(|| op.decompress_rows(0..shape[0], &mut out, &exec))
         });
     }
     group.finish();

@@ -48,7 +48,7 @@ fn ours(form: &str, [rows, cols, tokens]: [usize; 3]) -> Option<f64> {
         let w = vec![values(rows * cols); copies];
         let how = How { isa, write: Write::Set, parallel: true };
         return Some(time(|i| {
-            dense::product(how, &x, [tokens, cols], &w[i % copies], rows, Out { data: &mut y, stride: rows });
+            dense::product(how, &x, [tokens, cols], &w[i % copies], rows, Out { data: &mut y, stride: rows }).ok();
         }));
     }
     let (width, group) = form.split_at(1);
@@ -59,19 +59,19 @@ fn ours(form: &str, [rows, cols, tokens]: [usize; 3]) -> Option<f64> {
     let panels = match group {
         "dual" => {
             let fit = |r: usize, g: usize| ((r + g) as u8 % 15 + 1, zero);
-            Panels::dual(&packed, width, [rows, cols], 128, fit, &vec![0.01; rows])?
+            Panels::dual(isa, &packed, width, [rows, cols], 128, fit, &vec![0.01; rows]).ok()?
         }
-        "row" => Panels::new(&packed, width, [rows, cols], cols, fit)?,
-        g => Panels::new(&packed, width, [rows, cols], g.strip_prefix('g')?.parse().ok()?, fit)?,
+        "row" => Panels::new(isa, &packed, width, [rows, cols], cols, fit).ok()?,
+        g => Panels::new(isa, &packed, width, [rows, cols], g.strip_prefix('g')?.parse().ok()?, fit).ok()?,
     };
     let copies = (BEYOND / panels.bytes()).max(1) + 1;
     let panels = vec![panels; copies];
     let (mut codes, mut scales) = (vec![0i8; tokens * cols], vec![0f32; tokens]);
     let once = |i: usize| {
         let w = &panels[i % copies];
-        quantize_rows(isa, &x, cols, 127, &mut codes, &mut scales);
-        if let Some(x) = Activations::from_codes(&codes, &scales, w.padding()) {
-            product(isa, &x, w, Write::Set, Out { data: &mut y, stride: rows }, true);
+        quantize_rows(isa, &x, cols, 127, &mut codes, &mut scales).ok();
+        if let Ok(x) = Activations::from_codes(&codes, &scales, w.padding()) {
+            product(isa, &x, w, Write::Set, Out { data: &mut y, stride: rows }, true).ok();
         }
     };
     // As a decoder runs, and as ggml's threads wait for the next graph: awake.

@@ -55,7 +55,7 @@ fn codes_scales_and_values_are_those_of_bitsandbytes() {
             let (block, nested) = (row["block"].as_u64().unwrap() as usize, row["nested"].as_bool().unwrap());
             let what = format!("{name}, {}, {block}, nested {nested}", row["map"]);
             let map = map(row["map"].as_str().unwrap());
-            let ours = Blockwise::new(map.clone()).block(block).nested(nested).quantize(&x).unwrap();
+            let ours = Blockwise::new(map.clone()).block(block).nested(nested).quantize_values(&x).unwrap();
             assert!(ours.codes() == bytes(&row["codes"]), "{what}");
             let theirs = match ours.scales() {
                 Scales::Plain(absmax) => {

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use proptest::prelude::*;
 use tersor_blockwise::{Blockwise, Map, MapKind, Quantized, Scales};
-use tersor_core::{Check, DType, Error};
+use tersor_core::{Check, DType, Error, Exec, Isa};
 
 /// Every map, with one of quantiles and two of a caller's: few values, and values that are neither sorted nor different.
 fn maps() -> Vec<Map> {
@@ -67,7 +67,7 @@ proptest! {
     fn errors_stay_below_half_the_widest_gap(x in values(), block in block()) {
         for map in maps() {
             let x = of(&map, &x);
-            let q = Blockwise::new(map.clone()).block(block).quantize(&x).unwrap();
+            let q = Blockwise::new(map.clone()).block(block).quantize_values(&x).unwrap();
             let back: Vec<f32> = q.dequantize().unwrap();
             prop_assert_eq!(back.len(), x.len());
             for (i, (a, b)) in x.iter().zip(&back).enumerate() {
@@ -83,7 +83,7 @@ proptest! {
     fn codes_are_the_nearest_values_by_brute_force(x in values(), block in block()) {
         for map in maps() {
             let x = of(&map, &x);
-            let q = Blockwise::new(map.clone()).block(block).quantize(&x).unwrap();
+            let q = Blockwise::new(map.clone()).block(block).quantize_values(&x).unwrap();
             for (i, (x, code)) in x.iter().zip(unpacked(&q)).enumerate() {
                 let part = x * (1.0 / q.absmax()[i / block].max(1e-38));
                 let gap = |v: f32| (f64::from(part) - f64::from(v)).abs();
@@ -99,13 +99,13 @@ proptest! {
     fn what_codes_stand_for_has_those_codes(x in values(), block in block(), nested in any::<bool>()) {
         for map in maps() {
             let x = of(&map, &x);
-            let q = Blockwise::new(map).block(block).nested(nested).quantize(&x).unwrap();
+            let q = Blockwise::new(map).block(block).nested(nested).quantize_values(&x).unwrap();
             // Scales that are quantized themselves may come out as 0 or below, and such a block means nothing.
             if q.absmax().iter().zip(x.chunks(block)).any(|(s, x)| *s <= 1e-30 && x.iter().any(|v| *v != 0.0)) {
                 continue;
             }
             let back: Vec<f32> = q.dequantize().unwrap();
-            let again = q.requantize(&back).unwrap();
+            let again = q.requantize(&back, Isa::detect()).unwrap();
             let values: Vec<f32> = again.dequantize().unwrap();
             prop_assert_eq!(&values, &back);
             // Codes too, where each stands for another value.
@@ -127,7 +127,7 @@ proptest! {
             let how = Blockwise::new(map).block(block);
             let mut y = x.clone();
             y[at] = to * 1000.0;
-            let (a, b) = (how.clone().quantize(&x).unwrap(), how.quantize(&y).unwrap());
+            let (a, b) = (how.clone().quantize_values(&x).unwrap(), how.quantize_values(&y).unwrap());
             for (i, (a, b)) in unpacked(&a).iter().zip(&unpacked(&b)).enumerate() {
                 prop_assert!(a == b || i / block == at / block);
             }
@@ -144,7 +144,7 @@ proptest! {
         let flat: Vec<f32> = blocks.concat();
         for map in maps() {
             let how = Blockwise::new(map.clone()).block(32);
-            let (a, b) = (how.clone().quantize(&of(&map, &flat)).unwrap(), how.quantize(&of(&map, &rotated)).unwrap());
+            let (a, b) = (how.clone().quantize_values(&of(&map, &flat)).unwrap(), how.quantize_values(&of(&map, &rotated)).unwrap());
             let width = a.codes().len() / n;
             for i in 0..n {
                 let j = (i + by) % n;
@@ -170,13 +170,13 @@ proptest! {
             for pair in cuts.windows(2) {
                 stream.push(&x[pair[0]..pair[1]]).unwrap();
             }
-            let whole = how.quantize(&x).unwrap();
+            let whole = how.quantize_values(&x).unwrap();
             prop_assert_eq!(stream.finish().unwrap(), whole.clone());
             // Any run of values is that of the whole.
             let back: Vec<f32> = whole.dequantize().unwrap();
             for pair in cuts.windows(2) {
                 let mut part = vec![0f32; pair[1] - pair[0]];
-                whole.read(pair[0]..pair[1], &mut part).unwrap();
+                whole.read(pair[0]..pair[1], &mut part, Isa::detect()).unwrap();
                 prop_assert_eq!(&part[..], &back[pair[0]..pair[1]]);
             }
         }
@@ -188,9 +188,9 @@ proptest! {
         let b: Vec<bf16> = x.iter().map(|v| bf16::from_f32(*v)).collect();
         for map in [Map::dynamic(true), Map::nf4(), Map::linear(true)] {
             let how = Blockwise::new(map).block(block).check().unwrap();
-            let (qf, qb) = (how.quantize(&f).unwrap(), how.quantize(&b).unwrap());
+            let (qf, qb) = (how.quantize_values(&f).unwrap(), how.quantize_values(&b).unwrap());
             let wide = |q: Quantized, x: Vec<f32>| {
-                let same = how.quantize(&x).unwrap();
+                let same = how.quantize_values(&x).unwrap();
                 (q.codes() == same.codes(), q.absmax() == same.absmax(), same.dequantize::<f32>().unwrap())
             };
             prop_assert_eq!((qf.dtype(), qb.dtype()), (DType::F16, DType::BF16));
@@ -207,7 +207,7 @@ proptest! {
         for map in maps() {
             let x = of(&map, &x);
             let how = Blockwise::new(map).block(block);
-            let (plain, nested) = (how.clone().quantize(&x).unwrap(), how.nested(true).quantize(&x).unwrap());
+            let (plain, nested) = (how.clone().quantize_values(&x).unwrap(), how.nested(true).quantize_values(&x).unwrap());
             prop_assert_eq!(plain.codes(), nested.codes());
             let Scales::Nested { offset, absmax, .. } = nested.scales() else { panic!("plain scales") };
             for (i, (a, b)) in plain.absmax().iter().zip(nested.absmax()).enumerate() {
@@ -221,7 +221,7 @@ proptest! {
     fn drawn_codes_are_neighbours_of_the_value(x in values(), block in block(), seed in any::<u64>()) {
         for map in maps() {
             let x = of(&map, &x);
-            let q = Blockwise::new(map.clone()).block(block).stochastic(seed).quantize(&x).unwrap();
+            let q = Blockwise::new(map.clone()).block(block).stochastic(seed).quantize_values(&x).unwrap();
             let back: Vec<f32> = q.dequantize().unwrap();
             for (i, (a, b)) in x.iter().zip(&back).enumerate() {
                 let most = q.absmax()[i / block];
@@ -243,7 +243,7 @@ fn normal(n: usize) -> Vec<f32> {
 }
 
 fn mean_square(x: &[f32], how: Blockwise) -> f64 {
-    let back: Vec<f32> = how.quantize(x).unwrap().dequantize().unwrap();
+    let back: Vec<f32> = how.quantize_values(x).unwrap().dequantize().unwrap();
     x.iter().zip(&back).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>() / x.len() as f64
 }
 
@@ -256,7 +256,7 @@ fn bytes_do_not_depend_on_threads() {
             let run = |threads: usize| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| {
-                    let q = how.clone().quantize(&x).unwrap();
+                    let q = how.clone().quantize_values(&x).unwrap();
                     let back: Vec<u32> = q.dequantize::<f32>().unwrap().iter().map(|v| v.to_bits()).collect();
                     (q, back)
                 })
@@ -281,7 +281,7 @@ fn errors_are_ordered_as_the_papers_say() {
     let scale = normal(2 << 16);
     let heavy: Vec<f32> = x.iter().zip(&scale[1 << 16..]).map(|(a, b)| a * (1.5 * b).exp()).collect();
     let median = |map: Map, block: usize| {
-        let back: Vec<f32> = Blockwise::new(map).block(block).quantize(&heavy).unwrap().dequantize().unwrap();
+        let back: Vec<f32> = Blockwise::new(map).block(block).quantize_values(&heavy).unwrap().dequantize().unwrap();
         let mut relative: Vec<f32> = heavy.iter().zip(&back).map(|(a, b)| ((a - b) / a).abs()).collect();
         relative.sort_by(f32::total_cmp);
         relative[relative.len() / 2]
@@ -301,7 +301,7 @@ fn drawing_is_right_on_average() {
         let draws = 2000;
         let (mut sum, mut square) = (vec![0f64; 256], vec![0f64; 256]);
         for seed in 0..draws {
-            let q = Blockwise::new(map.clone()).block(256).stochastic(seed).quantize(&x).unwrap();
+            let q = Blockwise::new(map.clone()).block(256).stochastic(seed).quantize_values(&x).unwrap();
             for (i, v) in q.dequantize::<f32>().unwrap().iter().enumerate() {
                 sum[i] += f64::from(*v);
                 square[i] += f64::from(*v).powi(2);
@@ -327,28 +327,28 @@ fn degenerate_tensors_have_their_results() {
     for map in maps() {
         let how = Blockwise::new(map.clone()).block(64);
         // Nothing at all: no bits.
-        let none = how.clone().quantize::<f32>(&[]).unwrap();
+        let none = how.clone().quantize_values::<f32>(&[]).unwrap();
         assert_eq!((none.len(), none.bits_per_value()), (0, 0.0));
         assert!(none.dequantize::<f32>().unwrap().is_empty());
         // Zeros of both signs come back as 0, exactly.
         let zeros: Vec<f32> = (0..130).map(|i| if i % 2 == 0 { 0.0 } else { -0.0 }).collect();
         for nested in [false, true] {
-            let q = how.clone().nested(nested).quantize(&zeros).unwrap();
+            let q = how.clone().nested(nested).quantize_values(&zeros).unwrap();
             assert!(q.dequantize::<f32>().unwrap().iter().all(|v| v.to_bits() == 0), "{map:?}");
         }
         // The smallest and the largest magnitudes stay finite, and within the bound.
         for size in [f32::from_bits(1), f32::MIN_POSITIVE / 8.0, f32::MIN_POSITIVE, f32::MAX] {
             let x = [size, size / 2.0, 0.0, size];
-            let back: Vec<f32> = how.clone().quantize(&x).unwrap().dequantize().unwrap();
+            let back: Vec<f32> = how.clone().quantize_values(&x).unwrap().dequantize().unwrap();
             let close = |(a, b): (&f32, &f32)| b.is_finite() && (a - b).abs() <= size;
             assert!(x.iter().zip(&back).all(close), "{map:?}: {x:?} came back as {back:?}");
         }
     }
     // One outlier costs its own block alone.
     let mut x = normal(4096);
-    let clean = Blockwise::dynamic().block(256).quantize(&x).unwrap();
+    let clean = Blockwise::dynamic().block(256).quantize_values(&x).unwrap();
     x[300] *= 1000.0;
-    let dirty = Blockwise::dynamic().block(256).quantize(&x).unwrap();
+    let dirty = Blockwise::dynamic().block(256).quantize_values(&x).unwrap();
     assert_eq!(clean.codes()[512..], dirty.codes()[512..]);
     assert_eq!(clean.codes()[..256], dirty.codes()[..256]);
     assert_ne!(clean.codes()[256..512], dirty.codes()[256..512]);
@@ -357,8 +357,8 @@ fn degenerate_tensors_have_their_results() {
 #[test]
 fn what_means_nothing_is_refused_by_name() {
     let usage = |e: Error| assert!(e.is_usage(), "{e}");
-    usage(Blockwise::nf4().block(0).quantize(&[1f32]).unwrap_err());
-    usage(Blockwise::nf4().block(usize::MAX).quantize(&[1f32]).unwrap_err());
+    usage(Blockwise::nf4().block(0).quantize_values(&[1f32]).unwrap_err());
+    usage(Blockwise::nf4().block(usize::MAX).quantize_values(&[1f32]).unwrap_err());
     for values in
         [vec![], vec![0.0], vec![0.0; 257], vec![0.0, f32::NAN], vec![f32::INFINITY, 0.0], vec![f32::MAX, 0.0]]
     {
@@ -380,15 +380,15 @@ fn what_means_nothing_is_refused_by_name() {
         let mut x = normal(10_000);
         x[7777] = bad;
         for how in [Blockwise::nf4(), Blockwise::dynamic(), Blockwise::dynamic().stochastic(1)] {
-            let e = how.clone().quantize(&x).unwrap_err();
+            let e = how.clone().quantize_values(&x).unwrap_err();
             assert!(matches!(e, Error::NonFinite { col: 7777, .. }), "{e}");
             let how = how.check().unwrap();
             let mut stream = how.stream();
             stream.push(&x[..100]).unwrap();
             assert!(matches!(stream.push(&x[100..]), Err(Error::NonFinite { col: 7777, .. })));
             stream.push(&x[100..7777]).unwrap();
-            assert_eq!(stream.finish().unwrap(), how.quantize(&x[..7777]).unwrap());
-            assert!(how.quantize(&x[..7777]).unwrap().requantize(&x[1..7778]).is_err());
+            assert_eq!(stream.finish().unwrap(), how.quantize_values(&x[..7777]).unwrap());
+            assert!(how.quantize_values(&x[..7777]).unwrap().requantize(&x[1..7778], Isa::detect()).is_err());
         }
     }
     // Buffers and parts of wrong lengths, scales that are not finite, codes that stand for nothing.
@@ -415,16 +415,16 @@ fn what_means_nothing_is_refused_by_name() {
     assert!(nested(2, vec![], 0.0).is_err());
     assert!(nested(2, vec![f32::INFINITY], 0.0).is_err());
     assert!(nested(2, vec![1.0], f32::NAN).is_err());
-    let q = Blockwise::nf4().quantize(&data).unwrap();
-    assert!(q.requantize(&data[1..]).is_err());
-    assert!(q.dequantize_into(&mut [0f32; 99]).is_err());
+    let q = Blockwise::nf4().quantize_values(&data).unwrap();
+    assert!(q.requantize(&data[1..], Isa::detect()).is_err());
+    assert!(q.dequantize_into(&mut [0f32; 99], &Exec::new()).is_err());
     let mut out = [0f32; 10];
     for range in [0..11, 95..105, 100..110] {
-        assert!(q.read(range, &mut out).is_err());
+        assert!(q.read(range, &mut out, Isa::detect()).is_err());
     }
     #[allow(clippy::reversed_empty_ranges)]
     let backwards = 20..10;
-    assert!(q.read(backwards, &mut []).is_err());
+    assert!(q.read(backwards, &mut [], Isa::detect()).is_err());
 }
 
 #[test]
@@ -435,14 +435,14 @@ fn blocks_of_any_size_are_those_of_their_values_alone() {
             for seed in [None, Some(5)] {
                 let how = Blockwise::new(map.clone()).block(block);
                 let how = seed.map_or(how.clone(), |s| how.stochastic(s));
-                let whole = how.clone().quantize(&x).unwrap();
+                let whole = how.clone().quantize_values(&x).unwrap();
                 let one = |i: usize| whole.codes()[i / 2] >> (4 * (1 - i % 2)) & 15;
                 let code = |i: usize| if map.bits() == 4 { one(i) } else { whole.codes()[i] };
                 for (b, part) in x.chunks(block).enumerate().step_by(if block < 64 { 97 } else { 1 }) {
                     let most = part.iter().fold(0f32, |m, v| m.max(v.abs()));
                     assert_eq!(whole.absmax()[b], most);
                     if seed.is_none() {
-                        let alone = Blockwise::new(map.clone()).block(part.len()).quantize(part).unwrap();
+                        let alone = Blockwise::new(map.clone()).block(part.len()).quantize_values(part).unwrap();
                         let own = |i: usize| match map.bits() {
                             4 => alone.codes()[i / 2] >> (4 * (1 - i % 2)) & 15,
                             _ => alone.codes()[i],

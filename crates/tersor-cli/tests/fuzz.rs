@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use common::root;
 use rand_core::RngCore;
-use tersor::core::{Context, MemTensors, TensorSource};
+use tersor::core::{Context, Exec, MemTensors, TensorSource};
 use tersor::formats::json as files;
 use tersor::llm::{DecoderConfig, Manifest, Tokenizer};
+use tersor::operators::{ActQuant, QuantizedInputs};
 use tersor_cli::recipe::Recipe;
 
 /// Words that parsers trip over.
@@ -159,12 +160,12 @@ fn configurations() {
 fn manifests_and_the_operators_in_them() {
     let op = tersor::groupwise::Rtn::new().bits(3).group(8);
     let w: Vec<f32> = (0..80).map(|i| (i as f32).sin()).collect();
-    let op = op.quantize(&tersor::core::MatView::new(&w, [4, 20]).unwrap()).unwrap();
-    let op = tersor::core::compose::QuantizedInputs::new(tersor::core::ActQuant::per_token(8).unwrap(), Box::new(op));
+    let op = op.quantize(&tersor::core::MatView::new(&w, [4, 20]).unwrap()).unwrap().0;
+    let op = QuantizedInputs::new(ActQuant::per_token(8).unwrap(), Box::new(op));
     let mut stored = MemTensors::new();
     let op: &dyn tersor::core::LinearOp = &op;
-    op.save("w", op.whole(), &mut stored).unwrap();
-    let spec = files::from_spec(&op.spec(op.whole()));
+    op.save("w", &mut stored).unwrap();
+    let spec = files::from_spec(&op.spec());
     let seed = serde_json::json!({"format": 1, "tensors": {"w": {"spec": spec}}}).to_string().into_bytes();
     let registry = tersor::registry();
     assert_eq!(stored.names().len(), 3);
@@ -173,7 +174,7 @@ fn manifests_and_the_operators_in_them() {
         let load = |s: &tersor::core::OpSpec| -> tersor::core::Result<()> {
             let op = registry.load(s, "w", &stored)?;
             let [rows, cols] = op.shape();
-            op.decompress_rows(0..rows, &mut vec![0.0; rows * cols])
+            op.decompress_rows(0..rows, &mut vec![0.0; rows * cols], &Exec::new())
         };
         specs.is_some_and(|s| s.values().all(|s| load(s).is_ok()))
     });
@@ -219,7 +220,7 @@ fn importance_matrices() {
 #[test]
 fn files_of_statistics() {
     use tersor::core::{MatView, StatNeeds, StatSet};
-    let needs = StatNeeds { squares: true, channel: true, gram: true, sample: 2, whole_matrix: false };
+    let needs = StatNeeds { squares: true, channel: true, gram: true, sample: 2, windows: false };
     let mut stats = StatSet::new(3, needs, 1, 0).unwrap();
     stats.observe(&MatView::new(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], [3, 3]).unwrap()).unwrap();
     let dir = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use serde_json::Value as Json;
-use tersor::core::{Exec, Input, Limits, MatViewMut, OpSpec, Rotation, TensorSource, metrics};
+use tersor::core::{Exec, Input, Limits, MatViewMut, OpSpec, Rotation, TensorSource, Write, metrics};
 
 /// Of the calibration text.
 const WINDOWS: [&str; 2] = ["16", "64"];
@@ -236,7 +236,7 @@ fn in_floats(spec: &OpSpec, name: &str, file: &dyn TensorSource, x: &[f32]) -> V
             let factor: Vec<f32> = words("factor").into_iter().map(f32::from_le_bytes).collect();
             let rotation = Rotation::new(&factor, spec.get_size("power").unwrap(), &signs).unwrap();
             let mut x = x.to_vec();
-            rotation.forward(&mut x);
+            rotation.forward(tersor::core::Isa::detect(), &mut x);
             in_floats(&spec.parts["op"], &inner, file, &x)
         }
         "permuted" => {
@@ -273,7 +273,7 @@ fn in_floats(spec: &OpSpec, name: &str, file: &dyn TensorSource, x: &[f32]) -> V
         _ => {
             let op = tersor::registry().load(spec, name, file).unwrap();
             let mut w = vec![0f32; rows * cols];
-            op.decompress_rows(0..rows, &mut w).unwrap();
+            op.decompress_rows(0..rows, &mut w, &Exec::new()).unwrap();
             let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
             x.chunks(cols).flat_map(|x| w.chunks(cols).map(move |w| dot(x, w))).collect()
         }
@@ -298,7 +298,7 @@ fn integers_and_rounded_floats_agree_on_every_layer() {
                 (0..tokens * cols).map(|i| ((i * i % 977) as f32 / 488.0 - 1.0) * (1.0 + (i % 13) as f32)).collect();
             let mut found = vec![0f32; tokens * rows];
             let input = Input::new(&x, [tokens, cols]).unwrap();
-            op.apply(&input, MatViewMut::new(&mut found, [tokens, rows]).unwrap(), &Exec::new()).unwrap();
+            op.apply(&input, MatViewMut::new(&mut found, [tokens, rows]).unwrap(), Write::Set, &Exec::new()).unwrap();
             let want: Vec<f32> = in_floats(spec, name, file, &x).into_iter().map(|v| v as f32).collect();
             let error = (metrics::squared_error(&want, &found) / metrics::energy(&want)).sqrt();
             assert!(error < 1e-4, "{recipe}, {name}: {error}");

@@ -174,7 +174,8 @@ fn activations_of_every_kind_run() {
 
 #[test]
 fn integers_and_rounded_floats_agree_on_every_layer() {
-    use tersor::core::{ActQuant, Exec, Input, Isa, Limits, MatViewMut, metrics};
+    use tersor::core::{Exec, Input, Isa, Limits, MatViewMut, Write, metrics};
+    use tersor::operators::ActQuant;
     let dir = tempfile::tempdir().unwrap();
     for recipe in ["w4a8-g64-dgq", "w4a8-g64-qqq", "w4a8-qqq", "w4a8-l2qer-r8", "w4a8-g64-smooth", "w8a8-awq"] {
         let out = dir.path().join(recipe);
@@ -193,11 +194,11 @@ fn integers_and_rounded_floats_agree_on_every_layer() {
                 (0..tokens * cols).map(|i| ((i * i % 977) as f32 / 488.0 - 1.0) * (1.0 + (i % 13) as f32)).collect();
             let mut found = vec![0f32; tokens * rows];
             let input = Input::new(&x, [tokens, cols]).unwrap();
-            op.apply(&input, MatViewMut::new(&mut found, [tokens, rows]).unwrap(), &Exec::new()).unwrap();
-            let (codes, scales) = ActQuant::per_token(8).unwrap().encode(Isa::detect(), &x, cols);
+            op.apply(&input, MatViewMut::new(&mut found, [tokens, rows]).unwrap(), Write::Set, &Exec::new()).unwrap();
+            let (codes, scales) = ActQuant::per_token(8).unwrap().encode(Isa::detect(), &x, cols).unwrap();
             let rounded = ActQuant::decode(&codes, &scales, &[], cols);
             let mut w = vec![0f32; rows * cols];
-            inner.decompress_rows(0..rows, &mut w).unwrap();
+            inner.decompress_rows(0..rows, &mut w, &Exec::new()).unwrap();
             let dot =
                 |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32;
             let want: Vec<f32> = rounded.chunks(cols).flat_map(|x| w.chunks(cols).map(move |w| dot(w, x))).collect();

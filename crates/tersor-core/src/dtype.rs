@@ -1,7 +1,7 @@
 //! Element types: of values ([`Element`]) and of stored tensors ([`DType`]).
 
-use tersor_kernels::Isa;
 use half::{bf16, f16};
+use tersor_kernels::Isa;
 
 /// A float type that weights and activations may arrive in.
 pub trait Element: Copy + Send + Sync + 'static + private::Sealed {

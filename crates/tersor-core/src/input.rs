@@ -111,7 +111,7 @@ impl<'a> Input<'a> {
             return Err(Error::range("columns of an input", 0..features, columns));
         }
         /// Tells these keys from fingerprints of parameters.
-        const COLUMNS: u128 = 0x636f_6c75_6d6e_73;
+        const COLUMNS: u128 = 0x0063_6f6c_756d_6e73;
         let key = ((columns.start as u128) << 64 | columns.end as u128) ^ COLUMNS << 72;
         self.cached(key, |x| {
             let rows = x.data().chunks_exact(features.max(1));

@@ -1,11 +1,11 @@
 //! AWQ's searches against those of autoawq (`scripts/golden_awq.py`).
 
 use serde_json::Value as Json;
-use tersor_core::rewrite::{Module, Smoothing};
 use tersor_core::{
-    Consumer, Context, DType, Exec, FoldedRows, Input, LinearOp, MatView, MatViewMut, Method, Producer, Result,
-    RowSource, Site, StatNeeds, StatSet, Transform,
+    Consumer, Context, DType, Error, Exec, FoldedRows, Input, LinearOp, LinearOpExt, MatView, MatViewMut, Method,
+    Producer, Result, Rewrite, Role, RowSource, Seen, SeenSite, Site, StatNeeds, StatSet, Transform, Weights, Write,
 };
+use tersor_groupwise::smooth::smoothed;
 use tersor_groupwise::{Awq, Check, OutputClip, Rtn};
 
 const O: usize = 64;
@@ -21,9 +21,41 @@ fn noise(seed: u64, n: usize) -> Vec<f32> {
     (0..n).map(|_| next() + next() + next()).collect()
 }
 
+/// One site, seen on a sample, with the weights of the matrices that read it.
+struct One<'a> {
+    seen: SeenSite<'a>,
+    weights: &'a [MatView<'a, f32>],
+}
+
+impl Seen for One<'_> {
+    fn each(&self, f: &mut dyn FnMut(&[SeenSite<'_>]) -> Result<()>) -> Result<()> {
+        f(std::slice::from_ref(&self.seen))
+    }
+}
+
+impl Weights for One<'_> {
+    fn rows<'w>(&'w self, name: &'w str) -> Result<Box<dyn RowSource + 'w>> {
+        let found = self.seen.site.consumers.iter().zip(self.weights).find(|(c, _)| c.weight == name);
+        Ok(Box::new(*found.ok_or_else(|| Error::missing(name, "the site"))?.1))
+    }
+}
+
+/// The factors that a rewrite finds for the site; none where it leaves it as it is.
+fn found(how: &dyn Rewrite, one: &One<'_>) -> Result<Option<Vec<f32>>> {
+    let (site, name) = (one.seen.site, &one.seen.site.consumers[0].weight);
+    let changes = how.rewrite(std::slice::from_ref(site), one, one, &Context::new())?;
+    let Some(fold) = changes.folds.iter().find(|f| f.weight == *name) else {
+        assert!(changes.folds.is_empty() && changes.online.is_empty());
+        return Ok(None);
+    };
+    let Transform::Scale(factors) = &fold.transform else { panic!("{fold:?}") };
+    assert_eq!(format!("{:?}", changes.folds), format!("{:?}", smoothed(site, factors)));
+    Ok(Some(factors.clone()))
+}
+
 fn output(x: &[f32], ops: &[&dyn LinearOp], _: bool) -> Result<Vec<f32>> {
     let mut y = vec![0f32; N * O];
-    ops[0].apply(&Input::new(x, [N, K])?, MatViewMut::new(&mut y, [N, O])?, &Exec::new())?;
+    ops[0].apply(&Input::new(x, [N, K])?, MatViewMut::new(&mut y, [N, O])?, Write::Set, &Exec::new())?;
     Ok(y)
 }
 
@@ -41,15 +73,14 @@ fn factors_and_ranges_are_those_of_the_reference() {
         name: "site".into(),
         layer: Some(0),
         features: K,
-        consumers: vec![Consumer { weight: "w.weight".into(), shape: [O, K] }],
+        consumers: vec![Consumer { weight: "w.weight".into(), shape: [O, K], role: Role::Linear }],
         producer: Producer::Norm { weight: "norm".into() },
         writers: Vec::new(),
     };
     let (cx, view) = (Context::new(), MatView::new(&w, [O, K]).unwrap());
     // Σ ((w - ŵ) x)² over runs of features, where ŵ was made for divided inputs.
     let error = |op: &dyn LinearOp, factors: &[f32], run: usize| -> f64 {
-        let mut q = vec![0f32; O * K];
-        op.decompress_rows(0..O, &mut q).unwrap();
+        let q = op.decompress().unwrap();
         let lost = |(i, q): (usize, &f32)| f64::from(w[i]) - f64::from(*q) / f64::from(factors[i % K]);
         let lost: Vec<f64> = q.iter().enumerate().map(lost).collect();
         let dot = |d: &[f64], x: &[f32]| d.iter().zip(x).map(|(d, x)| d * f64::from(*x)).sum::<f64>().powi(2);
@@ -60,20 +91,28 @@ fn factors_and_ranges_are_those_of_the_reference() {
         let (bits, group) = (g["bits"].as_u64().unwrap() as u32, g["group"].as_u64().unwrap() as usize);
         // Scales as they are: the reference does not round them.
         let rtn = || Box::new(Rtn::new().bits(bits).group(group).scales(DType::F32).check().unwrap());
-        let weights: [&dyn RowSource; 1] = [&view];
-        let module = Module { site: &site, stats: &stats, weights: &weights, sample: &x, output: &output };
-        let found = Awq::new(rtn()).factors(&module, &cx).unwrap().unwrap();
+        let plain = rtn();
+        let seen = SeenSite {
+            site: &site,
+            stats: &stats,
+            sample: &x,
+            output: &output,
+            keys_and_values: &|_| Ok(None),
+            plain: &[Some(&*plain)],
+        };
+        let found = found(&Awq::new(), &One { seen, weights: &[view] }).unwrap().unwrap();
         for (a, b) in found.iter().zip(g["factors"].as_array().unwrap()) {
             assert!((f64::from(*a) / b.as_f64().unwrap() - 1.0).abs() < 1e-3, "{bits} bits: {a} {b}");
         }
-        let folds = site.smoothed(&found);
+        let folds = smoothed(&site, &found);
         let folded = FoldedRows::new(&view, "w.weight", &folds).unwrap();
         let mut inputs = x.clone();
-        Transform::Scale(found.clone()).change_inputs(&mut inputs, K).unwrap();
+        Transform::Scale(found.clone()).input_change().unwrap().apply(&mut inputs, K).unwrap();
         let mut divided = StatSet::new(K, needs, 0, 0).unwrap();
         divided.observe(&MatView::new(&inputs, [N, K]).unwrap()).unwrap();
         let run = |m: &dyn Method, rows: &dyn RowSource| {
-            m.prepare(m.needs().any_data().then_some(&divided), &cx).unwrap().compress(rows, 0..O, &cx).unwrap().op
+            let stats = if m.needs().any_data() { &divided } else { &StatSet::none() };
+            m.prepare(stats, &cx).unwrap().compress(rows, 0..O, &cx).unwrap().op
         };
         let clip = OutputClip::before(rtn()).scales(DType::F32).bits(bits).group(Some(group)).check().unwrap();
         let clipped = run(&clip, &folded);

@@ -3,18 +3,19 @@
 use proptest::prelude::*;
 use serde_json::Value as Json;
 use tersor_core::{
-    Context, DType, Error, Isa, LinearOp, MatView, MemTensors, Method, Registry, RowSlot, StatNeeds, StatSet,
+    Compressed, Context, DType, Error, Isa, LinearOp, LinearOpExt, MatView, MemTensors, Method, RowSlot, StatNeeds,
+    StatSet,
 };
 use tersor_groupwise::gptq::{Dead, Groups, OnFailure};
 use tersor_groupwise::{Check, Clip, Gptq, Grid, GroupSize, GroupSpec, GroupedLinear, Rtn};
 
-/// Values between -1 and 1.
 /// Scales' type for random groups: a value alone in its group may be so small that its scale is nothing in half precision, which
 /// is refused.
 fn scales(group: usize, k: usize) -> DType {
     if group == 1 || k % group == 1 { DType::F32 } else { DType::F16 }
 }
 
+/// Values between -1 and 1.
 fn noise(n: usize, salt: u64) -> Vec<f32> {
     let mut state = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -44,10 +45,16 @@ fn gram(x: &[f32], k: usize) -> Vec<f64> {
 }
 
 fn rows_of(op: &dyn LinearOp) -> Vec<f32> {
-    let [rows, cols] = op.shape();
-    let mut out = vec![0f32; rows * cols];
-    op.decompress_rows(0..rows, &mut out).unwrap();
-    out
+    op.decompress().unwrap()
+}
+
+/// What GPTQ makes of a matrix with this Hessian, taken as the Gram matrix of more tokens than features.
+fn quantized(gptq: Gptq, m: &MatView<'_, f32>, h: &[f64]) -> tersor_core::Result<Compressed> {
+    let k = m.shape()[1];
+    let mut stats = StatSet::new(k, StatNeeds::none(), 0, 0)?;
+    stats.observe(&MatView::new(&vec![1.0; k * k], [k, k])?)?;
+    let (op, report) = gptq.quantize(m, &stats.with_gram(h.to_vec())?)?;
+    Ok(Compressed { op, report })
 }
 
 /// `tr (W - Ŵ) H (W - Ŵ)ᵀ` in f64.
@@ -59,7 +66,7 @@ fn error(w: &[f32], got: &[f32], h: &[f64], k: usize) -> f64 {
 
 fn bytes(op: &dyn LinearOp) -> MemTensors {
     let mut file = MemTensors::new();
-    op.save("w", op.whole(), &mut file).unwrap();
+    op.save("w", &mut file).unwrap();
     file
 }
 
@@ -70,7 +77,7 @@ fn plain(w: &[f32], k: usize, h: &[f64], spec: &GroupSpec, order: &[usize], grou
         .map(|i| h[order[i / k] * k + order[i % k]] + if i / k == i % k { 0.01 * mean } else { 0.0 })
         .collect();
     let u = tersor_linalg::inverse_factor(&turned, k).unwrap();
-    let (isa, width) = (Isa::SCALAR, spec.group.width(k));
+    let (isa, width) = (Isa::SCALAR, spec.group().width(k));
     let mut out = vec![0f32; w.len()];
     for (row, out) in w.chunks_exact(k).zip(out.chunks_exact_mut(k)) {
         let mut now: Vec<f64> = order.iter().map(|&c| f64::from(row[c])).collect();
@@ -83,7 +90,7 @@ fn plain(w: &[f32], k: usize, h: &[f64], spec: &GroupSpec, order: &[usize], grou
                 fits[i / width] = fit_of(&now[i..(i + width).min(k)]);
             }
             let fit = fits[if dynamic { i / width } else { order[i] / width }];
-            let (lo, hi) = spec.grid.codes(spec.bits).into_inner();
+            let (lo, hi) = spec.grid().codes(spec.bits()).into_inner();
             let code = ((now[i] / f64::from(fit.scale)).round_ties_even() + f64::from(fit.zero))
                 .clamp(f64::from(lo), f64::from(hi));
             let value = (code - f64::from(fit.zero)) * f64::from(fit.scale);
@@ -107,8 +114,8 @@ fn worked_numbers_come_out_code_by_code() {
     let h = tersor_linalg::syrk(&x, [24, 8]).unwrap();
     let m = MatView::new(&w, [3, 8]).unwrap();
     for (key, sse, act_order) in [("q_gptq", "gptq", false), ("q_gptq_act_order", "gptq_act_order", true)] {
-        let gptq = Gptq::new().bits(3).grid(Grid::SymNarrow).scales(DType::F32).act_order(act_order).check().unwrap();
-        let done = gptq.quantize(&m, &h).unwrap();
+        let gptq = Gptq::new().bits(3).grid(Grid::SymNarrow).scales(DType::F32).act_order(act_order);
+        let done = quantized(gptq, &m, &h).unwrap();
         let got = rows_of(&*done.op);
         let scales: Vec<f64> =
             golden["scale_per_row"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
@@ -141,10 +148,9 @@ fn it_is_the_published_algorithm() {
         for (bits, grid) in [(2, Grid::Asym), (3, Grid::SymFull), (4, Grid::Asym)] {
             let mut gptq = Gptq::new().bits(bits).grid(grid).act_order(act_order).groups(groups).block(48);
             gptq = group.map_or(gptq, |g| gptq.group(g));
-            let gptq = gptq.check().unwrap();
-            let done = gptq.quantize(&m, &h).unwrap();
+            let done = quantized(gptq, &m, &h).unwrap();
             let order: Vec<usize> = if act_order { by_importance.clone() } else { (0..k).collect() };
-            let (got, want) = (rows_of(&*done.op), plain(&w, k, &h, gptq.spec(), &order, groups));
+            let (got, want) = (rows_of(&*done.op), plain(&w, k, &h, gptq.check().unwrap().spec(), &order, groups));
             // A code may fall to the other side where a value lies between two; what follows then differs too.
             let same = got.iter().zip(&want).filter(|(a, b)| (*a - *b).abs() <= 1e-5).count();
             let (a, b) = (error(&w, &got, &h, k), error(&w, &want, &h, k));
@@ -164,8 +170,8 @@ fn less_error_in_the_outputs_than_rounding() {
     let m = MatView::new(&w, [rows, k]).unwrap();
     for bits in 2..=4 {
         for group in [24, 60] {
-            let rtn = error(&w, &rows_of(&Rtn::new().bits(bits).group(group).quantize(&m).unwrap()), &h, k);
-            let of = |g: Gptq| error(&w, &rows_of(&*g.check().unwrap().quantize(&m, &h).unwrap().op), &h, k);
+            let rtn = error(&w, &rows_of(&Rtn::new().bits(bits).group(group).quantize(&m).unwrap().0), &h, k);
+            let of = |g: Gptq| error(&w, &rows_of(&*quantized(g, &m, &h).unwrap().op), &h, k);
             let base = Gptq::new().bits(bits).group(group);
             let gptq = of(base);
             assert!(gptq < 0.6 * rtn, "{bits} bits, groups of {group}: {gptq} and {rtn}");
@@ -190,9 +196,9 @@ proptest! {
             let scales = scales(group, k);
             (gptq, rtn) = (gptq.group(group).scales(scales), rtn.group(group).scales(scales));
         }
-        let want = bytes(&rtn.quantize(&m).unwrap());
+        let want = bytes(&rtn.quantize(&m).unwrap().0);
         let diagonal: Vec<f64> = (0..k * k).map(|i| if i / k == i % k { 1.0 + i as f64 } else { 0.0 }).collect();
-        let run = |g: Gptq, h: &[f64]| bytes(&*g.check().unwrap().quantize(&m, h).unwrap().op);
+        let run = |g: Gptq, h: &[f64]| bytes(&*quantized(g, &m, h).unwrap().op);
         prop_assert_eq!(&run(gptq, &diagonal), &want);
         prop_assert_eq!(&run(gptq.act_order(true).groups(Groups::Static), &diagonal), &want);
         prop_assert_eq!(&run(gptq.damping(1e20), &gram(&tokens(50, k, salt), k)), &want);
@@ -209,7 +215,7 @@ proptest! {
         let mut stats = StatSet::new(k, method.needs(), 0, 0).unwrap();
         stats.observe(&MatView::new(&tokens(90, k, salt), [90, k]).unwrap()).unwrap();
         let cx = Context::new();
-        let prepared = method.prepare(Some(&stats), &cx).unwrap();
+        let prepared = method.prepare(&stats, &cx).unwrap();
         let whole = prepared.compress(&m, 0..rows, &cx).unwrap();
         let file = bytes(&*whole.op);
         prop_assert_eq!(method.layout([rows, k]).unwrap().bits().unwrap(), whole.op.storage_bits());
@@ -217,12 +223,10 @@ proptest! {
         let mut parts = MemTensors::new();
         for first in (0..rows).step_by(64 * units) {
             let done = prepared.compress(&m, first..(first + 64 * units).min(rows), &cx).unwrap();
-            done.op.save("w", RowSlot { first, total: rows }, &mut parts).unwrap();
+            done.op.save_block("w", RowSlot { first, total: rows }, &mut parts).unwrap();
         }
         prop_assert_eq!(&parts, &file);
-        let mut registry = Registry::core();
-        tersor_groupwise::register(&mut registry);
-        let again = registry.load(&whole.op.spec(whole.op.whole()), "w", &file).unwrap();
+        let again = tersor_groupwise::registry().load(&whole.op.spec(), "w", &file).unwrap();
         prop_assert_eq!(rows_of(&*again), rows_of(&*whole.op));
     }
 }
@@ -234,8 +238,8 @@ fn one_two_and_three_threads_write_the_same_bytes() {
     let m = MatView::new(&w, [rows, k]).unwrap();
     let run = |n: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
-        let gptq = Gptq::new().bits(3).group(64).clip(Clip::Search { norm: 2.4 }).check().unwrap();
-        pool.install(|| bytes(&*gptq.quantize(&m, &h).unwrap().op))
+        let gptq = Gptq::new().bits(3).group(64).clip(Clip::Search { norm: 2.4 });
+        pool.install(|| bytes(&*quantized(gptq, &m, &h).unwrap().op))
     };
     assert!(run(1) == run(2) && run(1) == run(3));
 }
@@ -246,7 +250,7 @@ fn the_size_of_blocks_does_not_matter() {
     let (w, h) = (noise(rows * k, 1), gram(&tokens(500, k, 2), k));
     let m = MatView::new(&w, [rows, k]).unwrap();
     let of = |block: usize| {
-        let done = Gptq::new().bits(3).group(40).block(block).check().unwrap().quantize(&m, &h).unwrap();
+        let done = quantized(Gptq::new().bits(3).group(40).block(block), &m, &h).unwrap();
         done.report.data_error.unwrap()
     };
     let one = of(1);
@@ -263,7 +267,7 @@ fn dead_features_are_zeroed_or_kept_and_counted() {
     let mut x = tokens(60, k, 5);
     x.iter_mut().enumerate().filter(|(i, _)| [2, 9].contains(&(i % k))).for_each(|(_, v)| *v = 0.0);
     let h = gram(&x, k);
-    let run = |dead| Gptq::new().bits(4).dead(dead).check().unwrap().quantize(&m, &h).unwrap();
+    let run = |dead| quantized(Gptq::new().bits(4).dead(dead), &m, &h).unwrap();
     let (zero, keep) = (run(Dead::Zero), run(Dead::Keep));
     assert_eq!((zero.report.dead_columns, keep.report.dead_columns), (2, 2));
     let (a, b) = (rows_of(&*zero.op), rows_of(&*keep.op));
@@ -271,7 +275,7 @@ fn dead_features_are_zeroed_or_kept_and_counted() {
         assert!(a[r * k + 2] == 0.0 && a[r * k + 9] == 0.0);
         assert!((b[r * k + 2] - w[r * k + 2]).abs() < 0.1);
     }
-    let none = Gptq::new().bits(4).check().unwrap().quantize(&m, &vec![0.0; k * k]).unwrap();
+    let none = quantized(Gptq::new().bits(4), &m, &vec![0.0; k * k]).unwrap();
     assert_eq!(none.report.dead_columns, k);
     assert!(rows_of(&*none.op).iter().all(|v| *v == 0.0));
 }
@@ -282,7 +286,7 @@ fn hessians_that_cannot_be_are_answered_for() {
     let w = noise(rows * k, 3);
     let m = MatView::new(&w, [rows, k]).unwrap();
     let gptq = Gptq::new().bits(4);
-    let fails = |h: &[f64]| gptq.check().unwrap().quantize(&m, h).map(|_| ()).unwrap_err();
+    let fails = |h: &[f64]| gptq.check().unwrap().factor(h, k).unwrap_err();
     let identity: Vec<f64> = (0..k * k).map(|i| f64::from(u8::from(i / k == i % k))).collect();
     let with = |i: usize, v: f64| {
         let mut h = identity.clone();
@@ -294,21 +298,21 @@ fn hessians_that_cannot_be_are_answered_for() {
     assert!(fails(&with(7, -1.0)).to_string().contains("diagonal"));
     assert!(matches!(fails(&identity[1..]), Error::Shape { .. }));
     let factor = gptq.check().unwrap().factor(&[1.0], 1).unwrap();
-    assert!(gptq.check().unwrap().quantize_with(&m, &factor).is_err(), "a factor for other features");
+    assert!(gptq.check().unwrap().quantize_with(&m, &factor, &Context::new()).is_err(), "a factor for other features");
 
     // Rank 1: damping makes it definite. Indefinite beyond damping: round-to-nearest, said so; or an error.
-    let one = gptq.check().unwrap().quantize(&m, &vec![1.0; k * k]).unwrap();
+    let one = quantized(gptq, &m, &vec![1.0; k * k]).unwrap();
     assert!(one.report.fallbacks.is_empty() && one.report.damping == Some(0.01));
     let mut slight = identity.clone();
     (slight[1], slight[6]) = (1.05, 1.05);
-    let slight = gptq.check().unwrap().quantize(&m, &slight).unwrap();
+    let slight = quantized(gptq, &m, &slight).unwrap();
     assert_eq!(slight.report.damping, Some(0.08), "doubled until it serves");
     let mut bad = identity.clone();
     (bad[1], bad[6]) = (9.0, 9.0);
-    let fallen = gptq.check().unwrap().quantize(&m, &bad).unwrap();
-    assert_eq!(bytes(&*fallen.op), bytes(&Rtn::new().bits(4).quantize(&m).unwrap()));
+    let fallen = quantized(gptq, &m, &bad).unwrap();
+    assert_eq!(bytes(&*fallen.op), bytes(&Rtn::new().bits(4).quantize(&m).unwrap().0));
     assert!(fallen.report.fallbacks[0].contains("rounded to nearest"), "{:?}", fallen.report);
-    let e = gptq.on_failure(OnFailure::Error).check().unwrap().quantize(&m, &bad).map(|_| ()).unwrap_err();
+    let e = quantized(gptq.on_failure(OnFailure::Error), &m, &bad).map(|_| ()).unwrap_err();
     let Error::NotPositiveDefinite { damping_tried, .. } = e else { panic!("{e}") };
     assert_eq!(damping_tried, [0.01, 0.02, 0.04, 0.08, 0.16]);
 }
@@ -317,19 +321,19 @@ fn hessians_that_cannot_be_are_answered_for() {
 fn statistics_and_parameters_are_checked() {
     let method = Gptq::new().check().unwrap();
     let cx = Context::new();
-    let prepare = |stats: Option<&StatSet>| method.prepare(stats, &cx).map(|_| ()).unwrap_err().to_string();
-    assert!(prepare(None).contains("XᵀX"));
+    let prepare = |stats: &StatSet| method.prepare(stats, &cx).map(|_| ()).unwrap_err().to_string();
+    assert!(prepare(&StatSet::none()).contains("XᵀX"));
     let needs = method.needs();
-    assert!(prepare(Some(&StatSet::new(4, needs, 0, 0).unwrap())).contains("calibration tokens"));
+    assert!(prepare(&StatSet::new(4, needs, 0, 0).unwrap()).contains("saw no token"));
     let mut other = StatSet::new(4, StatNeeds { channel: true, ..StatNeeds::default() }, 0, 0).unwrap();
     other.observe(&MatView::new(&[1.0; 8], [2, 4]).unwrap()).unwrap();
-    assert!(prepare(Some(&other)).contains("XᵀX"));
+    assert!(prepare(&other).contains("XᵀX"));
     // Fewer tokens than features: allowed, and said.
     let mut few = StatSet::new(4, needs, 0, 0).unwrap();
     few.observe(&MatView::new(&[1.0, 2.0, 3.0, 4.0, 4.0, 3.0, 2.0, 1.0], [2, 4]).unwrap()).unwrap();
     let w = noise(12, 1);
     let m = MatView::new(&w, [3, 4]).unwrap();
-    let done = method.prepare(Some(&few), &cx).unwrap().compress(&m, 0..3, &cx).unwrap();
+    let done = method.prepare(&few, &cx).unwrap().compress(&m, 0..3, &cx).unwrap();
     assert!(done.report.fallbacks[0].contains("rank 2"), "{:?}", done.report.fallbacks);
     let h = few.gram().unwrap();
     let energy = error(&w, &[0.0; 12], h, 4);
@@ -348,9 +352,9 @@ fn statistics_and_parameters_are_checked() {
     ] {
         assert!(bad.check().is_err(), "{bad:?}");
     }
-    assert!(matches!(method.spec().group, GroupSize::Channel));
+    assert!(matches!(method.spec().group(), GroupSize::Channel));
     let empty = MatView::new(&[] as &[f32], [0, 4]).unwrap();
-    assert_eq!(method.quantize(&empty, h).unwrap().op.storage_bits(), 0);
+    assert_eq!(quantized(Gptq::new(), &empty, h).unwrap().op.storage_bits(), 0);
     assert!(
         GroupedLinear::from_codes(
             *method.spec(),

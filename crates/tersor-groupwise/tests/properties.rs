@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 use tersor_core::method::ROW_UNIT;
 use tersor_core::{
-    Bits, Check, Context, DType, Error, Exec, GroupSize, Input, LinearOp, MatView, MatViewMut, MemTensors, Method,
-    Registry, RowSlot,
+    Bits, Check, Context, DType, Error, Exec, GroupSize, Input, Isa, LinearOp, MatView, MatViewMut, MemTensors, Method,
+    Registry, RowSlot, StatSet, Write,
 };
-use tersor_groupwise::{Clip, Grid, GroupedLinear, Rtn};
+use tersor_groupwise::{Clip, Grid, GroupedLinear, Rtn, registry};
 
 fn values(n: usize, salt: u64) -> Vec<f32> {
     let mut state = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -34,14 +34,8 @@ fn any_rtn() -> impl Strategy<Value = Rtn> {
 
 fn bytes(op: &dyn LinearOp) -> MemTensors {
     let mut file = MemTensors::new();
-    op.save("w", op.whole(), &mut file).unwrap();
+    op.save("w", &mut file).unwrap();
     file
-}
-
-fn registry() -> Registry {
-    let mut r = Registry::core();
-    tersor_groupwise::register(&mut r);
-    r
 }
 
 proptest! {
@@ -52,7 +46,7 @@ proptest! {
         let w = values(rows * cols, salt);
         let m = MatView::new(&w, [rows, cols]).unwrap();
         let method = rtn.check().unwrap();
-        let op = method.quantize(&m).unwrap();
+        let op = rtn.quantize(&m).unwrap().0;
         let file = bytes(&op);
         let layout = method.layout([rows, cols]).unwrap();
         prop_assert!(layout.exact);
@@ -62,30 +56,30 @@ proptest! {
             prop_assert_eq!(op.storage_bits(), 0);
             prop_assert_eq!(op.bits_per_weight(), 0.0);
         }
-        let again = registry().load(&op.spec(op.whole()), "w", &file).unwrap();
+        let again = registry().load(&op.spec(), "w", &file).unwrap();
         prop_assert_eq!(bytes(&*again), file);
         let (mut a, mut b) = (vec![0f32; w.len()], vec![0f32; w.len()]);
-        op.decompress_rows(0..rows, &mut a).unwrap();
-        again.decompress_rows(0..rows, &mut b).unwrap();
+        op.decompress_rows(0..rows, &mut a, &Exec::new()).unwrap();
+        again.decompress_rows(0..rows, &mut b, &Exec::new()).unwrap();
         prop_assert_eq!(a, b);
     }
 
     #[test]
     fn requantizing_what_came_back_changes_nothing(rtn in any_rtn(), rows in 1usize..6, cols in 1usize..70, salt: u64) {
         let w = values(rows * cols, salt);
-        let op = rtn.quantize(&MatView::new(&w, [rows, cols]).unwrap()).unwrap();
+        let op = rtn.quantize(&MatView::new(&w, [rows, cols]).unwrap()).unwrap().0;
         let mut back = vec![0f32; w.len()];
-        op.decompress_rows(0..rows, &mut back).unwrap();
-        prop_assert_eq!(op.requantize(&back).unwrap(), op);
+        op.decompress_rows(0..rows, &mut back, &Exec::new()).unwrap();
+        prop_assert_eq!(op.requantize(&back, Isa::detect()).unwrap(), op);
     }
 
     #[test]
     fn without_clipping_the_error_is_half_a_step(bits in 2u32..=8, full in any::<bool>(), group in 2usize..40, cols in 1usize..70, salt: u64) {
         let w = values(3 * cols, salt);
         let grid = if full { Grid::SymFull } else { Grid::Asym };
-        let op = Rtn::new().bits(bits).group(group).grid(grid).scales(DType::F32).quantize(&MatView::new(&w, [3, cols]).unwrap()).unwrap();
+        let op = Rtn::new().bits(bits).group(group).grid(grid).scales(DType::F32).quantize(&MatView::new(&w, [3, cols]).unwrap()).unwrap().0;
         let mut back = vec![0f32; w.len()];
-        op.decompress_rows(0..3, &mut back).unwrap();
+        op.decompress_rows(0..3, &mut back, &Exec::new()).unwrap();
         let groups = cols.div_ceil(group.min(cols));
         for (i, (a, b)) in w.iter().zip(&back).enumerate() {
             let scale = op.scales()[i / cols * groups + i % cols / group.min(cols)];
@@ -98,15 +92,15 @@ proptest! {
     #[test]
     fn applying_equals_multiplying_by_what_it_decompresses_to(rtn in any_rtn(), rows in 1usize..200, cols in 1usize..50, tokens in 0usize..6, salt: u64) {
         let w = values(rows * cols, salt);
-        let op = rtn.quantize(&MatView::new(&w, [rows, cols]).unwrap()).unwrap();
+        let op = rtn.quantize(&MatView::new(&w, [rows, cols]).unwrap()).unwrap().0;
         let mut back = vec![0f32; w.len()];
-        op.decompress_rows(0..rows, &mut back).unwrap();
+        op.decompress_rows(0..rows, &mut back, &Exec::new()).unwrap();
         let x = values(tokens * cols, salt ^ 77);
         let mut y = vec![1f32; tokens * rows];
         let input = Input::new(&x, [tokens, cols]).unwrap();
-        op.apply(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), &Exec::new()).unwrap();
+        op.apply(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), Write::Set, &Exec::new()).unwrap();
         let once = y.clone();
-        op.apply_add(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), &Exec::serial()).unwrap();
+        op.apply(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), Write::Add, &Exec::serial()).unwrap();
         for t in 0..tokens {
             for r in 0..rows {
                 let want: f64 = (0..cols).map(|c| f64::from(x[t * cols + c]) * f64::from(back[r * cols + c])).sum();
@@ -122,13 +116,13 @@ proptest! {
         let m = MatView::new(&w, [rows, cols]).unwrap();
         let method = Rtn::new().bits(bits).group(8).check().unwrap();
         let cx = Context::new();
-        let prepared = method.prepare(None, &cx).unwrap();
+        let prepared = method.prepare(&StatSet::none(), &cx).unwrap();
         let mut cut = MemTensors::new();
         let mut error = 0.0;
         for first in (0..rows).step_by(units * ROW_UNIT) {
             let last = (first + units * ROW_UNIT).min(rows);
             let done = prepared.compress(&m, first..last, &cx).unwrap();
-            done.op.save("w", RowSlot { first, total: rows }, &mut cut).unwrap();
+            done.op.save_block("w", RowSlot { first, total: rows }, &mut cut).unwrap();
             error += done.report.squared_error;
         }
         let whole = prepared.compress(&m, 0..rows, &cx).unwrap();
@@ -144,7 +138,7 @@ fn one_two_and_three_threads_write_the_same_bytes() {
     let m = MatView::new(&w, [rows, cols]).unwrap();
     let run = |n: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
-        pool.install(|| bytes(&Rtn::new().bits(3).group(64).clip(Clip::Search { norm: 2.4 }).quantize(&m).unwrap()))
+        pool.install(|| bytes(&Rtn::new().bits(3).group(64).clip(Clip::Search { norm: 2.4 }).quantize(&m).unwrap().0))
     };
     assert_eq!(run(1), run(2));
     assert_eq!(run(1), run(3));
@@ -157,10 +151,10 @@ fn any_memory_layout_gives_the_same_bytes() {
     let rtn = Rtn::new().bits(4).group(8);
     for v in [a.view(), a.t(), a.slice(s![..;-1, ..;2]), a.slice(s![3..9, ..;-3])] {
         let copy = v.as_standard_layout().into_owned();
-        assert_eq!(rtn.quantize(&v).unwrap(), rtn.quantize(&copy).unwrap());
+        assert_eq!(rtn.quantize(&v).unwrap().0, rtn.quantize(&copy).unwrap().0);
         let halves = copy.mapv(tersor_half);
         let widened = halves.mapv(|h| h.to_f32());
-        assert_eq!(rtn.quantize(&halves).unwrap(), rtn.quantize(&widened).unwrap());
+        assert_eq!(rtn.quantize(&halves).unwrap().0, rtn.quantize(&widened).unwrap().0);
     }
 }
 
@@ -184,7 +178,7 @@ fn bad_values_and_parameters_are_refused_by_name() {
     assert!(Rtn::new().group(0).check().is_err());
     assert!(Rtn::new().clip(Clip::Search { norm: f32::NAN }).check().is_err());
     assert!(Rtn::new().scales(DType::I8).check().is_err());
-    let wide = Rtn::new().group(1000).quantize(&MatView::new(&[1f32, 2.0], [1, 2]).unwrap()).unwrap();
+    let wide = Rtn::new().group(1000).quantize(&MatView::new(&[1f32, 2.0], [1, 2]).unwrap()).unwrap().0;
     assert_eq!(wide.scales().len(), 1, "a group wider than the row is the row");
 }
 
@@ -192,28 +186,28 @@ fn bad_values_and_parameters_are_refused_by_name() {
 fn zeros_come_back_as_zeros() {
     for grid in [Grid::Asym, Grid::SymFull, Grid::SymNarrow] {
         let w = [0.0f32, -0.0, 0.0, 1.0, 5.0, -2.0];
-        let op = Rtn::new().bits(3).group(3).grid(grid).quantize(&MatView::new(&w, [1, 6]).unwrap()).unwrap();
+        let op = Rtn::new().bits(3).group(3).grid(grid).quantize(&MatView::new(&w, [1, 6]).unwrap()).unwrap().0;
         let mut back = [9f32; 6];
-        op.decompress_rows(0..1, &mut back).unwrap();
+        op.decompress_rows(0..1, &mut back, &Exec::new()).unwrap();
         assert_eq!(back[..3].iter().map(|v| v.to_bits()).collect::<Vec<_>>(), [0, 0, 0]);
     }
 }
 
 #[test]
 fn broken_files_are_refused() {
-    let op = Rtn::new().bits(4).group(4).quantize(&MatView::new(&values(16, 2), [2, 8]).unwrap()).unwrap();
+    let op = Rtn::new().bits(4).group(4).quantize(&MatView::new(&values(16, 2), [2, 8]).unwrap()).unwrap().0;
     let file = bytes(&op);
-    let mut spec = op.spec(op.whole());
+    let mut spec = op.spec();
     spec.shape = [3, 8];
     assert!(registry().load(&spec, "w", &file).is_err(), "another shape");
-    assert!(registry().load(&op.spec(op.whole()), "v", &file).is_err(), "another name");
-    let e = Registry::core().load(&op.spec(op.whole()), "w", &file).map(|_| ()).unwrap_err();
+    assert!(registry().load(&op.spec(), "v", &file).is_err(), "another name");
+    let e = Registry::new().load(&op.spec(), "w", &file).map(|_| ()).unwrap_err();
     assert!(e.to_string().contains(GroupedLinear::KIND), "an unknown kind is named: {e}");
     use tersor_core::{TensorInfo, TensorSink};
     let mut bad = file.clone();
     let info = TensorInfo { dtype: DType::F16, shape: vec![2, 2] };
     bad.write_rows("w.scales", &info, 1, &[0x00, 0x7c, 0x00, 0x3c]).unwrap();
-    assert!(matches!(registry().load(&op.spec(op.whole()), "w", &bad), Err(Error::Tensor { .. })), "an infinite scale");
+    assert!(matches!(registry().load(&op.spec(), "w", &bad), Err(Error::Tensor { .. })), "an infinite scale");
     assert_eq!(GroupSize::Channel.count(8), 1);
     assert!(Bits::new(9).is_err());
 }
@@ -224,7 +218,7 @@ fn a_pool_inside_a_pool_and_a_cancelled_context() {
     let m = MatView::new(&w, [300, 40]).unwrap();
     let method = Rtn::new().bits(3).group(16).check().unwrap();
     let pool = |n: usize| std::sync::Arc::new(rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap());
-    let run = |cx: &Context| method.prepare(None, cx)?.compress(&m, 0..300, cx);
+    let run = |cx: &Context| method.prepare(&StatSet::none(), cx)?.compress(&m, 0..300, cx);
     let plain = bytes(&*run(&Context::new()).unwrap().op);
     let inner = Context::new().with_pool(pool(2));
     assert_eq!(bytes(&*pool(2).install(|| run(&inner)).unwrap().op), plain);
@@ -255,7 +249,7 @@ fn bytes_at_any_alignment_widen_alike() {
 
 #[test]
 fn importance_moves_the_range_to_what_matters() {
-    use tersor_core::{StatNeeds, StatSet};
+    use tersor_core::StatNeeds;
     let (rows, cols) = (40, 96);
     let w = values(rows * cols, 5);
     // A few features carry nearly all of the input.
@@ -266,12 +260,12 @@ fn importance_moves_the_range_to_what_matters() {
     let error = |importance: bool, clip: Clip| {
         let rtn = Rtn::new().bits(3).group(32).clip(clip).importance(importance).check().unwrap();
         assert_eq!(rtn.needs(), StatNeeds { squares: importance, ..StatNeeds::default() });
-        let done = rtn.prepare(Some(&stats), &cx).unwrap().compress(&m, 0..rows, &cx).unwrap();
+        let done = rtn.prepare(&stats, &cx).unwrap().compress(&m, 0..rows, &cx).unwrap();
         let mut back = vec![0f32; rows * cols];
-        done.op.decompress_rows(0..rows, &mut back).unwrap();
+        done.op.decompress_rows(0..rows, &mut back, &Exec::new()).unwrap();
         // In parts of rows, the same.
         let whole = bytes(&*done.op);
-        let part = rtn.prepare(Some(&stats), &cx).unwrap().compress(&m, 0..rows, &cx).unwrap();
+        let part = rtn.prepare(&stats, &cx).unwrap().compress(&m, 0..rows, &cx).unwrap();
         assert_eq!(bytes(&*part.op), whole);
         w.iter().zip(&back).enumerate().map(|(i, (a, b))| squares[i % cols] * f64::from(a - b).powi(2)).sum::<f64>()
     };
@@ -280,10 +274,10 @@ fn importance_moves_the_range_to_what_matters() {
     assert!(weighted < 0.9 * alike && alike < none, "{weighted} {alike} {none}");
     // What it asks for must be there, and fit.
     let rtn = Rtn::new().bits(3).clip(search).importance(true).check().unwrap();
-    assert!(matches!(rtn.prepare(None, &cx), Err(Error::Missing { .. })));
+    assert!(matches!(rtn.prepare(&StatSet::none(), &cx), Err(Error::Missing { .. })));
     let sample = StatSet::new(cols, StatNeeds { sample: 1, ..StatNeeds::default() }, 0, 0).unwrap();
-    assert!(rtn.prepare(Some(&sample), &cx).is_err());
+    assert!(rtn.prepare(&sample, &cx).is_err());
     let narrow = StatSet::from_squares(vec![1.0; 5], 1).unwrap();
-    assert!(rtn.prepare(Some(&narrow), &cx).unwrap().compress(&m, 0..rows, &cx).is_err());
+    assert!(rtn.prepare(&narrow, &cx).unwrap().compress(&m, 0..rows, &cx).is_err());
     assert!(Rtn::new().importance(true).check().is_err());
 }

@@ -1,12 +1,13 @@
 //! Factors between inputs and weights: what each way to choose them promises.
 
-use tersor_core::compose::WithActivations;
-use tersor_core::rewrite::{Module, Smoothing};
 use tersor_core::{
-    ActQuant, Consumer, Context, Exec, FoldedRows, Input, LinearOp, MatView, MatViewMut, Method, Producer, Result,
-    RowSource, Side, Site, StatNeeds, StatSet, metrics,
+    Consumer, Context, Error, Exec, FoldedRows, Input, LinearOp, LinearOpExt, MatView, MatViewMut, Method, Producer,
+    Result, Rewrite, Role, RowSource, Seen, SeenSite, Side, Site, StatNeeds, StatSet, Transform, Weights, Write,
+    metrics,
 };
+use tersor_groupwise::smooth::smoothed;
 use tersor_groupwise::{Adaptive, Awq, Check, OutputClip, Percentile, Rtn, SmoothQuant};
+use tersor_operators::{ActQuant, WithActivations};
 
 const K: usize = 64;
 const N: usize = 48;
@@ -33,7 +34,9 @@ fn site() -> Site {
         name: "site".into(),
         layer: Some(0),
         features: K,
-        consumers: ["a", "b"].map(|n| Consumer { weight: format!("{n}.weight"), shape: [N, K] }).into(),
+        consumers: ["a", "b"]
+            .map(|n| Consumer { weight: format!("{n}.weight"), shape: [N, K], role: Role::Linear })
+            .into(),
         producer: Producer::Norm { weight: "norm.weight".into() },
         writers: Vec::new(),
     }
@@ -52,18 +55,64 @@ fn output(x: &[f32], ops: &[&dyn LinearOp], _: bool) -> Result<Vec<f32>> {
     let mut out = Vec::new();
     for op in ops {
         let mut y = vec![0f32; tokens * N];
-        op.apply(&Input::new(x, [tokens, K])?, MatViewMut::new(&mut y, [tokens, N])?, &Exec::new())?;
+        op.apply(&Input::new(x, [tokens, K])?, MatViewMut::new(&mut y, [tokens, N])?, Write::Set, &Exec::new())?;
         out.extend(y);
     }
     Ok(out)
 }
 
-fn factors(how: &dyn Smoothing, x: &[f32], w: [&[f32]; 2]) -> Option<Vec<f32>> {
+/// One site, seen on a sample, with the weights of the matrices that read it.
+struct One<'a> {
+    seen: SeenSite<'a>,
+    weights: &'a [MatView<'a, f32>],
+}
+
+impl Seen for One<'_> {
+    fn each(&self, f: &mut dyn FnMut(&[SeenSite<'_>]) -> Result<()>) -> Result<()> {
+        f(std::slice::from_ref(&self.seen))
+    }
+}
+
+impl Weights for One<'_> {
+    fn rows<'w>(&'w self, name: &'w str) -> Result<Box<dyn RowSource + 'w>> {
+        let found = self.seen.site.consumers.iter().zip(self.weights).find(|(c, _)| c.weight == name);
+        Ok(Box::new(*found.ok_or_else(|| Error::missing(name, "the site"))?.1))
+    }
+}
+
+/// The factors that a rewrite finds for the site; none where it leaves it as it is.
+fn found(how: &dyn Rewrite, one: &One<'_>) -> Result<Option<Vec<f32>>> {
+    let (site, name) = (one.seen.site, &one.seen.site.consumers[0].weight);
+    let changes = how.rewrite(std::slice::from_ref(site), one, one, &Context::new())?;
+    let Some(fold) = changes.folds.iter().find(|f| f.weight == *name) else {
+        assert!(changes.folds.is_empty() && changes.online.is_empty());
+        return Ok(None);
+    };
+    let Transform::Scale(factors) = &fold.transform else { panic!("{fold:?}") };
+    assert_eq!(format!("{:?}", changes.folds), format!("{:?}", smoothed(site, factors)));
+    Ok(Some(factors.clone()))
+}
+
+/// What was seen of a site whose matrices will be like those of these methods.
+fn seen<'a>(
+    site: &'a Site,
+    stats: &'a StatSet,
+    sample: &'a [f32],
+    plain: &'a [Option<&'a dyn Method>],
+) -> SeenSite<'a> {
+    SeenSite { site, stats, sample, output: &output, keys_and_values: &|_| Ok(None), plain }
+}
+
+/// The factors of the site, whose two matrices will be like these.
+fn tried(how: &dyn Rewrite, x: &[f32], w: [&[f32]; 2], plain: [Option<&dyn Method>; 2]) -> Result<Option<Vec<f32>>> {
     let (site, stats) = (site(), stats(x));
     let views = w.map(|w| MatView::new(w, [N, K]).unwrap());
-    let weights: Vec<&dyn RowSource> = views.iter().map(|v| v as &dyn RowSource).collect();
-    let module = Module { site: &site, stats: &stats, weights: &weights, sample: x, output: &output };
-    how.factors(&module, &Context::new()).unwrap()
+    found(how, &One { seen: seen(&site, &stats, x, &plain), weights: &views })
+}
+
+/// The factors of the site, for a rewrite that tries nothing.
+fn factors(how: &dyn Rewrite, x: &[f32], w: [&[f32]; 2]) -> Option<Vec<f32>> {
+    tried(how, x, w, [None; 2]).unwrap()
 }
 
 /// Squared error of the outputs with a method, the site divided by factors.
@@ -73,14 +122,14 @@ fn loss(method: &dyn Method, x: &[f32], w: [&[f32]; 2], factors: &[f32]) -> f64 
 
 /// The same with a method for each matrix.
 fn loss_of(methods: [&dyn Method; 2], x: &[f32], w: [&[f32]; 2], factors: &[f32]) -> f64 {
-    let folds = site().smoothed(factors);
+    let folds = smoothed(&site(), factors);
     let (cx, divided): (_, Vec<f32>) =
         (Context::new(), x.chunks(K).flat_map(|row| row.iter().zip(factors).map(|(v, s)| v / s)).collect());
     let mut sum = 0f64;
     for ((w, name), method) in w.iter().zip(["a.weight", "b.weight"]).zip(methods) {
         let view = MatView::new(w, [N, K]).unwrap();
         let folded = FoldedRows::new(&view, name, &folds).unwrap();
-        let op = method.prepare(None, &cx).unwrap().compress(&folded, 0..N, &cx).unwrap().op;
+        let op = method.prepare(&StatSet::none(), &cx).unwrap().compress(&folded, 0..N, &cx).unwrap().op;
         let found = output(&divided, &[&*op], false).unwrap();
         let want: Vec<f32> = (x.chunks(K))
             .flat_map(|x| {
@@ -122,7 +171,9 @@ fn awq_loses_no_more_than_rounding() {
     let x = outlier(4);
     let (a, b) = (normal(5, N * K), normal(6, N * K));
     let trial = || Box::new(Rtn::new().bits(3).group(32).check().unwrap());
-    let s = factors(&Awq::new(trial()), &x, [&a, &b]).unwrap();
+    let plain = trial();
+    let tried = |x: &[f32]| tried(&Awq::new(), x, [&a, &b], [Some(&*plain); 2]).unwrap();
+    let s = tried(&x).unwrap();
     let (plain, scaled) = (loss(&*trial(), &x, [&a, &b], &[1.0; K]), loss(&*trial(), &x, [&a, &b], &s));
     assert!(scaled < 0.5 * plain, "{scaled} for {plain}");
     // The winner is one of the twenty, by an independent search.
@@ -136,9 +187,7 @@ fn awq_loses_no_more_than_rounding() {
     };
     let best = (0..20).map(|i| loss(&*trial(), &x, [&a, &b], &candidate(i))).fold(f64::INFINITY, f64::min);
     assert!((scaled / best - 1.0).abs() < 1e-3, "{scaled} and {best}");
-    assert!(
-        factors(&Awq::new(trial()), &vec![0.0; TOKENS * K], [&a, &b]).is_none_or(|s| s.iter().all(|v| v.is_finite()))
-    );
+    assert!(tried(&vec![0.0; TOKENS * K]).is_none_or(|s| s.iter().all(|v| v.is_finite())));
 }
 
 #[test]
@@ -153,33 +202,32 @@ fn matrices_of_a_site_are_tried_as_what_each_becomes() {
         (0..K).map(|k| x.iter().skip(k).step_by(K).map(|v| f64::from(v.abs())).sum::<f64>() / TOKENS as f64).collect();
     for pair in [[coarse, fine], [fine, coarse]] {
         let [one, other] = pair.map(method);
-        let s = factors(&Awq::of(pair.map(method).into()), &x, [&a, &b]).unwrap_or(vec![1.0; K]);
+        let s = tried(&Awq::new(), &x, [&a, &b], [Some(&*one), Some(&*other)]).unwrap().unwrap_or(vec![1.0; K]);
         let loss = |s: &[f32]| loss_of([&*one, &*other], &x, [&a, &b], s);
         let best = (0..20).map(|i| loss(&Awq::factors_of(&mean, f64::from(i) / 20.0))).fold(f64::INFINITY, f64::min);
         assert!((loss(&s) / best - 1.0).abs() < 1e-3, "{} and {best}", loss(&s));
     }
-    let (site, stats) = (site(), stats(&x));
-    let views = [&a, &b].map(|w| MatView::new(w, [N, K]).unwrap());
-    let weights: Vec<&dyn RowSource> = views.iter().map(|v| v as &dyn RowSource).collect();
-    let module = Module { site: &site, stats: &stats, weights: &weights, sample: &x, output: &output };
-    let three = Awq::of(vec![method(coarse), method(fine), method(fine)]);
-    let said = three.factors(&module, &Context::new()).unwrap_err().to_string();
+    // Bits of activations are for each matrix or for all; a matrix of which nothing is known cannot be tried.
+    let (one, other) = (method(coarse), method(fine));
+    let three = Adaptive::with_activations(&[4, 8, 8]).unwrap();
+    let said = tried(&three, &x, [&a, &b], [Some(&*one), Some(&*other)]).unwrap_err().to_string();
     assert!(said.contains("1 or 2"), "{said}");
+    let said = tried(&Awq::new(), &x, [&a, &b], [Some(&*one), None]).unwrap_err().to_string();
+    assert!(said.contains("b.weight"), "{said}");
 }
 
 #[test]
 fn adaptive_leaves_small_channels_alone() {
     let (x, a, b) = (outlier(7), normal(8, N * K), normal(9, N * K));
-    let trial = || {
-        let act = ActQuant::per_token(8).unwrap();
-        Box::new(WithActivations::new(act, Box::new(Rtn::new().bits(4).symmetric().check().unwrap())))
-    };
-    let s = factors(&Adaptive::new(trial()), &x, [&a, &b]).unwrap();
+    let rtn = Rtn::new().bits(4).symmetric().check().unwrap();
+    let trial = || Box::new(WithActivations::new(ActQuant::per_token(8).unwrap(), Box::new(rtn.clone())));
+    let adaptive = Adaptive::new().unwrap();
+    let s = tried(&adaptive, &x, [&a, &b], [Some(&rtn); 2]).unwrap().unwrap();
     assert!(s[7] > 1.5 && s.iter().filter(|v| **v == 1.0).count() > K / 2, "{s:?}");
     assert!(s.iter().all(|v| *v >= 1.0));
     let (plain, smooth) = (loss(&*trial(), &x, [&a, &b], &[1.0; K]), loss(&*trial(), &x, [&a, &b], &s));
     assert!(smooth < plain, "{smooth} for {plain}");
-    assert!(factors(&Adaptive::new(trial()), &vec![0.01; TOKENS * K], [&a, &b]).is_none());
+    assert!(tried(&adaptive, &vec![0.01; TOKENS * K], [&a, &b], [Some(&rtn); 2]).unwrap().is_none());
 }
 
 #[test]
@@ -195,8 +243,10 @@ fn percentile_brings_the_largest_down_to_the_next() {
     let needs = StatNeeds { channel: true, ..StatNeeds::default() };
     let mut stats = StatSet::new(wide, needs, 0, 0).unwrap();
     stats.observe(&MatView::new(&x, [TOKENS, wide]).unwrap()).unwrap();
-    let module = Module { site: &site, stats: &stats, weights: &[], sample: &[], output: &output };
-    let s = Percentile.factors(&module, &Context::new()).unwrap().unwrap();
+    let a = normal(13, N * wide);
+    let weights = [MatView::new(&a, [N, wide]).unwrap(); 2];
+    let one = One { seen: seen(&site, &stats, &[], &[]), weights: &weights };
+    let s = found(&Percentile, &one).unwrap().unwrap();
     let largest = |k: usize| x.iter().skip(k).step_by(wide).fold(0f32, |m, v| m.max(v.abs()));
     let mut sorted: Vec<f32> = (0..wide).map(largest).collect();
     sorted.sort_by(f32::total_cmp);
@@ -211,7 +261,7 @@ fn folds_cancel_out() {
     let s: Vec<f32> = (0..K).map(|k| 0.3 + k as f32 * 0.1).collect();
     let mut site = site();
     site.producer = Producer::Linear { weight: "v.weight".into(), block: K, repeat: 1 };
-    let folds = site.smoothed(&s);
+    let folds = smoothed(&site, &s);
     let of = |w: &str| folds.iter().filter(|f| f.weight == w).map(|f| f.side).collect::<Vec<_>>();
     assert_eq!(
         (of("a.weight"), of("v.weight"), of("v.bias")),
@@ -244,10 +294,9 @@ fn ranges_are_cut_where_outputs_gain() {
     let rtn = || Box::new(Rtn::new().bits(3).group(32).check().unwrap());
     let clip = OutputClip::before(rtn()).bits(3).group(Some(32)).check().unwrap();
     assert_eq!(clip.layout([N, K]).unwrap(), rtn().layout([N, K]).unwrap());
-    let run = |m: &dyn Method| m.prepare(Some(&stats), &cx).unwrap().compress(&view, 0..N, &cx).unwrap();
+    let run = |m: &dyn Method| m.prepare(&stats, &cx).unwrap().compress(&view, 0..N, &cx).unwrap();
     let error = |op: &dyn LinearOp| {
-        let mut back = vec![0f32; N * K];
-        op.decompress_rows(0..N, &mut back).unwrap();
+        let back = op.decompress().unwrap();
         let d: Vec<f32> = w.iter().zip(back).map(|(a, b)| a - b).collect();
         let dot =
             |d: &[f32], x: &[f32]| d.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>().powi(2);
@@ -256,6 +305,6 @@ fn ranges_are_cut_where_outputs_gain() {
     let (plain, cut) = (run(&*rtn()), run(&clip));
     assert!(error(&*cut.op) < 0.5 * error(&*plain.op));
     assert!(cut.report.squared_error > plain.report.squared_error, "errors are against what the weights were");
-    assert!(clip.prepare(None, &cx).is_err());
+    assert!(clip.prepare(&StatSet::none(), &cx).is_err());
     assert!(OutputClip::before(rtn()).bits(9).check().is_err());
 }

@@ -43,7 +43,8 @@ fn quantizers_leave_pruned_weights_at_zero() {
     let noise = |i: usize| ((i * 2_654_435_761) % 10_007) as f32 / 5003.5 - 1.0;
     let w: Vec<f32> = (0..rows * k).map(noise).collect();
     // Inputs that share a component, so that columns can make up for each other.
-    let x: Vec<f32> = (0..tokens * k).map(|i| noise(i + 7) + 2.0 * noise(i / k * 31) * (1.0 + (i % k) as f32 / 64.0)).collect();
+    let x: Vec<f32> =
+        (0..tokens * k).map(|i| noise(i + 7) + 2.0 * noise(i / k * 31) * (1.0 + (i % k) as f32 / 64.0)).collect();
     let mut stats = StatSet::new(k, StatNeeds::none().with_gram(), 0, 0).unwrap();
     stats.observe(&MatView::new(&x, [tokens, k]).unwrap()).unwrap();
     let (w, cx) = (MatView::new(&w, [rows, k]).unwrap(), Context::new());

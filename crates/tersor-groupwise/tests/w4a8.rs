@@ -2,12 +2,12 @@
 
 use half::f16;
 use proptest::prelude::*;
-use tersor_core::compose::QuantizedInputs;
 use tersor_core::{
-    ActQuant, Context, Exec, GroupSize, Input, MatView, MatViewMut, MemTensors, Method, Registry, RowSlot, StatNeeds,
-    StatSet, metrics,
+    Context, Exec, GroupSize, Input, MatView, MatViewMut, MemTensors, Method, RowSlot, StatNeeds, StatSet, Write,
+    metrics,
 };
-use tersor_groupwise::{Check, Dgq, DualLinear, Gptq, Grid, LinearOp, Qqq, Rtn, TableLinear};
+use tersor_groupwise::{Check, Dgq, DualLinear, Gptq, Grid, LinearOp, LinearOpExt, Qqq, Rtn, TableLinear, registry};
+use tersor_operators::{ActQuant, QuantizedInputs};
 
 /// Normal values by a fixed generator.
 fn normal(seed: u64, n: usize) -> Vec<f32> {
@@ -29,16 +29,13 @@ fn compress(method: &dyn Method, w: &[f32], shape: [usize; 2], x: &[f32]) -> Box
     let stats = stats(x, shape[1]);
     let w = MatView::new(w, shape).unwrap();
     let cx = Context::new();
-    let done = method.prepare(Some(&stats), &cx).unwrap().compress(&w, 0..shape[0], &cx).unwrap();
+    let done = method.prepare(&stats, &cx).unwrap().compress(&w, 0..shape[0], &cx).unwrap();
     assert_eq!(done.op.storage_bits(), method.layout(shape).unwrap().bits().unwrap());
     done.op
 }
 
 fn values(op: &dyn LinearOp) -> Vec<f32> {
-    let [rows, cols] = op.shape();
-    let mut out = vec![0f32; rows * cols];
-    op.decompress_rows(0..rows, &mut out).unwrap();
-    out
+    op.decompress().unwrap()
 }
 
 /// `Σ ((w - ŵ) x)²`, by hand.
@@ -52,18 +49,12 @@ fn output_error(w: &[f32], op: &dyn LinearOp, x: &[f32]) -> f64 {
         .sum()
 }
 
-fn registry() -> Registry {
-    let mut registry = Registry::core();
-    tersor_groupwise::register(&mut registry);
-    registry
-}
-
 fn reopened(op: &dyn LinearOp) -> Box<dyn LinearOp> {
     let mut memory = MemTensors::default();
-    op.save("w", op.whole(), &mut memory).unwrap();
+    op.save("w", &mut memory).unwrap();
     let bits: u64 = memory.bytes() as u64 * 8;
     assert_eq!(bits, op.storage_bits());
-    registry().load(&op.spec(op.whole()), "w", &memory).unwrap()
+    registry().load(&op.spec(), "w", &memory).unwrap()
 }
 
 fn applied(op: &dyn LinearOp, x: &[f32]) -> Vec<f32> {
@@ -71,7 +62,7 @@ fn applied(op: &dyn LinearOp, x: &[f32]) -> Vec<f32> {
     let tokens = x.len() / cols;
     let mut y = vec![0f32; tokens * rows];
     let input = Input::new(x, [tokens, cols]).unwrap();
-    op.apply(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), &Exec::new()).unwrap();
+    op.apply(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), Write::Set, &Exec::new()).unwrap();
     y
 }
 
@@ -85,7 +76,8 @@ fn dual_grain_lies_between_groups_and_rows() {
     }
     let x = normal(2, 256 * cols);
     let dual = compress(&Dgq::new().check().unwrap(), &w, [rows, cols], &x);
-    let rtn = |rtn: Rtn| output_error(&w, &rtn.bits(4).quantize(&MatView::new(&w, [rows, cols]).unwrap()).unwrap(), &x);
+    let rtn =
+        |rtn: Rtn| output_error(&w, &rtn.bits(4).quantize(&MatView::new(&w, [rows, cols]).unwrap()).unwrap().0, &x);
     let (group, row, dual) = (rtn(Rtn::new().group(128)), rtn(Rtn::new().per_channel()), output_error(&w, &*dual, &x));
     // The search of ranges may make up for what the integer scale costs.
     assert!(dual < 1.15 * group && dual < 0.5 * row, "{group} {dual} {row}");
@@ -140,7 +132,7 @@ fn integers_and_floats_agree_and_blocks_make_the_whole() {
         let again = reopened(&*op);
         assert_eq!(values(&*op), values(&*again));
         let act = ActQuant::per_token(8).unwrap();
-        let (codes, scales) = act.encode(tersor_core::Isa::detect(), &x[..9 * cols], cols);
+        let (codes, scales) = act.encode(tersor_core::Isa::detect(), &x[..9 * cols], cols).unwrap();
         let rounded = ActQuant::decode(&codes, &scales, &[], cols);
         let dense = values(&*op);
         let want: Vec<f32> = (rounded.chunks(cols))
@@ -159,7 +151,7 @@ fn integers_and_floats_agree_and_blocks_make_the_whole() {
 
         let stats = stats(&x, cols);
         let cx = Context::new();
-        let prepared = method.prepare(Some(&stats), &cx).unwrap();
+        let prepared = method.prepare(&stats, &cx).unwrap();
         let view = MatView::new(&w, [rows, cols]).unwrap();
         let mut memory = MemTensors::default();
         let mut spec = None;
@@ -167,13 +159,16 @@ fn integers_and_floats_agree_and_blocks_make_the_whole() {
             let last = rows.min(first + 64);
             let done = prepared.compress(&view, first..last, &cx).unwrap();
             let at = RowSlot { first, total: rows };
-            done.op.save("w", at, &mut memory).unwrap();
-            spec = Some(done.op.spec(at));
+            done.op.save_block("w", at, &mut memory).unwrap();
+            spec = Some(done.op.spec_block(at));
         }
         let whole = registry().load(&spec.unwrap(), "w", &memory).unwrap();
         assert_eq!(values(&*whole), values(&*op), "{}", method.name());
     }
-    assert!(dgq.prepare(None, &Context::new()).is_err() && qqq.prepare(None, &Context::new()).is_err());
+    assert!(
+        dgq.prepare(&StatSet::none(), &Context::new()).is_err()
+            && qqq.prepare(&StatSet::none(), &Context::new()).is_err()
+    );
     assert!(Dgq::new().group(0).check().is_err() && Qqq::new().group(0).check().is_err());
     assert!(Qqq::new().damping(0.0).check().is_err());
     let mut nan = w.clone();
@@ -182,7 +177,7 @@ fn integers_and_floats_agree_and_blocks_make_the_whole() {
     let cx = Context::new();
     for method in [&dgq as &dyn Method, &qqq] {
         let view = MatView::new(&nan, [rows, cols]).unwrap();
-        let e = method.prepare(Some(&stats), &cx).unwrap().compress(&view, 64..rows, &cx).err().unwrap();
+        let e = method.prepare(&stats, &cx).unwrap().compress(&view, 64..rows, &cx).err().unwrap();
         assert!(e.to_string().contains("row 77"), "{e}");
     }
 }

@@ -159,16 +159,16 @@ fn rotations_of_the_widths_of_real_models() {
         assert_eq!(rotation.dim(), dim);
         let mut x: Vec<f32> = gaussian(dim, &mut rng(6)).into_iter().map(|v| v as f32).collect();
         let (before, norm) = (x.clone(), |v: &[f32]| v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>());
-        rotation.forward(&mut x);
+        rotation.forward(tersor_core::Isa::detect(), &mut x);
         assert!((norm(&x) / norm(&before) - 1.0).abs() < 1e-4, "{dim}");
         // A spike spreads over every feature.
         if dim > 64 {
             let mut spike = vec![0f32; dim];
             spike[dim / 3] = 1.0;
-            rotation.forward(&mut spike);
+            rotation.forward(tersor_core::Isa::detect(), &mut spike);
             assert!(spike.iter().all(|v| v.abs() < 0.75), "{dim}");
         }
-        rotation.inverse(&mut x);
+        rotation.inverse(tersor_core::Isa::detect(), &mut x);
         assert!(x.iter().zip(&before).all(|(a, b)| (a - b).abs() < 1e-4), "{dim}");
     }
     assert!(rotation(0, &mut rng(4)).is_err());

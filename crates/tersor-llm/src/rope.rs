@@ -110,8 +110,8 @@ mod tests {
         let (q, k): (Vec<f32>, Vec<f32>) = (0..128).map(|i| ((i as f32).sin(), (i as f32 * 0.3).cos())).unzip();
         let score = |a: u32, b: u32| {
             let (mut q, mut k) = (q.clone(), k.clone());
-            vector::turn(Isa::detect(), &mut q, &r.angles(a).cos, &r.angles(a).sin);
-            vector::turn(Isa::detect(), &mut k, &r.angles(b).cos, &r.angles(b).sin);
+            vector::apply_rotary(Isa::detect(), &mut q, &r.angles(a).cos, &r.angles(a).sin);
+            vector::apply_rotary(Isa::detect(), &mut k, &r.angles(b).cos, &r.angles(b).sin);
             q.iter().zip(&k).map(|(a, b)| a * b).sum::<f32>()
         };
         assert!((score(7, 3) - score(107, 103)).abs() < 1e-3);

@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use tersor_core::compose::Dense;
-use tersor_core::{Cancel, DType, Error, Exec, LinearOp, MatView, MemTensors, Registry, Site, StatNeeds, StatSet};
+use tersor_core::{Cancel, DType, Error, Exec, LinearOp, MatView, MemTensors, Site, StatNeeds, StatSet};
 use tersor_llm::{Behind, Calibration, Checkpoint, Decoder, Hooks, Replacements, SiteKind};
+use tersor_operators::{Dense, registry};
 
-const NEEDS: StatNeeds = StatNeeds { squares: true, channel: true, gram: true, sample: 7, whole_matrix: false };
+const NEEDS: StatNeeds = StatNeeds { squares: true, channel: true, gram: true, sample: 7, windows: false };
 
 fn open(name: &str) -> Checkpoint {
-    Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name), &Registry::core()).unwrap()
+    Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name), &registry()).unwrap()
 }
 
 /// Windows of 12 tokens (of the last: 5).
@@ -76,7 +76,7 @@ fn a_layer_at_a_time_sees_what_a_forward_pass_sees() {
     for window in &windows {
         let mut state = decoder.state().unwrap();
         let hidden = decoder
-            .forward_observed(window, &mut state, &mut exec, &mut |layer, kind, x| {
+            .forward_observed(window, &mut state, &exec, &mut |layer, kind, x| {
                 let at = SiteKind::ALL.iter().position(|k| *k == kind).unwrap();
                 want[layer * 4 + at].observe(&MatView::new(x.data(), x.shape())?)
             })

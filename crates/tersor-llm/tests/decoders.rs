@@ -3,9 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use tersor_core::{Exec, Limits, LinearOp, Registry, TensorSource};
+use tersor_core::{Exec, Limits, LinearOp, TensorSource};
 use tersor_formats::safetensors::File;
 use tersor_llm::{Checkpoint, Decoder, SiteKind};
+use tersor_operators::registry;
 
 const VARIANTS: [&str; 7] = ["llama", "llama-linear", "llama-llama3", "llama-yarn", "mistral-window", "qwen2", "qwen3"];
 
@@ -14,7 +15,7 @@ fn folder(name: &str) -> PathBuf {
 }
 
 fn open(name: &str) -> Checkpoint {
-    Checkpoint::open(&folder(name), &Registry::core()).unwrap()
+    Checkpoint::open(&folder(name), &registry()).unwrap()
 }
 
 fn read(file: &File, name: &str) -> Vec<[u8; 4]> {
@@ -30,7 +31,7 @@ fn golden(name: &str) -> (Vec<u32>, Vec<f32>) {
 }
 
 fn logits(decoder: &Decoder, parts: &[&[u32]]) -> Vec<f32> {
-    let (mut state, mut exec) = (decoder.state().unwrap(), Exec::new());
+    let (mut state, exec) = (decoder.state().unwrap(), Exec::new());
     let hidden: Vec<f32> = parts.iter().flat_map(|p| decoder.forward(p, &mut state, &exec).unwrap()).collect();
     decoder.logits(&hidden, &exec).unwrap()
 }
@@ -74,7 +75,7 @@ fn a_site_with_its_own_weights_gives_what_the_layer_computes() {
         let mut seen: Vec<(usize, SiteKind, Vec<f32>)> = Vec::new();
         let exec = Exec::new();
         decoder
-            .forward_observed(&tokens, &mut decoder.state().unwrap(), &mut exec, &mut |layer, kind, x| {
+            .forward_observed(&tokens, &mut decoder.state().unwrap(), &exec, &mut |layer, kind, x| {
                 seen.push((layer, kind, x.data().to_vec()));
                 Ok(())
             })

@@ -2,16 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use tersor_core::{Exec, Limits, Registry, TensorSource};
+use tersor_core::{Exec, Limits, TensorSource};
 use tersor_formats::safetensors::File;
 use tersor_llm::{Architecture, Checkpoint, Decoder, Encoder};
+use tersor_operators::registry;
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden-encoders").join(name)
 }
 
 fn open(name: &str) -> Checkpoint {
-    Checkpoint::open(&folder(name), &Registry::core()).unwrap()
+    Checkpoint::open(&folder(name), &registry()).unwrap()
 }
 
 fn read(file: &File, name: &str) -> Vec<[u8; 4]> {
@@ -53,7 +54,7 @@ fn what_does_not_fit_is_refused() {
     let Err(e) = Decoder::load(&checkpoint) else { panic!("a decoder of an encoder") };
     assert!(e.to_string().contains("bert"), "{e}");
     let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
-    let Err(e) = Encoder::load(&Checkpoint::open(&llama, &Registry::core()).unwrap()) else { panic!("an encoder") };
+    let Err(e) = Encoder::load(&Checkpoint::open(&llama, &registry()).unwrap()) else { panic!("an encoder") };
     assert!(e.to_string().contains("llama"), "{e}");
 }
 

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use tersor_core::{Cancel, Exec, Registry, Silent};
+use tersor_core::{Cancel, Exec, Silent};
 use tersor_llm::{Checkpoint, Decoder, Sampling, Tokenizer, evaluate, generate, windows};
+use tersor_operators::registry;
 
 fn open() -> Option<(Decoder, Tokenizer)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -12,7 +13,7 @@ fn open() -> Option<(Decoder, Tokenizer)> {
         eprintln!("skipped: {} is not there (scripts/fetch-models.sh brings it)", path.display());
         return None;
     }
-    let checkpoint = Checkpoint::open(&path, &Registry::core()).unwrap();
+    let checkpoint = Checkpoint::open(&path, &registry()).unwrap();
     Some((Decoder::load(&checkpoint).unwrap(), Tokenizer::of(&checkpoint).unwrap()))
 }
 

@@ -2,10 +2,10 @@
 //! (`scripts/golden_hadamard.py`).
 
 use serde_json::Value as Json;
-use tersor_core::compose::{Cast, Dense, QuantizedInputs};
 use tersor_core::*;
 use tersor_groupwise::{Grid, Rtn};
 use tersor_lowrank::{Corrected, Norm, Rank};
+use tersor_operators::{ActQuant, Cast, Dense, QuantizedInputs};
 
 const O: usize = 64;
 const K: usize = 256;
@@ -31,8 +31,7 @@ fn errors_are_those_of_an_independent_decomposition() {
     stats.observe(&MatView::new(&x, [N, K]).unwrap()).unwrap();
     let (cx, view) = (Context::new(), MatView::new(&w, [O, K]).unwrap());
     let error = |op: &dyn LinearOp| -> f64 {
-        let mut q = vec![0f32; O * K];
-        op.decompress_rows(0..O, &mut q).unwrap();
+        let q = op.decompress().unwrap();
         let d: Vec<f64> = w.iter().zip(&q).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect();
         let dot = |d: &[f64], x: &[f32]| d.iter().zip(x).map(|(d, x)| d * f64::from(*x)).sum::<f64>().powi(2);
         d.chunks(K).map(|d| x.chunks(K).map(|x| dot(d, x)).sum::<f64>()).sum()
@@ -40,12 +39,12 @@ fn errors_are_those_of_an_independent_decomposition() {
     let rtn = || Box::new(Rtn::new().bits(3).symmetric().check().unwrap());
     for g in golden.as_array().unwrap() {
         let rank = g["rank"].as_u64().unwrap() as usize;
-        let plain = rtn().prepare(None, &cx).unwrap().compress(&view, 0..O, &cx).unwrap().op;
+        let plain = rtn().prepare(&StatSet::none(), &cx).unwrap().compress(&view, 0..O, &cx).unwrap().op;
         let mut found = vec![("rounded", error(&*plain))];
         for (name, norm) in [("lqer", Norm::Plain), ("l2qer", Norm::Magnitude)] {
             let exact = Box::new(Cast::new(DType::F32).unwrap());
             let method = Corrected::lqer(rtn()).norm(norm).rank(Rank::Fixed(rank)).factors(exact).check().unwrap();
-            let stats = method.needs().any_data().then_some(&stats);
+            let stats = if method.needs().any_data() { &stats } else { &StatSet::none() };
             found.push((name, error(&*method.prepare(stats, &cx).unwrap().compress(&view, 0..O, &cx).unwrap().op)));
         }
         for (name, error) in found {
@@ -68,7 +67,7 @@ fn hadamard_transforms_are_those_of_quarot() {
         let factor: Vec<f32> = floats(&g["factor"]).into_iter().map(|v| v / length).collect();
         let rotation = Rotation::new(&factor, k / order, &vec![1.0; k]).unwrap();
         let mut x = noise(3, 2 * k);
-        rotation.forward(&mut x);
+        rotation.forward(tersor_core::Isa::detect(), &mut x);
         for (a, b) in x.iter().zip(floats(&g["rotated"])) {
             assert!((a - b).abs() < 1e-4, "{k}: {a} {b}");
         }
@@ -83,17 +82,25 @@ fn a_layer_loses_as_much_behind_our_hadamard_as_behind_theirs() {
         let k = g["features"].as_u64().unwrap() as usize;
         let (w, mut x) = (noise(1, o * k), noise(2, n * k));
         x.chunks_exact_mut(k).for_each(|row| row.iter_mut().step_by(97).for_each(|v| *v *= 30.0));
-        let weights = Rtn::new().bits(4).grid(Grid::SymNarrow).scales(DType::F32).check().unwrap();
+        let weights = Rtn::new().bits(4).grid(Grid::SymNarrow).scales(DType::F32);
         let product = |op: Box<dyn LinearOp>, x: &[f32]| {
             let mut y = vec![0f32; n * o];
-            op.apply(&Input::new(x, [n, k]).unwrap(), MatViewMut::new(&mut y, [n, o]).unwrap(), &Exec::new()).unwrap();
+            op.apply(
+                &Input::new(x, [n, k]).unwrap(),
+                MatViewMut::new(&mut y, [n, o]).unwrap(),
+                Write::Set,
+                &Exec::new(),
+            )
+            .unwrap();
             y
         };
         let want = product(Box::new(Dense::new(w.clone(), [o, k], DType::F32).unwrap()), &x);
         let loss = |rotation: Option<&Rotation>| {
             let (mut w, mut x) = (w.clone(), x.clone());
-            rotation.into_iter().for_each(|r| [&mut w, &mut x].into_iter().for_each(|v| r.forward(v)));
-            let op = weights.quantize(&MatView::new(&w, [o, k]).unwrap()).unwrap();
+            rotation
+                .into_iter()
+                .for_each(|r| [&mut w, &mut x].into_iter().for_each(|v| r.forward(tersor_core::Isa::detect(), v)));
+            let op = weights.quantize(&MatView::new(&w, [o, k]).unwrap()).unwrap().0;
             let op = QuantizedInputs::new(ActQuant::per_token(4).unwrap(), Box::new(op));
             metrics::squared_error(&want, &product(Box::new(op), &x)) / metrics::energy(&want)
         };

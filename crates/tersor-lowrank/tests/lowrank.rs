@@ -4,11 +4,11 @@ use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use tersor_blockwise::Blockwise;
-use tersor_core::compose::Cast;
 use tersor_core::*;
 use tersor_groupwise::{Gptq, Rtn};
 use tersor_linalg::gaussian;
 use tersor_lowrank::{Corrected, LowRank, Norm, Rank, factorize, peft};
+use tersor_operators::{ActQuant, Cast, Dense, QuantizedInputs};
 
 fn normal(seed: u64, n: usize) -> Vec<f32> {
     gaussian(n, &mut ChaCha8Rng::seed_from_u64(seed)).into_iter().map(|v| v as f32).collect()
@@ -33,17 +33,14 @@ fn stats(x: &[f32], features: usize) -> StatSet {
     stats
 }
 
-fn compress(method: &dyn Method, w: &[f32], shape: [usize; 2], stats: Option<&StatSet>) -> Compressed {
+fn compress(method: &dyn Method, w: &[f32], shape: [usize; 2], stats: &StatSet) -> Compressed {
     let cx = Context::new();
     let prepared = method.prepare(stats, &cx).unwrap();
     prepared.compress(&MatView::new(w, shape).unwrap(), 0..shape[0], &cx).unwrap()
 }
 
 fn rows(op: &dyn LinearOp) -> Vec<f32> {
-    let [r, c] = op.shape();
-    let mut out = vec![0f32; r * c];
-    op.decompress_rows(0..r, &mut out).unwrap();
-    out
+    op.decompress().unwrap()
 }
 
 /// Error of the outputs.
@@ -73,10 +70,10 @@ fn full_rank_gives_the_weights_back() {
     let stats = stats(&x, 56);
     for norm in [Norm::Plain, Norm::Magnitude, Norm::Gram] {
         let how = Corrected::lqer(rtn(3)).norm(norm).rank(Rank::Fixed(1000)).factors(exact()).check().unwrap();
-        let back = rows(&*compress(&how, &w, shape, Some(&stats)).op);
+        let back = rows(&*compress(&how, &w, shape, &stats).op);
         assert!(w.iter().zip(&back).all(|(a, b)| (a - b).abs() < 2e-5), "{norm:?}");
         let how = LowRank::new(Rank::Fixed(40)).norm(norm).factors(exact()).check().unwrap();
-        let back = rows(&*compress(&how, &w, shape, Some(&stats)).op);
+        let back = rows(&*compress(&how, &w, shape, &stats).op);
         assert!(w.iter().zip(&back).all(|(a, b)| (a - b).abs() < 2e-5), "{norm:?}");
     }
 }
@@ -87,10 +84,10 @@ fn each_norm_is_best_in_its_own_error() {
     let x = inputs(400, 64);
     let stats = stats(&x, 64);
     let channel = stats.channel().unwrap();
-    let base = rows(&*compress(&*rtn(3), &w, shape, None).op);
+    let base = rows(&*compress(&*rtn(3), &w, shape, &StatSet::none()).op);
     let of = |norm, k| {
         let how = Corrected::lqer(rtn(3)).norm(norm).rank(Rank::Fixed(k)).factors(exact()).check().unwrap();
-        rows(&*compress(&how, &w, shape, Some(&stats)).op)
+        rows(&*compress(&how, &w, shape, &stats).op)
     };
     let plain = |b: &[f32]| metrics::squared_error(&w, b);
     let magnitude = |b: &[f32]| {
@@ -118,15 +115,15 @@ fn a_common_factor_of_the_inputs_does_not_matter() {
     let of = |factor: f32| {
         let x: Vec<f32> = x.iter().map(|v| v * factor).collect();
         let how = Corrected::l2qer(rtn(4)).rank(Rank::Fixed(5)).factors(exact()).check().unwrap();
-        rows(&*compress(&how, &w, shape, Some(&stats(&x, 45))).op)
+        rows(&*compress(&how, &w, shape, &stats(&x, 45)).op)
     };
     assert!(of(1.0).iter().zip(of(8.0)).all(|(a, b)| (a - b).abs() < 1e-5));
     // Features that are all alike: the plain correction.
     let flat = vec![1f32; 45 * 20];
     let l2 = Corrected::l2qer(rtn(4)).rank(Rank::Fixed(5)).factors(exact()).check().unwrap();
     let plain = Corrected::lqer(rtn(4)).rank(Rank::Fixed(5)).factors(exact()).check().unwrap();
-    let a = rows(&*compress(&l2, &w, shape, Some(&stats(&flat, 45))).op);
-    let b = rows(&*compress(&plain, &w, shape, None).op);
+    let a = rows(&*compress(&l2, &w, shape, &stats(&flat, 45)).op);
+    let b = rows(&*compress(&plain, &w, shape, &StatSet::none()).op);
     assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5));
 }
 
@@ -151,9 +148,11 @@ fn rank_by_error() {
     let (shape, w) = ([50, 40], normal(1, 2000));
     for left in [0.9, 0.5, 0.1] {
         let cx = Context::new();
-        let found = factorize(&w, shape, Norm::Plain, Rank::Error { left, most: 40 }, 16.0, None, &cx).unwrap();
+        let found =
+            factorize(&w, shape, Norm::Plain, Rank::Error { tolerance: left, max: 40 }, 16.0, &StatSet::none(), &cx)
+                .unwrap();
         let part = |rank: usize| {
-            let f = factorize(&w, shape, Norm::Plain, Rank::Fixed(rank), 16.0, None, &cx).unwrap();
+            let f = factorize(&w, shape, Norm::Plain, Rank::Fixed(rank), 16.0, &StatSet::none(), &cx).unwrap();
             let mut back = vec![0f32; 2000];
             for (i, v) in back.iter_mut().enumerate() {
                 *v = (0..rank).map(|k| f.up[i / 40 * rank + k] * f.down[k * 40 + i % 40]).sum();
@@ -162,9 +161,11 @@ fn rank_by_error() {
         };
         assert!(part(found.rank) <= left + 1e-6 && (found.rank == 1 || part(found.rank - 1) > left - 1e-6));
     }
-    let how = LowRank::new(Rank::Error { left: 0.5, most: 30 }).check().unwrap();
+    let how = LowRank::new(Rank::Error { tolerance: 0.5, max: 30 }).check().unwrap();
     assert!(!how.layout(shape).unwrap().exact);
-    assert!(compress(&how, &w, shape, None).op.storage_bits() <= how.layout(shape).unwrap().bits().unwrap());
+    assert!(
+        compress(&how, &w, shape, &StatSet::none()).op.storage_bits() <= how.layout(shape).unwrap().bits().unwrap()
+    );
 }
 
 #[test]
@@ -177,17 +178,16 @@ fn over_any_method_saved_and_run() {
         ("nf4", Box::new(Blockwise::nf4().check().unwrap())),
         ("mxint", Box::new(Rtn::mxint(3).check().unwrap())),
     ];
-    let mut registry = Registry::core();
-    tersor_groupwise::register(&mut registry);
-    tersor_blockwise::register(&mut registry);
+    let registry = tersor_operators::registry();
     for (name, base) in bases {
-        let alone = compress(&*base, &w, shape, Some(&stats).filter(|_| base.needs().any_data()));
+        let given = if base.needs().any_data() { &stats } else { &StatSet::none() };
+        let alone = compress(&*base, &w, shape, given);
         let factors = Box::new(Rtn::mxint(8).check().unwrap());
         let how = Corrected::l2qer(base).rank(Rank::Fixed(8)).factors(factors).check().unwrap();
-        let done = compress(&how, &w, shape, Some(&stats));
+        let done = compress(&how, &w, shape, &stats);
         let layout = how.layout(shape).unwrap();
         let mut file = MemTensors::new();
-        done.op.save("w", done.op.whole(), &mut file).unwrap();
+        done.op.save("w", &mut file).unwrap();
         assert_eq!(layout.bits().unwrap(), 8 * file.bytes() as u64, "{name}");
         assert_eq!(done.op.storage_bits(), 8 * file.bytes() as u64, "{name}");
         for (suffix, info) in &layout.tensors {
@@ -197,16 +197,16 @@ fn over_any_method_saved_and_run() {
         assert!(output_error(&w, &back, 96, &x) < 0.8 * output_error(&w, &rows(&*alone.op), 96, &x), "{name}");
         let reported = done.report.data_error.unwrap();
         assert!((reported / output_error(&w, &back, 96, &x) - 1.0).abs() < 1e-3, "{name}");
-        let again = registry.load(&done.op.spec(done.op.whole()), "w", &file).unwrap();
+        let again = registry.load(&done.op.spec(), "w", &file).unwrap();
         assert_eq!(rows(&*again), back, "{name}");
         // Behind quantized activations it is what its own weights are there.
         let outputs = |op: Box<dyn LinearOp>| {
-            let act = compose::QuantizedInputs::new(ActQuant::per_token(8).unwrap(), op);
+            let act = QuantizedInputs::new(ActQuant::per_token(8).unwrap(), op);
             let (mut y, input) = (vec![0f32; 3 * 64], Input::new(&x[..3 * 96], [3, 96]).unwrap());
-            act.apply(&input, MatViewMut::new(&mut y, [3, 64]).unwrap(), &Exec::new()).unwrap();
+            act.apply(&input, MatViewMut::new(&mut y, [3, 64]).unwrap(), Write::Set, &Exec::new()).unwrap();
             y
         };
-        let want = outputs(Box::new(compose::Dense::new(back, shape, DType::F32).unwrap()));
+        let want = outputs(Box::new(Dense::new(back, shape, DType::F32).unwrap()));
         let scale = (metrics::energy(&want) / want.len() as f64).sqrt() as f32;
         assert!(outputs(again).iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-3 * scale), "{name}");
     }
@@ -215,10 +215,10 @@ fn over_any_method_saved_and_run() {
 #[test]
 fn an_adapter_holds_the_correction() {
     let (shape, w) = ([24, 36], normal(1, 24 * 36));
-    let base = compress(&*rtn(2), &w, shape, None);
+    let base = compress(&*rtn(2), &w, shape, &StatSet::none());
     let error: Vec<f32> = w.iter().zip(rows(&*base.op)).map(|(a, b)| a - b).collect();
-    let f = factorize(&error, shape, Norm::Plain, Rank::Fixed(6), 32.0, None, &Context::new()).unwrap();
-    let dense = |v: &[f32], shape| compose::Dense::new(v.to_vec(), shape, DType::F32).unwrap();
+    let f = factorize(&error, shape, Norm::Plain, Rank::Fixed(6), 32.0, &StatSet::none(), &Context::new()).unwrap();
+    let dense = |v: &[f32], shape| Dense::new(v.to_vec(), shape, DType::F32).unwrap();
     let (up, down) = (dense(&f.up, [24, 6]), dense(&f.down, [6, 36]));
     let mut adapter = peft::Adapter::new();
     adapter.add("model.layers.0.mlp.up_proj", &up, &down).unwrap();
@@ -240,10 +240,10 @@ fn wrong_parameters_and_statistics_are_named() {
         (Rank::Fixed(0), "rank"),
         (Rank::Bits(0.0), "rank_bits"),
         (Rank::Bits(f64::NAN), "rank_bits"),
-        (Rank::Error { left: 0.0, most: 3 }, "left"),
-        (Rank::Error { left: 1.0, most: 3 }, "left"),
-        (Rank::Error { left: f64::NAN, most: 3 }, "left"),
-        (Rank::Error { left: 0.5, most: 0 }, "rank"),
+        (Rank::Error { tolerance: 0.0, max: 3 }, "tolerance"),
+        (Rank::Error { tolerance: 1.0, max: 3 }, "tolerance"),
+        (Rank::Error { tolerance: f64::NAN, max: 3 }, "tolerance"),
+        (Rank::Error { tolerance: 0.5, max: 0 }, "rank"),
     ] {
         let found = LowRank::new(rank).check().err().unwrap().to_string();
         assert!(found.contains(what), "{found}");
@@ -251,18 +251,18 @@ fn wrong_parameters_and_statistics_are_named() {
     let gptq = Box::new(Gptq::new().bits(3).check().unwrap());
     assert!(Corrected::lqer(rtn(3)).factors(gptq).check().err().unwrap().to_string().contains("no data"));
     let how = Corrected::l2qer(rtn(3)).check().unwrap();
-    assert!(matches!(how.prepare(None, &Context::new()).err(), Some(Error::Missing { .. })));
+    assert!(matches!(how.prepare(&StatSet::none(), &Context::new()).err(), Some(Error::Missing { .. })));
     let empty = StatSet::new(8, how.needs(), 0, 0).unwrap();
-    assert!(how.prepare(Some(&empty), &Context::new()).is_err());
+    assert!(how.prepare(&empty, &Context::new()).is_err());
     let other = stats(&inputs(20, 7), 7);
     let (w, cx) = (normal(1, 64), Context::new());
-    let prepared = how.prepare(Some(&other), &cx).unwrap();
+    let prepared = how.prepare(&other, &cx).unwrap();
     assert!(matches!(
         prepared.compress(&MatView::new(&w, [8, 8]).unwrap(), 0..8, &cx).err(),
         Some(Error::Shape { .. })
     ));
     let how = Corrected::lqer(rtn(3)).check().unwrap();
-    let prepared = how.prepare(None, &cx).unwrap();
+    let prepared = how.prepare(&StatSet::none(), &cx).unwrap();
     assert!(prepared.compress(&MatView::new(&w, [8, 8]).unwrap(), 0..4, &cx).is_err());
     let mut bad = w.clone();
     bad[9] = f32::NAN;
@@ -279,9 +279,9 @@ proptest! {
         let bytes = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let done = compress(&how, &w, [r, c], None);
+                let done = compress(&how, &w, [r, c], &StatSet::none());
                 let mut file = MemTensors::new();
-                done.op.save("w", done.op.whole(), &mut file).unwrap();
+                done.op.save("w", &mut file).unwrap();
                 (file, done.op.storage_bits())
             })
         };

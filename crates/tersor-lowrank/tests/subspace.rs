@@ -2,11 +2,11 @@
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use tersor_core::compose::{QuantizedInputs, WithActivations};
 use tersor_core::*;
 use tersor_groupwise::{Gptq, Grid, Rtn};
 use tersor_linalg::{gaussian, matmul, orthogonal};
-use tersor_lowrank::{Blocks, Moments, Subspaces, basis, widths};
+use tersor_lowrank::{Blocks, Subspaces, basis, principal_rotation, widths};
+use tersor_operators::{ActQuant, Dense, QuantizedInputs, WithActivations, registry};
 
 fn rng(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
@@ -26,10 +26,14 @@ fn inputs(n: usize, d: usize, decay: f64, outliers: usize, size: f64, seed: u64)
     x.into_iter().map(|v| v as f32).collect()
 }
 
-fn moments(x: &[f32], d: usize) -> Moments {
-    let mut m = Moments::new(d).unwrap();
-    m.observe(x).unwrap();
-    m
+fn stats(x: &[f32], d: usize) -> StatSet {
+    let mut s = StatSet::new(d, StatNeeds { gram: true, ..StatNeeds::default() }, 0, 0).unwrap();
+    s.observe(&MatView::new(x, [x.len() / d, d]).unwrap()).unwrap();
+    s
+}
+
+fn gram(x: &[f32], d: usize) -> Vec<f64> {
+    stats(x, d).require_gram().unwrap().to_vec()
 }
 
 /// Rows in another basis, whose directions are the rows of `u`.
@@ -61,7 +65,7 @@ fn mean_norm(x: &[f32], d: usize) -> f64 {
 fn the_basis_is_orthogonal_and_its_variances_rise() {
     let (d, r) = (48, 6);
     let x = inputs(400, d, 0.7, 3, 5.0, 1);
-    let m = moments(&x, d);
+    let gram = gram(&x, d);
     let check = |u: &[f64]| {
         for i in 0..d {
             for j in 0..d {
@@ -70,7 +74,7 @@ fn the_basis_is_orthogonal_and_its_variances_rise() {
             }
         }
     };
-    let plain = basis(m.sums(), &Blocks::identity(&[d - r, r])).unwrap();
+    let plain = basis(&gram, &Blocks::identity(&[d - r, r])).unwrap();
     check(&plain);
     let variances = |u: &[f64]| -> Vec<f64> {
         let y = turned(&x, u, d);
@@ -78,7 +82,7 @@ fn the_basis_is_orthogonal_and_its_variances_rise() {
     };
     assert!(variances(&plain).windows(2).all(|w| w[0] <= w[1] * 1.0001));
     let blocks = Blocks::random(&[d - r, r], &mut rng(2)).unwrap();
-    let mixed = basis(m.sums(), &blocks).unwrap();
+    let mixed = basis(&gram, &blocks).unwrap();
     check(&mixed);
     // Blocks mix inside the subspaces and nowhere else, so what lies in each is the same.
     let (a, b) = (variances(&plain), variances(&mixed));
@@ -93,10 +97,12 @@ fn the_basis_is_orthogonal_and_its_variances_rise() {
     // Inside the high subspace coefficients are alike.
     let spread = |v: &[f64]| v[d - r..].iter().fold(0f64, |m, v| m.max(*v)) / high(v);
     assert!(spread(&b) < spread(&a));
-    assert!(m.rotation(&Blocks::identity(&[d])).unwrap().dim() == d);
-    assert!(m.rotation(&Blocks::identity(&[d - 1])).is_err());
-    assert!(Moments::new(4).unwrap().observe(&[1.0; 6]).is_err());
-    assert!(Moments::new(2).unwrap().observe(&[1.0, f32::NAN]).is_err());
+    assert!(principal_rotation(&gram, &Blocks::identity(&[d])).unwrap().dim() == d);
+    assert!(principal_rotation(&gram, &Blocks::identity(&[d - 1])).is_err());
+    let needs = StatNeeds::none().with_gram();
+    assert!(StatSet::new(4, needs, 0, 0).unwrap().observe(&MatView::new(&[1.0; 6], [2, 3]).unwrap()).is_err());
+    let bad = [1.0, f32::NAN];
+    assert!(StatSet::new(2, needs, 0, 0).unwrap().observe(&MatView::new(&bad, [1, 2]).unwrap()).is_err());
 }
 
 /// Theorem 4.2: for Gaussian coefficients `E‖x - Q(x)‖ <= k_L E‖x‖ - (k_L - k_H) E‖x P_h‖`, least where `P_h` are the principal directions.
@@ -116,7 +122,7 @@ fn the_projection_is_optimal_on_gaussians() {
             let bound = k_low * mean_norm(&y, d) - (k_low - k_high) * mean_norm(&high, r);
             (mean_norm(&lost, d), bound)
         };
-        let (error, bound) = at(&basis(moments(&x, d).sums(), &blocks).unwrap());
+        let (error, bound) = at(&basis(&gram(&x, d), &blocks).unwrap());
         assert!(error <= bound, "{decay}: {error} {bound}");
         for seed in 0..6 {
             let (other, other_bound) = at(&orthogonal(d, &mut rng(100 + seed)).unwrap());
@@ -134,7 +140,7 @@ fn errors_have_the_order_of_the_paper() {
     let w: Vec<f32> = gaussian(out * d, &mut rng(5)).into_iter().map(|v| v as f32 / 6.0).collect();
     let random = orthogonal(d, &mut rng(6)).unwrap();
     let blocks = Blocks::random(&[d - r, r], &mut rng(8)).unwrap();
-    let resq = basis(moments(&x, d).sums(), &blocks).unwrap();
+    let resq = basis(&gram(&x, d), &blocks).unwrap();
     // The channels of largest magnitude apart, a rotation of the others (and of them): QUIK with a rotation.
     let quik = {
         let size = |c: usize| x.iter().skip(c).step_by(d).fold(0f32, |m, v| m.max(v.abs()));
@@ -166,27 +172,18 @@ fn errors_have_the_order_of_the_paper() {
     assert!(errors(&resq, d)[0] < all[0][0]);
 }
 
-fn stats(x: &[f32], d: usize) -> StatSet {
-    let mut s = StatSet::new(d, StatNeeds { gram: true, ..StatNeeds::default() }, 0, 0).unwrap();
-    s.observe(&MatView::new(x, [x.len() / d, d]).unwrap()).unwrap();
-    s
-}
-
 fn gptq(bits: u32, damping: f64) -> Box<dyn Method> {
     Box::new(Gptq::new().bits(bits).grid(Grid::SymNarrow).scales(DType::F32).damping(damping).check().unwrap())
 }
 
-fn made(method: &dyn Method, stats: Option<&StatSet>, w: &[f32], shape: [usize; 2]) -> Compressed {
+fn made(method: &dyn Method, stats: &StatSet, w: &[f32], shape: [usize; 2]) -> Compressed {
     let cx = Context::new();
     let view = MatView::new(w, shape).unwrap();
     method.prepare(stats, &cx).unwrap().compress(&view, 0..shape[0], &cx).unwrap()
 }
 
 fn rows_of(op: &dyn LinearOp) -> Vec<f32> {
-    let [rows, cols] = op.shape();
-    let mut out = vec![0f32; rows * cols];
-    op.decompress_rows(0..rows, &mut out).unwrap();
-    out
+    op.decompress().unwrap()
 }
 
 /// GPTQ with two grids a row, column by column in f64, the lazy way not taken.
@@ -198,7 +195,7 @@ fn two_runs_of_gptq_are_one_gptq_with_two_grids() {
     let tiny = 1e-7;
     let method = Subspaces::new().part(0.75, gptq(3, tiny)).part(0.25, gptq(6, tiny)).damping(tiny).check().unwrap();
     let s = stats(&x, d);
-    let done = made(&method, Some(&s), &w, [rows, d]);
+    let done = made(&method, &s, &w, [rows, d]);
     let gram = s.gram().unwrap();
     let mean = (0..d).map(|i| gram[i * d + i]).sum::<f64>() / d as f64;
     let h: Vec<f64> = (0..d * d).map(|i| gram[i] + if i / d == i % d { tiny * mean } else { 0.0 }).collect();
@@ -233,7 +230,7 @@ fn two_runs_of_gptq_are_one_gptq_with_two_grids() {
     // What is made up for counts: the same parts alone lose more.
     let alone = |run: std::ops::Range<usize>, bits| {
         let part: Vec<f32> = w.chunks_exact(d).flat_map(|row| row[run.clone()].to_vec()).collect();
-        rows_of(&*made(&*gptq(bits, tiny), Some(&s.columns(run.clone()).unwrap()), &part, [rows, run.len()]).op)
+        rows_of(&*made(&*gptq(bits, tiny), &s.columns(run.clone()).unwrap(), &part, [rows, run.len()]).op)
     };
     let (a, b) = (alone(0..d - r, 3), alone(d - r..d, 6));
     let apart: Vec<f64> = (0..rows)
@@ -243,13 +240,6 @@ fn two_runs_of_gptq_are_one_gptq_with_two_grids() {
         .collect();
     let product = matmul(&apart, [rows, d], gram, d).unwrap();
     assert!(product.iter().zip(&apart).map(|(a, b)| a * b).sum::<f64>() > 1.1 * error);
-}
-
-fn registry() -> Registry {
-    let mut r = Registry::core();
-    tersor_groupwise::register(&mut r);
-    tersor_blockwise::register(&mut r);
-    r
 }
 
 #[test]
@@ -279,26 +269,25 @@ fn any_methods_share_a_matrix_and_come_back() {
         ),
     ];
     for method in cases {
-        let given = method.needs().any_data().then_some(&s);
+        let given = if method.needs().any_data() { &s } else { &StatSet::none() };
         let done = made(&*method, given, &w, [rows, d]);
         let mut file = MemTensors::new();
-        done.op.save("w", RowSlot::whole(rows), &mut file).unwrap();
+        done.op.save("w", &mut file).unwrap();
         let layout = method.layout([rows, d]).unwrap();
         assert_eq!(layout.bits().unwrap(), done.op.storage_bits(), "{}", method.name());
         assert_eq!(file.bytes() as u64 * 8, done.op.storage_bits());
-        let again = registry().load(&done.op.spec(done.op.whole()), "w", &file).unwrap();
+        let again = registry().load(&done.op.spec(), "w", &file).unwrap();
         assert_eq!(rows_of(&*again), rows_of(&*done.op));
         let run = |op: &dyn LinearOp| {
             let input = Input::new(&x[..5 * d], [5, d]).unwrap();
             let mut y = vec![0f32; 5 * rows];
-            op.apply(&input, MatViewMut::new(&mut y, [5, rows]).unwrap(), &Exec::new()).unwrap();
+            op.apply(&input, MatViewMut::new(&mut y, [5, rows]).unwrap(), Write::Set, &Exec::new()).unwrap();
             y
         };
-        let (found, exact) =
-            (run(&*again), run(&tersor_core::compose::Dense::new(w.clone(), [rows, d], DType::F32).unwrap()));
+        let (found, exact) = (run(&*again), run(&Dense::new(w.clone(), [rows, d], DType::F32).unwrap()));
         assert_eq!(found, run(&*done.op));
         assert!(metrics::cosine(&found, &exact) > 0.97, "{} {}", method.name(), metrics::cosine(&found, &exact));
-        if !method.needs().whole_matrix {
+        if method.extent() == Extent::Blocks {
             // In blocks of rows, too.
             let cx = Context::new();
             let ready = method.prepare(given, &cx).unwrap();
@@ -306,7 +295,7 @@ fn any_methods_share_a_matrix_and_come_back() {
             let mut cut = MemTensors::new();
             for range in [64..rows, 0..64] {
                 let slot = RowSlot { first: range.start, total: rows };
-                ready.compress(&view, range, &cx).unwrap().op.save("w", slot, &mut cut).unwrap();
+                ready.compress(&view, range, &cx).unwrap().op.save_block("w", slot, &mut cut).unwrap();
             }
             assert_eq!(file, cut, "{}", method.name());
         }
@@ -321,7 +310,7 @@ fn asymmetric_activations_multiply_as_their_values() {
     let w: Vec<f32> = gaussian(rows * d, &mut rng(42)).into_iter().map(|v| v as f32).collect();
     for bits in [4, 8] {
         let act = ActQuant::asymmetric(bits, 1).unwrap();
-        let op = made(&Rtn::new().bits(4).grid(Grid::SymFull).check().unwrap(), None, &w, [rows, d]).op;
+        let op = made(&Rtn::new().bits(4).grid(Grid::SymFull).check().unwrap(), &StatSet::none(), &w, [rows, d]).op;
         let back = rows_of(&*op);
         let most = ((1u32 << bits) - 1) as f32;
         let mut want = vec![0f64; tokens * rows];
@@ -339,7 +328,7 @@ fn asymmetric_activations_multiply_as_their_values() {
         for exec in [Exec::new(), Exec::serial().with_isa(Isa::SCALAR)] {
             let mut y = vec![1f32; tokens * rows];
             let input = Input::new(&x, [tokens, d]).unwrap();
-            op.apply_add(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), &mut exec.clone()).unwrap();
+            op.apply(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), Write::Add, &exec).unwrap();
             let found: Vec<f32> = y.iter().map(|v| v - 1.0).collect();
             let want: Vec<f32> = want.iter().map(|v| *v as f32).collect();
             let error = (metrics::squared_error(&want, &found) / metrics::energy(&want)).sqrt();
@@ -374,8 +363,9 @@ fn shares_are_checked() {
     assert_eq!(widths([0.875, 0.125], 3), [3, 0]);
     // One share of all is the method alone; a share of no column is left out.
     let w: Vec<f32> = gaussian(6, &mut rng(1)).into_iter().map(|v| v as f32).collect();
-    let whole = made(&Subspaces::new().part(1.0, rtn()).check().unwrap(), None, &w, [2, 3]);
-    assert_eq!(rows_of(&*whole.op), rows_of(&*made(&*rtn(), None, &w, [2, 3]).op));
-    let split = made(&Subspaces::new().part(0.875, rtn()).part(0.125, rtn()).check().unwrap(), None, &w, [2, 3]);
+    let whole = made(&Subspaces::new().part(1.0, rtn()).check().unwrap(), &StatSet::none(), &w, [2, 3]);
+    assert_eq!(rows_of(&*whole.op), rows_of(&*made(&*rtn(), &StatSet::none(), &w, [2, 3]).op));
+    let split =
+        made(&Subspaces::new().part(0.875, rtn()).part(0.125, rtn()).check().unwrap(), &StatSet::none(), &w, [2, 3]);
     assert_eq!(rows_of(&*split.op), rows_of(&*whole.op));
 }

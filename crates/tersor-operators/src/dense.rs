@@ -7,8 +7,8 @@ use tersor_core::operator::{apply_by_rows, check_apply};
 use tersor_core::rows::check_range;
 use tersor_core::tensors::read_expected;
 use tersor_core::{
-    DType, Element, Error, Exec, Input, Isa, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo, TensorSink,
-    Write, check_finite, view,
+    DType, Element, Error, Exec, Input, Isa, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo,
+    TensorSink, Write, check_finite, view,
 };
 use tersor_kernels::dense::{How, product};
 

@@ -6,8 +6,8 @@ use tersor_core::rows::check_range;
 use tersor_core::tensors::{join, read_expected, read_floats};
 use tersor_core::view::elements;
 use tersor_core::{
-    DType, Error, Exec, GemmTask, Input, Isa, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo, TensorSink,
-    TensorSource, Write,
+    DType, Error, Exec, GemmTask, Input, Isa, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot,
+    TensorInfo, TensorSink, TensorSource, Write,
 };
 use tersor_kernels::integer::Panels;
 

@@ -7,8 +7,8 @@ use tersor_core::operator::check_apply;
 use tersor_core::rows::check_range;
 use tersor_core::tensors::{join, read_expected};
 use tersor_core::{
-    DType, Error, Exec, GemmTask, GroupSize, Input, Isa, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo,
-    TensorSink, Write,
+    DType, Error, Exec, GemmTask, GroupSize, Input, Isa, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result,
+    RowSlot, TensorInfo, TensorSink, Write,
 };
 use tersor_kernels::bits;
 use tersor_kernels::integer::tables::{self, TablePanels, rounded_table};

@@ -4,13 +4,11 @@
 //! scale a row), a plain four-bit grid, and factors. Nothing here is known to the wrappers.
 
 use std::ops::Range;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 
-use tersor_core::compose::{Dense, Factored, Permuted, QuantizedInputs, Residual, Rotated, ScaledInputs, Split};
-use tersor_core::op::apply_by_rows;
 use tersor_core::tensors::{join, read_expected};
 use tersor_core::*;
-use tersor_kernels::dense::Write;
+use tersor_operators::{ActQuant, Dense, Factored, Permuted, QuantizedInputs, Residual, Rotated, ScaledInputs, Split};
 
 /// `w = s1[row] * s2[row, group] * (code - 8)`, one byte a code.
 struct DualGrained {
@@ -40,8 +38,8 @@ impl DualGrained {
         Self { shape, group, codes, inner, outer }
     }
 
-    fn load(spec: &OpSpec, p: &str, src: &dyn TensorSource, _: &Registry) -> Result<Box<dyn LinearOp>> {
-        let ([rows, cols], group) = (spec.shape, spec.get_size("group")?);
+    fn load(spec: &OpSpec, p: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
+        let ([rows, cols], group, src) = (spec.shape, spec.get_size("group")?, loading.source());
         let codes = read_expected(src, &join(p, "codes"), DType::U8, &[rows, cols])?;
         let inner = read_expected(src, &join(p, "inner"), DType::U8, &[rows, cols.div_ceil(group)])?;
         let bytes = read_expected(src, &join(p, "outer"), DType::F32, &[rows])?;
@@ -58,7 +56,7 @@ impl LinearOp for DualGrained {
     fn storage_bits(&self) -> u64 {
         (self.codes.len() + self.inner.len() + 4 * self.outer.len()) as u64 * 8
     }
-    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+    fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], _: &Exec) -> Result<()> {
         let cols = self.shape[1];
         let groups = cols.div_ceil(self.group);
         for (r, out) in rows.zip(out.chunks_mut(cols)) {
@@ -69,13 +67,10 @@ impl LinearOp for DualGrained {
         }
         Ok(())
     }
-    fn apply_add(&self, x: &Input<'_>, y: MatViewMut<'_>, exec: &Exec) -> Result<()> {
-        apply_by_rows(self, x, y, Write::Add, exec)
-    }
-    fn spec(&self, at: RowSlot) -> OpSpec {
+    fn spec_block(&self, at: RowSlot) -> OpSpec {
         OpSpec::new(Self::KIND, [at.total, self.shape[1]]).int("group", self.group as i64)
     }
-    fn save(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
+    fn save_block(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
         let info = |dtype, shape: &[usize]| TensorInfo { dtype, shape: shape.to_vec() };
         let groups = self.shape[1].div_ceil(self.group);
         let u8s = |n: usize| info(DType::U8, &[at.total, n]);
@@ -87,7 +82,7 @@ impl LinearOp for DualGrained {
 }
 
 fn registry() -> Registry {
-    let mut r = Registry::core();
+    let mut r = tersor_operators::registry();
     r.register(DualGrained::KIND, DualGrained::load);
     r
 }
@@ -97,17 +92,14 @@ fn values(n: usize, salt: usize) -> Vec<f32> {
 }
 
 fn rows_of(op: &dyn LinearOp) -> Vec<f32> {
-    let [rows, cols] = op.shape();
-    let mut out = vec![0f32; rows * cols];
-    op.decompress_rows(0..rows, &mut out).unwrap();
-    out
+    op.decompress().unwrap()
 }
 
 fn apply(op: &dyn LinearOp, x: &[f32], tokens: usize) -> Vec<f32> {
     let [rows, cols] = op.shape();
     let mut y = vec![7f32; tokens * rows];
     let input = Input::new(x, [tokens, cols]).unwrap();
-    op.apply(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), &Exec::new()).unwrap();
+    op.apply(&input, MatViewMut::new(&mut y, [tokens, rows]).unwrap(), Write::Set, &Exec::new()).unwrap();
     y
 }
 
@@ -115,10 +107,10 @@ fn apply(op: &dyn LinearOp, x: &[f32], tokens: usize) -> Vec<f32> {
 fn round_trip(op: &dyn LinearOp, exact_input: bool) -> MemTensors {
     let [rows, cols] = op.shape();
     let mut file = MemTensors::new();
-    op.save("layer.weight", RowSlot::whole(rows), &mut file).unwrap();
+    op.save("layer.weight", &mut file).unwrap();
     assert_eq!(op.storage_bits(), file.bytes() as u64 * 8, "storage_bits are the bytes written");
-    let again = registry().load(&op.spec(op.whole()), "layer.weight", &file).unwrap();
-    assert_eq!(again.spec(op.whole()), op.spec(op.whole()));
+    let again = registry().load(&op.spec(), "layer.weight", &file).unwrap();
+    assert_eq!(again.spec(), op.spec());
     assert_eq!(rows_of(&*again), rows_of(op));
     let (tokens, x) = (5, values(5 * cols, 9));
     let (a, b) = (apply(op, &x, tokens), apply(&*again, &x, tokens));
@@ -163,7 +155,7 @@ fn resq_over_another_method() {
     let (rows, cols) = (10, 32);
     let w = values(rows * cols, 4);
     let mut turned = w.clone();
-    rotation(cols).forward(&mut turned);
+    rotation(cols).forward(Isa::detect(), &mut turned);
     let part =
         |range: Range<usize>| -> Vec<f32> { turned.chunks(cols).flat_map(|r| r[range.clone()].to_vec()).collect() };
     let low = Box::new(DualGrained::new(&part(0..28), [rows, 28], 7));
@@ -183,7 +175,7 @@ fn hadamard_over_eight_bit_activations_over_four_bit_weights() {
     let (rows, cols) = (9, 64);
     let w = values(rows * cols, 6);
     let mut turned = w.clone();
-    rotation(cols).forward(&mut turned);
+    rotation(cols).forward(Isa::detect(), &mut turned);
     let weights = Box::new(DualGrained::new(&turned, [rows, cols], 16));
     let act = ActQuant::per_token(8).unwrap();
     let op = Rotated::new(rotation(cols), Box::new(QuantizedInputs::new(act, weights))).unwrap();
@@ -193,6 +185,41 @@ fn hadamard_over_eight_bit_activations_over_four_bit_weights() {
     assert!(metrics::cosine(&apply(&op, &x, 3), &apply(&dense, &x, 3)) > 0.98);
     let scaled = ScaledInputs::new(vec![0.5; cols], Box::new(op)).unwrap();
     round_trip(&scaled, false);
+}
+
+/// What remains of rows of `cols` values after a quantizer, by its definition.
+fn rounded(act: &ActQuant, x: &[f32], cols: usize) -> Vec<f32> {
+    let (kind, steps) = (act.granularity(), 2f32.powi(act.bits().get() as i32));
+    let largest = |v: &[f32]| v.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let code = |v: f32, scale: f32| (v / scale).round_ties_even();
+    let signed = |v: f32, scale: f32| code(v, scale).clamp(-steps / 2.0, steps / 2.0 - 1.0) * scale;
+    // Values that share a scale lie side by side, but for those of a feature.
+    let run = match kind {
+        "tensor" => x.len(),
+        "mxint" => act.block().unwrap(),
+        "asymmetric" => cols / act.runs().unwrap(),
+        _ => cols,
+    };
+    let one = |v: &[f32]| -> Vec<f32> {
+        match kind {
+            "channels" => v.iter().zip(act.scales()).map(|(v, s)| signed(*v, *s)).collect(),
+            "asymmetric" => {
+                let (lo, hi) = v.iter().fold((0f32, 0f32), |(lo, hi), v| (lo.min(*v), hi.max(*v)));
+                let scale = (hi - lo) / (steps - 1.0);
+                let zero = code(-lo, scale);
+                v.iter().map(|v| ((code(*v, scale) + zero).clamp(0.0, steps - 1.0) - zero) * scale).collect()
+            }
+            _ => {
+                let scale = match kind {
+                    "fixed" => act.scales()[0],
+                    "mxint" => largest(v).log2().ceil().exp2() / (steps / 2.0),
+                    _ => largest(v) / (steps / 2.0 - 1.0),
+                };
+                v.iter().map(|v| signed(*v, scale)).collect()
+            }
+        }
+    };
+    x.chunks(run).flat_map(one).collect()
 }
 
 #[test]
@@ -210,20 +237,12 @@ fn every_quantizer_of_activations_wraps_any_operator() {
         ActQuant::asymmetric(8, 6).unwrap(),
     ] {
         let plain = DualGrained::new(&w, [rows, cols], 16);
-        let want = {
-            let input = Input::new(&x, [tokens, cols]).unwrap();
-            let input = input.quantized(&act, Isa::detect()).unwrap();
-            let mut rounded = input.data().to_vec();
-            for (row, offset) in rounded.chunks_mut(cols).zip(input.offsets()) {
-                row.iter_mut().for_each(|v| *v += offset);
-            }
-            apply(&plain, &rounded, tokens)
-        };
+        let want = apply(&plain, &rounded(&act, &x, cols), tokens);
         let op = QuantizedInputs::new(act.clone(), Box::new(plain));
         round_trip(&op, false);
         let found = apply(&op, &x, tokens);
         let error = (metrics::squared_error(&want, &found) / metrics::energy(&want)).sqrt();
-        assert!(error < 1e-3, "{}: {error}", act.reach());
+        assert!(error < 1e-3, "{}: {error}", act.granularity());
         assert!(
             metrics::cosine(&found, &apply(&Dense::new(w.clone(), [rows, cols], DType::F32).unwrap(), &x, tokens))
                 > 0.98
@@ -235,7 +254,33 @@ fn every_quantizer_of_activations_wraps_any_operator() {
     );
     let mut y = vec![0f32; rows];
     let input = Input::new(&x[..cols], [1, cols]).unwrap();
-    assert!(other.apply(&input, MatViewMut::new(&mut y, [1, rows]).unwrap(), &Exec::new()).is_err());
+    assert!(other.apply(&input, MatViewMut::new(&mut y, [1, rows]).unwrap(), Write::Set, &Exec::new()).is_err());
+}
+
+/// A matrix that notes which input it was given, by address.
+struct Witness([usize; 2], Arc<Mutex<Vec<usize>>>);
+
+impl LinearOp for Witness {
+    fn shape(&self) -> [usize; 2] {
+        self.0
+    }
+    fn storage_bits(&self) -> u64 {
+        0
+    }
+    fn decompress_rows(&self, _: Range<usize>, out: &mut [f32], _: &Exec) -> Result<()> {
+        out.fill(0.0);
+        Ok(())
+    }
+    fn apply(&self, x: &Input<'_>, _: MatViewMut<'_>, _: Write, _: &Exec) -> Result<()> {
+        self.1.lock().unwrap().push(std::ptr::from_ref(x).addr());
+        Ok(())
+    }
+    fn spec_block(&self, at: RowSlot) -> OpSpec {
+        OpSpec::new("witness", [at.total, self.0[1]])
+    }
+    fn save_block(&self, _: &str, _: RowSlot, _: &mut dyn TensorSink) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[test]
@@ -243,12 +288,21 @@ fn consumers_of_one_input_share_its_rotated_and_quantized_form() {
     let x = values(2 * 16, 1);
     let input = Input::new(&x, [2, 16]).unwrap();
     let (a, b) = (rotation(16), rotation(16));
-    let first = input.form(a.key(), |v| a.forward(v));
-    let second = input.form(b.key(), |_| panic!("equal rotations share one form"));
-    assert!(Rc::ptr_eq(&first, &second));
-    let act = ActQuant::per_token(4).unwrap();
-    let q = first.quantized(&act, Isa::detect()).unwrap();
-    assert!(Rc::ptr_eq(&q, &second.quantized(&act, Isa::detect()).unwrap()));
+    let first = input.form(a.key(), |v| a.forward(Isa::detect(), v)).unwrap();
+    let second = input.form(b.key(), |_| panic!("equal rotations share one form")).unwrap();
+    assert!(Arc::ptr_eq(&first, &second));
+    // Two consumers with a rotation and a quantizer each, and one whose quantizer has other bits.
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    for (bits, rotation) in [(4, a), (4, b), (5, rotation(16))] {
+        let witness = Box::new(Witness([3, 16], Arc::clone(&seen)));
+        let quantized = QuantizedInputs::new(ActQuant::per_token(bits).unwrap(), witness);
+        let op = Rotated::new(rotation, Box::new(quantized)).unwrap();
+        let mut y = [0f32; 6];
+        op.apply(&input, MatViewMut::new(&mut y, [2, 3]).unwrap(), Write::Set, &Exec::new()).unwrap();
+    }
+    // The input keeps all forms, so that no address is used twice.
+    let seen = seen.lock().unwrap();
+    assert!(seen.len() == 3 && seen[0] == seen[1] && seen[1] != seen[2], "{seen:?}");
 }
 
 #[test]
@@ -265,13 +319,13 @@ fn blocks_of_rows_save_as_the_whole() {
         Rotated::new(rotation(cols), Box::new(Residual::new(Box::new(base), Box::new(low)).unwrap())).unwrap()
     };
     let (mut whole, mut cut) = (MemTensors::new(), MemTensors::new());
-    make(0..rows).save("w", RowSlot::whole(rows), &mut whole).unwrap();
+    make(0..rows).save("w", &mut whole).unwrap();
     for first in [4, 0] {
-        make(first..first + 4).save("w", RowSlot { first, total: rows }, &mut cut).unwrap();
+        make(first..first + 4).save_block("w", RowSlot { first, total: rows }, &mut cut).unwrap();
     }
     assert_eq!(whole, cut);
     let (block, all) = (make(4..8), make(0..rows));
-    assert_eq!(block.spec(RowSlot { first: 4, total: rows }), all.spec(all.whole()), "a block describes the whole");
+    assert_eq!(block.spec_block(RowSlot { first: 4, total: rows }), all.spec(), "a block describes the whole");
 }
 
 #[test]
@@ -296,8 +350,8 @@ fn misfits_and_hostile_specifications_are_refused() {
     let (x, mut y) = ([1f32; 3], [0f32; 2]);
     let input = Input::new(&x, [1, 3]).unwrap();
     let op = dense(2, 4);
-    assert!(op.apply(&input, MatViewMut::new(&mut y, [1, 2]).unwrap(), &Exec::new()).is_err());
+    assert!(op.apply(&input, MatViewMut::new(&mut y, [1, 2]).unwrap(), Write::Set, &Exec::new()).is_err());
     let mut short = [0f32; 3];
-    assert!(op.decompress_rows(0..1, &mut short).is_err());
-    assert!(op.decompress_rows(1..3, &mut [0f32; 8]).is_err());
+    assert!(op.decompress_rows(0..1, &mut short, &Exec::new()).is_err());
+    assert!(op.decompress_rows(1..3, &mut [0f32; 8], &Exec::new()).is_err());
 }

@@ -8,8 +8,8 @@
 
 use std::path::Path;
 
-use tersor::blockwise::{Blockwise, RowwiseInt8, bitsandbytes};
-use tersor::core::{DType, Limits, LinearOp, MatView, MemTensors, TensorInfo, TensorSink, TensorSource};
+use tersor::blockwise::{Blockwise, LlmInt8, bitsandbytes};
+use tersor::core::{DType, Limits, LinearOp, LinearOpExt, MatView, MemTensors, TensorInfo, TensorSink, TensorSource};
 use tersor::formats::{Model, safetensors};
 
 type AnyError = Box<dyn std::error::Error>;
@@ -38,13 +38,13 @@ fn quantize(from: &Path, to: &Path, kind: &str, nested: bool) -> Result<(), AnyE
             "nf4" => Blockwise::nf4(),
             "fp4" => Blockwise::fp4(),
             "int8" => {
-                bitsandbytes::write_int8(&RowwiseInt8::quantize(&matrix)?, module, &mut out)?;
+                bitsandbytes::write_int8(&LlmInt8::new().quantize(&matrix)?.0, module, &mut out)?;
                 continue;
             }
             _ => return Err(format!("`{kind}` is none of nf4, fp4, int8").into()),
         };
-        let op = how.nested(nested).matrix(&matrix)?;
-        op.save(&tensor.name, op.whole(), &mut out)?;
+        let (op, _) = how.nested(nested).quantize(&matrix)?;
+        op.save(&tensor.name, &mut out)?;
     }
     Ok(safetensors::write(to, &out)?)
 }
@@ -55,9 +55,7 @@ fn dequantize(from: &Path, to: &Path) -> Result<(), AnyError> {
         let Some(module) = name.strip_suffix(".weight") else { continue };
         let op = bitsandbytes::read_linear(module, &file)?;
         let [rows, cols] = op.shape();
-        let mut values = vec![0f32; rows * cols];
-        op.decompress_rows(0..rows, &mut values)?;
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let bytes: Vec<u8> = op.decompress()?.iter().flat_map(|v| v.to_le_bytes()).collect();
         out.write_rows(&name, &TensorInfo { dtype: DType::F32, shape: vec![rows, cols] }, 0, &bytes)?;
     }
     Ok(safetensors::write(to, &out)?)

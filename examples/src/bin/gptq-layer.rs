@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use tersor::groupwise::{Check, Gptq, MatView};
+use tersor::groupwise::{Check, Context, Gptq, MatView};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -15,8 +15,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let start = Instant::now();
     let factor = gptq.factor(&gram, n)?;
     eprintln!("factor {:.3}", start.elapsed().as_secs_f64());
-    let done = gptq.quantize_with(&MatView::new(&weight, [n, n])?, &factor)?;
+    let (_, report) = gptq.quantize_with(&MatView::new(&weight, [n, n])?, &factor, &Context::new())?;
     let seconds = start.elapsed().as_secs_f64();
-    println!("{seconds} {}", done.report.data_error.unwrap_or(f64::NAN));
+    println!("{seconds} {}", report.data_error.unwrap_or(f64::NAN));
     Ok(())
 }

@@ -57,7 +57,12 @@ impl Rows {
                 let len = bits::packed_len(n, b);
                 let half = |i: usize| f16::from_le_bytes([bytes[at + i], bytes[at + i + 1]]).to_f32();
                 bits::unpack(isa, &bytes[at..at + len], b, 0, &mut codes[..n]);
-                affine::dequantize_with_offset(isa, &codes[..n], [half(len), half(len + 2)], &mut row[first..first + n]);
+                affine::dequantize_with_offset(
+                    isa,
+                    &codes[..n],
+                    [half(len), half(len + 2)],
+                    &mut row[first..first + n],
+                );
                 at += len + 4;
                 first += n;
             }

@@ -257,11 +257,10 @@ fn affine_codes(isa: Isa, x: &[f32], grid: Affine, range: RangeInclusive<u8>, ha
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::MatView;
 
     fn values(act: &ActQuant, x: &[f32], cols: usize) -> Vec<f32> {
         match act.apply(Isa::detect(), x, cols).unwrap() {
-            Encoded::Codes(codes, scales, offsets) => ActQuant::decode(&codes, &scales, &offsets, cols),
+            Encoded::Codes(c) => ActQuant::decode(&c.codes, &c.scales, &c.offsets, cols),
             Encoded::Values(v) => v,
         }
     }

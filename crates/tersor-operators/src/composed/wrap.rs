@@ -11,8 +11,8 @@ use tersor_core::method::ROW_UNIT;
 use tersor_core::operator::check_apply;
 use tersor_core::tensors::{join, read_expected, read_floats, write_floats};
 use tersor_core::{
-    DType, Error, Exec, FeatureMap, GemmTask, Input, Isa, LinearOp, Loading, MatView, MatViewMut, OpSpec, Result, Rotation, RowSlot,
-    TensorInfo, TensorSink, Write, check_finite,
+    DType, Error, Exec, FeatureMap, GemmTask, Input, Isa, LinearOp, Loading, MatView, MatViewMut, OpSpec, Result,
+    Rotation, RowSlot, TensorInfo, TensorSink, Write, check_finite,
 };
 
 use crate::activations::{ActQuant, offsets, quantized};

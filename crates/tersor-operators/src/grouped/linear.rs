@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 use tersor_core::rows::check_range;
 use tersor_core::tensors::{join, read_expected};
 use tersor_core::{
-    DType, Error, Exec, GemmTask, GroupSize, Input, Isa, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot,
-    TensorInfo, TensorSink, TensorSource, Write, check_finite,
+    DType, Error, Exec, GemmTask, GroupSize, Input, Isa, Layout, LinearOp, Loading, MatViewMut, OpSpec, Result,
+    RowSlot, TensorInfo, TensorSink, TensorSource, Write, check_finite,
 };
 use tersor_kernels::affine::{self, Affine};
 use tersor_kernels::bits;
