@@ -183,13 +183,13 @@ impl Gathered {
     fn check(&self, site: &Site, needs: StatNeeds) -> Result<()> {
         for &(first, _, number) in &self.runs {
             let (path, file) = &self.files[number];
-            for (suffix, _) in StatSet::layout(site.features, needs, 0) {
-                let name = join(&prefix(&site.name, first), &suffix);
-                if file.info(&name).is_err() {
-                    let what = format!("has no `{suffix}` of {}, which the recipe needs", site.name);
-                    return Err(Error::format(path.display().to_string(), what));
+            StatSet::check_saved(&prefix(&site.name, first), file, site.features, needs).map_err(|e| match e {
+                Error::Missing { name, .. } => {
+                    let what = format!("has no `{name}`, which the recipe needs for {}", site.name);
+                    Error::format(path.display().to_string(), what)
                 }
-            }
+                other => other,
+            })?;
         }
         Ok(())
     }

@@ -122,6 +122,13 @@ pub fn evaluate(
                 }
                 nll += n;
                 if let Some((k, equal)) = against {
+                    // A NaN here is one of the original's logits: those of this network gave a finite `n`.
+                    if k.is_nan() {
+                        let value = k as f32;
+                        return Err(
+                            Error::NonFinite { row: first + t, col: 0, value }.in_tensor("logits of the original")
+                        );
+                    }
                     kl += k;
                     same += u64::from(equal);
                 }

@@ -129,10 +129,10 @@ impl<'a> Forks<'a> {
                     || (),
                     |t, ()| {
                         let row = t * config.vocab..(t + 1) * config.vocab;
-                        metrics::kl_from_logits(&p[row.clone()], &q[row])
+                        metrics::kl_checked(&p[row.clone()], &q[row])
                     },
                 );
-                *sum += rows.into_iter().sum::<f64>();
+                *sum += rows.into_iter().sum::<Result<f64>>().map_err(|e| e.in_tensor(&fork.name))?;
             }
         }
         let tokens = self.calibration.tokens.len().max(1) as f64;
