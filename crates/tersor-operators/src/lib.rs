@@ -63,7 +63,7 @@ pub use rowwise::RowwiseInt8;
 pub use table::TableLinear;
 pub use tersor_core::{
     Check, DType, Error, Exec, GroupSize, Input, IntoMat, Isa, LinearOp, LinearOpExt, Loading, MatView, MatViewMut,
-    MemTensors, OpSpec, ParamError, Registry, Result, Rotation, TensorSink, TensorSource, Write,
+    MemTensors, OpSpec, ParamError, Registry, Result, Rotation, RowSlot, TensorInfo, TensorSink, TensorSource, Write,
 };
 
 #[cfg(feature = "ndarray")]
