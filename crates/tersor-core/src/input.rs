@@ -65,6 +65,13 @@ impl<'a> Input<'a> {
         })
     }
 
+    /// Errors at the first value that is NaN or infinite. Looks at the values once, whatever the number of operators that ask.
+    pub fn check_finite(&self) -> Result<()> {
+        const FINITE: u128 = 0x6669_6e69_7465;
+        self.cached(FINITE, |x| crate::check_finite(x.data(), x.shape()[1], 0))?;
+        Ok(())
+    }
+
     /// Returns what `make` derives from this input, made the first time that `key` is asked for. `key` stands for what `make` does: a
     /// [`fingerprint`](crate::context::fingerprint) of its parameters, say. Errors if `make` does.
     pub fn cached<T: Any + Send + Sync>(&self, key: u128, make: impl FnOnce(&Self) -> Result<T>) -> Result<Arc<T>> {

@@ -155,6 +155,7 @@ pub fn apply_by_rows(
 ) -> Result<()> {
     let shape = op.shape();
     check_apply(shape, x, &y)?;
+    x.check_finite()?;
     let rows = |r: Range<usize>, out: &mut [f32]| op.decompress_rows(r, out, exec);
     let how = How { isa: exec.isa(), write, parallel: exec.parallel() };
     exec.run(|| dense::product_by_rows(how, x.data(), x.shape(), shape[0], rows, y.into_out()))

@@ -108,6 +108,7 @@ impl LinearOp for Dense {
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
         let Store::F32(w) = &self.store else { return apply_by_rows(self, x, y, write, exec) };
         check_apply(self.shape, x, &y)?;
+        x.check_finite()?;
         let how = How { isa: exec.isa(), write, parallel: exec.parallel() };
         Ok(exec.run(|| product(how, x.data(), x.shape(), w, self.shape[0], y.into_out()))?)
     }

@@ -216,13 +216,17 @@ fn torch_name(dtype: DType) -> &'static str {
     }
 }
 
-/// Returns a finite number as JSON writers do: the shortest digits that read back the same, with an exponent outside of 1e-5 to 1e16.
+/// Returns a finite number as JSON writers do: the shortest digits that read back the same, the even one of two as near, with an exponent
+/// outside of 1e-5 to 1e16.
 fn json_number(v: f64) -> String {
-    if v != 0.0 && !(1e-5..1e16).contains(&v.abs()) {
-        return format!("{v:e}");
-    }
-    let digits = format!("{v}");
-    if digits.contains('.') { digits } else { digits + ".0" }
+    let scientific = v != 0.0 && !(1e-5..1e16).contains(&v.abs());
+    let shortest = if scientific { format!("{v:e}") } else { format!("{v}") };
+    let mantissa = shortest.split('e').next().unwrap_or_default();
+    let places = mantissa.split_once('.').map_or(0, |(_, digits)| digits.len());
+    // As many digits of the exact value, where a tie goes to the even digit.
+    let exact = if scientific { format!("{v:.places$e}") } else { format!("{v:.places$}") };
+    let digits = if exact.parse() == Ok(v) { exact } else { shortest };
+    if scientific || digits.contains('.') { digits } else { digits + ".0" }
 }
 
 #[cfg(test)]
@@ -247,6 +251,7 @@ mod tests {
             (0.0, "0.0"),
             (1.0, "1.0"),
             (-2.5, "-2.5"),
+            (f64::from(0.066_120_15f32), "0.06612014770507812"),
             (1e-5, "0.00001"),
             (1.5e-6, "1.5e-6"),
             (1e15, "1000000000000000.0"),
