@@ -84,13 +84,14 @@ impl<'l> Loading<'l> {
     /// Returns the shared part `name`, made by `make` the first time that it is asked for. Errors if `make` does, or if the part was made as
     /// another type.
     pub fn shared<T: Any + Send + Sync>(&self, name: &str, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
-        let mut all = self.shared.lock().unwrap_or_else(|e| e.into_inner());
-        let part = match all.get(name) {
-            Some(part) => Arc::clone(part),
+        let lock = || self.shared.lock().unwrap_or_else(|e| e.into_inner());
+        let found = lock().get(name).map(Arc::clone);
+        let part = match found {
+            Some(part) => part,
             None => {
+                // Outside of the lock: a part may be made of other shared parts.
                 let made: Arc<dyn Any + Send + Sync> = Arc::new(make()?);
-                all.insert(name.to_string(), Arc::clone(&made));
-                made
+                Arc::clone(lock().entry(name.to_string()).or_insert(made))
             }
         };
         part.downcast().map_err(|_| Error::format(name, "operators disagree on what this shared part is"))

@@ -1,9 +1,12 @@
 //! AWQ's searches against those of autoawq (`scripts/golden_awq.py`).
 
+mod common;
+
+use common::{One, found};
 use serde_json::Value as Json;
 use tersor_core::{
-    Consumer, Context, DType, Error, Exec, FoldedRows, Input, LinearOp, LinearOpExt, MatView, MatViewMut, Method,
-    Producer, Result, Rewrite, Role, RowSource, Seen, SeenSite, Site, StatNeeds, StatSet, Transform, Weights, Write,
+    Consumer, Context, DType, Exec, FoldedRows, Input, LinearOp, LinearOpExt, MatView, MatViewMut, Method, Producer,
+    Result, Role, RowSource, SeenSite, Site, StatNeeds, StatSet, Transform, Write,
 };
 use tersor_groupwise::smooth::smoothed;
 use tersor_groupwise::{Awq, Check, OutputClip, Rtn};
@@ -19,38 +22,6 @@ fn noise(seed: u64, n: usize) -> Vec<f32> {
         (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
     };
     (0..n).map(|_| next() + next() + next()).collect()
-}
-
-/// One site, seen on a sample, with the weights of the matrices that read it.
-struct One<'a> {
-    seen: SeenSite<'a>,
-    weights: &'a [MatView<'a, f32>],
-}
-
-impl Seen for One<'_> {
-    fn each(&self, f: &mut dyn FnMut(&[SeenSite<'_>]) -> Result<()>) -> Result<()> {
-        f(std::slice::from_ref(&self.seen))
-    }
-}
-
-impl Weights for One<'_> {
-    fn rows<'w>(&'w self, name: &'w str) -> Result<Box<dyn RowSource + 'w>> {
-        let found = self.seen.site.consumers.iter().zip(self.weights).find(|(c, _)| c.weight == name);
-        Ok(Box::new(*found.ok_or_else(|| Error::missing(name, "the site"))?.1))
-    }
-}
-
-/// The factors that a rewrite finds for the site; none where it leaves it as it is.
-fn found(how: &dyn Rewrite, one: &One<'_>) -> Result<Option<Vec<f32>>> {
-    let (site, name) = (one.seen.site, &one.seen.site.consumers[0].weight);
-    let changes = how.rewrite(std::slice::from_ref(site), one, one, &Context::new())?;
-    let Some(fold) = changes.folds.iter().find(|f| f.weight == *name) else {
-        assert!(changes.folds.is_empty() && changes.online.is_empty());
-        return Ok(None);
-    };
-    let Transform::Scale(factors) = &fold.transform else { panic!("{fold:?}") };
-    assert_eq!(format!("{:?}", changes.folds), format!("{:?}", smoothed(site, factors)));
-    Ok(Some(factors.clone()))
 }
 
 fn output(x: &[f32], ops: &[&dyn LinearOp], _: bool) -> Result<Vec<f32>> {

@@ -1,9 +1,11 @@
 //! Factors between inputs and weights: what each way to choose them promises.
 
+mod common;
+
+use common::{One, found};
 use tersor_core::{
-    Consumer, Context, Error, Exec, FoldedRows, Input, LinearOp, LinearOpExt, MatView, MatViewMut, Method, Producer,
-    Result, Rewrite, Role, RowSource, Seen, SeenSite, Side, Site, StatNeeds, StatSet, Transform, Weights, Write,
-    metrics,
+    Consumer, Context, Exec, FoldedRows, Input, LinearOp, LinearOpExt, MatView, MatViewMut, Method, Producer, Result,
+    Rewrite, Role, SeenSite, Side, Site, StatNeeds, StatSet, Write, metrics,
 };
 use tersor_groupwise::smooth::smoothed;
 use tersor_groupwise::{Adaptive, Awq, Check, OutputClip, Percentile, Rtn, SmoothQuant};
@@ -59,38 +61,6 @@ fn output(x: &[f32], ops: &[&dyn LinearOp], _: bool) -> Result<Vec<f32>> {
         out.extend(y);
     }
     Ok(out)
-}
-
-/// One site, seen on a sample, with the weights of the matrices that read it.
-struct One<'a> {
-    seen: SeenSite<'a>,
-    weights: &'a [MatView<'a, f32>],
-}
-
-impl Seen for One<'_> {
-    fn each(&self, f: &mut dyn FnMut(&[SeenSite<'_>]) -> Result<()>) -> Result<()> {
-        f(std::slice::from_ref(&self.seen))
-    }
-}
-
-impl Weights for One<'_> {
-    fn rows<'w>(&'w self, name: &'w str) -> Result<Box<dyn RowSource + 'w>> {
-        let found = self.seen.site.consumers.iter().zip(self.weights).find(|(c, _)| c.weight == name);
-        Ok(Box::new(*found.ok_or_else(|| Error::missing(name, "the site"))?.1))
-    }
-}
-
-/// The factors that a rewrite finds for the site; none where it leaves it as it is.
-fn found(how: &dyn Rewrite, one: &One<'_>) -> Result<Option<Vec<f32>>> {
-    let (site, name) = (one.seen.site, &one.seen.site.consumers[0].weight);
-    let changes = how.rewrite(std::slice::from_ref(site), one, one, &Context::new())?;
-    let Some(fold) = changes.folds.iter().find(|f| f.weight == *name) else {
-        assert!(changes.folds.is_empty() && changes.online.is_empty());
-        return Ok(None);
-    };
-    let Transform::Scale(factors) = &fold.transform else { panic!("{fold:?}") };
-    assert_eq!(format!("{:?}", changes.folds), format!("{:?}", smoothed(site, factors)));
-    Ok(Some(factors.clone()))
 }
 
 /// What was seen of a site whose matrices will be like those of these methods.

@@ -8,6 +8,7 @@ use tersor::core::operator::{apply_all, storage_bits_of};
 use tersor::core::tensors::{join, read_floats, write_floats};
 use tersor::core::*;
 use tersor::groupwise::{Dgq, Gptq, Qqq, Rtn};
+use tersor::lowrank::{Corrected, Rank};
 use tersor::operators::{ActQuant, Dense, Factored, Permuted, QuantizedInputs, Residual, Rotated, ScaledInputs, Split};
 
 const ROWS: usize = 70;
@@ -147,6 +148,41 @@ fn values_that_are_not_finite_are_refused() {
     }
 }
 
+/// What a typed entry gives.
+type Typed = (Box<dyn LinearOp>, Report);
+
+#[test]
+fn typed_entries_report_what_the_method_reports() {
+    let values = noise(ROWS * COLS, 1);
+    let w = MatView::new(&values, [ROWS, COLS]).unwrap();
+    let mut stats = StatSet::new(COLS, StatNeeds::none().with_gram().with_channel(), 0, 0).unwrap();
+    stats.observe(&MatView::new(&noise(300 * COLS, 2), [300, COLS]).unwrap()).unwrap();
+    fn boxed<T: LinearOp + 'static>((op, report): (T, Report)) -> Typed {
+        (Box::new(op), report)
+    }
+    let rtn = || Box::new(Rtn::new().bits(3).group(32).check().unwrap());
+    let (gptq, dgq, qqq) = (Gptq::new().bits(3).group(32), Dgq::new().group(32), Qqq::new().group(32));
+    let corrected = || Corrected::l2qer(rtn()).rank(Rank::Fixed(4));
+    let ways: [(Box<dyn Method>, Typed); 6] = [
+        (rtn(), boxed(Rtn::new().bits(3).group(32).quantize(&w).unwrap())),
+        (Box::new(gptq.check().unwrap()), gptq.quantize(&w, &stats).unwrap()),
+        (Box::new(dgq.check().unwrap()), boxed(dgq.quantize(&w, &stats).unwrap())),
+        (Box::new(qqq.check().unwrap()), boxed(qqq.quantize(&w, &stats).unwrap())),
+        (Box::new(corrected().check().unwrap()), corrected().quantize(&w, &stats).unwrap()),
+        (Box::new(Blockwise::nf4().check().unwrap()), boxed(Blockwise::nf4().quantize(&w).unwrap())),
+    ];
+    for (method, (op, report)) in ways {
+        let none = StatSet::none();
+        let stats = if method.needs().any_data() { &stats } else { &none };
+        let done = method.prepare(stats, &Context::new()).unwrap().compress(&w, 0..ROWS, &Context::new()).unwrap();
+        let name = method.name();
+        assert_eq!(op.spec(), done.op.spec(), "{name}");
+        assert_eq!(op.decompress().unwrap(), done.op.decompress().unwrap(), "{name}");
+        assert_eq!(Report { seconds: 0.0, ..report.clone() }, Report { seconds: 0.0, ..done.report }, "{name}");
+        assert_eq!(report.data_energy.is_some(), report.data_error.is_some(), "{name}: {report:?}");
+    }
+}
+
 /// A matrix of codes into a codebook that all matrices of a network share.
 #[derive(Clone)]
 struct Shared {
@@ -216,4 +252,7 @@ fn a_part_of_several_operators_is_stored_loaded_and_counted_once() {
     });
     assert_eq!((&*found.unwrap(), reads), (&*book, 0), "made once, by the first operator");
     assert!(loading.shared("book", || Ok(1u8)).is_err(), "another type");
+    // A part made of another shared part.
+    let sum = loading.shared("sum", || Ok(loading.shared("book", || Ok(Vec::new()))?.iter().sum::<f32>())).unwrap();
+    assert_eq!(*sum, 0.5);
 }

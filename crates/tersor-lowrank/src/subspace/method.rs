@@ -30,7 +30,7 @@ use tersor_operators::{Split, split_layout};
 /// let rtn = |bits| Ok::<_, Error>(Box::new(Rtn::new().bits(bits).check()?));
 /// let method = Subspaces::new().part(0.875, rtn(4)?).part(0.125, rtn(8)?);
 /// let mut weights: Vec<f32> = (0..32 * k).map(|i| ((i * i) as f32 * 0.37).sin()).collect();
-/// rotation.forward(&mut weights);
+/// rotation.forward(tersor_core::Isa::detect(), &mut weights);
 /// let (op, _) = method.quantize(&MatView::new(&weights, [32, k])?, &StatSet::none())?;
 /// // For inputs that are not rotated.
 /// let op = tersor_operators::Rotated::new(rotation, op)?;
