@@ -12,7 +12,7 @@ use tersor_core::{
 use tersor_kernels::bits;
 use tersor_kernels::integer::Panels;
 
-use crate::integer::{multiply, task};
+use crate::integer::{multiply, scaled_rows, task};
 use crate::packing::{group_in, pack_rows, unpack_rows};
 
 /// A dual-grained matrix `[out_features, in_features]` (DGQ, arXiv 2310.04836): `weight = row_scale * (group_scale * (code - zero))`. The group's
@@ -156,12 +156,7 @@ impl LinearOp for DualLinear {
     }
 
     fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
-        check_range(self.shape, &rows, out.len())?;
-        for (r, out) in rows.zip(out.chunks_exact_mut(self.shape[1].max(1))) {
-            let scale = self.row_scales[r];
-            out.iter_mut().zip(self.expand(exec.isa(), r)?).for_each(|(o, v)| *o = scale * f32::from(v));
-        }
-        Ok(())
+        scaled_rows(self.shape, rows, &self.row_scales, |r| self.expand(exec.isa(), r), out)
     }
 
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {

@@ -1,6 +1,9 @@
 //! Products of packed integer weights.
 
+use std::ops::Range;
+
 use tersor_core::operator::check_apply;
+use tersor_core::rows::check_range;
 use tersor_core::{Exec, GemmTask, Input, MatViewMut, Result, Write};
 use tersor_kernels::integer::{Panels, Task};
 use tersor_kernels::run_tasks;
@@ -26,4 +29,20 @@ pub(crate) fn multiply(
 /// Returns the product of packed weights with `x` as a task. Errors as [`multiply`].
 pub(crate) fn task<'a>(panels: &'a Panels, x: &Input<'_>, exec: &Exec) -> Result<Option<Box<dyn GemmTask + 'a>>> {
     Ok(Some(Box::new(Task::new(tokens(x, panels.token_layout(exec.isa()))?, panels)?)))
+}
+
+/// Writes rows of a matrix of 8-bit integers under one scale a row into `out`; `integers(row)` gives those of a row. Errors if the range leaves the
+/// matrix or `out` has another length.
+pub(crate) fn scaled_rows(
+    shape: [usize; 2],
+    rows: Range<usize>,
+    scales: &[f32],
+    integers: impl Fn(usize) -> Result<Vec<i8>>,
+    out: &mut [f32],
+) -> Result<()> {
+    check_range(shape, &rows, out.len())?;
+    for (r, out) in rows.zip(out.chunks_exact_mut(shape[1].max(1))) {
+        out.iter_mut().zip(integers(r)?).for_each(|(o, v)| *o = scales[r] * f32::from(v));
+    }
+    Ok(())
 }

@@ -15,6 +15,7 @@ use tersor_kernels::integer::tables::{self, TablePanels, rounded_table};
 
 use crate::activations::integers;
 use crate::grouped::{Grid, GroupedLinear};
+use crate::integer::scaled_rows;
 use crate::packing::{group_in, pack_rows};
 
 /// A matrix `[out_features, in_features]` of 4-bit codes whose zero is 8, with an f16 scale for each group and an f32 scale for each row (QQQ, arXiv
@@ -121,12 +122,7 @@ impl LinearOp for TableLinear {
     }
 
     fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
-        check_range(self.shape, &rows, out.len())?;
-        for (r, out) in rows.zip(out.chunks_exact_mut(self.shape[1].max(1))) {
-            let scale = self.row_scales[r];
-            out.iter_mut().zip(self.expand(exec.isa(), r)?).for_each(|(o, v)| *o = scale * f32::from(v));
-        }
-        Ok(())
+        scaled_rows(self.shape, rows, &self.row_scales, |r| self.expand(exec.isa(), r), out)
     }
 
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
