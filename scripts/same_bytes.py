@@ -275,7 +275,7 @@ class Run:
 
     def __init__(self, case, options, tmp):
         self.case, self.tmp, self.process = case, tmp, None
-        self.binary, self.threads, self.windows = options.binary, options.threads, options.windows
+        self.binary, self.threads, self.windows, self.brief = options.binary, options.threads, options.windows, options.brief
         self.model = ROOT / MODELS[case.model]
         if options.model_dir and MODELS[case.model].startswith("models/"):
             self.model = pathlib.Path(options.model_dir).resolve() / self.model.name
@@ -340,6 +340,8 @@ class Run:
         result = {"plan": self.attempt("plan", self.model, "--recipe", recipe, *self.calibration)}
         out, result["said"] = self.compressed(recipe)
         result |= directory(out)
+        if self.brief and self.case.model != "tiny" and name not in REPRESENTATIVE.split():
+            return result
         result["verify"] = self.attempt("verify", out)
         result["eval"] = self.evaluate(out, "--against", self.model) if not self.encoder else self.evaluate(out)
         if not self.encoder:
@@ -747,6 +749,7 @@ def main():
     r.add_argument("--windows", type=int, default=8, help="windows of calibration and of evaluation")
     r.add_argument("--threads", type=int, default=1, help="threads of each command")
     r.add_argument("--jobs", type=int, default=1, help="cases at a time")
+    r.add_argument("--brief", action="store_true", help="of larger models, evaluate only the representative recipes")
     r.add_argument("--only", help="only cases whose names contain this")
     r.add_argument("--tmp", help="where temporary directories are made")
     r.add_argument("--resume", action="store_true", help="go on with a file that is there")

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::rows::check_range;
-use crate::{Error, FeatureMap, Isa, Mask, Result, Rotation, RowSource};
+use crate::{Error, Exec, FeatureMap, Isa, Mask, Result, Rotation, RowSource};
 
 /// The axis of a matrix that a fold acts on.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -76,10 +76,10 @@ impl Transform {
     }
 
     /// Changes one row along its features, which keep their number.
-    fn along(&self, row: &mut [f32], scratch: &mut Vec<f32>) {
+    fn along(&self, isa: Isa, row: &mut [f32], scratch: &mut Vec<f32>) {
         match self {
             Transform::Scale(s) => row.iter_mut().zip(s).for_each(|(v, s)| *v *= s),
-            Transform::Rotate(all) => rotate(all, row),
+            Transform::Rotate(all) => rotate(isa, all, row),
             Transform::Set(v) => row.copy_from_slice(v),
             Transform::Map(map) => {
                 scratch.clear();
@@ -98,9 +98,9 @@ fn rotations_fit(all: &[Rotation], features: usize) -> bool {
 }
 
 /// Rotates the runs of a row: each rotation has as many runs, side by side, as the others.
-fn rotate(all: &[Rotation], row: &mut [f32]) {
+fn rotate(isa: Isa, all: &[Rotation], row: &mut [f32]) {
     let run = row.len() / all.len().max(1);
-    row.chunks_exact_mut(run.max(1)).zip(all).for_each(|(run, r)| r.forward(Isa::detect(), run));
+    row.chunks_exact_mut(run.max(1)).zip(all).for_each(|(run, r)| r.forward(isa, run));
 }
 
 /// What happens to the inputs of a matrix before it multiplies them.
@@ -116,7 +116,7 @@ pub enum InputChange {
 
 impl InputChange {
     /// Changes inputs `[tokens, features]` in place. Errors if it is for another number of features.
-    pub fn apply(&self, inputs: &mut [f32], features: usize) -> Result<()> {
+    pub fn apply(&self, inputs: &mut [f32], features: usize, exec: &Exec) -> Result<()> {
         let fits = match self {
             InputChange::Scale(s) => s.len() == features,
             InputChange::Permute(o) => o.len() == features,
@@ -128,7 +128,7 @@ impl InputChange {
         let rows = inputs.chunks_exact_mut(features);
         match self {
             InputChange::Scale(s) => rows.for_each(|row| row.iter_mut().zip(s).for_each(|(v, s)| *v *= s)),
-            InputChange::Rotate(all) => rows.for_each(|row| rotate(all, row)),
+            InputChange::Rotate(all) => rows.for_each(|row| rotate(exec.isa(), all, row)),
             InputChange::Permute(order) => {
                 let mut old = vec![0f32; features];
                 for row in rows {
@@ -164,6 +164,7 @@ pub struct Fold {
 pub struct FoldedRows<'a> {
     source: &'a dyn RowSource,
     folds: Vec<&'a Fold>,
+    isa: Isa,
     /// Shape before each fold, and after the last.
     shapes: Vec<[usize; 2]>,
 }
@@ -182,7 +183,12 @@ impl<'a> FoldedRows<'a> {
             shape[axis] = f.transform.features_after(shape[axis]);
             shapes.push(shape);
         }
-        Ok(Self { source, folds, shapes })
+        Ok(Self { source, folds, isa: Isa::detect(), shapes })
+    }
+
+    /// Returns the same with another instruction set than the processor's best.
+    pub fn with_isa(self, isa: Isa) -> Self {
+        Self { isa, ..self }
     }
 
     /// Reads rows with the first `count` folds applied.
@@ -202,7 +208,7 @@ impl<'a> FoldedRows<'a> {
             }
             (Side::Input, transform) => {
                 self.read(rows, before, out)?;
-                out.chunks_exact_mut(cols.max(1)).for_each(|row| transform.along(row, &mut scratch));
+                out.chunks_exact_mut(cols.max(1)).for_each(|row| transform.along(self.isa, row, &mut scratch));
             }
             (Side::Output, Transform::Scale(s)) => {
                 self.read(rows.clone(), before, out)?;
@@ -223,7 +229,7 @@ impl<'a> FoldedRows<'a> {
                 let mut column = vec![0f32; all];
                 for c in 0..cols {
                     column.iter_mut().zip(whole.iter().skip(c).step_by(cols)).for_each(|(v, w)| *v = *w);
-                    fold.transform.along(&mut column, &mut scratch);
+                    fold.transform.along(self.isa, &mut column, &mut scratch);
                     for (out, v) in out.iter_mut().skip(c).step_by(cols).zip(&column[rows.clone()]) {
                         *out = *v;
                     }
@@ -341,8 +347,8 @@ mod tests {
         for transform in changes {
             let mut changed = x.clone();
             let change = transform.input_change().unwrap();
-            change.apply(&mut changed, 4).unwrap();
-            assert!(change.apply(&mut [0.0; 6], 3).is_err());
+            change.apply(&mut changed, 4, &Exec::new()).unwrap();
+            assert!(change.apply(&mut [0.0; 6], 3, &Exec::new()).is_err());
             let folds = [Fold { weight: "w".into(), side: Side::Input, transform }];
             let rows = crate::read_finite(&FoldedRows::new(&m, "w", &folds).unwrap(), 0..3).unwrap();
             for (a, b) in product(&rows, &changed).iter().zip(product(&w, &x)) {
@@ -357,7 +363,7 @@ mod tests {
     fn a_scale_multiplies_wherever_it_stands() {
         let factors = vec![2.0f32, 8.0];
         let mut x = [6.0, 4.0];
-        InputChange::Scale(factors.clone()).apply(&mut x, 2).unwrap();
+        InputChange::Scale(factors.clone()).apply(&mut x, 2, &Exec::new()).unwrap();
         assert_eq!(x, [12.0, 32.0]);
         let InputChange::Scale(inverse) = Transform::Scale(factors.clone()).input_change().unwrap() else {
             panic!("a scale of columns is undone by a scale of inputs");

@@ -78,7 +78,7 @@ fn factors_and_ranges_are_those_of_the_reference() {
         let folds = smoothed(&site, &found);
         let folded = FoldedRows::new(&view, "w.weight", &folds).unwrap();
         let mut inputs = x.clone();
-        Transform::Scale(found.clone()).input_change().unwrap().apply(&mut inputs, K).unwrap();
+        Transform::Scale(found.clone()).input_change().unwrap().apply(&mut inputs, K, &Exec::new()).unwrap();
         let mut divided = StatSet::new(K, needs, 0, 0).unwrap();
         divided.observe(&MatView::new(&inputs, [N, K]).unwrap()).unwrap();
         let run = |m: &dyn Method, rows: &dyn RowSource| {

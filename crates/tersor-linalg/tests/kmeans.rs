@@ -1,6 +1,6 @@
 //! K-means against its definition, its invariants, a worked example, and its bytes on one thread and on more.
 
-use tersor_core::{Check, Context, Error};
+use tersor_core::{Check, Context, Error, Exec};
 use tersor_linalg::gaussian;
 use tersor_linalg::kmeans::{Clustering, KMeans, Seeding, assign};
 
@@ -43,7 +43,7 @@ fn points_go_to_their_nearest_centroid() {
         [(1, 1, 1), (1, 16, 500), (2, 7, 300), (3, 9, 301), (4, 256, 999), (8, 100, 777), (16, 33, 64), (100, 10, 90)]
     {
         let (points, centroids) = (normal(n * dims, 1), normal(k * dims, 2));
-        let (assignment, objective) = assign(&centroids, &points, [n, dims]).unwrap();
+        let (assignment, objective) = assign(&centroids, &points, [n, dims], &Exec::new()).unwrap();
         let mut sum = 0.0;
         for (x, a) in points.chunks_exact(dims).zip(&assignment) {
             // The formula of the documentation, one pair after the other.
@@ -62,8 +62,8 @@ fn points_go_to_their_nearest_centroid() {
         assert!((objective - sum).abs() <= 1e-6 * sum);
     }
     // Of equal distances the lowest index.
-    assert_eq!(assign(&[1.0, -1.0, 1.0, -1.0], &[0.0, -2.0, 3.0], [3, 1]).unwrap().0, [0, 1, 0]);
-    assert_eq!(assign(&[0.0, 0.0], &[], [0, 2]).unwrap(), (vec![], 0.0));
+    assert_eq!(assign(&[1.0, -1.0, 1.0, -1.0], &[0.0, -2.0, 3.0], [3, 1], &Exec::new()).unwrap().0, [0, 1, 0]);
+    assert_eq!(assign(&[0.0, 0.0], &[], [0, 2], &Exec::new()).unwrap(), (vec![], 0.0));
 }
 
 /// Weighted, with an empty cluster and its repair; the figures were worked out with numpy in f64 as the rules are stated.
@@ -103,7 +103,7 @@ fn the_objective_never_rises() {
             let all = found.objectives();
             assert!(all.windows(2).all(|w| w[1] <= w[0] * (1.0 + 1e-7)), "{all:?}");
             assert_eq!(found.iterations(), 15);
-            assert_eq!(assign(found.centroids(), &points, [n, dims]).unwrap().0, found.assignment());
+            assert_eq!(assign(found.centroids(), &points, [n, dims], &Exec::new()).unwrap().0, found.assignment());
             consistent(&found, &points, dims, Some(&weights));
         }
     }
@@ -267,7 +267,7 @@ fn the_same_bytes_come_out_of_any_number_of_threads() {
                 let other = on(threads);
                 assert!(bits(&other) == bits(&one) && other.assignment() == one.assignment());
             }
-            assert_eq!(one.assignment(), assign(one.centroids(), &points, [n, dims]).unwrap().0);
+            assert_eq!(one.assignment(), assign(one.centroids(), &points, [n, dims], &Exec::new()).unwrap().0);
         }
     }
 }
@@ -328,10 +328,10 @@ fn wrong_parameters_and_inputs_are_named() {
     assert!(matches!(given(vec![1.0, f32::NAN]), Err(Error::NonFinite { row: 1, col: 0, .. })));
 
     for (centroids, dims) in [(vec![], 1), (vec![1.0; 3], 2), (vec![1.0], 0)] {
-        assert!(matches!(assign(&centroids, &vec![1.0; 4 * dims], [4, dims]), Err(Error::Shape { .. })));
+        assert!(matches!(assign(&centroids, &vec![1.0; 4 * dims], [4, dims], &Exec::new()), Err(Error::Shape { .. })));
     }
-    assert!(matches!(assign(&[f32::NAN], &[1.0], [1, 1]), Err(Error::NonFinite { .. })));
-    assert!(matches!(assign(&[1.0], &[f32::NAN], [1, 1]), Err(Error::NonFinite { .. })));
+    assert!(matches!(assign(&[f32::NAN], &[1.0], [1, 1], &Exec::new()), Err(Error::NonFinite { .. })));
+    assert!(matches!(assign(&[1.0], &[f32::NAN], [1, 1], &Exec::new()), Err(Error::NonFinite { .. })));
 }
 
 #[test]

@@ -75,7 +75,7 @@ impl Job<'_> {
         let rule = entry.rule.and_then(|r| plan.recipe.rules.get(r));
         let repaired = Repaired::new(&source, rule.map_or(Ok(NonFinite::Refuse), |r| r.non_finite())?);
         let folds = self.folds(&entry.name)?;
-        let folded = FoldedRows::new(&repaired, &entry.name, &folds)?;
+        let folded = FoldedRows::new(&repaired, &entry.name, &folds)?.with_isa(cx.isa());
         let shape = source.shape();
         let (mut report, mut spec) = (Report::default(), None);
         let mut writer = self.parts.create(number, entry)?;

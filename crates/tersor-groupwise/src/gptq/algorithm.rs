@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use tersor_core::{
-    Context, Element, Error, Exec, GroupSize, IntoMat, LinearOp, Mask, Report, Result, metrics, read_finite,
+    Context, Element, Error, Exec, GroupSize, IntoMat, LinearOp, Mask, Report, Result, check_finite, metrics,
 };
 use tersor_linalg::sweep::{in_runs, unpermute};
 use tersor_linalg::{HessianFactor, Kept, Sweep};
@@ -38,7 +38,8 @@ impl CheckedGptq {
     ) -> Result<(Box<dyn LinearOp>, Report)> {
         w.with_mat(|m| {
             let start = Instant::now();
-            let values = read_finite(&m, 0..m.shape()[0])?;
+            let values = m.to_f32();
+            check_finite(&values, m.shape()[1], 0)?;
             let order = factor.order().filter(|_| self.permutes());
             let done = cx.run(|| self.grouped(&values, m.shape(), None, (factor, order), 0, &cx.exec));
             let (op, report) = done?;

@@ -72,7 +72,7 @@ impl<'a> Trial<'a> {
                 let value = format!("of {}: its method has no form without data to try factors with", consumer.weight);
                 Error::Unsupported { what: "search of smoothing factors", value }
             })?;
-            let folded = FoldedRows::new(*w, &consumer.weight, &folds)?;
+            let folded = FoldedRows::new(*w, &consumer.weight, &folds)?.with_isa(cx.isa());
             let mut op = method.prepare(&none, cx)?.compress(&folded, 0..w.shape()[0], cx)?.op;
             if let Some(act) = &self.activations[i] {
                 op = Box::new(QuantizedInputs::new(act.clone(), op));

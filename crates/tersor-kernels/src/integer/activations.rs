@@ -164,8 +164,8 @@ impl Activations {
 
 /// Quantizes rows of `cols` values, each by its own largest magnitude: `scale = max|x| / max_code`, `code =
 /// clamp(round(x / scale), -max_code - 1, max_code)`, `max_code` at least 1, ties to even; the scale of a row of zeros
-/// is 1. Works on whole rows, over the shortest of the slices. Fails with `Fault::NonFinite`, before anything is
-/// written, at the first value of these rows that is NaN or infinite.
+/// is 1. Works on whole rows, over the shortest of the slices. Fails with `Fault::NonFinite` at the first value of these
+/// rows that is NaN or infinite; the rows before that value's row are written then, its own row and later ones are not.
 pub fn quantize_rows(
     isa: Isa,
     x: &[f32],
@@ -175,20 +175,16 @@ pub fn quantize_rows(
     scales: &mut [f32],
 ) -> Result<(), Fault> {
     let (cols, max_code) = (cols.max(1), max_code.max(1));
-    let rows = (x.len() / cols).min(codes.len() / cols).min(scales.len());
-    let scale = |row: usize| {
-        let x = &x[row * cols..][..cols];
+    let rows = x.chunks_exact(cols).zip(codes.chunks_exact_mut(cols)).zip(scales);
+    for (row, ((x, codes), out)) in rows.enumerate() {
+        // The largest magnitude of a row is not finite where one of its values is not.
         let max = blockwise::abs_max(isa, x);
         if !max.is_finite() {
             fault::first_non_finite(x, row * cols)?;
         }
         let scale = max / f32::from(max_code);
-        Ok(if scale >= f32::MIN_POSITIVE { scale } else { 1.0 })
-    };
-    // All of them before the first code: the largest magnitude of a row is not finite where one of its values is not.
-    let found = (0..rows).map(scale).collect::<Result<Vec<f32>, Fault>>()?;
-    scales[..rows].copy_from_slice(&found);
-    for ((x, codes), scale) in x.chunks_exact(cols).zip(codes.chunks_exact_mut(cols)).zip(found) {
+        let scale = if scale >= f32::MIN_POSITIVE { scale } else { 1.0 };
+        *out = scale;
         let mut done = 0;
         #[cfg(target_arch = "x86_64")]
         if isa.has_avx2() {

@@ -24,7 +24,7 @@ pub(super) struct Data<'a> {
 }
 
 impl<'a> Data<'a> {
-    pub fn new(points: &'a [f32], [n, dims]: [usize; 2], weights: Option<&'a [f32]>) -> Result<Self> {
+    pub fn new(isa: Isa, points: &'a [f32], [n, dims]: [usize; 2], weights: Option<&'a [f32]>) -> Result<Self> {
         if dims == 0 {
             return Err(Error::shape("dimensions of points", "at least 1", 0));
         }
@@ -41,7 +41,7 @@ impl<'a> Data<'a> {
                 return Err(ParamError::new("weights", value, "must be finite and not negative").into());
             }
         }
-        let data = Self { isa: Isa::detect(), points, n, dims, weights };
+        let data = Self { isa, points, n, dims, weights };
         data.check_values(points)?;
         Ok(data)
     }

@@ -15,9 +15,10 @@
 //! use tersor_core::{Check, Context};
 //! use tersor_linalg::kmeans::{KMeans, assign};
 //! let points = [0.0, 0.0, 0.0, 1.0, 9.0, 9.0, 9.0, 10.0];
-//! let found = KMeans::new(2).check()?.fit(&points, [4, 2], None, &Context::new())?;
+//! let cx = Context::new();
+//! let found = KMeans::new(2).check()?.fit(&points, [4, 2], None, &cx)?;
 //! assert_eq!(found.objective(), 1.0);
-//! assert_eq!(assign(found.centroids(), &points, [4, 2])?.0, found.assignment());
+//! assert_eq!(assign(found.centroids(), &points, [4, 2], &cx.exec)?.0, found.assignment());
 //! # Ok(())
 //! # }
 //! ```
@@ -30,7 +31,7 @@ mod seeding;
 
 pub use params::{CheckedKMeans, KMeans, Seeding};
 
-use tersor_core::{Context, Error, Result};
+use tersor_core::{Context, Error, Exec, Isa, Result};
 use tersor_kernels::cluster::Centroids;
 
 use data::Data;
@@ -90,7 +91,7 @@ impl CheckedKMeans {
     /// have a positive weight, or when the context is cancelled.
     pub fn fit(&self, points: &[f32], shape: [usize; 2], weights: Option<&[f32]>, cx: &Context) -> Result<Clustering> {
         cx.run(|| {
-            let data = Data::new(points, shape, weights)?;
+            let data = Data::new(cx.isa(), points, shape, weights)?;
             data.at_least(self.k)?;
             let mut best: Option<Clustering> = None;
             for run in 0..self.restarts {
@@ -113,12 +114,16 @@ impl CheckedKMeans {
 }
 
 /// The nearest of `centroids` (`[k, dims]`) for each of `points` (`[n, dims]`) as the [module](self) defines it, and the
-/// sum of the squared distances to them. Runs in the current pool.
+/// sum of the squared distances to them. Runs in the pool of `exec`.
 ///
 /// Error when there is no centroid, when lengths do not fit the shape, when `dims` is 0, or when a value is not finite
 /// or so large that squared distances overflow f32.
-pub fn assign(centroids: &[f32], points: &[f32], [n, dims]: [usize; 2]) -> Result<(Vec<u32>, f64)> {
-    let data = Data::new(points, [n, dims], None)?;
+pub fn assign(centroids: &[f32], points: &[f32], shape: [usize; 2], exec: &Exec) -> Result<(Vec<u32>, f64)> {
+    exec.run(|| nearest(centroids, points, shape, exec.isa()))
+}
+
+fn nearest(centroids: &[f32], points: &[f32], [n, dims]: [usize; 2], isa: Isa) -> Result<(Vec<u32>, f64)> {
+    let data = Data::new(isa, points, [n, dims], None)?;
     let k = centroids.len() / dims;
     if k == 0 || centroids.len() != k * dims || u32::try_from(k).is_err() {
         return Err(Error::shape("values of centroids", format!("a multiple of {dims}, above 0"), centroids.len()));

@@ -232,7 +232,7 @@ impl<'a> Calibration<'a> {
             let (needs, change) = ((hooks.needs)(site), (hooks.change)(site)?);
             let stats = self.gather(site.features, needs, hooks.seed, hooks.cancel, mixed.as_mut(), &|w, exec| {
                 let mut x = layer.input(kind, w, exec)?;
-                change.iter().try_for_each(|c| c.apply(&mut x, site.features)).map(|()| x)
+                change.iter().try_for_each(|c| c.apply(&mut x, site.features, exec)).map(|()| x)
             });
             let stats = stats.map_err(|e| e.in_tensor(&format!("input of {}", site.name)))?;
             let made = (hooks.compress)(site, &stats)?;
