@@ -54,6 +54,11 @@ impl Isa {
     /// Plain Rust, on every processor: it defines the results of each kernel.
     pub const SCALAR: Isa = Isa(Level::Scalar);
 
+    /// A number that tells levels apart.
+    pub(crate) fn number(self) -> u8 {
+        self.0 as u8
+    }
+
     /// The best level of this processor. `TERSOR_ISA` in the environment (`scalar`, `avx2`) asks for a lower one, for
     /// tests and bug reports. Decided once for the process.
     #[must_use]

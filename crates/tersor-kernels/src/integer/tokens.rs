@@ -30,6 +30,16 @@ impl TokenLayout {
         if limit == found { Ok(()) } else { Err(Fault::Range { what, limit, found }) }
     }
 
+    /// A number that stands for the layout where packed tokens are kept. Layouts of fewer than 2^40 columns with blocks
+    /// of fewer than 4096 have different ones.
+    #[must_use]
+    pub fn key(&self) -> u128 {
+        let Padding { cols, group, block } = self.padding;
+        let zero = self.zero.map_or(256, u128::from);
+        let fields = [(cols as u128, 40), (group as u128, 40), (block as u128, 12), (zero, 9), (u128::from(self.pairs), 1)];
+        fields.iter().fold(u128::from(self.isa.number()), |key, (value, bits)| key << bits ^ value)
+    }
+
     /// The instruction set of the products.
     #[must_use]
     pub fn isa(&self) -> Isa {
@@ -55,7 +65,8 @@ pub(crate) struct TokenBlock {
 pub(super) struct Packed {
     layout: TokenLayout,
     blocks: Vec<TokenBlock>,
-    /// Block after block, `[quad, token, plane]` of four codes each.
+    /// Block after block, `[quad, token, plane]` of four codes each; empty where that is the order of the activations:
+    /// of one plane of one token.
     quads: Vec<[i8; 4]>,
     /// The same in 16 bits, columns 0, 2, 1, 3; empty unless the layout has pairs.
     pairs: Vec<[i16; 4]>,
@@ -79,8 +90,9 @@ impl Packed {
             }
         }
         let codes = x.codes().as_chunks::<4>().0;
-        let mut quads = vec![[0i8; 4]; codes.len()];
-        for block in &blocks {
+        let packs = x.tokens() * planes > 1 || layout.pairs;
+        let mut quads = vec![[0i8; 4]; if packs { codes.len() } else { 0 }];
+        for block in blocks.iter().filter(|_| packs) {
             let (from, count) = (block.first * planes, block.tokens * planes);
             let span = from * each..(from + count) * each;
             for (v, row) in codes[span.clone()].chunks_exact(each.max(1)).enumerate() {
@@ -97,6 +109,7 @@ impl Packed {
     /// Of the activations that this was made from.
     pub(super) fn view<'a>(&'a self, x: &'a Activations) -> TokenView<'a> {
         let Self { layout, blocks, quads, pairs, offsets } = self;
+        let quads = if quads.is_empty() { x.codes().as_chunks::<4>().0 } else { quads };
         TokenView { x, isa: layout.isa, blocks, quads, pairs, each: x.width() / 4, offsets }
     }
 }

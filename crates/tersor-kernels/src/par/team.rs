@@ -44,8 +44,9 @@ struct Team {
     over: AtomicBool,
     /// Helpers that found themselves on a thread of the team, and must be called again.
     missing: AtomicUsize,
-    /// What the first panic of a helper carried.
+    /// What the first panic of a helper carried, and whether there is one.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+    panicked: AtomicBool,
     /// The team itself, for helpers to keep.
     this: Weak<Team>,
 }
@@ -135,6 +136,7 @@ impl Team {
             over: AtomicBool::new(false),
             missing: AtomicUsize::new(0),
             panic: Mutex::new(None),
+            panicked: AtomicBool::new(false),
             this,
         }
     }
@@ -175,6 +177,7 @@ impl Team {
                     Ok(some) => found = some,
                     Err(panic) => {
                         self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
+                        self.panicked.store(true, SeqCst);
                     }
                 }
             }
@@ -212,8 +215,9 @@ impl Team {
         });
         work(&self.next);
         drop(close);
-        let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(panic) = panic {
+        if self.panicked.swap(false, SeqCst)
+            && let Some(panic) = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
             resume_unwind(panic);
         }
     }

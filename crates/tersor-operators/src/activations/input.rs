@@ -1,9 +1,8 @@
 //! Integer forms of an [`Input`], made once and shared by all operators that read it.
 
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use tersor_core::{Error, Input, Isa, Result, check_finite};
+use tersor_core::{Error, Input, Isa, Result};
 use tersor_kernels::integer::{Activations, Padding, TokenLayout, Tokens};
 
 use super::quantizer::Encoded;
@@ -18,7 +17,6 @@ pub(crate) fn quantized(x: &Input<'_>, act: &ActQuant, isa: Isa) -> Result<Arc<I
     let shape = x.shape();
     act.check(shape[1])?;
     x.cached(act.key(), |x| {
-        check_finite(x.data(), shape[1], 0)?;
         match act.apply(isa, x.data(), shape[1])? {
             Encoded::Values(values) => Input::owned(values, shape),
             Encoded::Codes(codes) => {
@@ -41,24 +39,20 @@ pub(crate) fn offsets(x: &Input<'_>) -> Option<Arc<Codes>> {
 pub fn integers(x: &Input<'_>, isa: Isa, padding: Padding) -> Result<Arc<Activations>> {
     let key = (padding.cols as u128) << 64 | (padding.group as u128) << 16 | padding.block as u128;
     // The key holds the whole layout, so a shared value never has another one.
-    Ok(x.cached(key, |x| {
+    x.cached(key, |x| {
         let made = match x.attached::<Codes>(CODES) {
             Some(c) => Activations::from_codes(&c.codes, &c.scales, padding),
             None => Activations::exact(isa, x.data(), x.shape()[0], padding),
         };
-        made.map(Arc::new).map_err(|e| Error::from(e).in_columns(x.shape()[1]))
-    })?
-    .as_ref()
-    .clone())
+        made.map_err(|e| Error::from(e).in_columns(x.shape()[1]))
+    })
 }
 
 /// Returns the input packed in the order in which a product of integer weights reads it, made once for each layout. Errors as [`integers`].
 pub(crate) fn tokens(x: &Input<'_>, layout: TokenLayout) -> Result<Arc<Tokens>> {
-    let mut hasher = std::hash::DefaultHasher::new();
-    layout.hash(&mut hasher);
     let packed = |x: &Input<'_>| Ok(Tokens::pack(integers(x, layout.isa(), layout.padding())?, layout)?);
-    let found = x.cached(u128::from(hasher.finish()), packed)?;
-    // Two layouts with one hash: the second is packed each time.
+    let found = x.cached(layout.key(), packed)?;
+    // Of two layouts with one key, the second is packed each time.
     if found.layout() == layout { Ok(found) } else { Ok(Arc::new(packed(x)?)) }
 }
 

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use tersor_core::context::fingerprint;
-use tersor_core::{Bits, Error, Isa, ParamError, Result, power_of_two_above};
+use tersor_core::{Bits, Error, Isa, ParamError, Result, check_finite, power_of_two_above};
 use tersor_kernels::affine::{self, Affine};
 use tersor_kernels::integer;
 
@@ -14,6 +14,8 @@ use tersor_kernels::integer;
 pub struct ActQuant {
     bits: Bits,
     granularity: Granularity,
+    /// See [`ActQuant::key`].
+    key: u128,
 }
 
 /// Which values share a scale.
@@ -47,7 +49,8 @@ pub(crate) struct Codes {
 
 impl ActQuant {
     fn new(bits: u32, granularity: Granularity) -> Result<Self, ParamError> {
-        Ok(Self { bits: Bits::within(bits, 2, 8)?, granularity })
+        let made = Self { bits: Bits::within(bits, 2, 8)?, granularity, key: 0 };
+        Ok(Self { key: made.fingerprint(), ..made })
     }
 
     /// Returns a dynamic quantizer with one scale a token, at `bits` bits. Errors unless `bits` is 2 to 8, as all constructors.
@@ -131,7 +134,12 @@ impl ActQuant {
         if let Granularity::Asymmetric(n) = self.granularity { Some(n) } else { None }
     }
 
+    /// Returns the key under which inputs keep what this quantizer makes of them.
     pub(crate) fn key(&self) -> u128 {
+        self.key
+    }
+
+    fn fingerprint(&self) -> u128 {
         let scales: Vec<u8> = self.scales().iter().flat_map(|s| s.to_le_bytes()).collect();
         let name = format!("act {} {} {:?} {:?} ", self.granularity(), self.bits.get(), self.block(), self.runs());
         fingerprint(&[name.as_bytes(), &scales].concat())
@@ -154,9 +162,13 @@ impl ActQuant {
         ((1u8 << (self.bits.get() - 1)) - 1) as i8
     }
 
-    /// Quantizes rows of `cols` finite values; [`ActQuant::check`] has accepted `cols`.
+    /// Quantizes rows of `cols` values; [`ActQuant::check`] has accepted `cols`. Errors at a value that is not finite, with its row and column.
     pub(crate) fn apply(&self, isa: Isa, x: &[f32], cols: usize) -> Result<Encoded> {
         let (cols, max) = (cols.max(1), self.max_code() as u8);
+        // Scales of tokens are found by a loop that refuses such values itself.
+        if self.granularity != Granularity::Token {
+            check_finite(x, cols, 0)?;
+        }
         Ok(match &self.granularity {
             Granularity::Token => {
                 let (codes, scales) = self.encode(isa, x, cols)?;
@@ -232,7 +244,8 @@ impl ActQuant {
     pub fn encode(&self, isa: Isa, x: &[f32], cols: usize) -> Result<(Vec<i8>, Vec<f32>)> {
         let rows = x.len() / cols.max(1);
         let (mut codes, mut scales) = (vec![0i8; rows * cols], vec![1f32; rows]);
-        integer::quantize_rows(isa, x, cols, self.max_code(), &mut codes, &mut scales)?;
+        integer::quantize_rows(isa, x, cols, self.max_code(), &mut codes, &mut scales)
+            .map_err(|e| Error::from(e).in_columns(cols))?;
         Ok((codes, scales))
     }
 
