@@ -21,8 +21,9 @@ const WIDE: usize = 6;
 /// Lines that are asked for before they are needed, where memory is slower than the arithmetic.
 const AHEAD: usize = 96;
 
-/// Values of a block, `[token, 16]`.
-type Values = [[f32; LANES]; WIDE];
+/// Values of a block, `[token, 16]`, each token in a cache line of its own.
+#[repr(align(64))]
+struct Values([[f32; LANES]; WIDE]);
 
 type Kernel = unsafe fn(&TokenView<'_>, &Panels, usize, TokenBlock, &mut Values);
 
@@ -41,7 +42,7 @@ pub(crate) fn token_blocks(pairs: bool, planes: usize) -> &'static [usize] {
 /// not touched by anyone else.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
-    let mut values = [[0f32; LANES]; WIDE];
+    let mut values = Values([[0f32; LANES]; WIDE]);
     for panel in panels {
         for &block in x.blocks {
             let kernel: Kernel = match (w.bits(), x.x.planes(), block.tokens) {
@@ -55,7 +56,7 @@ pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>
             };
             // SAFETY: as for this function; the block exists, and the kernel is for blocks of this size.
             unsafe { kernel(x, w, panel, block, &mut values) };
-            for (t, values) in (block.first..).zip(values.iter().take(block.tokens)) {
+            for (t, values) in (block.first..).zip(values.0.iter().take(block.tokens)) {
                 let scaled = values.map(|v| v * x.x.scale(t));
                 // SAFETY: the caller vouches for the cells.
                 unsafe { cells.put(t, panel * LANES, &scaled, write) };
@@ -318,7 +319,7 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
                 totals[t][half] = _mm256_mul_ps(unsafe { _mm256_loadu_ps(rows.as_ptr().add(8 * half)) }, sum);
             }
             // SAFETY: 8 floats from 0 or 8 on.
-            unsafe { _mm256_storeu_ps(values[t].as_mut_ptr().add(8 * half), totals[t][half]) };
+            unsafe { _mm256_storeu_ps(values.0[t].as_mut_ptr().add(8 * half), totals[t][half]) };
         }
     }
 }

@@ -22,8 +22,9 @@ const FEW: usize = 4;
 const AHEAD: usize = 96;
 const BURST: usize = 16;
 
-/// Values of a block, `[token, panel, 16]`.
-type Values = [[[f32; LANES]; PANELS]; WIDE];
+/// Values of a block, `[token, panel, 16]`, each panel in a cache line of its own.
+#[repr(align(64))]
+struct Values([[[f32; LANES]; PANELS]; WIDE]);
 
 type Kernel = unsafe fn(&TokenView<'_>, &Panels, usize, TokenBlock, &mut Values);
 
@@ -37,7 +38,7 @@ pub(crate) fn token_blocks(planes: usize) -> &'static [usize] {
 /// are not touched by anyone else.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
-    let mut values = [[[0f32; LANES]; PANELS]; WIDE];
+    let mut values = Values([[[0f32; LANES]; PANELS]; WIDE]);
     let mut panel = panels.start;
     while panel < panels.end {
         // One stream of lines is read faster than two.
@@ -57,7 +58,7 @@ pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>
             // SAFETY: as for this function; `count` panels and the block exist, and the kernel is for blocks of this
             // size.
             unsafe { kernel(x.x.planes(), block.tokens)(x, w, panel, block, &mut values) };
-            for (t, of_token) in (block.first..).zip(values.iter().take(block.tokens)) {
+            for (t, of_token) in (block.first..).zip(values.0.iter().take(block.tokens)) {
                 let scale = _mm512_set1_ps(x.x.scale(t));
                 for (p, values) in of_token.iter().enumerate().take(count) {
                     let first = (panel + p) * LANES;
@@ -289,7 +290,7 @@ unsafe fn multiply<const BITS: u32, const P: usize, const V: usize, const D: usi
                 totals[t][p] = _mm512_mul_ps(unsafe { _mm512_loadu_ps(rows.as_ptr()) }, sum);
             }
             // SAFETY: 16 floats.
-            unsafe { _mm512_storeu_ps(values[t][p].as_mut_ptr(), totals[t][p]) };
+            unsafe { _mm512_storeu_ps(values.0[t][p].as_mut_ptr(), totals[t][p]) };
         }
     }
 }
