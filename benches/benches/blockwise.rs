@@ -6,7 +6,7 @@
 use std::io::BufRead;
 
 use tersor_benches::{against_memory, copying, on_pinned_threads, reading, times};
-use tersor_blockwise::optimizer::Optimizer;
+use tersor_blockwise::optimizer::OptimizerConfig;
 use tersor_blockwise::{Blockwise, Map};
 use tersor_core::{Check, Exec, Isa};
 
@@ -69,9 +69,9 @@ fn run(threads: usize, filters: &[String]) {
         }
     }
     for (name, how, bytes) in [
-        ("AdamW, 8 bits", Optimizer::adamw(), [10 * N, 6 * N]),
-        ("AdamW, 32 bits", Optimizer::adamw().bits(32), [16 * N, 12 * N]),
-        ("Lion, 8 bits", Optimizer::lion(), [9 * N, 5 * N]),
+        ("AdamW, 8 bits", OptimizerConfig::adamw(), [10 * N, 6 * N]),
+        ("AdamW, 32 bits", OptimizerConfig::adamw().bits(32), [16 * N, 12 * N]),
+        ("Lion, 8 bits", OptimizerConfig::lion(), [9 * N, 5 * N]),
     ] {
         let what = format!("step {name}");
         if filters.iter().all(|f| what.contains(f.as_str())) {
@@ -107,7 +107,7 @@ fn answer() {
         };
         match words[..] {
             ["step", _, bits] => {
-                let how = Optimizer::adamw().bits(bits.parse().unwrap_or(8)).check().unwrap();
+                let how = OptimizerConfig::adamw().bits(bits.parse().unwrap_or(8)).check().unwrap();
                 let mut state = how.state(N).unwrap();
                 show(&mut || how.step(&mut state, &mut y, &x).unwrap());
             }

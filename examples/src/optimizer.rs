@@ -4,18 +4,18 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, Error, InplaceOp2, Layout, Result, Tensor, Var};
-use tersor::blockwise::optimizer::{Group, Optimizer};
+use tersor::blockwise::optimizer::{BlockwiseOptimizer, OptimizerConfig};
 use tersor::core::Element;
 
 /// An optimizer of candle variables with moments of 8 bits.
 ///
 /// A program that trains with `AdamW::new(varmap.all_vars(), params)?` changes that one line to
-/// `EightBit::new(varmap.all_vars(), Optimizer::adamw().lr(1e-3))?`. Parameters are stepped where they lie, in f32, f16 or bf16.
+/// `EightBit::new(varmap.all_vars(), OptimizerConfig::adamw().lr(1e-3))?`. Parameters are stepped where they lie, in f32, f16 or bf16.
 pub struct EightBit {
     vars: Vec<Var>,
     base: f64,
     lr: f64,
-    group: Group,
+    group: BlockwiseOptimizer,
 }
 
 impl EightBit {
@@ -28,7 +28,7 @@ impl EightBit {
     }
 
     /// The moments, each under the number of its variable: to be saved, resumed, looked at.
-    pub fn state(&mut self) -> &mut Group {
+    pub fn state(&mut self) -> &mut BlockwiseOptimizer {
         &mut self.group
     }
 
@@ -39,15 +39,15 @@ impl EightBit {
 }
 
 impl candle_nn::Optimizer for EightBit {
-    type Config = Optimizer;
+    type Config = OptimizerConfig;
 
-    fn new(vars: Vec<Var>, how: Optimizer) -> Result<Self> {
+    fn new(vars: Vec<Var>, how: OptimizerConfig) -> Result<Self> {
         let vars: Vec<Var> = vars.into_iter().filter(|v| v.dtype().is_float()).collect();
         if let Some(v) = vars.iter().find(|v| !v.is_contiguous()) {
             return Err(Error::Msg(format!("a variable of shape {:?} is not contiguous", v.shape())));
         }
         let base = f64::from(how.learning_rate());
-        Ok(Self { vars, base, lr: base, group: Group::new(how).map_err(Error::wrap)? })
+        Ok(Self { vars, base, lr: base, group: BlockwiseOptimizer::new(how).map_err(Error::wrap)? })
     }
 
     fn step(&mut self, grads: &GradStore) -> Result<()> {
@@ -74,7 +74,7 @@ impl candle_nn::Optimizer for EightBit {
 
 /// A step of one variable. Candle hands out storage to operations only, and those by shared reference.
 struct Step<'a> {
-    group: Mutex<&'a mut Group>,
+    group: Mutex<&'a mut BlockwiseOptimizer>,
     name: String,
 }
 
@@ -83,7 +83,7 @@ impl Step<'_> {
         let part = |l: &Layout| l.contiguous_offsets().ok_or_else(|| Error::Msg("strided parameters".into()));
         let ((a, b), (c, d)) = (part(at)?, part(from)?);
         let mut group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
-        group.step(&self.name, &mut param[a..b], &grad[c..d]).map_err(Error::wrap)
+        group.step_tensor(&self.name, &mut param[a..b], &grad[c..d]).map_err(Error::wrap)
     }
 }
 
@@ -132,7 +132,7 @@ mod tests {
     fn trains_as_candles_own_does() {
         let params = ParamsAdamW { lr: 0.01, weight_decay: 0.01, ..Default::default() };
         let (theirs, _) = losses(DType::F32, |v| AdamW::new(v, params.clone())).unwrap();
-        let ours = |bits| losses(DType::F32, move |v| EightBit::new(v, Optimizer::adamw().lr(0.01).bits(bits)));
+        let ours = |bits| losses(DType::F32, move |v| EightBit::new(v, OptimizerConfig::adamw().lr(0.01).bits(bits)));
         let ((full, _), (eight, state)) = (ours(32).unwrap(), ours(8).unwrap());
         // Candle decays before the step, we after it: a difference of the second order.
         assert!(theirs.iter().zip(&full).all(|(a, b)| (a - b).abs() < 1e-3 * a), "{theirs:?} {full:?}");
@@ -143,10 +143,10 @@ mod tests {
 
     #[test]
     fn halves_and_overrides() {
-        let (half, _) = losses(DType::BF16, |v| EightBit::new(v, Optimizer::adamw().lr(0.01))).unwrap();
+        let (half, _) = losses(DType::BF16, |v| EightBit::new(v, OptimizerConfig::adamw().lr(0.01))).unwrap();
         assert!(half[39] < 0.6 * half[0], "{half:?}");
         let kept = losses(DType::F32, |v| {
-            let mut o = EightBit::new(v.clone(), Optimizer::adamw().lr(0.01))?;
+            let mut o = EightBit::new(v.clone(), OptimizerConfig::adamw().lr(0.01))?;
             o.keep_f32(&v[0])?;
             assert!(o.keep_f32(&Var::zeros(3, DType::F32, &Device::Cpu)?).is_err());
             Ok(o)
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn a_gradient_that_is_not_finite_changes_nothing() {
         let w = Var::from_vec(vec![1f32, 2.0], 2, &Device::Cpu).unwrap();
-        let mut optimizer = EightBit::new(vec![w.clone()], Optimizer::adamw()).unwrap();
+        let mut optimizer = EightBit::new(vec![w.clone()], OptimizerConfig::adamw()).unwrap();
         let loss = (w.as_tensor().sum_all().unwrap() * f64::NAN).unwrap();
         let error = optimizer.backward_step(&loss).unwrap_err().to_string();
         assert!(error.contains("NaN"), "{error}");

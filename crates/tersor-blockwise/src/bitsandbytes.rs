@@ -95,8 +95,8 @@ fn read_named(name: &str, map: &str, source: &dyn TensorSource) -> Result<(Quant
                 // Another map or block size than ours: the scales that they come to.
                 let inner = Map::custom(&inner).map_err(|e| Error::from(e).in_tensor(name))?;
                 let mut scales = vec![0f32; blocks];
-                for ((codes, out), most) in codes.chunks(nested).zip(scales.chunks_mut(nested)).zip(&outer) {
-                    inner.decode(Isa::SCALAR, codes, *most, out);
+                for ((codes, out), max) in codes.chunks(nested).zip(scales.chunks_mut(nested)).zip(&outer) {
+                    inner.decode(Isa::SCALAR, codes, *max, out);
                 }
                 scales.iter_mut().for_each(|s| *s += offset);
                 Scales::Plain(scales)

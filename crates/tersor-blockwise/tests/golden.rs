@@ -68,8 +68,8 @@ fn codes_scales_and_values_are_those_of_bitsandbytes() {
                     // Their mean is a sum of f32 in an order of its own: up to two units in the last place from ours.
                     let (theirs, outer) = (floats(&row["offset"])[0], floats(&row["nested_absmax"]));
                     assert!((offset - theirs).abs() <= 2.0 * f32::EPSILON * theirs.abs(), "{what}: {offset} {theirs}");
-                    let most = outer.iter().fold(0f32, |m, v| m.max(*v));
-                    let near = |a: &f32, b: &f32| (a - b).abs() <= 2.0 * f32::EPSILON * theirs.abs().max(most);
+                    let max = outer.iter().fold(0f32, |m, v| m.max(*v));
+                    let near = |a: &f32, b: &f32| (a - b).abs() <= 2.0 * f32::EPSILON * theirs.abs().max(max);
                     assert!(absmax.iter().zip(&outer).all(|(a, b)| near(a, b)), "{what}");
                     let theirs_codes = bytes(&row["absmax_codes"]);
                     assert_eq!(codes.len(), theirs_codes.len());
@@ -98,7 +98,7 @@ fn the_table_of_the_native_library_is_understood() {
             let (native, exact) = (bytes(&row["native"]), bytes(&row["codes"]));
             let block = row["block"].as_u64().unwrap() as usize;
             for (b, part) in x.chunks(block).enumerate() {
-                let most = part.iter().fold(0f32, |m, v| m.max(v.abs()));
+                let max = part.iter().fold(0f32, |m, v| m.max(v.abs()));
                 for (i, v) in part.iter().enumerate() {
                     let at = b * block + i;
                     all += 1;
@@ -106,13 +106,13 @@ fn the_table_of_the_native_library_is_understood() {
                         continue;
                     }
                     other += 1;
-                    if most == 0.0 {
+                    if max == 0.0 {
                         assert_eq!(native[at], 0);
                         continue;
                     }
-                    let steps = (f64::from(v / most) + 1.0) * 32767.5;
+                    let steps = (f64::from(v / max) + 1.0) * 32767.5;
                     let around = [steps.floor(), steps.ceil()].map(|s| nearest(s / 32767.5 - 1.0));
-                    assert!(around.contains(&native[at]), "{v} of {most}: {} {around:?}", native[at]);
+                    assert!(around.contains(&native[at]), "{v} of {max}: {} {around:?}", native[at]);
                 }
             }
         }

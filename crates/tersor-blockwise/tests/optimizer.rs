@@ -3,8 +3,9 @@
 use half::bf16;
 use proptest::prelude::*;
 use tersor_blockwise::Map;
-use tersor_blockwise::optimizer::{Decay, Group, Optimizer, State};
-use tersor_core::{Check, Error, MemTensors, TensorInfo, TensorSink, TensorSource};
+use tersor_blockwise::optimizer::{BlockwiseOptimizer, Decay, OptimizerConfig, State, StepOptions};
+use tersor_core::gradients::{Optimizer, Param, Params};
+use tersor_core::{Check, Error, Exec, MemTensors, Result, TensorInfo, TensorSink, TensorSource};
 
 /// Normal enough, from a seed.
 fn values(seed: u64, n: usize) -> Vec<f32> {
@@ -18,19 +19,19 @@ fn values(seed: u64, n: usize) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-fn all() -> Vec<(&'static str, Optimizer)> {
+fn all() -> Vec<(&'static str, OptimizerConfig)> {
     vec![
-        ("adam", Optimizer::adam()),
-        ("adam, decay of the gradient", Optimizer::adam().decay(Decay::Gradient).weight_decay(0.1)),
-        ("adamw", Optimizer::adamw()),
-        ("ademamix", Optimizer::ademamix().slow_mean(0.9999, 5.0, [10, 20])),
-        ("momentum", Optimizer::momentum().weight_decay(0.01)),
-        ("nesterov", Optimizer::momentum().nesterov(true)),
-        ("lion", Optimizer::lion().weight_decay(0.1)),
-        ("rmsprop", Optimizer::rmsprop()),
-        ("adagrad", Optimizer::adagrad().weight_decay(0.01)),
-        ("lars", Optimizer::lars()),
-        ("lamb", Optimizer::lamb()),
+        ("adam", OptimizerConfig::adam()),
+        ("adam, decay of the gradient", OptimizerConfig::adam().decay(Decay::Gradient).weight_decay(0.1)),
+        ("adamw", OptimizerConfig::adamw()),
+        ("ademamix", OptimizerConfig::ademamix().slow_mean(0.9999, 5.0, [10, 20])),
+        ("momentum", OptimizerConfig::momentum().weight_decay(0.01)),
+        ("nesterov", OptimizerConfig::momentum().nesterov(true)),
+        ("lion", OptimizerConfig::lion().weight_decay(0.1)),
+        ("rmsprop", OptimizerConfig::rmsprop()),
+        ("adagrad", OptimizerConfig::adagrad().weight_decay(0.01)),
+        ("lars", OptimizerConfig::lars()),
+        ("lamb", OptimizerConfig::lamb()),
     ]
 }
 
@@ -167,7 +168,7 @@ fn three_steps_of_a_known_block() {
     let rows = |name: &str| -> Vec<Vec<f64>> { serde_json::from_value(golden[name].clone()).unwrap() };
     let grads = rows("grads_per_step");
     for (bits, name) in [(8, "param_after_step_8bit"), (32, "param_after_step_32bit")] {
-        let how = Optimizer::adam().bits(bits).smallest(0).check().unwrap();
+        let how = OptimizerConfig::adam().bits(bits).smallest(0).check().unwrap();
         let (mut p, mut state) = (vec![0f32; 256], how.state(256).unwrap());
         for (t, (g, want)) in grads.iter().zip(rows(name)).enumerate() {
             let g: Vec<f32> = g.iter().map(|v| *v as f32).collect();
@@ -190,7 +191,7 @@ fn three_steps_of_a_known_block() {
 
 #[test]
 fn negative_means_never_become_zero() {
-    let how = Optimizer::momentum().smallest(0).check().unwrap();
+    let how = OptimizerConfig::momentum().smallest(0).check().unwrap();
     let (mut p, mut state) = (vec![0f32; 4], how.state(4).unwrap());
     how.step(&mut state, &mut p, &[1.0, -1e-12, 1e-12, 0.0]).unwrap();
     let mean = state.moment("mean").unwrap();
@@ -199,7 +200,7 @@ fn negative_means_never_become_zero() {
 
 #[test]
 fn one_outlier_changes_no_other_block() {
-    let how = Optimizer::adam().check().unwrap();
+    let how = OptimizerConfig::adam().check().unwrap();
     let n = 5000;
     let run = |outlier: f32| {
         let (mut p, mut state) = (values(1, n), how.state(n).unwrap());
@@ -261,7 +262,7 @@ fn zero_gradients_may_be_skipped() {
 
 #[test]
 fn percentile_clipping_is_its_definition() {
-    let how = Optimizer::momentum().bits(32).betas(0.0, 0.0).lr(1.0).percentile(5).check().unwrap();
+    let how = OptimizerConfig::momentum().bits(32).betas(0.0, 0.0).lr(1.0).percentile(5).check().unwrap();
     let (mut p, mut state) = (vec![0f32; 3], how.state(3).unwrap());
     let mut norms = vec![0f64; 100];
     for t in 1..=130usize {
@@ -286,7 +287,7 @@ fn percentile_clipping_is_its_definition() {
 }
 
 /// Nothing may have changed when a step is refused.
-fn refused(how: Optimizer, state: &State, p: &[f32], g: &[f32]) -> Error {
+fn refused(how: OptimizerConfig, state: &State, p: &[f32], g: &[f32]) -> Error {
     let (mut state_after, mut p_after) = (state.clone(), p.to_vec());
     let error = how.check().unwrap().step(&mut state_after, &mut p_after, g).unwrap_err();
     assert!(state_after == *state && p_after == p);
@@ -296,7 +297,7 @@ fn refused(how: Optimizer, state: &State, p: &[f32], g: &[f32]) -> Error {
 #[test]
 fn bad_steps_are_refused_and_change_nothing() {
     let n = 5000;
-    let how = Optimizer::adam();
+    let how = OptimizerConfig::adam();
     let checked = how.clone().check().unwrap();
     let (mut p, mut state) = (values(1, n), checked.state(n).unwrap());
     checked.step(&mut state, &mut p, &values(2, n)).unwrap();
@@ -316,7 +317,7 @@ fn bad_steps_are_refused_and_change_nothing() {
         (how.clone().block(128), "block of the state: expected 128, found 256"),
         (how.clone().bits(32), "bits of the state"),
         (how.clone().smallest(1 << 20), "bits of the state"),
-        (Optimizer::momentum(), "rule of the state"),
+        (OptimizerConfig::momentum(), "rule of the state"),
         (how.clone().maps(Map::linear(true), Map::linear(false)), "map of the state"),
         (how.clone().percentile(5), "norms of the state"),
     ] {
@@ -324,8 +325,11 @@ fn bad_steps_are_refused_and_change_nothing() {
         assert!(found.contains(what), "{found}");
     }
     p[9] = f32::NAN;
-    assert!(checked.step_at(f32::NAN, &mut state, &mut p, &g).is_err());
-    let decaying = Optimizer::momentum().weight_decay(0.1).check().unwrap();
+    assert!({
+        let options = StepOptions { lr: f32::NAN, ..checked.options(p.len()) };
+        checked.step_with(&options, &mut state, &mut p, &g, &Exec::new()).is_err()
+    });
+    let decaying = OptimizerConfig::momentum().weight_decay(0.1).check().unwrap();
     let mut state = decaying.state(n).unwrap();
     assert!(matches!(decaying.step(&mut state, &mut p, &g), Err(Error::NonFinite { col: 9, .. })));
     assert_eq!(state.steps(), 0);
@@ -334,23 +338,23 @@ fn bad_steps_are_refused_and_change_nothing() {
 #[test]
 fn parameters_out_of_range_are_named() {
     let bad = [
-        (Optimizer::adam().lr(-1.0), "lr"),
-        (Optimizer::adam().lr(f32::NAN), "lr"),
-        (Optimizer::adam().eps(0.0), "eps"),
-        (Optimizer::adam().betas(1.0, 0.9), "beta"),
-        (Optimizer::adam().betas(0.9, f32::NAN), "beta"),
-        (Optimizer::adam().weight_decay(f32::INFINITY), "weight_decay"),
-        (Optimizer::adam().bits(4), "bits"),
-        (Optimizer::adam().block(0), "block"),
-        (Optimizer::adam().percentile(101), "percentile"),
-        (Optimizer::adam().maps(Map::nf4(), Map::dynamic(false)), "map"),
-        (Optimizer::lars().betas(0.0, 0.0), "beta1"),
+        (OptimizerConfig::adam().lr(-1.0), "lr"),
+        (OptimizerConfig::adam().lr(f32::NAN), "lr"),
+        (OptimizerConfig::adam().eps(0.0), "eps"),
+        (OptimizerConfig::adam().betas(1.0, 0.9), "beta"),
+        (OptimizerConfig::adam().betas(0.9, f32::NAN), "beta"),
+        (OptimizerConfig::adam().weight_decay(f32::INFINITY), "weight_decay"),
+        (OptimizerConfig::adam().bits(4), "bits"),
+        (OptimizerConfig::adam().block(0), "block"),
+        (OptimizerConfig::adam().percentile(101), "percentile"),
+        (OptimizerConfig::adam().maps(Map::nf4(), Map::dynamic(false)), "map"),
+        (OptimizerConfig::lars().betas(0.0, 0.0), "beta1"),
     ];
     for (how, name) in bad {
         let found = how.check().unwrap_err().to_string();
         assert!(found.contains(name), "{found}");
     }
-    assert!(Optimizer::adam().check().unwrap().state(usize::MAX).is_err());
+    assert!(OptimizerConfig::adam().check().unwrap().state(usize::MAX).is_err());
 }
 
 #[test]
@@ -390,7 +394,7 @@ fn changed(file: &MemTensors, name: &str, to: Option<&[u8]>) -> MemTensors {
 
 #[test]
 fn broken_states_are_refused() {
-    let how = Optimizer::adam().check().unwrap();
+    let how = OptimizerConfig::adam().check().unwrap();
     let (mut p, mut state) = (values(1, 5000), how.state(5000).unwrap());
     how.step(&mut state, &mut p, &values(2, 5000)).unwrap();
     let mut file = MemTensors::new();
@@ -418,7 +422,7 @@ fn broken_states_are_refused() {
 
 #[test]
 fn a_group_keeps_what_is_its_own() {
-    let mut group = Group::new(Optimizer::adamw()).unwrap();
+    let mut group = BlockwiseOptimizer::new(OptimizerConfig::adamw()).unwrap();
     group.keep_f32("embed").unwrap();
     group.set("head", |o| o.lr(0.0)).unwrap();
     assert!(group.set("head", |o| o.bits(3)).is_err());
@@ -426,10 +430,10 @@ fn a_group_keeps_what_is_its_own() {
     let (mut embed, mut body, mut head, mut small) = (values(1, n), values(1, n), values(1, n), values(1, 100));
     let g = values(2, n);
     for _ in 0..2 {
-        group.step("embed", &mut embed, &g).unwrap();
-        group.step("body", &mut body, &g).unwrap();
-        group.step("head", &mut head, &g).unwrap();
-        group.step("small", &mut small, &g[..100]).unwrap();
+        group.step_tensor("embed", &mut embed, &g).unwrap();
+        group.step_tensor("body", &mut body, &g).unwrap();
+        group.step_tensor("head", &mut head, &g).unwrap();
+        group.step_tensor("small", &mut small, &g[..100]).unwrap();
     }
     let bytes = |name: &str| group.state(name).unwrap().bytes();
     assert_eq!([bytes("embed"), bytes("body"), bytes("small")], [8 * n, 2 * (n + 4 * 20), 800]);
@@ -437,12 +441,12 @@ fn a_group_keeps_what_is_its_own() {
     assert_eq!(group.bytes(), bytes("embed") + 2 * bytes("body") + bytes("small"));
 
     // A state that comes into being with a refused step is not kept.
-    assert!(group.step("new", &mut [0f32], &[f32::NAN]).unwrap_err().to_string().contains("`new`"));
+    assert!(group.step_tensor("new", &mut [0f32], &[f32::NAN]).unwrap_err().to_string().contains("`new`"));
     assert!(group.state("new").is_none());
 
     let mut file = MemTensors::new();
     group.save(&mut file).unwrap();
-    let mut again = Group::new(Optimizer::adamw()).unwrap();
+    let mut again = BlockwiseOptimizer::new(OptimizerConfig::adamw()).unwrap();
     assert!(again.load(&file).unwrap_err().to_string().contains("`embed`"), "no override here");
     again.keep_f32("embed").unwrap();
     again.set("head", |o| o.lr(0.0)).unwrap();
@@ -450,15 +454,15 @@ fn a_group_keeps_what_is_its_own() {
     group.scale_lr(0.5).unwrap();
     again.scale_lr(0.5).unwrap();
     let mut twin = body.clone();
-    group.step("body", &mut body, &g).unwrap();
-    again.step("body", &mut twin, &g).unwrap();
+    group.step_tensor("body", &mut body, &g).unwrap();
+    again.step_tensor("body", &mut twin, &g).unwrap();
     assert_eq!(body, twin);
     assert!(group.scale_lr(f32::NAN).is_err() && again.load(&MemTensors::new()).is_err());
 }
 
 #[test]
 fn halves_are_stepped_in_f32_and_rounded_once() {
-    let how = Optimizer::adamw().check().unwrap();
+    let how = OptimizerConfig::adamw().check().unwrap();
     let n = 5000;
     let p: Vec<bf16> = values(1, n).into_iter().map(bf16::from_f32).collect();
     let g: Vec<bf16> = values(2, n).into_iter().map(bf16::from_f32).collect();
@@ -474,7 +478,7 @@ fn halves_are_stepped_in_f32_and_rounded_once() {
 #[test]
 fn small_squares_beside_a_large_one_are_lost_and_smaller_blocks_help() {
     let lost = |block: usize| {
-        let how = Optimizer::adam().smallest(0).block(block).check().unwrap();
+        let how = OptimizerConfig::adam().smallest(0).block(block).check().unwrap();
         let (mut p, mut state) = (vec![0f32; 256], how.state(256).unwrap());
         let mut g = vec![1e-4f32; 256];
         g[0] = 1.0;
@@ -487,7 +491,7 @@ fn small_squares_beside_a_large_one_are_lost_and_smaller_blocks_help() {
 proptest! {
     #[test]
     fn any_length_and_block_steps_like_its_parts(n in 0usize..1000, block in 1usize..300, seed in 0u64..1000) {
-        let how = Optimizer::adamw().smallest(0).block(block).check().unwrap();
+        let how = OptimizerConfig::adamw().smallest(0).block(block).check().unwrap();
         let (mut p, mut state) = (values(seed, n), how.state(n).unwrap());
         let grads = [values(seed + 1, n), values(seed + 2, n)];
         let start = p.clone();
@@ -500,4 +504,134 @@ proptest! {
             prop_assert_eq!(&alone[..], &p[at]);
         }
     }
+}
+
+/// Parameters with gradients, in order.
+#[derive(Clone)]
+struct Model(Vec<(&'static str, Vec<f32>, Vec<f32>)>);
+
+impl Params for Model {
+    fn each(&mut self, f: &mut dyn FnMut(Param<'_>) -> Result<()>) -> Result<()> {
+        self.0.iter_mut().try_for_each(|(name, value, grad)| f(Param::new(name, value, grad)))
+    }
+}
+
+impl Model {
+    fn new() -> Self {
+        let tensor = |name, seed, n| (name, values(seed, n), values(seed + 10, n));
+        Self(vec![tensor("a", 1, 5000), tensor("b", 2, 70_000), tensor("c", 3, 10)])
+    }
+}
+
+#[test]
+fn a_step_of_all_parameters_is_that_of_each() {
+    for config in [OptimizerConfig::adamw(), OptimizerConfig::lamb(), OptimizerConfig::momentum().percentile(5)] {
+        let mut together = BlockwiseOptimizer::new(config.clone()).unwrap();
+        let mut alone = BlockwiseOptimizer::new(config).unwrap();
+        let (mut a, mut b) = (Model::new(), Model::new());
+        for step in 1..4 {
+            together.step(step, &mut a, &Exec::new()).unwrap();
+            for (name, value, grad) in &mut b.0 {
+                alone.step_tensor(name, value, grad).unwrap();
+            }
+        }
+        for ((name, x, _), (_, y, _)) in a.0.iter().zip(&b.0) {
+            assert_eq!(x, y);
+            assert_eq!(together.state(name), alone.state(name));
+        }
+    }
+}
+
+#[test]
+fn the_norm_of_all_gradients_is_clipped() {
+    let config = OptimizerConfig::momentum().bits(32).betas(0.0, 0.9).lr(1.0);
+    let norm = |model: &Model| {
+        let all = model.0.iter().flat_map(|(_, _, grad)| grad);
+        all.map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt()
+    };
+    let before = Model::new();
+    let whole = norm(&before);
+    for (max, factor) in [(whole / 4.0, 0.25), (whole * 2.0, 1.0)] {
+        let mut sgd = BlockwiseOptimizer::new(config.clone()).unwrap().max_norm(max).unwrap();
+        let mut model = before.clone();
+        sgd.step(1, &mut model, &Exec::new()).unwrap();
+        for ((_, new, _), (_, old, grad)) in model.0.iter().zip(&before.0) {
+            for ((new, old), g) in new.iter().zip(old).zip(grad) {
+                assert!((f64::from(*new) - f64::from(*old) + factor * f64::from(*g)).abs() < 1e-6);
+            }
+        }
+    }
+    for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        assert!(BlockwiseOptimizer::new(config.clone()).unwrap().max_norm(bad).is_err());
+    }
+}
+
+#[test]
+fn nothing_changes_where_one_gradient_is_refused() {
+    let mut adam = BlockwiseOptimizer::new(OptimizerConfig::adam()).unwrap();
+    let mut model = Model::new();
+    adam.step(1, &mut model, &Exec::new()).unwrap();
+    let (before, state) = (model.clone(), adam.state("a").cloned());
+    for (bad, at) in [(f32::NAN, 69_999), (f32::INFINITY, 0), (2e15, 5)] {
+        let mut broken = before.clone();
+        broken.0[1].2[at] = bad;
+        let e = adam.step(2, &mut broken, &Exec::new()).unwrap_err().to_string();
+        assert!(e.contains("`b`"), "{e}");
+        assert!(broken.0.iter().zip(&before.0).all(|(x, y)| x.1 == y.1) && adam.state("a").cloned() == state);
+    }
+    let mut short = before.clone();
+    short.0[2].2.pop();
+    assert!(adam.step(2, &mut short, &Exec::new()).is_err());
+    short.0[2] = ("c", vec![1.0; 11], vec![1.0; 11]);
+    assert!(adam.step(2, &mut short, &Exec::new()).is_err(), "another length than in the first step");
+}
+
+#[test]
+fn inactive_elements_keep_value_and_state() {
+    struct Active(Vec<f32>, Vec<f32>, std::ops::Range<usize>, bool);
+    impl Params for Active {
+        fn each(&mut self, f: &mut dyn FnMut(Param<'_>) -> Result<()>) -> Result<()> {
+            f(Param { active: self.2.clone(), decay: self.3, rate: 0.5, ..Param::new("w", &mut self.0, &self.1) })
+        }
+    }
+    let n = 70_000;
+    for config in
+        [OptimizerConfig::adamw().bits(32), OptimizerConfig::adamw(), OptimizerConfig::lars().weight_decay(0.1)]
+    {
+        for active in [0..n, 0..1, 300..301, 256..512, 100..66_000, 65_536..n, 5..5] {
+            let mut optimizer = BlockwiseOptimizer::new(config.clone()).unwrap();
+            let mut model = Active(values(1, n), values(2, n), 0..n, true);
+            optimizer.step(1, &mut model, &Exec::new()).unwrap();
+            let (old, moment) = (model.0.clone(), optimizer.state("w").unwrap().moment("mean").unwrap());
+            (model.2, model.1) = (active.clone(), values(3, n));
+            // Gradients of inactive elements are not even looked at.
+            let outside = |i: &usize| !active.contains(i);
+            (0..n).filter(outside).for_each(|i| model.1[i] = f32::NAN);
+            optimizer.step(2, &mut model, &Exec::new()).unwrap();
+            let now = optimizer.state("w").unwrap().moment("mean").unwrap();
+            for i in 0..n {
+                if outside(&i) {
+                    assert_eq!(model.0[i], old[i], "{active:?} {i}");
+                    // A block that is partly active may have another scale; others keep every bit.
+                    let block = i / 256 * 256..n.min((i / 256 + 1) * 256);
+                    let partly = active.start < block.end && block.start < active.end;
+                    let max = now[block].iter().fold(0f32, |m, v| m.max(v.abs()));
+                    let limit = if partly { 0.02 * max } else { 0.0 };
+                    assert!((now[i] - moment[i]).abs() <= limit, "{active:?} {i}: {} {}", now[i], moment[i]);
+                }
+            }
+            let changed = active.clone().filter(|i| model.0[*i] != old[*i]).count();
+            assert!(changed * 100 >= active.len() * 99, "{active:?}: {changed}");
+        }
+    }
+    // Without decay a parameter without gradients stays; half the rate is half the step.
+    let sgd = || BlockwiseOptimizer::new(OptimizerConfig::momentum().bits(32).lr(1.0).weight_decay(0.5)).unwrap();
+    let mut model = Active(vec![1.0; 4], vec![0.0; 4], 0..4, false);
+    sgd().step(1, &mut model, &Exec::new()).unwrap();
+    assert_eq!(model.0, [1.0; 4]);
+    model.3 = true;
+    sgd().step(1, &mut model, &Exec::new()).unwrap();
+    assert_eq!(model.0, [0.75; 4]);
+    model.2 = 2..5;
+    assert!(sgd().step(1, &mut model, &Exec::new()).is_err());
 }

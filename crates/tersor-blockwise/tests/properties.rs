@@ -71,10 +71,10 @@ proptest! {
             let back: Vec<f32> = q.dequantize().unwrap();
             prop_assert_eq!(back.len(), x.len());
             for (i, (a, b)) in x.iter().zip(&back).enumerate() {
-                let most = x[i / block * block..].iter().take(block).fold(0f32, |m, v| m.max(v.abs()));
-                prop_assert_eq!(q.absmax()[i / block], most);
-                let bound = (farthest(&map) + 2e-7) * most;
-                prop_assert!((a - b).abs() <= bound, "{:?}: {} came back as {}, scale {}", map, a, b, most);
+                let max = x[i / block * block..].iter().take(block).fold(0f32, |m, v| m.max(v.abs()));
+                prop_assert_eq!(q.absmax()[i / block], max);
+                let bound = (farthest(&map) + 2e-7) * max;
+                prop_assert!((a - b).abs() <= bound, "{:?}: {} came back as {}, scale {}", map, a, b, max);
             }
         }
     }
@@ -87,10 +87,10 @@ proptest! {
             for (i, (x, code)) in x.iter().zip(unpacked(&q)).enumerate() {
                 let part = x * (1.0 / q.absmax()[i / block].max(1e-38));
                 let gap = |v: f32| (f64::from(part) - f64::from(v)).abs();
-                let least = map.values().iter().map(|v| gap(*v)).fold(f64::INFINITY, f64::min);
+                let min = map.values().iter().map(|v| gap(*v)).fold(f64::INFINITY, f64::min);
                 // Middles are rounded to f32.
                 let found = gap(map.values()[usize::from(code)]);
-                prop_assert!(found <= least + 6e-8, "{:?}: {} has code {}", map, part, code);
+                prop_assert!(found <= min + 6e-8, "{:?}: {} has code {}", map, part, code);
             }
         }
     }
@@ -224,8 +224,8 @@ proptest! {
             let q = Blockwise::new(map.clone()).block(block).stochastic(seed).quantize_values(&x).unwrap();
             let back: Vec<f32> = q.dequantize().unwrap();
             for (i, (a, b)) in x.iter().zip(&back).enumerate() {
-                let most = q.absmax()[i / block];
-                let bound = (farthest(&map).max(map.widest_gap()) + 2e-7) * most;
+                let max = q.absmax()[i / block];
+                let bound = (farthest(&map).max(map.widest_gap()) + 2e-7) * max;
                 prop_assert!((a - b).abs() <= bound);
             }
         }
@@ -307,12 +307,12 @@ fn drawing_is_right_on_average() {
                 square[i] += f64::from(*v).powi(2);
             }
         }
-        let most = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));
         // What is drawn a few times alone has no deviation to speak of.
-        let rare = 5.0 * f64::from(map.widest_gap() * most) / draws as f64;
+        let rare = 5.0 * f64::from(map.widest_gap() * max) / draws as f64;
         for (i, v) in x.iter().enumerate() {
             // Beyond the outermost value nothing can be drawn.
-            if *v < map.values()[0] * most {
+            if *v < map.values()[0] * max {
                 continue;
             }
             let mean = sum[i] / draws as f64;
@@ -439,8 +439,8 @@ fn blocks_of_any_size_are_those_of_their_values_alone() {
                 let one = |i: usize| whole.codes()[i / 2] >> (4 * (1 - i % 2)) & 15;
                 let code = |i: usize| if map.bits() == 4 { one(i) } else { whole.codes()[i] };
                 for (b, part) in x.chunks(block).enumerate().step_by(if block < 64 { 97 } else { 1 }) {
-                    let most = part.iter().fold(0f32, |m, v| m.max(v.abs()));
-                    assert_eq!(whole.absmax()[b], most);
+                    let max = part.iter().fold(0f32, |m, v| m.max(v.abs()));
+                    assert_eq!(whole.absmax()[b], max);
                     if seed.is_none() {
                         let alone = Blockwise::new(map.clone()).block(part.len()).quantize_values(part).unwrap();
                         let own = |i: usize| match map.bits() {

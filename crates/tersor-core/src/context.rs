@@ -108,14 +108,20 @@ impl Context {
         self.exec.run(work)
     }
 
-    /// The random stream of a tensor (or whatever else `name` names): keyed by seed and name, so it does
-    /// not depend on the order of the work.
+    /// Returns the random stream of a tensor, or of anything else that has a name. It depends on the seed and the name alone, not on the
+    /// order of the work.
     pub fn stream(&self, name: &str) -> ChaCha8Rng {
-        let mut key = [0u8; 32];
-        key[..16].copy_from_slice(&fingerprint(name.as_bytes()).to_le_bytes());
-        key[16..24].copy_from_slice(&self.seed.to_le_bytes());
-        ChaCha8Rng::from_seed(key)
+        stream(self.seed, 0, name)
     }
+}
+
+/// Returns a random stream that depends on a seed, a training step (0 outside of training) and a name alone.
+pub(crate) fn stream(seed: u64, step: u64, name: &str) -> ChaCha8Rng {
+    let mut key = [0u8; 32];
+    key[..16].copy_from_slice(&fingerprint(name.as_bytes()).to_le_bytes());
+    key[16..24].copy_from_slice(&seed.to_le_bytes());
+    key[24..].copy_from_slice(&step.to_le_bytes());
+    ChaCha8Rng::from_seed(key)
 }
 
 /// 128-bit FNV-1a: tells contents apart inside one process; no protection against an adversary.

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use candle_nn::Optimizer as _;
 use tersor::blockwise::Map;
-use tersor::blockwise::optimizer::Optimizer;
+use tersor::blockwise::optimizer::OptimizerConfig;
 use tersor_examples::EightBit;
 use tersor_examples::tiny::{AnyError, LEARNING_RATE, Text, evaluate, train};
 
@@ -24,7 +24,7 @@ fn main() -> Result<(), AnyError> {
         }
     }
     let text = Text::read()?;
-    let adamw = Optimizer::adamw().lr(LEARNING_RATE as f32).betas(0.9, 0.95);
+    let adamw = OptimizerConfig::adamw().lr(LEARNING_RATE as f32).betas(0.9, 0.95);
     // One block: the scale is that of the whole tensor.
     let linear = adamw.clone().maps(Map::linear(true), Map::linear(false)).block(1 << 30);
     let kinds = [

@@ -1,87 +1,168 @@
-//! The tensors of a model, each with a state, and with parameters of its own where that is wanted.
+//! [`BlockwiseOptimizer`]: the states of all tensors of a model.
 
 use std::collections::BTreeMap;
 
-use tersor_core::tensors::join;
-use tersor_core::{Check, Element, Error, Result, TensorSink, TensorSource};
+use tersor_core::gradients::{Optimizer, Param, Params};
+use tersor_core::{Check, Element, Error, Exec, ParamError, Result, TensorSink, TensorSource};
 
-use super::{CheckedOptimizer, Optimizer, State};
+use super::{CheckedConfig, OptimizerConfig, State, StepOptions};
 
-/// An optimizer of named tensors. States come into being with a tensor's first step.
-pub struct Group {
-    base: Optimizer,
-    checked: CheckedOptimizer,
-    own: BTreeMap<String, CheckedOptimizer>,
+/// Added to a norm before it divides the maximum, as `torch.nn.utils.clip_grad_norm_` does.
+const CLIP_EPS: f64 = 1e-6;
+
+/// An optimizer of named tensors, each with a state, and with parameters of its own where these are set. A state begins with the tensor's
+/// first step.
+///
+/// ```
+/// use tersor_blockwise::optimizer::{BlockwiseOptimizer, OptimizerConfig};
+/// use tersor_core::gradients::{Optimizer, Param, Params};
+/// use tersor_core::{Exec, Result};
+///
+/// struct Model([f32; 2], [f32; 2]);
+///
+/// impl Params for Model {
+///     fn each(&mut self, f: &mut dyn FnMut(Param<'_>) -> Result<()>) -> Result<()> {
+///         f(Param::new("w", &mut self.0, &self.1))
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let mut sgd = BlockwiseOptimizer::new(OptimizerConfig::momentum().lr(1.0))?.max_norm(1.0)?;
+/// let mut model = Model([0.0, 0.0], [30.0, -40.0]);
+/// sgd.step(1, &mut model, &Exec::new())?;
+/// assert!((model.0[0] + 0.6).abs() < 1e-6 && (model.0[1] - 0.8).abs() < 1e-6);
+/// # Ok(())
+/// # }
+/// ```
+pub struct BlockwiseOptimizer {
+    base: OptimizerConfig,
+    checked: CheckedConfig,
+    own: BTreeMap<String, CheckedConfig>,
     states: BTreeMap<String, State>,
-    /// Of every learning rate.
-    factor: f32,
+    /// The factor of every learning rate.
+    lr_factor: f32,
+    max_norm: Option<f64>,
 }
 
-impl Group {
-    /// Error when a parameter is out of range.
-    pub fn new(base: Optimizer) -> Result<Self> {
+impl BlockwiseOptimizer {
+    /// Returns an optimizer without states. Errors if a parameter is out of range.
+    pub fn new(base: OptimizerConfig) -> Result<Self> {
         let checked = base.clone().check()?;
-        Ok(Self { base, checked, own: BTreeMap::new(), states: BTreeMap::new(), factor: 1.0 })
+        let (own, states) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self { base, checked, own, states, lr_factor: 1.0, max_norm: None })
     }
 
-    /// Parameters of one tensor, made from those of all. To be called before its first step. Error when one is out of range.
-    pub fn set(&mut self, name: &str, own: impl FnOnce(Optimizer) -> Optimizer) -> Result<()> {
+    /// Returns the same with clipping: where the norm of the gradients of all parameters of a step is above `max_norm`, all are scaled down to
+    /// it. Applies to [`Optimizer::step`]. Errors unless `max_norm` is a finite number above 0.
+    pub fn max_norm(self, max_norm: f64) -> Result<Self> {
+        if !(max_norm.is_finite() && max_norm > 0.0) {
+            return Err(ParamError::new("max_norm", max_norm, "must be a finite number above 0").into());
+        }
+        Ok(Self { max_norm: Some(max_norm), ..self })
+    }
+
+    /// Sets the parameters of one tensor, made from those of all, before its first step. Errors if one is out of range.
+    pub fn set(&mut self, name: &str, own: impl FnOnce(OptimizerConfig) -> OptimizerConfig) -> Result<()> {
         self.own.insert(name.to_string(), own(self.base.clone()).check()?);
         Ok(())
     }
 
-    /// The rule of the stable embedding layer (arXiv 2110.02861, section 2.3): its moments stay in f32.
+    /// Keeps the moments of a tensor in f32: the rule of the stable embedding layer (arXiv 2110.02861, section 2.3).
     pub fn keep_f32(&mut self, name: &str) -> Result<()> {
         self.set(name, |o| o.bits(32))
     }
 
-    /// A learning-rate schedule: every learning rate is multiplied by `factor` from now on. Error when it is negative or not finite.
+    /// Multiplies every learning rate by `factor` from now on, for schedules. Errors if it is negative or not finite.
     pub fn scale_lr(&mut self, factor: f32) -> Result<()> {
         if !(0.0..f32::INFINITY).contains(&factor) {
-            return Err(tersor_core::ParamError::new("factor", factor, "must be a finite number from 0 on").into());
+            return Err(ParamError::new("factor", factor, "must be a finite number from 0 on").into());
         }
-        self.factor = factor;
+        self.lr_factor = factor;
         Ok(())
     }
 
-    /// The parameters of a tensor.
-    pub fn params(&self, name: &str) -> &CheckedOptimizer {
+    /// Returns the parameters of a tensor.
+    pub fn params(&self, name: &str) -> &CheckedConfig {
         self.own.get(name).unwrap_or(&self.checked)
     }
 
-    /// A step of one tensor; see [`CheckedOptimizer::step`], whose errors it gives with the tensor's name.
-    pub fn step<P: Element, G: Element>(&mut self, name: &str, param: &mut [P], grad: &[G]) -> Result<()> {
-        let how = self.own.get(name).unwrap_or(&self.checked);
+    /// Steps one tensor, without clipping over tensors: for values and gradients in f32, f16 or bf16. Errors as [`CheckedConfig::step`], with
+    /// the tensor's name.
+    pub fn step_tensor<P: Element, G: Element>(&mut self, name: &str, param: &mut [P], grad: &[G]) -> Result<()> {
+        let config = self.own.get(name).unwrap_or(&self.checked);
+        let options = StepOptions { lr: config.0.lr * self.lr_factor, ..config.options(param.len()) };
         let mut new = None;
         let state = match self.states.get_mut(name) {
             Some(state) => state,
-            None => new.insert(how.state(param.len())?),
+            None => new.insert(config.state(param.len())?),
         };
-        how.step_at(how.0.lr * self.factor, state, param, grad).map_err(|e| e.in_tensor(name))?;
+        config.step_with(&options, state, param, grad, &Exec::new()).map_err(|e| e.in_tensor(name))?;
         if let Some(state) = new {
             self.states.insert(name.to_string(), state);
         }
         Ok(())
     }
 
-    /// The state of a tensor, once it has made a step.
+    /// Returns the state of a tensor; none before its first step.
     pub fn state(&self, name: &str) -> Option<&State> {
         self.states.get(name)
     }
 
-    /// Bytes of all states.
+    /// Returns the bytes of all states.
     pub fn bytes(&self) -> usize {
         self.states.values().map(State::bytes).sum()
     }
 
-    /// Writes all states, each under its tensor's name.
-    pub fn save(&self, sink: &mut dyn TensorSink) -> Result<()> {
+    fn options(&self, param: &Param<'_>, grad_scale: f32) -> StepOptions {
+        let lr = self.params(param.name).0.lr * self.lr_factor * param.rate;
+        StepOptions { lr, grad_scale, decay: param.decay, active: param.active.clone() }
+    }
+
+    /// Returns the sum of the squares of a gradient. Errors wherever a step of this parameter would.
+    fn check_param(&self, param: &Param<'_>, exec: &Exec) -> Result<f64> {
+        let (config, state) = (self.params(param.name), self.states.get(param.name));
+        config.check_step(&self.options(param, 1.0), state, param.value, param.grad, true, exec)
+    }
+
+    fn update(&mut self, param: Param<'_>, square: f64, grad_scale: f32, exec: &Exec) -> Result<()> {
+        let options = self.options(&param, grad_scale);
+        let config = self.own.get(param.name).unwrap_or(&self.checked);
+        if !self.states.contains_key(param.name) {
+            self.states.insert(param.name.to_string(), config.state(param.value.len())?);
+        }
+        if let Some(state) = self.states.get_mut(param.name) {
+            config.update(&options, state, param.value, param.grad, square, exec);
+        }
+        Ok(())
+    }
+}
+
+impl Optimizer for BlockwiseOptimizer {
+    fn step(&mut self, _: u64, all: &mut dyn Params, exec: &Exec) -> Result<()> {
+        exec.run(|| {
+            // Whatever can be refused is looked at before anything changes.
+            let mut squares = Vec::new();
+            all.each(&mut |param| {
+                squares.push(self.check_param(&param, exec).map_err(|e| e.in_tensor(param.name))?);
+                Ok(())
+            })?;
+            let norm = squares.iter().sum::<f64>().sqrt();
+            let scale = self.max_norm.map_or(1.0, |max| (max / (norm + CLIP_EPS)).min(1.0)) as f32;
+            let mut squares = squares.into_iter();
+            all.each(&mut |param| {
+                let name = param.name.to_string();
+                let square =
+                    squares.next().ok_or_else(|| Error::missing("gradient", "the first pass over the parameters"))?;
+                self.update(param, square, scale, exec).map_err(|e| e.in_tensor(&name))
+            })
+        })
+    }
+
+    fn save(&self, sink: &mut dyn TensorSink) -> Result<()> {
         self.states.iter().try_for_each(|(name, state)| state.save(name, sink))
     }
 
-    /// Reads all states that [`Group::save`] wrote, in place of those that are here. Error when one is broken or not of this optimizer; those that are
-    /// here then stay.
-    pub fn load(&mut self, source: &dyn TensorSource) -> Result<()> {
+    fn load(&mut self, source: &dyn TensorSource) -> Result<()> {
         let mut states = BTreeMap::new();
         for tensor in source.names() {
             if let Some(name) = tensor.strip_suffix(".state") {
@@ -91,7 +172,7 @@ impl Group {
             }
         }
         if states.is_empty() {
-            return Err(Error::Missing { name: join("", "state"), place: "the saved states".into() });
+            return Err(Error::missing("state", "the saved states"));
         }
         self.states = states;
         Ok(())

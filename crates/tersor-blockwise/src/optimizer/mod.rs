@@ -5,6 +5,7 @@ mod params;
 mod state;
 mod step;
 
-pub use group::Group;
-pub use params::{CheckedOptimizer, Decay, Optimizer, Rule};
+pub use group::BlockwiseOptimizer;
+pub use params::{CheckedConfig, Decay, OptimizerConfig, Rule};
 pub use state::State;
+pub use step::StepOptions;

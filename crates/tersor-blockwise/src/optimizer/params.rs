@@ -1,4 +1,4 @@
-//! What an optimizer can be told.
+//! The parameters of an optimizer.
 
 use tersor_core::{Check, ParamError};
 
@@ -62,7 +62,7 @@ pub enum Decay {
 /// Moments are stored in 8 bits (arXiv 2110.02861): signed ones by the signed dynamic map, the square beside another moment by the unsigned one, in
 /// blocks of 256. A tensor with fewer than 4096 elements keeps them in f32.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Optimizer {
+pub struct OptimizerConfig {
     pub(super) rule: Rule,
     pub(super) lr: f32,
     pub(super) betas: [f32; 3],
@@ -81,7 +81,7 @@ pub struct Optimizer {
     pub(super) maps: [Map; 2],
 }
 
-impl Optimizer {
+impl OptimizerConfig {
     fn new(rule: Rule, lr: f32, decay: Decay) -> Self {
         Self {
             rule,
@@ -227,9 +227,9 @@ impl Optimizer {
     }
 }
 
-impl Check for Optimizer {
-    type Checked = CheckedOptimizer;
-    fn check(self) -> Result<CheckedOptimizer, ParamError> {
+impl Check for OptimizerConfig {
+    type Checked = CheckedConfig;
+    fn check(self) -> Result<CheckedConfig, ParamError> {
         let at_least = |name, value: f32, low: bool| {
             let fine = value.is_finite() && if low { value > 0.0 } else { value >= 0.0 };
             let what = if low { "must be a finite number above 0" } else { "must be a finite number from 0 on" };
@@ -258,10 +258,10 @@ impl Check for Optimizer {
         if let Some(m) = self.maps.iter().find(|m| m.bits() != 8) {
             return Err(ParamError::new("map", m.kind().name(), "must have codes of 8 bits"));
         }
-        Ok(CheckedOptimizer(self))
+        Ok(CheckedConfig(self))
     }
 }
 
 /// Checked parameters of an optimizer.
 #[derive(Clone, PartialEq, Debug)]
-pub struct CheckedOptimizer(pub(super) Optimizer);
+pub struct CheckedConfig(pub(super) OptimizerConfig);

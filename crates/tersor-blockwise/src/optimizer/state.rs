@@ -1,11 +1,11 @@
-//! What an optimizer remembers of one tensor.
+//! [`State`]: the moments of one tensor.
 
 use serde::{Deserialize, Serialize};
 use tersor_core::little_endian::to_bytes;
 use tersor_core::tensors::{join, read_expected, read_floats};
 use tersor_core::{DType, Error, Result, TensorInfo, TensorSink, TensorSource};
 
-use super::{CheckedOptimizer, Rule};
+use super::{CheckedConfig, Rule};
 use crate::{Map, check_finite};
 
 /// Norms that percentile clipping looks at.
@@ -18,7 +18,7 @@ pub(super) enum Moment {
     Blocks { map: Map, codes: Vec<u8>, absmax: Vec<f32> },
 }
 
-/// What an optimizer remembers of one tensor. Begins at zero, is changed by [`CheckedOptimizer::step`] alone, and saves, loads and resumes exactly.
+/// The moments of one tensor and the number of steps that it has made. Begins at zero, is changed by [`CheckedConfig::step`] alone, and saves, loads and resumes exactly.
 #[derive(Clone, PartialEq, Debug)]
 pub struct State {
     pub(super) rule: Rule,
@@ -41,7 +41,7 @@ struct Header {
     norms: usize,
 }
 
-impl CheckedOptimizer {
+impl CheckedConfig {
     /// Bits of each moment of a tensor of `len` parameters.
     pub fn bits_of(&self, len: usize) -> u32 {
         if len < self.0.smallest { 32 } else { self.0.bits }
@@ -137,7 +137,7 @@ impl State {
             Moment::Blocks { map, codes, absmax } => {
                 let mut out = vec![0f32; self.len];
                 let blocks = codes.chunks(self.block).zip(out.chunks_mut(self.block)).zip(absmax);
-                blocks.for_each(|((codes, out), most)| map.decode(tersor_core::Isa::detect(), codes, *most, out));
+                blocks.for_each(|((codes, out), max)| map.decode(tersor_core::Isa::detect(), codes, *max, out));
                 out
             }
         })

@@ -1,11 +1,13 @@
 //! One step of one tensor: decode, update, encode, a block at a time.
 
-use tersor_core::{Element, Error, Isa, Result};
+use std::ops::Range;
+
+use tersor_core::{Element, Error, Exec, Isa, Result};
 use tersor_kernels::optimizer::{self as loops, Adam, SlowMean};
 use tersor_kernels::{blockwise, par};
 
 use super::state::{Moment, NORMS};
-use super::{CheckedOptimizer, Decay, Rule, State};
+use super::{CheckedConfig, Decay, Rule, State};
 use crate::{Map, MapKind};
 
 /// Parameters of one unit of work, about.
@@ -28,17 +30,36 @@ struct Unit<'a, P, G> {
     p: &'a mut [P],
     g: &'a [G],
     parts: Vec<Part<'a>>,
+    /// Elements of the unit that are trained.
+    active: Range<usize>,
+}
+
+/// What distinguishes a step of one tensor from others: see [`CheckedConfig::step_with`].
+#[derive(Clone, PartialEq, Debug)]
+pub struct StepOptions {
+    /// The learning rate.
+    pub lr: f32,
+    /// The factor of the gradient: that of clipping a norm over several tensors.
+    pub grad_scale: f32,
+    /// Whether the weights decay.
+    pub decay: bool,
+    /// The elements that are trained. The others keep their value and, but for rounding to the new scale of a block that is partly trained,
+    /// their moments.
+    pub active: Range<usize>,
 }
 
 /// What a step does, the same for every block.
 struct Plan<'a> {
-    how: &'a CheckedOptimizer,
+    how: &'a CheckedConfig,
     isa: Isa,
     t: u64,
     /// Of the gradient.
     scale: f32,
     /// Of the update.
     factor: f32,
+    weight_decay: f32,
+    active: Range<usize>,
+    parallel: bool,
     adam: Adam,
     slow: SlowMean,
 }
@@ -55,51 +76,100 @@ struct Buffers {
     u: Vec<f32>,
 }
 
-impl CheckedOptimizer {
-    /// One step: changes `param` and `state` by `grad`. Works in the current pool; the result does not depend on the number of threads.
+impl CheckedConfig {
+    /// Changes `param` and `state` by `grad`, in the current pool; the result does not depend on the number of threads.
     ///
-    /// Error when the lengths differ or the state is not one of this optimizer; when a gradient, or with [`Decay::Gradient`] a parameter, is not finite
-    /// or above 1e15. Parameters and state are then as they were.
+    /// Errors if the lengths differ or the state is not one of this optimizer; if a gradient, or with [`Decay::Gradient`] a parameter, is not
+    /// finite or above 1e15. Parameters and state are then as they were.
     pub fn step<P: Element, G: Element>(&self, state: &mut State, param: &mut [P], grad: &[G]) -> Result<()> {
-        self.step_at(self.0.lr, state, param, grad)
+        self.step_with(&self.options(param.len()), state, param, grad, &Exec::new())
     }
 
-    /// [`CheckedOptimizer::step`] at another learning rate. Error also when that is negative or not finite.
-    pub fn step_at<P: Element, G: Element>(
+    /// Returns what [`step`](Self::step) passes for a tensor of so many elements: the learning rate of the optimizer, all elements, no clipping.
+    pub fn options(&self, len: usize) -> StepOptions {
+        StepOptions { lr: self.0.lr, grad_scale: 1.0, decay: true, active: 0..len }
+    }
+
+    /// Steps as [`step`](Self::step) does, with options. Errors also if the learning rate or the factor of the gradient is negative or not
+    /// finite, or the active elements are not inside of the tensor.
+    pub fn step_with<P: Element, G: Element>(
         &self,
-        lr: f32,
+        options: &StepOptions,
         state: &mut State,
         param: &mut [P],
         grad: &[G],
+        exec: &Exec,
     ) -> Result<()> {
-        let how = &self.0;
-        if (param.len(), grad.len()) != (state.len, state.len) {
-            return Err(Error::shape("parameters and gradients", [state.len; 2], [param.len(), grad.len()]));
+        exec.run(|| {
+            let square = self.check_step(options, Some(state), param, grad, self.clips(), exec)?;
+            self.update(options, state, param, grad, square, exec);
+            Ok(())
+        })
+    }
+
+    /// Returns whether gradients are clipped by the percentile of their norms.
+    fn clips(&self) -> bool {
+        self.0.percentile < 100
+    }
+
+    /// Returns the sum of the squares of the active gradients, 0 unless it is wanted. Errors wherever a step would.
+    pub(super) fn check_step<P: Element, G: Element>(
+        &self,
+        options: &StepOptions,
+        state: Option<&State>,
+        param: &[P],
+        grad: &[G],
+        wants_square: bool,
+        exec: &Exec,
+    ) -> Result<f64> {
+        let len = state.map_or(param.len(), |s| s.len);
+        if (param.len(), grad.len()) != (len, len) {
+            return Err(Error::shape("parameters and gradients", [len; 2], [param.len(), grad.len()]));
         }
-        if !(0.0..f32::INFINITY).contains(&lr) {
-            return Err(tersor_core::ParamError::new("lr", lr, "must be a finite number from 0 on").into());
+        for (name, value) in [("lr", options.lr), ("grad_scale", options.grad_scale)] {
+            if !(0.0..f32::INFINITY).contains(&value) {
+                return Err(tersor_core::ParamError::new(name, value, "must be a finite number from 0 on").into());
+            }
         }
-        self.check_state(state)?;
-        let isa = Isa::detect();
-        let clips = how.percentile < 100;
-        let square = scan(isa, grad, "gradient", clips)?;
-        if how.decay == Decay::Gradient && how.weight_decay > 0.0 {
-            scan(isa, param, "parameter", false)?;
+        let active = options.active.clone();
+        if active.start > active.end || active.end > len {
+            return Err(Error::range("active elements", 0..len, active));
         }
-        let norm = if how.max_update > 0.0 { scan_norm(isa, param) } else { 0.0 };
+        state.map_or(Ok(()), |s| self.check_state(s))?;
+        let square = scan(exec, grad, active.clone(), "gradient", wants_square)?;
+        if self.0.decay == Decay::Gradient && self.0.weight_decay > 0.0 {
+            scan(exec, param, active, "parameter", false)?;
+        }
+        Ok(square)
+    }
+
+    /// Makes a step that was checked; `square` is the sum of the squares of the gradient, where the percentile of norms is wanted.
+    pub(super) fn update<P: Element, G: Element>(
+        &self,
+        options: &StepOptions,
+        state: &mut State,
+        param: &mut [P],
+        grad: &[G],
+        square: f64,
+        exec: &Exec,
+    ) {
+        let (how, isa, lr) = (&self.0, exec.isa(), options.lr);
+        let norm = if how.max_update > 0.0 { scan_norm(exec, &param[options.active.clone()]) } else { 0.0 };
         let t = state.step + 1;
-        let scale = if clips { clip(&mut state.norms, t, square, how.percentile) } else { 1.0 };
+        let scale = if self.clips() { clip(&mut state.norms, t, square, how.percentile) } else { 1.0 };
         let (adam, slow) = (how.adam_at(t), how.slow_mean_at(t));
-        let mut plan = Plan { how: self, isa, t, scale, factor: lr, adam, slow };
+        let weight_decay = if options.decay { how.weight_decay } else { 0.0 };
+        let (active, parallel, scale) = (options.active.clone(), exec.parallel(), scale * options.grad_scale);
+        let mut plan = Plan { how: self, isa, t, scale, factor: lr, weight_decay, active, parallel, adam, slow };
         if norm > 0.0 {
             let squares = plan.run(state, param, grad, |plan, unit, buffers| plan.measure(unit, buffers));
             let update = squares.into_iter().sum::<f64>().sqrt();
-            let most = f64::from(how.max_update) * norm;
-            if update > most {
-                plan.factor = (f64::from(lr) * most / update) as f32;
+            let max = f64::from(how.max_update) * norm;
+            if update > max {
+                plan.factor = (f64::from(lr) * max / update) as f32;
             }
         }
-        let decay = 1.0 - lr * how.weight_decay;
+        let decay = 1.0 - lr * weight_decay;
         let (before, after) = match how.decay {
             Decay::Gradient => (1.0, 1.0),
             Decay::BeforeStep => (decay, 1.0),
@@ -107,20 +177,21 @@ impl CheckedOptimizer {
         };
         plan.run(state, param, grad, |plan, unit, buffers| plan.update(unit, buffers, [before, after]));
         state.step = t;
-        Ok(())
     }
 }
 
-/// Sum of squares, if wanted. Error on a value that is not finite, or too large.
-fn scan<T: Element>(isa: Isa, x: &[T], what: &str, squares: bool) -> Result<f64> {
-    let found = par::map(x.len().div_ceil(UNIT), true, Vec::new, |i, wide: &mut Vec<f32>| {
+/// Returns the sum of the squares of the active elements, 0 unless it is wanted. Errors at a value that is not finite, or too large.
+fn scan<T: Element>(exec: &Exec, x: &[T], active: Range<usize>, what: &str, squares: bool) -> Result<f64> {
+    let (isa, start) = (exec.isa(), active.start);
+    let x = &x[active];
+    let found = par::map(x.len().div_ceil(UNIT), exec.parallel(), Vec::new, |i, wide: &mut Vec<f32>| {
         let x = &x[i * UNIT..x.len().min((i + 1) * UNIT)];
         let x = widened(isa, x, wide);
         (blockwise::abs_max(isa, x), if squares { loops::sum_squares(x) } else { 0.0 })
     });
-    if let Some(i) = found.iter().position(|(most, _)| too_large(*most)) {
+    if let Some(i) = found.iter().position(|(max, _)| too_large(*max)) {
         let at = i * UNIT + x[i * UNIT..].iter().position(|v| too_large(v.to_f32())).unwrap_or(0);
-        let value = x[at].to_f32();
+        let (value, at) = (x[at].to_f32(), at + start);
         return Err(match value.is_finite() {
             false => Error::NonFinite { row: 0, col: at, value },
             true => Error::Numerical(format!("the {what} {value:e} at {at} is above {LARGEST:e}; scale the loss down")),
@@ -134,9 +205,9 @@ fn too_large(v: f32) -> bool {
 }
 
 /// The norm; not finite where a value is not.
-fn scan_norm<T: Element>(isa: Isa, x: &[T]) -> f64 {
-    let squares = par::map(x.len().div_ceil(UNIT), true, Vec::new, |i, wide: &mut Vec<f32>| {
-        loops::sum_squares(widened(isa, &x[i * UNIT..x.len().min((i + 1) * UNIT)], wide))
+fn scan_norm<T: Element>(exec: &Exec, x: &[T]) -> f64 {
+    let squares = par::map(x.len().div_ceil(UNIT), exec.parallel(), Vec::new, |i, wide: &mut Vec<f32>| {
+        loops::sum_squares(widened(exec.isa(), &x[i * UNIT..x.len().min((i + 1) * UNIT)], wide))
     });
     squares.into_iter().sum::<f64>().sqrt()
 }
@@ -158,8 +229,8 @@ fn clip(norms: &mut [f32], t: u64, square: f64, percentile: usize) -> f32 {
     }
     let mut sorted = norms.to_vec();
     sorted.sort_by(f32::total_cmp);
-    let most = sorted[percentile.min(NORMS - 1)];
-    if square > most { (f64::from(most) / f64::from(square)).sqrt() as f32 } else { 1.0 }
+    let max = sorted[percentile.min(NORMS - 1)];
+    if square > max { (f64::from(max) / f64::from(square)).sqrt() as f32 } else { 1.0 }
 }
 
 impl Plan<'_> {
@@ -175,7 +246,12 @@ impl Plan<'_> {
         let blocks = (UNIT / block).max(1);
         let size = blocks * block;
         let units = param.chunks_mut(size).zip(grad.chunks(size));
-        let mut units: Vec<_> = units.map(|(p, g)| Unit { p, g, parts: Vec::with_capacity(3) }).collect();
+        let of = |i: usize, v: usize| v.clamp(i * size, (i + 1) * size) - i * size;
+        let unit = |(i, (p, g))| {
+            let active = of(i, self.active.start)..of(i, self.active.end);
+            Unit { p, g, parts: Vec::with_capacity(3), active }
+        };
+        let mut units: Vec<_> = units.enumerate().map(unit).collect();
         for moment in &mut state.moments {
             match moment {
                 Moment::Full(v) => {
@@ -190,7 +266,7 @@ impl Plan<'_> {
             }
         }
         let mut none = vec![(); units.len()];
-        par::pairs(&mut units, 1, &mut none, 1, true, |_, units, _| {
+        par::pairs(&mut units, 1, &mut none, 1, self.parallel, |_, units, _| {
             units.iter_mut().map(|unit| f(self, unit, &mut Buffers::default())).next()
         })
         .into_iter()
@@ -219,14 +295,15 @@ impl Plan<'_> {
                 }
             }
         }
-        if how.skip_zeros {
+        let partly = at.start < unit.active.start || unit.active.end < at.end;
+        if how.skip_zeros || partly {
             for (old, now) in buffers.old.iter_mut().zip(&buffers.moments) {
                 old.clone_from(now);
             }
         }
         let Buffers { moments: [a, b, c], p, raw, g, u, .. } = buffers;
-        let (p, raw) = (widened(isa, &unit.p[at.clone()], p), widened(isa, &unit.g[at], raw));
-        let decay = if how.decay == Decay::Gradient { how.weight_decay } else { 0.0 };
+        let (p, raw) = (widened(isa, &unit.p[at.clone()], p), widened(isa, &unit.g[at.clone()], raw));
+        let decay = if how.decay == Decay::Gradient { self.weight_decay } else { 0.0 };
         loops::effective(isa, raw, self.scale, p, decay, g);
         let [beta1, beta2, _] = how.betas;
         match how.rule {
@@ -237,11 +314,18 @@ impl Plan<'_> {
             Rule::RmsProp => loops::scaled(isa, beta2, 1.0 - beta2, how.eps, g, a, u),
             Rule::Adagrad => loops::scaled(isa, 1.0, 1.0, how.eps, g, a, u),
         }
-        if how.skip_zeros {
+        let partly = at.start < unit.active.start || unit.active.end < at.end;
+        if how.skip_zeros || partly {
             for (old, now) in buffers.old.iter().zip(&mut buffers.moments) {
                 loops::restore(isa, raw, old, now);
             }
             u.iter_mut().zip(raw).filter(|(_, g)| **g == 0.0).for_each(|(u, _)| *u = 0.0);
+        }
+        if partly {
+            for (old, now) in buffers.old.iter().zip(&mut buffers.moments).filter(|(_, now)| !now.is_empty()) {
+                outside(&unit.active, &at).for_each(|i| now[i.clone()].copy_from_slice(&old[i]));
+            }
+            outside(&unit.active, &at).for_each(|i| u[i].fill(0.0));
         }
     }
 
@@ -250,7 +334,11 @@ impl Plan<'_> {
         let (block, n) = (self.how.0.block, unit.p.len());
         let mut sum = 0.0;
         for start in (0..n).step_by(block) {
-            self.advance(unit, start..n.min(start + block), block, buffers);
+            let at = start..n.min(start + block);
+            if unit.active.end <= at.start || at.end <= unit.active.start {
+                continue;
+            }
+            self.advance(unit, at, block, buffers);
             sum += loops::sum_squares(&buffers.u);
         }
         sum
@@ -265,9 +353,11 @@ impl Plan<'_> {
         let (how, isa, n) = (&self.how.0, self.isa, unit.p.len());
         for start in (0..n).step_by(how.block) {
             let at = start..n.min(start + how.block);
-            if how.skip_zeros && unit.g[at.clone()].iter().all(|g| g.to_f32() == 0.0) {
+            let without = unit.active.end <= at.start || at.end <= unit.active.start;
+            if without || how.skip_zeros && unit.g[at.clone()].iter().all(|g| g.to_f32() == 0.0) {
                 continue;
             }
+            let partly = at.start < unit.active.start || unit.active.end < at.end;
             self.advance(unit, at.clone(), how.block, buffers);
             // The next block comes while this one is finished.
             let next = at.end..n.min(at.end + how.block.min(STEP));
@@ -275,9 +365,9 @@ impl Plan<'_> {
             blockwise::fetch(isa, &unit.g[next]);
             let Buffers { moments, p: wide, old_p, raw, u, .. } = &mut *buffers;
             {
-                let p = &mut unit.p[at.clone()];
+                let (p, active) = (&mut unit.p[at.clone()], unit.active.clone());
                 let step = |p: &mut [f32], old: &mut Vec<f32>, raw: &[f32]| {
-                    if how.skip_zeros {
+                    if how.skip_zeros || partly {
                         old.clear();
                         old.extend_from_slice(p);
                     }
@@ -285,6 +375,7 @@ impl Plan<'_> {
                     if how.skip_zeros {
                         loops::restore(isa, raw, old, p);
                     }
+                    outside(&active, &at).for_each(|i| p[i.clone()].copy_from_slice(&old[i]));
                 };
                 let raw = widened(isa, &unit.g[at.clone()], raw);
                 match P::as_f32_mut(p) {
@@ -300,10 +391,10 @@ impl Plan<'_> {
                 match part {
                     Part::Full(v) => v[at.clone()].copy_from_slice(now),
                     Part::Blocks { map, codes, absmax } => {
-                        let most = blockwise::abs_max(isa, now);
-                        absmax[at.start / how.block] = most;
+                        let max = blockwise::abs_max(isa, now);
+                        absmax[at.start / how.block] = max;
                         let codes = &mut codes[at.clone()];
-                        map.encode(isa, now, tersor_operators::inverse_scale(most), codes);
+                        map.encode(isa, now, tersor_operators::inverse_scale(max), codes);
                         if map.kind() == MapKind::Dynamic {
                             loops::keep_signs(isa, now, map.zero(), codes);
                         }
@@ -314,7 +405,14 @@ impl Plan<'_> {
     }
 }
 
-impl super::Optimizer {
+/// Returns the elements of a block `at` that are not active, from the start of the block.
+fn outside(active: &Range<usize>, at: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let of = |v: usize| v.clamp(at.start, at.end) - at.start;
+    let (start, end) = (of(active.start), of(active.end));
+    [0..start, end..at.len()].into_iter().filter(|r| !r.is_empty())
+}
+
+impl super::OptimizerConfig {
     fn adam_at(&self, t: u64) -> Adam {
         let [beta1, beta2, _] = self.betas;
         let [c1, c2] = [beta1, beta2].map(|b| 1.0 - f64::from(b).powf(t as f64));

@@ -77,18 +77,17 @@ impl CheckedBlockwise {
             // As many blocks at once as make a piece, or a part of one.
             let piece = block * (PIECE / block).max(1);
             let scales = &mut vec![0f32; piece / block];
-            for (p, ((part, out), most)) in
+            for (p, ((part, out), max)) in
                 values.chunks(piece).zip(out.chunks_mut(piece)).zip(absmax.chunks_mut(piece / block)).enumerate()
             {
-                for ((b, block), (most, scale)) in part.chunks(block).enumerate().zip(most.iter_mut().zip(&mut *scales))
-                {
-                    *most = blockwise::abs_max(isa, block);
-                    if !most.is_finite() {
+                for ((b, block), (max, scale)) in part.chunks(block).enumerate().zip(max.iter_mut().zip(&mut *scales)) {
+                    *max = blockwise::abs_max(isa, block);
+                    if !max.is_finite() {
                         let at = block.iter().position(|v| !v.is_finite()).unwrap_or(0);
                         let col = first + start + p * piece + b * self.block() + at;
                         return Err(Error::NonFinite { row: 0, col, value: block[at] });
                     }
-                    *scale = inverse_scale(*most);
+                    *scale = inverse_scale(*max);
                 }
                 // The next piece comes while codes are found.
                 let mut next = values.get((p + 1) * piece..).unwrap_or_default().chunks(STEP);
