@@ -1,22 +1,4 @@
-//! The factorizations that compression needs, over plain row-major slices of f64: Cholesky with the
-//! pivot that failed, the inverse factor of GPTQ, symmetric eigenvectors, singular values (all, or a few
-//! by randomized range finding), QR, products, Hadamard matrices and random rotations. Points in f32 are clustered by
-//! [`kmeans`].
-//!
-//! Signs and orders follow stated rules, and the same bytes come out of one thread and of many. The
-//! work is faer's; with the feature `lapack` it is LAPACK's, behind the same functions and tests.
-//!
-//! ```
-//! # fn main() -> tersor_core::Result<()> {
-//! // H⁻¹ = UᵀU without ever forming the inverse.
-//! let h = [4.0, 2.0, 2.0, 3.0];
-//! let u = tersor_linalg::inverse_factor(&h, 2)?;
-//! let inverse = tersor_linalg::syrk(&u, [2, 2])?;
-//! let product = tersor_linalg::matmul(&h, [2, 2], &inverse, 2)?;
-//! assert!((product[0] - 1.0).abs() < 1e-12 && product[1].abs() < 1e-12);
-//! # Ok(())
-//! # }
-//! ```
+#![doc = include_str!("../README.md")]
 
 mod backend;
 mod cholesky;

@@ -1,21 +1,4 @@
-//! A Llama-family decoder over boxed operators and a key-value cache (SmolLM2, Llama, Mistral, Qwen2 and Qwen3) and a
-//! BERT-family encoder with mean pooling, from safetensors, GGUF, or what `tersor compress` wrote; tokenizers, sites and what
-//! flows into them, generation, and perplexity.
-//!
-//! ```
-//! use tersor_core::Exec;
-//! use tersor_llm::{Checkpoint, Decoder, Sampling, Tokenizer, generate};
-//! # fn main() -> tersor_core::Result<()> {
-//! # let path = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki"));
-//! let checkpoint = Checkpoint::open(path, &tersor_operators::registry())?;
-//! let (decoder, tokenizer) = (Decoder::load(&checkpoint)?, Tokenizer::of(&checkpoint)?);
-//! let prompt = tokenizer.encode("The river ")?;
-//! let tokens = generate(&decoder, &prompt, 8, Sampling::Greedy, &Exec::new(), |_| true)?;
-//! println!("{}", tokenizer.decode(&tokens)?);
-//! # assert_eq!(tokens.len(), 8);
-//! # Ok(())
-//! # }
-//! ```
+#![doc = include_str!("../README.md")]
 
 mod architecture;
 mod cache;

@@ -1,19 +1,4 @@
-//! Neural networks made smaller and faster, in Rust: every Tersor crate behind a feature, and the registry
-//! that knows all their operators.
-//!
-//! ```
-//! use tersor::groupwise::Rtn;
-//! use tersor::core::{LinearOp, MatView, MemTensors};
-//! # fn main() -> tersor::core::Result<()> {
-//! let weights: Vec<f32> = (0..64 * 32).map(|i| (i as f32 * 0.1).cos()).collect();
-//! let (op, _) = Rtn::new().bits(3).group(16).quantize(&MatView::new(&weights, [64, 32])?)?;
-//! let mut file = MemTensors::new();
-//! op.save("w", &mut file)?;
-//! let again = tersor::registry().load(&op.spec(), "w", &file)?;
-//! assert_eq!(again.storage_bits(), op.storage_bits());
-//! # Ok(())
-//! # }
-//! ```
+#![doc = include_str!("../README.md")]
 
 #[cfg(feature = "blockwise")]
 pub use tersor_blockwise as blockwise;
