@@ -81,23 +81,20 @@ def pairs(turns, sides, measure):
 def products(sides, a):
     for level in ["best", "avx2"]:
         env = {"RAYON_NUM_THREADS": str(a.threads)} | ({"TERSOR_ISA": level} if level != "best" else {})
-        asked = [Answering([s.executables["turns"]], **env) for s in sides]
         for rows, cols in SHAPES if level == "best" else SHAPES[:1]:
             for tokens in TOKENS:
                 for form in FORMS:
                     line = f"ours {form} {rows} {cols} {tokens}"
-                    times = pairs(a.turns, asked, lambda s: 1e3 * float(s.ask(line)))
+                    times = pairs(a.turns, sides, lambda s: 1e3 * float(once([s.executables["turns"]], line, **env)))
                     show(f"{level}, {form}, {rows} x {cols}, {tokens} tokens, ms", times)
-        for side in asked:
-            side.end()
 
 
-def once(command):
-    """Tokens a second of a model in a process of its own."""
-    side = Answering(command)
-    rates = json.loads(side.ask("go"))
+def once(command, line, **env):
+    """The answer of a process of its own: where its memory lies changes its speed by several percent."""
+    side = Answering(command, **env)
+    answer = side.ask(line)
     side.end()
-    return rates
+    return answer
 
 
 def model(sides, a):
@@ -112,8 +109,7 @@ def model(sides, a):
                     command += ["--calib", text, "--calib-windows", "8"]
                 subprocess.run([str(c) for c in command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 made.append([side.executables["model"], out, a.threads])
-            # A process for each turn: where its memory lies changes its speed by several percent.
-            rates = pairs(a.turns, made, once)
+            rates = pairs(a.turns, made, lambda command: json.loads(once(command, "go")))
             for what in ["prefill", "decode"]:
                 show(f"{recipe}, {what}, ms a token", [(1e3 / b[what], 1e3 / f[what]) for b, f in rates])
 

@@ -340,7 +340,7 @@ class Run:
         result = {"plan": self.attempt("plan", self.model, "--recipe", recipe, *self.calibration)}
         out, result["said"] = self.compressed(recipe)
         result |= directory(out)
-        if self.brief and self.case.model != "tiny" and name not in REPRESENTATIVE.split():
+        if self.brief and self.case.model != "tiny":
             return result
         result["verify"] = self.attempt("verify", out)
         result["eval"] = self.evaluate(out, "--against", self.model) if not self.encoder else self.evaluate(out)
@@ -749,7 +749,7 @@ def main():
     r.add_argument("--windows", type=int, default=8, help="windows of calibration and of evaluation")
     r.add_argument("--threads", type=int, default=1, help="threads of each command")
     r.add_argument("--jobs", type=int, default=1, help="cases at a time")
-    r.add_argument("--brief", action="store_true", help="of larger models, evaluate only the representative recipes")
+    r.add_argument("--brief", action="store_true", help="record only the tensors of larger models, not what they evaluate to")
     r.add_argument("--only", help="only cases whose names contain this")
     r.add_argument("--tmp", help="where temporary directories are made")
     r.add_argument("--resume", action="store_true", help="go on with a file that is there")

@@ -158,18 +158,18 @@ fn measure(isa: Isa, threads: usize, [rows, cols]: [usize; 2], form: &Form, buff
         };
         // As a decoder runs: the threads stay awake between products.
         let (before, seconds, after) = (limit(), par::region(threads > 1, || time(run)), limit());
-        let most = (before + after) / 2.0;
+        let max = (before + after) / 2.0;
         let gops = 2.0 * (tokens * rows * cols) as f64 / seconds / 1e9;
         let share = if tokens == 1 {
             let bytes = weights[0].bytes() as f64 / seconds;
-            format!("{:.0} % of {:.1} GB/s", 100.0 * bytes / most, most / 1e9)
+            format!("{:.0} % of {:.1} GB/s", 100.0 * bytes / max, max / 1e9)
         } else {
             let in_16 = peak(isa, Arithmetic::Bytes16, threads);
             let done = gops * planes as f64 * 1e11;
             format!(
                 "{:.0} % of {:.0} Gop/s in 32 bits, {:.0} % of {:.0} in 16",
-                done / most,
-                most / 1e9,
+                done / max,
+                max / 1e9,
                 done / in_16,
                 in_16 / 1e9
             )

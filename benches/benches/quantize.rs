@@ -40,14 +40,14 @@ fn run(isa: Isa, threads: usize) {
         ("3 bits, groups of 128", 3, 128),
         ("2 bits, groups of 128", 2, 128),
     ] {
-        let most = ((1u32 << bits) - 1) as u8;
-        let groups = Groups { cols: COLS, group, bits, range: 0..=most };
+        let max = ((1u32 << bits) - 1) as u8;
+        let groups = Groups { cols: COLS, group, bits, range: 0..=max };
         let mut codes = vec![1u8; ROWS * groups.row_bytes()];
         let mut fits = vec![Affine { scale: 1.0, zero: 0 }; ROWS * groups.count()];
         let fit = |_: usize, row: &[f32], fits: &mut [Affine]| -> Result<(), Fault> {
             for (part, fit) in row.chunks(group).zip(fits) {
                 let (lo, hi) = min_max(isa, part);
-                let scale = (hi - lo) / f32::from(most);
+                let scale = (hi - lo) / f32::from(max);
                 *fit = Affine { scale, zero: (-lo / scale).round_ties_even() as u8 };
             }
             Ok(())

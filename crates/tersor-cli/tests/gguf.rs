@@ -30,12 +30,12 @@ fn values(model: &Path, name: &str) -> Vec<f32> {
 fn a_file_is_the_same_network() {
     let dir = tempfile::tempdir().unwrap();
     let original = perplexity(&shipped());
-    for (to, most) in [("gguf:F32", 1e-9), ("gguf:F16", 1e-9), ("gguf:bf16", 5e-3), ("gguf:Q8_0", 5e-3)] {
+    for (to, max) in [("gguf:F32", 1e-9), ("gguf:F16", 1e-9), ("gguf:bf16", 5e-3), ("gguf:Q8_0", 5e-3)] {
         let out = dir.path().join(format!("{}.gguf", &to[5..]));
         let made = convert(&shipped(), to, &out);
         assert_eq!(made["fallbacks"], Json::Array(Vec::new()));
         let found = perplexity(&out);
-        assert!((found / original - 1.0).abs() < most, "{to}: {found} for {original}");
+        assert!((found / original - 1.0).abs() < max, "{to}: {found} for {original}");
         // And again: keys and order of rows go from file to file.
         let again = dir.path().join("again.gguf");
         convert(&out, "gguf:F32", &again);
@@ -82,8 +82,8 @@ fn codes_go_over_as_they_are_where_a_type_has_their_grid() {
             assert_eq!((&tensor["type"], &tensor["exact"]), (&kind.into(), &true.into()), "{recipe}");
             let (ours, theirs) = (values(&plain, query), values(&file, query));
             // Rounded is a minimum, to half precision.
-            let most = ours.iter().fold(0f32, |m, v| m.max(v.abs())) * if exact { 0.0 } else { 1.0 / 2048.0 };
-            let far = ours.iter().zip(&theirs).find(|(a, b)| (*a - *b).abs() > most);
+            let max = ours.iter().fold(0f32, |m, v| m.max(v.abs())) * if exact { 0.0 } else { 1.0 / 2048.0 };
+            let far = ours.iter().zip(&theirs).find(|(a, b)| (*a - *b).abs() > max);
             assert_eq!(far, None, "{recipe} to {to}");
             assert_eq!(made["rounded_again"][0]["tensor"], "model.embed_tokens.weight");
             assert!(made["rounded_again"][0]["relative_error"].as_f64().unwrap() < 0.01);

@@ -134,8 +134,8 @@ fn an_encoder_is_calibrated_on_sentences_and_measured_by_cosine() {
         tersor_json(&["verify", s(&out)]);
         let found = tersor_json(&["eval", s(&out), "--sentences", s(&eval), "--against", s(&copy)]);
         assert_eq!(found["sentences"], 60);
-        let (least, mean) = (found["cosine_min"].as_f64().unwrap(), found["cosine_mean"].as_f64().unwrap());
-        assert!(least <= mean && mean <= 1.0 + 1e-9);
+        let (min, mean) = (found["cosine_min"].as_f64().unwrap(), found["cosine_mean"].as_f64().unwrap());
+        assert!(min <= mean && mean <= 1.0 + 1e-9);
         mean
     };
     let (eight, three, gptq) = (cosine("w8-rtn", &[]), cosine("w3-g16-rtn", &[]), cosine("w3-g16-gptq", &[]));

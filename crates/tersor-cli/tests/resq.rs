@@ -258,15 +258,15 @@ fn in_floats(spec: &OpSpec, name: &str, file: &dyn TensorSource, x: &[f32]) -> V
         }
         "quantized_inputs" => {
             assert_eq!(spec.get_text("activations").unwrap(), "asymmetric");
-            let most = ((1u32 << spec.get_int("activation_bits").unwrap()) - 1) as f32;
+            let max = ((1u32 << spec.get_int("activation_bits").unwrap()) - 1) as f32;
             let run = cols / spec.get_size("activation_runs").unwrap_or(1);
             let mut x = x.to_vec();
             for part in x.chunks_mut(run) {
                 let (lo, hi) = part.iter().fold((0f32, 0f32), |(a, b), v| (a.min(*v), b.max(*v)));
-                let scale = (hi - lo) / most;
+                let scale = (hi - lo) / max;
                 let zero = (-lo / scale).round_ties_even();
                 part.iter_mut()
-                    .for_each(|v| *v = ((*v / scale).round_ties_even() + zero).clamp(0.0, most) * scale - zero * scale);
+                    .for_each(|v| *v = ((*v / scale).round_ties_even() + zero).clamp(0.0, max) * scale - zero * scale);
             }
             in_floats(&spec.parts["op"], &inner, file, &x)
         }

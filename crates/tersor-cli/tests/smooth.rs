@@ -156,7 +156,7 @@ fn activations_of_every_kind_run() {
     let scale = |name: &str| format!("activation_scale = \"{name}\"");
     let token = far("");
     assert!(far(&scale("token")) == token && token < 0.01);
-    for (more, most) in [
+    for (more, max) in [
         (scale("tensor"), 0.05),
         (scale("static"), 0.2),
         (format!("{}\nactivation_range = \"mse\"", scale("static")), 0.2),
@@ -166,7 +166,7 @@ fn activations_of_every_kind_run() {
         (format!("{}\nsmooth = \"smoothquant\"", scale("static")), 0.2),
     ] {
         let found = far(&more);
-        assert!(found < most, "{more}: {found}");
+        assert!(found < max, "{more}: {found}");
     }
     // Of a token, coarser scales lose more.
     assert!(token < far(&scale("tensor")));

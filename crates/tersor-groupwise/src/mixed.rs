@@ -20,17 +20,17 @@ const STEPS: u64 = 1 << 16;
 ///
 /// Error when a matrix has no choice, a loss is not finite, or the cheapest choices are above the budget.
 pub fn allocate(matrices: &[Vec<Choice>], budget: u64) -> Result<Vec<usize>> {
-    let mut least = 0u64;
+    let mut min = 0u64;
     for (i, choices) in matrices.iter().enumerate() {
         let bad = |what: &'static str| Error::shape(what, "at least one, with finite losses", format!("matrix {i}"));
         if choices.iter().any(|c| !c.loss.is_finite()) {
             return Err(bad("losses of choices"));
         }
         let cheapest = choices.iter().map(|c| c.cost).min().ok_or_else(|| bad("choices"))?;
-        least = least.checked_add(cheapest).ok_or_else(|| Error::Overflow { what: "costs".into() })?;
+        min = min.checked_add(cheapest).ok_or_else(|| Error::Overflow { what: "costs".into() })?;
     }
-    let Some(spare) = budget.checked_sub(least) else {
-        return Err(ParamError::new("budget", budget, format!("must be at least {least}")).into());
+    let Some(spare) = budget.checked_sub(min) else {
+        return Err(ParamError::new("budget", budget, format!("must be at least {min}")).into());
     };
     // What each choice takes above its matrix' cheapest.
     let extra = |choices: &[Choice]| -> Vec<u64> {
@@ -115,8 +115,8 @@ mod tests {
         tried.min_by(f64::total_cmp)
     }
 
-    fn cases(most: u64) -> impl Strategy<Value = Vec<Vec<Choice>>> {
-        let choice = (0..most, 0u32..1000).prop_map(|(cost, loss)| Choice { cost, loss: f64::from(loss) / 8.0 });
+    fn cases(max: u64) -> impl Strategy<Value = Vec<Vec<Choice>>> {
+        let choice = (0..max, 0u32..1000).prop_map(|(cost, loss)| Choice { cost, loss: f64::from(loss) / 8.0 });
         prop::collection::vec(prop::collection::vec(choice, 1..5), 1..6)
     }
 

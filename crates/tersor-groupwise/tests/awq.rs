@@ -96,8 +96,8 @@ fn factors_and_ranges_are_those_of_the_reference() {
         ] {
             let ratio = error(&**op, factors, width) / g[name].as_f64().unwrap();
             // Ranges on our grid, which takes zero in, may serve better.
-            let least = if ["groups", "clipped"].contains(&name) { 0.95 } else { 0.99 };
-            assert!(ratio > least && ratio < 1.01, "{bits} bits, {name}: {ratio}");
+            let min = if ["groups", "clipped"].contains(&name) { 0.95 } else { 0.99 };
+            assert!(ratio > min && ratio < 1.01, "{bits} bits, {name}: {ratio}");
         }
     }
 }

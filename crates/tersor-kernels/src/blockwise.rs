@@ -14,13 +14,13 @@ pub fn abs_max(isa: Isa, x: &[f32]) -> f32 {
         if isa.has_avx512_vnni() {
             let (whole, rest) = x.as_chunks::<64>();
             // SAFETY: `isa` proves the instructions.
-            let most = unsafe { crate::arch::shuffle::abs_max(whole) };
-            return f32::from_bits(rest.iter().fold(most, of));
+            let max = unsafe { crate::arch::shuffle::abs_max(whole) };
+            return f32::from_bits(rest.iter().fold(max, of));
         }
         let (whole, rest) = x.as_chunks::<32>();
         // SAFETY: `isa` proves the instructions.
-        let most = unsafe { crate::arch::blockwise::abs_max(whole) };
-        return f32::from_bits(rest.iter().fold(most, of));
+        let max = unsafe { crate::arch::blockwise::abs_max(whole) };
+        return f32::from_bits(rest.iter().fold(max, of));
     }
     let _ = isa;
     f32::from_bits(x.iter().fold(0, of))
@@ -123,12 +123,12 @@ mod tests {
         fn vector_equals_scalar(
             x in prop::collection::vec(-1e3f32..1e3, 0..200), codes in prop::collection::vec(0u8..16, 0..200), first in 0usize..3
         ) {
-            let most = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+            let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));
             let labels: [u8; 256] = std::array::from_fn(|i| ((i * 7 + 3) % 16) as u8);
             let values: [f32; 16] = std::array::from_fn(|i| i as f32 * 0.37 - 2.0);
             for isa in Isa::available() {
                 fetch(isa, &x);
-                prop_assert_eq!(abs_max(isa, &x), most);
+                prop_assert_eq!(abs_max(isa, &x), max);
                 for few in [false, true] {
                     let mut again = codes.clone();
                     relabel(isa, &labels, few, &mut again);

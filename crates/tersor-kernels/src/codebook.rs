@@ -250,8 +250,8 @@ mod tests {
                 prop_assert_eq!(&again, &back);
             }
             for (x, found) in x.iter().zip(&back) {
-                let least = values.iter().map(|v| (v - x).abs()).fold(f32::INFINITY, f32::min);
-                prop_assert!((found - x).abs() <= least + 1e-5);
+                let min = values.iter().map(|v| (v - x).abs()).fold(f32::INFINITY, f32::min);
+                prop_assert!((found - x).abs() <= min + 1e-5);
             }
             // Each value is its own nearest.
             let mut own = vec![0u8; values.len()];

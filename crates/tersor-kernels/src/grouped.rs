@@ -171,9 +171,9 @@ mod tests {
             salt: u64,
         ) {
             let mix = |i: usize| (i as u64 ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-            let most = ((1u32 << bits) - 1) as u8;
-            let groups = Groups { cols, group, bits, range: 0..=most };
-            let grid = |r: usize, g: usize| Affine { scale: 0.1 + ((r + g) % 7) as f32, zero: (r + g) as u8 & most };
+            let max = ((1u32 << bits) - 1) as u8;
+            let groups = Groups { cols, group, bits, range: 0..=max };
+            let grid = |r: usize, g: usize| Affine { scale: 0.1 + ((r + g) % 7) as f32, zero: (r + g) as u8 & max };
             let value = |i: usize| match halves {
                 true => ((mix(i) % 41) as f32 * 0.5 - 10.0) * grid(i / cols, i % cols / group).scale,
                 false => mix(i) as f32 / 1e6 - 8.0,
@@ -192,7 +192,7 @@ mod tests {
                 prop_assert_eq!(dequantize(isa, &codes, &groups, grid, &mut back, true), Ok(()));
                 for (i, (x, back)) in x.iter().zip(&back).enumerate() {
                     let fit = grid(i / cols, i % cols / group);
-                    prop_assert_eq!(affine::value(affine::code(*x, fit, 0, most), fit), *back);
+                    prop_assert_eq!(affine::value(affine::code(*x, fit, 0, max), fit), *back);
                 }
             }
         }

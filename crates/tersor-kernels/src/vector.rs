@@ -89,24 +89,24 @@ versions! {
     /// Softmax, in place. Of nothing, nothing.
     pub fn softmax(isa: Isa, x: &mut [f32]) {
         let (whole, rest) = x.as_chunks::<32>();
-        let mut most = [f32::NEG_INFINITY; 32];
+        let mut max = [f32::NEG_INFINITY; 32];
         for x in whole {
             for i in 0..32 {
-                most[i] = if x[i] > most[i] { x[i] } else { most[i] };
+                max[i] = if x[i] > max[i] { x[i] } else { max[i] };
             }
         }
-        let most = most.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m });
+        let max = max.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m });
         let mut lanes = [0f32; 32];
         let (whole, rest) = x.as_chunks_mut::<32>();
         for x in whole {
             for i in 0..32 {
-                x[i] = exp(x[i] - most);
+                x[i] = exp(x[i] - max);
                 lanes[i] += x[i];
             }
         }
         let mut sum = reduce(lanes);
         for v in rest {
-            *v = exp(*v - most);
+            *v = exp(*v - max);
             sum += *v;
         }
         let scale = sum.recip();
@@ -228,11 +228,11 @@ mod tests {
             let close = |got: &[f32], want: &dyn Fn(usize) -> f64, tolerance: f64| {
                 got.iter().enumerate().all(|(i, v)| (f64::from(*v) - want(i)).abs() <= tolerance * (1e-3 + want(i).abs()))
             };
-            let most = wide.iter().fold(f64::MIN, |m, v| m.max(*v));
-            let sum: f64 = wide.iter().map(|v| (v - most).exp()).sum();
+            let max = wide.iter().fold(f64::MIN, |m, v| m.max(*v));
+            let sum: f64 = wide.iter().map(|v| (v - max).exp()).sum();
             let mut got = x.clone();
             softmax(isa, &mut got);
-            prop_assert!(close(&got, &|i| (wide[i] - most).exp() / sum, 2e-6));
+            prop_assert!(close(&got, &|i| (wide[i] - max).exp() / sum, 2e-6));
             let mut got = x.clone();
             gated_silu(isa, &mut got, &vec![1.0; x.len()]);
             prop_assert!(close(&got, &|i| wide[i] / (1.0 + (-wide[i]).exp()), 1e-6));

@@ -47,12 +47,12 @@ pub fn svd_truncated(
     power: usize,
     rng: &mut impl RngCore,
 ) -> Result<Svd> {
-    let most = m.min(n);
-    if rank == 0 || rank > most {
-        return Err(ParamError::new("rank", rank, format!("must be 1 to {most} for a {m} by {n} matrix")).into());
+    let max = m.min(n);
+    if rank == 0 || rank > max {
+        return Err(ParamError::new("rank", rank, format!("must be 1 to {max} for a {m} by {n} matrix")).into());
     }
     let width = rank.saturating_add(oversample);
-    let full = if width.saturating_mul(2) >= most {
+    let full = if width.saturating_mul(2) >= max {
         svd(a, [m, n])?
     } else {
         check(a, [m, n])?;

@@ -29,9 +29,9 @@ fn consistent(found: &Clustering, points: &[f32], dims: usize, weights: Option<&
     for (i, (x, a)) in points.chunks_exact(dims).zip(found.assignment()).enumerate() {
         let to = |c: &[f32]| distance(x, c);
         let own = to(&found.centroids()[*a as usize * dims..][..dims]);
-        let least = found.centroids().chunks_exact(dims).map(to).fold(f64::INFINITY, f64::min);
+        let min = found.centroids().chunks_exact(dims).map(to).fold(f64::INFINITY, f64::min);
         let size = x.iter().map(|v| f64::from(v * v)).sum::<f64>() + own;
-        assert!(own <= least + 1e-6 * dims as f64 * size, "point {i}: {own} and {least}");
+        assert!(own <= min + 1e-6 * dims as f64 * size, "point {i}: {own} and {min}");
         objective += weights.map_or(1.0, |w| f64::from(w[i])) * own;
     }
     assert!((objective - found.objective()).abs() <= 1e-5 * objective + 1e-30, "{objective} {}", found.objective());
@@ -52,8 +52,8 @@ fn points_go_to_their_nearest_centroid() {
                 x.iter().zip(c).fold(norm, |s, (x, c)| x.mul_add(-2.0 * c, s))
             };
             let scores: Vec<f32> = centroids.chunks_exact(dims).map(score).collect();
-            let least = scores.iter().copied().fold(f32::INFINITY, f32::min);
-            assert_eq!(scores.iter().position(|s| *s == least), Some(*a as usize));
+            let min = scores.iter().copied().fold(f32::INFINITY, f32::min);
+            assert_eq!(scores.iter().position(|s| *s == min), Some(*a as usize));
             let near = centroids.chunks_exact(dims).map(|c| distance(x, c)).fold(f64::INFINITY, f64::min);
             let own = distance(x, &centroids[*a as usize * dims..][..dims]);
             assert!(own <= near + 1e-4);

@@ -56,12 +56,12 @@ impl Adapter {
 
     /// The content of [`CONFIG`], for a base model of that name. Factors are added as they are: alpha is the rank.
     pub fn config(&self, base: &str) -> Value {
-        let most = self.ranks.values().copied().max().unwrap_or(1);
+        let max = self.ranks.values().copied().max().unwrap_or(1);
         let others: BTreeMap<&String, usize> =
-            self.ranks.iter().filter(|r| *r.1 != most).map(|(n, r)| (n, *r)).collect();
+            self.ranks.iter().filter(|r| *r.1 != max).map(|(n, r)| (n, *r)).collect();
         json!({
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": true,
-            "r": most, "lora_alpha": most, "rank_pattern": others, "alpha_pattern": others, "lora_dropout": 0.0,
+            "r": max, "lora_alpha": max, "rank_pattern": others, "alpha_pattern": others, "lora_dropout": 0.0,
             "bias": "none", "fan_in_fan_out": false, "target_modules": self.ranks.keys().collect::<Vec<_>>(),
         })
     }

@@ -49,8 +49,8 @@ fn rounded(x: &[f32], d: usize, r: usize, low: u32, high: u32) -> Vec<f32> {
     for row in out.chunks_exact_mut(d) {
         let (l, h) = row.split_at_mut(d - r);
         for (part, bits) in [(l, low), (h, high)] {
-            let most = ((1u32 << (bits - 1)) - 1) as f32;
-            let s = part.iter().fold(0f32, |m, v| m.max(v.abs())) / most;
+            let max = ((1u32 << (bits - 1)) - 1) as f32;
+            let s = part.iter().fold(0f32, |m, v| m.max(v.abs())) / max;
             part.iter_mut().for_each(|v| *v = if s > 0.0 { (*v / s).round_ties_even() * s } else { 0.0 });
         }
     }
@@ -205,13 +205,13 @@ fn two_runs_of_gptq_are_one_gptq_with_two_grids() {
         let mut row: Vec<f64> = row.iter().map(|v| f64::from(*v)).collect();
         let mut scale = 0f64;
         for c in 0..d {
-            let most = if c < d - r { 3.0 } else { 31.0 };
+            let max = if c < d - r { 3.0 } else { 31.0 };
             // Each grid is fitted to the weights as earlier columns have left them.
             if c == 0 || c == d - r {
                 let end = if c == 0 { d - r } else { d };
-                scale = row[c..end].iter().fold(0f64, |m, v| m.max(v.abs())) / most;
+                scale = row[c..end].iter().fold(0f64, |m, v| m.max(v.abs())) / max;
             }
-            let back = (row[c] / scale).round_ties_even().clamp(-most, most) * scale;
+            let back = (row[c] / scale).round_ties_even().clamp(-max, max) * scale;
             let e = (row[c] - back) / u[c * d + c];
             for j in c + 1..d {
                 row[j] -= e * u[c * d + j];
@@ -312,15 +312,15 @@ fn asymmetric_activations_multiply_as_their_values() {
         let act = ActQuant::asymmetric(bits, 1).unwrap();
         let op = made(&Rtn::new().bits(4).grid(Grid::SymFull).check().unwrap(), &StatSet::none(), &w, [rows, d]).op;
         let back = rows_of(&*op);
-        let most = ((1u32 << bits) - 1) as f32;
+        let max = ((1u32 << bits) - 1) as f32;
         let mut want = vec![0f64; tokens * rows];
         for t in 0..tokens {
             let row = &x[t * d..(t + 1) * d];
             let (lo, hi) = row.iter().fold((0f32, 0f32), |(a, b), v| (a.min(*v), b.max(*v)));
-            let s = (hi - lo) / most;
+            let s = (hi - lo) / max;
             let zero = (-lo / s).round_ties_even();
             for r in 0..rows {
-                let value = |c: usize| ((row[c] / s).round_ties_even() + zero).clamp(0.0, most) - zero;
+                let value = |c: usize| ((row[c] / s).round_ties_even() + zero).clamp(0.0, max) - zero;
                 want[t * rows + r] = (0..d).map(|c| f64::from(value(c) * s) * f64::from(back[r * d + c])).sum();
             }
         }

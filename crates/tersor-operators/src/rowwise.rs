@@ -114,8 +114,8 @@ impl LinearOp for RowwiseInt8 {
         let mut codes = vec![0u8; self.shape[1]];
         for (r, out) in rows.zip(out.chunks_exact_mut(self.shape[1].max(1))) {
             self.panels.row_codes(r, &mut codes);
-            let most = self.absmax[r];
-            out.iter_mut().zip(&codes).for_each(|(v, c)| *v = f32::from(c.wrapping_sub(MIDDLE) as i8) * most * STEP);
+            let max = self.absmax[r];
+            out.iter_mut().zip(&codes).for_each(|(v, c)| *v = f32::from(c.wrapping_sub(MIDDLE) as i8) * max * STEP);
         }
         Ok(())
     }

@@ -65,8 +65,8 @@ fn product(op: &dyn LinearOp, x: &Input<'_>, exec: &Exec) -> Vec<f32> {
 }
 
 fn close(a: &[f32], b: &[f32], tolerance: f32) -> bool {
-    let most = b.iter().fold(0f32, |m, v| m.max(v.abs()));
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= tolerance * most)
+    let max = b.iter().fold(0f32, |m, v| m.max(v.abs()));
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= tolerance * max)
 }
 
 #[test]

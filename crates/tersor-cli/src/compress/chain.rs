@@ -33,7 +33,7 @@ pub struct Chain<'j, 'a> {
 
 impl<'j, 'a> Chain<'j, 'a> {
     /// Behind as many layers as work in progress has passed, at most `most`. Tensors that were read before must still be what they were.
-    pub fn start(job: &'j Job<'a>, checkpoint: &'j Checkpoint, windows: &[Vec<u32>], most: usize) -> Result<Self> {
+    pub fn start(job: &'j Job<'a>, checkpoint: &'j Checkpoint, windows: &[Vec<u32>], max: usize) -> Result<Self> {
         let plan = job.plan;
         let slices: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
         let scratch = plan.spill.then(|| job.parts.scratch());
@@ -41,7 +41,7 @@ impl<'j, 'a> Chain<'j, 'a> {
         let mut calibration = Calibration::new(checkpoint, &slices, all, plan.windows[1], scratch)?;
         let behind = plan.behind()?;
         let (mut passed, mut sources) = (0, BTreeMap::new());
-        match job.parts.farthest(most)? {
+        match job.parts.farthest(max)? {
             Some(before) => {
                 for (name, hash) in &before.sources {
                     let entry = plan.entry(name).map(|i| &plan.entries[i]);

@@ -153,8 +153,8 @@ impl Parts {
     }
 
     /// How far the stream has come, at most behind `most` layers. Error when the file is not what was recorded.
-    pub fn farthest(&self, most: usize) -> Result<Option<Passed>> {
-        for layers in (1..=most).rev() {
+    pub fn farthest(&self, max: usize) -> Result<Option<Passed>> {
+        for layers in (1..=max).rev() {
             let path = self.stream(layers);
             let Some(json) = recorded(&path)? else { continue };
             let sources = serde_json::from_value(json["sources"].clone());

@@ -421,9 +421,9 @@ fn transcode(item: &Item, op: &GroupedLinear, head_dim: Option<usize>, file: &mu
                 *m = if zero == 0 { *c } else { (i32::from(*c) - own + zero) as u8 };
             }
             // What a block adds is what its zero stands for: the one number that is rounded.
-            let least = if zero == 0 { -fit.scale * f32::from(fit.zero) } else { 0.0 };
+            let min = if zero == 0 { -fit.scale * f32::from(fit.zero) } else { 0.0 };
             let range = || Error::ScaleRange { row: from, group: b, value: fit.scale, dtype: kind.name() };
-            kind.pack(fit.scale, least, &moved, block).ok_or_else(range)?;
+            kind.pack(fit.scale, min, &moved, block).ok_or_else(range)?;
         }
         file.write_blocks(&item.name, &out)?;
     }

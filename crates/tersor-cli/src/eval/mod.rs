@@ -24,11 +24,11 @@ pub fn read_text(path: &Path) -> Result<String> {
 
 /// The window length: as asked, else the smaller of 512 and the model's maximum. Error when it is above the maximum.
 pub fn context(asked: Option<usize>, checkpoint: &Checkpoint) -> Result<usize> {
-    let most = checkpoint.architecture().max_positions();
+    let max = checkpoint.architecture().max_positions();
     match asked {
-        None => Ok(most.min(512)),
-        Some(n) if (2..=most).contains(&n) => Ok(n),
-        Some(n) => Err(ParamError::new("ctx", n, format!("must be 2 to {most}, which the model was made for")).into()),
+        None => Ok(max.min(512)),
+        Some(n) if (2..=max).contains(&n) => Ok(n),
+        Some(n) => Err(ParamError::new("ctx", n, format!("must be 2 to {max}, which the model was made for")).into()),
     }
 }
 

@@ -31,26 +31,26 @@ pub fn run(a: &args::Eval, path: &Path, json: bool) -> Result<()> {
     let bars = progress::bars();
     bars.begin("evaluate", tokens.len() as u64);
     let exec = Exec::new();
-    let (mut sum, mut least) = (0f64, f64::INFINITY);
+    let (mut sum, mut min) = (0f64, f64::INFINITY);
     for (i, sentence) in tokens.iter().enumerate() {
         let cosine = metrics::cosine(&encoder.embed(sentence, &exec)?, &original.embed(sentence, &exec)?);
         if !cosine.is_finite() {
             return Err(Error::NonFinite { row: i, col: 0, value: cosine as f32 }.in_tensor("embedding of a sentence"));
         }
         sum += cosine;
-        least = least.min(cosine);
+        min = min.min(cosine);
         bars.advance(1, "");
     }
     bars.end();
     let mean = sum / tokens.len() as f64;
     if json {
         print_json(&json!({
-            "cosine_min": least, "cosine_mean": mean, "sentences": tokens.len(), "bits_per_weight": bits,
+            "cosine_min": min, "cosine_mean": mean, "sentences": tokens.len(), "bits_per_weight": bits,
             "body_bits_per_weight": body, "weight_bytes": weight_bytes, "peak_rss_bytes": peak_rss(),
         }));
         return Ok(());
     }
-    crate::say!("cosine         {mean:.5} in the mean of {} sentences, {least:.5} at least", tokens.len());
+    crate::say!("cosine         {mean:.5} in the mean of {} sentences, {min:.5} at least", tokens.len());
     crate::say!("bits a weight  {bits:.3} ({body:.3} without embeddings)");
     crate::say!("weights        {}", megabytes(weight_bytes));
     Ok(())

@@ -76,14 +76,14 @@ impl Plan {
     }
 
     /// Puts hidden states on disk where memory would not do. Error, with the figure, when that is not enough.
-    pub fn fit(&mut self, model: &Model, most: Option<u64>) -> Result<()> {
-        let Some(most) = most else { return Ok(()) };
+    pub fn fit(&mut self, model: &Model, max: Option<u64>) -> Result<()> {
+        let Some(max) = max else { return Ok(()) };
         let need = |plan: &Self| plan.memory(model).values().sum::<u64>();
-        self.spill = self.network.is_some() && self.needs_data() && self.statistics.is_none() && need(self) > most;
-        let least = need(self);
-        if least > most {
-            let rule = format!("must be at least {least} bytes ({})", megabytes(least));
-            return Err(ParamError::new("max-memory", most, rule).into());
+        self.spill = self.network.is_some() && self.needs_data() && self.statistics.is_none() && need(self) > max;
+        let min = need(self);
+        if min > max {
+            let rule = format!("must be at least {min} bytes ({})", megabytes(min));
+            return Err(ParamError::new("max-memory", max, rule).into());
         }
         Ok(())
     }

@@ -249,12 +249,10 @@ impl Plan {
             });
         }
         entries.sort_by(|a, b| a.name.cmp(&b.name));
-        let most = network.as_ref().map_or(512, Architecture::max_positions);
-        let ctx = calibration.ctx.unwrap_or(most.min(512));
-        if ctx < 2 || ctx > most {
-            return Err(
-                ParamError::new("ctx", ctx, format!("must be 2 to {most}, which the model was made for")).into()
-            );
+        let max = network.as_ref().map_or(512, Architecture::max_positions);
+        let ctx = calibration.ctx.unwrap_or(max.min(512));
+        if ctx < 2 || ctx > max {
+            return Err(ParamError::new("ctx", ctx, format!("must be 2 to {max}, which the model was made for")).into());
         }
         if calibration.windows == 0 {
             return Err(ParamError::new("calib-windows", 0, "must be at least 1").into());

@@ -163,9 +163,9 @@ pub fn time_and_memory(rows: &[Json]) -> Option<String> {
         let s = r["compress_seconds"].as_f64().unwrap_or(0.0);
         svg.bar([170.0, y], [330.0 * s / seconds, 16.0], COLOURS[0]);
         svg.text([176.0 + 330.0 * s / seconds, y + 13.0], "start", "", &format!("{s:.2}"));
-        if let (Some(most), Some(m)) = (memory, r["compress_peak_rss_bytes"].as_f64()) {
-            svg.bar([600.0, y], [330.0 * m / most, 16.0], COLOURS[1]);
-            svg.text([606.0 + 330.0 * m / most, y + 13.0], "start", "", &format!("{:.0}", m / 1e6));
+        if let (Some(max), Some(m)) = (memory, r["compress_peak_rss_bytes"].as_f64()) {
+            svg.bar([600.0, y], [330.0 * m / max, 16.0], COLOURS[1]);
+            svg.text([606.0 + 330.0 * m / max, y + 13.0], "start", "", &format!("{:.0}", m / 1e6));
         }
     }
     Some(svg.finish())

@@ -38,10 +38,10 @@ pub(super) fn batch<'x>(x: &'x [f32], k: usize, weights: Weights<'_>) -> Result<
 /// larger than the squares of one of them.
 fn check_range(x: &[f32], k: usize) -> Result<()> {
     // Magnitudes of finite values are ordered as their bits.
-    let most = f32::from_bits(x.iter().fold(0, |m, v| v.abs().to_bits().max(m)));
+    let max = f32::from_bits(x.iter().fold(0, |m, v| v.abs().to_bits().max(m)));
     // The kernel's own rounding is far below this margin.
     let limit = f64::from(f32::MAX) * (1.0 - 1e-4);
-    if f64::from(most).powi(2) * F32_TOKENS as f64 <= limit {
+    if f64::from(max).powi(2) * F32_TOKENS as f64 <= limit {
         return Ok(());
     }
     for (block, rows) in x.chunks(F32_TOKENS * k).enumerate() {

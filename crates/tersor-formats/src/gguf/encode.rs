@@ -45,11 +45,11 @@ impl BlockType {
             }
         };
         for (i, (x, b)) in x.chunks_exact(self.elements()).zip(out.chunks_exact_mut(self.bytes())).enumerate() {
-            let most = x.iter().fold(0f32, |m, v| if v.is_finite() { m.max(v.abs()) } else { f32::INFINITY });
+            let max = x.iter().fold(0f32, |m, v| if v.is_finite() { m.max(v.abs()) } else { f32::INFINITY });
             // Squares stay finite, far above what half-precision scales reach.
-            let fits = most <= if matches!(self, F32 | BF16) { f32::MAX } else { 1e15 };
+            let fits = max <= if matches!(self, F32 | BF16) { f32::MAX } else { 1e15 };
             if !fits || !one(x, b) {
-                return Err(Error::ScaleRange { row: 0, group: i, value: most, dtype: self.name() });
+                return Err(Error::ScaleRange { row: 0, group: i, value: max, dtype: self.name() });
             }
         }
         Ok(())
@@ -59,13 +59,13 @@ impl BlockType {
     /// type's own. None when the type is none of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, there are not 32 codes, one is too large, or a number does not
     /// fit into half precision.
     pub fn pack(self, d: f32, m: f32, codes: &[u8], out: &mut [u8]) -> Option<()> {
-        let most = match self {
+        let max = match self {
             Q4_0 | Q4_1 => 15,
             Q5_0 | Q5_1 => 31,
             Q8_0 => 255,
             _ => return None,
         };
-        if codes.len() != 32 || out.len() != self.bytes() || codes.iter().any(|c| *c > most) {
+        if codes.len() != 32 || out.len() != self.bytes() || codes.iter().any(|c| *c > max) {
             return None;
         }
         put_half(out, 0, d)?;
@@ -114,8 +114,8 @@ fn fifths(codes: &[u8], out: &mut [u8]) {
 /// The element of largest magnitude, the first of equals, with its sign, becomes the lowest code.
 fn symmetric<const BITS: u32>(x: &[f32], b: &mut [u8]) -> bool {
     let half = (1u32 << (BITS - 1)) as f32;
-    let most = x.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
-    let d = most / -half;
+    let max = x.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
+    let d = max / -half;
     let id = inverse(d);
     let codes: [u8; 32] = std::array::from_fn(|j| ((x[j] * id + half + 0.5) as i32).clamp(0, (1 << BITS) - 1) as u8);
     let kind = if BITS == 4 { Q4_0 } else { Q5_0 };
@@ -194,10 +194,9 @@ fn scales_and_minimums<const BITS: u32>(x: &[f32], b: &mut [u8]) -> bool {
         (scales[j], lows[j], codes[j]) =
             if BITS == 4 { fit::<15>(x, &weights, -1.0, 20) } else { fit::<31>(x, &weights, -0.5, 15) };
     }
-    let most = |v: &[f32; 8]| v.iter().fold(0f32, |m, v| m.max(*v));
-    let (most_scale, most_low) = (most(&scales), most(&lows));
-    let six =
-        |v: f32, most: f32| if most > 0.0 { (63.0 / most * v).round_ties_even().clamp(0.0, 63.0) as u8 } else { 0 };
+    let max = |v: &[f32; 8]| v.iter().fold(0f32, |m, v| m.max(*v));
+    let (most_scale, most_low) = (max(&scales), max(&lows));
+    let six = |v: f32, max: f32| if max > 0.0 { (63.0 / max * v).round_ties_even().clamp(0.0, 63.0) as u8 } else { 0 };
     let sc: [u8; 8] = std::array::from_fn(|j| six(scales[j], most_scale));
     let m: [u8; 8] = std::array::from_fn(|j| six(lows[j], most_low));
     let (Some(d), Some(dmin)) = (put_half(b, 0, most_scale / 63.0), put_half(b, 2, most_low / 63.0)) else {
@@ -237,8 +236,8 @@ fn pack_scales(sc: &[u8; 8], m: &[u8; 8]) -> [u8; 12] {
 
 /// A signed scale of 16 values: of steps of several sizes the one that keeps most of their energy.
 fn fit_signed(x: &[f32]) -> f32 {
-    let most = x.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
-    if most.abs() < 1e-15 {
+    let max = x.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
+    if max.abs() < 1e-15 {
         return 0.0;
     }
     let sums = |inverse: f32| {
@@ -247,11 +246,11 @@ fn fit_signed(x: &[f32]) -> f32 {
             (xl + w * v * l, l2 + w * l * l)
         })
     };
-    let (xl, l2) = sums(-32.0 / most);
+    let (xl, l2) = sums(-32.0 / max);
     let mut scale = if l2 > 0.0 { xl / l2 } else { 0.0 };
     let mut best = scale * xl;
     for step in (-9..=9).filter(|s| *s != 0) {
-        let (xl, l2) = sums(-(32.0 + 0.1 * step as f32) / most);
+        let (xl, l2) = sums(-(32.0 + 0.1 * step as f32) / max);
         if l2 > 0.0 && xl * xl > best * l2 {
             scale = xl / l2;
             best = scale * xl;
@@ -263,12 +262,12 @@ fn fit_signed(x: &[f32]) -> f32 {
 fn q6_k(x: &[f32], b: &mut [u8]) -> bool {
     let mut scales = [0f32; 16];
     x.chunks_exact(16).zip(&mut scales).for_each(|(x, s)| *s = fit_signed(x));
-    let most = scales.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
+    let max = scales.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
     b.fill(0);
-    if most.abs() < 1e-15 {
+    if max.abs() < 1e-15 {
         return true;
     }
-    let inverse = -128.0 / most;
+    let inverse = -128.0 / max;
     let Some(d) = put_half(b, 208, 1.0 / inverse) else { return false };
     let mut codes = [32u8; 256];
     for (i, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {

@@ -42,8 +42,8 @@ pub(crate) fn quantize_groups<const PACKED: bool>(
                     _mm512_castps_si512(_mm512_sub_ps(product[i], rounded[i])),
                 )
             };
-            let most = _mm512_max_epi32(_mm512_max_epi32(rest(0), rest(1)), _mm512_max_epi32(rest(2), rest(3)));
-            if _mm512_cmpgt_epi32_mask(most, sure) != 0 {
+            let max = _mm512_max_epi32(_mm512_max_epi32(rest(0), rest(1)), _mm512_max_epi32(rest(2), rest(3)));
+            if _mm512_cmpgt_epi32_mask(max, sure) != 0 {
                 divide::<PACKED>(x, *grid, [lo, hi], codes);
                 continue;
             }

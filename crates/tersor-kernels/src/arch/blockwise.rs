@@ -5,15 +5,15 @@ use std::arch::x86_64::*;
 /// Bits of the largest magnitude of whole 32s.
 #[target_feature(enable = "avx2")]
 pub(crate) fn abs_max(x: &[[f32; 32]]) -> u32 {
-    let (mut most, magnitude) = ([_mm256_setzero_si256(); 4], _mm256_set1_epi32(i32::MAX));
+    let (mut max, magnitude) = ([_mm256_setzero_si256(); 4], _mm256_set1_epi32(i32::MAX));
     for x in x {
-        for (i, most) in most.iter_mut().enumerate() {
+        for (i, max) in max.iter_mut().enumerate() {
             // SAFETY: 32 values, `i` is below 4.
             let v = unsafe { _mm256_loadu_si256(x.as_ptr().add(8 * i).cast()) };
-            *most = _mm256_max_epu32(*most, _mm256_and_si256(v, magnitude));
+            *max = _mm256_max_epu32(*max, _mm256_and_si256(v, magnitude));
         }
     }
-    let four = _mm256_max_epu32(_mm256_max_epu32(most[0], most[1]), _mm256_max_epu32(most[2], most[3]));
+    let four = _mm256_max_epu32(_mm256_max_epu32(max[0], max[1]), _mm256_max_epu32(max[2], max[3]));
     let mut lanes = [0u32; 8];
     // SAFETY: eight numbers.
     unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), four) };

@@ -31,7 +31,7 @@ fn run<const SIGNED: bool>(book: &Codebook, map: &Decades, x: &[f32], scale: f32
     let (body, rest) = x.as_chunks::<32>();
     let (whole, last) = codes.as_chunks_mut::<32>();
     for (x, codes) in body.iter().zip(whole.iter_mut()) {
-        let (mut least, mut most) = (_mm256_set1_ps(0.5), _mm256_set1_ps(0.5));
+        let (mut min, mut max) = (_mm256_set1_ps(0.5), _mm256_set1_ps(0.5));
         let mut numbers = [_mm256_setzero_si256(); 4];
         for (i, number) in numbers.iter_mut().enumerate() {
             // SAFETY: 32 values, `i` is below 4.
@@ -58,7 +58,7 @@ fn run<const SIGNED: bool>(book: &Codebook, map: &Decades, x: &[f32], scale: f32
             let line = _mm256_min_ps(_mm256_fmadd_ps(of(slopes), size, of(offsets)), of(tops));
             let floor = _mm256_floor_ps(line);
             let part = _mm256_sub_ps(line, floor);
-            (least, most) = (_mm256_min_ps(least, part), _mm256_max_ps(most, part));
+            (min, max) = (_mm256_min_ps(min, part), _mm256_max_ps(max, part));
             let code = _mm256_cvttps_epi32(floor);
             *number = if SIGNED { _mm256_sign_epi32(code, bits) } else { code };
         }
@@ -69,8 +69,8 @@ fn run<const SIGNED: bool>(book: &Codebook, map: &Decades, x: &[f32], scale: f32
         // SAFETY: 32 bytes.
         unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), bytes) };
         // After the store, so that what is stored need not be kept until here.
-        let low = _mm256_cmp_ps::<_CMP_LT_OQ>(least, _mm256_set1_ps(NEAR));
-        let high = _mm256_cmp_ps::<_CMP_GT_OQ>(most, _mm256_set1_ps(1.0 - NEAR));
+        let low = _mm256_cmp_ps::<_CMP_LT_OQ>(min, _mm256_set1_ps(NEAR));
+        let high = _mm256_cmp_ps::<_CMP_GT_OQ>(max, _mm256_set1_ps(1.0 - NEAR));
         if _mm256_movemask_ps(_mm256_or_ps(low, high)) != 0 {
             settle(book, x, scale, codes);
         }
@@ -156,7 +156,7 @@ fn run_wide<const SIGNED: bool>(
                 part[i] = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(line[i]);
             }
             let nearer = |a: __m512, b: __m512| _mm512_range_ps::<SMALLER_MAGNITUDE>(a, b);
-            let least = nearer(nearer(part[0], part[1]), nearer(part[2], part[3]));
+            let min = nearer(nearer(part[0], part[1]), nearer(part[2], part[3]));
             let mut numbers = [none; 4];
             for i in 0..4 {
                 // The sign of the value, the rest of the line.
@@ -169,7 +169,7 @@ fn run_wide<const SIGNED: bool>(
             let bytes = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(pair(0), pair(2)));
             // SAFETY: 64 bytes.
             unsafe { _mm512_storeu_si512(codes.as_mut_ptr().cast(), bytes) };
-            if _mm512_cmp_ps_mask::<_CMP_LT_OQ>(least, _mm512_set1_ps(NEAR)) != 0 {
+            if _mm512_cmp_ps_mask::<_CMP_LT_OQ>(min, _mm512_set1_ps(NEAR)) != 0 {
                 settle(book, x, scale, codes);
             }
         }

@@ -70,15 +70,15 @@ pub(crate) fn look_up_nibbles(
 /// Bits of the largest magnitude of whole 64s.
 #[target_feature(enable = "avx512f")]
 pub(crate) fn abs_max(x: &[[f32; 64]]) -> u32 {
-    let (mut most, magnitude) = ([_mm512_setzero_si512(); 4], _mm512_set1_epi32(i32::MAX));
+    let (mut max, magnitude) = ([_mm512_setzero_si512(); 4], _mm512_set1_epi32(i32::MAX));
     for x in x {
-        for (i, most) in most.iter_mut().enumerate() {
+        for (i, max) in max.iter_mut().enumerate() {
             // SAFETY: 64 values, `i` is below 4.
             let v = unsafe { _mm512_loadu_si512(x.as_ptr().add(16 * i).cast()) };
-            *most = _mm512_max_epu32(*most, _mm512_and_si512(v, magnitude));
+            *max = _mm512_max_epu32(*max, _mm512_and_si512(v, magnitude));
         }
     }
-    let pairs = [_mm512_max_epu32(most[0], most[1]), _mm512_max_epu32(most[2], most[3])];
+    let pairs = [_mm512_max_epu32(max[0], max[1]), _mm512_max_epu32(max[2], max[3])];
     _mm512_reduce_max_epu32(_mm512_max_epu32(pairs[0], pairs[1]))
 }
 

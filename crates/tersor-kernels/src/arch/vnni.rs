@@ -42,8 +42,8 @@ pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>
     let mut panel = panels.start;
     while panel < panels.end {
         // One stream of lines is read faster than two.
-        let most = if x.x.tokens() * x.x.planes() < FEW { 1 } else { PANELS };
-        let count = most.min(panels.end - panel);
+        let max = if x.x.tokens() * x.x.planes() < FEW { 1 } else { PANELS };
+        let count = max.min(panels.end - panel);
         for &block in x.blocks {
             let kernel = match (w.bits(), count) {
                 (8, PANELS) => kernels::<8, PANELS>,

@@ -239,7 +239,7 @@ versions! {
     /// The largest absolute value, 0 of nothing. NaN or infinity when there is one among the values.
     pub fn largest(isa: Isa, x: &[f32]) -> f32 {
         // Without their signs, values are ordered as their bits are; infinity and then the NaNs come last.
-        f32::from_bits(x.iter().fold(0, |most, v| most.max(v.to_bits() & 0x7fff_ffff)))
+        f32::from_bits(x.iter().fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff)))
     }
 }
 

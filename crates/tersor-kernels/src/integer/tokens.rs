@@ -36,7 +36,8 @@ impl TokenLayout {
     pub fn key(&self) -> u128 {
         let Padding { cols, group, block } = self.padding;
         let zero = self.zero.map_or(256, u128::from);
-        let fields = [(cols as u128, 40), (group as u128, 40), (block as u128, 12), (zero, 9), (u128::from(self.pairs), 1)];
+        let fields =
+            [(cols as u128, 40), (group as u128, 40), (block as u128, 12), (zero, 9), (u128::from(self.pairs), 1)];
         fields.iter().fold(u128::from(self.isa.number()), |key, (value, bits)| key << bits ^ value)
     }
 

@@ -57,10 +57,10 @@ impl<'a> Data<'a> {
                 let at = x[first..].iter().position(|v| !v.is_finite()).unwrap_or(0) + first;
                 return Err(Error::NonFinite { row: at / self.dims, col: at % self.dims, value: x[at] });
             }
-            let most = (f64::from(f32::MAX) / 8.0 / self.dims as f64).sqrt();
-            if f64::from(peak) > most {
+            let max = (f64::from(f32::MAX) / 8.0 / self.dims as f64).sqrt();
+            if f64::from(peak) > max {
                 let value = format!(
-                    "{peak:e} in {} dimensions (squared distances overflow f32 above {most:.3e}; scale the points down)",
+                    "{peak:e} in {} dimensions (squared distances overflow f32 above {max:.3e}; scale the points down)",
                     self.dims
                 );
                 return Err(Error::Unsupported { what: "magnitude of points", value });

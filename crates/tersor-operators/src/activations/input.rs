@@ -16,15 +16,13 @@ const CODES: u128 = 0x6163_7469_7661_7469_6f6e_2063_6f64_6573;
 pub(crate) fn quantized(x: &Input<'_>, act: &ActQuant, isa: Isa) -> Result<Arc<Input<'static>>> {
     let shape = x.shape();
     act.check(shape[1])?;
-    x.cached(act.key(), |x| {
-        match act.apply(isa, x.data(), shape[1])? {
-            Encoded::Values(values) => Input::owned(values, shape),
-            Encoded::Codes(codes) => {
-                let codes = Arc::new(codes);
-                let held = Arc::clone(&codes);
-                let decode = move || ActQuant::decode(&held.codes, &held.scales, &[], shape[1]);
-                Ok(Input::lazy(shape, decode)?.attach(CODES, codes))
-            }
+    x.cached(act.key(), |x| match act.apply(isa, x.data(), shape[1])? {
+        Encoded::Values(values) => Input::owned(values, shape),
+        Encoded::Codes(codes) => {
+            let codes = Arc::new(codes);
+            let held = Arc::clone(&codes);
+            let decode = move || ActQuant::decode(&held.codes, &held.scales, &[], shape[1]);
+            Ok(Input::lazy(shape, decode)?.attach(CODES, codes))
         }
     })
 }

@@ -171,8 +171,8 @@ impl Map {
         }
         let mut parts = Vec::with_capacity(data.len());
         for block in data.chunks(block) {
-            let most = block.iter().fold(0f32, |m, v| m.max(v.abs())).max(f32::MIN_POSITIVE);
-            parts.extend(block.iter().map(|v| v / most));
+            let max = block.iter().fold(0f32, |m, v| m.max(v.abs())).max(f32::MIN_POSITIVE);
+            parts.extend(block.iter().map(|v| v / max));
         }
         parts.sort_by(f32::total_cmp);
         let quantile = |i: usize| {

@@ -45,7 +45,7 @@ impl Scales {
                 let mut out = vec![0f32; codes.len()];
                 let map = Map::dynamic(true);
                 let parts = codes.chunks(NESTED_BLOCK).zip(out.chunks_mut(NESTED_BLOCK)).zip(absmax);
-                parts.for_each(|((codes, out), most)| map.decode(isa, codes, *most, out));
+                parts.for_each(|((codes, out), max)| map.decode(isa, codes, *max, out));
                 out.iter_mut().for_each(|s| *s += offset);
                 Cow::Owned(out)
             }
@@ -163,8 +163,8 @@ impl Quantized {
         }
         tersor_core::check_finite(x, x.len(), 0)?;
         let mut codes = vec![0u8; self.len];
-        for ((x, out), most) in x.chunks(self.block).zip(codes.chunks_mut(self.block)).zip(&self.absmax) {
-            self.map.encode(isa, x, inverse_scale(*most), out);
+        for ((x, out), max) in x.chunks(self.block).zip(codes.chunks_mut(self.block)).zip(&self.absmax) {
+            self.map.encode(isa, x, inverse_scale(*max), out);
         }
         if self.map.bits() == 4 {
             let mut packed = vec![0u8; self.codes.len()];
@@ -246,8 +246,8 @@ impl Quantized {
                 continue;
             }
             let codes = self.codes[at..at + out.len()].chunks(self.block);
-            for ((codes, out), most) in codes.zip(out.chunks_mut(self.block)).zip(scales) {
-                self.map.decode(isa, codes, *most, out);
+            for ((codes, out), max) in codes.zip(out.chunks_mut(self.block)).zip(scales) {
+                self.map.decode(isa, codes, *max, out);
             }
         }
     }

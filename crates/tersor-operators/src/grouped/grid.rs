@@ -153,13 +153,13 @@ impl GroupSpec {
         let half = 1u8 << (self.bits.get() - 1);
         let steps = f64::from(self.bits.max_code());
         let (lo, hi) = (f64::from(lo), f64::from(hi));
-        let most = hi.max(-lo);
+        let max = hi.max(-lo);
         let scale = match self.grid {
             Grid::Asym => (hi - lo) / steps,
-            Grid::SymFull => 2.0 * most / steps,
+            Grid::SymFull => 2.0 * max / steps,
             // MXINT (arXiv 2402.02446, section 3.1): the power of two at or above the largest magnitude is one step beyond the grid.
-            Grid::SymNarrow if self.scale_dtype == DType::E8M0 => most / f64::from(half),
-            Grid::SymNarrow => most / f64::from(half - 1),
+            Grid::SymNarrow if self.scale_dtype == DType::E8M0 => max / f64::from(half),
+            Grid::SymNarrow => max / f64::from(half - 1),
         };
         let symmetric = self.grid != Grid::Asym;
         if scale < f64::from(f32::MIN_POSITIVE) {
@@ -240,11 +240,11 @@ mod tests {
     #[test]
     fn scales_that_are_powers_of_two() {
         let isa = Isa::detect();
-        for (most, bits, scale) in
+        for (max, bits, scale) in
             [(1.7, 4, 0.25), (1.0, 4, 0.125), (1.0001, 8, 1.0 / 64.0), (3e-38, 2, 2f32.powi(-125))]
         {
             let mx = spec(bits, Grid::SymNarrow, DType::E8M0);
-            assert_eq!(mx.fit(isa, &[-most, most / 3.0]).unwrap().scale, scale, "{most} at {bits} bits");
+            assert_eq!(mx.fit(isa, &[-max, max / 3.0]).unwrap().scale, scale, "{max} at {bits} bits");
         }
         assert!(GroupSpec::new(4, GroupSize::Channel, Grid::Asym, DType::E8M0, Clip::None).is_err());
         let huge = spec(2, Grid::SymNarrow, DType::E8M0).fit(isa, &[f32::MAX, 0.0]).unwrap().scale;

@@ -47,11 +47,11 @@ impl Limit {
     }
 
     /// That at least so many bytes are needed.
-    fn too_small(self, plan: &Plan, least: u64) -> Error {
+    fn too_small(self, plan: &Plan, min: u64) -> Error {
         match self {
-            Limit::Bytes(b) => ParamError::new("budget", b, format!("must be at least {least}")),
+            Limit::Bytes(b) => ParamError::new("budget", b, format!("must be at least {min}")),
             Limit::Bits(b) => {
-                ParamError::new("bits", b, format!("must be at least {:.3}", least as f64 * 8.0 / elements(plan)))
+                ParamError::new("bits", b, format!("must be at least {:.3}", min as f64 * 8.0 / elements(plan)))
             }
         }
         .into()
@@ -65,13 +65,13 @@ fn elements(plan: &Plan) -> f64 {
 
 /// Before minutes are spent on measuring.
 fn refuse_too_small(plan: &Plan, limit: Limit) -> Result<()> {
-    let mut least = limit.takes(plan)?;
+    let mut min = limit.takes(plan)?;
     for entry in &plan.entries {
         if let (Action::Compress(method), Some(shape)) = (&entry.action, entry.matrix()) {
-            least = least - entry.bytes() + Way::least(method.needs().gram).bytes(shape)?.min(entry.bytes());
+            min = min - entry.bytes() + Way::min(method.needs().gram).bytes(shape)?.min(entry.bytes());
         }
     }
-    if least > limit.bytes(plan) { Err(limit.too_small(plan, least)) } else { Ok(()) }
+    if min > limit.bytes(plan) { Err(limit.too_small(plan, min)) } else { Ok(()) }
 }
 
 /// What was chosen.
@@ -108,8 +108,8 @@ pub fn choose(
     let plan = Plan::new(model, probe, seed, false, calibration)?;
     let cx = Context::new().with_seed(seed).with_progress(progress::bars());
     cancel_on_signals(&cx.cancel);
-    if let Limit::Bytes(most) = limit
-        && model.weight_bytes() <= most
+    if let Limit::Bytes(max) = limit
+        && model.weight_bytes() <= max
     {
         let own = megabytes(model.weight_bytes());
         cx.progress.warn(&format!("the model's own files take {own} and fit the budget as they are"));
@@ -121,9 +121,9 @@ pub fn choose(
         None => {
             refuse_too_small(&plan, limit)?;
             let takes: u64 = memory.iter().flat_map(BTreeMap::values).sum();
-            if let Some(most) = calibration.max_memory.filter(|most| *most < takes) {
+            if let Some(max) = calibration.max_memory.filter(|max| *max < takes) {
                 let rule = format!("must be at least {takes} bytes ({}) for measuring", megabytes(takes));
-                return Err(ParamError::new("max-memory", most, rule).into());
+                return Err(ParamError::new("max-memory", max, rule).into());
             }
             cx.progress.begin(&format!("measure, in {} at most", megabytes(takes)), measure::steps(&plan));
             let items = measure::measure(&plan, model, &cx)?;
@@ -140,21 +140,21 @@ pub fn choose(
     let chosen: u64 = items.iter().filter_map(|i| Some(plan.entries[plan.entry(&i.name)?].bytes())).sum();
     // What else the files hold: other tensors, and headers, which change a little with the types.
     let mut beside = limit.takes(&plan)? - chosen;
-    let most = limit.bytes(&plan);
+    let max = limit.bytes(&plan);
     for _ in 0..8 {
-        let least: u64 = choices.iter().filter_map(|c| c.iter().map(|c| c.cost).min()).sum();
-        let Some(spare) = most.checked_sub(beside).filter(|s| *s >= least) else {
-            return Err(limit.too_small(&plan, least + beside));
+        let min: u64 = choices.iter().filter_map(|c| c.iter().map(|c| c.cost).min()).sum();
+        let Some(spare) = max.checked_sub(beside).filter(|s| *s >= min) else {
+            return Err(limit.too_small(&plan, min + beside));
         };
         let picks = allocate(&choices, spare)?;
         let recipe = recipe(limit, &items, &picks);
         let made = Plan::new(model, recipe.clone(), seed, false, calibration)?;
         let takes = limit.takes(&made)?;
-        if takes <= most {
+        if takes <= max {
             let loss = choices.iter().zip(&picks).map(|(c, p)| c[*p].loss).sum();
             return Ok(Chosen { recipe, loss, memory });
         }
-        beside += takes - most;
+        beside += takes - max;
     }
     Err(Error::Numerical("the headers of the files grow faster than the budget".into()))
 }

@@ -149,7 +149,7 @@ impl Item {
 
 impl Way {
     /// The smallest, of a matrix that something flows into or of another.
-    pub fn least(fed: bool) -> Self {
+    pub fn min(fed: bool) -> Self {
         let (bits, group) = if fed { (*SOLVED.start(), GROUPS[2]) } else { (3, 0) };
         Self { bits, group, sym: !fed, mse: false }
     }
