@@ -107,7 +107,7 @@ fn every_parser_is_fed_and_has_a_target() {
     let fed = stringify!(safetensors gguf gguf_tokenizer shard_index config tokenizer manifest recipe imatrix statistics operators optimizer);
     for parser in &PARSERS {
         assert!(
-            targets.join(format!("{}.rs", parser.name)).exists() && fed.split(' ').any(|n| n == parser.name),
+            targets.join(format!("{}.rs", parser.name)).exists() && fed.split_whitespace().any(|n| n == parser.name),
             "{}",
             parser.name
         );

@@ -10,7 +10,7 @@ use crate::{LinearOp, MatView, Result};
 /// The sweep goes through the columns in blocks. It calls [`enter`](Self::enter) at each block, then [`code`](Self::code) for runs of
 /// [`width`](Self::width) columns, and [`finish`](Self::finish) at the end.
 pub trait ColumnCoder: Send {
-    /// Returns the number of columns that are coded at once, 1 to 16. Blocks are multiples of it, but for the last.
+    /// Returns the number of columns that are coded at once, 1 to 16. The sweep makes all blocks but the last multiples of it.
     fn width(&self) -> usize {
         1
     }

@@ -71,8 +71,11 @@ impl Exec {
         self.parallel
     }
 
-    /// Runs `work` in the pool of this value, or where the caller is if it has none.
+    /// Runs `work` in the pool of this value, or where the caller is if it has none; without parallel work, on the calling thread alone.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        if !self.parallel {
+            return tersor_kernels::par::serial(work);
+        }
         #[cfg(feature = "rayon")]
         if let Some(pool) = self.pool.as_ref().filter(|_| self.parallel) {
             return pool.install(work);

@@ -119,7 +119,10 @@ impl InputChange {
     pub fn apply(&self, inputs: &mut [f32], features: usize, exec: &Exec) -> Result<()> {
         let fits = match self {
             InputChange::Scale(s) => s.len() == features,
-            InputChange::Permute(o) => o.len() == features,
+            InputChange::Permute(o) => {
+                FeatureMap::permutation(o.clone())?;
+                o.len() == features
+            }
             InputChange::Rotate(all) => rotations_fit(all, features),
         };
         if !fits || features == 0 {

@@ -121,7 +121,12 @@ impl RowSource for Masked<'_> {
         self.mask.apply(rows, out)
     }
     fn read_mask(&self, rows: Range<usize>, out: &mut Mask) -> Result<bool> {
-        *out = self.mask.rows(rows)?;
+        let mut inner = Mask::default();
+        let own = self.mask.rows(rows.clone())?;
+        *out = match self.source.read_mask(rows, &mut inner)? {
+            true => Mask::from_fn(own.shape(), |r, c| own.keeps(r, c) && inner.keeps(r, c))?,
+            false => own,
+        };
         Ok(true)
     }
 }
@@ -150,5 +155,10 @@ mod tests {
         assert_eq!(part, mask.rows(1..3).unwrap());
         assert!(Masked::new(&m, &Mask::all([3, 71]).unwrap()).is_err() && mask.rows(2..4).is_err());
         assert_eq!(Mask::all([2, 0]).unwrap().count(), 0);
+        // Of a mask over a mask, both hold.
+        let other = Mask::from_fn([3, 70], |r, c| (r * c) % 2 == 0).unwrap();
+        let both = Masked::new(&masked, &other).unwrap();
+        assert!(both.read_mask(0..3, &mut part).unwrap());
+        assert_eq!(part, Mask::from_fn([3, 70], |r, c| mask.keeps(r, c) && other.keeps(r, c)).unwrap());
     }
 }

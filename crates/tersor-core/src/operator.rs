@@ -130,6 +130,9 @@ pub fn check_apply([out, inp]: [usize; 2], x: &Input<'_>, y: &MatViewMut<'_>) ->
 /// Computes `y_i = x W_iᵀ` for operators that share an input. Those that have a [task](LinearOp::task) run as one piece of parallel work, so that an
 /// operator with too few rows for all threads shares them with the others. Errors if the shapes do not fit or a value of `x` is not finite.
 pub fn apply_all(ops: &[&dyn LinearOp], x: &Input<'_>, ys: Vec<MatViewMut<'_>>, exec: &Exec) -> Result<()> {
+    if ops.len() != ys.len() {
+        return Err(Error::shape("outputs of joint products", ops.len(), ys.len()));
+    }
     for (op, y) in ops.iter().zip(&ys) {
         check_apply(op.shape(), x, y)?;
     }

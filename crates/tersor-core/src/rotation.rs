@@ -149,7 +149,9 @@ const PROBES: usize = 24;
 /// Errors unless `F Fᵀ v = v` for [`PROBES`] vectors `v` of random signs, to 1e-4 of each component (Freivalds 1977): `O(p²)` work where all
 /// products of rows take `O(p³)`.
 fn check_orthogonal(factor: &[f32], p: usize) -> Result<()> {
-    let mut rng = ChaCha8Rng::seed_from_u64(p as u64);
+    // Seeded by the content, so that a file cannot be made for probes that are known beforehand.
+    let key = crate::context::fingerprint(bytemuck::cast_slice(factor));
+    let mut rng = ChaCha8Rng::seed_from_u64(key as u64 ^ (key >> 64) as u64);
     let (mut probe, mut folded) = (vec![0f64; p], vec![0f64; p]);
     for _ in 0..PROBES {
         probe.iter_mut().for_each(|v| *v = if rng.next_u32() & 1 == 0 { 1.0 } else { -1.0 });

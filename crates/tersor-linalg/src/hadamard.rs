@@ -2,9 +2,16 @@
 
 use tersor_core::{Error, Result};
 
-/// Whether [`hadamard`] has a matrix of this order.
+/// The largest order: its matrix has 2^30 elements.
+const MAX_ORDER: usize = 1 << 15;
+
+/// Returns whether [`hadamard`] has a matrix of this order, which is at most 32 768.
 pub fn hadamard_order(n: usize) -> bool {
-    n == 1 || n == 2 || (n > 0 && (paley(n).is_some() || (n.is_multiple_of(2) && hadamard_order(n / 2))))
+    n <= MAX_ORDER && has_order(n)
+}
+
+fn has_order(n: usize) -> bool {
+    n == 1 || n == 2 || (n > 0 && (paley(n).is_some() || (n.is_multiple_of(2) && has_order(n / 2))))
 }
 
 /// A Hadamard matrix `[n, n]` of ones and minus ones, `HHᵀ = nI`: Paley's first construction where `n - 1` is a
@@ -14,14 +21,14 @@ pub fn hadamard(n: usize) -> Result<Vec<i8>> {
     match n {
         1 => return Ok(vec![1]),
         2 => return Ok(vec![1, 1, 1, -1]),
+        _ if !hadamard_order(n) => {
+            let value = format!("{n} (there are Paley's orders times powers of two, up to {MAX_ORDER})");
+            return Err(Error::Unsupported { what: "order of a Hadamard matrix", value });
+        }
         _ => {}
     }
     if let Some((field, second)) = paley(n) {
         return Ok(if second { paley_two(&field) } else { paley_one(&field) });
-    }
-    if !n.is_multiple_of(2) || !hadamard_order(n / 2) {
-        let value = format!("{n} (there are Paley's orders times powers of two)");
-        return Err(Error::Unsupported { what: "order of a Hadamard matrix", value });
     }
     let half = hadamard(n / 2)?;
     let (m, mut out) = (n / 2, vec![0i8; n * n]);
@@ -37,7 +44,7 @@ pub fn hadamard(n: usize) -> Result<Vec<i8>> {
 
 /// The field of Paley's first construction of order `n`, or of his second (true).
 fn paley(n: usize) -> Option<(Field, bool)> {
-    if n.is_multiple_of(4) {
+    if n > 0 && n.is_multiple_of(4) {
         if let Some(f) = Field::new(n - 1) {
             return Some((f, false));
         }

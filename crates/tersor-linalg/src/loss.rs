@@ -70,9 +70,14 @@ impl Gram {
     }
 }
 
-/// Returns `tr E H Eᵀ` for one error matrix `[rows, features]` and a Gram matrix in f64, never negative. Errors if the lengths do not fit.
+/// Returns `tr E H Eᵀ` for one error matrix `[rows, features]` and a Gram matrix in f64, never negative. Errors if the lengths do not fit or
+/// the loss is not finite.
 pub fn output_loss(errors: &[f32], gram: &[f64], features: usize) -> Result<f64> {
-    Ok(Gram::new(gram, features, 1.0)?.loss(errors)?.max(0.0))
+    let loss = Gram::new(gram, features, 1.0)?.loss(errors)?;
+    if !loss.is_finite() {
+        return Err(Error::Numerical(format!("the loss of the outputs is {loss}: errors or Gram matrix are not finite or too large")));
+    }
+    Ok(loss.max(0.0))
 }
 
 #[cfg(test)]
@@ -97,5 +102,7 @@ mod tests {
         assert_eq!((block.features(), block.values()[0]), (4, gram[8 * k + 8] as f32));
         assert!(Gram::new(&gram, k + 1, 1.0).is_err() && g.loss(&e[1..]).is_err());
         assert_eq!(g.loss(&[]).unwrap(), 0.0);
+        assert!(output_loss(&[f32::NAN], &[1.0], 1).is_err() && output_loss(&[1.0], &[f64::NAN], 1).is_err());
+        assert!(output_loss(&[0.0, f32::INFINITY], &[1.0, 0.0, 0.0, 0.0], 2).is_err());
     }
 }

@@ -75,6 +75,7 @@ impl<'f> Sweep<'f> {
             Kept::Mask(mask) => Some(*mask),
             _ => None,
         };
+        tersor_core::check_finite(&w, cols, 0)?;
         coder.begin(self.factor.order())?;
         if let Some(order) = self.factor.order() {
             permute(&mut w, order);
@@ -88,6 +89,8 @@ impl<'f> Sweep<'f> {
             if end <= start || end > cols {
                 return Err(Error::range("end of a block of columns", start + 1..cols + 1, end));
             }
+            // Whole runs of columns, but for the last block: a run is never cut inside of the matrix.
+            let end = if end < cols { (start + (end - start) / width * width).max(start + width).min(cols) } else { end };
             let present = |to: usize| MatView::strided(&w, start, [rows, to - start], [cols as isize, 1]);
             coder.enter(start..end, present(cols)?, &diagonal)?;
             let chosen = match &mut kept {
@@ -123,7 +126,7 @@ impl<'f> Sweep<'f> {
                 total += tile.give(&mut w, &mut errors[top * (end - start)..], cols, span);
             }
             // The errors of this block reach all columns after it as one product.
-            if end < cols {
+            if end < cols && rows > 0 {
                 let rest = Out { data: &mut w[end..], stride: cols };
                 let from = &self.upper[start * cols + end..];
                 dense::subtract_product(&errors, [rows, end - start], from, cols, cols - end, rest)?;
@@ -133,6 +136,9 @@ impl<'f> Sweep<'f> {
         // Σ e² is the error in the damped Hessian, exactly: W - Ŵ = E U and U (H + λI) Uᵀ = I.
         let moved = metrics::squared_error(&targets, &w);
         let data_error = (total - self.factor.added() * moved).max(0.0);
+        if !total.is_finite() || !moved.is_finite() {
+            return Err(Error::Numerical(format!("the errors of a sweep sum to {total:e}: weights or factor are too large for f32")));
+        }
         Ok(Swept { values: w, data_error })
     }
 }
@@ -145,8 +151,9 @@ struct Tile {
     /// Weights; those of coded columns are what the codes stand for.
     w: Vec<f32>,
     errors: Vec<f32>,
-    /// Weights of masked columns before they were dropped, `[columns at once, rows]`; empty where nothing is masked.
+    /// Weights of masked columns before they were dropped, `[columns at once, rows]`, and which were; empty where nothing is masked.
     before: Vec<f32>,
+    dropped: Vec<bool>,
     out: Vec<f32>,
 }
 
@@ -170,8 +177,12 @@ impl Tile {
         let columns = &mut self.w[first..first + n * self.rows];
         self.before.clear();
         self.before.extend_from_slice(columns);
+        self.dropped.clear();
+        self.dropped.resize(columns.len(), false);
         for (c, column) in columns.chunks_exact_mut(self.rows.max(1)).enumerate() {
-            column.iter_mut().enumerate().filter(|(r, _)| !keeps(*r, at + c)).for_each(|(_, v)| *v = 0.0);
+            for (r, v) in column.iter_mut().enumerate().filter(|(r, _)| !keeps(*r, at + c)) {
+                (*v, self.dropped[c * self.rows + r]) = (0.0, true);
+            }
         }
     }
 
@@ -191,6 +202,10 @@ impl Tile {
         let ahead = Ahead::new(&self.w, self.cols.clone(), rest, [self.rows, cols])?;
         coder.code(rows, at, &ahead, &mut self.out)?;
         let masked = !self.before.is_empty();
+        if masked && self.dropped.iter().zip(&self.out).any(|(dropped, out)| *dropped && *out != 0.0) {
+            let value = "on a grid without zero, which dropped weights cannot be on".to_string();
+            return Err(Error::Unsupported { what: "mask", value });
+        }
         let columns = self.w[span.clone()].iter_mut().zip(&mut self.errors[span]);
         for (i, ((w, e), out)) in columns.zip(&self.out).enumerate() {
             let target = if masked { self.before[i] } else { *w };

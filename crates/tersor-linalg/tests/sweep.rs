@@ -114,7 +114,7 @@ fn one_column_or_several_with_masks_or_without_equal_the_reference() {
     let (w, gram) = case();
     let factor = Damping::default().factor(&gram, COLS).unwrap();
     let mask = Mask::from_fn([ROWS, COLS], |r, c| (r + c) % 3 != 0).unwrap();
-    for width in [1, 2, 4, 8] {
+    for width in 1..=16 {
         for block in [8, 16, 64] {
             for masked in [false, true] {
                 let mut coder = Steps::new(0.3, width, [ROWS, COLS]);
@@ -183,6 +183,13 @@ fn runs_of_rows_do_not_depend_on_threads_and_bad_input_is_refused() {
         sweep.run(w, &mut Steps::new(0.3, width, [ROWS, COLS]), kept, &Exec::new()).is_err()
     };
     assert!(refused(w[1..].to_vec(), 1, Kept::All) && refused(w.clone(), 17, Kept::All));
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut broken = w.clone();
+        broken[COLS + 3] = bad;
+        assert!(refused(broken, 1, Kept::All));
+    }
+    let none = sweep.run(vec![], &mut Steps::new(0.3, 1, [0, COLS]), Kept::All, &Exec::new()).unwrap();
+    assert!(none.values.is_empty() && none.data_error == 0.0);
     let narrow = Mask::all([ROWS, COLS - 1]).unwrap();
     assert!(refused(w.clone(), 1, Kept::Mask(&narrow)));
     let singular = vec![f64::NAN; COLS * COLS];

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::gram;
 use super::little_endian::{from_bytes, to_bytes};
 use super::sample::Sample;
 use super::windows::Windows;
@@ -148,20 +149,31 @@ impl StatSet {
         };
         let k = usize::try_from(features).map_err(|_| Error::Overflow { what: format!("{features} features") })?;
         let vector = [k];
-        let squares = if file.has("squares") { Some(file.f64s("squares", &vector)?) } else { None };
+        let squares = if file.has("squares") { Some(file.sums("squares", k)?) } else { None };
         let channel = if file.has("min") {
             Some(ChannelStats {
                 min: file.extremes("min", k, tokens)?,
                 max: file.extremes("max", k, tokens)?,
                 sum: file.f64s("sum", &vector)?,
-                sum_abs: file.f64s("sum_abs", &vector)?,
-                sum_sq: file.f64s("sum_sq", &vector)?,
-                max_mean_abs: file.f64s("max_mean_abs", &vector)?,
+                sum_abs: file.sums("sum_abs", k)?,
+                sum_sq: file.sums("sum_sq", k)?,
+                max_mean_abs: file.sums("max_mean_abs", k)?,
             })
         } else {
             None
         };
-        let gram = if file.has("gram") { Some(Arc::new(file.f64s("gram", &[k, k])?)) } else { None };
+        if let Some(c) = &channel
+            && let Some(i) = c.min.iter().zip(&c.max).position(|(min, max)| tokens > 0 && min > max)
+        {
+            return Err(Error::format(file.name("min"), format!("the minimum of feature {i} is above its maximum")));
+        }
+        let gram = if file.has("gram") {
+            let values = file.f64s("gram", &[k, k])?;
+            gram::check(&values, k).map_err(|e| e.in_tensor(&file.name("gram")))?;
+            Some(Arc::new(values))
+        } else {
+            None
+        };
         let sample = if want > 0 { Some(file.sample(k, want, seed)?) } else { None };
         let windows = if file.has("window_first") { Some(file.windows(k, tokens)?) } else { None };
         let weight = if file.has("weight") { Some(file.weight()?) } else { None };
@@ -201,6 +213,15 @@ impl Saved<'_> {
         }
     }
 
+    /// Reads sums of values that are not negative, one a feature.
+    fn sums(&self, suffix: &str, k: usize) -> Result<Vec<f64>> {
+        let values = self.f64s(suffix, &[k])?;
+        match values.iter().position(|v| *v < 0.0) {
+            Some(i) => Err(Error::format(self.name(suffix), format!("the value of feature {i} is negative"))),
+            None => Ok(values),
+        }
+    }
+
     fn finite_f32s(&self, suffix: &str, shape: [usize; 2]) -> Result<Vec<f32>> {
         let name = self.name(suffix);
         let values = read_floats(self.source, &name, &shape)?;
@@ -236,6 +257,10 @@ impl Saved<'_> {
         let mut sample = Sample::new(want, seed);
         for (i, number) in numbers.iter().enumerate() {
             sample.offer(*number, || values[i * k..(i + 1) * k].to_vec());
+        }
+        if sample.keys.len() != n {
+            let what = "a token is listed twice, or there are more than the sample holds";
+            return Err(Error::format(self.name("sample_tokens"), what));
         }
         Ok(sample)
     }

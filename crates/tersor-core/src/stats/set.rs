@@ -104,10 +104,8 @@ impl StatSet {
         if Some(gram.len()) != k.checked_mul(k) {
             return Err(Error::shape("Gram matrix", [k, k], gram.len()));
         }
-        match gram.iter().position(|v| !v.is_finite()) {
-            Some(i) => Err(Error::NonFinite { row: i / k, col: i % k, value: gram[i] as f32 }),
-            None => Ok(Self { gram: Some(Arc::new(gram)), ..self }),
-        }
+        gram::check(&gram, k)?;
+        Ok(Self { gram: Some(Arc::new(gram)), ..self })
     }
 
     /// Adds a batch `[tokens, features]`; a batch of no tokens changes nothing. All or nothing: on an error the statistics are what they
@@ -154,6 +152,12 @@ impl StatSet {
         let (Some(first), Some(_)) = (first, end) else {
             return Err(Error::Overflow { what: "the number of a token".into() });
         };
+        if let Some(last) = self.sample.as_ref().and_then(|s| s.keys.iter().map(|key| key.1).max())
+            && last >= first
+        {
+            let rule = "a token after all others of the sample; merge the shards between first";
+            return Err(Error::order("number of a token", rule, (first, last)));
+        }
         let new_window = match &self.windows {
             Some(_) if !window => {
                 let value = "statistics of windows take whole windows; use `observe_window`".into();

@@ -81,10 +81,17 @@ pub fn pairs<A: Send, B: Send, R: Send>(
 /// - do not hold a lock that a job of the pool takes: the calling thread may run such a job while it waits for an item.
 pub fn region<R>(parallel: bool, f: impl FnOnce() -> R) -> R {
     #[cfg(feature = "rayon")]
-    if parallel && rayon::current_num_threads() > 1 {
+    if parallel && rayon::current_num_threads() > 1 && !team::in_item() {
         return team::lead(rayon::current_num_threads() - 1, f);
     }
     let _ = parallel;
+    f()
+}
+
+/// Runs `f` on the calling thread alone: each [`map`], [`pairs`] and [`region`] in it stays on this thread.
+pub fn serial<R>(f: impl FnOnce() -> R) -> R {
+    #[cfg(feature = "rayon")]
+    let _role = team::alone();
     f()
 }
 

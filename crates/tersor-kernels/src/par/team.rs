@@ -87,6 +87,11 @@ pub(super) fn in_item() -> bool {
     matches!(ROLE.get(), Role::Item)
 }
 
+/// Makes this thread one that shares nothing until the result is dropped.
+pub(super) fn alone() -> impl Drop {
+    set(&ROLE, Role::Item)
+}
+
 /// Results of `f(i, scratch)` for `0..count` from the team that this thread leads. None if it leads none.
 pub(super) fn share<S, R: Send>(
     count: usize,

@@ -34,6 +34,12 @@ fn seam(all: &[(u32, usize)], piece: &[(u32, usize)], first: usize) -> Option<[u
 /// A model's tokenizer.
 pub struct Tokenizer(tokenizers::Tokenizer);
 
+/// Runs code of the `tokenizers` crate, which panics at some files that are no tokenizer. Errors if it does.
+fn no_panic<R>(f: impl FnOnce() -> R) -> Result<R> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f))
+        .map_err(|_| Error::format("tokenizer.json", "the tokenizers crate cannot work with it"))
+}
+
 impl Tokenizer {
     /// From `tokenizer.json` beside the weights, or from GGUF metadata.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
@@ -63,10 +69,11 @@ impl Tokenizer {
         keys::write(&json, config, meta)
     }
 
-    /// From the content of a `tokenizer.json`.
+    /// Returns the tokenizer of a `tokenizer.json`. Errors if it is not valid JSON, or describes no tokenizer.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         let bad = |e: Box<dyn std::error::Error + Send + Sync>| Error::format("tokenizer.json", e.to_string());
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(json).map_err(bad)?;
+        serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|e| bad(e.into()))?;
+        let mut tokenizer = no_panic(|| tokenizers::Tokenizer::from_bytes(json))?.map_err(bad)?;
         // Some files ask for every text to be cut and padded to one length.
         tokenizer.with_padding(None).with_truncation(None).map_err(bad)?;
         Ok(Self(tokenizer))
@@ -101,14 +108,14 @@ impl Tokenizer {
 
     /// Tokens, each with the byte where it begins, `base` being the first.
     fn tokens_at(&self, text: &str, base: usize) -> Result<Vec<(u32, usize)>> {
-        let encoding = self.0.encode(text, false).map_err(|e| Error::format("text", e.to_string()))?;
+        let encoding = no_panic(|| self.0.encode(text, false))?.map_err(|e| Error::format("text", e.to_string()))?;
         Ok(encoding.get_ids().iter().zip(encoding.get_offsets()).map(|(id, at)| (*id, base + at.0)).collect())
     }
 
     /// Tokens of a text with those that the model wants around it (`[CLS]`, `[SEP]`), at most `most`: of a longer text the end is left
     /// out, and its last token stays.
     pub fn encode_framed(&self, text: &str, most: usize) -> Result<Vec<u32>> {
-        let encoding = self.0.encode_fast(text, true).map_err(|e| Error::format("text", e.to_string()))?;
+        let encoding = no_panic(|| self.0.encode_fast(text, true))?.map_err(|e| Error::format("text", e.to_string()))?;
         let mut tokens = encoding.get_ids().to_vec();
         if tokens.len() > most {
             tokens.drain(most.saturating_sub(1)..tokens.len() - 1);
