@@ -5,7 +5,7 @@
 A case is a model, an instruction set, and one of:
 
     compress/RECIPE   compresses, evaluates, generates; with some recipes also converts and evaluates with other caches
-    kv/SPEC           evaluates the model as it is, with keys and values kept as SPEC says
+    kv/SPEC           evaluates the model as it is, with keys and values cached as SPEC says
     convert/TARGET    converts the model as it is
     calibrate/RECIPE  gathers statistics in a file
     way/NAME          another way through the command: a budget, tasks and merge, shards of statistics, less memory, a seed

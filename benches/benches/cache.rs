@@ -5,10 +5,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use tersor::core::cache::{Angles, Positions, Queries};
-use tersor::core::{Check, Exec, Heads, KvBlock, KvCache};
-use tersor::kv::{IntCache, Integers};
-use tersor::llm::DenseCache;
+use tersor::core::cache::Rotary;
+use tersor::core::{Check, Exec, Heads, KvCache, LayerCache};
+use tersor::kv::Integers;
+use tersor::operators::DenseCaches;
 
 const HEADS: usize = 32;
 const KV_HEADS: usize = 8;
@@ -16,53 +16,37 @@ const DIM: usize = 128;
 const LAYERS: usize = 8;
 const TURNS: usize = 40;
 
-/// Nothing turns.
-struct Still;
-
-impl Positions for Still {
-    fn angles(&self, _: u32) -> Arc<Angles> {
-        Arc::new(Angles { cos: vec![1.0; DIM / 2], sin: vec![0.0; DIM / 2] })
-    }
-}
-
 fn values(n: usize, salt: usize) -> Vec<f32> {
     (0..n).map(|i| (((i + salt) * 7919) % 2001) as f32 / 1000.0 - 1.0).collect()
 }
 
 fn main() {
-    let heads = || Heads {
-        heads: HEADS,
-        kv_heads: KV_HEADS,
-        head_dim: DIM,
-        window: None,
-        positions: Arc::new(Still) as Arc<dyn Positions>,
-    };
-    let integers =
-        |how: Integers| -> Box<dyn KvCache> { Box::new(IntCache::new(heads(), how.check().unwrap()).unwrap()) };
+    let rotary = Arc::new(Rotary::new(DIM, 10_000.0).unwrap());
+    let heads = Heads::new(HEADS, KV_HEADS, DIM).unwrap().with_rotary(rotary).unwrap();
+    let integers = |params: Integers| -> LayerCache { params.check().unwrap().layer(&heads).unwrap() };
     let exec = &Exec::new();
     for tokens in [512usize, 4096] {
         let make = |name: &str| match name {
-            "f32" => Box::new(DenseCache::new(heads())) as Box<dyn KvCache>,
+            "f32" => DenseCaches::f32().layer(&heads).unwrap(),
             "int8" => integers(Integers::new(8)),
             "int4" => integers(Integers::new(4)),
             "int4-eighth" => integers(Integers::new(4).high(DIM / 8)),
             _ => integers(Integers::new(2)),
         };
         let names = ["f32", "int8", "int4", "int4-eighth", "int2"];
-        let mut layers: Vec<Vec<Box<dyn KvCache>>> = names.map(|n| (0..LAYERS).map(|_| make(n)).collect()).into();
+        let mut layers: Vec<Vec<LayerCache>> = names.map(|n| (0..LAYERS).map(|_| make(n)).collect()).into();
         let positions: Vec<u32> = (0..tokens as u32).collect();
-        let (keys, kept) = (values(tokens * KV_HEADS * DIM, 1), values(tokens * KV_HEADS * DIM, 2));
+        let (keys, cached) = (values(tokens * KV_HEADS * DIM, 1), values(tokens * KV_HEADS * DIM, 2));
         for cache in layers.iter_mut().flatten() {
-            cache.append(KvBlock { keys: &keys, values: &kept, positions: &positions }, exec).unwrap();
+            cache.append(&keys, &cached, &positions, exec).unwrap();
         }
         let query = values(HEADS * DIM, 3);
         let mut out = vec![0f32; HEADS * DIM];
         let mut times = vec![Vec::new(); names.len()];
         for turn in 0..TURNS {
             for (caches, times) in layers.iter_mut().zip(&mut times) {
-                let queries = Queries { data: &query, positions: &[tokens as u32 - 1] };
                 let start = Instant::now();
-                caches[turn % LAYERS].attend(queries, &mut out, None, exec).unwrap();
+                caches[turn % LAYERS].attend(&query, &[tokens as u32 - 1], &mut out, exec).unwrap();
                 times.push(start.elapsed().as_secs_f64());
             }
         }

@@ -1,32 +1,35 @@
-//! How keys and values are kept, by name: `f32`, or `int<bits>[-hadamard|-pca][-high<n>|-eighth]`: integers per token and head, keys rotated after their
-//! rotary embedding, by a random Hadamard matrix or by what was found when the model was compressed, the last `n` dimensions of each head (or an
-//! eighth of them) at 8 bits.
+//! Forms of the key-value cache, by name: `f32`, `f16`, or `int<bits>[-hadamard|-pca][-high<n>|-eighth]`: integers per token and head, keys rotated after
+//! their rotary embedding by a random Hadamard matrix or by the rotation that the compressed model brings, the last `n` dimensions of each head
+//! (or an eighth of them) at 8 bits.
 
 use std::sync::Arc;
 
-use tersor::core::{Check, Context, Error, Heads, MakeCache, ParamError, Result, Rotation};
-use tersor::kv::{IntCache, Integers};
+use tersor::core::{CacheSet, Check, Context, DType, Error, Heads, ParamError, Result, Rotation};
+use tersor::kv::{IntegerCaches, Integers};
 use tersor::llm::{Checkpoint, Decoder, key_rotation_name};
 use tersor::lowrank::rotate::SHARES;
 use tersor::lowrank::widths;
+use tersor::operators::DenseCaches;
 
-/// A way to keep them.
+/// The form of a cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Spec {
-    /// As they are.
+    /// f32.
     F32,
-    /// As integers.
+    /// f16.
+    F16,
+    /// Integers.
     Integers { bits: u32, keys: Keys, high: High },
 }
 
-/// How keys are rotated.
+/// The rotation of keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Keys {
-    /// Not at all.
+    /// None.
     Plain,
-    /// By a random Hadamard matrix.
+    /// A random Hadamard matrix.
     Hadamard,
-    /// By what the model brings.
+    /// The rotation stored with the model.
     Stored,
 }
 
@@ -38,14 +41,17 @@ pub enum High {
 }
 
 impl Spec {
-    /// Error (bad usage) when the name is none.
+    /// Returns the form of this name. Errors (bad usage) if there is none.
     pub fn parse(name: &str) -> Result<Self> {
         let refuse = || {
-            let rule = "must be f32 or int<2 to 8>[-hadamard|-pca][-high<dimensions>|-eighth], such as int4-hadamard";
+            let rule = "must be f32, f16 or int<2 to 8>[-hadamard|-pca][-high<dimensions>|-eighth], such as int4-hadamard";
             ParamError::new("kv", format!("`{name}`"), rule).into()
         };
         if name == "f32" {
             return Ok(Self::F32);
+        }
+        if name == "f16" {
+            return Ok(Self::F16);
         }
         let number = |s: &str| s.parse::<usize>().ok().filter(|n| n.to_string() == s);
         let mut parts = name.strip_prefix("int").ok_or_else(refuse)?.split('-').peekable();
@@ -68,24 +74,26 @@ impl Spec {
         Ok(Self::Integers { bits, keys, high })
     }
 
-    /// What runs a checkpoint: as asked, else as its recipe recorded it, else as it is.
-    pub fn of(asked: Option<&str>, checkpoint: &Checkpoint) -> Result<Self> {
+    /// Returns the form `name`, else the form that the checkpoint's recipe recorded, else f32.
+    pub fn of(name: Option<&str>, checkpoint: &Checkpoint) -> Result<Self> {
         let recorded = checkpoint.manifest().and_then(|m| m.json["recipe"]["kv"].as_str());
-        asked.or(recorded).map_or(Ok(Self::F32), Self::parse)
+        name.or(recorded).map_or(Ok(Self::F32), Self::parse)
     }
 
-    /// For the decoder of a checkpoint. Error when its heads are too narrow, or it brings no rotations and they are asked for.
+    /// Returns the caches of a checkpoint's decoder. Errors if its heads are too narrow, or stored rotations are needed and it has none.
     pub fn caches(self, checkpoint: &Checkpoint) -> Result<Caches> {
         let c = checkpoint.architecture().decoder()?;
-        let Self::Integers { bits, keys, high } = self else {
-            return Ok(Caches { make: None, bytes_per_token: c.kv_floats_per_token() * size_of::<f32>() });
+        let layers = vec![c.attention_heads()?; c.layers];
+        let (bits, keys, high) = match self {
+            Self::F32 => return Caches::new(Arc::new(DenseCaches::f32()), &layers),
+            Self::F16 => return Caches::new(Arc::new(DenseCaches::new(DType::F16)?), &layers),
+            Self::Integers { bits, keys, high } => (bits, keys, high),
         };
         let high = match high {
             High::Count(n) => n,
             High::Eighth => widths(SHARES, c.head_dim).pop().unwrap_or(0),
         };
         let plain = Integers::new(bits).high(high);
-        let bytes_per_token = c.layers * plain.clone().check()?.bytes_per_token(c.kv_heads, c.head_dim)?;
         // Random ones are the same for whoever runs the model: they are not stored.
         let rotation = |layer: usize| -> Result<Option<Rotation>> {
             match keys {
@@ -101,30 +109,27 @@ impl Spec {
                 }
             }
         };
-        let rotations = (0..c.layers).map(rotation).collect::<Result<Vec<_>>>()?;
-        let make = move |layer: usize, heads: &Heads| -> Result<Box<dyn tersor::core::KvCache>> {
-            let rotation = rotations.get(layer).cloned().flatten();
-            let how = rotation.into_iter().fold(plain.clone(), Integers::key_rotation);
-            Ok(Box::new(IntCache::new(heads.clone(), how.check()?)?))
-        };
-        Ok(Caches { make: Some(Arc::new(make)), bytes_per_token })
+        let params = |layer: usize| Ok(rotation(layer)?.into_iter().fold(plain.clone(), Integers::key_rotation).check()?);
+        let params = (0..c.layers).map(params).collect::<Result<Vec<_>>>()?;
+        Caches::new(Arc::new(IntegerCaches::by_layer(params)?), &layers)
     }
 }
 
-/// Caches that a decoder is to use.
+/// The caches of a decoder.
 pub struct Caches {
-    make: Option<Arc<MakeCache>>,
-    /// Of a token in all layers.
+    set: Arc<dyn CacheSet>,
+    /// Bytes of one token in the caches of all layers.
     pub bytes_per_token: usize,
 }
 
 impl Caches {
-    /// Lets a decoder use them.
+    fn new(set: Arc<dyn CacheSet>, layers: &[Heads]) -> Result<Self> {
+        Ok(Self { bytes_per_token: set.bytes_per_token(layers)?, set })
+    }
+
+    /// Returns the decoder with these caches.
     pub fn give(self, decoder: Decoder) -> Decoder {
-        match self.make {
-            Some(make) => decoder.with_caches(make),
-            None => decoder,
-        }
+        decoder.with_caches(self.set)
     }
 }
 
@@ -134,7 +139,7 @@ mod tests {
 
     #[test]
     fn names_and_nothing_else() {
-        assert_eq!(Spec::parse("f32").unwrap(), Spec::F32);
+        assert_eq!((Spec::parse("f32").unwrap(), Spec::parse("f16").unwrap()), (Spec::F32, Spec::F16));
         let all = Spec::Integers { bits: 4, keys: Keys::Hadamard, high: High::Count(8) };
         assert_eq!(Spec::parse("int4-hadamard-high8").unwrap(), all);
         assert_eq!(Spec::parse("int3").unwrap(), Spec::Integers { bits: 3, keys: Keys::Plain, high: High::Count(0) });

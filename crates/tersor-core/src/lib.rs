@@ -29,7 +29,7 @@ mod stats;
 pub mod tensors;
 pub mod view;
 
-pub use cache::{Angles, Heads, KvBlock, KvCache, MakeCache, Positions, ProbSink};
+pub use cache::{CacheMethod, CacheRegistry, CacheSet, Heads, KvCache, KvStep, KvStore, LayerCache};
 pub use coder::{Ahead, ColumnCoder};
 pub use context::{Cancel, Context, Progress, Silent};
 pub use coupling::{Coupled, Coupling, Unit};

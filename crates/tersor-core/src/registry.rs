@@ -44,13 +44,13 @@ impl Registry {
 pub struct Loading<'l> {
     registry: &'l Registry,
     source: &'l dyn TensorSource,
-    shared: Mutex<BTreeMap<String, Arc<dyn Any + Send + Sync>>>,
+    shared: Shared,
 }
 
 impl<'l> Loading<'l> {
     /// Returns a loading without shared parts yet.
     pub fn new(registry: &'l Registry, source: &'l dyn TensorSource) -> Self {
-        Self { registry, source, shared: Mutex::default() }
+        Self { registry, source, shared: Shared::default() }
     }
 
     /// Returns where the tensors are read from.
@@ -84,7 +84,17 @@ impl<'l> Loading<'l> {
     /// Returns the shared part `name`, made by `make` the first time that it is asked for. Errors if `make` does, or if the part was made as
     /// another type.
     pub fn shared<T: Any + Send + Sync>(&self, name: &str, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
-        let lock = || self.shared.lock().unwrap_or_else(|e| e.into_inner());
+        self.shared.get(name, make)
+    }
+}
+
+/// Parts that several loaded objects use, by name.
+#[derive(Default)]
+pub(crate) struct Shared(Mutex<BTreeMap<String, Arc<dyn Any + Send + Sync>>>);
+
+impl Shared {
+    pub(crate) fn get<T: Any + Send + Sync>(&self, name: &str, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+        let lock = || self.0.lock().unwrap_or_else(|e| e.into_inner());
         let found = lock().get(name).map(Arc::clone);
         let part = match found {
             Some(part) => part,
@@ -94,6 +104,6 @@ impl<'l> Loading<'l> {
                 Arc::clone(lock().entry(name.to_string()).or_insert(made))
             }
         };
-        part.downcast().map_err(|_| Error::format(name, "operators disagree on what this shared part is"))
+        part.downcast().map_err(|_| Error::format(name, "the objects that share this part disagree on its type"))
     }
 }

@@ -73,6 +73,24 @@ impl<'a, T: Element> MatView<'a, T> {
         if row_major { self.data.get(self.first..self.first + rows * cols) } else { None }
     }
 
+    /// Returns a row in f32: borrowed if its elements are f32 side by side, copied otherwise. Empty if there is no such row.
+    pub fn row(&self, row: usize) -> Cow<'a, [f32]> {
+        let [rows, cols] = self.shape;
+        if row >= rows || cols == 0 {
+            return Cow::Borrowed(&[]);
+        }
+        // Checked in `strided`: inside the slice.
+        let start = (self.first as isize + row as isize * self.strides[0]) as usize;
+        if self.strides[1] == 1
+            && let Some(values) = self.data.get(start..start + cols).and_then(T::as_f32)
+        {
+            return Cow::Borrowed(values);
+        }
+        let mut out = vec![0f32; cols];
+        self.widen_row(row, &mut out);
+        Cow::Owned(out)
+    }
+
     /// Widens row `row` into `out`; `out` must be `cols` long, `row` inside.
     fn widen_row(&self, row: usize, out: &mut [f32]) {
         let start = self.first as isize + row as isize * self.strides[0];

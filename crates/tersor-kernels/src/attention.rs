@@ -1,22 +1,97 @@
-//! Scaled dot-product attention of one head.
+//! Scaled dot-product attention of one head: scores, weighted sums, and both around a softmax.
 
 use std::ops::Range;
 
-use crate::dense::{How, Out, Write, product, product_plain};
+use crate::dense::{How, Out, Write, add_product, product};
 use crate::{Fault, Isa, fault, vector};
 
-/// Number of queries below which each is multiplied with one key or value at a time: a product of matrices is not worth
-/// its start.
+/// Number of query tokens below which each query is multiplied with one key or value at a time: a product of matrices
+/// is not worth its start.
 pub const FEW: usize = 4;
 
-/// Rows that [`attend_few`] reads at once.
-const READ: usize = 32;
+/// How queries are multiplied with keys, and probabilities with values. Both give the same numbers up to rounding.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Product {
+    /// One dot product, or one scaled row, at a time, by the loops of this crate: the same bits on every instruction
+    /// set.
+    #[default]
+    Vector,
+    /// Products of matrices, by the `gemm` crate, which chooses its own instruction set.
+    Matrix,
+}
+
+impl Product {
+    /// Returns the product for so many query tokens: [`Product::Vector`] below [`FEW`].
+    #[must_use]
+    pub fn of(tokens: usize) -> Self {
+        if tokens < FEW { Self::Vector } else { Self::Matrix }
+    }
+}
+
+/// Writes `out[t, j] = q[t] · keys[j]` for queries `[tokens, dim]` and keys `[len, dim]`; rows of `out` are
+/// `out.stride` apart. Fails, with `out` unchanged, with `Fault::Length` or `Fault::Overflow` when a length is wrong.
+pub fn scores(
+    isa: Isa,
+    how: Product,
+    q: &[f32],
+    keys: &[f32],
+    dim: usize,
+    out: Out<'_>,
+) -> Result<(), Fault> {
+    let (tokens, len) = (q.len() / dim.max(1), keys.len() / dim.max(1));
+    fault::matrix("keys", [len, dim], keys.len())?;
+    if how == Product::Matrix {
+        let how = How { isa, write: Write::Set, parallel: false };
+        return product(how, q, [tokens, dim], keys, len, out);
+    }
+    fault::matrix("queries", [tokens, dim], q.len())?;
+    out.check([tokens, len])?;
+    for (j, key) in keys.chunks_exact(dim.max(1)).enumerate() {
+        for (t, q) in q.chunks_exact(dim.max(1)).enumerate() {
+            out.data[t * out.stride + j] = vector::dot(isa, q, key);
+        }
+    }
+    Ok(())
+}
+
+/// Adds `Σ_j p[t, j] values[j]` to `out[t]` for values `[len, dim]` and `out` `[tokens, dim]`; rows of `p` are `stride`
+/// apart. With [`Product::Vector`] values of probability 0 are left out. Fails, with `out` unchanged, with
+/// `Fault::Length` or `Fault::Overflow` when a length is wrong.
+pub fn add_weighted(
+    isa: Isa,
+    how: Product,
+    [p, values]: [&[f32]; 2],
+    stride: usize,
+    dim: usize,
+    out: &mut [f32],
+) -> Result<(), Fault> {
+    let (tokens, len) = (out.len() / dim.max(1), values.len() / dim.max(1));
+    fault::matrix("values", [len, dim], values.len())?;
+    fault::matrix("output", [tokens, dim], out.len())?;
+    if tokens == 0 || len == 0 {
+        return Ok(());
+    }
+    if how == Product::Matrix {
+        return add_product(p, stride, [tokens, len], values, dim, out);
+    }
+    fault::at_least("stride of the probabilities", len, stride)?;
+    let last = (tokens - 1).checked_mul(stride).and_then(|n| n.checked_add(len));
+    fault::at_least("probabilities", last.ok_or(Fault::Overflow { what: "probabilities" })?, p.len())?;
+    for (j, value) in values.chunks_exact(dim).enumerate() {
+        for (t, out) in out.chunks_exact_mut(dim).enumerate() {
+            let p = p[t * stride + j];
+            if p != 0.0 {
+                vector::axpy(isa, p, value, out);
+            }
+        }
+    }
+    Ok(())
+}
 
 /// `out[t] = Σ_j p[t, j] values[j]`, `p[t] = softmax over visible[t] of q[t] · keys[j]`; queries `[tokens, dim]` are
 /// scaled already, keys and values are `[len, dim]`. Returns the range of keys that any token sees, and leaves `p` over
-/// it in `probs` (`[tokens, range]`, 0 where a token sees nothing). Products of matrices are those of the `gemm` crate,
-/// which chooses its own instruction set. Long texts are best taken a block of tokens at a time, since keys that no
-/// token of the block sees are left out.
+/// it in `probs` (`[tokens, range]`, 0 where a token sees nothing). Products are those of [`Product::of`] the tokens.
+/// Long texts are best taken a block of tokens at a time, since keys that no token of the block sees are left out.
 ///
 /// Fails, with the outputs unchanged, with `Fault::Length` or `Fault::Overflow` when a length is wrong, and with
 /// `Fault::Range` when a range is reversed or goes past the keys.
@@ -29,105 +104,28 @@ pub fn attend(
     out: &mut [f32],
 ) -> Result<Range<usize>, Fault> {
     let (tokens, len) = (visible.len(), keys.len() / dim.max(1));
-    check([q.len(), out.len()], [len, dim], visible)?;
+    fault::matrix("queries", [tokens, dim], q.len())?;
+    fault::matrix("output", [tokens, dim], out.len())?;
+    for v in visible {
+        fault::at_most("end of a range of visible keys", len, v.end)?;
+        fault::at_most("start of a range of visible keys", v.end, v.start)?;
+    }
     fault::matrix("keys", [len, dim], keys.len())?;
     fault::matrix("values", [len, dim], values.len())?;
     let first = visible.iter().map(|v| v.start).min().unwrap_or(0);
     let last = visible.iter().map(|v| v.end).max().unwrap_or(0).max(first);
     let (keys, values, seen) = (&keys[first * dim..last * dim], &values[first * dim..last * dim], last - first);
-    let cut = |v: &Range<usize>| v.start - first..v.end - first;
+    let how = Product::of(tokens);
     // What is not written below is filled with zeros.
     probs.resize(tokens * seen, 0.0);
-    let matrices = tokens >= FEW;
-    if matrices {
-        let how = How { isa, write: Write::Set, parallel: false };
-        product(how, q, [tokens, dim], keys, seen, Out { data: probs, stride: seen })?;
-    } else {
-        out.fill(0.0);
-    }
-    for (t, (p, v)) in probs.chunks_exact_mut(seen.max(1)).zip(visible).enumerate() {
+    scores(isa, how, q, keys, dim, Out { data: probs, stride: seen })?;
+    for (p, v) in probs.chunks_exact_mut(seen.max(1)).zip(visible) {
         p[..v.start - first].fill(0.0);
         p[v.end - first..].fill(0.0);
-        if !matrices {
-            for j in cut(v) {
-                p[j] = vector::dot(isa, &q[t * dim..][..dim], &keys[j * dim..][..dim]);
-            }
-        }
-        vector::softmax(isa, &mut p[cut(v)]);
-        if !matrices {
-            for j in cut(v) {
-                vector::axpy(isa, p[j], &values[j * dim..][..dim], &mut out[t * dim..][..dim]);
-            }
-        }
-    }
-    if matrices {
-        product_plain(probs, [tokens, seen], values, dim, out)?;
-    }
-    Ok(first..last)
-}
-
-/// Fails unless queries and output, of these lengths, have a row for each token, and ranges lie inside the keys.
-fn check([queries, out]: [usize; 2], [len, dim]: [usize; 2], visible: &[Range<usize>]) -> Result<(), Fault> {
-    fault::matrix("queries", [visible.len(), dim], queries)?;
-    fault::matrix("output", [visible.len(), dim], out)?;
-    for v in visible {
-        fault::at_most("end of a range of visible keys", len, v.end)?;
-        fault::at_most("start of a range of visible keys", v.end, v.start)?;
-    }
-    Ok(())
-}
-
-/// Rows that are made as they are needed: `read(rows, out)` writes those of a range, `[rows, dim]`.
-pub type ReadRows<'a> = dyn Fn(Range<usize>, &mut [f32]) + Sync + 'a;
-
-/// [`attend`] of a few queries to `len` keys and values that are kept in some other form than f32: they are read once
-/// for all queries, so many at a time as stay in the cache. The results are those of `attend` with fewer than [`FEW`]
-/// queries, to the bit. Fails, with the outputs unchanged, with `Fault::Length` or `Fault::Overflow` when a length is
-/// wrong, and with `Fault::Range` when a range is reversed or goes past the keys.
-pub fn attend_few(
-    isa: Isa,
-    q: &[f32],
-    [keys, values]: [&ReadRows<'_>; 2],
-    [len, dim]: [usize; 2],
-    visible: &[Range<usize>],
-    probs: &mut Vec<f32>,
-    out: &mut [f32],
-) -> Result<Range<usize>, Fault> {
-    check([q.len(), out.len()], [len, dim], visible)?;
-    let first = visible.iter().map(|v| v.start).min().unwrap_or(0);
-    let last = visible.iter().map(|v| v.end).max().unwrap_or(0).max(first);
-    let seen = last - first;
-    probs.clear();
-    probs.resize(visible.len() * seen, 0.0);
-    out.fill(0.0);
-    let mut rows = vec![0f32; READ.min(seen) * dim];
-    // What query `t` sees of a run of rows, counted from the first row of the run.
-    let cut = |run: &Range<usize>, v: &Range<usize>| {
-        let start = v.start.clamp(run.start, run.end);
-        start - run.start..v.end.clamp(start, run.end) - run.start
-    };
-    let runs = || (first..last).step_by(READ).map(|at| at..(at + READ).min(last));
-    for run in runs() {
-        let rows = &mut rows[..run.len() * dim];
-        keys(run.clone(), rows);
-        for ((q, p), v) in q.chunks_exact(dim.max(1)).zip(probs.chunks_exact_mut(seen)).zip(visible) {
-            for j in cut(&run, v) {
-                p[run.start - first + j] = vector::dot(isa, q, &rows[j * dim..][..dim]);
-            }
-        }
-    }
-    for (p, v) in probs.chunks_exact_mut(seen.max(1)).zip(visible) {
         vector::softmax(isa, &mut p[v.start - first..v.end - first]);
     }
-    for run in runs() {
-        let rows = &mut rows[..run.len() * dim];
-        values(run.clone(), rows);
-        for ((out, p), v) in out.chunks_exact_mut(dim.max(1)).zip(probs.chunks_exact(seen)).zip(visible) {
-            for j in cut(&run, v) {
-                vector::axpy(isa, p[run.start - first + j], &rows[j * dim..][..dim], out);
-            }
-        }
-    }
+    out.fill(0.0);
+    add_weighted(isa, how, [probs, values], seen, dim, out)?;
     Ok(first..last)
 }
 
@@ -154,14 +152,20 @@ mod tests {
                 let (mut probs, mut out) = (Vec::new(), vec![f32::NAN; tokens * dim]);
                 let seen = attend(isa, [&q, &keys, &values], dim, &visible, &mut probs, &mut out).unwrap();
                 prop_assert!(out.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5));
-                let read = |x: &[f32], rows: Range<usize>, out: &mut [f32]| out.copy_from_slice(&x[rows.start * dim..rows.end * dim]);
-                let [of_keys, of_values] = [&keys, &values].map(|x| move |rows: Range<usize>, out: &mut [f32]| read(x, rows, out));
-                let (mut few_probs, mut few) = (Vec::new(), vec![f32::NAN; tokens * dim]);
-                let range = attend_few(isa, &q, [&of_keys, &of_values], [len, dim], &visible, &mut few_probs, &mut few).unwrap();
-                prop_assert_eq!(&range, &seen);
-                prop_assert!(few.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5));
-                if tokens < FEW {
-                    prop_assert!(few == out && few_probs == probs);
+                // In parts, with either product.
+                for how in [Product::Vector, Product::Matrix] {
+                    let mut parts = vec![0f32; tokens * dim];
+                    for at in (0..seen.len()).step_by(7) {
+                        let rows = (seen.start + at) * dim..(seen.start + (at + 7).min(seen.len())) * dim;
+                        let mut again = vec![f32::NAN; tokens * seen.len()];
+                        let out = Out { data: &mut again[at..], stride: seen.len() };
+                        scores(isa, how, &q, &keys[rows.clone()], dim, out).unwrap();
+                        add_weighted(isa, how, [&probs[at..], &values[rows]], seen.len(), dim, &mut parts).unwrap();
+                        let q = &q[(tokens - 1) * dim..];
+                        let score = vector::dot(isa, q, &keys[(seen.start + at) * dim..][..dim]);
+                        prop_assert!((again[(tokens - 1) * seen.len() + at] - score).abs() < 1e-5);
+                    }
+                    prop_assert!(parts.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5));
                 }
                 for (p, v) in probs.chunks(seen.len()).zip(&visible) {
                     let v = v.start - seen.start..v.end - seen.start;
@@ -177,16 +181,24 @@ mod tests {
         let (x, mut out, mut probs) = ([1.0f32; 8], [0f32; 4], Vec::new());
         let mut run =
             |q: &[f32], visible: Range<usize>| attend(Isa::SCALAR, [q, &x, &x], 4, &[visible], &mut probs, &mut out);
-        let still: &ReadRows<'_> = &|_, _| {};
-        let few = |q: &[f32], v: Range<usize>| {
-            attend_few(Isa::SCALAR, q, [still, still], [2, 4], &[v], &mut Vec::new(), &mut [0f32; 4])
-        };
         let short = Err(Fault::Length { what: "queries", expected: 4, found: 3 });
         let far = Err(Fault::Range { what: "end of a range of visible keys", limit: 2, found: 3 });
         #[allow(clippy::reversed_empty_ranges)]
-        let reversed = few(&x[..4], 2..1);
+        let reversed = run(&x[..4], 2..1);
         assert_eq!(reversed, Err(Fault::Range { what: "start of a range of visible keys", limit: 1, found: 2 }));
-        assert!(few(&x[..3], 0..2) == short && few(&x[..4], 0..3) == far && few(&x[..4], 1..1) == Ok(1..1));
+        for how in [Product::Vector, Product::Matrix] {
+            let mut out = [0f32; 8];
+            let mut cells = [0f32; 4];
+            let place = |data| Out { data, stride: 2 };
+            assert!(scores(Isa::SCALAR, how, &x[..7], &x, 4, place(&mut cells)).is_err());
+            assert!(scores(Isa::SCALAR, how, &x, &x[..7], 4, place(&mut cells)).is_err());
+            assert!(scores(Isa::SCALAR, how, &x, &x, 4, place(&mut cells[..3])).is_err());
+            assert!(add_weighted(Isa::SCALAR, how, [&x[..3], &x], 2, 4, &mut out).is_err());
+            assert!(add_weighted(Isa::SCALAR, how, [&x[..4], &x], 1, 4, &mut out).is_err());
+            assert!(add_weighted(Isa::SCALAR, how, [&x[..4], &x[..7]], 2, 4, &mut out).is_err());
+            assert!(add_weighted(Isa::SCALAR, how, [&x[..4], &x], 2, 4, &mut out[..7]).is_err());
+            assert_eq!(add_weighted(Isa::SCALAR, how, [&x[..4], &x], 2, 4, &mut out), Ok(()));
+        }
         assert!(run(&x[..3], 0..2) == short && run(&x[..4], 0..3) == far && run(&x[..4], 0..2) == Ok(0..2));
     }
 }

@@ -216,6 +216,34 @@ pub fn product_plain(x: &[f32], [m, k]: [usize; 2], w: &[f32], n: usize, y: &mut
     Ok(())
 }
 
+/// `y += x w` on the calling thread, for `x = [m, k]` whose rows are `stride` elements apart, of which the last may be
+/// short, and contiguous `w = [k, n]` and `y = [m, n]`. The `gemm` crate chooses the instruction set. Fails with
+/// `Fault::Length` or `Fault::Overflow`, with `y` unchanged, when a length is wrong.
+pub fn add_product(
+    x: &[f32],
+    stride: usize,
+    [m, k]: [usize; 2],
+    w: &[f32],
+    n: usize,
+    y: &mut [f32],
+) -> Result<(), Fault> {
+    fault::matrix("right matrix", [k, n], w.len())?;
+    fault::matrix("output", [m, n], y.len())?;
+    if m == 0 || n == 0 || k == 0 {
+        return Ok(());
+    }
+    fault::at_least("stride of the left matrix", k, stride)?;
+    let last = (m - 1).checked_mul(stride).and_then(|v| v.checked_add(k));
+    fault::at_least("left matrix", last.ok_or(Fault::Overflow { what: "left matrix" })?, x.len())?;
+    let (xs, ws) = (stride as isize, n as isize);
+    // SAFETY: sizes and strides describe elements inside of the three slices, whose lengths were checked.
+    unsafe {
+        let (y, x, w, none) = (y.as_mut_ptr(), x.as_ptr(), w.as_ptr(), gemm::Parallelism::None);
+        gemm::gemm(m, n, k, y, 1, ws, true, x, 1, xs, w, 1, ws, 1.0f32, 1.0f32, false, false, false, none);
+    }
+    Ok(())
+}
+
 /// `y -= x w` on the calling thread, for contiguous `x = [m, k]`, and `w = [k, n]` whose rows are `stride` elements
 /// apart, of which the last may be short. The `gemm` crate chooses the instruction set. Fails with `Fault::Length` or
 /// `Fault::Overflow`, with `y` unchanged, when a length is wrong.

@@ -86,8 +86,9 @@ versions! {
         }
     }
 
-    /// Softmax, in place. Of nothing, nothing.
-    pub fn softmax(isa: Isa, x: &mut [f32]) {
+    /// Softmax, in place. Returns the maximum `m` of the values and `Σ e^(x - m)`, by which the softmax of parts becomes
+    /// that of the whole; of nothing, minus infinity and 0.
+    pub fn softmax(isa: Isa, x: &mut [f32]) -> [f32; 2] {
         let (whole, rest) = x.as_chunks::<32>();
         let mut max = [f32::NEG_INFINITY; 32];
         for x in whole {
@@ -111,6 +112,7 @@ versions! {
         }
         let scale = sum.recip();
         x.iter_mut().for_each(|v| *v *= scale);
+        [max, sum]
     }
 
     /// `g = silu(g) * u` over the shorter of the two: `silu(x) = x / (1 + e^-x)`.
@@ -147,9 +149,11 @@ fn reduce(mut lanes: [f32; 32]) -> f32 {
     lanes[0]
 }
 
-/// `e^x`, within 2 units in the last place, for -87.3 to 88; outside, what it is at the nearer end.
+/// `e^x`, within 2 units in the last place, for -87.3 to 88; outside, what it is at the nearer end. The same bits on
+/// every instruction set.
+#[must_use]
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     // In this order a NaN stays one.
     let x = if x < -87.3 { -87.3 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };
@@ -211,7 +215,7 @@ mod tests {
                     run(&|v| rms_norm(isa, &x, &y[..n.max(1).min(y.len())], 1e-5, v)),
                     run(&|v| layer_norm(isa, v, &y[..n], &y[..n], 1e-5)),
                     run(&|v| apply_rotary(isa, v, &y[..n / 2], &y[n..n + n / 2])),
-                    run(&|v| softmax(isa, v)),
+                    run(&|v| drop(softmax(isa, v))),
                     run(&|v| gated_silu(isa, v, &y)),
                     run(&|v| gelu(isa, v)),
                     run(&|v| gelu_tanh(isa, v)),
@@ -231,7 +235,8 @@ mod tests {
             let max = wide.iter().fold(f64::MIN, |m, v| m.max(*v));
             let sum: f64 = wide.iter().map(|v| (v - max).exp()).sum();
             let mut got = x.clone();
-            softmax(isa, &mut got);
+            let [found, total] = softmax(isa, &mut got);
+            prop_assert!(f64::from(found) == max && (f64::from(total) / sum - 1.0).abs() < 1e-5);
             prop_assert!(close(&got, &|i| (wide[i] - max).exp() / sum, 2e-6));
             let mut got = x.clone();
             gated_silu(isa, &mut got, &vec![1.0; x.len()]);

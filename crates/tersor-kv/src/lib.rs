@@ -2,5 +2,10 @@
 
 mod integers;
 
-pub use integers::{CheckedIntegers, IntCache, Integers};
-pub use tersor_core::{Check, Error, KvCache, ParamError, Result};
+pub use integers::{CheckedIntegers, IntegerCaches, Integers};
+pub use tersor_core::{CacheRegistry, Check, Error, KvCache, ParamError, Result};
+
+/// Adds every kind of cache set of this crate to a registry.
+pub fn register_caches(registry: &mut CacheRegistry) {
+    registry.register_set(IntegerCaches::KIND, integers::load);
+}

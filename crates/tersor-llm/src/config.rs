@@ -1,7 +1,10 @@
 //! `config.json` of the architectures that run.
 
+use std::sync::Arc;
+
 use serde_json::Value as Json;
-use tersor_core::{Error, Limits, Result};
+use tersor_core::cache::{Rotary, RotaryScaling};
+use tersor_core::{Error, Heads, Limits, Result};
 
 use crate::architecture::check_architecture;
 
@@ -41,7 +44,7 @@ pub struct DecoderConfig {
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
     /// Change of the rotary frequencies for longer texts.
-    pub rope_scaling: RopeScaling,
+    pub rope_scaling: RotaryScaling,
     /// Whether head and embedding are one matrix.
     pub tied: bool,
     /// A token sees only so many tokens back, itself included.
@@ -50,20 +53,6 @@ pub struct DecoderConfig {
     pub qk_norm: bool,
     /// Tokens that end a text.
     pub eos: Vec<u32>,
-}
-
-/// How rotary frequencies are scaled.
-#[derive(Clone, PartialEq, Debug)]
-#[allow(missing_docs)]
-pub enum RopeScaling {
-    /// As trained.
-    None,
-    /// All frequencies divided by `factor`.
-    Linear { factor: f64 },
-    /// Llama 3.1: low frequencies divided, high ones kept, a ramp between.
-    Llama3 { factor: f64, low: f64, high: f64, original: f64 },
-    /// YaRN: a ramp over dimensions, and a factor on the attention.
-    Yarn { factor: f64, original: f64, beta_fast: f64, beta_slow: f64, attention: f64 },
 }
 
 impl DecoderConfig {
@@ -110,7 +99,7 @@ impl DecoderConfig {
             qk_norm: model_type == "qwen3",
             sliding_window: sliding_window(json, &model_type)?,
             tied: json.get("tie_word_embeddings").and_then(Json::as_bool).unwrap_or(false),
-            rope_scaling: rope.map_or(Ok(RopeScaling::None), |r| scaling(r, max_positions))?,
+            rope_scaling: rope.map_or(Ok(RotaryScaling::None), |r| scaling(r, max_positions))?,
             intermediate: size(json, "intermediate_size")?,
             layers: size(json, "num_hidden_layers")?,
             vocab: size(json, "vocab_size")?,
@@ -132,20 +121,14 @@ impl DecoderConfig {
         Ok(config)
     }
 
-    /// The heads of a layer, for its cache.
-    pub fn kv_heads_with(&self, positions: std::sync::Arc<dyn tersor_core::Positions>) -> tersor_core::Heads {
-        tersor_core::Heads {
-            heads: self.heads,
-            kv_heads: self.kv_heads,
-            head_dim: self.head_dim,
-            window: self.sliding_window,
-            positions,
-        }
-    }
-
-    /// Floats of one token in the caches of all layers.
-    pub fn kv_floats_per_token(&self) -> usize {
-        2 * self.layers * self.kv_heads * self.head_dim
+    /// Returns the heads of a layer, with their rotary embedding. Errors if the sizes do not fit together.
+    pub fn attention_heads(&self) -> Result<Heads> {
+        let rotary = Rotary::scaled(self.head_dim, self.rope_theta, &self.rope_scaling)?;
+        let heads = Heads::new(self.heads, self.kv_heads, self.head_dim)?.with_rotary(Arc::new(rotary))?;
+        Ok(match self.sliding_window {
+            Some(tokens) => heads.with_window(tokens)?,
+            None => heads,
+        })
     }
 }
 
@@ -182,7 +165,7 @@ fn sliding_window(json: &Json, model_type: &str) -> Result<Option<usize>> {
     }
 }
 
-fn scaling(json: &Json, max_positions: usize) -> Result<RopeScaling> {
+fn scaling(json: &Json, max_positions: usize) -> Result<RotaryScaling> {
     let kind = json.get("rope_type").or(json.get("type")).and_then(Json::as_str).unwrap_or("default");
     let number = |key: &str, default: Option<f64>| {
         let found = json.get(key).and_then(Json::as_f64).or(default).filter(|v| v.is_finite() && *v > 0.0);
@@ -190,9 +173,9 @@ fn scaling(json: &Json, max_positions: usize) -> Result<RopeScaling> {
     };
     let original = || number("original_max_position_embeddings", Some(max_positions as f64));
     Ok(match kind {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: number("factor", None)? },
-        "llama3" => RopeScaling::Llama3 {
+        "default" => RotaryScaling::None,
+        "linear" => RotaryScaling::Linear { factor: number("factor", None)? },
+        "llama3" => RotaryScaling::Llama3 {
             factor: number("factor", None)?,
             low: number("low_freq_factor", Some(1.0))?,
             high: number("high_freq_factor", Some(4.0))?,
@@ -200,7 +183,7 @@ fn scaling(json: &Json, max_positions: usize) -> Result<RopeScaling> {
         },
         "yarn" => {
             let factor = number("factor", None)?;
-            RopeScaling::Yarn {
+            RotaryScaling::Yarn {
                 factor,
                 original: original()?,
                 beta_fast: number("beta_fast", Some(32.0))?,

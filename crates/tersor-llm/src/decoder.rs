@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use tersor_core::{Error, Exec, Input, KvCache, LinearOp, MakeCache, MatViewMut, Result, Write};
+use tersor_core::{CacheSet, Error, Exec, Heads, Input, KvCache, LayerCache, LinearOp, MatViewMut, Result, Write};
 use tersor_kernels::par;
+use tersor_operators::DenseCaches;
 
 use crate::layer::{apply, rms_norm};
-use crate::{Checkpoint, DecoderConfig, DenseCache, Layer, Rope, SiteKind};
+use crate::{Checkpoint, DecoderConfig, Layer, SiteKind};
 
 /// Tokens that run through the layers at once.
 const BLOCK: usize = 512;
@@ -23,8 +24,8 @@ pub struct Decoder {
     head: Arc<dyn LinearOp>,
     norm: Vec<f32>,
     layers: Layers,
-    rope: Arc<Rope>,
-    caches: Arc<MakeCache>,
+    heads: Heads,
+    caches: Arc<dyn CacheSet>,
 }
 
 /// The caches of one text.
@@ -46,6 +47,11 @@ impl State {
     pub fn clear(&mut self) {
         self.caches.iter_mut().for_each(|c| c.clear());
         self.len = 0;
+    }
+    /// Ends the prompt: caches that evict tokens do so here and after every later token. Errors if one cannot.
+    pub fn seal(&mut self, exec: &Exec) -> Result<()> {
+        self.caches.iter_mut().try_for_each(|c| c.score_prompt(exec))?;
+        self.caches.iter_mut().try_for_each(|c| c.seal(exec))
     }
     /// Bytes of all caches.
     pub fn bytes(&self) -> usize {
@@ -83,9 +89,8 @@ impl Decoder {
         let head =
             if separate && !config.tied { checkpoint.matrix("lm_head.weight", shape)?.into() } else { embed.clone() };
         let norm = checkpoint.vector("model.norm.weight", config.hidden)?;
-        let rope = Arc::new(Rope::new(&config));
-        let caches: Arc<MakeCache> = Arc::new(|_, heads| Ok(Box::new(DenseCache::new(heads.clone()))));
-        Ok(Self { config, embed, head, norm, layers, rope, caches })
+        let heads = config.attention_heads()?;
+        Ok(Self { config, embed, head, norm, layers, heads, caches: Arc::new(DenseCaches::f32()) })
     }
 
     /// Sizes and switches.
@@ -93,22 +98,24 @@ impl Decoder {
         &self.config
     }
 
-    /// The same with other caches than dense ones in f32.
-    pub fn with_caches(mut self, caches: Arc<MakeCache>) -> Self {
+    /// Returns the same decoder with other caches than those in f32.
+    pub fn with_caches(mut self, caches: Arc<dyn CacheSet>) -> Self {
         self.caches = caches;
         self
     }
 
-    /// Empty caches. Error when one cannot be made for the model's heads.
+    /// Returns empty caches. Errors if they cannot be made for the model's heads.
     pub fn state(&self) -> Result<State> {
-        let heads = self.config.kv_heads_with(self.rope.clone());
-        let caches = (0..self.config.layers).map(|l| (self.caches)(l, &heads)).collect::<Result<_>>()?;
+        let caches = self.caches.make(&vec![self.heads.clone(); self.config.layers])?;
+        if caches.len() != self.config.layers {
+            return Err(Error::shape("caches of layers", self.config.layers, caches.len()));
+        }
         Ok(State { caches, len: 0 })
     }
 
-    /// A dense cache of one layer, empty.
-    pub(crate) fn cache(&self) -> DenseCache {
-        DenseCache::new(self.config.kv_heads_with(self.rope.clone()))
+    /// Returns an empty cache of one layer in f32.
+    pub(crate) fn cache(&self) -> Result<LayerCache> {
+        DenseCaches::f32().layer(&self.heads)
     }
 
     /// Runs `f` with a layer, reading it first where layers are streamed.

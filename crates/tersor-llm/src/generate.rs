@@ -65,7 +65,11 @@ pub fn generate(
     let mut out = Vec::new();
     let mut next = prompt.to_vec();
     while out.len() < count {
-        let token = sampling.pick(&decoder.next(&next, &mut state, exec)?)?;
+        let logits = decoder.next(&next, &mut state, exec)?;
+        if out.is_empty() {
+            state.seal(exec)?;
+        }
+        let token = sampling.pick(&logits)?;
         if decoder.config().eos.contains(&token) {
             break;
         }

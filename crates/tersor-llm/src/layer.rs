@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use tersor_core::cache::Queries;
-use tersor_core::{Error, Exec, Input, KvBlock, KvCache, LinearOp, MatViewMut, Result, Write};
+use tersor_core::{Error, Exec, Input, KvCache, KvStep, LinearOp, MatViewMut, Result, Write};
 use tersor_kernels::{par, vector};
 
 use crate::{DecoderConfig, Weights};
@@ -136,8 +135,8 @@ impl Layer {
         let normed = rms_norm(stream, &self.input_layernorm, config.eps, exec);
         let x = Input::new(&normed, shape)?;
         observe(SiteKind::Qkv, &x)?;
-        let mixed = self.mixed(config, &x, positions, cache, exec)?;
-        let x = Input::new(&mixed, [tokens, config.heads * config.head_dim])?;
+        let attn_output = self.attn_output(config, &x, positions, cache, exec)?;
+        let x = Input::new(&attn_output, [tokens, config.heads * config.head_dim])?;
         observe(SiteKind::O, &x)?;
         self.o_proj.add_to(&x, stream, exec)?;
 
@@ -150,8 +149,8 @@ impl Layer {
         self.down_proj.add_to(&x, stream, exec)
     }
 
-    /// What attention makes of its input: `[tokens, heads * head_dim]`.
-    pub(crate) fn mixed(
+    /// Returns the attention output `[tokens, heads * head_dim]` of an input, and appends its tokens to the cache.
+    pub(crate) fn attn_output(
         &self,
         config: &DecoderConfig,
         x: &Input<'_>,
@@ -170,7 +169,7 @@ impl Layer {
         Ok(gated)
     }
 
-    /// Norms of q and k where the model has them, the cache, attention: `[tokens, heads * head_dim]`.
+    /// Returns the attention output `[tokens, heads * head_dim]` of queries, keys and values, behind the norms that the model has.
     pub(crate) fn attend(
         &self,
         config: &DecoderConfig,
@@ -183,13 +182,12 @@ impl Layer {
             q = rms_norm(&q, norm, config.eps, exec);
         }
         let k = self.normed_keys(config, k, exec);
-        cache.append(KvBlock { keys: &k, values: &v, positions }, exec)?;
-        let mut mixed = vec![0f32; positions.len() * config.heads * config.head_dim];
-        cache.attend(Queries { data: &q, positions }, &mut mixed, None, exec)?;
-        Ok(mixed)
+        let mut attn_output = vec![0f32; positions.len() * config.heads * config.head_dim];
+        cache.step(KvStep { keys: &k, values: &v, queries: &q, positions }, &mut attn_output, exec)?;
+        Ok(attn_output)
     }
 
-    /// Keys behind their norm, where the model has one.
+    /// Returns keys behind their norm, if the model has one.
     pub(crate) fn normed_keys(&self, config: &DecoderConfig, keys: Vec<f32>, exec: &Exec) -> Vec<f32> {
         match &self.k_norm {
             Some(norm) => rms_norm(&keys, norm, config.eps, exec),

@@ -1,7 +1,6 @@
 #![doc = include_str!("../README.md")]
 
 mod architecture;
-mod cache;
 mod calibrate;
 mod checkpoint;
 mod config;
@@ -10,12 +9,10 @@ mod encoder;
 mod evaluate;
 mod generate;
 mod layer;
-mod rope;
 mod sites;
 mod tokenizer;
 
 pub use architecture::Architecture;
-pub use cache::DenseCache;
 pub use calibrate::{
     ABREAST, Behind, Calibration, Forks, Hooks, ReadRow, Replaced, Replacements, Seen, SiteChanges, batch_tokens,
     shard_windows,
@@ -24,12 +21,10 @@ pub use checkpoint::{
     Checkpoint, MANIFEST, Manifest, StoredWeight, Weights, bits_per_weight, is_embedding_or_head, is_key_rotation,
     key_rotation_name,
 };
-pub use config::{DecoderConfig, RopeScaling};
+pub use config::DecoderConfig;
 pub use decoder::{Decoder, State};
 pub use encoder::{Activation, Encoder, EncoderConfig};
 pub use evaluate::{Agreement, Evaluation, evaluate, windows};
 pub use generate::{Sampling, Temperature, generate};
 pub use layer::{Layer, Linear, SiteKind};
-pub use rope::Rope;
-pub use tersor_core::Angles;
 pub use tokenizer::Tokenizer;

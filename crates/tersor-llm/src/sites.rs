@@ -208,7 +208,7 @@ impl Decoder {
             let mut out = Vec::new();
             for x in x.chunks_exact(window * features) {
                 let x = Input::new(x, [window, features])?;
-                out.extend(own.module(config, kind, &x, weights, &mut self.cache(), exec)?);
+                out.extend(own.module(config, kind, &x, weights, &mut self.cache()?, exec)?);
             }
             Ok(out)
         })

@@ -2,6 +2,7 @@
 
 mod activations;
 mod blockwise;
+mod cache;
 mod composed;
 mod dense;
 mod dual;
@@ -14,6 +15,7 @@ mod table;
 
 pub use activations::{ActPlan, ActQuant, ActRange, integers};
 pub use blockwise::{BlockwiseForm, BlockwiseLinear, Map, MapKind, NESTED_BLOCK, Quantized, Scales, inverse_scale};
+pub use cache::{DenseCaches, DenseRows, IntegerRows, cache_registry, integer_row_bytes, register_caches};
 pub use composed::{
     Factored, Permuted, QuantizedInputs, Residual, Rotated, ScaledInputs, Split, online, online_layout, split_layout,
 };

@@ -17,3 +17,12 @@ pub use tersor_llm as llm;
 pub use tersor_lowrank as lowrank;
 pub use tersor_operators as operators;
 pub use tersor_operators::registry;
+
+/// Returns a registry with every kind of cache store and cache set.
+pub fn cache_registry() -> core::CacheRegistry {
+    #[allow(unused_mut)]
+    let mut registry = tersor_operators::cache_registry();
+    #[cfg(feature = "kv")]
+    tersor_kv::register_caches(&mut registry);
+    registry
+}

@@ -1,8 +1,8 @@
-//! Asymmetric integers for each token and head (ResQ, arXiv 2412.14363, section 4.1; KIVI's values, arXiv 2402.02750).
+//! Asymmetric integers per token and head (ResQ, arXiv 2412.14363, section 4.1; KIVI's values, arXiv 2402.02750).
 
-mod cache;
-mod packed;
+mod method;
 mod params;
 
-pub use cache::IntCache;
+pub(crate) use method::load;
+pub use method::IntegerCaches;
 pub use params::{CheckedIntegers, Integers};

@@ -59,7 +59,7 @@ impl<'a> Forks<'a> {
     /// fit.
     pub fn layer(&mut self, index: usize, replaced: Vec<Replaced>, cancel: &Cancel) -> Result<()> {
         let (calibration, before) = (&self.calibration, self.forks.len());
-        let mut layer = steps::layer(calibration.checkpoint, &[], calibration.rope.as_ref(), index)?;
+        let mut layer = steps::layer(calibration.checkpoint, &[], calibration.heads.as_ref(), index)?;
         for (kind, place, name, op) in replaced {
             let mut linears = layer.linears(kind);
             let count = linears.len();
@@ -153,9 +153,9 @@ fn pass(
         let span = &spans[i % spans.len()];
         let exec = &Exec::new();
         let stream = &streams[i / spans.len()][span.start * hidden..span.end * hidden];
-        let mixed = layer.output(SiteKind::Qkv, &Window { stream, mixed: &[] }, exec)?;
-        let stream = layer.output(SiteKind::O, &Window { stream, mixed: &mixed }, exec)?;
-        layer.output(SiteKind::Down, &Window { stream: &stream, mixed: &[] }, exec)
+        let attn_output = layer.output(SiteKind::Qkv, &Window { stream, attn_output: &[] }, exec)?;
+        let stream = layer.output(SiteKind::O, &Window { stream, attn_output: &attn_output }, exec)?;
+        layer.output(SiteKind::Down, &Window { stream: &stream, attn_output: &[] }, exec)
     };
     let parts = par::map(streams.len() * spans.len(), true, || (), unit);
     let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;

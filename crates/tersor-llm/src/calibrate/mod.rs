@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use tersor_core::rewrite::{KeysAndValues, MakesKeysAndValues, ModuleOutput};
 use tersor_core::{
-    Cancel, Error, Exec, Fold, Input, InputChange, LinearOp, MatView, Method, Result, SeenSite, Site, StatNeeds,
+    Cancel, Error, Exec, Fold, Heads, Input, InputChange, LinearOp, MatView, Method, Result, SeenSite, Site, StatNeeds,
     StatSet,
 };
 use tersor_kernels::par;
 
 use crate::layer::rms_norm;
-use crate::{Architecture, Checkpoint, Rope, SiteKind};
+use crate::{Architecture, Checkpoint, SiteKind};
 pub use forks::{ABREAST, Forks, Replaced};
 use steps::{Effect, Steps, Window, effect};
 use store::{Filling, Rewriting, Store};
@@ -115,7 +115,7 @@ impl Seen<'_> {
 /// The stream of a run of calibration windows, on its way through the layers.
 pub struct Calibration<'a> {
     checkpoint: &'a Checkpoint,
-    rope: Option<Arc<Rope>>,
+    heads: Option<Heads>,
     tokens: Vec<u32>,
     /// Tokens of each window.
     spans: Vec<Range<usize>>,
@@ -157,14 +157,14 @@ impl<'a> Calibration<'a> {
             spans.push(at..at + w.len());
             at += w.len();
         }
-        let rope = match network {
-            Architecture::Decoder(c) => Some(Arc::new(Rope::new(c))),
+        let heads = match network {
+            Architecture::Decoder(c) => Some(c.attention_heads()?),
             Architecture::Encoder(_) => None,
         };
         tersor_core::view::elements([tokens.len(), network.hidden()])?;
         let (scratch, stream) = (scratch.map(Path::to_path_buf), Store::Memory(Vec::new()));
         let (shard, first_token) = (shard_windows(ctx), before as u64);
-        Ok(Self { checkpoint, rope, tokens, spans, shard, first_token, scratch, stream })
+        Ok(Self { checkpoint, heads, tokens, spans, shard, first_token, scratch, stream })
     }
 
     fn hidden(&self) -> usize {
@@ -223,14 +223,14 @@ impl<'a> Calibration<'a> {
         let sites = self.checkpoint.architecture().sites();
         let sites: Vec<&Site> = sites.iter().filter(|s| s.layer == Some(index)).collect();
         if let Some(rewriting) = &mut hooks.rewriting {
-            let layer = steps::layer(self.checkpoint, &hooks.folds, self.rope.as_ref(), index)?;
+            let layer = steps::layer(self.checkpoint, &hooks.folds, self.heads.as_ref(), index)?;
             hooks.folds.extend(self.rewrite(&*layer, &sites, rewriting, hooks.seed, hooks.cancel)?);
         }
-        let mut layer = steps::layer(self.checkpoint, &hooks.folds, self.rope.as_ref(), index)?;
-        let mut mixed = None;
+        let mut layer = steps::layer(self.checkpoint, &hooks.folds, self.heads.as_ref(), index)?;
+        let mut attn_output = None;
         for (kind, site) in SiteKind::ALL.into_iter().zip(sites) {
             let (needs, change) = ((hooks.needs)(site), (hooks.change)(site)?);
-            let stats = self.gather(site.features, needs, hooks.seed, hooks.cancel, mixed.as_mut(), &|w, exec| {
+            let stats = self.gather(site.features, needs, hooks.seed, hooks.cancel, attn_output.as_mut(), &|w, exec| {
                 let mut x = layer.input(kind, w, exec)?;
                 change.iter().try_for_each(|c| c.apply(&mut x, site.features, exec)).map(|()| x)
             });
@@ -240,7 +240,7 @@ impl<'a> Calibration<'a> {
             if hooks.behind == Behind::Compressed {
                 layer.replace(kind, made);
             }
-            self.advance(kind, &*layer, &mut mixed, hooks.cancel)?;
+            self.advance(kind, &*layer, &mut attn_output, hooks.cancel)?;
         }
         Ok(())
     }
@@ -263,13 +263,13 @@ impl<'a> Calibration<'a> {
     fn map<T: Send>(
         &mut self,
         batch: Range<usize>,
-        mixed: Option<&mut Store>,
+        attn_output: Option<&mut Store>,
         f: &(dyn Fn(&Window<'_>, &Exec) -> Result<T> + Sync),
     ) -> Result<Vec<T>> {
         let hidden = self.hidden();
         let (first, last) = (self.spans[batch.start].start, self.spans[batch.end - 1].end);
         let stream = self.stream.read(first * hidden..last * hidden)?;
-        let (mixed, width) = match mixed {
+        let (attn_output, width) = match attn_output {
             Some(store) => {
                 let width = self.checkpoint.architecture().attention();
                 (store.read(first * width..last * width)?, width)
@@ -282,7 +282,7 @@ impl<'a> Calibration<'a> {
                 let (a, b) = (spans[i].start - first, spans[i].end - first);
                 if values.is_empty() { 0..0 } else { a * width..b * width }
             };
-            let window = Window { stream: &stream[part(&stream, hidden)], mixed: &mixed[part(&mixed, width)] };
+            let window = Window { stream: &stream[part(&stream, hidden)], attn_output: &attn_output[part(&attn_output, width)] };
             f(&window, &Exec::new())
         };
         par::map(spans.len(), true, || (), window).into_iter().collect()
@@ -307,12 +307,12 @@ impl<'a> Calibration<'a> {
         let plain: Vec<StatNeeds> = needs.iter().map(|n| StatNeeds { sample: 0, ..*n }).collect();
         let inputs = |w: &Window<'_>, exec: &Exec| -> Result<Vec<Vec<f32>>> {
             let qkv = layer.input(SiteKind::Qkv, w, exec)?;
-            let mixed = layer.output(SiteKind::Qkv, w, exec)?;
-            let stream = layer.output(SiteKind::O, &Window { stream: w.stream, mixed: &mixed }, exec)?;
-            let after = Window { stream: &stream, mixed: &[] };
+            let attn_output = layer.output(SiteKind::Qkv, w, exec)?;
+            let stream = layer.output(SiteKind::O, &Window { stream: w.stream, attn_output: &attn_output }, exec)?;
+            let after = Window { stream: &stream, attn_output: &[] };
             let rest = [SiteKind::GateUp, SiteKind::Down].map(|k| layer.input(k, &after, exec));
             let [gate_up, down] = rest;
-            Ok(vec![qkv, mixed, gate_up?, down?])
+            Ok(vec![qkv, attn_output, gate_up?, down?])
         };
         let mut samples = vec![Vec::new(); sites.len()];
         let features: Vec<usize> = sites.iter().map(|s| s.features).collect();
@@ -339,16 +339,16 @@ impl<'a> Calibration<'a> {
                     let parts = par::map(spans.len(), true, || (), window);
                     Ok(parts.into_iter().collect::<Result<Vec<_>>>()?.concat())
                 };
-                let kept = move |x: &[f32]| -> Result<Option<KeysAndValues>> {
-                    let (mut kept, width) = (KeysAndValues::default(), site.features);
+                let keys_and_values = move |x: &[f32]| -> Result<Option<KeysAndValues>> {
+                    let (mut rows, width) = (KeysAndValues::default(), site.features);
                     for span in spans.iter().filter(|_| kind == SiteKind::Qkv) {
                         let x = Input::new(&x[span.start * width..span.end * width], [span.len(), width])?;
-                        let Some(more) = layer.kept(&x, &Exec::new())? else { return Ok(None) };
-                        kept.iter_mut().zip(more).for_each(|(all, more)| all.extend(more));
+                        let Some(more) = layer.keys_and_values(&x, &Exec::new())? else { return Ok(None) };
+                        rows.iter_mut().zip(more).for_each(|(all, more)| all.extend(more));
                     }
-                    Ok((kind == SiteKind::Qkv).then_some(kept))
+                    Ok((kind == SiteKind::Qkv).then_some(rows))
                 };
-                Seen { site, stats, sample, output: Box::new(output), keys_and_values: Box::new(kept) }
+                Seen { site, stats, sample, output: Box::new(output), keys_and_values: Box::new(keys_and_values) }
             })
             .collect();
         (rewriting.rewrite)(&seen)
@@ -361,11 +361,11 @@ impl<'a> Calibration<'a> {
         needs: StatNeeds,
         seed: u64,
         cancel: &Cancel,
-        mixed: Option<&mut Store>,
+        attn_output: Option<&mut Store>,
         input: &(dyn Fn(&Window<'_>, &Exec) -> Result<Vec<f32>> + Sync),
     ) -> Result<StatSet> {
         let one = |w: &Window<'_>, exec: &Exec| Ok(vec![input(w, exec)?]);
-        let mut all = self.gather_all(&[features], &[needs], seed, cancel, mixed, &one, &mut |_| {})?;
+        let mut all = self.gather_all(&[features], &[needs], seed, cancel, attn_output, &one, &mut |_| {})?;
         all.pop().ok_or_else(|| Error::shape("inputs of a site", 1, 0))
     }
 
@@ -377,7 +377,7 @@ impl<'a> Calibration<'a> {
         needs: &[StatNeeds],
         seed: u64,
         cancel: &Cancel,
-        mut mixed: Option<&mut Store>,
+        mut attn_output: Option<&mut Store>,
         inputs: &Inputs<'_>,
         keep: &mut dyn FnMut(&[Vec<f32>]),
     ) -> Result<Vec<StatSet>> {
@@ -399,7 +399,7 @@ impl<'a> Calibration<'a> {
             {
                 merge(&mut total, done)?;
             }
-            let windows = self.map(batch.clone(), mixed.as_deref_mut(), inputs)?;
+            let windows = self.map(batch.clone(), attn_output.as_deref_mut(), inputs)?;
             windows.iter().for_each(|w| keep(w));
             let first = self.first_token + self.spans[batch.start].start as u64;
             let shard = match &mut shard {
@@ -419,21 +419,21 @@ impl<'a> Calibration<'a> {
     }
 
     /// The stream, or the attention output, after a site.
-    fn advance(&mut self, kind: SiteKind, layer: &dyn Steps, mixed: &mut Option<Store>, cancel: &Cancel) -> Result<()> {
+    fn advance(&mut self, kind: SiteKind, layer: &dyn Steps, attn_output: &mut Option<Store>, cancel: &Cancel) -> Result<()> {
         let network = self.checkpoint.architecture();
         let output = |w: &Window<'_>, exec: &Exec| layer.output(kind, w, exec);
         match effect(kind) {
             Effect::Nothing => {}
-            Effect::Mixed => {
+            Effect::AttnOutput => {
                 let len = self.tokens.len() * network.attention();
-                let mut filling = Filling::new(len, self.scratch.as_deref(), "mixed")?;
+                let mut filling = Filling::new(len, self.scratch.as_deref(), "attn_output")?;
                 for batch in self.batches() {
                     cancel.check()?;
                     for values in self.map(batch, None, &output)? {
                         filling.push(&values)?;
                     }
                 }
-                *mixed = Some(filling.finish()?);
+                *attn_output = Some(filling.finish()?);
             }
             Effect::Stream => {
                 let len = self.tokens.len() * network.hidden();
@@ -441,12 +441,12 @@ impl<'a> Calibration<'a> {
                 let mut writing = Rewriting::new(&self.stream, len, self.scratch.as_deref(), name)?;
                 for batch in self.batches() {
                     cancel.check()?;
-                    for values in self.map(batch, mixed.as_mut(), &output)? {
+                    for values in self.map(batch, attn_output.as_mut(), &output)? {
                         writing.push(&mut self.stream, &values)?;
                     }
                 }
                 writing.finish(&mut self.stream)?;
-                *mixed = None;
+                *attn_output = None;
             }
         }
         Ok(())

@@ -1,29 +1,29 @@
 //! A layer as a list of sites: what flows into each, and what follows from it.
 
-use std::sync::Arc;
-
-use tersor_core::{Exec, Fold, Input, LinearOp, Positions, Result};
+use tersor_core::{Exec, Fold, Heads, Input, LayerCache, LinearOp, Result};
 
 use tersor_core::rewrite::KeysAndValues;
+
+use tersor_operators::DenseCaches;
 
 use super::Replacements;
 use crate::encoder::EncoderLayer;
 use crate::layer::{apply, apply_all, rms_norm};
-use crate::{Architecture, Checkpoint, DecoderConfig, DenseCache, Layer, Linear, Rope, SiteKind, Weights};
+use crate::{Architecture, Checkpoint, DecoderConfig, Layer, Linear, SiteKind, Weights};
 
 /// One window between two steps.
 pub(super) struct Window<'w> {
     /// The stream, `[tokens, hidden]`.
     pub stream: &'w [f32],
     /// The attention output, where it is waiting for its matrix.
-    pub mixed: &'w [f32],
+    pub attn_output: &'w [f32],
 }
 
 /// What a step changes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// The attention output is made.
-    Mixed,
+    /// The attention output is computed.
+    AttnOutput,
     /// The stream goes on; the attention output has been used.
     Stream,
     /// Nothing: the next site reads on from the same stream.
@@ -32,7 +32,7 @@ pub(super) enum Effect {
 
 pub(super) fn effect(kind: SiteKind) -> Effect {
     match kind {
-        SiteKind::Qkv => Effect::Mixed,
+        SiteKind::Qkv => Effect::AttnOutput,
         SiteKind::O | SiteKind::Down => Effect::Stream,
         SiteKind::GateUp => Effect::Nothing,
     }
@@ -53,8 +53,9 @@ pub(super) trait Steps: Sync {
         through: bool,
         exec: &Exec,
     ) -> Result<Vec<f32>>;
-    /// What a cache would keep of inputs of the first site, of one window from its beginning; none where nothing is kept.
-    fn kept(&self, x: &Input<'_>, exec: &Exec) -> Result<Option<KeysAndValues>> {
+    /// Returns the keys, after their rotary embedding, and values of inputs of the first site, of one window from its beginning; none if the layer has no
+    /// cache.
+    fn keys_and_values(&self, x: &Input<'_>, exec: &Exec) -> Result<Option<KeysAndValues>> {
         let _ = (x, exec);
         Ok(None)
     }
@@ -75,23 +76,29 @@ pub(super) trait Steps: Sync {
 pub(super) fn layer(
     checkpoint: &Checkpoint,
     folds: &[Fold],
-    rope: Option<&Arc<Rope>>,
+    heads: Option<&Heads>,
     index: usize,
 ) -> Result<Box<dyn Steps>> {
     let weights = Weights::folded(checkpoint, folds);
     Ok(match checkpoint.architecture() {
         Architecture::Encoder(config) => Box::new(EncoderLayer::read(weights, config, index)?),
         Architecture::Decoder(config) => {
-            let rope = rope.map_or_else(|| Arc::new(Rope::new(config)), Arc::clone);
-            Box::new(DecoderSteps { config: config.clone(), rope, layer: Layer::read(weights, config, index)? })
+            let heads = heads.map_or_else(|| config.attention_heads(), |h| Ok(h.clone()))?;
+            Box::new(DecoderSteps { config: config.clone(), heads, layer: Layer::read(weights, config, index)? })
         }
     })
 }
 
 struct DecoderSteps {
     config: DecoderConfig,
-    rope: Arc<Rope>,
+    heads: Heads,
     layer: Layer,
+}
+
+impl DecoderSteps {
+    fn cache(&self) -> Result<LayerCache> {
+        DenseCaches::f32().layer(&self.heads)
+    }
 }
 
 impl Steps for DecoderSteps {
@@ -99,7 +106,7 @@ impl Steps for DecoderSteps {
         let (l, eps) = (&self.layer, self.config.eps);
         Ok(match kind {
             SiteKind::Qkv => rms_norm(w.stream, &l.input_layernorm, eps, exec),
-            SiteKind::O => w.mixed.to_vec(),
+            SiteKind::O => w.attn_output.to_vec(),
             SiteKind::GateUp => rms_norm(w.stream, &l.post_attention_layernorm, eps, exec),
             SiteKind::Down => {
                 let x = self.input(SiteKind::GateUp, w, exec)?;
@@ -122,7 +129,7 @@ impl Steps for DecoderSteps {
         match kind {
             SiteKind::Qkv => {
                 let positions: Vec<u32> = (0..tokens as u32).collect();
-                l.mixed(c, &x, &positions, &mut DenseCache::new(c.kv_heads_with(self.rope.clone())), exec)
+                l.attn_output(c, &x, &positions, &mut self.cache()?, exec)
             }
             SiteKind::O => onto_stream(&l.o_proj, exec),
             SiteKind::Down => onto_stream(&l.down_proj, exec),
@@ -139,8 +146,7 @@ impl Steps for DecoderSteps {
         exec: &Exec,
     ) -> Result<Vec<f32>> {
         let (c, l) = (&self.config, &self.layer);
-        let mut caches = DenseCache::new(c.kv_heads_with(self.rope.clone()));
-        let made = l.module(c, kind, x, ops, &mut caches, exec)?;
+        let made = l.module(c, kind, x, ops, &mut self.cache()?, exec)?;
         let next = match kind {
             SiteKind::Qkv if through => &l.o_proj,
             SiteKind::GateUp if through => &l.down_proj,
@@ -149,13 +155,14 @@ impl Steps for DecoderSteps {
         next.apply(&Input::new(&made, [x.shape()[0], next.op.shape()[1]])?, exec)
     }
 
-    fn kept(&self, x: &Input<'_>, exec: &Exec) -> Result<Option<KeysAndValues>> {
+    fn keys_and_values(&self, x: &Input<'_>, exec: &Exec) -> Result<Option<KeysAndValues>> {
         let (c, l) = (&self.config, &self.layer);
         let [keys, values] = apply_all([&l.k_proj, &l.v_proj], x, exec)?;
         let mut keys = l.normed_keys(c, keys, exec);
-        for (t, token) in keys.chunks_exact_mut(c.kv_heads * c.head_dim).enumerate() {
-            let angles = self.rope.angles(t as u32);
-            token.chunks_exact_mut(c.head_dim).for_each(|head| angles.turn(exec.isa(), head));
+        if let Some(rotary) = self.heads.rotary() {
+            for (t, token) in keys.chunks_exact_mut(c.kv_heads * c.head_dim).enumerate() {
+                rotary.angles(t as u32).apply(exec.isa(), token, c.head_dim);
+            }
         }
         Ok(Some([keys, values]))
     }
@@ -175,7 +182,7 @@ impl Steps for EncoderLayer {
     fn input(&self, kind: SiteKind, w: &Window<'_>, exec: &Exec) -> Result<Vec<f32>> {
         Ok(match kind {
             SiteKind::Qkv | SiteKind::GateUp => w.stream.to_vec(),
-            SiteKind::O => w.mixed.to_vec(),
+            SiteKind::O => w.attn_output.to_vec(),
             SiteKind::Down => self.inner(&self.block(w.stream)?, exec)?,
         })
     }
@@ -184,7 +191,7 @@ impl Steps for EncoderLayer {
         let mut stream = w.stream.to_vec();
         match kind {
             SiteKind::Qkv => return self.attend(&self.block(w.stream)?, exec),
-            SiteKind::O => self.join(&mut stream, &self.block(w.mixed)?, exec)?,
+            SiteKind::O => self.join(&mut stream, &self.block(w.attn_output)?, exec)?,
             SiteKind::Down => {
                 let inner = self.input(kind, w, exec)?;
                 let shape = [w.stream.len() / self.hidden(), inner.len() * self.hidden() / w.stream.len().max(1)];
@@ -208,7 +215,7 @@ impl Steps for EncoderLayer {
         let mut made: Vec<Vec<f32>> =
             own.map(|(l, op)| apply(*op, l.bias.as_deref(), x, exec)).collect::<Result<_>>()?;
         let (mut out, next) = match (kind, &mut made[..]) {
-            (SiteKind::Qkv, [q, k, v]) => (self.mix([q, k, v].map(std::mem::take), exec)?, 1),
+            (SiteKind::Qkv, [q, k, v]) => (self.attend_qkv([q, k, v].map(std::mem::take), exec)?, 1),
             (_, [one, ..]) => (std::mem::take(one), 3),
             (_, []) => (Vec::new(), 3),
         };

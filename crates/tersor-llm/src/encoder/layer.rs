@@ -63,11 +63,11 @@ impl EncoderLayer {
     /// Attention of one text to itself: `[tokens, hidden]` to `[tokens, hidden]`.
     pub(crate) fn attend(&self, x: &Input<'_>, exec: &Exec) -> Result<Vec<f32>> {
         let [q, k, v] = [0, 1, 2].map(|i| self.linears[0][i].apply(x, exec));
-        self.mix([q?, k?, v?], exec)
+        self.attend_qkv([q?, k?, v?], exec)
     }
 
     /// Attention over queries, keys and values, `[tokens, hidden]` each.
-    pub(crate) fn mix(&self, [q, k, v]: [Vec<f32>; 3], exec: &Exec) -> Result<Vec<f32>> {
+    pub(crate) fn attend_qkv(&self, [q, k, v]: [Vec<f32>; 3], exec: &Exec) -> Result<Vec<f32>> {
         let (hidden, heads, dim) = (self.config.hidden, self.config.heads, self.config.head_dim());
         let tokens = q.len() / hidden;
         let of = |m: &[f32], h: usize| -> Vec<f32> {
@@ -78,23 +78,23 @@ impl EncoderLayer {
         let head = |h: usize, probs: &mut Vec<f32>| -> Result<Vec<f32>> {
             let (mut q, k, v) = (of(&q, h), of(&k, h), of(&v, h));
             vector::scale(isa, scale, &mut q);
-            let mut mixed = vec![0f32; tokens * dim];
-            attention::attend(isa, [&q, &k, &v], dim, &vec![0..tokens; tokens], probs, &mut mixed)?;
-            Ok(mixed)
+            let mut attn_output = vec![0f32; tokens * dim];
+            attention::attend(isa, [&q, &k, &v], dim, &vec![0..tokens; tokens], probs, &mut attn_output)?;
+            Ok(attn_output)
         };
         let fork = exec.parallel() && par::worth(heads * tokens * tokens * dim, tersor_core::cache::FORK);
         let mut out = vec![0f32; tokens * hidden];
-        for (h, mixed) in par::map(heads, fork, Vec::new, head).into_iter().enumerate() {
-            for (row, mixed) in out.chunks_exact_mut(hidden).zip(mixed?.chunks_exact(dim)) {
-                row[h * dim..(h + 1) * dim].copy_from_slice(mixed);
+        for (h, attn_output) in par::map(heads, fork, Vec::new, head).into_iter().enumerate() {
+            for (row, attn_output) in out.chunks_exact_mut(hidden).zip(attn_output?.chunks_exact(dim)) {
+                row[h * dim..(h + 1) * dim].copy_from_slice(attn_output);
             }
         }
         Ok(out)
     }
 
-    /// The stream after attention: `norm(stream + W mixed)`.
-    pub(crate) fn join(&self, stream: &mut [f32], mixed: &Input<'_>, exec: &Exec) -> Result<()> {
-        self.linears[1][0].add_to(mixed, stream, exec)?;
+    /// The stream after attention: `norm(stream + W attn_output)`.
+    pub(crate) fn join(&self, stream: &mut [f32], attn_output: &Input<'_>, exec: &Exec) -> Result<()> {
+        self.linears[1][0].add_to(attn_output, stream, exec)?;
         self.attention_norm.apply(stream, self.config.eps, exec);
         Ok(())
     }
@@ -127,8 +127,8 @@ impl EncoderLayer {
     /// All of it, in place.
     pub(crate) fn forward(&self, stream: &mut [f32], tokens: usize, exec: &Exec) -> Result<()> {
         let shape = [tokens, self.config.hidden];
-        let mixed = self.attend(&Input::new(stream, shape)?, exec)?;
-        self.join(stream, &Input::new(&mixed, shape)?, exec)?;
+        let attn_output = self.attend(&Input::new(stream, shape)?, exec)?;
+        self.join(stream, &Input::new(&attn_output, shape)?, exec)?;
         let inner = self.inner(&Input::new(stream, shape)?, exec)?;
         self.finish(stream, &Input::new(&inner, [tokens, self.config.intermediate])?, exec)
     }

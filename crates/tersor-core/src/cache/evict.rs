@@ -1,0 +1,180 @@
+//! Eviction: which cached tokens go, and what happens to them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{KvStore, LayerCache};
+use crate::{Error, Exec, MatView, Result, check_finite};
+
+/// The attention probabilities that a scorer observes. They are reduced where they are computed; nothing else of them is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Probs {
+    /// None.
+    #[default]
+    None,
+    /// For each block of queries, the sums over its queries and the query heads of the group.
+    Sums,
+    /// The probabilities of the last so many queries of each step.
+    Last(usize),
+    /// The probabilities of every query.
+    Rows,
+}
+
+/// Scores the cached tokens of a layer by importance.
+pub trait TokenScorer: Send + Sync {
+    /// Returns the probabilities that [`observe`](Self::observe) is to see.
+    fn needs(&self) -> Probs;
+
+    /// Takes note of tokens appended to a key head: their keys `[tokens, key_dim]` in the form in which the store received them, and positions.
+    fn appended(&mut self, head: usize, keys: MatView<'_, f32>, positions: &[u32]) {
+        let _ = (head, keys, positions);
+    }
+
+    /// Takes note of probabilities of queries at `positions` over the cached tokens `keys` of a key head. With [`Probs::Sums`] `probs` is
+    /// `[keys.len()]`; otherwise `[group, positions.len(), keys.len()]`, one matrix per query head of the group. A long cache comes in several calls.
+    fn observe(&mut self, head: usize, positions: &[u32], keys: Range<usize>, probs: &[f32]) {
+        let _ = (head, positions, keys, probs);
+    }
+
+    /// Writes a score for each token that is cached for a key head, given their positions and the store of their keys; higher scores stay. Tokens that
+    /// must stay have the score `f32::INFINITY`. Errors if something that it needs is missing.
+    fn score(&self, head: usize, positions: &[u32], keys: &dyn KvStore, out: &mut [f32], exec: &Exec) -> Result<()>;
+
+    /// Takes note that all tokens of a key head but those of the ascending numbers `keep` were evicted.
+    fn retain(&mut self, head: usize, keep: &[u32]) {
+        let _ = (head, keep);
+    }
+
+    /// Takes note that the tokens of a key head from number `len` on were removed.
+    fn truncate(&mut self, head: usize, len: usize) {
+        let _ = (head, len);
+    }
+
+    /// Takes note that the cache was cleared.
+    fn clear(&mut self) {}
+}
+
+/// Decides how many tokens each head retains. One budget may serve all layers; it is told the scores of each before the first eviction.
+pub trait Budget: Send + Sync {
+    /// Takes note of the scores of a layer at the end of the prompt, `[key_heads][cached tokens]`.
+    fn sealed(&self, layer: usize, scores: &[Vec<f32>]) {
+        let _ = (layer, scores);
+    }
+
+    /// Returns the number of tokens that each key head of a layer retains, after `seen` tokens of text, by the scores of its cached tokens. Called at
+    /// the end of the prompt and after every later step. Errors if the budget cannot be met.
+    fn keep(&self, layer: usize, seen: usize, scores: &[Vec<f32>]) -> Result<Vec<usize>>;
+}
+
+/// A merge of evicted tokens into one that stays: `row[into] = own * row[into] + Σ weight * row[from]`, of keys and of values.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Merge {
+    /// Number of the token that stays, before the eviction.
+    pub into: u32,
+    /// The factor on its own row.
+    pub own: f32,
+    /// Numbers of evicted tokens, and their factors.
+    pub from: Vec<(u32, f32)>,
+}
+
+/// Merges evicted tokens into retained ones.
+pub trait Recall: Send + Sync {
+    /// Returns the merges of each key head, given the stores of its keys and the numbers of evicted and retained tokens.
+    fn merges(
+        &mut self,
+        keys: &[Box<dyn KvStore>],
+        evicted: &[Vec<u32>],
+        retained: &[Vec<u32>],
+        exec: &Exec,
+    ) -> Result<Vec<Vec<Merge>>>;
+}
+
+/// How a [`LayerCache`] evicts tokens: scores, a budget, and merges if there are any.
+pub struct Eviction {
+    pub(super) layer: usize,
+    pub(super) scorer: Box<dyn TokenScorer>,
+    pub(super) budget: Arc<dyn Budget>,
+    recall: Option<Box<dyn Recall>>,
+}
+
+impl Eviction {
+    /// Returns the eviction of layer `layer` of a network, without merges.
+    pub fn new(layer: usize, scorer: Box<dyn TokenScorer>, budget: Arc<dyn Budget>) -> Self {
+        Self { layer, scorer, budget, recall: None }
+    }
+
+    /// Returns the same with merges.
+    pub fn with_recall(self, recall: Box<dyn Recall>) -> Self {
+        Self { recall: Some(recall), ..self }
+    }
+}
+
+impl LayerCache {
+    /// Returns the scores of the cached tokens, `[key_heads][tokens]`; nothing without eviction. Errors if a score is NaN.
+    pub(super) fn scores(&self, exec: &Exec) -> Result<Vec<Vec<f32>>> {
+        let Some(e) = &self.eviction else { return Ok(Vec::new()) };
+        let score = |(h, store): (usize, &Box<dyn KvStore>)| {
+            let mut out = vec![0f32; store.len()];
+            e.scorer.score(h, self.positions.of(h), &**store, &mut out, exec)?;
+            match out.iter().find(|v| v.is_nan()) {
+                Some(_) => Err(Error::Numerical(format!("a token of key head {h} has the score NaN"))),
+                None => Ok(out),
+            }
+        };
+        self.keys.iter().enumerate().map(score).collect()
+    }
+
+    /// Evicts the tokens of the lowest scores above the budget. Of equal scores the later token stays.
+    pub(super) fn evict(&mut self, exec: &Exec) -> Result<()> {
+        let scores = self.scores(exec)?;
+        let Some(e) = &mut self.eviction else { return Ok(()) };
+        let counts = e.budget.keep(e.layer, self.seen, &scores)?;
+        if counts.len() != scores.len() {
+            return Err(Error::shape("heads of a budget", scores.len(), counts.len()));
+        }
+        if counts.iter().zip(&scores).all(|(count, scores)| *count >= scores.len()) {
+            return Ok(());
+        }
+        let (keep, gone): (Vec<_>, Vec<_>) = counts.iter().zip(&scores).map(|(n, s)| select(s, *n)).unzip();
+        let merges = match &mut e.recall {
+            Some(recall) => recall.merges(&self.keys, &gone, &keep, exec)?,
+            None => Vec::new(),
+        };
+        let share = self.heads.value_heads() / self.heads.key_heads();
+        self.evicted = true;
+        for (h, keep) in keep.iter().enumerate() {
+            let values = &mut self.values[h * share..(h + 1) * share];
+            for store in std::iter::once(&mut self.keys[h]).chain(values) {
+                for m in merges.get(h).into_iter().flatten() {
+                    check_merge(m, store.len())?;
+                    store.merge(m.into, m.own, &m.from, exec)?;
+                }
+                if keep.len() < store.len() {
+                    store.retain(keep)?;
+                }
+            }
+            e.scorer.retain(h, keep);
+        }
+        self.positions.retain(&keep);
+        Ok(())
+    }
+}
+
+/// The numbers of the `count` highest scores, ascending, and the other numbers.
+fn select(scores: &[f32], count: usize) -> (Vec<u32>, Vec<u32>) {
+    let mut order: Vec<u32> = (0..scores.len() as u32).collect();
+    order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(b.cmp(&a)));
+    let mut gone = order.split_off(count.min(order.len()));
+    order.sort_unstable();
+    gone.sort_unstable();
+    (order, gone)
+}
+
+fn check_merge(merge: &Merge, len: usize) -> Result<()> {
+    let mut rows = merge.from.iter().map(|f| f.0).chain([merge.into]);
+    if let Some(row) = rows.find(|r| *r as usize >= len) {
+        return Err(Error::range("token of a merge", 0..len, row));
+    }
+    let factors: Vec<f32> = merge.from.iter().map(|f| f.1).chain([merge.own]).collect();
+    check_finite(&factors, factors.len(), 0)
+}

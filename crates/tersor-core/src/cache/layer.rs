@@ -1,0 +1,334 @@
+//! [`LayerCache`]: the cache of a layer over two stores per head.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use tersor_kernels::par;
+
+use super::attend::Attention;
+use super::positions::Positions;
+use super::{Angles, Eviction, Heads, KvCache, KvStep, KvStore, Rope};
+use crate::{Error, Exec, MatView, Result, check_finite};
+
+/// The cache of one layer: a store of keys per key head, a store of values per value head, and the positions of the cached tokens.
+///
+/// ```
+/// # use tersor_core::cache::{Heads, KvCache, KvStep, KvStore, LayerCache};
+/// # use tersor_core::Exec;
+/// /// Attends with any stores, one query head per key head.
+/// fn attend(keys: Box<dyn KvStore>, values: Box<dyn KvStore>) -> tersor_core::Result<[f32; 2]> {
+///     let mut cache = LayerCache::new(Heads::new(1, 1, 2)?, vec![keys], vec![values])?;
+///     let step = KvStep { keys: &[1.0, 0.0], values: &[3.0, 4.0], queries: &[0.5, 0.5], positions: &[0] };
+///     let mut out = [0.0; 2];
+///     cache.step(step, &mut out, &Exec::new())?;
+///     // One token: its value is the output.
+///     Ok(out)
+/// }
+/// ```
+pub struct LayerCache {
+    pub(super) heads: Heads,
+    pub(super) keys: Vec<Box<dyn KvStore>>,
+    pub(super) values: Vec<Box<dyn KvStore>>,
+    pub(super) positions: Positions,
+    /// Tokens seen, evicted ones included.
+    pub(super) seen: usize,
+    /// Whether tokens were evicted or merged.
+    pub(super) evicted: bool,
+    pub(super) eviction: Option<Eviction>,
+    pub(super) scored: bool,
+    pub(super) sealed: bool,
+}
+
+/// Values of a block from which on it is appended in parallel.
+const FORK_APPEND: usize = 1 << 16;
+
+impl LayerCache {
+    /// Returns an empty cache over empty stores: one of keys per key head, one of values per value head. Errors if their number or width does not fit
+    /// the heads, or a store is not empty.
+    pub fn new(heads: Heads, keys: Vec<Box<dyn KvStore>>, values: Vec<Box<dyn KvStore>>) -> Result<Self> {
+        let cache = Self::over(heads, keys, values)?;
+        if let Some(store) = cache.keys.iter().chain(&cache.values).find(|s| !s.is_empty()) {
+            return Err(Error::shape("rows of a new cache's stores", 0, store.len()));
+        }
+        Ok(cache)
+    }
+
+    /// The same for stores with rows, whose positions are still to be set.
+    pub(super) fn over(heads: Heads, keys: Vec<Box<dyn KvStore>>, values: Vec<Box<dyn KvStore>>) -> Result<Self> {
+        let (expected, found) = ([heads.key_heads(), heads.value_heads()], [keys.len(), values.len()]);
+        if expected != found {
+            return Err(Error::shape("stores of keys and values", expected, found));
+        }
+        for (what, dim, stores) in
+            [("width of a key store", heads.key_dim(), &keys), ("width of a value store", heads.value_dim(), &values)]
+        {
+            if let Some(store) = stores.iter().find(|s| s.dim() != dim) {
+                return Err(Error::shape(what, dim, store.dim()));
+            }
+        }
+        Ok(Self {
+            heads,
+            keys,
+            values,
+            positions: Positions::new(),
+            seen: 0,
+            evicted: false,
+            eviction: None,
+            scored: false,
+            sealed: false,
+        })
+    }
+
+    /// Returns the same cache with eviction.
+    pub fn with_eviction(self, eviction: Eviction) -> Self {
+        Self { eviction: Some(eviction), ..self }
+    }
+
+    /// Returns the heads.
+    pub fn heads(&self) -> &Heads {
+        &self.heads
+    }
+
+    /// Returns the store of keys of a key head. Errors if there is no such head.
+    pub fn keys(&self, head: usize) -> Result<&dyn KvStore> {
+        let store = self.keys.get(head).map(|s| &**s);
+        store.ok_or_else(|| Error::range("key head", 0..self.keys.len(), head))
+    }
+
+    /// Returns the store of values of a value head. Errors if there is no such head.
+    pub fn values(&self, head: usize) -> Result<&dyn KvStore> {
+        let store = self.values.get(head).map(|s| &**s);
+        store.ok_or_else(|| Error::range("value head", 0..self.values.len(), head))
+    }
+
+    /// Returns the positions of the tokens cached for a key head, ascending; empty if there is no such head.
+    pub fn positions(&self, head: usize) -> &[u32] {
+        if head < self.keys.len() { self.positions.of(head) } else { &[] }
+    }
+
+    /// Writes cached keys of a key head, after the rotary embedding, `[rows.len(), key_dim]`. Errors if head or rows do not exist or `out` has another
+    /// length.
+    pub fn read_keys(&self, head: usize, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
+        let store = self.keys(head)?;
+        read(store, rows.clone(), out, exec)?;
+        if let (Rope::Before, Some(rotary)) = (store.rope(), self.heads.rotary()) {
+            let dim = self.heads.key_dim();
+            for (row, &p) in out.chunks_exact_mut(dim).zip(&self.positions.of(head)[rows]) {
+                rotary.angles(p).apply(exec.isa(), row, dim);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes cached values of a value head, `[rows.len(), value_dim]`. Errors if head or rows do not exist or `out` has another length.
+    pub fn read_values(&self, head: usize, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
+        read(self.values(head)?, rows, out, exec)
+    }
+
+    /// Appends tokens without queries; lengths as in [`KvStep`]. Errors as [`KvCache::step`], with the cache unchanged.
+    pub fn append(&mut self, keys: &[f32], values: &[f32], positions: &[u32], exec: &Exec) -> Result<()> {
+        self.check_block(keys, values, positions)?;
+        let angles = self.angles(positions);
+        exec.run(|| self.append_checked(keys, values, positions, &angles, exec))
+    }
+
+    /// Writes the attention output `[tokens, query_heads * value_dim]` of queries `[tokens, query_heads * key_dim]` at ascending or equal positions,
+    /// without appending. A query sees the cached tokens at its own and earlier positions. Errors if a length is wrong, a query is not finite, or one
+    /// sees no token.
+    pub fn attend(&mut self, queries: &[f32], positions: &[u32], out: &mut [f32], exec: &Exec) -> Result<()> {
+        self.check_queries(queries, positions, out)?;
+        let angles = self.angles(positions);
+        exec.run(|| self.attend_checked(queries, positions, &angles, out, exec))
+    }
+
+    fn check_block(&self, keys: &[f32], values: &[f32], positions: &[u32]) -> Result<()> {
+        let h = &self.heads;
+        let tokens = positions.len();
+        let length = |heads: usize, dim: usize| crate::view::elements([tokens, heads * dim]);
+        let expected = [length(h.key_heads(), h.key_dim())?, length(h.value_heads(), h.value_dim())?];
+        if [keys.len(), values.len()] != expected {
+            return Err(Error::shape("keys and values", expected, [keys.len(), values.len()]));
+        }
+        let mut last = self.positions.last();
+        for &p in positions {
+            if last.is_some_and(|l| p <= l) {
+                return Err(Error::order("positions of new tokens", "ascending", (last, p)));
+            }
+            last = Some(p);
+        }
+        Ok(())
+    }
+
+    fn check_queries(&self, queries: &[f32], positions: &[u32], out: &[f32]) -> Result<()> {
+        let h = &self.heads;
+        let length = |dim: usize| crate::view::elements([positions.len(), h.query_heads() * dim]);
+        let expected = [length(h.key_dim())?, length(h.value_dim())?];
+        if [queries.len(), out.len()] != expected {
+            return Err(Error::shape("queries and output", expected, [queries.len(), out.len()]));
+        }
+        check_finite(queries, h.query_heads() * h.key_dim(), 0)
+    }
+
+    fn angles(&self, positions: &[u32]) -> Vec<Arc<Angles>> {
+        let rotary = self.heads.rotary();
+        rotary.map_or_else(Vec::new, |r| positions.iter().map(|&p| r.angles(p)).collect())
+    }
+
+    fn append_checked(
+        &mut self,
+        keys: &[f32],
+        values: &[f32],
+        positions: &[u32],
+        angles: &[Arc<Angles>],
+        exec: &Exec,
+    ) -> Result<()> {
+        let (n, tokens) = (self.heads.key_heads(), positions.len());
+        let (dim, value_dim) = (self.heads.key_dim(), self.heads.value_dim());
+        if tokens == 0 {
+            return Ok(());
+        }
+        let after = !angles.is_empty() && self.keys.iter().any(|s| s.rope() == Rope::After);
+        let mut rotated = exec.scratch(if after { keys.len() } else { 0 });
+        if after {
+            rotated.copy_from_slice(keys);
+            for (row, a) in rotated.chunks_exact_mut(n * dim).zip(angles) {
+                a.apply(exec.isa(), row, dim);
+            }
+        }
+        let rotated: &[f32] = if after { &rotated } else { keys };
+        let value_heads = self.heads.value_heads();
+        let key_block = |store: &dyn KvStore, h: usize| {
+            let data = if store.rope() == Rope::After { rotated } else { keys };
+            MatView::strided(data, h * dim, [tokens, dim], [(n * dim) as isize, 1])
+        };
+        let value_block = |h: usize| {
+            MatView::strided(values, h * value_dim, [tokens, value_dim], [(value_heads * value_dim) as isize, 1])
+        };
+        for (h, store) in self.keys.iter().enumerate() {
+            store.admit(key_block(&**store, h)?)?;
+        }
+        for (h, store) in self.values.iter().enumerate() {
+            store.admit(value_block(h)?)?;
+        }
+        let fork = exec.parallel() && par::worth(tokens * (n * dim + value_heads * value_dim), FORK_APPEND);
+        let append = |store: &mut dyn KvStore, block: Result<MatView<'_, f32>>| {
+            if let Ok(block) = block {
+                store.append(block, positions, exec);
+            }
+        };
+        let mut work: Vec<(usize, &mut Box<dyn KvStore>)> =
+            self.keys.iter_mut().enumerate().chain(self.values.iter_mut().enumerate()).collect();
+        let count = work.len();
+        par::pairs(&mut work, 1, &mut vec![(); count], 1, fork, |i, work, _| {
+            for (h, store) in work {
+                let block = if i < n { key_block(&***store, *h) } else { value_block(*h) };
+                append(&mut ***store, block);
+            }
+        });
+        if let Some(eviction) = &mut self.eviction {
+            for (h, store) in self.keys.iter().enumerate() {
+                eviction.scorer.appended(h, key_block(&**store, h)?, positions);
+            }
+        }
+        self.positions.extend(positions);
+        self.seen += tokens;
+        Ok(())
+    }
+
+    fn attend_checked(
+        &mut self,
+        queries: &[f32],
+        positions: &[u32],
+        angles: &[Arc<Angles>],
+        out: &mut [f32],
+        exec: &Exec,
+    ) -> Result<()> {
+        let attention = Attention {
+            heads: &self.heads,
+            keys: &self.keys,
+            values: &self.values,
+            positions: &self.positions,
+            queries,
+            at: positions,
+            angles,
+        };
+        attention.run(out, self.eviction.as_mut().map(|e| &mut *e.scorer), exec)
+    }
+}
+
+fn read(store: &dyn KvStore, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
+    crate::rows::check_range([store.len(), store.dim()], &rows, out.len())?;
+    store.read(rows, out, exec)
+}
+
+impl KvCache for LayerCache {
+    fn step(&mut self, step: KvStep<'_>, out: &mut [f32], exec: &Exec) -> Result<()> {
+        self.check_block(step.keys, step.values, step.positions)?;
+        self.check_queries(step.queries, step.positions, out)?;
+        let (before, angles) = (self.seen, self.angles(step.positions));
+        exec.run(|| {
+            self.append_checked(step.keys, step.values, step.positions, &angles, exec)?;
+            let done = self.attend_checked(step.queries, step.positions, &angles, out, exec);
+            if done.is_err() {
+                // A store that cannot give its rows back: the new tokens go, where tokens can.
+                let _ = self.truncate(before);
+            }
+            done
+        })?;
+        if self.sealed { self.evict(exec) } else { Ok(()) }
+    }
+
+    fn score_prompt(&mut self, exec: &Exec) -> Result<()> {
+        if self.sealed || self.scored {
+            return Ok(());
+        }
+        let scores = self.scores(exec)?;
+        if let Some(e) = &self.eviction {
+            e.budget.sealed(e.layer, &scores);
+        }
+        self.scored = true;
+        Ok(())
+    }
+
+    fn seal(&mut self, exec: &Exec) -> Result<()> {
+        self.score_prompt(exec)?;
+        self.sealed = true;
+        self.evict(exec)
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<()> {
+        if len >= self.seen {
+            return Ok(());
+        }
+        if self.evicted {
+            let value = "tokens were evicted or merged; clear the cache and start again".into();
+            return Err(Error::Unsupported { what: "truncation of a cache", value });
+        }
+        for store in self.keys.iter_mut().chain(&mut self.values) {
+            store.truncate(len)?;
+        }
+        self.positions.truncate(len);
+        self.seen = len;
+        if let Some(e) = &mut self.eviction {
+            (0..self.keys.len()).for_each(|h| e.scorer.truncate(h, len));
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        self.keys.iter_mut().chain(&mut self.values).for_each(|s| s.clear());
+        self.positions = Positions::new();
+        (self.seen, self.evicted, self.scored, self.sealed) = (0, false, false, false);
+        if let Some(e) = &mut self.eviction {
+            e.scorer.clear();
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.keys.iter().chain(&self.values).map(|s| s.bytes()).sum()
+    }
+
+    fn len(&self) -> usize {
+        self.seen
+    }
+}

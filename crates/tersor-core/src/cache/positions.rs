@@ -1,0 +1,62 @@
+//! The positions of cached tokens.
+
+/// Positions of the cached tokens: one list for all key heads until their tokens differ.
+pub(super) enum Positions {
+    Shared(Vec<u32>),
+    ByHead(Vec<Vec<u32>>),
+}
+
+impl Positions {
+    pub fn new() -> Self {
+        Self::Shared(Vec::new())
+    }
+
+    pub fn of(&self, head: usize) -> &[u32] {
+        match self {
+            Self::Shared(all) => all,
+            Self::ByHead(heads) => heads.get(head).map_or(&[], |h| h),
+        }
+    }
+
+    /// The lists: one, or one per head.
+    pub fn lists(&self) -> &[Vec<u32>] {
+        match self {
+            Self::Shared(all) => std::slice::from_ref(all),
+            Self::ByHead(heads) => heads,
+        }
+    }
+
+    fn lists_mut(&mut self) -> &mut [Vec<u32>] {
+        match self {
+            Self::Shared(all) => std::slice::from_mut(all),
+            Self::ByHead(heads) => heads,
+        }
+    }
+
+    pub fn last(&self) -> Option<u32> {
+        self.lists().iter().filter_map(|l| l.last().copied()).max()
+    }
+
+    pub fn longest(&self) -> usize {
+        self.lists().iter().map(Vec::len).max().unwrap_or(0)
+    }
+
+    pub fn extend(&mut self, new: &[u32]) {
+        self.lists_mut().iter_mut().for_each(|l| l.extend_from_slice(new));
+    }
+
+    pub fn truncate(&mut self, len: usize) {
+        self.lists_mut().iter_mut().for_each(|l| l.truncate(len));
+    }
+
+    /// Leaves the tokens of these numbers, ascending, of each head.
+    pub fn retain(&mut self, keep: &[Vec<u32>]) {
+        let select = |list: &[u32], keep: &[u32]| keep.iter().filter_map(|&i| list.get(i as usize).copied()).collect();
+        let lists: Vec<Vec<u32>> = keep.iter().enumerate().map(|(h, keep)| select(self.of(h), keep)).collect();
+        let alike = lists.windows(2).all(|l| l[0] == l[1]);
+        *self = match lists.into_iter().collect::<Vec<_>>() {
+            mut lists if alike => Self::Shared(lists.pop().unwrap_or_default()),
+            lists => Self::ByHead(lists),
+        };
+    }
+}

@@ -1,0 +1,215 @@
+//! [`Rotary`]: the rotary position embedding, in the layout of Hugging Face.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
+
+use tersor_kernels::{Isa, vector};
+
+use crate::{ParamError, Result};
+
+/// How rotary frequencies are scaled for texts that are longer than those of training.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub enum RotaryScaling {
+    /// Frequencies as trained.
+    #[default]
+    None,
+    /// Divides all frequencies by `factor`.
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// Divides low frequencies, leaves high ones, and blends between (Llama 3.1).
+    Llama3 {
+        /// The divisor of low frequencies.
+        factor: f64,
+        /// Rotations over `original` tokens at and below which a frequency is low.
+        low: f64,
+        /// Rotations over `original` tokens at and above which a frequency is high.
+        high: f64,
+        /// Tokens of the trained context.
+        original: f64,
+    },
+    /// Blends divided and trained frequencies by dimension, and multiplies cosines and sines by `attention` (YaRN, arXiv 2309.00071).
+    Yarn {
+        /// The divisor.
+        factor: f64,
+        /// Tokens of the trained context.
+        original: f64,
+        /// Rotations over `original` tokens above which a frequency stays.
+        beta_fast: f64,
+        /// Rotations over `original` tokens below which a frequency is divided.
+        beta_slow: f64,
+        /// The factor on cosines and sines.
+        attention: f64,
+    },
+}
+
+/// Cosines and sines of one position: dimension `i` is rotated together with dimension `i + dims / 2`.
+#[derive(Debug)]
+pub struct Angles {
+    /// Cosines, `[dims / 2]`.
+    pub cos: Vec<f32>,
+    /// Sines, `[dims / 2]`.
+    pub sin: Vec<f32>,
+}
+
+impl Angles {
+    /// Rotates the first `dims` values of each vector of `dim` values in `rows`, in place; the other values stay.
+    pub fn apply(&self, isa: Isa, rows: &mut [f32], dim: usize) {
+        let dims = 2 * self.cos.len();
+        if dims == dim {
+            return vector::apply_rotary(isa, rows, &self.cos, &self.sin);
+        }
+        for row in rows.chunks_exact_mut(dim.max(1)) {
+            if let Some(part) = row.get_mut(..dims) {
+                vector::apply_rotary(isa, part, &self.cos, &self.sin);
+            }
+        }
+    }
+}
+
+/// A rotary position embedding (RoPE, arXiv 2104.09864) of the first `dims` dimensions of a head: frequency `i` is `base^(-2i / dims)`, scaled for
+/// long texts.
+///
+/// ```
+/// use tersor_core::cache::Rotary;
+/// use tersor_core::Isa;
+/// # fn main() -> tersor_core::Result<()> {
+/// let rotary = Rotary::new(2, 10_000.0)?;
+/// // A head of three dimensions, of which the first two are rotated by one radian per position.
+/// let mut head = [1.0, 0.0, 5.0];
+/// rotary.angles(1).apply(Isa::detect(), &mut head, 3);
+/// assert_eq!(head, [1f32.cos(), 1f32.sin(), 5.0]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Rotary {
+    /// One for each pair of dimensions.
+    frequencies: Vec<f32>,
+    /// The factor on cosines and sines.
+    attention: f32,
+    /// Angles by position: every layer needs the same.
+    known: RwLock<BTreeMap<u32, Arc<Angles>>>,
+}
+
+/// Positions whose angles are stored.
+const KNOWN: usize = 1 << 14;
+
+impl Rotary {
+    /// Returns the embedding of `dims` dimensions with frequencies as trained. Errors unless `dims` is even and at least 2 and `base` finite and above
+    /// 0.
+    pub fn new(dims: usize, base: f64) -> Result<Self, ParamError> {
+        Self::scaled(dims, base, &RotaryScaling::None)
+    }
+
+    /// Returns the embedding of `dims` dimensions with scaled frequencies. Errors as [`Rotary::new`], and if a frequency is not finite.
+    pub fn scaled(dims: usize, base: f64, scaling: &RotaryScaling) -> Result<Self, ParamError> {
+        if dims == 0 || !dims.is_multiple_of(2) {
+            return Err(ParamError::new("rotary dimensions", dims, "must be even and at least 2"));
+        }
+        if !base.is_finite() || base <= 0.0 {
+            return Err(ParamError::new("rotary base", base, "must be finite and above 0"));
+        }
+        let dim = dims as f64;
+        let frequency = |i: usize| -> f64 {
+            let f = base.powf(-2.0 * i as f64 / dim);
+            match *scaling {
+                RotaryScaling::None => f,
+                RotaryScaling::Linear { factor } => f / factor,
+                RotaryScaling::Llama3 { factor, low, high, original } => {
+                    let rotations = original * f / std::f64::consts::TAU;
+                    let smooth = ((rotations - low) / (high - low)).clamp(0.0, 1.0);
+                    (1.0 - smooth) * f / factor + smooth * f
+                }
+                RotaryScaling::Yarn { factor, original, beta_fast, beta_slow, .. } => {
+                    let dimension = |rotations: f64| {
+                        dim * (original / (rotations * std::f64::consts::TAU)).ln() / (2.0 * base.ln())
+                    };
+                    let low = dimension(beta_fast).floor().max(0.0);
+                    let high = dimension(beta_slow).ceil().min(dim - 1.0);
+                    let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+                    f / factor * ramp + f * (1.0 - ramp)
+                }
+            }
+        };
+        let frequencies: Vec<f32> = (0..dims / 2).map(|i| frequency(i) as f32).collect();
+        let attention = if let RotaryScaling::Yarn { attention, .. } = *scaling { attention as f32 } else { 1.0 };
+        if let Some(f) = frequencies.iter().chain([&attention]).find(|f| !f.is_finite()) {
+            return Err(ParamError::new("rotary scaling", format!("{scaling:?}"), format!("gives a frequency of {f}")));
+        }
+        Ok(Self { frequencies, attention, known: RwLock::default() })
+    }
+
+    /// Returns the number of dimensions that are rotated.
+    pub fn dims(&self) -> usize {
+        2 * self.frequencies.len()
+    }
+
+    /// Returns the frequencies in radians per position, `[dims / 2]`.
+    pub fn frequencies(&self) -> &[f32] {
+        &self.frequencies
+    }
+
+    /// Returns the factor on cosines and sines: 1 but for YaRN.
+    pub fn attention(&self) -> f32 {
+        self.attention
+    }
+
+    /// Returns cosines and sines of a position. Those of the first 2^14 positions that are used are stored.
+    pub fn angles(&self, position: u32) -> Arc<Angles> {
+        if let Some(known) = self.known.read().unwrap_or_else(|e| e.into_inner()).get(&position) {
+            return Arc::clone(known);
+        }
+        // The angle is rounded to f32 as the reference does it; its sine is then exact.
+        let angle = |f: &f32| f64::from(position as f32 * f);
+        let cos = self.frequencies.iter().map(|f| angle(f).cos() as f32 * self.attention).collect();
+        let sin = self.frequencies.iter().map(|f| angle(f).sin() as f32 * self.attention).collect();
+        let made = Arc::new(Angles { cos, sin });
+        let mut known = self.known.write().unwrap_or_else(|e| e.into_inner());
+        if known.len() < KNOWN {
+            known.insert(position, Arc::clone(&made));
+        }
+        made
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scaled_frequencies_have_the_published_shape() {
+        let of = |scaling: RotaryScaling| Rotary::scaled(128, 500_000.0, &scaling).unwrap();
+        let plain = of(RotaryScaling::None);
+        assert!((plain.frequencies[1] - 500_000f32.powf(-2.0 / 128.0)).abs() < 1e-6);
+        let linear = of(RotaryScaling::Linear { factor: 4.0 });
+        assert!((linear.frequencies[5] * 4.0 - plain.frequencies[5]).abs() < 1e-6);
+        let llama = of(RotaryScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 });
+        assert_eq!(llama.frequencies[0], plain.frequencies[0], "high frequencies stay");
+        assert!((llama.frequencies[63] * 8.0 / plain.frequencies[63] - 1.0).abs() < 1e-5, "low ones are divided");
+        let attention = 0.1 * 4f64.ln() + 1.0;
+        let yarn = RotaryScaling::Yarn { factor: 4.0, original: 32768.0, beta_fast: 32.0, beta_slow: 1.0, attention };
+        let yarn = of(yarn);
+        assert_eq!(yarn.frequencies[0], plain.frequencies[0]);
+        assert!((yarn.frequencies[63] * 4.0 / plain.frequencies[63] - 1.0).abs() < 1e-5);
+        assert!((yarn.attention - attention as f32).abs() < 1e-6);
+    }
+
+    #[test]
+    fn scores_depend_on_the_distance_alone_and_the_other_dimensions_stay() {
+        let rotary = Rotary::new(64, 500_000.0).unwrap();
+        let (q, k): (Vec<f32>, Vec<f32>) = (0..128).map(|i| ((i as f32).sin(), (i as f32 * 0.3).cos())).unzip();
+        let rotated = |x: &[f32], position: u32| {
+            let mut x = x.to_vec();
+            rotary.angles(position).apply(Isa::detect(), &mut x, 128);
+            x
+        };
+        let score = |a: u32, b: u32| rotated(&q, a).iter().zip(rotated(&k, b)).map(|(a, b)| a * b).sum::<f32>();
+        assert!((score(7, 3) - score(107, 103)).abs() < 1e-3);
+        assert!((score(0, 0) - q.iter().zip(&k).map(|(a, b)| a * b).sum::<f32>()).abs() < 1e-4);
+        assert!((score(7, 3) - score(7, 0)).abs() > 1e-3);
+        let far = rotated(&q, 1000);
+        assert!(far[64..] == q[64..] && far[..64] != q[..64]);
+    }
+}

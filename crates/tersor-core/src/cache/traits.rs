@@ -1,0 +1,109 @@
+//! The cache of a layer, and what makes the caches of a network.
+
+use crate::{Context, Exec, Heads, Layout, OpSpec, Result, TensorSink};
+
+/// The new tokens of one layer, as the projections gave them: before the rotary embedding.
+#[derive(Clone, Copy, Debug)]
+pub struct KvStep<'a> {
+    /// Keys, `[tokens, key_heads * key_dim]`.
+    pub keys: &'a [f32],
+    /// Values, `[tokens, value_heads * value_dim]`.
+    pub values: &'a [f32],
+    /// Queries, `[tokens, query_heads * key_dim]`.
+    pub queries: &'a [f32],
+    /// Positions of the tokens in the text, ascending, above those of earlier steps.
+    pub positions: &'a [u32],
+}
+
+/// The cache of one layer.
+pub trait KvCache: Send {
+    /// Appends the tokens of `step`, then writes the attention output of their queries, `[tokens, query_heads * value_dim]`. A token attends to cached
+    /// tokens at its own and earlier positions. Errors, with the cache unchanged, if a length is wrong, positions do not ascend, or a value is not
+    /// finite or cannot be stored.
+    fn step(&mut self, step: KvStep<'_>, out: &mut [f32], exec: &Exec) -> Result<()>;
+
+    /// Scores the tokens of the prompt, which has ended, and reports the scores to a budget that spans layers. Called on the caches of all layers
+    /// before the first of them is sealed.
+    fn score_prompt(&mut self, exec: &Exec) -> Result<()> {
+        let _ = exec;
+        Ok(())
+    }
+
+    /// Ends the prompt: a cache that evicts tokens does so here and after every later step. Errors if scores are not finite or a store refuses.
+    fn seal(&mut self, exec: &Exec) -> Result<()> {
+        let _ = exec;
+        Ok(())
+    }
+
+    /// Removes all tokens from number `len` on. Errors once tokens were evicted or merged.
+    fn truncate(&mut self, len: usize) -> Result<()>;
+
+    /// Removes everything.
+    fn clear(&mut self);
+
+    /// Returns the bytes of cached keys and values.
+    fn bytes(&self) -> usize;
+
+    /// Returns the number of tokens seen, evicted ones included.
+    fn len(&self) -> usize;
+
+    /// Returns whether no token was seen.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A way to cache keys and values, as recipes name it: what it learns from calibration, and what it then makes.
+pub trait CacheMethod: Send + Sync {
+    /// Returns the calibration data that [`fit`](Self::fit) needs.
+    fn needs(&self) -> CacheNeeds;
+
+    /// Learns from samples of all layers. Errors if they lack what [`needs`](Self::needs) returned.
+    fn fit(&self, sample: &CacheSample<'_>, cx: &Context) -> Result<Box<dyn CacheSet>>;
+
+    /// Returns, from the heads of all layers alone, what will be stored.
+    fn layout(&self, layers: &[Heads]) -> Result<CacheLayout>;
+}
+
+/// The sizes of a network's caches.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CacheLayout {
+    /// Bytes of one token in the caches of all layers, before eviction.
+    pub bytes_per_token: usize,
+    /// The tensors that [`CacheSet::save`] writes.
+    pub tensors: Layout,
+}
+
+/// The samples that a [`CacheMethod`] needs; none by default.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CacheNeeds {
+    /// Tokens of keys and values of each layer.
+    pub tokens: usize,
+    /// Whether the queries of these tokens are needed too.
+    pub queries: bool,
+}
+
+/// Keys, values and queries of calibration tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheSample<'s> {
+    /// The heads of each layer.
+    pub heads: &'s [Heads],
+    /// The tokens of each layer, before the rotary embedding; empty if no tokens were needed. Queries are empty if they were not needed.
+    pub layers: &'s [KvStep<'s>],
+}
+
+/// Makes the caches of all layers of a network, as often as texts begin. It holds what was learned, and is reopened through a
+/// [`CacheRegistry`](super::CacheRegistry).
+pub trait CacheSet: Send + Sync {
+    /// Returns empty caches, one for each of the layers' heads, in order. Errors if the heads do not suit.
+    fn make(&self, layers: &[Heads]) -> Result<Vec<Box<dyn KvCache>>>;
+
+    /// Returns the bytes of one token in the caches of all layers, before eviction. Errors if the heads do not suit.
+    fn bytes_per_token(&self, layers: &[Heads]) -> Result<usize>;
+
+    /// Describes the set: the kind that its loader is registered under, and parameters.
+    fn spec(&self) -> OpSpec;
+
+    /// Writes what was learned under `prefix`. Errors if the sink does.
+    fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()>;
+}
