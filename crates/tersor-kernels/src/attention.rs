@@ -176,6 +176,10 @@ mod tests {
         }
     }
 
+    fn place(data: &mut [f32]) -> Out<'_> {
+        Out { data, stride: 2 }
+    }
+
     #[test]
     fn wrong_lengths_are_refused() {
         let (x, mut out, mut probs) = ([1.0f32; 8], [0f32; 4], Vec::new());
@@ -189,7 +193,6 @@ mod tests {
         for how in [Product::Vector, Product::Matrix] {
             let mut out = [0f32; 8];
             let mut cells = [0f32; 4];
-            let place = |data| Out { data, stride: 2 };
             assert!(scores(Isa::SCALAR, how, &x[..7], &x, 4, place(&mut cells)).is_err());
             assert!(scores(Isa::SCALAR, how, &x, &x[..7], 4, place(&mut cells)).is_err());
             assert!(scores(Isa::SCALAR, how, &x, &x, 4, place(&mut cells[..3])).is_err());

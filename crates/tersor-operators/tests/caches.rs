@@ -310,12 +310,15 @@ fn lengths_orders_and_values_that_do_not_fit_leave_the_cache_unchanged() {
     assert!(IntegerRows::new(&[(0, 4)], None).is_err() && IntegerRows::new(&[(16, 4)], Some(rotation(8))).is_err());
 }
 
+/// Key head, positions of queries, cached tokens, probabilities.
+type Observed = (usize, Vec<u32>, Range<usize>, Vec<f32>);
+
 /// Observes, and scores by the sums of probabilities.
 #[derive(Default)]
 struct Heavy {
     probs: Probs,
     sums: Vec<Vec<f32>>,
-    observed: Arc<Mutex<Vec<(usize, Vec<u32>, Range<usize>, Vec<f32>)>>>,
+    observed: Arc<Mutex<Vec<Observed>>>,
 }
 
 impl TokenScorer for Heavy {
@@ -339,6 +342,9 @@ impl TokenScorer for Heavy {
     }
     fn retain(&mut self, head: usize, keep: &[u32]) {
         self.sums[head] = keep.iter().map(|i| self.sums[head][*i as usize]).collect();
+    }
+    fn clear(&mut self) {
+        self.sums.clear();
     }
 }
 
@@ -366,7 +372,7 @@ fn probabilities_reach_the_scorer_reduced_and_sum_to_one() {
         };
         assert!(observe(Probs::None, tokens).is_empty());
         // [head, key]: probabilities of all queries.
-        let total = |observed: &[(usize, Vec<u32>, Range<usize>, Vec<f32>)]| {
+        let total = |observed: &[Observed]| {
             let mut sums = vec![vec![0f64; tokens]; 2];
             for (head, _, keys, probs) in observed {
                 for p in probs.chunks_exact(keys.len()) {

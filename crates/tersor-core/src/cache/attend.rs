@@ -74,6 +74,7 @@ impl Attention<'_> {
     /// Writes the output `[tokens, query_heads * value_dim]`, and shows probabilities to the scorer. Errors if a query sees no token or rows cannot be
     /// fetched.
     pub fn run(&self, out: &mut [f32], mut scorer: Option<&mut dyn TokenScorer>, exec: &Exec) -> Result<()> {
+        let scorer = &mut scorer;
         let visible: Vec<Vec<Range<usize>>> = self.positions.lists().iter().map(|l| self.visible(l)).collect();
         for list in &visible {
             if let Some(t) = list.iter().position(|v| v.is_empty()) {
@@ -86,7 +87,7 @@ impl Attention<'_> {
         let step = if waits { TOKENS } else { AT_ONCE };
         for first in (0..self.at.len()).step_by(step) {
             let tokens = first..self.at.len().min(first + step);
-            self.some(tokens, &visible, probs, out, scorer.as_deref_mut(), exec)?;
+            self.some(tokens, &visible, probs, out, scorer, exec)?;
         }
         Ok(())
     }
@@ -101,7 +102,7 @@ impl Attention<'_> {
         visible: &[Vec<Range<usize>>],
         probs: Probs,
         out: &mut [f32],
-        mut scorer: Option<&mut dyn TokenScorer>,
+        scorer: &mut Option<&mut dyn TokenScorer>,
         exec: &Exec,
     ) -> Result<()> {
         let seen = |head: usize| if visible.len() == 1 { &visible[0] } else { &visible[head] };
@@ -129,15 +130,15 @@ impl Attention<'_> {
         for group in &groups {
             let parts = &mut parts[group.units.clone()];
             let joined;
-            let rows = match parts {
+            let rows = match &mut *parts {
                 [one] => &one.out,
-                parts => {
-                    joined = self.join(group, parts, probs, exec);
+                several => {
+                    joined = self.join(group, several, probs, exec);
                     &joined
                 }
             };
             self.write(group, rows, out);
-            if let Some(scorer) = scorer.as_deref_mut() {
+            if let Some(scorer) = scorer {
                 let chosen = self.observed(probs, &group.tokens);
                 for part in parts.iter().filter(|p| !p.probs.is_empty()) {
                     scorer.observe(group.head, &self.at[chosen.clone()], part.keys.clone(), &part.probs);
@@ -236,6 +237,7 @@ impl Attention<'_> {
         }
         let probs = match probs {
             Probs::None => Vec::new(),
+            _ if self.observed(probs, &group.tokens).is_empty() => Vec::new(),
             _ if alone => self.reduce(probs, &group.tokens, scores, span.len(), exec),
             _ => scores.clone(),
         };

@@ -113,15 +113,16 @@ impl LayerCache {
     /// Returns the scores of the cached tokens, `[key_heads][tokens]`; nothing without eviction. Errors if a score is NaN.
     pub(super) fn scores(&self, exec: &Exec) -> Result<Vec<Vec<f32>>> {
         let Some(e) = &self.eviction else { return Ok(Vec::new()) };
-        let score = |(h, store): (usize, &Box<dyn KvStore>)| {
+        let mut all = Vec::with_capacity(self.keys.len());
+        for (h, store) in self.keys.iter().enumerate() {
             let mut out = vec![0f32; store.len()];
             e.scorer.score(h, self.positions.of(h), &**store, &mut out, exec)?;
-            match out.iter().find(|v| v.is_nan()) {
-                Some(_) => Err(Error::Numerical(format!("a token of key head {h} has the score NaN"))),
-                None => Ok(out),
+            if out.iter().any(|v| v.is_nan()) {
+                return Err(Error::Numerical(format!("a token of key head {h} has the score NaN")));
             }
-        };
-        self.keys.iter().enumerate().map(score).collect()
+            all.push(out);
+        }
+        Ok(all)
     }
 
     /// Evicts the tokens of the lowest scores above the budget. Of equal scores the later token stays.

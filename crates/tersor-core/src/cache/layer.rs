@@ -7,7 +7,7 @@ use tersor_kernels::par;
 
 use super::attend::Attention;
 use super::positions::Positions;
-use super::{Angles, Eviction, Heads, KvCache, KvStep, KvStore, Rope};
+use super::{Angles, Eviction, Heads, KvCache, KvStep, KvStore, Rope, TokenScorer};
 use crate::{Error, Exec, MatView, Result, check_finite};
 
 /// The cache of one layer: a store of keys per key head, a store of values per value head, and the positions of the cached tokens.
@@ -252,7 +252,7 @@ impl LayerCache {
             at: positions,
             angles,
         };
-        attention.run(out, self.eviction.as_mut().map(|e| &mut *e.scorer), exec)
+        attention.run(out, self.eviction.as_mut().map(|e| &mut *e.scorer as &mut dyn TokenScorer), exec)
     }
 }
 

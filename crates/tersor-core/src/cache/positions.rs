@@ -51,12 +51,11 @@ impl Positions {
 
     /// Leaves the tokens of these numbers, ascending, of each head.
     pub fn retain(&mut self, keep: &[Vec<u32>]) {
-        let select = |list: &[u32], keep: &[u32]| keep.iter().filter_map(|&i| list.get(i as usize).copied()).collect();
-        let lists: Vec<Vec<u32>> = keep.iter().enumerate().map(|(h, keep)| select(self.of(h), keep)).collect();
-        let alike = lists.windows(2).all(|l| l[0] == l[1]);
-        *self = match lists.into_iter().collect::<Vec<_>>() {
-            mut lists if alike => Self::Shared(lists.pop().unwrap_or_default()),
-            lists => Self::ByHead(lists),
+        let select = |(h, keep): (usize, &Vec<u32>)| -> Vec<u32> {
+            keep.iter().filter_map(|&i| self.of(h).get(i as usize).copied()).collect()
         };
+        let mut lists: Vec<Vec<u32>> = keep.iter().enumerate().map(select).collect();
+        let alike = lists.windows(2).all(|l| l[0] == l[1]);
+        *self = if alike { Self::Shared(lists.pop().unwrap_or_default()) } else { Self::ByHead(lists) };
     }
 }
