@@ -44,7 +44,8 @@ impl Spec {
     /// Returns the form of this name. Errors (bad usage) if there is none.
     pub fn parse(name: &str) -> Result<Self> {
         let refuse = || {
-            let rule = "must be f32, f16 or int<2 to 8>[-hadamard|-pca][-high<dimensions>|-eighth], such as int4-hadamard";
+            let rule =
+                "must be f32, f16 or int<2 to 8>[-hadamard|-pca][-high<dimensions>|-eighth], such as int4-hadamard";
             ParamError::new("kv", format!("`{name}`"), rule).into()
         };
         if name == "f32" {
@@ -109,7 +110,8 @@ impl Spec {
                 }
             }
         };
-        let params = |layer: usize| Ok(rotation(layer)?.into_iter().fold(plain.clone(), Integers::key_rotation).check()?);
+        let params =
+            |layer: usize| Ok(rotation(layer)?.into_iter().fold(plain.clone(), Integers::key_rotation).check()?);
         let params = (0..c.layers).map(params).collect::<Result<Vec<_>>>()?;
         Caches::new(Arc::new(IntegerCaches::by_layer(params)?), &layers)
     }

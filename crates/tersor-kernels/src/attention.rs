@@ -30,14 +30,7 @@ impl Product {
 
 /// Writes `out[t, j] = q[t] · keys[j]` for queries `[tokens, dim]` and keys `[len, dim]`; rows of `out` are
 /// `out.stride` apart. Fails, with `out` unchanged, with `Fault::Length` or `Fault::Overflow` when a length is wrong.
-pub fn scores(
-    isa: Isa,
-    how: Product,
-    q: &[f32],
-    keys: &[f32],
-    dim: usize,
-    out: Out<'_>,
-) -> Result<(), Fault> {
+pub fn scores(isa: Isa, how: Product, q: &[f32], keys: &[f32], dim: usize, out: Out<'_>) -> Result<(), Fault> {
     let (tokens, len) = (q.len() / dim.max(1), keys.len() / dim.max(1));
     fault::matrix("keys", [len, dim], keys.len())?;
     if how == Product::Matrix {

@@ -51,7 +51,9 @@ fn by_hand(keys: &[f32], values: &[f32], queries: &[f32], tokens: usize) -> Vec<
         for h in 0..4 {
             let q = rotated(queries, 4, t, h);
             let scores: Vec<f64> = (0..=t)
-                .map(|j| q.iter().zip(rotated(keys, 2, j, h / 2)).map(|(a, b)| a * b).sum::<f64>() / (DIM as f64).sqrt())
+                .map(|j| {
+                    q.iter().zip(rotated(keys, 2, j, h / 2)).map(|(a, b)| a * b).sum::<f64>() / (DIM as f64).sqrt()
+                })
                 .collect();
             let max = scores.iter().copied().fold(f64::MIN, f64::max);
             let e: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use tersor_core::cache::check::store_equals_its_rows;
 use tersor_core::cache::{Budget, CacheLoading, Eviction, Merge, Probs, Recall, Rope, Rotary, TokenScorer};
 use tersor_core::{
-    DType, Error, Exec, Heads, Isa, KvCache, KvStep, KvStore, LayerCache, MatView, MemTensors, OpSpec, Result, Rotation,
-    TensorSink,
+    DType, Error, Exec, Heads, Isa, KvCache, KvStep, KvStore, LayerCache, MatView, MemTensors, OpSpec, Result,
+    Rotation, TensorSink,
 };
 use tersor_operators::{DenseCaches, DenseRows, IntegerRows, cache_registry};
 
@@ -122,7 +122,8 @@ impl Inputs {
         }
     }
     fn step(&self, at: Range<usize>) -> KvStep<'_> {
-        let part = |x: &'_ [f32]| at.start * (x.len() / self.positions.len())..at.end * (x.len() / self.positions.len());
+        let part =
+            |x: &'_ [f32]| at.start * (x.len() / self.positions.len())..at.end * (x.len() / self.positions.len());
         KvStep {
             keys: &self.keys[part(&self.keys)],
             values: &self.values[part(&self.values)],
@@ -236,9 +237,11 @@ fn the_same_bits_come_out_of_any_number_of_threads() {
         let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap());
         let exec = Exec::new().with_pool(pool);
         let mut outputs = Vec::new();
-        for make in [&(|| LayerCache::new(heads.clone(), stores(), stores())) as &dyn Fn() -> Result<LayerCache>, &|| {
-            DenseCaches::f32().layer(&heads)
-        }] {
+        for make in
+            [&(|| LayerCache::new(heads.clone(), stores(), stores())) as &dyn Fn() -> Result<LayerCache>, &|| {
+                DenseCaches::f32().layer(&heads)
+            }]
+        {
             let mut cache = make().unwrap();
             let mut out = vec![0f32; 1200 * 6 * 32];
             cache.step(x.step(0..1200), &mut out, &exec).unwrap();
@@ -299,7 +302,10 @@ fn lengths_orders_and_values_that_do_not_fit_leave_the_cache_unchanged() {
         assert_eq!((cache.bytes(), cache.len(), cache.positions(1)), (bytes, 1, &[3u32][..]));
         assert!(cache.keys(2).is_err() && cache.values(2).is_err() && cache.positions(2).is_empty());
         let mut row = [0f32; 8];
-        assert!(cache.read_keys(0, 1..2, &mut row, exec).is_err() && cache.read_values(0, 0..1, &mut row[1..], exec).is_err());
+        assert!(
+            cache.read_keys(0, 1..2, &mut row, exec).is_err()
+                && cache.read_values(0, 0..1, &mut row[1..], exec).is_err()
+        );
         cache.read_values(1, 0..1, &mut row, exec).unwrap();
         assert_eq!(row, [0.25; 8]);
     }
@@ -444,7 +450,9 @@ fn evicted_tokens_go_and_may_be_merged_and_the_rest_attends() {
         for (i, p) in stays.iter().enumerate() {
             let mut want = before[*p as usize * 4..][..4].to_vec();
             if recall && i == 0 {
-                let gone = |d: usize| (0..8u32).filter(|p| !stays.contains(p)).map(|p| before[p as usize * 4 + d]).sum::<f32>();
+                let gone = |d: usize| {
+                    (0..8u32).filter(|p| !stays.contains(p)).map(|p| before[p as usize * 4 + d]).sum::<f32>()
+                };
                 want.iter_mut().enumerate().for_each(|(d, v)| *v = 0.5 * *v + 0.1 * gone(d));
             }
             assert!(close(&after[i * 4..][..4], &want, 0.02), "{recall} {wide}");

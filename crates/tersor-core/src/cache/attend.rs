@@ -127,7 +127,7 @@ impl Attention<'_> {
         };
         let parts = par::map(units.len(), fork, Scratch::default, unit);
         let mut parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
-        for group in &groups {
+        for group in groups.iter().rev() {
             let parts = &mut parts[group.units.clone()];
             let joined;
             let rows = match &mut *parts {
@@ -148,16 +148,17 @@ impl Attention<'_> {
         Ok(())
     }
 
-    /// Cuts the work by blocks of tokens, key heads, and runs of cached tokens: by shape alone.
+    /// Cuts the work by blocks of tokens, key heads, and runs of cached tokens: by shape alone. The last group comes first: it sees the most tokens, and a
+    /// long unit is best begun early.
     fn cut<'v>(
         &self,
         tokens: Range<usize>,
         visible: &impl Fn(usize) -> &'v Vec<Range<usize>>,
     ) -> (Vec<Group>, Vec<Unit>) {
         let (mut groups, mut units) = (Vec::new(), Vec::new());
-        for first in tokens.clone().step_by(TOKENS) {
+        for first in tokens.clone().step_by(TOKENS).rev() {
             let block = first..tokens.end.min(first + TOKENS);
-            for head in 0..self.keys.len() {
+            for head in (0..self.keys.len()).rev() {
                 let before = units.len();
                 let span = union(visible(head)[block.clone()].iter().cloned());
                 for run in span.start / RUN..span.end.div_ceil(RUN) {

@@ -7,6 +7,19 @@ use crate::{ParamError, Result};
 
 /// The heads of one attention layer: how many query, key and value heads there are, how wide they are, how far back a query sees, and the rotary
 /// embedding. Checked when it is made.
+///
+/// ```
+/// use std::sync::Arc;
+/// use tersor_core::Heads;
+/// use tersor_core::cache::Rotary;
+/// # fn main() -> tersor_core::Result<()> {
+/// let rotary = Arc::new(Rotary::new(64, 10_000.0)?);
+/// let heads = Heads::new(32, 8, 128)?.with_rotary(rotary)?.with_window(4096)?;
+/// assert_eq!(heads.group(), 4);
+/// assert!(Heads::new(30, 8, 128).is_err());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Heads {
     query: usize,

@@ -11,20 +11,8 @@ use super::{Angles, Eviction, Heads, KvCache, KvStep, KvStore, Rope, TokenScorer
 use crate::{Error, Exec, MatView, Result, check_finite};
 
 /// The cache of one layer: a store of keys per key head, a store of values per value head, and the positions of the cached tokens.
-///
-/// ```
-/// # use tersor_core::cache::{Heads, KvCache, KvStep, KvStore, LayerCache};
-/// # use tersor_core::Exec;
-/// /// Attends with any stores, one query head per key head.
-/// fn attend(keys: Box<dyn KvStore>, values: Box<dyn KvStore>) -> tersor_core::Result<[f32; 2]> {
-///     let mut cache = LayerCache::new(Heads::new(1, 1, 2)?, vec![keys], vec![values])?;
-///     let step = KvStep { keys: &[1.0, 0.0], values: &[3.0, 4.0], queries: &[0.5, 0.5], positions: &[0] };
-///     let mut out = [0.0; 2];
-///     cache.step(step, &mut out, &Exec::new())?;
-///     // One token: its value is the output.
-///     Ok(out)
-/// }
-/// ```
+/// It appends blocks of tokens, attends in parallel by a cut that depends on shapes alone, evicts tokens by an [`Eviction`], and gives its rows back. Forms of
+/// stores, and examples, are in `tersor-operators`.
 pub struct LayerCache {
     pub(super) heads: Heads,
     pub(super) keys: Vec<Box<dyn KvStore>>,

@@ -17,7 +17,7 @@ impl CheckedIntegers {
     pub fn layer(&self, heads: &Heads) -> Result<LayerCache> {
         let [keys, values] = self.parts(heads)?;
         let stores = |n: usize, parts: &[(usize, u32)], rotation: Option<&Arc<Rotation>>| {
-            let store = |_| Ok(Box::new(IntegerRows::new(parts, rotation.cloned())?) as Box<dyn KvStore>);
+            let store = |_| -> Result<Box<dyn KvStore>> { Ok(Box::new(IntegerRows::new(parts, rotation.cloned())?)) };
             (0..n).map(store).collect::<Result<Vec<_>>>()
         };
         let keys = stores(heads.key_heads(), &keys, self.key_rotation.as_ref())?;
@@ -50,6 +50,18 @@ impl CacheMethod for CheckedIntegers {
 }
 
 /// Integer caches of all layers: the same parameters for all, or each layer's own.
+///
+/// ```
+/// use tersor_core::{CacheSet, Heads};
+/// use tersor_kv::{Check, IntegerCaches, Integers};
+/// # fn main() -> tersor_kv::Result<()> {
+/// let layers = [Heads::new(8, 2, 64)?, Heads::new(8, 2, 64)?];
+/// let caches = IntegerCaches::by_layer(vec![Integers::new(8).check()?, Integers::new(4).check()?])?;
+/// assert_eq!(caches.make(&layers)?.len(), 2);
+/// assert_eq!(caches.bytes_per_token(&layers)?, (2 + 2) * ((64 + 4) + (32 + 4)));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct IntegerCaches {
     /// One for all layers, or one for each.

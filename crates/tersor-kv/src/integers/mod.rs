@@ -3,6 +3,6 @@
 mod method;
 mod params;
 
-pub(crate) use method::load;
 pub use method::IntegerCaches;
+pub(crate) use method::load;
 pub use params::{CheckedIntegers, Integers};

@@ -230,10 +230,11 @@ impl<'a> Calibration<'a> {
         let mut attn_output = None;
         for (kind, site) in SiteKind::ALL.into_iter().zip(sites) {
             let (needs, change) = ((hooks.needs)(site), (hooks.change)(site)?);
-            let stats = self.gather(site.features, needs, hooks.seed, hooks.cancel, attn_output.as_mut(), &|w, exec| {
-                let mut x = layer.input(kind, w, exec)?;
-                change.iter().try_for_each(|c| c.apply(&mut x, site.features, exec)).map(|()| x)
-            });
+            let stats =
+                self.gather(site.features, needs, hooks.seed, hooks.cancel, attn_output.as_mut(), &|w, exec| {
+                    let mut x = layer.input(kind, w, exec)?;
+                    change.iter().try_for_each(|c| c.apply(&mut x, site.features, exec)).map(|()| x)
+                });
             let stats = stats.map_err(|e| e.in_tensor(&format!("input of {}", site.name)))?;
             let made = (hooks.compress)(site, &stats)?;
             drop(stats);
@@ -282,7 +283,8 @@ impl<'a> Calibration<'a> {
                 let (a, b) = (spans[i].start - first, spans[i].end - first);
                 if values.is_empty() { 0..0 } else { a * width..b * width }
             };
-            let window = Window { stream: &stream[part(&stream, hidden)], attn_output: &attn_output[part(&attn_output, width)] };
+            let window =
+                Window { stream: &stream[part(&stream, hidden)], attn_output: &attn_output[part(&attn_output, width)] };
             f(&window, &Exec::new())
         };
         par::map(spans.len(), true, || (), window).into_iter().collect()
@@ -419,7 +421,13 @@ impl<'a> Calibration<'a> {
     }
 
     /// The stream, or the attention output, after a site.
-    fn advance(&mut self, kind: SiteKind, layer: &dyn Steps, attn_output: &mut Option<Store>, cancel: &Cancel) -> Result<()> {
+    fn advance(
+        &mut self,
+        kind: SiteKind,
+        layer: &dyn Steps,
+        attn_output: &mut Option<Store>,
+        cancel: &Cancel,
+    ) -> Result<()> {
         let network = self.checkpoint.architecture();
         let output = |w: &Window<'_>, exec: &Exec| layer.output(kind, w, exec);
         match effect(kind) {

@@ -18,6 +18,23 @@ enum Values {
 }
 
 /// Cached keys or values of one head in f32 or f16, `[tokens, dim]`. Stored as one tensor under the store's own name.
+///
+/// ```
+/// use tersor_core::cache::LayerCache;
+/// use tersor_operators::{DType, DenseRows, Exec};
+/// # use tersor_core::{Heads, KvCache, KvStep, KvStore};
+/// # fn main() -> tersor_operators::Result<()> {
+/// // Keys in f32, values in f16, of one head of two dimensions.
+/// let keys = Box::new(DenseRows::new(2, DType::F32)?);
+/// let values = Box::new(DenseRows::new(2, DType::F16)?);
+/// let mut cache = LayerCache::new(Heads::new(1, 1, 2)?, vec![keys], vec![values])?;
+/// let step = KvStep { keys: &[1.0, 0.0], values: &[3.0, 4.0], queries: &[0.5, 0.5], positions: &[0] };
+/// let mut out = [0.0; 2];
+/// cache.step(step, &mut out, &Exec::new())?;
+/// assert_eq!((out, cache.bytes()), ([3.0, 4.0], 2 * 4 + 2 * 2));
+/// # Ok(())
+/// # }
+/// ```
 pub struct DenseRows {
     values: Values,
     dim: usize,

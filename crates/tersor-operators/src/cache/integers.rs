@@ -19,6 +19,24 @@ use super::{merged, retain_rows};
 /// `minimum + scale * code`. Rows may be rotated before they are stored; prepared queries are rotated alike, sums of values back.
 ///
 /// A stored row is, part after part, the packed codes, the scale and the minimum. Saved as one tensor of bytes `[tokens, row bytes]`.
+///
+/// ```
+/// use tersor_core::{KvStore, MatView};
+/// use tersor_operators::{Exec, IntegerRows};
+/// # fn main() -> tersor_operators::Result<()> {
+/// // Four dimensions in 2 bits, then two in 8 bits.
+/// let mut store = IntegerRows::new(&[(4, 2), (2, 8)], None)?;
+/// let row = [0.0, 1.0, 2.0, 3.0, -1.0, 1.0];
+/// let block = MatView::new(&row, [1, 6])?;
+/// store.admit(block)?;
+/// store.append(block, &[0], &Exec::new());
+/// assert_eq!(store.bytes(), (1 + 4) + (2 + 4));
+/// let mut back = [0.0; 6];
+/// store.read(0..1, &mut back, &Exec::new())?;
+/// assert_eq!(back[..4], row[..4]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct IntegerRows {
     /// Width and bits of each part.
     parts: Vec<(usize, u32)>,

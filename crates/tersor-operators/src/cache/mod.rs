@@ -18,6 +18,17 @@ pub fn register_caches(registry: &mut CacheRegistry) {
 }
 
 /// Returns a registry with every kind of store and of cache set of this crate.
+///
+/// ```
+/// use tersor_core::{CacheSet, MemTensors};
+/// use tersor_operators::{DenseCaches, cache_registry};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let spec = DenseCaches::f32().spec();
+/// let again = cache_registry().load_set(&spec, "cache", &MemTensors::new())?;
+/// assert_eq!(again.spec(), spec);
+/// # Ok(())
+/// # }
+/// ```
 pub fn cache_registry() -> CacheRegistry {
     let mut registry = CacheRegistry::new();
     register_caches(&mut registry);

@@ -6,6 +6,17 @@ use tersor_core::{CacheSet, DType, Error, Heads, KvCache, KvStore, LayerCache, O
 use super::DenseRows;
 
 /// Caches that store keys and values in f32 or f16, the same in every layer.
+///
+/// ```
+/// use tersor_core::{CacheSet, Heads};
+/// use tersor_operators::DenseCaches;
+/// # fn main() -> tersor_operators::Result<()> {
+/// let layers = [Heads::new(8, 2, 64)?, Heads::new(8, 2, 64)?];
+/// assert_eq!(DenseCaches::f32().make(&layers)?.len(), 2);
+/// assert_eq!(DenseCaches::f32().bytes_per_token(&layers)?, 2 * (2 + 2) * 64 * 4);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DenseCaches {
     dtype: DType,
@@ -29,7 +40,7 @@ impl DenseCaches {
     /// Returns the empty cache of one layer.
     pub fn layer(&self, heads: &Heads) -> Result<LayerCache> {
         let stores = |n: usize, dim: usize| {
-            let store = |_| Ok(Box::new(DenseRows::new(dim, self.dtype)?) as Box<dyn KvStore>);
+            let store = |_| -> Result<Box<dyn KvStore>> { Ok(Box::new(DenseRows::new(dim, self.dtype)?)) };
             (0..n).map(store).collect::<Result<Vec<_>>>()
         };
         let keys = stores(heads.key_heads(), heads.key_dim())?;
