@@ -105,6 +105,16 @@ impl KvStore for Unrotated {
     }
 }
 
+#[test]
+fn a_store_that_multiplies_other_rows_than_it_reads_is_found() {
+    let wrong = |dim| {
+        let rows = DenseRows::new(dim, DType::F32).unwrap();
+        Box::new(Unrotated(rows, Rotary::new(dim, 100.0).unwrap(), Vec::new())) as Box<dyn KvStore>
+    };
+    let error = store_equals_its_rows(wrong).unwrap_err().to_string();
+    assert!(error.contains("outputs deviate"), "{error}");
+}
+
 struct Inputs {
     keys: Vec<f32>,
     values: Vec<f32>,
