@@ -223,7 +223,7 @@ pub struct Eval {
     /// Compare predictions with this model's.
     #[arg(long)]
     pub against: Option<PathBuf>,
-    /// How keys and values are kept: `f32`, or `int<bits>[-hadamard][-high<dimensions>]`; as the recipe says unless given.
+    /// Form of the key-value cache: `f32`, `f16` or `int<bits>[-hadamard|-pca][-high<dimensions>|-eighth]`; as the recipe says unless given.
     #[arg(long)]
     pub kv: Option<String>,
     /// Measure no speed.
@@ -314,7 +314,7 @@ pub struct Generate {
     /// Most new tokens.
     #[arg(long, default_value_t = 128)]
     pub tokens: usize,
-    /// How keys and values are kept; as the recipe says unless given.
+    /// Form of the key-value cache; as the recipe says unless given.
     #[arg(long)]
     pub kv: Option<String>,
     /// Draw from `softmax(logits / T)`; the likeliest token unless given.

@@ -21,7 +21,7 @@ pub struct Recipe {
     /// outputs of those already compressed) or `"original"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statistics: Option<String>,
-    /// How the network that runs keeps keys and values: `"f32"` (the default), `"int4"`, `"int4-hadamard"`, `"int4-pca-eighth"`: see [`crate::kv`].
+    /// Form of the key-value cache of the network that runs: `"f32"` (the default), `"f16"`, `"int4"`, `"int4-hadamard"`, `"int4-pca-eighth"`: see [`crate::kv`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv: Option<String>,
     /// Rotates the whole network before anything else: `"hadamard"`, `"orthogonal"`, into the principal directions of what flows through it
