@@ -1,4 +1,4 @@
-//! What k-means can be told.
+//! Parameters of k-means.
 
 use tersor_core::{Check, ParamError};
 
