@@ -103,6 +103,11 @@ const fn spread(bits: u32, step: u32) -> u64 {
 /// Unpacks `out.len()` codes that begin at code number `first`. Codes past the end of `packed` are 0.
 pub fn unpack(isa: Isa, packed: &[u8], bits: u32, first: usize, out: &mut [u8]) {
     let bits = bits.clamp(1, 8);
+    // There are at most eight codes in a byte.
+    if first > packed.len().saturating_mul(8) {
+        out.fill(0);
+        return;
+    }
     // Codes one by one up to a group of eight, then whole groups.
     let lead = (8 - first % 8) % 8;
     let lead = lead.min(out.len());
@@ -202,6 +207,17 @@ mod tests {
                 if !used.is_multiple_of(8) {
                     assert_eq!(packed[used / 8] >> (used % 8), 0, "spare bits are zero");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn codes_far_past_the_end_are_zero() {
+        for bits in 1..=8 {
+            for first in [17, usize::MAX / 8, usize::MAX - 3, usize::MAX] {
+                let mut out = [9u8; 21];
+                unpack(Isa::detect(), &[0xff; 2], bits, first, &mut out);
+                assert_eq!(out, [0; 21], "{bits} bits from {first}");
             }
         }
     }

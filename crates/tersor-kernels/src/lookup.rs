@@ -55,14 +55,15 @@ impl Codes {
         fault::matrix("codes", [rows, cols], codes.len())?;
         fault::bits(bits, 4)?;
         fault::at_most("code", (1 << bits) - 1, usize::from(codes.iter().copied().max().unwrap_or(0)))?;
-        let mut blocks = Vec::with_capacity(rows * bits as usize * cols.div_ceil(4));
+        let each = fault::product("blocks of a row", bits as usize, cols.div_ceil(4))?;
+        let mut blocks = Vec::with_capacity(fault::product("blocks", rows, each)?);
         for row in codes.chunks_exact(cols.max(1)) {
             for bit in 0..bits {
                 let joined = |four: &[u8]| four.iter().enumerate().map(|(j, c)| (c >> bit & 1) << j).sum::<u8>();
                 blocks.extend(row.chunks(4).map(joined));
             }
         }
-        Self::new(&blocks, [rows, bits as usize * cols.div_ceil(4)])
+        Self::new(&blocks, [rows, each])
     }
 
     /// Rows.
@@ -118,7 +119,9 @@ impl Tables {
     pub fn from_values(isa: Isa, values: &[[f32; 16]], tokens: usize, blocks: usize) -> Result<Self, Fault> {
         fault::matrix("tables", [tokens, blocks], values.len())?;
         fault::finite(values.as_flattened())?;
-        let mut scales = Vec::with_capacity(tokens);
+        // Tokens without blocks have no values that bound their number.
+        let mut scales = Vec::new();
+        scales.try_reserve_exact(tokens).map_err(|_| Fault::Overflow { what: "scales of tokens" })?;
         let mut tables = Vec::with_capacity(values.len());
         for values in values.chunks(blocks.max(1)) {
             let step = blockwise::abs_max(isa, values.as_flattened()) / 32767.0;
@@ -136,7 +139,8 @@ impl Tables {
     pub fn of_bits(x: &[i8], scales: &[f32], cols: usize, bits: u32) -> Result<Self, Fault> {
         fault::matrix("activations", [scales.len(), cols], x.len())?;
         fault::bits(bits, 4)?;
-        let mut tables = Vec::with_capacity(scales.len() * bits as usize * cols.div_ceil(4));
+        let blocks = fault::product("blocks of a token", bits as usize, cols.div_ceil(4))?;
+        let mut tables = Vec::with_capacity(fault::product("tables", scales.len(), blocks)?);
         for row in x.chunks_exact(cols.max(1)) {
             for bit in 0..bits {
                 tables.extend(row.chunks(4).map(|four| {
@@ -148,7 +152,7 @@ impl Tables {
                 }));
             }
         }
-        Self::new(&tables, scales, bits as usize * cols.div_ceil(4))
+        Self::new(&tables, scales, blocks)
     }
 
     /// For codes of single columns: the products of activations `[tokens, cols]` with up to 16 values that codes stand
@@ -373,5 +377,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn sizes_without_data_are_refused_or_served() {
+        let many = Tables::from_values(Isa::SCALAR, &[], 1 << 50, 0);
+        assert!(matches!(many, Err(Fault::Overflow { .. })));
+        assert!(Tables::from_values(Isa::SCALAR, &[], 3, 0).is_ok());
+        assert_eq!(Codes::of_bits(&[], [usize::MAX, 0], 4).map(|c| (c.rows(), c.blocks())), Ok((usize::MAX, 0)));
+        assert!(matches!(Codes::of_bits(&[], [0, usize::MAX], 4), Err(Fault::Overflow { .. })));
+        assert!(matches!(Tables::of_bits(&[], &[], usize::MAX, 4), Err(Fault::Overflow { .. })));
     }
 }

@@ -116,9 +116,9 @@ versions! {
         }
     }
 
-    /// Lowers the codes `zero` of negative values by one, so that no negative value becomes 0.
+    /// Lowers the codes `zero` of negative values by one, so that no negative value becomes 0; there is none below a `zero` of 0.
     pub fn keep_signs(isa: Isa, x: &[f32], zero: u8, codes: &mut [u8]) {
-        codes.iter_mut().zip(x).for_each(|(c, x)| *c -= u8::from(*x < 0.0) & u8::from(*c == zero));
+        codes.iter_mut().zip(x).for_each(|(c, x)| *c = c.saturating_sub(u8::from(*x < 0.0) & u8::from(*c == zero)));
     }
 }
 
@@ -193,5 +193,17 @@ mod tests {
         keep_signs(Isa::detect(), &[-1e-9, 0.0, 1e-9, -1.0], 127, &mut codes);
         assert_eq!(codes, [126, 127, 127, 3]);
         assert_eq!(sum_squares(&[2.0; 9]), 36.0);
+    }
+
+    #[test]
+    fn no_code_lies_below_a_zero_of_zero() {
+        for isa in Isa::available() {
+            let mut codes = [0u8, 0, 3];
+            keep_signs(isa, &[-1.0, 1.0, -1.0], 0, &mut codes);
+            assert_eq!(codes, [0, 0, 3]);
+            let mut codes = [7u8, 7, 3];
+            keep_signs(isa, &[-1.0, 1.0, -1.0], 7, &mut codes);
+            assert_eq!(codes, [6, 7, 3]);
+        }
     }
 }
