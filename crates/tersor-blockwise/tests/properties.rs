@@ -459,3 +459,33 @@ fn blocks_of_any_size_are_those_of_their_values_alone() {
         }
     }
 }
+
+#[test]
+fn a_map_without_zero_refuses_a_mask() {
+    use tersor_core::{Context, LinearOpExt, Mask, Masked, MatView, Method, StatSet};
+    let w: Vec<f32> = (0..64).map(|i| (i as f32 * 0.7).sin()).collect();
+    let view = MatView::new(&w, [2, 32]).unwrap();
+    let (half, all) = (Mask::from_fn([2, 32], |_, c| c % 2 == 0).unwrap(), Mask::all([2, 32]).unwrap());
+    let made = |map: Map, mask| {
+        let (method, cx) = (Blockwise::new(map).block(64).check().unwrap(), Context::new());
+        let prepared = method.prepare(&StatSet::none(), &cx).unwrap();
+        prepared.compress(&Masked::new(&view, mask).unwrap(), 0..2, &cx).map(|d| d.op.decompress().unwrap())
+    };
+    let without = || Map::custom(&[-1.0, -0.3, 0.3, 1.0]).unwrap();
+    assert!(matches!(made(without(), &half), Err(Error::Unsupported { what: "mask", .. })));
+    assert!(made(without(), &all).is_ok());
+    for map in [Map::nf4(), Map::fp4(), Map::dynamic(true), Map::linear(false)] {
+        assert!(made(map, &half).unwrap().iter().skip(1).step_by(2).all(|v| *v == 0.0));
+    }
+}
+
+#[test]
+fn layouts_know_the_element_type() {
+    use tersor_core::{LinearOp, MatView};
+    let w: Vec<half::bf16> = (0..64).map(|i| half::bf16::from_f32((i as f32 * 0.7).sin())).collect();
+    for how in [Blockwise::nf4(), Blockwise::dynamic().nested(true)] {
+        let (op, _) = how.clone().quantize(&MatView::new(&w, [2, 32]).unwrap()).unwrap();
+        let layout = how.check().unwrap().layout_of::<half::bf16>([2, 32]).unwrap();
+        assert_eq!(op.storage_bits(), layout.bits().unwrap());
+    }
+}

@@ -14,6 +14,18 @@ pub use tersor_core::{
     Check, Context, DType, Error, Exec, Input, IntoMat, LinearOp, LinearOpExt, MatView, MatViewMut, Method, ParamError,
     Report, Result, StatNeeds, StatSet, Write,
 };
+use tersor_core::{RowSource, read_masked};
+
+/// Reads rows of a matrix all of whose weights are kept. Errors if some are dropped: a sum of products has no zeros of its own, so `method` cannot
+/// keep them.
+fn read_unmasked(w: &dyn RowSource, rows: std::ops::Range<usize>, method: &str) -> Result<Vec<f32>> {
+    let (values, mask) = read_masked(w, rows)?;
+    if mask.is_some_and(|m| m.count() < values.len()) {
+        let value = format!("by {method}, whose factors give dropped weights other values; compress without a mask");
+        return Err(Error::Unsupported { what: "mask", value });
+    }
+    Ok(values)
+}
 
 /// Compresses a whole matrix by a checked method.
 fn typed<T: tersor_core::Element>(

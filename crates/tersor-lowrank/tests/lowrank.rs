@@ -201,7 +201,7 @@ fn over_any_method_saved_and_run() {
         assert_eq!(rows(&*again), back, "{name}");
         // Behind quantized activations it is what its own weights are there.
         let outputs = |op: Box<dyn LinearOp>| {
-            let act = QuantizedInputs::new(ActQuant::per_token(8).unwrap(), op);
+            let act = QuantizedInputs::new(ActQuant::per_token(8).unwrap(), op).unwrap();
             let (mut y, input) = (vec![0f32; 3 * 64], Input::new(&x[..3 * 96], [3, 96]).unwrap());
             act.apply(&input, MatViewMut::new(&mut y, [3, 64]).unwrap(), Write::Set, &Exec::new()).unwrap();
             y
@@ -289,5 +289,25 @@ proptest! {
         prop_assert_eq!(bits, how.layout([r, c]).unwrap().bits().unwrap());
         prop_assert_eq!(bits, 8 * one.bytes() as u64);
         prop_assert!(one == bytes(3).0);
+    }
+}
+
+#[test]
+fn masks_are_refused_where_zeros_cannot_be_kept() {
+    let (shape, w) = ([8, 32], normal(5, 8 * 32));
+    let view = MatView::new(&w, shape).unwrap();
+    let (half, all) = (Mask::from_fn(shape, |r, c| (r + c) % 2 == 0).unwrap(), Mask::all(shape).unwrap());
+    let methods: [Box<dyn Method>; 2] = [
+        Box::new(Corrected::lqer(rtn(3)).rank(Rank::Fixed(2)).check().unwrap()),
+        Box::new(LowRank::new(Rank::Fixed(2)).check().unwrap()),
+    ];
+    let cx = Context::new();
+    for method in &methods {
+        let run = |mask| {
+            let prepared = method.prepare(&StatSet::none(), &cx).unwrap();
+            prepared.compress(&Masked::new(&view, mask).unwrap(), 0..8, &cx).map(|_| ())
+        };
+        assert!(matches!(run(&half), Err(Error::Unsupported { what: "mask", .. })), "{}", method.name());
+        assert!(run(&all).is_ok(), "{}", method.name());
     }
 }

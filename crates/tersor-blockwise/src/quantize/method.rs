@@ -6,8 +6,8 @@ use std::time::Instant;
 use tersor_core::method::ROW_UNIT;
 use tersor_core::view::elements;
 use tersor_core::{
-    Compressed, Context, DType, Element, Extent, Layout, LinearOp, Method, Prepared, Report, Result, RowSource,
-    StatNeeds, StatSet, read_finite,
+    Compressed, Context, DType, Element, Error, Extent, Layout, LinearOp, Method, Prepared, Report, Result, RowSource,
+    StatNeeds, StatSet, read_masked,
 };
 use tersor_operators::{BlockwiseForm, BlockwiseLinear};
 
@@ -28,11 +28,9 @@ impl Method for CheckedBlockwise {
         if whole { Extent::Whole } else { Extent::Blocks }
     }
 
+    /// The method takes its rows as f32, whose name is stored; see [`CheckedBlockwise::layout_of`] for other types.
     fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
-        elements(shape)?;
-        let form =
-            BlockwiseForm { map: self.map(), block: self.block(), nested: self.is_nested(), dtype: f32::DTYPE, shape };
-        Ok(form.layout())
+        self.layout_of::<f32>(shape)
     }
 
     fn prepare<'s>(&'s self, _: &StatSet, _: &Context) -> Result<Box<dyn Prepared + 's>> {
@@ -45,6 +43,15 @@ impl Method for CheckedBlockwise {
 }
 
 impl CheckedBlockwise {
+    /// Returns the tensors that [`Blockwise::quantize`](super::Blockwise::quantize) makes of a matrix of this shape and element type, whose name is
+    /// stored beside the codes. Errors if the shape overflows.
+    pub fn layout_of<T: Element>(&self, shape: [usize; 2]) -> Result<Layout> {
+        elements(shape)?;
+        let form =
+            BlockwiseForm { map: self.map(), block: self.block(), nested: self.is_nested(), dtype: T::DTYPE, shape };
+        Ok(form.layout())
+    }
+
     /// Quantizes rows of a matrix whose values came as `dtype`. Errors as the method's `compress`.
     pub(super) fn matrix(
         &self,
@@ -56,7 +63,13 @@ impl CheckedBlockwise {
         cx.cancel.check()?;
         let ([all, cols], start) = (w.shape(), Instant::now());
         self.extent().check(&rows, all)?;
-        let values = read_finite(w, rows.clone())?;
+        let (values, mask) = read_masked(w, rows.clone())?;
+        let zero = self.map().values()[usize::from(self.map().zero())];
+        if zero != 0.0 && mask.is_some_and(|m| m.count() < values.len()) {
+            let value =
+                format!("by a map whose value nearest to 0 is {zero}; a map with 0 among its values keeps zeros");
+            return Err(Error::Unsupported { what: "mask", value });
+        }
         let shape = [rows.len(), cols];
         let q = cx.run(|| self.quantize_from(&values, rows.start * cols, dtype, &cx.exec))?;
         let op = BlockwiseLinear::new(q, shape)?;

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use tersor_core::{
     Compressed, Context, Extent, Layout, LinearOp, Method, Prepared, Report, Result, RowSource, StatNeeds, StatSet,
-    read_finite,
 };
 use tersor_linalg::Gram;
 use tersor_operators::Residual;
@@ -61,8 +60,8 @@ struct Ready<'s> {
 impl Prepared for Ready<'_> {
     fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
         let (shape, start, how) = (whole(w, &rows)?, Instant::now(), self.method);
-        let done = self.base.compress(w, rows.clone(), cx)?;
-        let values = read_finite(w, rows)?;
+        let values = crate::read_unmasked(w, rows.clone(), &how.name())?;
+        let done = self.base.compress(w, rows, cx)?;
         let mut error = vec![0f32; values.len()];
         done.op.decompress_rows(0..shape[0], &mut error, &cx.exec)?;
         error.iter_mut().zip(&values).for_each(|(e, w)| *e = w - *e);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tersor_core::{
     Check, Compressed, Context, DType, Element, Extent, IntoMat, Layout, LinearOp, Method, ParamError, Prepared,
-    Report, Result, RowSource, StatNeeds, StatSet, read_finite,
+    Report, Result, RowSource, StatNeeds, StatSet,
 };
 use tersor_operators::Cast;
 
@@ -100,7 +100,7 @@ impl Prepared for Ready<'_> {
     fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
         cx.cancel.check()?;
         let (shape, start, how) = (whole(w, &rows)?, Instant::now(), self.method);
-        let values = read_finite(w, rows)?;
+        let values = crate::read_unmasked(w, rows, "low-rank")?;
         let bits = bits_of(&*how.factors)?;
         let found = cx.run(|| decompose(&values, shape, &self.weights, how.rank, bits, cx))?;
         let op = compress_factors(&*how.factors, &found, shape, cx)?;

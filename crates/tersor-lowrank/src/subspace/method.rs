@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use tersor_core::method::ROW_UNIT;
 use tersor_core::{
-    Check, Compressed, Context, Element, Error, Extent, IntoMat, Layout, LinearOp, MatView, Method, ParamError,
-    Prepared, Report, Result, RowSource, StatNeeds, StatSet, read_finite,
+    Check, Compressed, Context, Element, Error, Extent, IntoMat, Layout, LinearOp, Mask, Masked, MatView, Method,
+    ParamError, Prepared, Report, Result, RowSource, StatNeeds, StatSet, read_masked,
 };
 use tersor_linalg::{Gram, inverse_factor, matmul};
 use tersor_operators::{Split, split_layout};
@@ -234,14 +234,20 @@ impl Prepared for Ready<'_> {
         {
             return Err(Error::shape("features of the statistics", cols, gram.features()));
         }
-        let values = read_finite(w, rows)?;
+        let (values, mask) = read_masked(w, rows)?;
         let mut moved = values.clone();
         let (mut report, mut ops) = (Report::default(), Vec::new());
         for (number, run) in self.method.runs(cols)? {
             let part = self.parts[number].as_ref();
             let part = part.ok_or_else(|| Error::shape("features of the statistics", cols, "other ones"))?;
             let own = columns(&moved, cols, &run);
-            let done = part.prepared.compress(&MatView::new(&own, [n, run.len()])?, 0..n, cx)?;
+            let view = MatView::new(&own, [n, run.len()])?;
+            // Earlier runs may have moved dropped weights: what these lose by being zero is made up for as any other error.
+            let kept = |mask: &Mask| Mask::from_fn([n, run.len()], |r, c| mask.keeps(r, run.start + c));
+            let done = match mask.as_ref().map(kept).transpose()? {
+                Some(kept) => part.prepared.compress(&Masked::new(&view, &kept)?, 0..n, cx)?,
+                None => part.prepared.compress(&view, 0..n, cx)?,
+            };
             if let Some(moves) = &part.moves {
                 let mut lost = vec![0f32; own.len()];
                 done.op.decompress_rows(0..n, &mut lost, &cx.exec)?;
