@@ -182,7 +182,8 @@ impl State {
         if self.norms.is_empty() { Ok(()) } else { write("norms", DType::F32, NORMS, &to_bytes(&self.norms)) }
     }
 
-    /// Reads what [`State::save`] wrote. Error when a tensor is missing, of another size, or holds a value that is not finite.
+    /// Reads what [`State::save`] wrote. Errors if a tensor is missing, of another size, or holds a value that is not finite, or a
+    /// negative one where there are squares, scales or norms.
     pub fn load(prefix: &str, source: &dyn TensorSource) -> Result<Self> {
         let name = join(prefix, "state");
         let info = source.info(&name)?;
@@ -208,23 +209,41 @@ impl State {
             check_finite(&values, 0).map_err(|e| e.in_tensor(&name))?;
             Ok(values)
         };
+        let negative = |part: &str, value: f32| {
+            Error::format(
+                join(prefix, part),
+                format!("holds {value}, where no value may be negative; the state is damaged"),
+            )
+        };
+        let unsigned = |part: &str, len: usize| -> Result<Vec<f32>> {
+            let values = floats(part, len)?;
+            match values.iter().find(|v| **v < 0.0) {
+                Some(v) => Err(negative(part, *v)),
+                None => Ok(values),
+            }
+        };
         let mut moments = Vec::new();
         for part in rule.moments() {
+            let square = *part == "square";
             moments.push(if header.bits == 32 {
-                Moment::Full(floats(part, header.len)?)
+                Moment::Full(if square { unsigned(part, header.len)? } else { floats(part, header.len)? })
             } else {
                 let codes = read_expected(source, &join(prefix, &join(part, "codes")), DType::U8, &[header.len])?;
-                let absmax = floats(&join(part, "absmax"), header.len.div_ceil(header.block))?;
+                let absmax = unsigned(&join(part, "absmax"), header.len.div_ceil(header.block))?;
                 let map = join(part, "map");
                 let count = source.info(&join(prefix, &map))?.shape.iter().product::<usize>().min(257);
                 let map = Map::known(&floats(&map, count)?)?;
                 if let Some(c) = codes.iter().find(|c| usize::from(**c) >= map.values().len()) {
                     return Err(Error::shape("code", format!("below {}", map.values().len()), c).in_tensor(part));
                 }
+                let value = |(i, c): (usize, &u8)| map.values()[usize::from(*c)] * absmax[i / header.block];
+                if square && let Some(v) = codes.iter().enumerate().map(value).find(|v| *v < 0.0) {
+                    return Err(negative(&join(part, "codes"), v));
+                }
                 Moment::Blocks { map, codes, absmax }
             });
         }
-        let norms = if header.norms > 0 { floats("norms", NORMS)? } else { Vec::new() };
+        let norms = if header.norms > 0 { unsigned("norms", NORMS)? } else { Vec::new() };
         Ok(Self { rule, len: header.len, block: header.block, step: header.step, moments, norms })
     }
 }
@@ -254,5 +273,43 @@ mod tests {
         assert_eq!(file.get("w.norms").unwrap(), [0, 0, 0x80, 0x3f].repeat(NORMS));
         let values: Vec<u8> = map.values().iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(file.get(&join("w", &join(names[1], "map"))).unwrap(), values);
+    }
+
+    #[test]
+    fn damaged_states_are_refused_and_the_last_step_is_the_last() {
+        use crate::optimizer::OptimizerConfig;
+        use tersor_core::Check;
+        let refused = |state: &State| {
+            let mut file = MemTensors::new();
+            state.save("w", &mut file).unwrap();
+            match State::load("w", &file) {
+                Err(Error::Format { what, .. }) => assert!(what.contains("negative"), "{what}"),
+                other => panic!("{other:?}"),
+            }
+        };
+        let state = |moments| State { rule: Rule::Adam, len: 2, block: 2, step: 1, moments, norms: Vec::new() };
+        refused(&state(vec![Moment::Full(vec![1.0, -2.5]), Moment::Full(vec![1.0, -1e-9])]));
+        let blocks = |map: &Map, code: u8, max: f32| Moment::Blocks {
+            codes: vec![code; 2],
+            absmax: vec![max],
+            map: map.clone(),
+        };
+        let (signed, unsigned) = (Map::dynamic(true), Map::dynamic(false));
+        let fine = blocks(&signed, 3, 1.0);
+        refused(&state(vec![fine.clone(), blocks(&unsigned, 3, -1.0)]));
+        refused(&state(vec![fine.clone(), blocks(&signed, 3, 1.0)]));
+        refused(&state(vec![blocks(&signed, 3, -1.0), blocks(&unsigned, 3, 1.0)]));
+        refused(&State { norms: vec![-1.0; NORMS], ..state(vec![fine.clone(), blocks(&unsigned, 3, 1.0)]) });
+        let mut file = MemTensors::new();
+        let sound = state(vec![fine, blocks(&unsigned, 3, 1.0)]);
+        sound.save("w", &mut file).unwrap();
+        assert_eq!(State::load("w", &file).unwrap(), sound);
+
+        let how = OptimizerConfig::adam().check().unwrap();
+        let mut last = State { step: u64::MAX, ..how.state(2).unwrap() };
+        let (before, mut param) = (last.clone(), [1f32, 2.0]);
+        let e = how.step(&mut last, &mut param, &[0.1f32, 0.2]).unwrap_err();
+        assert!(matches!(e, Error::Overflow { .. }), "{e}");
+        assert_eq!((last, param), (before, [1.0, 2.0]));
     }
 }

@@ -136,6 +136,9 @@ impl CheckedConfig {
             return Err(Error::range("active elements", 0..len, active));
         }
         state.map_or(Ok(()), |s| self.check_state(s))?;
+        if state.is_some_and(|s| s.step == u64::MAX) {
+            return Err(Error::Overflow { what: "the number of steps of a state".into() });
+        }
         let square = scan(exec, grad, active.clone(), "gradient", wants_square)?;
         if self.0.decay == Decay::Gradient && self.0.weight_decay > 0.0 {
             scan(exec, param, active, "parameter", false)?;
