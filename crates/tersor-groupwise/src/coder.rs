@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tersor_core::{Ahead, ColumnCoder, GroupSize, Isa, LinearOp, Result};
+use tersor_core::{Ahead, ColumnCoder, Error, FeatureMap, GroupSize, Isa, LinearOp, Result};
 use tersor_kernels::affine::{self, Affine};
 use tersor_linalg::sweep::unpermute;
 use tersor_operators::{GroupSpec, GroupedLinear, Permuted, spans};
@@ -93,6 +93,12 @@ pub(crate) fn fit_rows(spec: &GroupSpec, w: &[f32], cols: usize, first: usize, i
 
 impl ColumnCoder for GroupCoder {
     fn begin(&mut self, order: Option<&[u32]>) -> Result<()> {
+        if let Some(order) = order {
+            if order.len() != self.cols {
+                return Err(Error::shape("features of the order of a sweep", self.cols, order.len()));
+            }
+            FeatureMap::permutation(order.to_vec())?;
+        }
         self.order = order.map(<[u32]>::to_vec);
         Ok(())
     }
@@ -110,6 +116,19 @@ impl ColumnCoder for GroupCoder {
     }
 
     fn code(&mut self, rows: Range<usize>, at: usize, ahead: &Ahead<'_>, out: &mut [f32]) -> Result<()> {
+        if rows.start > rows.end || rows.end > self.rows {
+            return Err(Error::range("rows of a sweep", 0..self.rows, rows));
+        }
+        if at >= self.cols {
+            return Err(Error::range("column of a sweep", 0..self.cols, at));
+        }
+        let (want, found) = ([rows.len(), self.cols], [ahead.rows(), ahead.cols()]);
+        if found != want {
+            return Err(Error::shape("values of a sweep", want, found));
+        }
+        if [ahead.column(at).len(), out.len()] != [rows.len(); 2] {
+            return Err(Error::shape("rows of a column", [rows.len(); 2], [ahead.column(at).len(), out.len()]));
+        }
         let (width, per_row) = (self.spec.group().width(self.cols), self.spec.group().count(self.cols));
         let group = match &self.order {
             Some(order) if !self.dynamic => order[at] as usize / width,

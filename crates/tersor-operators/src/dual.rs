@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
+use half::f16;
 use tersor_core::rows::check_range;
 use tersor_core::tensors::{join, read_expected};
 use tersor_core::{
@@ -70,7 +71,7 @@ impl DualLinear {
             let found = (group_scales.len(), zeros.len(), row_scales.len());
             return Err(Error::shape("scales and zeros of groups, scales of rows", (groups, groups, rows), found));
         }
-        let bad = |s: &f32| !s.is_finite() || *s <= 0.0;
+        let bad = |s: &f32| !s.is_finite() || *s <= 0.0 || f16::from_f32(*s).to_f32() != *s;
         if let Some(row) = row_scales.iter().position(bad) {
             return Err(Error::ScaleRange { row, group: 0, value: row_scales[row], dtype: "F16" });
         }

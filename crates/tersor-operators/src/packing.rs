@@ -1,7 +1,19 @@
 //! Codes packed row by row, and group sizes in specifications.
 
-use tersor_core::{GroupSize, OpSpec};
+use tersor_core::{GroupSize, OpSpec, ParamError};
 use tersor_kernels::{Isa, bits};
+
+/// Columns over which kernels sum products of integers; longer groups are summed in runs of so many.
+const RUN: usize = 1 << 15;
+
+/// Errors if a group of a row of `cols` columns has more columns than kernels take: 32 768, or a multiple of that, or all.
+pub fn check_group(group: GroupSize, cols: usize) -> Result<(), ParamError> {
+    let width = group.width(cols);
+    if width <= RUN || width.is_multiple_of(RUN) || width >= cols {
+        return Ok(());
+    }
+    Err(ParamError::new("group", width, format!("must be at most {RUN}, a multiple of it, or all {cols} columns")))
+}
 
 /// Adds the columns of a group to a specification; all columns where there are no groups.
 pub fn group_in(spec: OpSpec, group: GroupSize, cols: usize) -> OpSpec {

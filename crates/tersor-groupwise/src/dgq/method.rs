@@ -8,6 +8,7 @@ use tersor_core::{
     read_finite,
 };
 use tersor_operators::DualLinear;
+use tersor_operators::packing::check_group;
 
 use super::CheckedDgq;
 use crate::search::GramBlocks;
@@ -23,6 +24,7 @@ impl Method for CheckedDgq {
 
     fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
         tersor_core::view::elements(shape)?;
+        check_group(self.group, shape[1])?;
         Ok(DualLinear::layout(self.group, shape))
     }
 

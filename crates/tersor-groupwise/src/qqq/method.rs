@@ -7,6 +7,7 @@ use tersor_core::{
     read_finite,
 };
 use tersor_operators::TableLinear;
+use tersor_operators::packing::check_group;
 
 use super::CheckedQqq;
 
@@ -21,6 +22,7 @@ impl Method for CheckedQqq {
 
     fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
         tersor_core::view::elements(shape)?;
+        check_group(self.group, shape[1])?;
         Ok(TableLinear::layout(self.group, shape))
     }
 

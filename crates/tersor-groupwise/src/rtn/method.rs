@@ -8,6 +8,7 @@ use tersor_core::{
     RowSource, StatNeeds, StatSet, read_finite,
 };
 use tersor_operators::GroupedLinear;
+use tersor_operators::packing::check_group;
 
 use super::CheckedRtn;
 use super::algorithm::round;
@@ -28,6 +29,7 @@ impl Method for CheckedRtn {
 
     fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
         tersor_core::view::elements(shape)?;
+        check_group(self.spec.group(), shape[1])?;
         Ok(GroupedLinear::layout(&self.spec, shape))
     }
 

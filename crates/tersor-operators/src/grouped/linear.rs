@@ -17,7 +17,7 @@ use tersor_kernels::integer::Panels;
 
 use super::{Clip, Grid, GroupSpec};
 use crate::integer::{multiply, task};
-use crate::packing::{pack_rows, unpack_rows};
+use crate::packing::{check_group, pack_rows, unpack_rows};
 
 /// A matrix `[out_features, in_features]` of codes on uniform grids: `weight = scale * (code - zero)`.
 ///
@@ -44,17 +44,15 @@ impl GroupedLinear {
 
     /// Quantizes `w` (finite values, row-major) by rounding each to the nearest code of its group's grid; `fits`
     /// holds scale and zero of each group, row by row (one for all of them where the group is the tensor).
-    /// Error when a length is wrong.
+    /// Errors if a length is wrong, a scale is not a positive value of its stored type, or a zero has more bits than a code.
     pub fn round(spec: GroupSpec, shape: [usize; 2], w: &[f32], fits: &[Affine], isa: Isa) -> Result<Self> {
         let cols = shape[1];
-        let n = tersor_core::view::elements(shape)?;
-        if w.len() != n {
-            return Err(Error::shape("elements of a matrix", n, w.len()));
-        }
+        tersor_core::view::elements(shape)?;
         let want = fit_count(&spec, shape);
         if fits.len() != want {
             return Err(Error::shape("groups", want, fits.len()));
         }
+        check_fits(&spec, cols, fits)?;
         Self::encode(spec, shape, w, isa, |r, _, out| {
             out.iter_mut().enumerate().for_each(|(g, fit)| *fit = fits[fit_index(&spec, cols, r, g)]);
             Ok(())
@@ -62,7 +60,7 @@ impl GroupedLinear {
     }
 
     /// Quantizes `w` `[rows, cols]` by rounding, rows in parallel: `fit(row, values, fits)` writes the grids of a row. Errors if the length is wrong
-    /// or `fit` does; values must be finite, which `fit` may check.
+    /// or `fit` does, or if a grid that it wrote is none of [`GroupedLinear::from_codes`]; values must be finite, which `fit` may check.
     pub fn encode(
         spec: GroupSpec,
         shape: [usize; 2],
@@ -70,12 +68,17 @@ impl GroupedLinear {
         isa: Isa,
         fit: impl Fn(usize, &[f32], &mut [Affine]) -> Result<()> + Sync + Send,
     ) -> Result<Self> {
-        let [rows, cols] = shape;
+        let ([rows, cols], n) = (shape, tersor_core::view::elements(shape)?);
+        if w.len() != n {
+            return Err(Error::shape("elements of a matrix", n, w.len()));
+        }
+        check_group(spec.group(), cols)?;
         let (groups, none) = (groups(&spec, cols), Affine { scale: 1.0, zero: 0 });
         let mut codes = vec![0u8; rows * groups.row_bytes()];
         let mut fits = vec![none; rows * groups.count()];
         grouped::quantize(isa, w, &groups, fit, (&mut codes, &mut fits), true)?;
         fits.truncate(fit_count(&spec, shape));
+        check_fits(&spec, cols, &fits)?;
         Ok(Self::new(spec, shape, codes, &fits))
     }
 
@@ -86,13 +89,16 @@ impl GroupedLinear {
         Self { spec, shape, codes, panels: OnceLock::new(), scales, zeros }
     }
 
-    /// Packs codes, one a byte and row-major, on the grids of `fits`. Error when a length is wrong or a code is not on
-    /// its grid.
+    /// Packs codes, one a byte and row-major, on the grids of `fits`. Errors if a length is wrong, a code is not on its grid, a scale is not a
+    /// positive value of its stored type (see [`round_scale`](super::round_scale)), a zero has more bits than a code, or a group is wider than the
+    /// kernels take.
     pub fn from_codes(spec: GroupSpec, shape: [usize; 2], codes: &[u8], fits: &[Affine]) -> Result<Self> {
         let (n, want) = (tersor_core::view::elements(shape)?, fit_count(&spec, shape));
         if codes.len() != n || fits.len() != want {
             return Err(Error::shape("codes and groups", (n, want), (codes.len(), fits.len())));
         }
+        check_group(spec.group(), shape[1])?;
+        check_fits(&spec, shape[1], fits)?;
         let range = spec.grid().codes(spec.bits());
         if let Some(i) = codes.iter().position(|c| !range.contains(c)) {
             return Err(Error::shape("code", range, codes[i]));
@@ -223,6 +229,25 @@ impl GroupedLinear {
             tensors.push(("zeros", DType::U8, zeros));
         }
         Layout::exact(tensors)
+    }
+}
+
+/// Errors unless every scale is a positive value of its stored type and every zero a code.
+fn check_fits(spec: &GroupSpec, cols: usize, fits: &[Affine]) -> Result<()> {
+    let (dtype, groups) = (spec.scale_dtype(), spec.group().count(cols).max(1));
+    let scales: Vec<f32> = fits.iter().map(|f| f.scale).collect();
+    let (mut bytes, mut stored) = (vec![0u8; scales.len() * dtype.size()], vec![0f32; scales.len()]);
+    dtype.narrow_bytes(&scales, &mut bytes);
+    dtype.widen_bytes(&bytes, &mut stored);
+    let wrong = |(s, stored): (&f32, &f32)| !s.is_finite() || *s <= 0.0 || s != stored;
+    if let Some(i) = scales.iter().zip(&stored).position(wrong) {
+        let (row, group) = (i / groups, i % groups);
+        return Err(Error::ScaleRange { row, group, value: scales[i], dtype: dtype.name() });
+    }
+    let max = spec.bits().max_code();
+    match fits.iter().find(|f| f.zero > max) {
+        Some(f) => Err(Error::range("zero of a group", 0..=max, f.zero)),
+        None => Ok(()),
     }
 }
 
