@@ -142,7 +142,7 @@ fn integers_and_floats_agree_and_blocks_make_the_whole() {
                     .map(move |w| w.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32)
             })
             .collect();
-        let found = applied(&QuantizedInputs::new(act, again), &x[..9 * cols]);
+        let found = applied(&QuantizedInputs::new(act, again).unwrap(), &x[..9 * cols]);
         let error = (metrics::squared_error(&want, &found) / metrics::energy(&want)).sqrt();
         assert!(error < 1e-6, "{}: {error}", method.name());
         // And without rounding of the inputs.

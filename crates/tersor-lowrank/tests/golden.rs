@@ -101,7 +101,7 @@ fn a_layer_loses_as_much_behind_our_hadamard_as_behind_theirs() {
                 .into_iter()
                 .for_each(|r| [&mut w, &mut x].into_iter().for_each(|v| r.forward(tersor_core::Isa::detect(), v)));
             let op = weights.quantize(&MatView::new(&w, [o, k]).unwrap()).unwrap().0;
-            let op = QuantizedInputs::new(ActQuant::per_token(4).unwrap(), Box::new(op));
+            let op = QuantizedInputs::new(ActQuant::per_token(4).unwrap(), Box::new(op)).unwrap();
             metrics::squared_error(&want, &product(Box::new(op), &x)) / metrics::energy(&want)
         };
         let plain = loss(None) / g["plain"].as_f64().unwrap();

@@ -324,7 +324,7 @@ fn asymmetric_activations_multiply_as_their_values() {
                 want[t * rows + r] = (0..d).map(|c| f64::from(value(c) * s) * f64::from(back[r * d + c])).sum();
             }
         }
-        let op = QuantizedInputs::new(act, op);
+        let op = QuantizedInputs::new(act, op).unwrap();
         for exec in [Exec::new(), Exec::serial().with_isa(Isa::SCALAR)] {
             let mut y = vec![1f32; tokens * rows];
             let input = Input::new(&x, [tokens, d]).unwrap();
@@ -368,4 +368,29 @@ fn shares_are_checked() {
     let split =
         made(&Subspaces::new().part(0.875, rtn()).part(0.125, rtn()).check().unwrap(), &StatSet::none(), &w, [2, 3]);
     assert_eq!(rows_of(&*split.op), rows_of(&*whole.op));
+}
+
+#[test]
+fn dropped_weights_stay_zero_in_every_run() {
+    let (rows, k) = (70, 24);
+    let noise =
+        |n: usize, salt: usize| -> Vec<f32> { (0..n).map(|i| ((i * 37 + salt) as f32 * 0.618).sin()).collect() };
+    let needs = StatNeeds { gram: true, ..StatNeeds::default() };
+    let mut stats = StatSet::new(k, needs, 0, 0).unwrap();
+    stats.observe(&MatView::new(&noise(k * 60, 3), [60, k]).unwrap()).unwrap();
+    let (w, cx) = (noise(rows * k, 1), Context::new());
+    let view = MatView::new(&w, [rows, k]).unwrap();
+    let mask = Mask::from_fn([rows, k], |r, c| (r * 7 + c * 3) % 5 > 1).unwrap();
+    let rtn = |bits| Box::new(Rtn::new().bits(bits).check().unwrap()) as Box<dyn Method>;
+    let gptq = || Box::new(tersor_groupwise::Gptq::new().group(8).check().unwrap()) as Box<dyn Method>;
+    for method in
+        [Subspaces::new().part(0.5, rtn(3)).part(0.5, rtn(8)), Subspaces::new().part(0.5, gptq()).part(0.5, gptq())]
+    {
+        let method = method.check().unwrap();
+        let prepared = method.prepare(&stats, &cx).unwrap();
+        let masked = Masked::new(&view, &mask).unwrap();
+        let back = prepared.compress(&masked, 0..rows, &cx).unwrap().op.decompress().unwrap();
+        assert!(back.iter().enumerate().all(|(i, v)| mask.keeps(i / k, i % k) || *v == 0.0));
+        assert!(back.iter().any(|v| *v != 0.0));
+    }
 }

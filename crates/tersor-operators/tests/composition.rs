@@ -166,7 +166,7 @@ fn resq_over_another_method() {
     let op = Rotated::new(rotation(cols), split).unwrap();
     round_trip(&op, true);
     assert!(metrics::cosine(&rows_of(&op), &w) > 0.97, "rows come back in the original basis");
-    let op = Permuted::new(order, Box::new(QuantizedInputs::new(act, Box::new(op)))).unwrap();
+    let op = Permuted::new(order, Box::new(QuantizedInputs::new(act, Box::new(op)).unwrap())).unwrap();
     round_trip(&op, false);
 }
 
@@ -178,7 +178,7 @@ fn hadamard_over_eight_bit_activations_over_four_bit_weights() {
     rotation(cols).forward(Isa::detect(), &mut turned);
     let weights = Box::new(DualGrained::new(&turned, [rows, cols], 16));
     let act = ActQuant::per_token(8).unwrap();
-    let op = Rotated::new(rotation(cols), Box::new(QuantizedInputs::new(act, weights))).unwrap();
+    let op = Rotated::new(rotation(cols), Box::new(QuantizedInputs::new(act, weights).unwrap())).unwrap();
     round_trip(&op, false);
     let x = values(3 * cols, 8);
     let dense = Dense::new(w, [rows, cols], DType::F32).unwrap();
@@ -238,7 +238,7 @@ fn every_quantizer_of_activations_wraps_any_operator() {
     ] {
         let plain = DualGrained::new(&w, [rows, cols], 16);
         let want = apply(&plain, &rounded(&act, &x, cols), tokens);
-        let op = QuantizedInputs::new(act.clone(), Box::new(plain));
+        let op = QuantizedInputs::new(act.clone(), Box::new(plain)).unwrap();
         round_trip(&op, false);
         let found = apply(&op, &x, tokens);
         let error = (metrics::squared_error(&want, &found) / metrics::energy(&want)).sqrt();
@@ -252,9 +252,7 @@ fn every_quantizer_of_activations_wraps_any_operator() {
         ActQuant::channels(8, scales[1..].to_vec()).unwrap(),
         Box::new(Dense::new(w, [rows, cols], DType::F32).unwrap()),
     );
-    let mut y = vec![0f32; rows];
-    let input = Input::new(&x[..cols], [1, cols]).unwrap();
-    assert!(other.apply(&input, MatViewMut::new(&mut y, [1, rows]).unwrap(), Write::Set, &Exec::new()).is_err());
+    assert!(matches!(other, Err(Error::Shape { .. })));
 }
 
 /// A matrix that notes which input it was given, by address.
@@ -295,7 +293,7 @@ fn consumers_of_one_input_share_its_rotated_and_quantized_form() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     for (bits, rotation) in [(4, a), (4, b), (5, rotation(16))] {
         let witness = Box::new(Witness([3, 16], Arc::clone(&seen)));
-        let quantized = QuantizedInputs::new(ActQuant::per_token(bits).unwrap(), witness);
+        let quantized = QuantizedInputs::new(ActQuant::per_token(bits).unwrap(), witness).unwrap();
         let op = Rotated::new(rotation, Box::new(quantized)).unwrap();
         let mut y = [0f32; 6];
         op.apply(&input, MatViewMut::new(&mut y, [2, 3]).unwrap(), Write::Set, &Exec::new()).unwrap();

@@ -52,7 +52,7 @@ fn forms() -> Vec<(&'static str, Box<dyn LinearOp>)> {
         ("rotated", Box::new(Rotated::new(turn, grouped(4)).unwrap())),
         ("ordered", Box::new(Permuted::new((0..COLS as u32).rev().collect(), grouped(4)).unwrap())),
         ("scaled", Box::new(ScaledInputs::new((1..=COLS).map(|i| i as f32 / 9.0).collect(), grouped(4)).unwrap())),
-        ("rounded inputs", Box::new(QuantizedInputs::new(ActQuant::per_token(8).unwrap(), grouped(4)))),
+        ("rounded inputs", Box::new(QuantizedInputs::new(ActQuant::per_token(8).unwrap(), grouped(4)).unwrap())),
     ]
 }
 

@@ -165,7 +165,7 @@ fn small_operator() -> (OpSpec, MemTensors) {
     let w: Vec<f32> = (0..80).map(|i| (i as f32).sin()).collect();
     let rtn = tersor::groupwise::Rtn::new().bits(3).group(8);
     let op = rtn.quantize(&MatView::new(&w, [4, 20]).unwrap()).unwrap().0;
-    let op = QuantizedInputs::new(ActQuant::per_token(8).unwrap(), Box::new(op));
+    let op = QuantizedInputs::new(ActQuant::per_token(8).unwrap(), Box::new(op)).unwrap();
     let mut tensors = MemTensors::new();
     op.save("w", &mut tensors).unwrap();
     (op.spec(), tensors)

@@ -75,7 +75,7 @@ impl<'a> Trial<'a> {
             let folded = FoldedRows::new(*w, &consumer.weight, &folds)?.with_isa(cx.isa());
             let mut op = method.prepare(&none, cx)?.compress(&folded, 0..w.shape()[0], cx)?.op;
             if let Some(act) = &self.activations[i] {
-                op = Box::new(QuantizedInputs::new(act.clone(), op));
+                op = Box::new(QuantizedInputs::new(act.clone(), op)?);
             }
             ops.push(online(op, &change)?);
         }

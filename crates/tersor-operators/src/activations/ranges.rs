@@ -32,11 +32,7 @@ const SAMPLE: usize = 512;
 impl ActPlan {
     /// Returns a static quantizer with one scale (`channels`: one for each feature). Errors on bits outside 2 to 8, or a percentile outside 50 to 100.
     pub fn fixed(bits: u32, range: ActRange, channels: bool) -> Result<Self, ParamError> {
-        if let ActRange::Percentile(p) = range
-            && !(p > 50.0 && p <= 100.0)
-        {
-            return Err(ParamError::new("percentile", p, "must be above 50 and at max 100"));
-        }
+        range.check()?;
         let bits = Bits::within(bits, 2, 8)?;
         Ok(if channels { Self::Channels(bits, range) } else { Self::Fixed(bits, range) })
     }
@@ -69,13 +65,17 @@ impl ActPlan {
         }
     }
 
-    /// Returns the quantizer with its scales. Errors if the statistics lack what is needed, or no token was seen.
+    /// Returns the quantizer with its scales. Errors if the statistics lack what is needed, no token was seen, or bits or percentile are none
+    /// that [`ActPlan::fixed`] takes.
     pub fn ready(&self, stats: &StatSet) -> Result<ActQuant> {
         let (bits, range, channels) = match self {
             Self::Ready(act) => return Ok(act.clone()),
             Self::Fixed(bits, range) => (*bits, *range, false),
             Self::Channels(bits, range) => (*bits, *range, true),
         };
+        // The variants are open to all.
+        range.check()?;
+        Bits::within(bits.get(), 2, 8)?;
         let k = stats.features();
         let largest: Vec<f32> = match range {
             ActRange::Max => {
@@ -95,6 +95,18 @@ impl ActPlan {
         let scales = largest.into_iter().map(|m| if m / max < f32::MIN_POSITIVE { 1.0 } else { m / max });
         let scales: Vec<f32> = scales.collect();
         Ok(if channels { ActQuant::channels(bits.get(), scales)? } else { ActQuant::fixed(bits.get(), scales[0])? })
+    }
+}
+
+impl ActRange {
+    /// Errors on a percentile that is not above 50 and at most 100.
+    fn check(self) -> Result<(), ParamError> {
+        match self {
+            ActRange::Percentile(p) if !(p > 50.0 && p <= 100.0) => {
+                Err(ParamError::new("percentile", p, "must be above 50 and at max 100"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -96,9 +96,17 @@ impl QuantizedInputs {
     /// The kind in specifications.
     pub const KIND: &'static str = "quantized_inputs";
 
-    /// Puts a quantizer of activations in front of any operator.
-    pub fn new(act: ActQuant, op: Box<dyn LinearOp>) -> Self {
-        Self { act, op, sums: OnceLock::new() }
+    /// Puts a quantizer of activations in front of an operator. Errors if the quantizer is for another number of features, or if it adds an offset
+    /// to whole tokens (asymmetric, one run) and the operator quantizes activations itself, at any depth: the offset is added after the operator,
+    /// which must be linear for that.
+    pub fn new(act: ActQuant, op: Box<dyn LinearOp>) -> Result<Self> {
+        act.check(op.shape()[1])?;
+        if act.runs() == Some(1) && rounds_inputs(&op.spec()) {
+            let value =
+                "asymmetric in front of an operator that quantizes activations; use a symmetric one, or one of the two";
+            return Err(Error::Unsupported { what: "quantizer of activations", value: value.into() });
+        }
+        Ok(Self { act, op, sums: OnceLock::new() })
     }
 
     fn sums(&self, exec: &Exec) -> Result<&[f32]> {
@@ -119,6 +127,11 @@ impl QuantizedInputs {
         }
         Ok(self.sums.get_or_init(|| sums))
     }
+}
+
+/// Returns whether an operator, or one inside of it, quantizes activations.
+fn rounds_inputs(spec: &OpSpec) -> bool {
+    spec.kind == QuantizedInputs::KIND || spec.parts.values().any(rounds_inputs)
 }
 
 /// The parts in which the wrappers differ; the rest is written once below.
@@ -294,6 +307,9 @@ macro_rules! wrapped {
                 self.finish(&input, y, exec)
             }
             fn task<'a>(&'a self, x: &Input<'_>, exec: &Exec) -> Result<Option<Box<dyn GemmTask + 'a>>> {
+                if x.shape()[1] != self.shape()[1] {
+                    return Err(Error::shape("features of the input", self.shape()[1], x.shape()[1]));
+                }
                 let input = self.input(x, exec)?;
                 // With offsets there is more to do than the product.
                 if offsets(&input).is_some() { Ok(None) } else { self.inner().task(&input, exec) }
@@ -348,5 +364,5 @@ pub(crate) fn load_quantized(s: &OpSpec, p: &str, loading: &Loading<'_>) -> Resu
         "asymmetric" => ActQuant::asymmetric(bits, s.get_size("activation_runs").unwrap_or(1))?,
         other => return Err(Error::Unsupported { what: "activations of an operator", value: format!("`{other}`") }),
     };
-    Ok(Box::new(QuantizedInputs::new(act, loading.part(s, "op", p)?)))
+    Ok(Box::new(QuantizedInputs::new(act, loading.part(s, "op", p)?)?))
 }

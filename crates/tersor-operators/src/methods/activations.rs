@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use tersor_core::{
-    Compressed, Context, DType, Extent, Layout, Method, Prepared, Result, RowSource, StatNeeds, StatSet, TensorInfo,
+    Compressed, Context, DType, Error, Extent, Layout, Method, Prepared, Result, RowSource, StatNeeds, StatSet,
+    TensorInfo,
 };
 
 use crate::{ActPlan, ActQuant, QuantizedInputs};
@@ -50,18 +51,26 @@ impl Method for WithActivations {
         self.method.plain()
     }
     fn prepare<'s>(&'s self, stats: &StatSet, cx: &Context) -> Result<Box<dyn Prepared + 's>> {
-        Ok(Box::new(Ready { act: self.act.ready(stats)?, prepared: self.method.prepare(stats, cx)? }))
+        let features = self.act.needs().any_data().then(|| stats.features());
+        Ok(Box::new(Ready { act: self.act.ready(stats)?, features, prepared: self.method.prepare(stats, cx)? }))
     }
 }
 
 struct Ready<'s> {
     act: ActQuant,
+    /// Features of the statistics that the scales were found on; none where they needed none.
+    features: Option<usize>,
     prepared: Box<dyn Prepared + 's>,
 }
 
 impl Prepared for Ready<'_> {
     fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
+        let cols = w.shape()[1];
+        if let Some(found) = self.features.filter(|n| *n != cols) {
+            return Err(Error::shape("features of the statistics", cols, found));
+        }
+        self.act.check(cols)?;
         let done = self.prepared.compress(w, rows, cx)?;
-        Ok(Compressed { op: Box::new(QuantizedInputs::new(self.act.clone(), done.op)), report: done.report })
+        Ok(Compressed { op: Box::new(QuantizedInputs::new(self.act.clone(), done.op)?), report: done.report })
     }
 }
