@@ -37,12 +37,8 @@ impl Dense {
         }
         check_finite(&values, shape[1], 0)?;
         let dense = Self { store: Store::narrow(values, dtype)?, shape };
-        if dtype == DType::F16 {
-            let mut row = vec![0f32; shape[1]];
-            for r in 0..shape[0] {
-                dense.decompress_rows(r..r + 1, &mut row, &Exec::serial())?;
-                check_finite(&row, shape[1], r)?;
-            }
+        if let Some((at, value)) = dense.store.infinite() {
+            return Err(Error::NonFinite { row: at / shape[1], col: at % shape[1], value });
         }
         Ok(dense)
     }
@@ -70,6 +66,15 @@ impl Dense {
 }
 
 impl Store {
+    /// Returns the first value that became infinite in a narrow type, with its index. Values of f32 were looked at before.
+    fn infinite(&self) -> Option<(usize, f32)> {
+        match self {
+            Store::F32(_) => None,
+            Store::F16(v) => v.iter().position(|v| !v.is_finite()).map(|i| (i, v[i].to_f32())),
+            Store::BF16(v) => v.iter().position(|v| !v.is_finite()).map(|i| (i, v[i].to_f32())),
+        }
+    }
+
     fn narrow(values: Vec<f32>, dtype: DType) -> Result<Self> {
         fn narrow<T: Element>(values: &[f32]) -> Vec<T> {
             let mut out = vec![T::ZERO; values.len()];

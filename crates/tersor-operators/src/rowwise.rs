@@ -115,7 +115,15 @@ impl LinearOp for RowwiseInt8 {
         for (r, out) in rows.zip(out.chunks_exact_mut(self.shape[1].max(1))) {
             self.panels.row_codes(r, &mut codes);
             let max = self.absmax[r];
-            out.iter_mut().zip(&codes).for_each(|(v, c)| *v = f32::from(c.wrapping_sub(MIDDLE) as i8) * max * STEP);
+            let code = |c: &u8| c.wrapping_sub(MIDDLE) as i8;
+            if max <= f32::MAX / 128.0 {
+                out.iter_mut().zip(&codes).for_each(|(v, c)| *v = f32::from(code(c)) * max * STEP);
+                continue;
+            }
+            // The product with the code would leave f32, and the last step may by a rounding.
+            let most = f64::from(f32::MAX);
+            let value = |c: &u8| (f64::from(code(c)) * f64::from(max) * f64::from(STEP)).clamp(-most, most) as f32;
+            out.iter_mut().zip(&codes).for_each(|(v, c)| *v = value(c));
         }
         Ok(())
     }
