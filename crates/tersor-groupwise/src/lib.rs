@@ -17,10 +17,14 @@ pub use qqq::Qqq;
 pub use rtn::{CheckedRtn, Rtn};
 pub use smooth::{Adaptive, Percentile, SmoothQuant};
 pub use tersor_core::{
-    Check, Context, DType, Error, Exec, GroupSize, Input, IntoMat, Isa, LinearOp, LinearOpExt, MatView, MatViewMut,
-    MemTensors, Method, ParamError, Registry, Report, Result, StatNeeds, StatSet, Write,
+    Changes, Check, ColumnCoder, Context, DType, Element, Error, Exec, GroupSize, Input, IntoMat, Isa, LinearOp,
+    LinearOpExt, Mask, Masked, MatView, MatViewMut, MemTensors, Method, OpSpec, ParamError, Registry, Report, Result,
+    Rewrite, RowSource, Site, StatNeeds, StatSet, TensorSource, Write,
 };
-pub use tersor_operators::{Clip, DualLinear, Grid, GroupFit, GroupSpec, GroupedLinear, TableLinear, registry};
+pub use tersor_linalg::{HessianFactor, Sweep};
+pub use tersor_operators::{
+    ActQuant, Clip, DualLinear, Grid, GroupFit, GroupSpec, GroupedLinear, TableLinear, registry,
+};
 
 #[cfg(feature = "ndarray")]
 pub use tersor_core::ndarray;

@@ -6,7 +6,7 @@ use tersor_core::{
     Bits, Check, Context, DType, Error, Exec, GroupSize, Input, Isa, LinearOp, MatView, MatViewMut, MemTensors, Method,
     Registry, RowSlot, StatSet, Write,
 };
-use tersor_groupwise::{Clip, Grid, GroupedLinear, Rtn, registry};
+use tersor_groupwise::{Clip, Grid, GroupSpec, GroupedLinear, Rtn, registry};
 
 fn values(n: usize, salt: u64) -> Vec<f32> {
     let mut state = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -280,4 +280,55 @@ fn importance_moves_the_range_to_what_matters() {
     let narrow = StatSet::from_squares(vec![1.0; 5], 1).unwrap();
     assert!(rtn.prepare(&narrow, &cx).unwrap().compress(&m, 0..rows, &cx).is_err());
     assert!(Rtn::new().importance(true).check().is_err());
+}
+
+#[test]
+fn groups_that_kernels_do_not_take_are_refused_by_plans() {
+    let cols = 80_000;
+    let layout = |group: usize| {
+        let rtn = Rtn::new().group(group).check().unwrap().layout([4, cols]);
+        let gptq = tersor_groupwise::Gptq::new().group(group).check().unwrap().layout([4, cols]);
+        let dgq = tersor_groupwise::Dgq::new().group(group).check().unwrap().layout([4, cols]);
+        [rtn, gptq, dgq]
+    };
+    for found in layout(40_000) {
+        assert!(matches!(found, Err(Error::Param(_))), "{found:?}");
+    }
+    assert!(layout(32_768).iter().chain(&layout(cols)).all(|l| l.is_ok()));
+}
+
+#[test]
+fn coders_refuse_a_sweep_of_another_matrix() {
+    use tersor_core::{Ahead, ColumnCoder};
+    use tersor_groupwise::coder::{GroupCoder, Groups};
+    let spec = GroupSpec::new(4, GroupSize::size(2).unwrap(), Grid::Asym, DType::F16, Clip::None).unwrap();
+    let w: Vec<f32> = (0..12).map(|i| i as f32).collect();
+    let mut coder = GroupCoder::new(spec, Groups::Dynamic, &w, 4, 0, Isa::detect()).unwrap();
+    assert!(matches!(coder.begin(Some(&[0, 1, 2])), Err(Error::Shape { .. })));
+    assert!(coder.begin(Some(&[0, 1, 2, 9])).is_err() && coder.begin(Some(&[0, 1, 2, 2])).is_err());
+    coder.begin(None).unwrap();
+    let (tile, mut out) = (vec![1f32; 12], vec![0f32; 3]);
+    let ahead =
+        |rows: usize, cols: usize| Ahead::new(&tile[..rows * cols], 0..cols, &w[..rows * cols], [rows, cols]).unwrap();
+    assert!(matches!(coder.code(0..4, 0, &ahead(4, 3), &mut [0.0; 4]), Err(Error::Range { .. })));
+    assert!(matches!(coder.code(0..3, 4, &ahead(3, 4), &mut out), Err(Error::Range { .. })));
+    assert!(matches!(coder.code(0..3, 0, &ahead(3, 2), &mut out), Err(Error::Shape { .. })));
+    assert!(matches!(coder.code(0..2, 0, &ahead(3, 4), &mut out), Err(Error::Shape { .. })));
+    assert!(matches!(coder.code(0..3, 0, &ahead(3, 4), &mut out[..2]), Err(Error::Shape { .. })));
+    assert!(coder.code(0..3, 0, &ahead(3, 4), &mut out).is_ok());
+}
+
+/// Names that a coder or rewrite of one's own needs come with this crate.
+#[test]
+fn one_crate_suffices() {
+    use tersor_groupwise as one;
+    fn named<T: ?Sized>() {}
+    named::<dyn one::Rewrite>();
+    named::<dyn one::ColumnCoder>();
+    named::<dyn one::RowSource>();
+    named::<dyn one::TensorSource>();
+    named::<(one::Site, one::Changes, one::Mask, one::OpSpec, one::ActQuant, one::HessianFactor)>();
+    named::<(one::Masked<'_>, one::Sweep<'_>)>();
+    fn element<T: one::Element>() {}
+    element::<f32>();
 }

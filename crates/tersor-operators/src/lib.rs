@@ -22,13 +22,17 @@ pub use composed::{
 pub use dense::Dense;
 pub use dual::{DualLinear, MAX_EXPANDED};
 pub use grouped::{Clip, Grid, GroupFit, GroupSpec, GroupedLinear, round_scale, spans};
+pub use half::f16;
 pub use methods::{Cast, WithActivations};
 pub use rowwise::RowwiseInt8;
 pub use table::TableLinear;
+pub use tersor_core::operator::{apply_all, storage_bits_of};
 pub use tersor_core::{
-    Check, DType, Error, Exec, GroupSize, Input, IntoMat, Isa, LinearOp, LinearOpExt, Loading, MatView, MatViewMut,
-    MemTensors, OpSpec, ParamError, Registry, Result, Rotation, RowSlot, TensorInfo, TensorSink, TensorSource, Write,
+    Bits, Check, Context, DType, Element, Error, Exec, GemmTask, GroupSize, Input, InputChange, IntoMat, Isa, Layout,
+    LinearOp, LinearOpExt, Loading, MatView, MatViewMut, MemTensors, Method, OpSpec, ParamError, Registry, Result,
+    Rotation, RowSlot, RowSource, StatSet, TensorInfo, TensorSink, TensorSource, Write,
 };
+pub use tersor_kernels::integer::Padding;
 
 #[cfg(feature = "ndarray")]
 pub use tersor_core::ndarray;
