@@ -75,7 +75,9 @@ impl Gram {
 pub fn output_loss(errors: &[f32], gram: &[f64], features: usize) -> Result<f64> {
     let loss = Gram::new(gram, features, 1.0)?.loss(errors)?;
     if !loss.is_finite() {
-        return Err(Error::Numerical(format!("the loss of the outputs is {loss}: errors or Gram matrix are not finite or too large")));
+        return Err(Error::Numerical(format!(
+            "the loss of the outputs is {loss}: errors or Gram matrix are not finite or too large"
+        )));
     }
     Ok(loss.max(0.0))
 }

@@ -90,7 +90,8 @@ impl<'f> Sweep<'f> {
                 return Err(Error::range("end of a block of columns", start + 1..cols + 1, end));
             }
             // Whole runs of columns, but for the last block: a run is never cut inside of the matrix.
-            let end = if end < cols { (start + (end - start) / width * width).max(start + width).min(cols) } else { end };
+            let end =
+                if end < cols { (start + (end - start) / width * width).max(start + width).min(cols) } else { end };
             let present = |to: usize| MatView::strided(&w, start, [rows, to - start], [cols as isize, 1]);
             coder.enter(start..end, present(cols)?, &diagonal)?;
             let chosen = match &mut kept {
@@ -137,7 +138,9 @@ impl<'f> Sweep<'f> {
         let moved = metrics::squared_error(&targets, &w);
         let data_error = (total - self.factor.added() * moved).max(0.0);
         if !total.is_finite() || !moved.is_finite() {
-            return Err(Error::Numerical(format!("the errors of a sweep sum to {total:e}: weights or factor are too large for f32")));
+            return Err(Error::Numerical(format!(
+                "the errors of a sweep sum to {total:e}: weights or factor are too large for f32"
+            )));
         }
         Ok(Swept { values: w, data_error })
     }

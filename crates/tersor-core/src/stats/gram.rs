@@ -69,13 +69,17 @@ pub(super) fn check(gram: &[f64], k: usize) -> Result<()> {
     for r in 0..k {
         let own = gram[r * k + r];
         if own < 0.0 {
-            return Err(Error::Numerical(format!("the Gram matrix has {own:e} on its diagonal at {r}: no sum of squares")));
+            return Err(Error::Numerical(format!(
+                "the Gram matrix has {own:e} on its diagonal at {r}: no sum of squares"
+            )));
         }
         for c in 0..r {
             let (a, b) = (gram[r * k + c], gram[c * k + r]);
             let scale = a.abs().max(b.abs()).max((own * gram[c * k + c]).abs().sqrt());
             if (a - b).abs() > 1e-6 * scale {
-                let what = format!("the Gram matrix is not symmetric: {a:e} at row {r}, column {c}, and {b:e} across the diagonal");
+                let what = format!(
+                    "the Gram matrix is not symmetric: {a:e} at row {r}, column {c}, and {b:e} across the diagonal"
+                );
                 return Err(Error::Numerical(what));
             }
         }

@@ -115,7 +115,8 @@ impl Tokenizer {
     /// Tokens of a text with those that the model wants around it (`[CLS]`, `[SEP]`), at most `most`: of a longer text the end is left
     /// out, and its last token stays.
     pub fn encode_framed(&self, text: &str, most: usize) -> Result<Vec<u32>> {
-        let encoding = no_panic(|| self.0.encode_fast(text, true))?.map_err(|e| Error::format("text", e.to_string()))?;
+        let encoding =
+            no_panic(|| self.0.encode_fast(text, true))?.map_err(|e| Error::format("text", e.to_string()))?;
         let mut tokens = encoding.get_ids().to_vec();
         if tokens.len() > most {
             tokens.drain(most.saturating_sub(1)..tokens.len() - 1);
