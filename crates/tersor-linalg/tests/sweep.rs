@@ -199,3 +199,26 @@ fn runs_of_rows_do_not_depend_on_threads_and_bad_input_is_refused() {
     let failed = Damping::default().factor(&negative, COLS).unwrap();
     assert!(failed.failure().is_some() && Sweep::new(&failed, 8).is_err());
 }
+
+/// Rounds to -1 or 1.
+struct Signs;
+
+impl ColumnCoder for Signs {
+    fn code(&mut self, _: Range<usize>, at: usize, ahead: &Ahead<'_>, out: &mut [f32]) -> Result<()> {
+        out.iter_mut().zip(ahead.column(at)).for_each(|(o, v)| *o = if *v < 0.0 { -1.0 } else { 1.0 });
+        Ok(())
+    }
+    fn finish(self: Box<Self>) -> Result<Box<dyn LinearOp>> {
+        Ok(Box::new(Dense::new(vec![], [0, 0], DType::F32)?))
+    }
+}
+
+#[test]
+fn weights_are_not_dropped_on_a_grid_without_zero() {
+    let (w, gram) = case();
+    let factor = Damping::default().factor(&gram, COLS).unwrap();
+    let mask = Mask::from_fn([ROWS, COLS], |r, c| (r + c) % 3 != 0).unwrap();
+    let run = |kept: Kept<'_>| Sweep::new(&factor, 8).unwrap().run(w.clone(), &mut Signs, kept, &Exec::new());
+    assert!(run(Kept::All).is_ok());
+    assert!(matches!(run(Kept::Mask(&mask)), Err(Error::Unsupported { what: "mask", .. })));
+}
