@@ -144,7 +144,7 @@ versions! {
 
 /// The same for one width.
 #[inline(always)]
-fn groups<const BITS: u32>(packed: &[u8], out: &mut [u8]) {
+pub(crate) fn groups<const BITS: u32>(packed: &[u8], out: &mut [u8]) {
     let width = BITS as usize;
     let (whole, rest) = out.as_chunks_mut::<8>();
     let full = whole.len().min(packed.len() / width);

@@ -5,6 +5,7 @@ mod arch;
 pub mod attention;
 pub mod bits;
 pub mod blockwise;
+pub mod cached_rows;
 pub mod cluster;
 pub mod codebook;
 pub mod convert;

@@ -502,7 +502,7 @@ fn a_cache_is_saved_and_loaded_through_the_registry() {
         cache.save("layer", &mut file).unwrap();
         let registry = cache_registry();
         let load = |spec: &OpSpec, file: &MemTensors| {
-            LayerCache::load(heads.clone(), spec, "layer", &CacheLoading::new(&registry, file))
+            LayerCache::load(heads.clone(), None, spec, "layer", &CacheLoading::new(&registry, file))
         };
         let mut again = load(&cache.spec(), &file).unwrap();
         assert_eq!((again.len(), again.bytes(), again.positions(1)), (cache.len(), cache.bytes(), cache.positions(1)));
@@ -514,7 +514,7 @@ fn a_cache_is_saved_and_loaded_through_the_registry() {
 
         // What does not fit is refused.
         let other = Heads::new(2, 2, 16).unwrap();
-        assert!(LayerCache::load(other, &cache.spec(), "layer", &CacheLoading::new(&registry, &file)).is_err());
+        assert!(LayerCache::load(other, None, &cache.spec(), "layer", &CacheLoading::new(&registry, &file)).is_err());
         assert!(load(&cache.spec(), &MemTensors::new()).is_err());
         let mut spec = cache.spec();
         spec.parts.get_mut("keys.1").unwrap().kind = "unknown".into();

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{KvStore, LayerCache};
-use crate::{Error, Exec, MatView, Result, check_finite};
+use crate::{Error, Exec, MatView, Result, TensorSink, TensorSource, check_finite};
 
 /// The attention probabilities that a scorer observes. They are reduced where they are computed; nothing else of them is stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -52,6 +52,18 @@ pub trait TokenScorer: Send + Sync {
 
     /// Takes note that the cache was cleared.
     fn clear(&mut self) {}
+
+    /// Writes what was observed under `prefix`. Errors if the sink does. A scorer that looks at the cached keys alone writes nothing, the default.
+    fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
+        let _ = (prefix, sink);
+        Ok(())
+    }
+
+    /// Reads what [`save`](Self::save) wrote under `prefix`, for `lengths[head]` cached tokens of each key head. Errors if it is missing or does not fit.
+    fn restore(&mut self, prefix: &str, lengths: &[usize], source: &dyn TensorSource) -> Result<()> {
+        let _ = (prefix, lengths, source);
+        Ok(())
+    }
 }
 
 /// Decides how many tokens each head retains. One budget may serve all layers; it is told the scores of each before the first eviction.
@@ -141,22 +153,33 @@ impl LayerCache {
             Some(recall) => recall.merges(&self.keys, &gone, &keep, exec)?,
             None => Vec::new(),
         };
+        for (merges, store) in merges.iter().zip(&self.keys) {
+            merges.iter().try_for_each(|m| check_merge(m, store.len()))?;
+        }
+        let done = self.merge_and_retain(&keep, &merges, exec);
+        self.damaged = done.is_err();
+        done
+    }
+
+    /// Merges rows of each head, then removes all but those that stay.
+    fn merge_and_retain(&mut self, keep: &[Vec<u32>], merges: &[Vec<Merge>], exec: &Exec) -> Result<()> {
         let share = self.heads.value_heads() / self.heads.key_heads();
         self.evicted = true;
         for (h, keep) in keep.iter().enumerate() {
             let values = &mut self.values[h * share..(h + 1) * share];
             for store in std::iter::once(&mut self.keys[h]).chain(values) {
                 for m in merges.get(h).into_iter().flatten() {
-                    check_merge(m, store.len())?;
                     store.merge(m.into, m.own, &m.from, exec)?;
                 }
                 if keep.len() < store.len() {
                     store.retain(keep)?;
                 }
             }
-            e.scorer.retain(h, keep);
+            if let Some(e) = &mut self.eviction {
+                e.scorer.retain(h, keep);
+            }
         }
-        self.positions.retain(&keep);
+        self.positions.retain(keep);
         Ok(())
     }
 }

@@ -25,6 +25,8 @@ pub struct LayerCache {
     pub(super) eviction: Option<Eviction>,
     pub(super) scored: bool,
     pub(super) sealed: bool,
+    /// Whether an eviction or a truncation failed after it had changed some stores: the stores no longer agree.
+    pub(super) damaged: bool,
 }
 
 /// Values of a block from which on it is appended in parallel.
@@ -64,10 +66,11 @@ impl LayerCache {
             eviction: None,
             scored: false,
             sealed: false,
+            damaged: false,
         })
     }
 
-    /// Returns the same cache with eviction.
+    /// Returns the same cache with eviction. The scorer has observed none of the cached tokens; [`LayerCache::load`] restores one that has.
     pub fn with_eviction(self, eviction: Eviction) -> Self {
         Self { eviction: Some(eviction), ..self }
     }
@@ -129,7 +132,20 @@ impl LayerCache {
         exec.run(|| self.attend_checked(queries, positions, &angles, out, exec))
     }
 
+    /// Errors if the stores no longer agree.
+    pub(super) fn check_intact(&self) -> Result<()> {
+        if self.damaged {
+            let value = "clear the cache and start again".into();
+            return Err(Error::Unsupported {
+                what: "a cache whose last eviction or truncation failed half way",
+                value,
+            });
+        }
+        Ok(())
+    }
+
     fn check_block(&self, keys: &[f32], values: &[f32], positions: &[u32]) -> Result<()> {
+        self.check_intact()?;
         let h = &self.heads;
         let tokens = positions.len();
         let length = |heads: usize, dim: usize| crate::view::elements([tokens, heads * dim]);
@@ -148,6 +164,7 @@ impl LayerCache {
     }
 
     fn check_queries(&self, queries: &[f32], positions: &[u32], out: &[f32]) -> Result<()> {
+        self.check_intact()?;
         let h = &self.heads;
         let length = |dim: usize| crate::view::elements([positions.len(), h.query_heads() * dim]);
         let expected = [length(h.key_dim())?, length(h.value_dim())?];
@@ -223,6 +240,22 @@ impl LayerCache {
         Ok(())
     }
 
+    /// Removes the last `tokens` rows of every store. Errors if a store refuses.
+    fn remove_last(&mut self, tokens: usize) -> Result<()> {
+        for (done, store) in self.keys.iter_mut().chain(&mut self.values).enumerate() {
+            if let Err(e) = store.truncate(store.len().saturating_sub(tokens)) {
+                self.damaged = done > 0;
+                return Err(e);
+            }
+        }
+        self.positions.remove_last(tokens);
+        self.seen = self.seen.saturating_sub(tokens);
+        if let Some(e) = &mut self.eviction {
+            self.keys.iter().enumerate().for_each(|(h, store)| e.scorer.truncate(h, store.len()));
+        }
+        Ok(())
+    }
+
     fn attend_checked(
         &mut self,
         queries: &[f32],
@@ -253,13 +286,12 @@ impl KvCache for LayerCache {
     fn step(&mut self, step: KvStep<'_>, out: &mut [f32], exec: &Exec) -> Result<()> {
         self.check_block(step.keys, step.values, step.positions)?;
         self.check_queries(step.queries, step.positions, out)?;
-        let (before, angles) = (self.seen, self.angles(step.positions));
+        let angles = self.angles(step.positions);
         exec.run(|| {
             self.append_checked(step.keys, step.values, step.positions, &angles, exec)?;
             let done = self.attend_checked(step.queries, step.positions, &angles, out, exec);
             if done.is_err() {
-                // A store that cannot give its rows back: the new tokens go, where tokens can.
-                let _ = self.truncate(before);
+                self.remove_last(step.positions.len())?;
             }
             done
         })?;
@@ -267,6 +299,7 @@ impl KvCache for LayerCache {
     }
 
     fn score_prompt(&mut self, exec: &Exec) -> Result<()> {
+        self.check_intact()?;
         if self.sealed || self.scored {
             return Ok(());
         }
@@ -288,25 +321,18 @@ impl KvCache for LayerCache {
         if len >= self.seen {
             return Ok(());
         }
+        self.check_intact()?;
         if self.evicted {
             let value = "tokens were evicted or merged; clear the cache and start again".into();
             return Err(Error::Unsupported { what: "truncation of a cache", value });
         }
-        for store in self.keys.iter_mut().chain(&mut self.values) {
-            store.truncate(len)?;
-        }
-        self.positions.truncate(len);
-        self.seen = len;
-        if let Some(e) = &mut self.eviction {
-            (0..self.keys.len()).for_each(|h| e.scorer.truncate(h, len));
-        }
-        Ok(())
+        self.remove_last(self.seen - len)
     }
 
     fn clear(&mut self) {
         self.keys.iter_mut().chain(&mut self.values).for_each(|s| s.clear());
         self.positions = Positions::new();
-        (self.seen, self.evicted, self.scored, self.sealed) = (0, false, false, false);
+        (self.seen, self.evicted, self.scored, self.sealed, self.damaged) = (0, false, false, false, false);
         if let Some(e) = &mut self.eviction {
             e.scorer.clear();
         }

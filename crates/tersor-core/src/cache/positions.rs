@@ -45,8 +45,8 @@ impl Positions {
         self.lists_mut().iter_mut().for_each(|l| l.extend_from_slice(new));
     }
 
-    pub fn truncate(&mut self, len: usize) {
-        self.lists_mut().iter_mut().for_each(|l| l.truncate(len));
+    pub fn remove_last(&mut self, tokens: usize) {
+        self.lists_mut().iter_mut().for_each(|l| l.truncate(l.len().saturating_sub(tokens)));
     }
 
     /// Leaves the tokens of these numbers, ascending, of each head.

@@ -1,7 +1,7 @@
 //! Saving and loading of a [`LayerCache`].
 
 use super::positions::Positions;
-use super::{CacheLoading, Heads, KvStore, LayerCache};
+use super::{CacheLoading, Eviction, Heads, KvStore, LayerCache};
 use crate::tensors::{join, read_expected};
 use crate::{DType, Error, OpSpec, Result, TensorInfo, TensorSink};
 
@@ -29,8 +29,10 @@ impl LayerCache {
         [("keys", &self.keys), ("values", &self.values)]
     }
 
-    /// Writes positions and stores under `prefix`. What a scorer has seen is not written. Errors if the sink does.
+    /// Writes positions, stores, and what the scorer of an eviction has observed, under `prefix`. Errors if the sink does, or if an eviction or a
+    /// truncation failed half way.
     pub fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
+        self.check_intact()?;
         for (i, list) in self.positions.lists().iter().enumerate() {
             let bytes: Vec<u8> = list.iter().flat_map(|p| p.to_le_bytes()).collect();
             let info = TensorInfo { dtype: DType::U32, shape: vec![list.len()] };
@@ -41,12 +43,21 @@ impl LayerCache {
                 store.save(&join(prefix, &format!("{name}.{h}")), sink)?;
             }
         }
-        Ok(())
+        match &self.eviction {
+            Some(e) => e.scorer.save(&join(prefix, "scorer"), sink),
+            None => Ok(()),
+        }
     }
 
-    /// Returns the cache that [`LayerCache::save`] wrote under `prefix`, without eviction. Errors if the specification does not fit the heads, a kind
-    /// of store is unknown, or tensors are not what the specification says.
-    pub fn load(heads: Heads, spec: &OpSpec, prefix: &str, loading: &CacheLoading<'_>) -> Result<Self> {
+    /// Returns the cache that [`LayerCache::save`] wrote under `prefix`. It goes on evicting tokens by `eviction`, whose scorer is restored. Errors if
+    /// the specification does not fit the heads, a kind of store is unknown, or tensors are not what the specification says.
+    pub fn load(
+        heads: Heads,
+        eviction: Option<Eviction>,
+        spec: &OpSpec,
+        prefix: &str,
+        loading: &CacheLoading<'_>,
+    ) -> Result<Self> {
         let expected = [heads.query_heads(), heads.key_dim(), heads.value_dim()];
         let found = [spec.get_size("query_heads")?, spec.shape[1], spec.get_size("value_dim")?];
         if expected != found {
@@ -92,6 +103,12 @@ impl LayerCache {
         let (len, seen) = (cache.positions.longest(), cache.seen);
         if seen < len || (!cache.evicted && (seen > len || lists > 1)) {
             return Err(Error::shape("tokens seen by a stored cache", len, seen));
+        }
+        cache.scored = cache.sealed;
+        if let Some(mut eviction) = eviction {
+            let lengths: Vec<usize> = cache.keys.iter().map(|s| s.len()).collect();
+            eviction.scorer.restore(&join(prefix, "scorer"), &lengths, loading.source())?;
+            cache.eviction = Some(eviction);
         }
         Ok(cache)
     }

@@ -19,7 +19,8 @@ pub struct KvStep<'a> {
 pub trait KvCache: Send {
     /// Appends the tokens of `step`, then writes the attention output of their queries, `[tokens, query_heads * value_dim]`. A token attends to cached
     /// tokens at its own and earlier positions. Errors, with the cache unchanged, if a length is wrong, positions do not ascend, or a value is not
-    /// finite or cannot be stored.
+    /// finite or cannot be stored. After [`seal`](Self::seal) a step ends with an eviction: if that alone fails, the tokens are cached and `out` is
+    /// written; if it fails after rows were removed, every later call but [`clear`](Self::clear) errors.
     fn step(&mut self, step: KvStep<'_>, out: &mut [f32], exec: &Exec) -> Result<()>;
 
     /// Scores the tokens of the prompt, which has ended, and reports the scores to a budget that spans layers. Called on the caches of all layers

@@ -11,7 +11,7 @@ use tersor_core::{
     check_finite,
 };
 use tersor_kernels::affine::{self, Affine};
-use tersor_kernels::{Isa, bits, vector};
+use tersor_kernels::{Isa, bits, cached_rows, vector};
 
 use super::{merged, retain_rows};
 
@@ -45,11 +45,6 @@ pub struct IntegerRows {
     bytes: Vec<u8>,
 }
 
-/// Returns the bytes of a row with parts of these widths and bits: packed codes, and 4 bytes for scale and minimum.
-pub fn integer_row_bytes(parts: &[(usize, u32)]) -> usize {
-    parts.iter().map(|(n, b)| bits::packed_len(*n, *b) + 4).sum()
-}
-
 impl IntegerRows {
     /// The kind in specifications.
     pub const KIND: &'static str = "integer-rows";
@@ -75,7 +70,7 @@ impl IntegerRows {
     }
 
     fn row_bytes(&self) -> usize {
-        integer_row_bytes(&self.parts)
+        cached_rows::row_bytes(&self.parts)
     }
 
     /// Errors if a scale or minimum of a row, in the basis of the stored rows, does not fit f16.
@@ -180,22 +175,9 @@ impl KvStore for IntegerRows {
         self.bytes = bytes;
     }
     fn decode(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
-        let (isa, stored) = (exec.isa(), self.row_bytes());
+        let stored = self.row_bytes();
         let bytes = &self.bytes[rows.start * stored..rows.end * stored];
-        let mut codes = vec![0u8; self.dim];
-        for (row, bytes) in out.chunks_exact_mut(self.dim).zip(bytes.chunks_exact(stored)) {
-            let (mut at, mut first) = (0, 0);
-            for &(n, b) in &self.parts {
-                let len = bits::packed_len(n, b);
-                let half = |i: usize| f16::from_le_bytes([bytes[at + i], bytes[at + i + 1]]).to_f32();
-                bits::unpack(isa, &bytes[at..at + len], b, 0, &mut codes[..n]);
-                let grid = [half(len), half(len + 2)];
-                affine::dequantize_with_offset(isa, &codes[..n], grid, &mut row[first..first + n]);
-                at += len + 4;
-                first += n;
-            }
-        }
-        Ok(())
+        Ok(cached_rows::dequantize(exec.isa(), bytes, &self.parts, out)?)
     }
     fn read(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
         self.decode(rows, out, exec)?;

@@ -7,8 +7,9 @@ mod set;
 use tersor_core::CacheRegistry;
 
 pub use dense::DenseRows;
-pub use integers::{IntegerRows, integer_row_bytes};
+pub use integers::IntegerRows;
 pub use set::DenseCaches;
+pub use tersor_kernels::cached_rows::row_bytes as integer_row_bytes;
 
 /// Adds every kind of store and of cache set of this crate to a registry.
 pub fn register_caches(registry: &mut CacheRegistry) {
