@@ -26,3 +26,8 @@ pub fn cache_registry() -> core::CacheRegistry {
     tersor_kv::register_caches(&mut registry);
     registry
 }
+
+/// The examples of the design page, as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/design.md")]
+mod design {}
