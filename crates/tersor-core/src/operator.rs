@@ -63,8 +63,10 @@ pub trait LinearOp: Send + Sync {
         self.spec_block(RowSlot::whole(self.shape()[0]))
     }
 
-    /// Writes all tensors of the operator under `prefix`. Errors if the sink does.
+    /// Writes all tensors of the operator under `prefix`. Errors if the sink does, or if operators are nested deeper than
+    /// [`Registry::MAX_DEPTH`](crate::Registry::MAX_DEPTH): they could not be loaded.
     fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
+        crate::Registry::check_depth(&self.spec())?;
         self.save_block(prefix, RowSlot::whole(self.shape()[0]), sink)
     }
 }

@@ -33,6 +33,18 @@ impl Registry {
         self.0.keys().copied()
     }
 
+    /// Errors if the operators of a specification are nested deeper than [`Registry::MAX_DEPTH`].
+    pub(crate) fn check_depth(spec: &OpSpec) -> Result<()> {
+        match spec.depth() {
+            0..=Registry::MAX_DEPTH => Ok(()),
+            found => Err(Error::Limit {
+                what: "nesting of operators",
+                found: found as u64,
+                limit: Registry::MAX_DEPTH as u64,
+            }),
+        }
+    }
+
     /// Loads an operator whose tensors lie under `prefix`. Errors if its kind is unknown or its tensors are not what the specification says.
     /// Several operators that share parts are loaded through one [`Loading`] instead.
     pub fn load(&self, spec: &OpSpec, prefix: &str, source: &dyn TensorSource) -> Result<Box<dyn LinearOp>> {
@@ -60,10 +72,7 @@ impl<'l> Loading<'l> {
 
     /// Loads an operator whose tensors lie under `prefix`. Errors as [`Registry::load`].
     pub fn load(&self, spec: &OpSpec, prefix: &str) -> Result<Box<dyn LinearOp>> {
-        if spec.depth() > Registry::MAX_DEPTH {
-            let (found, limit) = (spec.depth() as u64, Registry::MAX_DEPTH as u64);
-            return Err(Error::Limit { what: "nesting of operators", found, limit }.in_tensor(prefix));
-        }
+        Registry::check_depth(spec).map_err(|e| e.in_tensor(prefix))?;
         let loader = self.registry.0.get(spec.kind.as_str()).ok_or_else(|| {
             let known: Vec<_> = self.registry.kinds().collect();
             let value = format!("`{}` (known here: {})", spec.kind, known.join(", "));

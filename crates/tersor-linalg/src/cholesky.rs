@@ -30,9 +30,17 @@ pub fn inverse_factor(h: &[f64], n: usize) -> Result<Vec<f64>> {
 /// [`inverse_factor`] in f32, computed in f64 in place of `h`: a third of the memory traffic.
 pub fn inverse_factor_f32(h: Vec<f64>, n: usize) -> Result<Vec<f32>> {
     let u: Vec<f32> = reversed_factor(h, n)?.into_iter().rev().map(|v| v as f32).collect();
-    match u.iter().position(|v| !v.is_finite()) {
+    if let Some(i) = u.iter().position(|v| !v.is_finite()) {
+        return Err(not_definite(i / n));
+    }
+    match (0..n).find(|i| u[i * n + i] < f32::MIN_POSITIVE) {
         None => Ok(u),
-        Some(i) => Err(not_definite(i / n)),
+        Some(i) => {
+            let pivot = u[i * n + i];
+            Err(Error::Numerical(format!(
+                "the inverse factor has {pivot:e} at {i}, outside of f32's range: scale the matrix down"
+            )))
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use tersor_core::{Error, Result};
 
-use crate::{backend, check_symmetric};
+use crate::{backend, check_result, check_symmetric};
 
 /// `A = Vᵀ diag(values) V` of a symmetric `[n, n]` matrix.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +24,8 @@ pub fn eigen(a: &[f64], n: usize) -> Result<Eigen> {
     let found = backend::eigen(a, n);
     let (mut values, mut vectors) =
         found.map_err(|_| Error::Numerical(format!("the eigenvalues of a {n} by {n} matrix do not converge")))?;
+    check_result("an eigenvalue", &values)?;
+    check_result("an eigenvector", &vectors)?;
     values.reverse();
     let (mut low, mut high) = (0, n - 1);
     while low < high {

@@ -36,6 +36,14 @@ fn check(a: &[f64], [rows, cols]: [usize; 2]) -> Result<()> {
     }
 }
 
+/// Errors if a value of a result is not finite: it lies beyond f64's range, since the inputs were checked.
+fn check_result(what: &str, values: &[f64]) -> Result<()> {
+    if values.iter().all(|v| v.is_finite()) {
+        return Ok(());
+    }
+    Err(Error::Numerical(format!("{what} lies beyond the range of f64: scale the input down")))
+}
+
 /// The transpose of `[rows, cols]`, in square tiles that stay in the cache.
 fn transposed(a: &[f64], [rows, cols]: [usize; 2]) -> Vec<f64> {
     const TILE: usize = 32;

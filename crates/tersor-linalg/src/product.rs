@@ -4,7 +4,7 @@ use faer::linalg::matmul::{self as product, triangular::BlockStructure};
 use faer::{Accum, MatMut, MatRef};
 use tersor_core::Result;
 
-use crate::{backend, check};
+use crate::{backend, check, check_result};
 
 /// `A B` of `[m, k]` and `[k, n]`. Error when a length does not fit or a value is not finite.
 pub fn matmul(a: &[f64], [m, k]: [usize; 2], b: &[f64], n: usize) -> Result<Vec<f64>> {
@@ -15,6 +15,7 @@ pub fn matmul(a: &[f64], [m, k]: [usize; 2], b: &[f64], n: usize) -> Result<Vec<
     // Transposed on both sides, so that faer writes columns.
     let y = MatMut::from_column_major_slice_mut(&mut out, n, m);
     product::matmul(y, Accum::Replace, b.transpose(), a.transpose(), 1.0, backend::threads());
+    check_result("a product", &out)?;
     Ok(out)
 }
 
@@ -35,6 +36,7 @@ pub fn syrk(x: &[f64], [tokens, k]: [usize; 2]) -> Result<Vec<f64>> {
         1.0,
         backend::threads(),
     );
+    check_result("a product", &out)?;
     // The lower triangle by columns is the upper one by rows.
     for r in 1..k {
         for c in 0..r {

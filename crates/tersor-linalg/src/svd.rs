@@ -4,7 +4,7 @@ use rand_core::RngCore;
 use tersor_core::{Error, ParamError, Result};
 
 use crate::eigen::leads_negative;
-use crate::{backend, check, gaussian, matmul, transposed};
+use crate::{backend, check, check_result, gaussian, matmul, transposed};
 
 /// `A = U diag(s) Vᵀ`, or the best of lower rank.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +33,7 @@ pub fn svd(a: &[f64], [m, n]: [usize; 2]) -> Result<Svd> {
             u.iter_mut().chain(v).for_each(|v| *v = -*v);
         }
     }
+    [&u, &s, &vt].into_iter().try_for_each(|v| check_result("a singular value or vector", v))?;
     Ok(Svd { u: transposed(&u, [k, m]), s, vt })
 }
 
@@ -102,5 +103,6 @@ pub fn qr(a: &[f64], [m, n]: [usize; 2]) -> Result<Qr> {
             r[i * n..(i + 1) * n].iter_mut().chain(&mut q[i * m..(i + 1) * m]).for_each(|v| *v = -*v);
         }
     }
+    [&q, &r].into_iter().try_for_each(|v| check_result("a QR factor", v))?;
     Ok(Qr { q: transposed(&q, [k, m]), r })
 }

@@ -200,3 +200,19 @@ fn the_same_bytes_come_out_of_one_two_and_three_threads() {
     let one = all(1);
     assert!(one == all(2) && one == all(3));
 }
+
+#[test]
+fn results_beyond_the_range_of_f64_are_refused() {
+    let huge = [1e300, 0.0, 0.0, 1e300];
+    let numerical = |found: Result<(), Error>| matches!(found, Err(Error::Numerical(_)));
+    assert!(numerical(matmul(&huge, [2, 2], &huge, 2).map(|_| ())));
+    assert!(numerical(syrk(&huge, [2, 2]).map(|_| ())));
+    // The inverse of a factor of 1e-150 fits f64, but not the f32 in which the sweep reads it.
+    assert!(numerical(Damping::default().factor(&huge, 2).map(|_| ())));
+    assert!(Damping::default().factor(&[1e30, 0.0, 0.0, 1e30], 2).is_ok());
+    for n in [2usize, 40] {
+        let full = vec![1e308; n * n];
+        assert!(eigen(&full, n).map_or(true, |e| e.values.iter().all(|v| v.is_finite())));
+        assert!(svd(&full, [n, n]).map_or(true, |e| e.s.iter().all(|v| v.is_finite())));
+    }
+}

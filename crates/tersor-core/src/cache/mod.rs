@@ -24,6 +24,6 @@ pub use heads::Heads;
 pub use layer::LayerCache;
 pub use registry::{CacheLoading, CacheRegistry, CacheSetLoader, StoreLoader};
 pub use rotary::{Angles, Rotary, RotaryScaling};
-pub use store::{KvStore, Prepared, Rope, by_blocks, copy_rows};
+pub use store::{KvStore, Prepared, Rope, add_weighted_decoded, by_blocks, copy_rows, dot_decoded};
 pub use tersor_kernels::attention::Product;
 pub use traits::{CacheLayout, CacheMethod, CacheNeeds, CacheSample, CacheSet, KvCache, KvStep};

@@ -79,11 +79,7 @@ pub trait KvStore: Send + Sync {
 
     /// Writes scores `[queries, rows.len()]`: the products of prepared queries with cached keys. Errors if rows cannot be fetched.
     fn dot(&self, q: &Prepared, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
-        let stride = rows.len();
-        by_blocks(self, q.product, rows, exec, |at, keys| {
-            let out = Out { data: &mut out[at..], stride };
-            Ok(attention::scores(exec.isa(), q.product, &q.floats, keys, self.dim(), out)?)
-        })
+        dot_decoded(self, q, rows, out, exec)
     }
 
     /// Adds `p V` to `out` `[queries, dim]` for probabilities `p` `[queries, rows.len()]` and cached values `V`. Errors if rows cannot be fetched.
@@ -95,10 +91,7 @@ pub trait KvStore: Send + Sync {
         out: &mut [f32],
         exec: &Exec,
     ) -> Result<()> {
-        let stride = rows.len();
-        by_blocks(self, product, rows, exec, |at, values| {
-            Ok(attention::add_weighted(exec.isa(), product, [&p[at..], values], stride, self.dim(), out)?)
-        })
+        add_weighted_decoded(self, p, product, rows, out, exec)
     }
 
     /// Brings sums of weighted values, `[queries, dim]`, back to the basis in which values were appended. Does nothing by default.
@@ -154,6 +147,37 @@ pub fn by_blocks<S: KvStore + ?Sized>(
         work(first - rows.start, block)?;
     }
     Ok(())
+}
+
+/// Writes scores as [`KvStore::dot`] does, for queries that are rows of floats, from keys that are decoded by [`by_blocks`]. Errors if rows cannot be
+/// fetched.
+pub fn dot_decoded<S: KvStore + ?Sized>(
+    store: &S,
+    q: &Prepared,
+    rows: Range<usize>,
+    out: &mut [f32],
+    exec: &Exec,
+) -> Result<()> {
+    let stride = rows.len();
+    by_blocks(store, q.product, rows, exec, |at, keys| {
+        let out = Out { data: &mut out[at..], stride };
+        Ok(attention::scores(exec.isa(), q.product, &q.floats, keys, store.dim(), out)?)
+    })
+}
+
+/// Adds weighted values as [`KvStore::add_weighted`] does, from values that are decoded by [`by_blocks`]. Errors if rows cannot be fetched.
+pub fn add_weighted_decoded<S: KvStore + ?Sized>(
+    store: &S,
+    p: &[f32],
+    product: Product,
+    rows: Range<usize>,
+    out: &mut [f32],
+    exec: &Exec,
+) -> Result<()> {
+    let stride = rows.len();
+    by_blocks(store, product, rows, exec, |at, values| {
+        Ok(attention::add_weighted(exec.isa(), product, [&p[at..], values], stride, store.dim(), out)?)
+    })
 }
 
 /// Replaces the content of `out` by the rows of a view. Errors if they do not fit the address space.

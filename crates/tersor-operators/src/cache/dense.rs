@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use half::f16;
-use tersor_core::cache::{CacheLoading, Prepared, Product, by_blocks};
+use tersor_core::cache::{CacheLoading, Prepared, Product, add_weighted_decoded, dot_decoded};
 use tersor_core::tensors::read_expected;
 use tersor_core::{
     DType, Element, Error, Exec, KvStore, MatView, OpSpec, Result, TensorInfo, TensorSink, check_finite,
@@ -118,17 +118,10 @@ impl KvStore for DenseRows {
         Ok(())
     }
     fn dot(&self, q: &Prepared, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
-        let (stride, dim, isa) = (rows.len(), self.dim, exec.isa());
-        match &self.values {
-            Values::F32(v) => {
-                let (keys, out) = (&v[rows.start * dim..rows.end * dim], Out { data: out, stride });
-                Ok(attention::scores(isa, q.product, &q.floats, keys, dim, out)?)
-            }
-            Values::F16(_) => by_blocks(self, q.product, rows, exec, |at, keys| {
-                let out = Out { data: &mut out[at..], stride };
-                Ok(attention::scores(isa, q.product, &q.floats, keys, dim, out)?)
-            }),
-        }
+        let Values::F32(v) = &self.values else { return dot_decoded(self, q, rows, out, exec) };
+        let (keys, stride) = (&v[rows.start * self.dim..rows.end * self.dim], rows.len());
+        let out = Out { data: out, stride };
+        Ok(attention::scores(exec.isa(), q.product, &q.floats, keys, self.dim, out)?)
     }
     fn add_weighted(
         &self,
@@ -138,16 +131,9 @@ impl KvStore for DenseRows {
         out: &mut [f32],
         exec: &Exec,
     ) -> Result<()> {
-        let (stride, dim, isa) = (rows.len(), self.dim, exec.isa());
-        match &self.values {
-            Values::F32(v) => {
-                let values = &v[rows.start * dim..rows.end * dim];
-                Ok(attention::add_weighted(isa, product, [p, values], stride, dim, out)?)
-            }
-            Values::F16(_) => by_blocks(self, product, rows, exec, |at, values| {
-                Ok(attention::add_weighted(isa, product, [&p[at..], values], stride, dim, out)?)
-            }),
-        }
+        let Values::F32(v) = &self.values else { return add_weighted_decoded(self, p, product, rows, out, exec) };
+        let (values, stride) = (&v[rows.start * self.dim..rows.end * self.dim], rows.len());
+        Ok(attention::add_weighted(exec.isa(), product, [p, values], stride, self.dim, out)?)
     }
     fn retain(&mut self, keep: &[u32]) -> Result<()> {
         match &mut self.values {
