@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tersor_kernels::dense::{self, How};
+use tersor_kernels::dense::{self, Options};
 use tersor_kernels::{GemmTask, Write, run_tasks};
 
 use crate::method::ROW_UNIT;
@@ -160,7 +160,7 @@ pub fn apply_by_rows(
     check_apply(shape, x, &y)?;
     x.check_finite()?;
     let rows = |r: Range<usize>, out: &mut [f32]| op.decompress_rows(r, out, exec);
-    let how = How { isa: exec.isa(), write, parallel: exec.parallel() };
+    let how = Options { isa: exec.isa(), write, parallel: exec.parallel() };
     exec.run(|| dense::product_by_rows(how, x.data(), x.shape(), shape[0], rows, y.into_out()))
 }
 

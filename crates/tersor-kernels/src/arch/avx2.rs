@@ -1,5 +1,5 @@
-//! AVX2 and FMA. Every function asks for slices of equal length (its safe front cuts them) and for a
-//! processor with the named features (an [`Isa`](crate::Isa) value proves it).
+//! AVX2 and FMA. Functions take slices of equal length (their safe callers cut them) and a processor with the named features (an
+//! [`Isa`](crate::Isa) value proves it).
 
 use std::arch::x86_64::*;
 
@@ -9,29 +9,28 @@ use crate::affine::{
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
-/// `round(v / scale)` as floats.
+/// Returns `round(v / scale)` as floats.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn divided(v: __m256, scale: __m256) -> __m256 {
     _mm256_round_ps::<NEAREST>(_mm256_div_ps(v, scale))
 }
 
-/// Distance from an integer up to which the product of a value with the inverse of the scale rounds as the quotient
-/// does; see [`Coding::codes`].
+/// The distance from an integer up to which the product of a value with the inverse of the scale is known to round as the quotient; see
+/// [`Coding::codes`].
 pub(crate) const SURE: f32 = 0.5 - 1.0 / 8192.0;
 
-/// What to multiply with instead of dividing by `scale`; NaN where that is not exact enough: near the ends of the
-/// exponents the inverse's error is not relative any more.
+/// Returns the factor that replaces a division by `scale`; NaN near the ends of the exponents, where the inverse is too inexact.
 #[inline]
 pub(crate) fn inverse(scale: f32) -> f32 {
     if (1e-30..1e30).contains(&scale) { 1.0 / scale } else { f32::NAN }
 }
 
-/// How quotients become codes: `clamp(q + zero, low, high) ^ flip`.
+/// The mapping of rounded quotients to codes: `clamp(q + zero, low, high) ^ flip`.
 #[derive(Clone, Copy)]
 pub(crate) struct Coding {
     scale: __m256,
-    /// NaN where it is not exact enough to stand for the division.
+    /// The inverse of the scale; NaN if it is too inexact to replace the division.
     inverse: __m256,
     zero: __m256i,
     low: __m256i,
@@ -48,7 +47,7 @@ impl Coding {
         Self { scale: _mm256_set1_ps(grid.scale), inverse: _mm256_set1_ps(inverse(grid.scale)), zero, low, high, flip }
     }
 
-    /// 32 codes of rounded quotients.
+    /// Stores the 32 codes of rounded quotients.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn store(&self, q: [__m256; 4], codes: &mut [u8; 32]) {
@@ -110,17 +109,17 @@ pub(crate) fn quantize(x: &[f32], grid: Affine, lo: u8, hi: u8, out: &mut [u8]) 
     quantize_groups([x, &[]], x.len(), &[grid], [lo, hi], out);
 }
 
-/// Codes of `x`, each group of values on a grid of its own, while as many values of `next` are asked for.
+/// Codes of `x`, each group of values on a grid of its own, while as many values of `next` are prefetched.
 #[target_feature(enable = "avx2")]
 pub(crate) fn quantize_groups(
     [x, next]: [&[f32]; 2],
     group: usize,
-    fits: &[Affine],
+    grids: &[Affine],
     [lo, hi]: [u8; 2],
     out: &mut [u8],
 ) {
     let mut next = next.as_chunks::<32>().0.iter();
-    for ((x, out), grid) in x.chunks(group.max(1)).zip(out.chunks_mut(group.max(1))).zip(fits) {
+    for ((x, out), grid) in x.chunks(group.max(1)).zip(out.chunks_mut(group.max(1))).zip(grids) {
         let coding = Coding::new(*grid, [lo, hi, 0]);
         let ((body, rest), (codes, last)) = (x.as_chunks::<32>(), out.as_chunks_mut::<32>());
         for (x, codes) in body.iter().zip(codes) {

@@ -18,7 +18,7 @@ use crate::integer::{LANES, Line, PanelScales, Panels, TokenBlock, TokenView};
 /// Planes of tokens that a block takes at once, at most.
 const WIDE: usize = 6;
 
-/// Lines that are asked for before they are needed, where memory is slower than the arithmetic.
+/// Lines that are prefetched, where memory is slower than the arithmetic.
 const AHEAD: usize = 96;
 
 /// Values of a block, `[token, 16]`, each token in a cache line of its own.
@@ -39,7 +39,7 @@ pub(crate) fn token_blocks(pairs: bool, planes: usize) -> &'static [usize] {
 
 /// # Safety
 /// The processor has AVX2, FMA and F16C. The cells of `panels` up to `cells.end` for all tokens may be written and are
-/// not touched by anyone else.
+/// not accessed by anyone else.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
     let mut values = Values([[0f32; LANES]; WIDE]);

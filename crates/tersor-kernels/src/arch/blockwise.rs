@@ -20,7 +20,7 @@ pub(crate) fn abs_max(x: &[[f32; 32]]) -> u32 {
     lanes.into_iter().fold(0, u32::max)
 }
 
-/// Asks for the memory of values that are wanted soon.
+/// Prefetches the memory of values.
 pub(crate) fn fetch<T>(x: &[T]) {
     for line in x.chunks((64 / size_of::<T>().max(1)).max(1)) {
         // SAFETY: a hint, for which any address will do.

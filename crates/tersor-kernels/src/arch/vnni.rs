@@ -17,8 +17,8 @@ const WIDE: usize = 12;
 /// Planes of tokens below which a product is bound by memory.
 const FEW: usize = 4;
 
-/// Lines that are asked for before they are needed, where memory is slower than the arithmetic, and blocks whose lines
-/// are asked for at once.
+/// Lines that are prefetched, where memory is slower than the arithmetic, and blocks whose lines
+/// are prefetched at once.
 const AHEAD: usize = 96;
 const BURST: usize = 16;
 
@@ -35,7 +35,7 @@ pub(crate) fn token_blocks(planes: usize) -> &'static [usize] {
 
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI. The cells of `panels` up to `cells.end` for all tokens may be written and
-/// are not touched by anyone else.
+/// are not accessed by anyone else.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
     let mut values = Values([[[0f32; LANES]; PANELS]; WIDE]);

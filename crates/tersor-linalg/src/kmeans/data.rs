@@ -49,7 +49,7 @@ impl<'a> Data<'a> {
     /// Error unless `x`, rows of `dims` values, is finite and its squared distances fit f32.
     pub fn check_values(&self, x: &[f32]) -> Result<()> {
         let parts = x.len().div_ceil(1 << 16);
-        let part = |i: usize, (): &mut ()| cluster::largest(self.isa, &x[i << 16..x.len().min((i + 1) << 16)]);
+        let part = |i: usize, (): &mut ()| cluster::max_abs(self.isa, &x[i << 16..x.len().min((i + 1) << 16)]);
         let peaks = par::map(parts, par::worth(x.len(), PARALLEL), || (), part);
         for (i, peak) in peaks.into_iter().enumerate() {
             let first = i << 16;

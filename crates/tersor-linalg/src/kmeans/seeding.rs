@@ -108,7 +108,7 @@ fn plus_plus(data: &Data, k: usize, rng: &mut impl RngCore, cx: &Context) -> Res
             totals = par::pairs(&mut best, BLOCK, &mut units, 1, parallel, |b, best, _| {
                 let range = block(b);
                 let columns = &columns[range.start * dims..range.end * dims];
-                cluster::approach(data.isa, columns, centre, of_block(b), best)
+                cluster::min_distances(data.isa, columns, centre, of_block(b), best)
             });
         }
         Ok(rows)
