@@ -23,7 +23,7 @@ pub trait ColumnCoder: Send {
             None => Ok(()),
             Some(_) => Err(crate::Error::Unsupported {
                 what: "order of columns",
-                value: "by importance; this quantizer takes columns in their own order".into(),
+                value: "by importance, because this quantizer codes columns in their own order".into(),
             }),
         }
     }
@@ -52,6 +52,19 @@ pub trait ColumnCoder: Send {
 }
 
 /// The updated values of the columns that a sweep has not coded yet, for some rows.
+///
+/// ```
+/// use tersor_core::Ahead;
+/// # fn main() -> tersor_core::Result<()> {
+/// // One row of four columns; the sweep is at the block of columns 1 and 2.
+/// let ahead = Ahead::new(&[20.0, 30.0], 1..3, &[0.0, 0.0, 0.0, 40.0], [1, 4])?;
+/// assert_eq!(ahead.column(2), [30.0]);
+/// let mut values = Vec::new();
+/// ahead.read(0, 2..4, &mut values);
+/// assert_eq!(values, [30.0, 40.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy)]
 pub struct Ahead<'a> {
     /// Columns of the current block, `[columns, rows]`.

@@ -47,7 +47,7 @@ pub trait Progress: Send + Sync {
 pub struct Silent;
 impl Progress for Silent {}
 
-/// A flag that asks running work to stop. Clones share the flag.
+/// A flag that stops running work at its next check. Clones share the flag.
 ///
 /// ```
 /// use tersor_core::{Cancel, Error};
@@ -74,8 +74,8 @@ impl Cancel {
     }
 }
 
-/// What compressing takes from its caller: seed, progress listener, cancellation, memory limit, threads and instruction set. Results depend
-/// on the seed and the instruction set, not on the rest.
+/// The environment of compressing: seed, progress listener, cancellation, memory limit, threads and instruction set. Results depend on the
+/// seed and the instruction set, not on the rest.
 ///
 /// ```
 /// use rand_core::RngCore;

@@ -76,7 +76,9 @@ impl Coupling {
     /// range or occurs twice, or if no unit is kept.
     pub fn keep(&self, units: &[usize]) -> Result<Vec<Fold>> {
         if units.is_empty() {
-            return Err(Error::range("units that are kept", format!("1 to {}", self.count), 0).in_tensor(&self.name));
+            return Err(
+                Error::range("number of units to keep", format!("1 to {}", self.count), 0).in_tensor(&self.name)
+            );
         }
         let fold = |p: &Coupled| -> Result<Fold> {
             let features = |u: &usize| (u * p.width..(u + 1) * p.width).map(|f| f as u32);

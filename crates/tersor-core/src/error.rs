@@ -166,6 +166,15 @@ impl From<Fault> for Error {
     }
 }
 
+/// Returns the debug form of a value, text without its quotes.
+fn plain(value: impl std::fmt::Debug) -> String {
+    let text = format!("{value:?}");
+    match text.strip_prefix('"').and_then(|t| t.strip_suffix('"')) {
+        Some(inner) if !inner.contains('\\') => inner.to_string(),
+        _ => text,
+    }
+}
+
 impl Error {
     /// Returns the error with a flat index, stored as column of row 0, converted to row and column of a matrix with `cols` columns. Errors
     /// other than [`Error::NonFinite`] are unchanged.
@@ -194,17 +203,17 @@ impl Error {
 
     /// Returns an [`Error::Shape`] of printable sizes.
     pub fn shape(what: &'static str, expected: impl std::fmt::Debug, found: impl std::fmt::Debug) -> Self {
-        Error::Shape { what, expected: format!("{expected:?}"), found: format!("{found:?}") }
+        Error::Shape { what, expected: plain(expected), found: plain(found) }
     }
 
     /// Returns an [`Error::Range`] of printable indices.
     pub fn range(what: &'static str, inside: impl std::fmt::Debug, found: impl std::fmt::Debug) -> Self {
-        Error::Range { what, inside: format!("{inside:?}"), found: format!("{found:?}") }
+        Error::Range { what, inside: plain(inside), found: plain(found) }
     }
 
     /// Returns an [`Error::Order`]: `what` violates `rule` with the element `found`.
     pub fn order(what: &'static str, rule: impl Into<String>, found: impl std::fmt::Debug) -> Self {
-        Error::Order { what, rule: rule.into(), found: format!("{found:?}") }
+        Error::Order { what, rule: rule.into(), found: plain(found) }
     }
 
     /// Returns an [`Error::Missing`] of the entry `name` of `place`.

@@ -94,7 +94,7 @@ impl Exec {
         work()
     }
 
-    /// Lends `len` values, all zero, in memory that earlier loans gave back, if there is any.
+    /// Returns `len` values, all zero, that live until the result is dropped. Their memory is reused by later calls.
     pub fn scratch(&self, len: usize) -> Scratch<'_> {
         let mut values = self.scratch.lock().unwrap_or_else(|e| e.into_inner()).pop().unwrap_or_default();
         values.clear();
@@ -103,7 +103,7 @@ impl Exec {
     }
 }
 
-/// Memory lent by [`Exec::scratch`], a slice of f32; dropping it gives the memory back.
+/// Memory from [`Exec::scratch`], a slice of f32. Dropping it returns the memory to the [`Exec`] for reuse.
 pub struct Scratch<'e> {
     exec: &'e Exec,
     values: Vec<f32>,

@@ -43,10 +43,10 @@ impl FeatureMap {
         let mut seen = vec![false; from];
         for (place, &index) in kept.iter().enumerate() {
             match seen.get_mut(index as usize) {
-                None => return Err(Error::range("features that are selected", 0..from, index)),
+                None => return Err(Error::range("selected features", 0..from, index)),
                 Some(true) => {
-                    let rule = "every feature at most once";
-                    return Err(Error::order("features that are selected", rule, format!("{index} again at {place}")));
+                    let rule = "each must occur at most once";
+                    return Err(Error::order("selected features", rule, format!("{index} again at {place}")));
                 }
                 Some(fresh) => *fresh = true,
             }
@@ -69,7 +69,7 @@ impl FeatureMap {
         }
         entries.sort_by_key(|(t, f, _)| (*t, *f));
         if let Some(w) = entries.windows(2).find(|w| (w[0].0, w[0].1) == (w[1].0, w[1].1)) {
-            return Err(Error::order("features of a map", "every pair at most once", (w[0].0, w[0].1)));
+            return Err(Error::order("features of a map", "each pair must occur at most once", (w[0].0, w[0].1)));
         }
         Ok(Self { from, to, entries, sources: None, bijective: false })
     }

@@ -14,7 +14,7 @@ pub enum Side {
     Output,
 }
 
-/// The change that a fold makes along its axis.
+/// The change that a fold makes along its axis. [`Fold`] has an example.
 #[derive(Clone, Debug)]
 pub enum Transform {
     /// Multiplies each feature by its factor.
@@ -105,6 +105,17 @@ fn rotate(isa: Isa, all: &[Rotation], row: &mut [f32]) {
 }
 
 /// A change of a matrix's inputs, applied before it multiplies them.
+///
+/// ```
+/// use tersor_core::{Exec, Transform};
+/// # fn main() -> tersor_core::Result<()> {
+/// // Columns that are multiplied by 2 and 4 need inputs that are divided by them.
+/// let mut x = [2.0f32, 4.0];
+/// Transform::Scale(vec![2.0, 4.0]).input_change()?.apply(&mut x, 2, &Exec::new())?;
+/// assert_eq!(x, [1.0, 1.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub enum InputChange {
     /// Multiplies each feature by its factor.
@@ -127,7 +138,12 @@ impl InputChange {
             InputChange::Rotate(all) => rotations_fit(all, features),
         };
         if !fits || features == 0 {
-            return Err(Error::shape("features of a change of inputs", "those of the change", features));
+            let expected = match self {
+                InputChange::Scale(s) => s.len().to_string(),
+                InputChange::Permute(o) => o.len().to_string(),
+                InputChange::Rotate(all) => format!("a multiple of {}", all.iter().map(Rotation::dim).sum::<usize>()),
+            };
+            return Err(Error::shape("features of the inputs to change", expected, features));
         }
         let rows = inputs.chunks_exact_mut(features);
         match self {
@@ -346,7 +362,7 @@ mod tests {
             folded.read_rows(r..r + 1, &mut row).unwrap();
             assert_eq!(row, whole[r * 4..r * 4 + 4]);
         }
-        // Column 1 of the result is column 0 of the original, permuted, scaled and turned.
+        // Column 1 of the result is column 0 of the original, permuted, scaled and rotated.
         let mut column = [12.0, 4.0 * 0.5, 0.0, 8.0 * 2.0];
         rotation.forward(Isa::detect(), &mut column);
         assert_eq!([whole[1], whole[5], whole[9], whole[13]], column);
@@ -435,7 +451,7 @@ mod tests {
             |all: Vec<Rotation>| [Fold { weight: "w".into(), side: Side::Input, transform: Transform::Rotate(all) }];
         let folds = fold(vec![a.clone(), b.clone()]);
         let found = crate::read_finite(&FoldedRows::new(&m, "w", &folds).unwrap(), 0..2).unwrap();
-        // Four runs of two features: two of the one, two of the other.
+        // Four spans of two features: two for each rotation.
         let mut want = w.clone();
         for (i, run) in want.chunks_exact_mut(2).enumerate() {
             if i % 4 < 2 { a.forward(Isa::detect(), run) } else { b.forward(Isa::detect(), run) }

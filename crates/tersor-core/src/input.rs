@@ -105,13 +105,13 @@ impl<'a> Input<'a> {
         Ok(made)
     }
 
-    /// Returns this input with a value stored under `key`, where operators find it.
+    /// Returns the value that was derived or attached under `key`, if there is one of this type.
     pub fn attached<T: Any + Send + Sync>(&self, key: u128) -> Option<Arc<T>> {
         let derived = self.derived.lock().unwrap_or_else(|e| e.into_inner());
         derived.iter().filter(|(k, _)| *k == key).find_map(|(_, v)| Arc::clone(v).downcast().ok())
     }
 
-    /// Returns the same input with a value that operators find under `key`.
+    /// Returns this input with a value stored under `key`, which operators then read with [`Input::attached`].
     pub fn attach<T: Any + Send + Sync>(self, key: u128, value: Arc<T>) -> Self {
         self.derived.lock().unwrap_or_else(|e| e.into_inner()).push((key, value));
         self

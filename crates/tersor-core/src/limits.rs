@@ -17,11 +17,11 @@ use crate::{Error, Result};
 pub struct Limits {
     /// Maximum bytes of a safetensors header.
     pub header_bytes: u64,
-    /// Maximum bytes of one string.
+    /// Maximum bytes of one string in a GGUF file, such as a name or a metadata value.
     pub string_bytes: u64,
-    /// Maximum entries of one metadata array.
+    /// Maximum entries of one metadata array of a GGUF file.
     pub array_entries: u64,
-    /// Maximum number of metadata keys of a file.
+    /// Maximum number of metadata keys of a GGUF file.
     pub keys: u64,
     /// Maximum number of tensors in one file.
     pub tensors: u64,
@@ -31,7 +31,7 @@ pub struct Limits {
     pub nesting: u64,
     /// Maximum alignment of tensor data in bytes.
     pub alignment: u64,
-    /// Maximum bytes of a JSON file beside the weights.
+    /// Maximum bytes of a JSON file beside the weights, such as a configuration or a tokenizer.
     pub json_bytes: u64,
     /// Maximum bytes of one allocation whose size a file determines.
     pub allocation: u64,

@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(part, mask.rows(1..3).unwrap());
         assert!(Masked::new(&m, &Mask::all([3, 71]).unwrap()).is_err() && mask.rows(2..4).is_err());
         assert_eq!(Mask::all([2, 0]).unwrap().count(), 0);
-        // Of a mask over a mask, both hold.
+        // A masked source with a mask of its own is pruned by both.
         let other = Mask::from_fn([3, 70], |r, c| (r * c) % 2 == 0).unwrap();
         let both = Masked::new(&masked, &other).unwrap();
         assert!(both.read_mask(0..3, &mut part).unwrap());

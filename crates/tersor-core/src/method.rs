@@ -9,6 +9,17 @@ use crate::{ColumnCoder, Context, DType, Error, LinearOp, Result, RowSource, Sta
 pub const ROW_UNIT: usize = 64;
 
 /// The tensors that a compressed matrix will be stored in, known from its shape alone.
+///
+/// ```
+/// use tersor_core::{DType, Layout};
+/// # fn main() -> tersor_core::Result<()> {
+/// // Packed codes of 4 bits and one scale for each of 2 rows of 16 columns.
+/// let layout = Layout::exact([("codes", DType::U8, vec![2, 8]), ("scales", DType::F16, vec![2, 1])]);
+/// assert_eq!(layout.bits()?, 2 * 16 * 4 + 2 * 16);
+/// assert_eq!(layout.nested("base").tensors[0].0, "base.codes");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Layout {
     /// The tensors of a layout: suffix of the name (empty for the matrix's own name), type and shape.
@@ -188,6 +199,15 @@ pub struct Compressed {
 }
 
 /// Error and cost figures of a compressed matrix, or of a block of its rows. Reports of blocks add, see [`merge`](Self::merge).
+///
+/// ```
+/// use std::time::Duration;
+/// use tersor_core::Report;
+/// let mut report = Report::of(&[3.0, 4.0], &[3.0, 3.0], Duration::from_secs(1));
+/// assert_eq!((report.squared_error, report.energy, report.relative_error()), (1.0, 25.0, 0.2));
+/// report.merge(&Report::of(&[1.0], &[1.0], Duration::from_secs(2)));
+/// assert_eq!((report.squared_error, report.seconds), (1.0, 3.0));
+/// ```
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Report {
     /// The squared error of the weights, `Σ (w - ŵ)²`.

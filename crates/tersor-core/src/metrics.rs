@@ -51,7 +51,7 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
 pub fn log_sum_exp(x: &[f32]) -> f64 {
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if !max.is_finite() {
-        // The maximum passes over NaN.
+        // The maximum ignores NaN.
         return if x.iter().any(|v| v.is_nan()) { f64::NAN } else { f64::from(max) };
     }
     let max = f64::from(max);
@@ -77,7 +77,7 @@ pub fn kl_with_norm(p: &[f32], q: &[f32], norm_q: f64) -> f64 {
     let (mut sum, mut differences) = (0f64, 0f64);
     let mut nan = false;
     for (&a, &b) in p.iter().zip(q) {
-        // The maximum and the comparison below pass over NaN.
+        // The maximum and the comparison below ignore NaN.
         nan |= a.is_nan() | b.is_nan();
         let e = (f64::from(a) - max).exp();
         if e > 0.0 {
@@ -162,11 +162,11 @@ mod tests {
         }
         assert!(kl_with_norm(&sound, &sound, f64::NAN).is_nan());
         assert!(kl_from_logits(&[NAN; 3], &[NAN; 3]).is_nan() && log_sum_exp(&[NAN, INF]).is_nan());
-        // Behind a logit of p that has no share, too.
+        // Also where the probability in p is 0.
         assert!(kl_with_norm(&[0.0, -INF], &[0.0, NAN], 0.0).is_nan());
         // Plus infinity has no softmax.
         assert!(kl_from_logits(&[INF, 0.0], &[0.0, 0.0]).is_nan() && kl_from_logits(&[0.0, 0.0], &[INF, 0.0]).is_nan());
-        // What was sound stays so.
+        // Valid logits are unaffected.
         assert_eq!(kl_from_logits(&[], &[]), 0.0);
         assert_eq!(kl_from_logits(&[0.0, 0.0], &[0.0, -INF]), f64::INFINITY);
     }

@@ -125,8 +125,8 @@ pub trait LinearOpExt: LinearOp {
         })
     }
 
-    /// Returns `x Wᵀ` as an ndarray matrix `[tokens, out_features]`, for `x` `[tokens, in_features]`. Errors as
-    /// [`matmul_vec`](Self::matmul_vec).
+    /// Returns `x Wᵀ` as an ndarray matrix `[tokens, out_features]`, for `x` `[tokens, in_features]`. Errors if the features do not match
+    /// or a value of `x` is not finite.
     #[cfg(feature = "ndarray")]
     fn matmul(&self, x: &impl IntoMat<f32>) -> Result<ndarray::Array2<f32>> {
         let tokens = x.with_mat(|m| Ok(m.shape()[0]))?;
@@ -190,8 +190,8 @@ pub fn apply_all(ops: &[&dyn LinearOp], x: &Input<'_>, ys: Vec<MatViewMut<'_>>, 
     exec.run(|| run_tasks(joint, exec.parallel())).map_err(Error::from)
 }
 
-/// Computes the product of any operator through [`LinearOp::decompress_rows`], a block of rows at a time; the whole matrix never exists in
-/// f32. The default of [`LinearOp::apply`], with the same arguments and errors.
+/// Computes `y = x Wᵀ` or `y += x Wᵀ`, as `write` says, through [`LinearOp::decompress_rows`], a block of rows at a time; the whole matrix
+/// never exists in f32. It is the default of [`LinearOp::apply`]. Errors if the shapes do not match or a value of `x` is not finite.
 pub fn apply_by_rows(
     op: &(impl LinearOp + ?Sized),
     x: &Input<'_>,
@@ -207,8 +207,8 @@ pub fn apply_by_rows(
     exec.run(|| dense::product_by_rows(how, x.data(), x.shape(), shape[0], rows, y.into_out()))
 }
 
-/// Computes `dx += dy W` of any operator through [`LinearOp::decompress_rows`], a block of rows at a time, in order. The default of
-/// [`LinearOp::apply_transposed`], with the same arguments and errors.
+/// Computes `dx += dy W` through [`LinearOp::decompress_rows`], a block of rows at a time, in order. It is the default of
+/// [`LinearOp::apply_transposed`]. Errors if the shapes do not match.
 pub fn apply_transposed_by_rows(
     op: &(impl LinearOp + ?Sized),
     dy: MatView<'_, f32>,

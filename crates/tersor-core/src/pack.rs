@@ -23,7 +23,7 @@ pub fn packed_len(n: usize, width: Bits) -> usize {
 /// Returns `codes` packed with `width` bits each. Errors if a code is larger than [`Bits::max_code`].
 pub fn pack(codes: &[u8], width: Bits) -> Result<Vec<u8>> {
     if let Some(i) = codes.iter().position(|&c| c > width.max_code()) {
-        let rule = format!("code {} at {i} does not fit {} bits", codes[i], width.get());
+        let rule = format!("code {} at index {i} needs more than {} bits", codes[i], width.get());
         return Err(Error::Numerical(rule));
     }
     let mut out = vec![0u8; packed_len(codes.len(), width)];

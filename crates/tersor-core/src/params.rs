@@ -92,7 +92,7 @@ pub enum GroupSize {
 }
 
 impl GroupSize {
-    /// Returns groups of `size` input features. Errors if that is 0.
+    /// Returns groups of `size` neighbouring input features. Errors if that is 0.
     pub fn size(size: usize) -> Result<Self, ParamError> {
         let size = std::num::NonZeroUsize::new(size);
         size.map(GroupSize::Size).ok_or_else(|| ParamError::new("group", 0, "must be at least 1"))

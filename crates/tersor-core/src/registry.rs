@@ -51,6 +51,19 @@ impl Registry {
 
 /// The loading of one or more operators from a source of tensors: holds the registry, the source, and the parts that operators share, by
 /// name.
+///
+/// ```
+/// use tersor_core::{Loading, MemTensors, Registry};
+/// # fn main() -> tersor_core::Result<()> {
+/// let (registry, file) = (Registry::new(), MemTensors::new());
+/// let loading = Loading::new(&registry, &file);
+/// // The first operator that needs the codebook loads it, later ones get the same.
+/// let codebook = loading.shared("codebook", || Ok(vec![1.0f32, 2.0]))?;
+/// let again = loading.shared("codebook", || Ok(vec![0.0f32]))?;
+/// assert_eq!((&*codebook, &*again), (&vec![1.0, 2.0], &vec![1.0, 2.0]));
+/// # Ok(())
+/// # }
+/// ```
 pub struct Loading<'l> {
     registry: &'l Registry,
     source: &'l dyn TensorSource,
@@ -68,7 +81,8 @@ impl<'l> Loading<'l> {
         self.source
     }
 
-    /// Loads an operator whose tensors are stored under `prefix`. Errors as [`Registry::load`].
+    /// Loads an operator whose tensors are stored under `prefix`. Errors if its kind has no loader, its tensors are not what the
+    /// specification says, or operators are nested deeper than [`Registry::MAX_DEPTH`].
     pub fn load(&self, spec: &OpSpec, prefix: &str) -> Result<Box<dyn LinearOp>> {
         if spec.depth() > Registry::MAX_DEPTH {
             let (found, limit) = (spec.depth() as u64, Registry::MAX_DEPTH as u64);
@@ -87,7 +101,7 @@ impl<'l> Loading<'l> {
     }
 
     /// Loads the operator that is the part `name` of one with the specification `spec`, stored under `prefix.name`. Errors if the
-    /// specification has no such part, and as [`Registry::load`].
+    /// specification has no such part, its kind has no loader, or its tensors are not what the specification says.
     pub fn part(&self, spec: &OpSpec, name: &str, prefix: &str) -> Result<Box<dyn LinearOp>> {
         self.load(spec.get_part(name)?, &join(prefix, name))
     }
@@ -115,6 +129,7 @@ impl Shared {
                 Arc::clone(lock().entry(name.to_string()).or_insert(made))
             }
         };
-        part.downcast().map_err(|_| Error::format(name, "the objects that share this part disagree on its type"))
+        part.downcast()
+            .map_err(|_| Error::format(name, "the operators that share this part require different types of it"))
     }
 }

@@ -44,7 +44,11 @@ impl Rotation {
     pub fn new(factor: &[f32], power: usize, signs: &[f32]) -> Result<Self> {
         let p = factor.len().isqrt();
         if p * p != factor.len() || p == 0 || !power.is_power_of_two() {
-            return Err(Error::shape("rotation", "a square factor and a power of two", (factor.len(), power)));
+            return Err(Error::shape(
+                "elements of a factor, and order of a Walsh-Hadamard transform",
+                "a square and a power of two",
+                (factor.len(), power),
+            ));
         }
         if p.checked_mul(power) != Some(signs.len()) || signs.iter().any(|s| s.abs() != 1.0) {
             return Err(Error::shape("signs of a rotation", format!("{p} * {power} values of 1 or -1"), signs.len()));
@@ -58,7 +62,7 @@ impl Rotation {
     }
 
     /// Returns the rotation by any orthogonal matrix `[dim, dim]`, row-major: new feature `i` is the dot product of row `i` with the old
-    /// features. Errors as [`Rotation::new`].
+    /// features. Errors unless the matrix is square and orthogonal to 1e-4.
     pub fn dense(matrix: &[f32]) -> Result<Self> {
         Self::new(matrix, 1, &vec![1.0; matrix.len().isqrt()])
     }

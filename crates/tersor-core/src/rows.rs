@@ -52,7 +52,8 @@ pub fn read_finite(source: &dyn RowSource, rows: Range<usize>) -> Result<Vec<f32
     Ok(read_masked(source, rows)?.0)
 }
 
-/// Returns the rows of a range as [`read_finite`] does, and their mask if the source has one. Errors as [`read_finite`].
+/// Returns the rows of a range, `[rows.len(), cols]` row-major, and their mask if the source has one; pruned weights are zero. Errors if
+/// the range leaves the matrix, and with [`Error::NonFinite`] at the first NaN or infinity, by row and column of the whole matrix.
 pub fn read_masked(source: &dyn RowSource, rows: Range<usize>) -> Result<(Vec<f32>, Option<Mask>)> {
     let [all, cols] = source.shape();
     if rows.start > rows.end || rows.end > all {

@@ -1,6 +1,6 @@
 //! [`Site`]: an input of a network with the matrices that consume it and what produces it.
 
-/// One input of a network, the matrices that consume it (such as q, k and v), and what produces it. A network is an ordered list of sites.
+/// One input of a network, the matrices that consume it (such as q, k and v), and its producer. A network is an ordered list of sites.
 ///
 /// ```
 /// use tersor_core::{Consumer, Folding, Producer, Role, Site};
@@ -27,7 +27,7 @@ pub struct Site {
     pub features: usize,
     /// The matrices that read the site's input, in order.
     pub consumers: Vec<Consumer>,
-    /// What produces the site's input.
+    /// The origin of the site's input.
     pub producer: Producer,
     /// If the site reads the residual stream through a norm: the names of all weights that wrote to the stream before, in order. Empty
     /// otherwise.
@@ -71,7 +71,7 @@ pub enum Role {
     Linear,
 }
 
-/// What produces the input of a site.
+/// The origin of a site's input: a norm, a matrix, or anything else.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Producer {
     /// A norm with an elementwise weight, into which factors can be folded.
@@ -93,10 +93,10 @@ pub enum Producer {
     Opaque,
 }
 
-/// The place that factors go to by which the inputs of a site are divided.
+/// The place of factors that divide the inputs of a site.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Folding {
-    /// Into what produces the inputs: nothing is left to compute at run time.
+    /// Into the producer of the inputs: nothing is left to compute at run time.
     Producer,
     /// In front of the matrices, computed at run time.
     Online,
@@ -105,7 +105,7 @@ pub enum Folding {
 }
 
 impl Site {
-    /// Returns the place that factors go to by which the inputs of this site are divided.
+    /// Returns the place of factors that divide the inputs of this site.
     pub fn folding(&self) -> Folding {
         match self.producer {
             Producer::Norm { .. } | Producer::Linear { repeat: 1, .. } => Folding::Producer,

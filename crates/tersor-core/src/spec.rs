@@ -43,36 +43,36 @@ pub struct OpSpec {
 }
 
 impl OpSpec {
-    /// Returns the specification of an operator of this kind and shape, without parameters and parts.
+    /// Returns the specification of an operator of this kind and of the shape `[out_features, in_features]`, without parameters and parts.
     pub fn new(kind: &str, shape: [usize; 2]) -> Self {
         Self { kind: kind.to_string(), shape, ..Self::default() }
     }
 
-    /// Returns this specification with an integer parameter.
+    /// Returns this specification with the integer parameter `name`; a parameter of the same name is replaced.
     pub fn int(mut self, name: &str, value: impl Into<i64>) -> Self {
         self.params.insert(name.to_string(), Value::Int(value.into()));
         self
     }
 
-    /// Returns this specification with a size as an integer parameter. Sizes above `i64::MAX`, which no tensor can have, are stored as
-    /// `i64::MAX`.
+    /// Returns this specification with the size `name` as an integer parameter. Sizes above `i64::MAX`, which no tensor can have, are
+    /// stored as `i64::MAX`.
     pub fn size(self, name: &str, value: usize) -> Self {
         self.int(name, i64::try_from(value).unwrap_or(i64::MAX))
     }
 
-    /// Returns this specification with a float parameter.
+    /// Returns this specification with the float parameter `name`; a parameter of the same name is replaced.
     pub fn float(mut self, name: &str, value: impl Into<f64>) -> Self {
         self.params.insert(name.to_string(), Value::Float(value.into()));
         self
     }
 
-    /// Returns this specification with a string parameter.
+    /// Returns this specification with the string parameter `name`; a parameter of the same name is replaced.
     pub fn text(mut self, name: &str, value: &str) -> Self {
         self.params.insert(name.to_string(), Value::Text(value.to_string()));
         self
     }
 
-    /// Returns this specification with an operator inside.
+    /// Returns this specification with the specification of the operator `name` inside; a part of the same name is replaced.
     pub fn part(mut self, name: &str, spec: OpSpec) -> Self {
         self.parts.insert(name.to_string(), spec);
         self

@@ -4,6 +4,13 @@ use crate::{DType, Error, Result};
 use std::collections::BTreeMap;
 
 /// Element type and shape of a stored tensor.
+///
+/// ```
+/// use tersor_core::{DType, TensorInfo};
+/// let info = TensorInfo { dtype: DType::F16, shape: vec![3, 4] };
+/// assert_eq!(info.bytes().unwrap(), 24);
+/// assert!(TensorInfo { dtype: DType::F16, shape: vec![usize::MAX, 2] }.bytes().is_err());
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TensorInfo {
     /// The type of the tensor's elements.
@@ -82,7 +89,8 @@ pub fn read_floats(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Re
     Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
 }
 
-/// Writes a whole f32 tensor that all blocks of a matrix share. Errors as [`TensorSink::write_shared`].
+/// Writes a whole f32 tensor of the given shape that all blocks of a matrix share. Errors if the number of values does not match the shape,
+/// or the sink has other values under this name.
 pub fn write_floats(sink: &mut dyn TensorSink, name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     sink.write_shared(name, &TensorInfo { dtype: DType::F32, shape: shape.to_vec() }, &bytes)
@@ -175,7 +183,7 @@ impl TensorSink for MemTensors {
         let new = !self.0.contains_key(name);
         let entry = self.entry(name, info)?;
         if !new && entry != bytes {
-            return Err(Error::format(name, "blocks of one matrix disagree on a tensor that they share"));
+            return Err(Error::format(name, "blocks of one matrix wrote different bytes to a tensor that they share"));
         }
         entry.copy_from_slice(bytes);
         Ok(())

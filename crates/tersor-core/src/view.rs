@@ -275,7 +275,7 @@ impl<T: Element, S: ndarray::Data<Elem = T>> IntoMat<T> for ndarray::ArrayBase<S
     fn with_mat<R>(&self, f: impl FnOnce(MatView<'_, T>) -> Result<R>) -> Result<R> {
         let shape = [self.nrows(), self.ncols()];
         if let Some(slice) = self.as_slice_memory_order() {
-            // The memory is one slice; the first logical element lies as far in as the negative strides reach.
+            // The memory is one slice; negative strides put the first logical element behind its start.
             let strides = [self.strides()[0], self.strides()[1]];
             let back = |n: usize, s: isize| if s < 0 { (n.max(1) - 1) * s.unsigned_abs() } else { 0 };
             return f(MatView::strided(

@@ -27,7 +27,8 @@ pub fn cholesky(a: &[f64], n: usize) -> Result<Vec<f64>> {
 }
 
 /// Returns the upper triangular `U` `[n, n]`, row-major, with `H⁻¹ = UᵀU`, of a symmetric positive definite matrix `h` `[n, n]`: GPTQ's
-/// Cholesky factor of the inverse (arXiv 2210.17323, Algorithm 1). Errors as [`cholesky`]. The [front page](crate) has an example.
+/// Cholesky factor of the inverse (arXiv 2210.17323, Algorithm 1). The [front page](crate) has an example. Errors if the length does not
+/// match or a value is not finite, and with [`Error::NotPositiveDefinite`] if `h` is not positive definite.
 ///
 /// With the reversal `J` of order and `J H J = RᵀR`, `U = J R⁻ᵀ J`: one factorization and one triangular inverse; the inverse of `H` is
 /// never formed.
@@ -37,8 +38,9 @@ pub fn inverse_factor(h: &[f64], n: usize) -> Result<Vec<f64>> {
     Ok(u)
 }
 
-/// Returns [`inverse_factor`] of `h` in f32. It is computed in f64 in the memory of `h`, with a third of the memory traffic. Errors as
-/// [`inverse_factor`], also if the factor exceeds f32.
+/// Returns the upper triangular `U` `[n, n]` with `H⁻¹ = UᵀU` as [`inverse_factor`] does, rounded to f32. It is computed in f64 in the
+/// memory of `h`, with a third of the memory traffic. Errors if the length does not match or a value is not finite, and with
+/// [`Error::NotPositiveDefinite`] if `h` is not positive definite or the factor exceeds f32.
 pub fn inverse_factor_f32(h: Vec<f64>, n: usize) -> Result<Vec<f32>> {
     let u: Vec<f32> = reversed_factor(h, n)?.into_iter().rev().map(|v| v as f32).collect();
     match u.iter().position(|v| !v.is_finite()) {

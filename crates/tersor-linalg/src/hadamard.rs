@@ -32,7 +32,7 @@ pub fn hadamard(n: usize) -> Result<Vec<i8>> {
         1 => return Ok(vec![1]),
         2 => return Ok(vec![1, 1, 1, -1]),
         _ if !hadamard_order(n) => {
-            let value = format!("{n} (there are Paley's orders times powers of two, up to {MAX_ORDER})");
+            let value = format!("{n} (Paley's orders times powers of two exist, up to {MAX_ORDER})");
             return Err(Error::Unsupported { what: "order of a Hadamard matrix", value });
         }
         _ => {}
@@ -125,7 +125,7 @@ impl Field {
             return None;
         }
         let mut field = Self { q, p, degree, square: Vec::new() };
-        // The squares of a field are half of its other elements; modulo a polynomial that factors they are not.
+        // Half of a field's nonzero elements are squares; modulo a reducible polynomial this does not hold.
         for low in 0..q {
             field.square = field.squares(low);
             if field.square.iter().filter(|s| **s).count() == (q - 1) / 2 && !field.square[0] {

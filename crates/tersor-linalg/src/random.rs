@@ -51,7 +51,8 @@ pub fn rotation_shape(dim: usize) -> Result<[usize; 2]> {
 }
 
 /// Returns a rotation of `dim` features with random signs. Its factor is a Hadamard matrix if [`rotation_shape`] finds an order of one, a
-/// random orthogonal matrix otherwise. Errors as [`rotation_shape`].
+/// random orthogonal matrix otherwise. Errors if `dim` is 0, or if there is no such order and the odd part of `dim` is above
+/// [`MAX_FACTOR`].
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {

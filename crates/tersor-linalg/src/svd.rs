@@ -47,7 +47,8 @@ pub fn svd(a: &[f64], [m, n]: [usize; 2]) -> Result<Svd> {
 
 /// Returns the `rank` largest singular values of `a` `[m, n]`, row-major, and their vectors, by randomized range finding with `oversample`
 /// additional columns and `power` power iterations (Halko, Martinsson and Tropp 2011, Algorithms 4.4 and 5.1); by [`svd`] if that is no
-/// more work. Errors if `rank` is 0 or above `min(m, n)`, and as [`svd`].
+/// more work. Errors if `rank` is 0 or above `min(m, n)`, the length does not match, a value is not finite, or the iteration does not
+/// converge.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {
@@ -124,7 +125,8 @@ pub fn qr(a: &[f64], [m, n]: [usize; 2]) -> Result<Qr> {
         return Ok(Qr { q: Vec::new(), r: Vec::new() });
     }
     let found = backend::qr(a, [m, n]);
-    let (mut q, mut r) = found.map_err(|_| Error::Numerical(format!("no QR of a {m} by {n} matrix")))?;
+    let (mut q, mut r) =
+        found.map_err(|_| Error::Numerical(format!("the QR decomposition of a {m} by {n} matrix failed")))?;
     for i in 0..k {
         if r[i * n + i] < 0.0 {
             r[i * n..(i + 1) * n].iter_mut().chain(&mut q[i * m..(i + 1) * m]).for_each(|v| *v = -*v);

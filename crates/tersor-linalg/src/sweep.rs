@@ -156,7 +156,7 @@ impl<'f> Sweep<'f> {
                 }
                 total += tile.write_back(&mut w, &mut errors[top * (end - start)..], cols, span);
             }
-            // The errors of this block reach all columns after it as one product.
+            // The errors of this block are moved to all later columns in one product.
             if end < cols && rows > 0 {
                 let rest = Out { data: &mut w[end..], stride: cols };
                 let from = &self.upper[start * cols + end..];

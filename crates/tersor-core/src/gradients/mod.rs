@@ -59,7 +59,7 @@ pub use tensor::Tensor;
 
 use crate::{Error, Exec, Result};
 
-/// What a forward or backward pass takes from its caller: how to run, and the source of random numbers.
+/// The environment of a forward or backward pass: how to run, and the source of random numbers.
 ///
 /// ```
 /// use rand_core::RngCore;
@@ -117,15 +117,17 @@ pub trait Differentiable<T: Real = f32>: Send + Sync {
     ) -> Result<()>;
 }
 
-/// A [`Differentiable`] as a trait object, for lists of losses. Every `Differentiable` implements it.
+/// [`Differentiable`] as a trait object, for lists of losses. Every `Differentiable` implements it.
 pub trait DynDifferentiable<T: Real = f32>: Send + Sync {
-    /// As [`Differentiable::shape`].
+    /// Returns the shape of the output for inputs of the shapes `x`; `[]` for a loss. Errors if the shapes do not match.
     fn output_shape(&self, x: &[&[usize]]) -> Result<Vec<usize>>;
 
-    /// As [`Differentiable::forward`], with the saved values in a box.
+    /// Writes the output of the inputs `x` into `y` and returns the values to save for the backward pass, in a box; see
+    /// [`Differentiable::forward`]. Errors if the shapes do not match or a value is not finite.
     fn forward_dyn(&self, x: &[Tensor<'_, T>], y: &mut [T], pass: &Pass<'_>) -> Result<Box<dyn Any + Send>>;
 
-    /// As [`Differentiable::backward`]. Errors also if `saved` came from a function of another type.
+    /// Adds the gradients of the inputs to `dx`; see [`Differentiable::backward`]. Errors if the shapes do not match or `saved` came from a
+    /// function of another type.
     fn backward_dyn(
         &self,
         x: &[Tensor<'_, T>],
@@ -153,14 +155,14 @@ impl<T: Real, D: Differentiable<T>> DynDifferentiable<T> for D {
     ) -> Result<()> {
         let saved = saved.downcast_ref::<D::Saved>().ok_or_else(|| Error::Unsupported {
             what: "saved values of a backward pass",
-            value: "those of a function of another type".into(),
+            value: "from a function of another type; pass what `forward_dyn` of this function returned".into(),
         })?;
         self.backward(x, saved, dy, dx, pass)
     }
 }
 
 /// Returns the output of a function and the gradients of the sum of its outputs, one vector for each input, as long as the input. For a
-/// loss these are the gradients of the loss. Errors as the function does.
+/// loss these are the gradients of the loss. Errors if the shapes do not match or a value is not finite.
 pub fn gradients<T: Real>(
     function: &dyn DynDifferentiable<T>,
     x: &[Tensor<'_, T>],

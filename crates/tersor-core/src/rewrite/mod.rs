@@ -114,8 +114,8 @@ pub trait Rewrite: Send + Sync {
     /// Returns every tensor that the rewrite will change or add, with the effect, from the sites alone. Errors if the network cannot be
     /// rewritten this way.
     fn plan(&self, sites: &[Site]) -> Result<Vec<(String, Effect)>>;
-    /// Returns folds that must be applied to the network while its inputs are observed; none by default. Errors as
-    /// [`rewrite`](Self::rewrite).
+    /// Returns folds that must be applied to the network while its inputs are observed; none by default. Errors if a weight is missing or
+    /// not finite.
     fn observed_with(&self, sites: &[Site], weights: &dyn Weights) -> Result<Vec<Fold>> {
         let _ = (sites, weights);
         Ok(Vec::new())

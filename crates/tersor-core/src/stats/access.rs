@@ -134,6 +134,7 @@ impl StatSet {
 }
 
 fn nothing_seen(what: &str) -> Error {
-    let place = "the statistics of the inputs, which saw no token; calibrate with one window of text or more".into();
+    let place =
+        "the statistics of the inputs, which have observed no token; calibrate with one window of text or more".into();
     Error::Missing { name: what.into(), place }
 }

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::weights::Weights;
 
-/// Sums and extremes of each input feature over tokens, each a vector `[features]`. `w` is the weight of a token, 1 by default.
+/// Sums and extremes of each input feature over tokens, each a vector `[features]`. `w` is the weight of a token, 1 by default. Read with
+/// [`StatSet::channel`](crate::StatSet::channel).
 #[derive(Clone, PartialEq, Debug)]
 pub struct ChannelStats {
     /// Minimum of each feature over the tokens of weight above 0; infinity if there are none.

@@ -22,7 +22,7 @@ pub struct StatExtent {
 }
 
 impl StatSet {
-    /// Returns name suffix, type and shape of the tensors that [`StatSet::save`] writes for statistics of so many tokens without weights
+    /// Returns name suffix, type and shape of the tensors that [`StatSet::save`] writes for statistics of `tokens` tokens without weights
     /// and windows. For windows and weights see [`StatSet::layout_of`].
     pub fn layout(features: usize, needs: StatNeeds, tokens: u64) -> Vec<(String, TensorInfo)> {
         Self::layout_of(features, needs, StatExtent { tokens, ..StatExtent::default() })
@@ -262,7 +262,7 @@ impl Saved<'_> {
             sample.offer(*number, || values[i * k..(i + 1) * k].to_vec());
         }
         if sample.keys.len() != n {
-            let what = "a token is listed twice, or there are more than the sample holds";
+            let what = "a token is listed twice, or there are more tokens than the sample holds";
             return Err(Error::format(self.name("sample_tokens"), what));
         }
         Ok(sample)

@@ -27,7 +27,10 @@ pub(super) fn batch<'x>(x: &'x [f32], k: usize, weights: Weights<'_>) -> Result<
     }
     if let Some(i) = scaled.iter().position(|v| !v.is_finite()) {
         let (t, w) = (i / k, weights[i / k]);
-        let what = format!("feature {} of token {t} times the root of its weight {w:e} is too large for f32", i % k);
+        let what = format!(
+            "feature {} of token {t} times the root of its weight {w:e} is too large for f32; scale inputs or weights down",
+            i % k
+        );
         return Err(Error::Numerical(what));
     }
     check_range(&scaled, k)?;
@@ -70,7 +73,7 @@ pub(super) fn check(gram: &[f64], k: usize) -> Result<()> {
         let own = gram[r * k + r];
         if own < 0.0 {
             return Err(Error::Numerical(format!(
-                "the Gram matrix has {own:e} on its diagonal at {r}: no sum of squares"
+                "the Gram matrix has {own:e} on its diagonal at {r}; a sum of squares cannot be negative"
             )));
         }
         for c in 0..r {

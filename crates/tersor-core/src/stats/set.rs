@@ -76,7 +76,10 @@ impl StatSet {
     /// importance matrix. Errors if a sum is negative or not finite.
     pub fn from_squares(squares: Vec<f64>, tokens: u64) -> Result<Self> {
         if let Some(i) = squares.iter().position(|v| !v.is_finite() || *v < 0.0) {
-            return Err(Error::Numerical(format!("a sum of squares is {} at feature {i}", squares[i])));
+            return Err(Error::Numerical(format!(
+                "the sum of squares of feature {i} is {}; it must be finite and not negative",
+                squares[i]
+            )));
         }
         let none = Self::new(squares.len(), StatNeeds::none(), 0, 0)?;
         Ok(Self { tokens, squares: Some(squares), ..none })
@@ -89,7 +92,7 @@ impl StatSet {
             if !windows.numbers.is_empty() {
                 return Err(Error::order(
                     "number of the first window",
-                    "set before any window is seen",
+                    "it must be set before any window is observed",
                     windows.numbers.len(),
                 ));
             }
@@ -158,12 +161,12 @@ impl StatSet {
         if let Some(last) = self.sample.as_ref().and_then(|s| s.keys.iter().map(|key| key.1).max())
             && last >= first
         {
-            let rule = "a token after all others of the sample; merge the shards between first";
+            let rule = "it must be after all tokens of the sample; merge the shards before it first";
             return Err(Error::order("number of a token", rule, (first, last)));
         }
         let new_window = match &self.windows {
             Some(_) if !window => {
-                let value = "statistics of windows take whole windows; use `observe_window`".into();
+                let value = "these statistics need whole windows; use `observe_window`".into();
                 return Err(Error::Unsupported { what: "a batch that is not a window", value });
             }
             Some(windows) => Some((windows.next()?, WindowStats::of(&x, k, weights)?)),

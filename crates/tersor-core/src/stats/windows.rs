@@ -63,7 +63,7 @@ impl Windows {
 
     fn check_new(&self, number: u64) -> Result<()> {
         match self.numbers.binary_search(&number) {
-            Ok(_) => Err(Error::order("number of a window", "one that no other window has", number)),
+            Ok(_) => Err(Error::order("number of a window", "it must differ from those of all other windows", number)),
             Err(_) => Ok(()),
         }
     }

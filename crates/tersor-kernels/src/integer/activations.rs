@@ -37,6 +37,17 @@ impl Padding {
 }
 
 /// Tokens as one or three planes of 8-bit codes: `x[t, k] = scale[t] * Σ_p 256^p * code[p, t, k]`.
+///
+/// ```
+/// use tersor_kernels::{Isa, integer::{Activations, Padding, quantize_rows}};
+/// let (x, padding) = ([1.0f32, -2.0, 4.0, 0.5], Padding { cols: 4, group: 4, block: 4 });
+/// // 8 bits with a scale for each token, or as exact as f32.
+/// let (mut codes, mut scales) = ([0i8; 4], [0f32; 1]);
+/// quantize_rows(Isa::detect(), &x, 4, 127, &mut codes, &mut scales).unwrap();
+/// assert_eq!(codes, [32, -64, 127, 16]);
+/// assert_eq!(Activations::from_codes(&codes, &scales, padding).unwrap().tokens(), 1);
+/// assert!(Activations::exact(Isa::detect(), &[f32::NAN; 4], 1, padding).is_err());
+/// ```
 #[derive(Clone, Debug)]
 pub struct Activations {
     padding: Padding,

@@ -56,6 +56,25 @@ pub fn product(isa: Isa, x: &Activations, w: &Panels, write: Write, y: Out<'_>, 
 }
 
 /// A product of packed tokens with a matrix of integer codes, as a task for [`run_tasks`]: several such products can share their tokens.
+///
+/// ```
+/// use std::sync::Arc;
+/// use tersor_kernels::{GemmTask, Isa, Out, Write, run_tasks};
+/// use tersor_kernels::integer::{Activations, Panels, Task, Tokens};
+/// let isa = Isa::detect();
+/// // Two matrices [1, 4] of 8-bit codes with the zero point 0 share an input.
+/// let a = Panels::new(isa, &[1, 2, 3, 4], 8, [1, 4], 4, |_, _| (1.0, 0)).unwrap();
+/// let b = Panels::new(isa, &[0, 0, 0, 9], 8, [1, 4], 4, |_, _| (0.5, 0)).unwrap();
+/// assert_eq!(a.token_layout(isa), b.token_layout(isa));
+/// let x = Activations::from_codes(&[1, 1, 1, 1], &[2.0], a.padding()).unwrap();
+/// let tokens = Arc::new(Tokens::pack(Arc::new(x), a.token_layout(isa)).unwrap());
+/// let tasks = [Task::new(tokens.clone(), &a).unwrap(), Task::new(tokens, &b).unwrap()];
+/// let (mut ya, mut yb) = ([0f32; 1], [0f32; 1]);
+/// let outs = [Out { data: &mut ya, stride: 1 }, Out { data: &mut yb, stride: 1 }];
+/// let list = tasks.iter().zip(outs).map(|(task, out)| (task as &dyn GemmTask, Write::Set, out));
+/// run_tasks(list.collect(), true).unwrap();
+/// assert_eq!((ya, yb), ([20.0], [9.0]));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Task<'w> {
     x: Arc<Tokens>,

@@ -17,6 +17,15 @@ pub(crate) struct Line(pub [u8; 64]);
 
 /// A matrix `[rows, cols]` of packed codes with quantization parameters for each row and group, in panels of 16 rows.
 ///
+/// ```
+/// use tersor_kernels::{Isa, integer::Panels};
+/// // Two rows of four 8-bit codes, each row one group.
+/// let w = Panels::new(Isa::detect(), &[1, 2, 3, 4, 5, 6, 7, 8], 8, [2, 4], 4, |row, _group| ([0.1, 0.2][row], 128)).unwrap();
+/// let mut codes = [0u8; 4];
+/// w.row_codes(1, &mut codes);
+/// assert_eq!((w.rows(), codes), (2, [5, 6, 7, 8]));
+/// ```
+///
 /// A panel is cut into groups, a group into blocks of columns. A line of 64 bytes has, for each of the 16 rows, four neighbouring columns:
 /// byte `4 r + j`. Codes of 8 bits are one such line for 4 columns. Of 4 bits, a line has the codes of columns 0 to 3 in its low halves and
 /// those of columns 4 to 7 in its high halves; of 2 bits, four lines share one likewise. Codes of 3 bits are two lines of their low 2 bits
@@ -111,12 +120,13 @@ impl Panels {
         Ok(new)
     }
 
-    /// As [`Panels::new`], with two levels of scales (DGQ, arXiv 2310.04836): a weight is `row_scales[row] * (scale * (code - zero))`,
-    /// where `grid(row, group)` returns an integer scale and the zero point, and `scale * (code - zero)` is at most 127 in magnitude. The
-    /// product of a row is then one integer sum.
+    /// Repacks a matrix with two levels of scales (DGQ, arXiv 2310.04836): a weight is `row_scales[row] * (scale * (code - zero))`, where
+    /// `grid(row, group)` returns an integer scale and the zero point, and `scale * (code - zero)` is at most 127 in magnitude. The product
+    /// of a row is then one integer sum. The other arguments are those of [`Panels::new`].
     ///
-    /// Fails as [`Panels::new`] does, with `Fault::Range` if an integer weight is larger than 127 or there are more than 131 072 columns,
-    /// and with `Fault::Length` if there is not one scale for each row.
+    /// Fails with `Fault::Length` if there are too few codes or not one scale for each row, with `Fault::Range` if `bits` is not 1 to 8, an
+    /// integer weight is larger than 127, there are more than 131 072 columns, or a group has no columns or a size that [`Panels::new`]
+    /// refuses, and with `Fault::Overflow` if the size does not fit in `usize`.
     pub fn dual(
         isa: Isa,
         packed: &[u8],

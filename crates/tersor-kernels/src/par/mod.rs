@@ -109,15 +109,15 @@ pub fn threads() -> usize {
     1
 }
 
-/// Returns whether an amount of `work` is enough to be shared between threads. `asleep` is the amount that suffices when threads must be
-/// woken, in the same unit; inside of a [`region`] a sixteenth of it suffices.
+/// Returns whether an amount of `work` is large enough to be shared between threads: at least `threshold`, in the same unit. Inside of a
+/// [`region`], whose threads need not be woken, a sixteenth of `threshold` suffices.
 #[must_use]
-pub fn worth(work: usize, asleep: usize) -> bool {
+pub fn worth(work: usize, threshold: usize) -> bool {
     #[cfg(feature = "rayon")]
     if team::leads() {
-        return work >= asleep / 16;
+        return work >= threshold / 16;
     }
-    work >= asleep
+    work >= threshold
 }
 
 #[cfg(test)]

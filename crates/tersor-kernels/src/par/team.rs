@@ -77,7 +77,7 @@ fn set<T: Copy>(key: &'static std::thread::LocalKey<Cell<T>>, value: T) -> impl 
     OnDrop(move || key.set(before))
 }
 
-/// Runs `f` as the leader of `helpers` helpers, or alone if another region is active.
+/// Returns whether this thread leads a region and has no job posted.
 pub(super) fn leads() -> bool {
     matches!(ROLE.get(), Role::Leader(_))
 }
@@ -105,7 +105,7 @@ pub(super) fn share<S, R: Send>(
     Some(unsafe { &*team }.map(count, scratch, f))
 }
 
-/// Runs `f` as the leader of this many helpers, or just runs it where a region is active.
+/// Runs `f` as the leader of `helpers` helpers, or alone if another region is active.
 pub(super) fn lead<R>(helpers: usize, f: impl FnOnce() -> R) -> R {
     if ACTIVE.compare_exchange(false, true, SeqCst, SeqCst).is_err() {
         return f();

@@ -18,7 +18,7 @@ use super::{NoConvergence, Singular, threads};
 /// Replaces a symmetric `A` by the upper `R` with `A = RᵀR`. Errors with the first pivot that is not positive.
 pub(crate) fn cholesky_upper(a: &mut [f64], n: usize) -> Result<(), usize> {
     let par = threads();
-    // The upper triangle by rows is the lower one by columns, which is what faer likes best.
+    // The upper triangle by rows is the lower one by columns, which is the fastest layout for faer.
     let l = MatMut::from_column_major_slice_mut(a, n, n);
     let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(n, par, Default::default()));
     let done = cholesky_in_place(l, Default::default(), par, MemStack::new(&mut memory), Default::default());

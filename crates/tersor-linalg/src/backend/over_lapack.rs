@@ -41,7 +41,7 @@ pub(crate) fn inverse_transposed(r: &[f64], n: usize) -> Vec<f64> {
     let solved = ArrayView2::from_shape([n, n], r)
         .ok()
         .and_then(|r| r.solve_triangular_into(UPLO::Upper, Diag::NonUnit, Array2::eye(n)).ok());
-    // The caller refuses what is not finite.
+    // The caller errors on values that are not finite.
     solved.map_or_else(|| vec![f64::NAN; n * n], |inverse| by_columns(&inverse))
 }
 

@@ -70,7 +70,7 @@ impl Draw {
 
     fn point(&self, rng: &mut impl RngCore) -> usize {
         let Some(sums) = &self.cumulated else { return below(self.n, rng) };
-        // Below the last sum, unless rounding makes it that: then the last point of positive weight has it.
+        // `at` is below the last sum, unless rounding makes them equal: then the last point of positive weight is drawn.
         let all = sums.last().copied().unwrap_or_default();
         let at = uniform(rng) * all;
         sums.partition_point(|s| *s <= at).min(sums.partition_point(|s| *s < all))

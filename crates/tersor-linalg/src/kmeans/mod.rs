@@ -49,11 +49,7 @@ impl Clustering {
         &self.centroids
     }
 
-    /// Returns the index of the nearest centroid of each point, as the [module](self) defines it, and the sum of the squared distances to
-    /// them. `centroids` is `[k, dims]`, `points` has the shape `[n, dims]`. Runs in the pool of `exec`.
-    ///
-    /// Errors if there is no centroid, a length does not match the shape, `dims` is 0, or a value is not finite or so large that squared
-    /// distances overflow f32.
+    /// Returns the index of the centroid that each point is assigned to, as [`assign`] computes it for these centroids.
     pub fn assignment(&self) -> &[u32] {
         &self.assignment
     }
@@ -110,16 +106,16 @@ impl CheckedKMeans {
                     best = Some(found);
                 }
             }
-            best.ok_or_else(|| Error::Numerical("k-means without a run".into()))
+            best.ok_or_else(|| Error::Numerical("k-means had no run".into()))
         })
     }
 }
 
-/// The nearest of `centroids` (`[k, dims]`) for each of `points` (`[n, dims]`) as the [module](self) defines it, and the
-/// sum of the squared distances to them. Runs in the pool of `exec`.
+/// Returns the index of the nearest centroid of each point, as the [module](self) defines it, and the sum of the squared distances to them.
+/// `centroids` is `[k, dims]`, `points` has the shape `[n, dims]`. Runs in the pool of `exec`.
 ///
-/// Error when there is no centroid, when lengths do not fit the shape, when `dims` is 0, or when a value is not finite
-/// or so large that squared distances overflow f32.
+/// Errors if there is no centroid, a length does not match the shape, `dims` is 0, or a value is not finite or so large that squared
+/// distances overflow f32.
 pub fn assign(centroids: &[f32], points: &[f32], shape: [usize; 2], exec: &Exec) -> Result<(Vec<u32>, f64)> {
     exec.run(|| nearest(centroids, points, shape, exec.isa()))
 }

@@ -55,7 +55,7 @@ fn sample(data: &Data, k: usize, rng: &mut impl RngCore) -> (Vec<usize>, Option<
     if data.n <= size {
         return ((0..data.n).collect(), data.weights.map(<[f32]>::to_vec));
     }
-    // One point of each of `size` strata of equal weight. Drawn by weight, they weigh the same.
+    // One point of each of `size` strata of equal weight; points drawn by weight have equal weights.
     let total = data.weights.map_or(data.n as f64, |w| w.iter().map(|w| f64::from(*w)).sum());
     let mut drawn = Vec::with_capacity(size);
     let (mut next, mut last, mut upto) = (uniform(rng) * total / size as f64, 0, 0.0);
