@@ -75,7 +75,7 @@ impl Cancel {
 }
 
 /// The environment of compressing: seed, progress listener, cancellation, memory limit, threads and instruction set. Results depend on the
-/// seed and the instruction set, not on the rest.
+/// seed and the instruction set, not on the number of threads.
 ///
 /// ```
 /// use rand_core::RngCore;

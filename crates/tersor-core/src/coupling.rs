@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{Error, Fold, Result, Side, Transform};
 
-/// The kind of unit that a coupling consists of.
+/// The kind of unit that a [`Coupling`] consists of, such as heads or neurons.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unit {
     /// Query heads, each with a key/value head of its own.

@@ -111,7 +111,7 @@ pub enum DType {
 }
 
 impl DType {
-    /// Every element type.
+    /// Every element type, in the order of declaration.
     pub const ALL: [DType; 14] = [
         DType::F64,
         DType::F32,

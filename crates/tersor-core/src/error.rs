@@ -201,17 +201,19 @@ impl Error {
         Error::Format { file: file.into(), what: what.into() }
     }
 
-    /// Returns an [`Error::Shape`] of printable sizes.
+    /// Returns an [`Error::Shape`]: the size of `what` should be `expected` and is `found`. Sizes are formatted by `Debug`, text without
+    /// quotes.
     pub fn shape(what: &'static str, expected: impl std::fmt::Debug, found: impl std::fmt::Debug) -> Self {
         Error::Shape { what, expected: plain(expected), found: plain(found) }
     }
 
-    /// Returns an [`Error::Range`] of printable indices.
+    /// Returns an [`Error::Range`]: the index or range `found` of `what` is not inside `inside`. Both are formatted by `Debug`, text
+    /// without quotes.
     pub fn range(what: &'static str, inside: impl std::fmt::Debug, found: impl std::fmt::Debug) -> Self {
         Error::Range { what, inside: plain(inside), found: plain(found) }
     }
 
-    /// Returns an [`Error::Order`]: `what` violates `rule` with the element `found`.
+    /// Returns an [`Error::Order`]: `what` violates `rule` with the element `found`, which is formatted by `Debug`, text without quotes.
     pub fn order(what: &'static str, rule: impl Into<String>, found: impl std::fmt::Debug) -> Self {
         Error::Order { what, rule: rule.into(), found: plain(found) }
     }
@@ -233,7 +235,7 @@ impl Error {
         }
     }
 
-    /// Returns an [`Error::Io`] of a path.
+    /// Returns an [`Error::Io`]: the system call on `path` failed with `source`.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Error::Io { path: path.into(), source }
     }
@@ -249,7 +251,7 @@ impl Error {
     }
 }
 
-/// A parameter with an invalid value.
+/// A parameter with an invalid value: its name, the value, and the rule that it violates.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("parameter `{name}` is {value}: {rule}")]
 pub struct ParamError {

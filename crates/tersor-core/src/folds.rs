@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::rows::check_range;
 use crate::{Error, Exec, FeatureMap, Isa, Mask, Result, Rotation, RowSource};
 
-/// The axis of a matrix that a fold changes.
+/// The axis of a matrix that a fold changes: the columns that it reads, or the rows that it produces.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Side {
     /// The columns: the features that the matrix reads.
@@ -14,7 +14,7 @@ pub enum Side {
     Output,
 }
 
-/// The change that a fold makes along its axis. [`Fold`] has an example.
+/// The change that a fold makes along its axis: factors, a feature map, rotations, or new values. [`Fold`] has an example.
 #[derive(Clone, Debug)]
 pub enum Transform {
     /// Multiplies each feature by its factor.

@@ -53,7 +53,7 @@ impl Layout {
     }
 }
 
-/// The rows of a matrix that a method needs at once.
+/// The rows of a matrix that a method needs at once: a block, or all of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Extent {
     /// Blocks of rows are compressed independently.
@@ -190,7 +190,7 @@ pub trait Prepared: Send + Sync {
     fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed>;
 }
 
-/// The result of compressing rows: an operator and a report.
+/// The result of compressing some rows of a matrix: an operator of these rows and a report.
 pub struct Compressed {
     /// The compressed rows, as an operator of their own.
     pub op: Box<dyn LinearOp>,

@@ -63,7 +63,7 @@ pub trait PreparedPruner: Send + Sync {
     fn prune(&self, dense: &dyn RowSource, start: Option<&Pruned>, rows: Range<usize>, cx: &Context) -> Result<Pruned>;
 }
 
-/// The result of pruning some rows.
+/// The result of pruning some rows of a matrix: the mask, and the weights if kept ones changed.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Pruned {
     /// The mask of the weights that are kept, `[rows, cols]` for the rows that were pruned.

@@ -82,7 +82,7 @@ impl Rotation {
         (0..n * n).map(|i| columns[i % n * n + i / n]).collect()
     }
 
-    /// Returns a fingerprint of the content, which identifies the rotation.
+    /// Returns a 128-bit fingerprint of factor, order and signs: equal rotations have equal keys.
     pub fn key(&self) -> u128 {
         self.key
     }

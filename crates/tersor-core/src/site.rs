@@ -45,7 +45,7 @@ pub struct Consumer {
     pub role: Role,
 }
 
-/// The role of a matrix in a network.
+/// The role of a matrix in a network, such as the query projection or the head.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum Role {

@@ -22,7 +22,7 @@ use crate::{Fault, Isa, fault, par, vector};
 /// The number of weight rows of one unit of work of a dense product.
 pub const ROW_BLOCK: usize = 128;
 
-/// Options of a dense product.
+/// Options of a dense product: the instruction set, whether it is added to the output, and whether it runs in parallel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
     /// The instruction set of the loops of this crate, which compute products of one or two tokens. The `gemm` crate, which computes those

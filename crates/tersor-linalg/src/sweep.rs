@@ -28,7 +28,7 @@ pub enum Kept<'m> {
     Chosen(&'m mut ChooseMask<'m>),
 }
 
-/// The outcome of a sweep over some rows; the codes are in the coder.
+/// The result of [`Sweep::run`]: the coded values and their output error. The codes are in the coder.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Swept {
     /// The values that the codes of a sweep stand for, `[rows, cols]`, columns in the order of the sweep.
@@ -37,7 +37,7 @@ pub struct Swept {
     pub data_error: f64,
 }
 
-/// A sweep with a factored Hessian.
+/// The error-feedback column sweep of GPTQ (arXiv 2210.17323) and SparseGPT (arXiv 2301.00774) with a factored Hessian.
 ///
 /// ```
 /// use std::ops::Range;
@@ -302,7 +302,7 @@ pub fn permute<T: Copy + Default>(rows: &mut [T], order: &[u32]) {
     }
 }
 
-/// Undoes [`permute`] in place.
+/// Inverts [`permute`] of rows of `order.len()` values in place: column `i` becomes column `order[i]`. Panics if an index is out of range.
 pub fn unpermute<T: Copy + Default>(rows: &mut [T], order: &[u32]) {
     let mut scratch = vec![T::default(); order.len()];
     for row in rows.chunks_exact_mut(order.len().max(1)) {

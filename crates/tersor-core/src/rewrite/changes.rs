@@ -8,7 +8,7 @@ use crate::{
     Transform, Value,
 };
 
-/// The changes of a network that a rewrite computed.
+/// The changes of a network that a rewrite computed: folds, settings of later stages, new tensors, and entries of the configuration.
 ///
 /// ```
 /// use tersor_core::{Changes, Fold, Side, Transform};

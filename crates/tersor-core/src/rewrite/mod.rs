@@ -5,7 +5,7 @@ mod changes;
 use crate::{Context, Fold, Layout, LinearOp, Method, Result, RowSource, Site, StatNeeds, StatSet, TensorInfo};
 pub use changes::Changes;
 
-/// The sites that a rewrite gets at once.
+/// The sites that a rewrite gets in one call: one site, or all sites of the network.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Scope {
     /// One site after the other, each with weights that the rewrites of earlier sites have changed.
@@ -164,7 +164,7 @@ pub type KeysAndValues = [Vec<f32>; 2];
 /// does not produce keys and values.
 pub type MakesKeysAndValues<'a> = dyn Fn(&[f32]) -> Result<Option<KeysAndValues>> + Sync + 'a;
 
-/// The observations of one site.
+/// The observations of one site on calibration data: statistics and samples of its inputs, and the outputs of its module.
 pub struct SeenSite<'a> {
     /// The observed site.
     pub site: &'a Site,

@@ -28,7 +28,7 @@ impl StatSet {
         self.weight.unwrap_or(self.tokens as f64)
     }
 
-    /// Returns the needs that these statistics were made for.
+    /// Returns which statistics these hold: the needs that they were made for.
     pub fn needs(&self) -> StatNeeds {
         StatNeeds {
             squares: self.squares.is_some(),

@@ -17,7 +17,7 @@ pub struct StatExtent {
     pub tokens: u64,
     /// The number of windows in saved statistics.
     pub windows: usize,
-    /// Whether a token has a weight other than 1.
+    /// Whether a token of the saved statistics has a weight other than 1.
     pub weighted: bool,
 }
 
@@ -59,7 +59,7 @@ impl StatSet {
         out.into_iter().map(|(name, info)| (name.to_string(), info)).collect()
     }
 
-    /// Returns the extent of these statistics.
+    /// Returns the sizes that determine the shapes of the saved statistics, for [`StatSet::layout_of`].
     pub fn extent(&self) -> StatExtent {
         StatExtent {
             // A sample that is not full holds every token of weight above 0.

@@ -39,6 +39,7 @@ pub(crate) struct Coding {
 }
 
 impl Coding {
+    /// Returns the mapping of a grid, with codes limited to `low..=high` and then combined with `flip` by exclusive or.
     #[inline]
     #[target_feature(enable = "avx2")]
     pub(crate) fn new(grid: Affine, [low, high, flip]: [u8; 3]) -> Self {
@@ -60,11 +61,10 @@ impl Coding {
         unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), bytes) };
     }
 
-    /// The codes of 32 values.
+    /// Stores the codes of 32 values.
     ///
-    /// The product with the inverse is within `2^-22.9` of the quotient, that is `2^-13.9` up to 512, so both round to
-    /// the same integer when the product is farther than `2^-13` from a half. Few are not; a division, at a fifth of
-    /// the speed, decides for them.
+    /// The product with the inverse is within `2^-22.9` of the quotient, that is `2^-13.9` up to 512, so both round to the same integer if
+    /// the product is farther than `2^-13` from a half. For the few other values a division, at a fifth of the speed, decides.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn codes(&self, x: &[f32; 32], codes: &mut [u8; 32]) {
@@ -84,6 +84,7 @@ impl Coding {
         }
     }
 
+    /// Stores the codes of 32 values, computed by division.
     #[cold]
     #[inline(never)]
     #[target_feature(enable = "avx2")]
@@ -97,19 +98,21 @@ impl Coding {
     }
 }
 
-/// The order of fours of codes that packing, which works within halves of a register, left as 0, 2, 4, 6, 1, 3, 5, 7.
+/// Returns the permutation of fours of codes that undoes the order in which packing, which works within halves of a register, leaves them:
+/// 0, 2, 4, 6, 1, 3, 5, 7.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn unpacked_order() -> __m256i {
     _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)
 }
 
+/// See [`affine::quantize`](crate::affine::quantize).
 #[target_feature(enable = "avx2")]
 pub(crate) fn quantize(x: &[f32], grid: Affine, lo: u8, hi: u8, out: &mut [u8]) {
     quantize_groups([x, &[]], x.len(), &[grid], [lo, hi], out);
 }
 
-/// Codes of `x`, each group of values on a grid of its own, while as many values of `next` are prefetched.
+/// Writes the codes of `x`, each group of `group` values on its own grid, and prefetches as many values of `next`.
 #[target_feature(enable = "avx2")]
 pub(crate) fn quantize_groups(
     [x, next]: [&[f32]; 2],
@@ -228,7 +231,7 @@ pub(crate) fn min_max(x: &[f32]) -> (f32, f32) {
     (a.0.min(t.0), a.1.max(t.1))
 }
 
-/// Packs codes below 16 in pairs; works on whole 64s and gives their number.
+/// Packs codes below 16, two to a byte, in whole 64s. Returns the number of codes packed.
 #[target_feature(enable = "avx2")]
 pub(crate) fn pack4(codes: &[u8], out: &mut [u8]) -> usize {
     let (mask, weights) = (_mm256_set1_epi8(15), _mm256_set1_epi16(0x1001));
@@ -246,7 +249,7 @@ pub(crate) fn pack4(codes: &[u8], out: &mut [u8]) -> usize {
     codes.len().min(2 * out.len()) / 64 * 64
 }
 
-/// Packs codes below 4 in fours; works on whole 128s and gives their number.
+/// Packs codes below 4, four to a byte, in whole 128s. Returns the number of codes packed.
 #[target_feature(enable = "avx2")]
 pub(crate) fn pack2(codes: &[u8], out: &mut [u8]) -> usize {
     let (mask, pairs, fours) = (_mm256_set1_epi8(3), _mm256_set1_epi16(0x0401), _mm256_set1_epi32(0x0010_0001));
@@ -265,10 +268,10 @@ pub(crate) fn pack2(codes: &[u8], out: &mut [u8]) -> usize {
     codes.len().min(4 * out.len()) / 128 * 128
 }
 
-/// Codes `clamp(round(x / scale), -max - 1, max)`; works on whole 32s and gives their number.
+/// Writes codes `clamp(round(x / scale), -max - 1, max)` in whole 32s. Returns the number of codes written.
 #[target_feature(enable = "avx2")]
 pub(crate) fn quantize_signed(x: &[f32], scale: f32, max: i8, out: &mut [i8]) -> usize {
-    // 128 above, the codes are those of a byte; the highest bit makes them signed again.
+    // With 128 added, codes are unsigned bytes; flipping the highest bit makes them signed again.
     let coding = Coding::new(Affine { scale, zero: 128 }, [127 - max as u8, 128 + max as u8, 128]);
     let out: &mut [u8] = bytemuck::cast_slice_mut(out);
     let (x, codes) = (x.as_chunks::<32>().0, out.as_chunks_mut::<32>().0);
@@ -276,7 +279,7 @@ pub(crate) fn quantize_signed(x: &[f32], scale: f32, max: i8, out: &mut [i8]) ->
     32 * x.len().min(codes.len())
 }
 
-/// `round(x * inverse)` as three digits of base 256 around 0; works on whole 32s and gives their number.
+/// Writes `round(x * inverse)` as three digits of base 256 in -128..=127, in whole 32s. Returns the number of values converted.
 #[target_feature(enable = "avx2")]
 pub(crate) fn digits(x: &[f32], inverse: f32, [low, middle, high]: [&mut [i8]; 3]) -> usize {
     let (inverse, bias) = (_mm256_set1_ps(inverse), _mm256_set1_epi32(0x80_8080));

@@ -1,12 +1,12 @@
-//! AVX-512 F and BW: the loops of [`avx2`] that arithmetic bounds, on twice as many values at once.
+//! AVX-512 F and BW: the loops of [`avx2`] that are bound by arithmetic, on twice as many values at once.
 
 use std::arch::x86_64::*;
 
 use super::avx2::{self, Coding};
 use crate::affine::{Affine, quantize_scalar};
 
-/// Codes of `x`, each group of values on a grid of its own, while as many values of `next` are prefetched. With `PACKED`
-/// two codes to a byte: codes have 4 bits, and groups are multiples of 64.
+/// Writes the codes of `x`, each group of `group` values on its own grid, and prefetches as many values of `next`. With `PACKED`, codes of
+/// 4 bits are written two to a byte, and groups are multiples of 64.
 #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
 pub(crate) fn quantize_groups<const PACKED: bool>(
     [x, next]: [&[f32]; 2],
@@ -66,7 +66,7 @@ pub(crate) fn quantize_groups<const PACKED: bool>(
     }
 }
 
-/// Codes of 64 values by division, packed or not.
+/// Writes the codes of 64 values, computed by division, packed or not.
 #[cold]
 #[inline(never)]
 #[target_feature(enable = "avx2,fma")]

@@ -1,4 +1,4 @@
-//! AVX-512: values of codes, looked up in registers, and the largest magnitude.
+//! AVX-512: values of codes by shuffles of registers, and largest magnitudes.
 
 use std::arch::x86_64::*;
 
@@ -67,7 +67,7 @@ pub(crate) fn look_up_nibbles(
     }
 }
 
-/// Bits of the largest magnitude of whole 64s.
+/// Returns the bits of the largest magnitude, over whole 64s.
 #[target_feature(enable = "avx512f")]
 pub(crate) fn abs_max(x: &[[f32; 64]]) -> u32 {
     let (mut max, magnitude) = ([_mm512_setzero_si512(); 4], _mm512_set1_epi32(i32::MAX));
@@ -82,7 +82,7 @@ pub(crate) fn abs_max(x: &[[f32; 64]]) -> u32 {
     _mm512_reduce_max_epu32(_mm512_max_epu32(pairs[0], pairs[1]))
 }
 
-/// Copies past the caches. Slices are equally long.
+/// Copies with stores that bypass the caches. Slices are equally long.
 #[target_feature(enable = "avx512f")]
 pub(crate) fn copy_past_caches(from: &[f32], to: &mut [f32]) {
     let head = to.as_ptr().align_offset(64).min(to.len());

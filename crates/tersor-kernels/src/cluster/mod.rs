@@ -28,7 +28,7 @@ const PANEL: usize = 8;
 /// Values of the points that [`step`] assigns before it sums them: they stay in the second-level cache.
 const CHUNK: usize = 1 << 16;
 
-/// Centroids in the layout of the assignment kernels.
+/// Centroids of k-means, prepared for the assignment kernels.
 #[derive(Clone, Debug)]
 pub struct Centroids {
     dims: usize,

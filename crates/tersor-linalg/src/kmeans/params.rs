@@ -92,7 +92,7 @@ impl KMeans {
     }
 }
 
-/// Checked parameters of k-means, from `check` of [`KMeans`].
+/// Checked parameters of k-means, made by `check` of [`KMeans`]; [`fit`](Self::fit) clusters points with them.
 #[derive(Clone, PartialEq, Debug)]
 pub struct CheckedKMeans {
     pub(super) k: usize,
