@@ -11,7 +11,7 @@ use std::time::Instant;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{Device, Module, Tensor};
-use tersor_kernels::dense::{self, How, Out, Write};
+use tersor_kernels::dense::{self, Options, Out, Write};
 use tersor_kernels::integer::{Activations, Panels, product, quantize_rows};
 use tersor_kernels::limits::{Arithmetic, arithmetic, read};
 use tersor_kernels::{Isa, bits, par};
@@ -46,7 +46,7 @@ fn ours(form: &str, [rows, cols, tokens]: [usize; 3]) -> Option<f64> {
     if form == "f32" {
         let copies = (BEYOND / (rows * cols * 4)).max(1) + 1;
         let w = vec![values(rows * cols); copies];
-        let how = How { isa, write: Write::Set, parallel: true };
+        let how = Options { isa, write: Write::Set, parallel: true };
         return Some(time(|i| {
             dense::product(how, &x, [tokens, cols], &w[i % copies], rows, Out { data: &mut y, stride: rows }).ok();
         }));

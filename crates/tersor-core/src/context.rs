@@ -1,4 +1,4 @@
-//! What compressing takes from outside: seed, threads, progress, cancellation, a cap on memory.
+//! [`Context`]: seed, threads, progress, cancellation and memory limit of compressing.
 
 use crate::{Error, Exec, Isa, Result};
 use rand_chacha::ChaCha8Rng;
@@ -6,59 +6,97 @@ use rand_core::SeedableRng;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Hears how far long work has come. Every method does nothing unless overridden.
+/// A listener to the progress and the warnings of long work. Every method does nothing unless overridden.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use tersor_core::{Context, Progress};
+///
+/// #[derive(Default)]
+/// struct Log(Mutex<Vec<String>>);
+///
+/// impl Progress for Log {
+///     fn warn(&self, message: &str) {
+///         self.0.lock().unwrap().push(message.to_string());
+///     }
+/// }
+///
+/// let log = Arc::new(Log::default());
+/// let cx = Context::new().with_progress(log.clone());
+/// cx.progress.warn("damping was raised");
+/// assert_eq!(*log.0.lock().unwrap(), ["damping was raised"]);
+/// ```
 pub trait Progress: Send + Sync {
-    /// A stage of `total` steps begins.
+    /// Called when a stage of `total` steps begins.
     fn begin(&self, stage: &str, total: u64) {
         let _ = (stage, total);
     }
-    /// So many more steps of the stage are done; `item` is what was worked on.
+    /// Called when `steps` more steps of the stage are done; `item` names what was worked on.
     fn advance(&self, steps: u64, item: &str) {
         let _ = (steps, item);
     }
-    /// The stage is over.
+    /// Called when the stage ends.
     fn end(&self) {}
-    /// Something that the user should know, and that does not stop the work.
+    /// Called with a message that the user should see and that does not stop the work.
     fn warn(&self, message: &str) {
         let _ = message;
     }
 }
 
-/// Hears nothing.
+/// A [`Progress`] that ignores everything.
 pub struct Silent;
 impl Progress for Silent {}
 
-/// Asks running work to stop. Clones share one flag.
+/// A flag that stops running work at its next check. Clones share the flag.
+///
+/// ```
+/// use tersor_core::{Cancel, Error};
+/// let cancel = Cancel::new();
+/// assert!(cancel.check().is_ok());
+/// cancel.clone().cancel();
+/// assert!(matches!(cancel.check(), Err(Error::Cancelled)));
+/// ```
 #[derive(Clone, Default, Debug)]
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Not cancelled.
+    /// Returns a flag that is not set.
     pub fn new() -> Self {
         Self::default()
     }
-    /// Asks to stop.
+    /// Sets the flag: work that checks it stops with [`Error::Cancelled`].
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
-    /// [`Error::Cancelled`] once [`Cancel::cancel`] was called.
+    /// Errors with [`Error::Cancelled`] if [`Cancel::cancel`] was called.
     pub fn check(&self) -> Result<()> {
         if self.0.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     }
 }
 
-/// Everything ambient, passed in.
+/// The environment of compressing: seed, progress listener, cancellation, memory limit, threads and instruction set. Results depend on the
+/// seed and the instruction set, not on the number of threads.
+///
+/// ```
+/// use rand_core::RngCore;
+/// use tersor_core::Context;
+/// let cx = Context::new().with_seed(7);
+/// // A random stream depends on the seed and a name alone.
+/// let draw = |name: &str| cx.stream(name).next_u64();
+/// assert_eq!(draw("layers.0.weight"), draw("layers.0.weight"));
+/// assert_ne!(draw("layers.0.weight"), draw("layers.1.weight"));
+/// ```
 #[derive(Clone)]
 pub struct Context {
-    /// Seed of every random stream.
+    /// The seed of every random stream of the context.
     pub seed: u64,
-    /// Listens to progress and warnings.
+    /// The listener to progress and warnings of the context's work.
     pub progress: Arc<dyn Progress>,
-    /// Stops the work.
+    /// The flag by which the context's work is cancelled.
     pub cancel: Cancel,
-    /// Bytes of memory that the work may use, where it has a choice.
+    /// Bytes of memory that work may use, as far as it has a choice; None for no limit.
     pub max_memory: Option<u64>,
-    /// Instruction set, pool and scratch memory.
+    /// Instruction set, thread pool and scratch memory of the context's work.
     pub exec: Exec,
 }
 
@@ -69,41 +107,41 @@ impl Default for Context {
 }
 
 impl Context {
-    /// Seed 0, silent, not cancellable, no cap, the current thread pool.
+    /// Returns a context with seed 0, no listener, an unset cancel flag, no memory limit, and the thread pool of the caller.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The same with this seed.
+    /// Returns this context with another seed.
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// The same with this listener.
+    /// Returns this context with another listener.
     pub fn with_progress(mut self, progress: Arc<dyn Progress>) -> Self {
         self.progress = progress;
         self
     }
 
-    /// Runs in this pool rather than the one that the caller is in.
+    /// Returns this context with a pool to run in, instead of the pool of the caller.
     #[cfg(feature = "rayon")]
     pub fn with_pool(self, pool: Arc<rayon::ThreadPool>) -> Self {
         Self { exec: self.exec.with_pool(pool), ..self }
     }
 
-    /// The same with this instruction set. Factorizations and products of the libraries for them choose their own; see
-    /// [`Isa::fingerprint`].
+    /// Returns this context with another instruction set for the loops of Tersor. The libraries for factorizations and products of matrices
+    /// choose their own; see [`Isa::fingerprint`].
     pub fn with_isa(self, isa: Isa) -> Self {
         Self { exec: self.exec.with_isa(isa), ..self }
     }
 
-    /// The instruction set of the loops.
+    /// Returns the instruction set of the loops.
     pub fn isa(&self) -> Isa {
         self.exec.isa()
     }
 
-    /// Runs `work` in the pool of this context.
+    /// Runs `work` in the pool of this context and returns the result.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.exec.run(work)
     }
@@ -124,7 +162,8 @@ pub(crate) fn stream(seed: u64, step: u64, name: &str) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
-/// 128-bit FNV-1a: tells contents apart inside one process; no protection against an adversary.
+/// Returns the 128-bit FNV-1a hash of `bytes`, which identifies contents inside of one process; it gives no protection against an
+/// adversary.
 pub fn fingerprint(bytes: &[u8]) -> u128 {
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
     let start = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;

@@ -1,48 +1,69 @@
-//! [`Coupling`]: the rows and columns that belong to one head, neuron or channel.
+//! [`Coupling`]: the rows and columns of matrices that belong together to one head, neuron or channel.
 
 use std::ops::Range;
 
 use crate::{Error, Fold, Result, Side, Transform};
 
-/// What a coupling cuts a part of a network into.
+/// The kind of unit that a [`Coupling`] consists of, such as heads or neurons.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unit {
-    /// Query heads with a key/value head of their own.
+    /// Query heads, each with a key/value head of its own.
     Head,
-    /// Key/value heads with the query heads that share them.
+    /// Key/value heads, each with the query heads that share it.
     KvHead,
-    /// Neurons of a feed-forward part.
+    /// Neurons of a feed-forward block.
     Neuron,
     /// Channels of a convolution or of the residual stream.
     Channel,
 }
 
-/// A part of a network that is made of equal units, and every run of rows and columns that goes with a unit: removing a unit removes these.
+/// A part of a network that consists of equal units, with every range of rows and columns that belongs to a unit: removing a unit removes
+/// these.
+///
+/// ```
+/// use tersor_core::{Coupled, Coupling, Side, Unit};
+/// # fn main() -> tersor_core::Result<()> {
+/// let part = |weight: &str, side: Side| Coupled { weight: weight.into(), side, width: 1 };
+/// let mlp = Coupling {
+///     name: "model.layers.0.mlp".into(),
+///     unit: Unit::Neuron,
+///     count: 4,
+///     // A neuron is a row of the up projection and a column of the down projection.
+///     parts: vec![part("up", Side::Output), part("down", Side::Input)],
+/// };
+/// assert_eq!(mlp.ranges(2)?, [("up", Side::Output, 2..3), ("down", Side::Input, 2..3)]);
+/// // Folds that remove neurons 1 and 2.
+/// let folds = mlp.keep(&[0, 3])?;
+/// assert_eq!((folds.len(), folds[0].transform.features_after(4)), (2, 2));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Debug)]
 pub struct Coupling {
-    /// A name that is unique in the network: `model.layers.3.mlp`.
+    /// The name of the coupling, unique in its network, such as `model.layers.3.mlp`.
     pub name: String,
-    /// What a unit is.
+    /// The kind of unit that the coupling consists of.
     pub unit: Unit,
-    /// Number of units.
+    /// The number of units of the coupling.
     pub count: usize,
-    /// The matrices and vectors that have runs of features for each unit.
+    /// The axes of matrices and vectors that are made of a span of features for each unit.
     pub parts: Vec<Coupled>,
 }
 
-/// One axis of a matrix (or a vector, whose features count as columns) in a coupling: unit `i` has the features `i * width .. (i + 1) * width`.
+/// One axis of a matrix (or a vector, whose features count as columns) in a coupling: unit `i` has the features `i * width .. (i + 1) *
+/// width`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Coupled {
-    /// Name of the weight.
+    /// The name of the coupled weight.
     pub weight: String,
-    /// The axis.
+    /// The axis of the weight that consists of units.
     pub side: Side,
-    /// Features of a unit.
+    /// The number of features of one unit along the axis.
     pub width: usize,
 }
 
 impl Coupling {
-    /// Returns weight, axis and features of everything that goes with a unit. Errors if there is no such unit.
+    /// Returns the weight, the axis and the range of features of everything that belongs to unit `unit`. Errors if there is no such unit.
     pub fn ranges(&self, unit: usize) -> Result<Vec<(&str, Side, Range<usize>)>> {
         if unit >= self.count {
             return Err(Error::range("unit", 0..self.count, unit).in_tensor(&self.name));
@@ -51,11 +72,13 @@ impl Coupling {
         Ok(self.parts.iter().map(|p| (p.weight.as_str(), p.side, range(p))).collect())
     }
 
-    /// Returns the folds that keep these units, in this order, and remove the others everywhere. Errors if a unit is outside or named twice, or
-    /// none is kept.
+    /// Returns the folds that keep the units `units`, in this order, and remove all others from every part. Errors if a unit is out of
+    /// range or occurs twice, or if no unit is kept.
     pub fn keep(&self, units: &[usize]) -> Result<Vec<Fold>> {
         if units.is_empty() {
-            return Err(Error::range("units that are kept", format!("1 to {}", self.count), 0).in_tensor(&self.name));
+            return Err(
+                Error::range("number of units to keep", format!("1 to {}", self.count), 0).in_tensor(&self.name)
+            );
         }
         let fold = |p: &Coupled| -> Result<Fold> {
             let features = |u: &usize| (u * p.width..(u + 1) * p.width).map(|f| f as u32);

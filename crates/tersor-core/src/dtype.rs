@@ -1,25 +1,25 @@
-//! Element types: of values ([`Element`]) and of stored tensors ([`DType`]).
+//! Element types: [`Element`] for values in memory, [`DType`] for stored tensors.
 
 use half::{bf16, f16};
 use tersor_kernels::Isa;
 
-/// A float type that weights and activations may arrive in.
+/// A float type of weights and activations in memory: f32, f16 or bf16. Sealed: there are no other implementations.
 pub trait Element: Copy + Send + Sync + 'static + private::Sealed {
-    /// The same type as a value.
+    /// The [`DType`] of this type.
     const DTYPE: DType;
-    /// The value in f32; exact.
+    /// Returns the value in f32; exact.
     fn to_f32(self) -> f32;
-    /// Widens `from` into `to`, over the shorter of the two; exact.
+    /// Converts `from` to f32, exactly, over the shorter of the two slices.
     fn widen(isa: Isa, from: &[Self], to: &mut [f32]);
-    /// Rounds `from` into `to` (nearest, ties to even), over the shorter of the two.
+    /// Rounds `from` to this type (nearest, ties to even), over the shorter of the two slices.
     fn narrow(isa: Isa, from: &[f32], to: &mut [Self]);
-    /// Zero.
+    /// The value 0.
     const ZERO: Self;
-    /// The slice itself, where the type is f32.
+    /// Returns the slice itself if the type is f32, None otherwise.
     fn as_f32(_: &[Self]) -> Option<&[f32]> {
         None
     }
-    /// As [`Element::as_f32`], to write to.
+    /// Returns the mutable slice itself if the type is f32, None otherwise.
     fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
         None
     }
@@ -81,7 +81,15 @@ impl Element for bf16 {
     }
 }
 
-/// The type of a stored tensor's elements, with safetensors' names.
+/// The element type of a stored tensor, with the names of safetensors.
+///
+/// ```
+/// use tersor_core::DType;
+/// assert_eq!((DType::BF16.size(), DType::from_name("bf16")), (2, Some(DType::BF16)));
+/// let mut values = [0f32; 1];
+/// assert!(DType::F16.widen_bytes(&[0x00, 0x3c], &mut values) && values == [1.0]);
+/// assert!(DType::I8.is_weight() == false);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[allow(missing_docs)]
 pub enum DType {
@@ -89,7 +97,7 @@ pub enum DType {
     F32,
     F16,
     BF16,
-    /// A power of two by its biased exponent: `2^(byte - 127)`, 255 for none. A type of scales.
+    /// A power of two by its biased exponent, `2^(byte - 127)`; 255 is NaN. A type of scales (MX formats).
     E8M0,
     I64,
     I32,
@@ -103,7 +111,7 @@ pub enum DType {
 }
 
 impl DType {
-    /// Every type.
+    /// Every element type, in the order of declaration.
     pub const ALL: [DType; 14] = [
         DType::F64,
         DType::F32,
@@ -121,7 +129,7 @@ impl DType {
         DType::Bool,
     ];
 
-    /// Bytes of one element.
+    /// Returns the number of bytes of one element.
     pub const fn size(self) -> usize {
         match self {
             DType::F64 | DType::I64 | DType::U64 => 8,
@@ -131,7 +139,7 @@ impl DType {
         }
     }
 
-    /// The name in a safetensors header.
+    /// Returns the type's name in a safetensors header.
     pub const fn name(self) -> &'static str {
         match self {
             DType::F64 => "F64",
@@ -151,23 +159,23 @@ impl DType {
         }
     }
 
-    /// The type of that name, ignoring case.
+    /// Returns the type with this name in a safetensors header, ignoring case; None if there is none.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|d| d.name().eq_ignore_ascii_case(name))
     }
 
-    /// Whether it is one of the types that weights may have (f32, f16, bf16).
+    /// Returns whether weights can be stored in this type: F32, F16 or BF16.
     pub const fn is_weight(self) -> bool {
         matches!(self, DType::F32 | DType::F16 | DType::BF16)
     }
 
-    /// Whether scales may be stored as it: a weight type, or powers of two.
+    /// Returns whether scales can be stored in this type: a type of weights, or powers of two.
     pub const fn is_scale(self) -> bool {
         self.is_weight() || matches!(self, DType::E8M0)
     }
 
-    /// Widens little-endian bytes (of any alignment) of a type of weights or scales to f32. Returns false when the
-    /// type is neither or the lengths do not match.
+    /// Converts little-endian bytes (of any alignment) of this type to f32. Returns false, with `out` unchanged, if the type is not one of
+    /// weights or scales or the lengths do not match.
     pub fn widen_bytes(self, bytes: &[u8], out: &mut [f32]) -> bool {
         if out.len().checked_mul(self.size()) != Some(bytes.len()) {
             return false;
@@ -186,8 +194,8 @@ impl DType {
         true
     }
 
-    /// Rounds f32 to little-endian bytes; false as in [`DType::widen_bytes`]. To powers of two it rounds down, and what is none (zero, negative,
-    /// not finite) becomes 255.
+    /// Rounds f32 values to little-endian bytes of this type. Powers of two are rounded down; values that have none (zero, negative, not
+    /// finite) become 255. Returns false, with `out` unchanged, if the type is not one of weights or scales or the lengths do not match.
     pub fn narrow_bytes(self, values: &[f32], out: &mut [u8]) -> bool {
         if values.len().checked_mul(self.size()) != Some(out.len()) {
             return false;

@@ -1,146 +1,154 @@
-//! One error type, split by who is at fault: the parameters, the data, the file, the limits, the system.
+//! [`Error`]: the error type of the workspace, with variants for parameters, data, files, limits and the system.
 
 use std::path::PathBuf;
 
 use tersor_kernels::Fault;
 
-/// The result of everything in the workspace that can fail.
+/// The result of every fallible function of the workspace.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, with the offending values and, where there is one, the way out.
+/// An error, with the offending values and, where there is one, the remedy.
+///
+/// ```
+/// use tersor_core::{Error, MatView};
+/// let error = MatView::new(&[1.0f32; 5], [2, 3]).unwrap_err().in_tensor("w");
+/// assert!(matches!(&error, Error::Tensor { tensor, .. } if tensor == "w"));
+/// assert_eq!(error.to_string(), "tensor `w`: elements of a matrix: expected 6, found 5");
+/// assert!(!error.is_usage());
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Another error, with the tensor that it happened in.
+    /// An error with the name of the tensor that it concerns.
     #[error("tensor `{tensor}`: {source}")]
     Tensor {
-        /// Name of the tensor, as in the model file.
+        /// The name of the tensor, as in the model file.
         tensor: String,
-        /// What happened.
+        /// The error that concerns the tensor.
         #[source]
         source: Box<Error>,
     },
     /// A parameter out of range.
     #[error(transparent)]
     Param(#[from] ParamError),
-    /// A NaN or infinite value where only finite ones have a meaning.
+    /// A NaN or infinite value in data that must be finite.
     #[error("value {value} at row {row}, column {col}: every value must be finite")]
     NonFinite {
-        /// Row of the first such value.
+        /// Row of the first value that is not finite.
         row: usize,
-        /// Its column.
+        /// Column of the first value that is not finite.
         col: usize,
-        /// The value.
+        /// The value that is not finite.
         value: f32,
     },
-    /// Sizes that must agree and do not.
+    /// Sizes that do not match.
     #[error("{what}: expected {expected}, found {found}")]
     Shape {
-        /// What was looked at.
+        /// The thing whose size is wrong.
         what: &'static str,
-        /// What it should have been.
+        /// The size that it must have.
         expected: String,
-        /// What it was.
+        /// The size that it has.
         found: String,
     },
-    /// An index or a range of indices outside of what there is.
+    /// An index or a range of indices that is out of range.
     #[error("{what}: {found} is not inside {inside}")]
     Range {
-        /// What was indexed.
+        /// The thing that is indexed.
         what: &'static str,
-        /// The indices that there are.
+        /// The valid indices.
         inside: String,
         /// The index or range that was given.
         found: String,
     },
-    /// Things in an order that they must not have: positions that do not ascend, an index list that is no permutation.
+    /// A list in an invalid order: positions that do not ascend, an index list that is no permutation.
     #[error("{what}: {rule}, found {found}")]
     Order {
-        /// What was looked at.
+        /// The list.
         what: &'static str,
         /// The order that it must have.
         rule: String,
-        /// What breaks it.
+        /// The element that violates the order.
         found: String,
     },
-    /// A scale that the chosen type cannot hold.
+    /// A quantization scale that its storage type cannot represent.
     #[error(
         "the scale {value:e} of row {row}, group {group} cannot be stored as {dtype}; choose wider scales (`scales = \"f32\"`)"
     )]
     ScaleRange {
-        /// Row of the group.
+        /// Row of the group whose scale cannot be stored.
         row: usize,
-        /// Index of the group inside its row.
+        /// Index of the group inside of its row.
         group: usize,
         /// The scale before rounding.
         value: f32,
-        /// The type of the scales.
+        /// The storage type of the scales.
         dtype: &'static str,
     },
-    /// A size computation that does not fit the machine.
+    /// A size that exceeds the address space.
     #[error("{what} overflows the address space")]
     Overflow {
-        /// The size that was computed.
+        /// The thing whose size was computed.
         what: String,
     },
-    /// Something larger than the configured [`Limits`](crate::Limits).
+    /// A size above one of the configured [`Limits`](crate::Limits).
     #[error("{what} is {found}, above the limit of {limit}; raise it in `Limits` if the source is trusted")]
     Limit {
-        /// What is limited.
+        /// The thing that is limited.
         what: &'static str,
-        /// What was found.
+        /// The size that was found.
         found: u64,
-        /// What is allowed.
+        /// The size that is allowed.
         limit: u64,
     },
-    /// A file or directory whose content breaks its format.
+    /// A file or directory whose content violates its format.
     #[error("{file}: {what}")]
     Format {
         /// The file, or the part of it.
         file: String,
-        /// What is wrong with it.
+        /// The violation, as a phrase that follows the file's name.
         what: String,
     },
-    /// Something valid that this version does not handle.
+    /// Valid input that this version cannot handle.
     #[error("{what} is not supported: {value}")]
     Unsupported {
-        /// The kind of thing.
+        /// The kind of thing that is not supported.
         what: &'static str,
-        /// Its value, and the way out where there is one.
+        /// The value that is not supported, and the remedy where there is one.
         value: String,
     },
-    /// A tensor or entry that should be there.
+    /// A tensor or entry that is missing.
     #[error("`{name}` is missing from {place}")]
     Missing {
-        /// Its name.
+        /// The name of the missing tensor or entry.
         name: String,
-        /// Where it was looked for.
+        /// The place where it was expected.
         place: String,
     },
-    /// A matrix that a Cholesky factorization needs positive definite, and that is not.
+    /// A matrix that is not positive definite, where a Cholesky factorization needs one.
     #[error(
         "the matrix is not positive definite at pivot {pivot}{}",
         if damping_tried.is_empty() { String::new() } else { format!(" (damping tried: {damping_tried:?})") }
     )]
     NotPositiveDefinite {
-        /// The first pivot that is not positive.
+        /// Index of the first pivot that is not positive.
         pivot: usize,
-        /// Shares of the mean diagonal that were added to the diagonal, in vain.
+        /// The dampings that were tried without success, as fractions of the mean diagonal.
         damping_tried: Vec<f64>,
     },
-    /// A numerical procedure that could not finish.
+    /// A computation that failed numerically, with a sentence that says how.
     #[error("{0}")]
     Numerical(String),
-    /// The system refused.
+    /// An error of the operating system.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file or directory.
+        /// The file or directory that the system call was about.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// The caller asked to stop.
+    /// The caller [cancelled](crate::Cancel) the work.
     #[error("cancelled")]
     Cancelled,
 }
@@ -158,8 +166,18 @@ impl From<Fault> for Error {
     }
 }
 
+/// Returns the debug form of a value, text without its quotes.
+fn plain(value: impl std::fmt::Debug) -> String {
+    let text = format!("{value:?}");
+    match text.strip_prefix('"').and_then(|t| t.strip_suffix('"')) {
+        Some(inner) if !inner.contains('\\') => inner.to_string(),
+        _ => text,
+    }
+}
+
 impl Error {
-    /// The same error with a flat index, which it has as the column, as row and column of a matrix with so many columns.
+    /// Returns the error with a flat index, stored as column of row 0, converted to row and column of a matrix with `cols` columns. Errors
+    /// other than [`Error::NonFinite`] are unchanged.
     pub fn in_columns(self, cols: usize) -> Self {
         match self {
             Error::NonFinite { row: 0, col, value } if cols > 0 => {
@@ -169,7 +187,8 @@ impl Error {
         }
     }
 
-    /// The same error with the name of the tensor it happened in; a name that is there already stays.
+    /// Returns the error with the name of the tensor that it concerns. A name that it has already stays; cancellation and system errors get
+    /// none.
     pub fn in_tensor(self, tensor: &str) -> Self {
         match self {
             Error::Tensor { .. } | Error::Cancelled | Error::Io { .. } => self,
@@ -177,32 +196,35 @@ impl Error {
         }
     }
 
-    /// An [`Error::Format`] of a file.
+    /// Returns an [`Error::Format`]: `what` says how the content of `file` violates its format.
     pub fn format(file: impl Into<String>, what: impl Into<String>) -> Self {
         Error::Format { file: file.into(), what: what.into() }
     }
 
-    /// An [`Error::Shape`] from displayable sizes.
+    /// Returns an [`Error::Shape`]: the size of `what` should be `expected` and is `found`. Sizes are formatted by `Debug`, text without
+    /// quotes.
     pub fn shape(what: &'static str, expected: impl std::fmt::Debug, found: impl std::fmt::Debug) -> Self {
-        Error::Shape { what, expected: format!("{expected:?}"), found: format!("{found:?}") }
+        Error::Shape { what, expected: plain(expected), found: plain(found) }
     }
 
-    /// An [`Error::Range`] from displayable indices.
+    /// Returns an [`Error::Range`]: the index or range `found` of `what` is not inside `inside`. Both are formatted by `Debug`, text
+    /// without quotes.
     pub fn range(what: &'static str, inside: impl std::fmt::Debug, found: impl std::fmt::Debug) -> Self {
-        Error::Range { what, inside: format!("{inside:?}"), found: format!("{found:?}") }
+        Error::Range { what, inside: plain(inside), found: plain(found) }
     }
 
-    /// An [`Error::Order`].
+    /// Returns an [`Error::Order`]: `what` violates `rule` with the element `found`, which is formatted by `Debug`, text without quotes.
     pub fn order(what: &'static str, rule: impl Into<String>, found: impl std::fmt::Debug) -> Self {
-        Error::Order { what, rule: rule.into(), found: format!("{found:?}") }
+        Error::Order { what, rule: rule.into(), found: plain(found) }
     }
 
-    /// An [`Error::Missing`] of something that statistics of inputs should have.
+    /// Returns an [`Error::Missing`] of the entry `name` of `place`.
     pub fn missing(name: impl Into<String>, place: impl Into<String>) -> Self {
         Error::Missing { name: name.into(), place: place.into() }
     }
 
-    /// The same error with rows counted from `first` on: for errors in a block of rows of a matrix.
+    /// Returns the error with `first` added to its row number: for errors in a block of rows that begins at row `first` of a matrix. Errors
+    /// without a row are unchanged.
     pub fn in_rows_from(self, first: usize) -> Self {
         match self {
             Error::NonFinite { row, col, value } => Error::NonFinite { row: first + row, col, value },
@@ -213,12 +235,13 @@ impl Error {
         }
     }
 
-    /// An [`Error::Io`] of a path.
+    /// Returns an [`Error::Io`]: the system call on `path` failed with `source`.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Error::Io { path: path.into(), source }
     }
 
-    /// Whether the caller is at fault (exit code 2 of the command) rather than files or data.
+    /// Returns whether the error is a parameter error ([`Error::Param`]), the caller's fault rather than that of files or data. The command
+    /// exits with 2 then.
     pub fn is_usage(&self) -> bool {
         match self {
             Error::Param(_) => true,
@@ -228,20 +251,20 @@ impl Error {
     }
 }
 
-/// A parameter that was checked and found wanting.
+/// A parameter with an invalid value: its name, the value, and the rule that it violates.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("parameter `{name}` is {value}: {rule}")]
 pub struct ParamError {
-    /// Name of the parameter.
+    /// The name of the invalid parameter.
     pub name: &'static str,
-    /// The value that was given.
+    /// The value of the parameter that was given.
     pub value: String,
-    /// What is allowed.
+    /// The rule that values of the parameter must follow.
     pub rule: String,
 }
 
 impl ParamError {
-    /// Says that `name` may not be `value`, and what it may be.
+    /// Returns the error that the parameter `name` has the invalid value `value`; `rule` says which values are valid.
     pub fn new(name: &'static str, value: impl std::fmt::Display, rule: impl Into<String>) -> Self {
         Self { name, value: value.to_string(), rule: rule.into() }
     }

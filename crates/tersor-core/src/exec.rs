@@ -1,12 +1,22 @@
-//! [`Exec`]: what operating takes from outside.
+//! [`Exec`]: how operators run.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex};
 
 use tersor_kernels::Isa;
 
-/// How operators run: the instruction set, the thread pool, and scratch memory. It is passed by reference and shared by threads; clones share
-/// the scratch memory.
+/// How operators run: the instruction set, the thread pool, and scratch memory. It is passed by reference and shared by threads; clones
+/// share the scratch memory.
+///
+/// ```
+/// use tersor_core::{Exec, Isa};
+/// let exec = Exec::serial().with_isa(Isa::SCALAR);
+/// assert!(!exec.parallel());
+/// let sum: i32 = exec.run(|| (1..=4).sum());
+/// assert_eq!(sum, 10);
+/// let scratch = exec.scratch(8);
+/// assert_eq!(scratch.len(), 8);
+/// ```
 #[derive(Clone)]
 pub struct Exec {
     isa: Isa,
@@ -35,27 +45,27 @@ impl std::fmt::Debug for Exec {
 }
 
 impl Exec {
-    /// Returns one with the processor's instruction set, in the rayon pool that the caller is in.
+    /// Returns an `Exec` with the processor's best instruction set that runs in the rayon pool of the caller.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Returns one that stays on the calling thread.
+    /// Returns an `Exec` with the processor's best instruction set that uses the calling thread only.
     pub fn serial() -> Self {
         Self { parallel: false, ..Self::default() }
     }
 
-    /// Returns the same with another instruction set; [`Isa::SCALAR`] runs plain Rust to the last loop.
+    /// Returns this `Exec` with another instruction set; [`Isa::SCALAR`] is plain Rust.
     pub fn with_isa(self, isa: Isa) -> Self {
         Self { isa, ..self }
     }
 
-    /// Returns the same without parallel work: for callers that run many operators at once.
+    /// Returns a clone that uses the calling thread only, for callers that run many operators at once.
     pub fn on_one_thread(&self) -> Self {
         Self { parallel: false, ..self.clone() }
     }
 
-    /// Returns the same that runs in this pool rather than in the one that the caller is in.
+    /// Returns this `Exec` with a pool to run in, instead of the pool of the caller.
     #[cfg(feature = "rayon")]
     pub fn with_pool(self, pool: Arc<rayon::ThreadPool>) -> Self {
         Self { pool: Some(pool), ..self }
@@ -71,7 +81,8 @@ impl Exec {
         self.parallel
     }
 
-    /// Runs `work` in the pool of this value, or where the caller is if it has none; without parallel work, on the calling thread alone.
+    /// Runs `work` in the pool of this `Exec`, or in the caller's pool if it has none, and returns the result. Without parallelism `work`
+    /// runs on the calling thread alone.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         if !self.parallel {
             return tersor_kernels::par::serial(work);
@@ -83,7 +94,7 @@ impl Exec {
         work()
     }
 
-    /// Lends `len` values of zero, from memory that earlier calls gave back where there is some.
+    /// Returns `len` values, all zero, that live until the result is dropped. Their memory is reused by later calls.
     pub fn scratch(&self, len: usize) -> Scratch<'_> {
         let mut values = self.scratch.lock().unwrap_or_else(|e| e.into_inner()).pop().unwrap_or_default();
         values.clear();
@@ -92,7 +103,7 @@ impl Exec {
     }
 }
 
-/// Values lent by [`Exec::scratch`]; dropping them gives the memory back.
+/// Memory from [`Exec::scratch`], a slice of f32. Dropping it returns the memory to the [`Exec`] for reuse.
 pub struct Scratch<'e> {
     exec: &'e Exec,
     values: Vec<f32>,

@@ -1,37 +1,52 @@
-//! [`FeatureMap`]: features that are put in another order, left out, or split.
+//! [`FeatureMap`]: sparse linear maps of features, such as permutations and selections.
 
 use crate::{Error, Result};
 
-/// A sparse linear map from features to features: each new feature is a sum of old ones times factors. Permutations and selections are the
-/// common cases.
+/// A sparse linear map of features: each new feature is a sum of old features times factors. Permutations and selections are the common
+/// cases.
+///
+/// ```
+/// use tersor_core::FeatureMap;
+/// # fn main() -> tersor_core::Result<()> {
+/// let old = [10.0, 20.0, 30.0];
+/// let mut new = [0f32; 2];
+/// FeatureMap::selection(vec![2, 0], 3)?.apply(&old, &mut new);
+/// assert_eq!(new, [30.0, 10.0]);
+/// // The first new feature is the mean of the first two old ones.
+/// FeatureMap::new(3, 2, vec![(0, 0, 0.5), (0, 1, 0.5), (1, 2, 1.0)])?.apply(&old, &mut new);
+/// assert_eq!(new, [15.0, 30.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Debug)]
 pub struct FeatureMap {
     from: usize,
     to: usize,
-    /// New feature, old feature, factor; ascending by new feature.
+    /// `(new feature, old feature, factor)`, ascending by new feature.
     entries: Vec<(u32, u32, f32)>,
-    /// For each new feature its old one, where each is one old feature as it is.
+    /// The old feature of each new one, if each new feature equals one old feature.
     sources: Option<Vec<u32>>,
-    /// Whether each old feature is used exactly once, as it is.
+    /// Whether the map is a permutation.
     bijective: bool,
 }
 
 impl FeatureMap {
-    /// Returns the permutation that puts feature `order[i]` at place `i`. Errors unless `order` holds each of its indices once.
+    /// Returns the permutation whose new feature `i` is the old feature `order[i]`. Errors unless `order` holds each of its indices once.
     pub fn permutation(order: Vec<u32>) -> Result<Self> {
         let features = order.len();
         Self::selection(order, features)
     }
 
-    /// Returns the map that keeps the features `kept` of `from`, in that order. Errors if an index is outside or occurs twice.
+    /// Returns the map of `from` features whose new feature `i` is the old feature `kept[i]`; the others are dropped. Errors if an index is
+    /// out of range or occurs twice.
     pub fn selection(kept: Vec<u32>, from: usize) -> Result<Self> {
         let mut seen = vec![false; from];
         for (place, &index) in kept.iter().enumerate() {
             match seen.get_mut(index as usize) {
-                None => return Err(Error::range("features that are selected", 0..from, index)),
+                None => return Err(Error::range("selected features", 0..from, index)),
                 Some(true) => {
-                    let rule = "every feature at most once";
-                    return Err(Error::order("features that are selected", rule, format!("{index} again at {place}")));
+                    let rule = "each must occur at most once";
+                    return Err(Error::order("selected features", rule, format!("{index} again at {place}")));
                 }
                 Some(fresh) => *fresh = true,
             }
@@ -41,8 +56,8 @@ impl FeatureMap {
         Ok(Self { from, to: kept.len(), entries, sources: Some(kept), bijective })
     }
 
-    /// Returns any map of `from` features to `to`, given as new feature, old feature and factor. Errors if an index is outside, a factor is not
-    /// finite, or a pair occurs twice.
+    /// Returns a map of `from` features to `to` features with entries `(new feature, old feature, factor)`. Errors if an index is out of
+    /// range, a factor is not finite, or a pair of features occurs twice.
     pub fn new(from: usize, to: usize, mut entries: Vec<(u32, u32, f32)>) -> Result<Self> {
         for (t, f, factor) in &entries {
             if *t as usize >= to || *f as usize >= from {
@@ -54,37 +69,38 @@ impl FeatureMap {
         }
         entries.sort_by_key(|(t, f, _)| (*t, *f));
         if let Some(w) = entries.windows(2).find(|w| (w[0].0, w[0].1) == (w[1].0, w[1].1)) {
-            return Err(Error::order("features of a map", "every pair at most once", (w[0].0, w[0].1)));
+            return Err(Error::order("features of a map", "each pair must occur at most once", (w[0].0, w[0].1)));
         }
         Ok(Self { from, to, entries, sources: None, bijective: false })
     }
 
-    /// Returns the number of features before.
+    /// Returns the number of old features.
     pub fn from(&self) -> usize {
         self.from
     }
 
-    /// Returns the number of features after.
+    /// Returns the number of new features.
     pub fn to(&self) -> usize {
         self.to
     }
 
-    /// Returns new feature, old feature and factor of each entry, ascending by new feature.
+    /// Returns the entries `(new feature, old feature, factor)`, ascending by new feature.
     pub fn entries(&self) -> &[(u32, u32, f32)] {
         &self.entries
     }
 
-    /// Returns the order, where the map is a permutation.
+    /// Returns the old feature of each new one if the map is a permutation, None otherwise.
     pub fn as_permutation(&self) -> Option<&[u32]> {
         self.sources.as_deref().filter(|_| self.bijective)
     }
 
-    /// Returns the kept features, where the map keeps some features as they are.
+    /// Returns the old feature of each new one if the map only selects or permutes features, None otherwise.
     pub fn as_selection(&self) -> Option<&[u32]> {
         self.sources.as_deref()
     }
 
-    /// Writes the new features of `old` `[from]` into `new` `[to]`. Over the shorter lengths, if they differ.
+    /// Writes the new features `new` `[to]` of the old features `old` `[from]`. If a slice is shorter, missing old features count as 0 and
+    /// further new features are dropped.
     pub fn apply(&self, old: &[f32], new: &mut [f32]) {
         if let Some(sources) = &self.sources {
             for (v, &f) in new.iter_mut().zip(sources) {

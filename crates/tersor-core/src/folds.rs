@@ -1,40 +1,41 @@
-//! [`Fold`]: changes of matrices that a rewrite asks for, applied as rows are read.
+//! [`Fold`]: changes of matrices that a rewrite computes, applied as rows are read.
 
 use std::ops::Range;
 
 use crate::rows::check_range;
 use crate::{Error, Exec, FeatureMap, Isa, Mask, Result, Rotation, RowSource};
 
-/// The axis of a matrix that a fold acts on.
+/// The axis of a matrix that a fold changes: the columns that it reads, or the rows that it produces.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Side {
-    /// Columns: the features that the matrix reads.
+    /// The columns: the features that the matrix reads.
     Input,
-    /// Rows: the features that it makes.
+    /// The rows: the features that the matrix produces.
     Output,
 }
 
-/// What a fold does along its axis.
+/// The change that a fold makes along its axis: factors, a feature map, rotations, or new values. [`Fold`] has an example.
 #[derive(Clone, Debug)]
 pub enum Transform {
     /// Multiplies each feature by its factor.
     Scale(Vec<f32>),
-    /// Puts features in another order, or leaves some out: the axis may get shorter.
+    /// Reorders, selects or combines features; the axis may get shorter.
     Map(FeatureMap),
-    /// Rotates runs of features. The axis is cut into equal runs of the rotations' width; the first rotation serves as many runs as each of the
-    /// others, in order: one rotation serves all runs, one for each head serves the heads.
+    /// Rotates spans of features. The axis is cut into equal spans of the rotations' width, and each rotation rotates the same number of
+    /// consecutive spans: one rotation rotates all spans; one rotation for each head rotates the heads.
     Rotate(Vec<Rotation>),
-    /// Puts these values in the place of what is there (the weight of a norm that was folded away).
+    /// Replaces the values by these, one for each feature (the weight of a norm that was folded away).
     Set(Vec<f32>),
 }
 
 impl Transform {
-    /// Returns the permutation that puts feature `order[i]` at place `i`. Errors unless `order` holds each of its indices once.
+    /// Returns the permutation whose new feature `i` is the old feature `order[i]`. Errors unless `order` holds each of its indices once.
     pub fn permute(order: Vec<u32>) -> Result<Self> {
         FeatureMap::permutation(order).map(Transform::Map)
     }
 
-    /// Returns the transform that keeps the features `kept` of `features`, in that order. Errors if one is outside or occurs twice.
+    /// Returns the selection of `features` features whose new feature `i` is the old feature `kept[i]`. Errors if an index is out of range
+    /// or occurs twice.
     pub fn select(kept: Vec<u32>, features: usize) -> Result<Self> {
         FeatureMap::selection(kept, features).map(Transform::Map)
     }
@@ -48,7 +49,7 @@ impl Transform {
         }
     }
 
-    /// Returns whether an axis of so many features can take it.
+    /// Returns whether the transform applies to an axis of so many features.
     fn fits(&self, features: usize) -> bool {
         match self {
             Transform::Rotate(all) => rotations_fit(all, features),
@@ -56,13 +57,13 @@ impl Transform {
         }
     }
 
-    /// Returns the features that an axis of so many has afterwards.
+    /// Returns the number of features that an axis of `features` features has after the transform.
     pub fn features_after(&self, features: usize) -> usize {
         if let Transform::Map(m) = self { m.to() } else { features }
     }
 
-    /// Returns the change of inputs that undoes this fold of a matrix's columns: with it in front, the product is what it was. Errors if there is
-    /// none: a selection loses features, and a replacement of values cannot be undone.
+    /// Returns the change of inputs that undoes this transform of a matrix's columns: with it in front of the matrix, products are
+    /// unchanged. Errors if there is none: a selection loses features, and a replacement of values cannot be undone.
     pub fn input_change(&self) -> Result<InputChange> {
         match self {
             Transform::Scale(factors) => Ok(InputChange::Scale(factors.iter().map(|s| s.recip()).collect())),
@@ -75,7 +76,7 @@ impl Transform {
         }
     }
 
-    /// Changes one row along its features, which keep their number.
+    /// Applies the transform to one row along its features, whose number it keeps.
     fn along(&self, isa: Isa, row: &mut [f32], scratch: &mut Vec<f32>) {
         match self {
             Transform::Scale(s) => row.iter_mut().zip(s).for_each(|(v, s)| *v *= s),
@@ -90,32 +91,43 @@ impl Transform {
     }
 }
 
-/// Returns whether an axis of so many features can be rotated by these, which have one width.
+/// Returns whether an axis of so many features can be rotated by these rotations, which must have one width.
 fn rotations_fit(all: &[Rotation], features: usize) -> bool {
     let dim: usize = all.iter().map(Rotation::dim).sum();
     let alike = all.windows(2).all(|w| w[0].dim() == w[1].dim());
     alike && !all.is_empty() && features.is_multiple_of(dim.max(1))
 }
 
-/// Rotates the runs of a row: each rotation has as many runs, side by side, as the others.
+/// Rotates the spans of a row: each rotation rotates the same number of consecutive spans.
 fn rotate(isa: Isa, all: &[Rotation], row: &mut [f32]) {
     let run = row.len() / all.len().max(1);
     row.chunks_exact_mut(run.max(1)).zip(all).for_each(|(run, r)| r.forward(isa, run));
 }
 
-/// What happens to the inputs of a matrix before it multiplies them.
+/// A change of a matrix's inputs, applied before it multiplies them.
+///
+/// ```
+/// use tersor_core::{Exec, Transform};
+/// # fn main() -> tersor_core::Result<()> {
+/// // Columns that are multiplied by 2 and 4 need inputs that are divided by them.
+/// let mut x = [2.0f32, 4.0];
+/// Transform::Scale(vec![2.0, 4.0]).input_change()?.apply(&mut x, 2, &Exec::new())?;
+/// assert_eq!(x, [1.0, 1.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub enum InputChange {
-    /// Each feature is multiplied by its factor.
+    /// Multiplies each feature by its factor.
     Scale(Vec<f32>),
-    /// Feature `order[i]` comes to place `i`.
+    /// Reorders features: new feature `i` is the old feature `order[i]`.
     Permute(Vec<u32>),
-    /// Runs of features are rotated, as [`Transform::Rotate`] does.
+    /// Rotates spans of features, as [`Transform::Rotate`] does.
     Rotate(Vec<Rotation>),
 }
 
 impl InputChange {
-    /// Changes inputs `[tokens, features]` in place. Errors if it is for another number of features.
+    /// Changes inputs `[tokens, features]` in place. Errors if the change is for another number of features or is no permutation.
     pub fn apply(&self, inputs: &mut [f32], features: usize, exec: &Exec) -> Result<()> {
         let fits = match self {
             InputChange::Scale(s) => s.len() == features,
@@ -126,7 +138,12 @@ impl InputChange {
             InputChange::Rotate(all) => rotations_fit(all, features),
         };
         if !fits || features == 0 {
-            return Err(Error::shape("features of a change of inputs", "those of the change", features));
+            let expected = match self {
+                InputChange::Scale(s) => s.len().to_string(),
+                InputChange::Permute(o) => o.len().to_string(),
+                InputChange::Rotate(all) => format!("a multiple of {}", all.iter().map(Rotation::dim).sum::<usize>()),
+            };
+            return Err(Error::shape("features of the inputs to change", expected, features));
         }
         let rows = inputs.chunks_exact_mut(features);
         match self {
@@ -146,24 +163,40 @@ impl InputChange {
     }
 }
 
-/// The error for a transform that inputs cannot take.
+/// Returns the error for a transform that no change of inputs undoes.
 fn not_of_inputs() -> Error {
-    let value = "a selection or a replacement of values, which no change of inputs undoes".into();
+    let value = "one that undoes a selection or a replacement of values; there is none".into();
     Error::Unsupported { what: "change of inputs", value }
 }
 
-/// A change of one matrix that a rewrite asks for, kept with the plan and applied when the matrix is read.
+/// A change of one matrix that a rewrite computed. It is stored with the plan and applied when the matrix is read.
+///
+/// ```
+/// use tersor_core::{Fold, FoldedRows, MatView, Side, Transform, read_finite};
+/// # fn main() -> tersor_core::Result<()> {
+/// let fold = |side: Side, transform: Transform| Fold { weight: "w".into(), side, transform };
+/// // Columns are multiplied by 1, 2 and 3; then rows are exchanged.
+/// let folds = [
+///     fold(Side::Input, Transform::Scale(vec![1.0, 2.0, 3.0])),
+///     fold(Side::Output, Transform::permute(vec![1, 0])?),
+/// ];
+/// let data = [1.0f32, 1.0, 1.0, 2.0, 2.0, 2.0];
+/// let rows = FoldedRows::new(&MatView::new(&data, [2, 3])?, "w", &folds).and_then(|f| read_finite(&f, 0..2))?;
+/// assert_eq!(rows, [2.0, 4.0, 6.0, 1.0, 2.0, 3.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Fold {
-    /// Name of the weight it acts on.
+    /// The name of the weight that the fold changes.
     pub weight: String,
-    /// The axis.
+    /// The axis of the weight that the fold changes.
     pub side: Side,
-    /// What happens along it.
+    /// The change along the axis.
     pub transform: Transform,
 }
 
-/// The rows of a matrix with folds applied as they are read.
+/// The rows of a matrix with folds applied as they are read; see [`Fold`] for an example.
 pub struct FoldedRows<'a> {
     source: &'a dyn RowSource,
     folds: Vec<&'a Fold>,
@@ -173,7 +206,8 @@ pub struct FoldedRows<'a> {
 }
 
 impl<'a> FoldedRows<'a> {
-    /// Picks the folds of `weight`, in order. Errors if one does not fit the shape that those before it leave.
+    /// Returns `source`, the weight named `weight`, with those of `folds` that have its name applied in order. Errors if a fold does not
+    /// match the shape that the folds before it leave.
     pub fn new(source: &'a dyn RowSource, weight: &str, folds: &'a [Fold]) -> Result<Self> {
         let folds: Vec<&Fold> = folds.iter().filter(|f| f.weight == weight).collect();
         let mut shapes = vec![source.shape()];
@@ -189,7 +223,7 @@ impl<'a> FoldedRows<'a> {
         Ok(Self { source, folds, isa: Isa::detect(), shapes })
     }
 
-    /// Returns the same with another instruction set than the processor's best.
+    /// Returns this source with another instruction set for rotations than the processor's best.
     pub fn with_isa(self, isa: Isa) -> Self {
         Self { isa, ..self }
     }
@@ -226,7 +260,7 @@ impl<'a> FoldedRows<'a> {
                 }
             }
             (Side::Output, Transform::Rotate(_)) => {
-                // Every row is a mixture of all: the whole is read and its columns rotated.
+                // Every row depends on all rows: the whole matrix is read and its columns are rotated.
                 let mut whole = vec![0f32; crate::view::elements([all, cols])?];
                 self.read(0..all, before, &mut whole)?;
                 let mut column = vec![0f32; all];
@@ -242,7 +276,7 @@ impl<'a> FoldedRows<'a> {
         Ok(())
     }
 
-    /// Reads the rows that a map makes of rows with the first `before` folds.
+    /// Reads the rows that a feature map makes of rows with the first `before` folds applied.
     fn mapped_rows(&self, map: &FeatureMap, rows: Range<usize>, before: usize, out: &mut [f32]) -> Result<()> {
         let cols = self.shapes[before][1];
         if let Some(sources) = map.as_selection() {
@@ -271,7 +305,8 @@ impl RowSource for FoldedRows<'_> {
         check_range(self.shape(), &rows, out.len())?;
         self.read(rows, self.folds.len(), out)
     }
-    /// Follows permutations, selections and scales. Errors where a fold mixes weights: a mask of them has no meaning then.
+    /// Follows permutations, selections and scales. Errors if a fold combines weights (rotations, sums of features), because their mask is
+    /// undefined then.
     fn read_mask(&self, rows: Range<usize>, out: &mut Mask) -> Result<bool> {
         let [all, _] = self.shapes[0];
         let mut whole = Mask::default();
@@ -291,7 +326,7 @@ impl RowSource for FoldedRows<'_> {
                     })?;
                 }
                 Transform::Map(_) | Transform::Rotate(_) => {
-                    let value = "behind a rotation or a sum of features, which mixes the weights that it speaks of";
+                    let value = "of a matrix whose weights a rotation or a sum of features combines; prune after the rotation instead";
                     return Err(Error::Unsupported { what: "mask", value: value.into() }.in_tensor(&fold.weight));
                 }
             }
@@ -327,7 +362,7 @@ mod tests {
             folded.read_rows(r..r + 1, &mut row).unwrap();
             assert_eq!(row, whole[r * 4..r * 4 + 4]);
         }
-        // Column 1 of the result is column 0 of the original, permuted, scaled and turned.
+        // Column 1 of the result is column 0 of the original, permuted, scaled and rotated.
         let mut column = [12.0, 4.0 * 0.5, 0.0, 8.0 * 2.0];
         rotation.forward(Isa::detect(), &mut column);
         assert_eq!([whole[1], whole[5], whole[9], whole[13]], column);
@@ -416,7 +451,7 @@ mod tests {
             |all: Vec<Rotation>| [Fold { weight: "w".into(), side: Side::Input, transform: Transform::Rotate(all) }];
         let folds = fold(vec![a.clone(), b.clone()]);
         let found = crate::read_finite(&FoldedRows::new(&m, "w", &folds).unwrap(), 0..2).unwrap();
-        // Four runs of two features: two of the one, two of the other.
+        // Four spans of two features: two for each rotation.
         let mut want = w.clone();
         for (i, run) in want.chunks_exact_mut(2).enumerate() {
             if i % 4 < 2 { a.forward(Isa::detect(), run) } else { b.forward(Isa::detect(), run) }

@@ -1,4 +1,4 @@
-//! [`Input`]: the activations that flow into operators.
+//! [`Input`]: the activations that operators multiply with.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -7,37 +7,52 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::{Error, IntoMat, Result};
 
-/// What was derived from an input: the key that it was asked for under, and the value.
+/// A derived value with its key.
 type Derived = (u128, Arc<dyn Any + Send + Sync>);
 
-/// Activations of one block of tokens, `[tokens, features]` row-major in f32. Whatever operators derive from them (a rotated form, integer
-/// codes) is made once, under a key, and shared by all operators that read the input.
+/// Activations `[tokens, features]`, row-major in f32, that operators multiply with. Values that operators derive from them (a rotated
+/// form, integer codes) are computed once, stored under a key, and shared by all operators that read the input.
+///
+/// ```
+/// use tersor_core::Input;
+/// # fn main() -> tersor_core::Result<()> {
+/// let x = Input::new(&[1.0, -4.0, 2.0, 3.0], [2, 2])?;
+/// // Computed once, whatever the number of operators that need it.
+/// let max = |x: &Input<'_>| Ok(x.data().iter().fold(0f32, |m, v| m.max(v.abs())));
+/// assert_eq!(*x.cached(1, max)?, 4.0);
+/// let doubled = x.form(2, |values| values.iter_mut().for_each(|v| *v *= 2.0))?;
+/// assert_eq!(doubled.data(), [2.0, -8.0, 4.0, 6.0]);
+/// assert!(Input::new(&[1.0], [2, 2]).is_err());
+/// # Ok(())
+/// # }
+/// ```
 pub struct Input<'a> {
     data: OnceLock<Cow<'a, [f32]>>,
-    /// Gives the values of an input that was made without them.
+    /// Computes the values of an input that was made without them.
     decode: Option<Box<dyn Fn() -> Vec<f32> + Send + Sync>>,
     shape: [usize; 2],
     derived: Mutex<Vec<Derived>>,
 }
 
 impl<'a> Input<'a> {
-    /// Borrows a contiguous block. Errors if the length is not `tokens * features`.
+    /// Borrows contiguous activations `[tokens, features]`. Errors if `data` does not have `tokens * features` values.
     pub fn new(data: &'a [f32], shape: [usize; 2]) -> Result<Self> {
         Self::from_cow(Cow::Borrowed(data), shape)
     }
 
-    /// Takes a contiguous block. Errors if the length is not `tokens * features`.
+    /// Takes contiguous activations `[tokens, features]`. Errors if `data` does not have `tokens * features` values.
     pub fn owned(data: Vec<f32>, shape: [usize; 2]) -> Result<Input<'static>> {
         Input::from_cow(Cow::Owned(data), shape)
     }
 
-    /// Copies any matrix. Errors if it does not fit the address space.
+    /// Copies activations `[tokens, features]` from any matrix. Errors if the matrix is invalid or exceeds the address space.
     pub fn copied(x: &impl IntoMat<f32>) -> Result<Input<'static>> {
         x.with_mat(|m| Input::from_cow(Cow::Owned(m.to_f32().into_owned()), m.shape()))
     }
 
-    /// Returns an input whose values are computed by `decode` when they are first read: for operators that multiply with something else that
-    /// was [attached](Input::attach) (integer codes). `decode` returns `tokens * features` values.
+    /// Returns an input whose values `decode` computes when they are first read: for operators that read another form, which was
+    /// [attached](Input::attach) (integer codes), instead. `decode` returns `tokens * features` values; missing ones count as 0, further
+    /// ones are dropped. Errors if the shape exceeds the address space.
     pub fn lazy(shape: [usize; 2], decode: impl Fn() -> Vec<f32> + Send + Sync + 'static) -> Result<Input<'static>> {
         crate::view::elements(shape)?;
         Ok(Input { data: OnceLock::new(), decode: Some(Box::new(decode)), shape, derived: Mutex::default() })
@@ -56,7 +71,7 @@ impl<'a> Input<'a> {
         self.shape
     }
 
-    /// Returns the values, `[tokens, features]` row-major.
+    /// Returns the values, `[tokens, features]` row-major; computes them first if the input is [lazy](Input::lazy).
     pub fn data(&self) -> &[f32] {
         self.data.get_or_init(|| {
             let mut values = self.decode.as_ref().map_or_else(Vec::new, |decode| decode());
@@ -65,20 +80,21 @@ impl<'a> Input<'a> {
         })
     }
 
-    /// Errors at the first value that is NaN or infinite. Looks at the values once, whatever the number of operators that ask.
+    /// Errors with [`Error::NonFinite`](crate::Error::NonFinite) at the first NaN or infinity. The values are checked once for all
+    /// operators.
     pub fn check_finite(&self) -> Result<()> {
         const FINITE: u128 = 0x6669_6e69_7465;
         self.cached(FINITE, |x| crate::check_finite(x.data(), x.shape()[1], 0))?;
         Ok(())
     }
 
-    /// Returns what `make` derives from this input, made the first time that `key` is asked for. `key` stands for what `make` does: a
-    /// [`fingerprint`](crate::context::fingerprint) of its parameters, say. Errors if `make` does.
+    /// Returns the value stored under `key`, computed by `make` if there is none of this type yet. `key` must identify what `make`
+    /// computes: for example a [`fingerprint`](crate::context::fingerprint) of its parameters. Errors if `make` errors.
     pub fn cached<T: Any + Send + Sync>(&self, key: u128, make: impl FnOnce(&Self) -> Result<T>) -> Result<Arc<T>> {
         if let Some(found) = self.attached(key) {
             return Ok(found);
         }
-        // Outside of the lock: `make` may ask this input for something else.
+        // Outside of the lock: `make` may derive other values from this input.
         let made = Arc::new(make(self)?);
         let mut derived = self.derived.lock().unwrap_or_else(|e| e.into_inner());
         let before = derived.iter().find(|(k, v)| *k == key && v.is::<T>());
@@ -89,20 +105,20 @@ impl<'a> Input<'a> {
         Ok(made)
     }
 
-    /// Returns what was derived or attached under `key` before, if it is of this type.
+    /// Returns the value that was derived or attached under `key`, if there is one of this type.
     pub fn attached<T: Any + Send + Sync>(&self, key: u128) -> Option<Arc<T>> {
         let derived = self.derived.lock().unwrap_or_else(|e| e.into_inner());
         derived.iter().filter(|(k, _)| *k == key).find_map(|(_, v)| Arc::clone(v).downcast().ok())
     }
 
-    /// Returns the same input with a value that operators find under `key`.
+    /// Returns this input with a value stored under `key`, which operators then read with [`Input::attached`].
     pub fn attach<T: Any + Send + Sync>(self, key: u128, value: Arc<T>) -> Self {
         self.derived.lock().unwrap_or_else(|e| e.into_inner()).push((key, value));
         self
     }
 
-    /// Returns another form of this input (rotated, scaled, permuted), `[tokens, features]`, made once: `make` changes a copy of the values in
-    /// place. `key` as for [`Input::cached`].
+    /// Returns another form of this input (rotated, scaled, permuted), `[tokens, features]`, computed once: `make` changes a copy of the
+    /// values in place. `key` is as for [`Input::cached`].
     pub fn form(&self, key: u128, make: impl FnOnce(&mut [f32])) -> Result<Arc<Input<'static>>> {
         self.cached(key, |x| {
             let mut data = x.data().to_vec();
@@ -111,13 +127,14 @@ impl<'a> Input<'a> {
         })
     }
 
-    /// Returns some of the features, `[tokens, columns.len()]`, made once for each range. Errors if the range leaves the features.
+    /// Returns the features of a range, `[tokens, columns.len()]`, copied once for each range. Errors if the range is not inside of the
+    /// features.
     pub fn columns(&self, columns: Range<usize>) -> Result<Arc<Input<'static>>> {
         let [tokens, features] = self.shape;
         if columns.start > columns.end || columns.end > features {
             return Err(Error::range("columns of an input", 0..features, columns));
         }
-        /// Tells these keys from fingerprints of parameters.
+        /// Distinguishes these keys from fingerprints of parameters.
         const COLUMNS: u128 = 0x0063_6f6c_756d_6e73;
         let key = ((columns.start as u128) << 64 | columns.end as u128) ^ COLUMNS << 72;
         self.cached(key, |x| {

@@ -1,30 +1,39 @@
-//! How much a file may claim before it is believed.
+//! [`Limits`]: bounds on what a file may claim.
 
 use crate::{Error, Result};
 
-/// Limits for everything that reads files. The defaults hold for any model in use; [`Limits::none`] lifts them.
+/// Bounds on the sizes that files may claim, for everything that reads files. The defaults hold for any model in use; [`Limits::none`]
+/// lifts them.
+///
+/// ```
+/// use tersor_core::Limits;
+/// let limits = Limits::default();
+/// assert!(Limits::check("number of axes", 4, limits.axes).is_ok());
+/// let refused = Limits::check("number of axes", 9, limits.axes).unwrap_err();
+/// assert!(refused.to_string().starts_with("number of axes is 9, above the limit of 8"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Bytes of a safetensors header.
+    /// Maximum bytes of a safetensors header.
     pub header_bytes: u64,
-    /// Bytes of one string.
+    /// Maximum bytes of one string in a GGUF file, such as a name or a metadata value.
     pub string_bytes: u64,
-    /// Entries of one metadata array.
+    /// Maximum entries of one metadata array of a GGUF file.
     pub array_entries: u64,
-    /// Metadata keys.
+    /// Maximum number of metadata keys of a GGUF file.
     pub keys: u64,
-    /// Tensors in one file.
+    /// Maximum number of tensors in one file.
     pub tensors: u64,
-    /// Axes of a tensor.
+    /// Maximum number of axes of a tensor.
     pub axes: u64,
-    /// Depth of nested arrays.
+    /// Maximum depth of nested metadata arrays.
     pub nesting: u64,
-    /// Bytes of alignment.
+    /// Maximum alignment of tensor data in bytes.
     pub alignment: u64,
-    /// Bytes of a JSON file beside the weights.
+    /// Maximum bytes of a JSON file beside the weights, such as a configuration or a tokenizer.
     pub json_bytes: u64,
-    /// Bytes of one allocation that a parser makes because a file says so.
+    /// Maximum bytes of one allocation whose size a file determines.
     pub allocation: u64,
 }
 
@@ -46,7 +55,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// No limits: for files that are trusted.
+    /// Returns limits that allow everything (nesting up to 64): for trusted files.
     pub fn none() -> Self {
         let max = u64::MAX;
         Self {
@@ -63,7 +72,7 @@ impl Limits {
         }
     }
 
-    /// Error when `found` is above `limit`.
+    /// Errors with [`Error::Limit`] if `found`, the size of `what`, is above `limit`.
     pub fn check(what: &'static str, found: u64, limit: u64) -> Result<()> {
         if found > limit { Err(Error::Limit { what, found, limit }) } else { Ok(()) }
     }

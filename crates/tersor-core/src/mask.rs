@@ -5,7 +5,23 @@ use std::ops::Range;
 use crate::rows::check_range;
 use crate::{Error, Result, RowSource, view::elements};
 
-/// One bit for each weight of a matrix `[rows, cols]`: set where the weight is kept, clear where it is zero for good.
+/// One bit for each weight of a matrix `[rows, cols]`: set if the weight is kept, clear if it is pruned, that is zero for good.
+///
+/// ```
+/// use tersor_core::{Mask, Masked, MatView, read_masked};
+/// # fn main() -> tersor_core::Result<()> {
+/// // Two of four weights of each row (2:4 sparsity).
+/// let mask = Mask::from_fn([2, 4], |_row, col| col % 2 == 0)?;
+/// assert_eq!((mask.count(), mask.sparsity()), (4, 0.5));
+/// let data = [1.0f32; 8];
+/// let weights = MatView::new(&data, [2, 4])?;
+/// let pruned = Masked::new(&weights, &mask)?;
+/// let (rows, kept) = read_masked(&pruned, 0..1)?;
+/// assert_eq!(rows, [1.0, 0.0, 1.0, 0.0]);
+/// assert!(kept.is_some_and(|m| m.keeps(0, 0) && !m.keeps(0, 1)));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Mask {
     shape: [usize; 2],
@@ -14,7 +30,7 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// Returns a mask that keeps every weight. Errors if the matrix does not fit the address space.
+    /// Returns a mask that keeps every weight of a matrix `[rows, cols]`. Errors if the matrix exceeds the address space.
     pub fn all(shape: [usize; 2]) -> Result<Self> {
         elements(shape)?;
         let words = shape[1].div_ceil(64);
@@ -26,7 +42,7 @@ impl Mask {
         Ok(mask)
     }
 
-    /// Returns a mask that keeps the weights for which `keep(row, col)` holds. Errors if the matrix does not fit the address space.
+    /// Returns a mask that keeps the weights for which `keep(row, col)` is true. Errors if the matrix exceeds the address space.
     pub fn from_fn(shape: [usize; 2], keep: impl Fn(usize, usize) -> bool) -> Result<Self> {
         let mut mask = Self::all(shape)?;
         for r in 0..shape[0] {
@@ -46,7 +62,7 @@ impl Mask {
         row < rows && col < cols && self.bits[row * cols.div_ceil(64) + col / 64] >> (col % 64) & 1 == 1
     }
 
-    /// Keeps a weight, or not. Does nothing outside of the matrix.
+    /// Sets whether a weight is kept. Does nothing outside of the matrix.
     pub fn set(&mut self, row: usize, col: usize, keep: bool) {
         let [rows, cols] = self.shape;
         if row < rows && col < cols {
@@ -55,37 +71,38 @@ impl Mask {
         }
     }
 
-    /// Returns the number of weights that are kept.
+    /// Returns the number of kept weights.
     pub fn count(&self) -> usize {
         self.bits.iter().map(|w| w.count_ones() as usize).sum()
     }
 
-    /// Returns the share of weights that are not kept; 0 for an empty matrix.
+    /// Returns the fraction of pruned weights, 0 to 1; 0 for an empty matrix.
     pub fn sparsity(&self) -> f64 {
         let n = self.shape[0] * self.shape[1];
         if n == 0 { 0.0 } else { 1.0 - self.count() as f64 / n as f64 }
     }
 
-    /// Sets the weights of rows `rows`, row-major in `w`, that are not kept to zero. Errors if the range or the length does not fit.
+    /// Sets the pruned weights of the rows `rows` to zero in `w`, `[rows.len(), cols]` row-major. Errors if the range leaves the matrix or
+    /// `w` has another length.
     pub fn apply(&self, rows: Range<usize>, w: &mut [f32]) -> Result<()> {
         check_range(self.shape, &rows, w.len())?;
         let words = self.shape[1].div_ceil(64);
         for (row, w) in rows.zip(w.chunks_exact_mut(self.shape[1].max(1))) {
             for (bits, part) in self.bits[row * words..(row + 1) * words].iter().zip(w.chunks_mut(64)) {
                 if *bits != u64::MAX {
-                    let dropped = |(i, v): (usize, &mut f32)| {
+                    let prune = |(i, v): (usize, &mut f32)| {
                         if bits >> i & 1 == 0 {
                             *v = 0.0
                         }
                     };
-                    part.iter_mut().enumerate().for_each(dropped);
+                    part.iter_mut().enumerate().for_each(prune);
                 }
             }
         }
         Ok(())
     }
 
-    /// Returns the mask of some rows. Errors if the range leaves the matrix.
+    /// Returns the mask of the rows of a range, `[rows.len(), cols]`. Errors if the range leaves the matrix.
     pub fn rows(&self, rows: Range<usize>) -> Result<Self> {
         if rows.start > rows.end || rows.end > self.shape[0] {
             return Err(Error::range("rows of a mask", 0..self.shape[0], rows));
@@ -96,7 +113,7 @@ impl Mask {
     }
 }
 
-/// The rows of a matrix with a mask: weights that are not kept read as zero, and quantizers leave them at zero.
+/// A source with a mask: pruned weights read as zero, and quantizers leave them at zero. The mask of the source itself still applies.
 pub struct Masked<'a> {
     source: &'a dyn RowSource,
     mask: &'a Mask,
@@ -155,7 +172,7 @@ mod tests {
         assert_eq!(part, mask.rows(1..3).unwrap());
         assert!(Masked::new(&m, &Mask::all([3, 71]).unwrap()).is_err() && mask.rows(2..4).is_err());
         assert_eq!(Mask::all([2, 0]).unwrap().count(), 0);
-        // Of a mask over a mask, both hold.
+        // A masked source with a mask of its own is pruned by both.
         let other = Mask::from_fn([3, 70], |r, c| (r * c) % 2 == 0).unwrap();
         let both = Masked::new(&masked, &other).unwrap();
         assert!(both.read_mask(0..3, &mut part).unwrap());

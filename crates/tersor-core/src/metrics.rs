@@ -1,30 +1,40 @@
-//! How far two sets of values lie apart. All sums are in f64, in index order.
+//! Distances between vectors and between distributions. All sums are in f64, in index order.
+//!
+//! ```
+//! use tersor_core::metrics;
+//! assert_eq!(metrics::mse(&[1.0, 2.0], &[1.0, 4.0]), 2.0);
+//! assert_eq!(metrics::cosine(&[1.0, 0.0], &[0.0, 1.0]), 0.0);
+//! // Logits that differ by a constant are the same distribution.
+//! assert!(metrics::kl_from_logits(&[0.0, 1.0], &[5.0, 6.0]).abs() < 1e-9);
+//! assert_eq!(metrics::argmax(&[0.0, 3.0, 3.0]), 1);
+//! ```
 
 use crate::{Error, Result};
 
-/// Mean squared difference over the shorter of the two; 0 for nothing.
+/// Returns the mean squared difference over the shorter of the two slices; 0 if one is empty.
 pub fn mse(a: &[f32], b: &[f32]) -> f64 {
     let n = a.len().min(b.len());
     if n == 0 { 0.0 } else { squared_error(a, b) / n as f64 }
 }
 
-/// Sum of squared differences.
+/// Returns `Σ (a[i] - b[i])²` over the shorter of the two slices.
 pub fn squared_error(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum()
 }
 
-/// Sum of squares.
+/// Returns the sum of squares, `Σ a[i]²`.
 pub fn energy(a: &[f32]) -> f64 {
     a.iter().map(|&v| f64::from(v).powi(2)).sum()
 }
 
-/// Signal to quantization noise in decibels, `10 log10(Σ a² / Σ (a - b)²)`; infinite when they are equal.
+/// Returns the signal-to-quantization-noise ratio in decibels, `10 log10(Σ s² / Σ (s - a)²)` for a signal `s` and its approximation `a`;
+/// infinite if they are equal.
 pub fn sqnr_db(signal: &[f32], approximation: &[f32]) -> f64 {
     let noise = squared_error(signal, approximation);
     if noise == 0.0 { f64::INFINITY } else { 10.0 * (energy(signal) / noise).log10() }
 }
 
-/// Cosine of the angle between two vectors; 1 for two zero vectors, 0 for one.
+/// Returns the cosine of the angle between two vectors; 1 for two zero vectors, 0 if only one is zero.
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot: f64 = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
     let (x, y) = (energy(a), energy(b));
@@ -37,27 +47,28 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     }
 }
 
-/// `log Σ exp(x)`, stable; negative infinity for nothing, NaN where a value is NaN.
+/// Returns `log Σ exp(x[i])`, computed relative to the maximum; minus infinity for an empty slice, NaN if a value is NaN.
 pub fn log_sum_exp(x: &[f32]) -> f64 {
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if !max.is_finite() {
-        // The maximum passes over NaN.
+        // The maximum ignores NaN.
         return if x.iter().any(|v| v.is_nan()) { f64::NAN } else { f64::from(max) };
     }
     let max = f64::from(max);
     max + x.iter().map(|&v| (f64::from(v) - max).exp()).sum::<f64>().ln()
 }
 
-/// Kullback-Leibler divergence in nats of `softmax(q)` from `softmax(p)`: `Σ p log(p / q)`; 0 for nothing. A logit of minus
-/// infinity in `p` contributes 0; one in `q` alone makes the result infinite. NaN when a logit is NaN or plus infinity, or all of `p` are
-/// minus infinity: [`kl_checked`] says which.
+/// Returns the Kullback-Leibler divergence `Σ p log(p / q)` in nats between the softmax of the logits `p` and that of the logits `q`; 0 for
+/// empty slices. A logit of minus infinity in `p` contributes 0; one in `q` alone makes the result infinite. NaN if a logit is NaN or plus
+/// infinity, or all of `p` are minus infinity; [`kl_checked`] returns an error instead.
 pub fn kl_from_logits(p: &[f32], q: &[f32]) -> f64 {
     kl_with_norm(p, q, log_sum_exp(q))
 }
 
-/// [`kl_from_logits`] where `log_sum_exp(q)` is known: one pass of exponentials.
+/// Returns [`kl_from_logits`] for a known `norm_q = log_sum_exp(q)`, in one pass of exponentials.
 ///
-/// What rounding puts below 0 is returned as 0. A result further below comes of a norm that is not that of `q`, and is returned as it is.
+/// Rounding errors below 0 are returned as 0. A result further below 0, which means that `norm_q` is not the norm of `q`, is returned as it
+/// is.
 pub fn kl_with_norm(p: &[f32], q: &[f32], norm_q: f64) -> f64 {
     if p.is_empty() || q.is_empty() {
         return 0.0;
@@ -66,7 +77,7 @@ pub fn kl_with_norm(p: &[f32], q: &[f32], norm_q: f64) -> f64 {
     let (mut sum, mut differences) = (0f64, 0f64);
     let mut nan = false;
     for (&a, &b) in p.iter().zip(q) {
-        // The maximum and the comparison below pass over NaN.
+        // The maximum and the comparison below ignore NaN.
         nan |= a.is_nan() | b.is_nan();
         let e = (f64::from(a) - max).exp();
         if e > 0.0 {
@@ -84,9 +95,9 @@ pub fn kl_with_norm(p: &[f32], q: &[f32], norm_q: f64) -> f64 {
     if kl < 0.0 && kl >= -rounding { 0.0 } else { kl }
 }
 
-/// [`kl_from_logits`] of logits that are checked first. Error when `p` and `q` have other lengths; [`Error::NonFinite`] of the tensor
-/// `logits p` or `logits q`, with the index as its column, when a logit is NaN or plus infinity; [`Error::Numerical`] when all of
-/// one are minus infinity, which leaves no distribution. Infinite when `q` excludes what `p` allows.
+/// Returns [`kl_from_logits`] of checked logits; infinite if `q` excludes what `p` allows. Errors if the lengths differ; with
+/// [`Error::NonFinite`] of the tensor `logits p` or `logits q`, with the index as its column, if a logit is NaN or plus infinity; and with
+/// [`Error::Numerical`] if all of one are minus infinity, which leaves no distribution.
 pub fn kl_checked(p: &[f32], q: &[f32]) -> Result<f64> {
     if p.len() != q.len() {
         return Err(Error::shape("logits q", p.len(), q.len()));
@@ -103,7 +114,7 @@ pub fn kl_checked(p: &[f32], q: &[f32]) -> Result<f64> {
     if kl.is_nan() { Err(Error::Numerical("the divergence of the logits is not a number".into())) } else { Ok(kl) }
 }
 
-/// Index of the largest value, the lowest of equals; 0 for nothing.
+/// Returns the index of the largest value, the lowest of equals; 0 for an empty slice.
 pub fn argmax(x: &[f32]) -> usize {
     let mut best = 0;
     for (i, v) in x.iter().enumerate() {
@@ -151,11 +162,11 @@ mod tests {
         }
         assert!(kl_with_norm(&sound, &sound, f64::NAN).is_nan());
         assert!(kl_from_logits(&[NAN; 3], &[NAN; 3]).is_nan() && log_sum_exp(&[NAN, INF]).is_nan());
-        // Behind a logit of p that has no share, too.
+        // Also where the probability in p is 0.
         assert!(kl_with_norm(&[0.0, -INF], &[0.0, NAN], 0.0).is_nan());
         // Plus infinity has no softmax.
         assert!(kl_from_logits(&[INF, 0.0], &[0.0, 0.0]).is_nan() && kl_from_logits(&[0.0, 0.0], &[INF, 0.0]).is_nan());
-        // What was sound stays so.
+        // Valid logits are unaffected.
         assert_eq!(kl_from_logits(&[], &[]), 0.0);
         assert_eq!(kl_from_logits(&[0.0, 0.0], &[0.0, -INF]), f64::INFINITY);
     }

@@ -1,64 +1,103 @@
-//! [`LinearOp`]: a weight matrix in any stored form, which multiplies.
+//! [`LinearOp`]: a weight matrix in any stored form, and its products.
 
 use std::ops::Range;
 
-use tersor_kernels::dense::{self, How};
+use tersor_kernels::dense::{self, Options};
 use tersor_kernels::{GemmTask, Write, run_tasks};
 
 use crate::method::ROW_UNIT;
 use crate::{Error, Exec, Input, IntoMat, MatView, MatViewMut, OpSpec, Result, RowSlot, TensorSink};
 
-/// A weight matrix `W` `[out_features, in_features]` in any stored form. It multiplies (`y = x Wᵀ`), gives its rows back, is saved, and is
-/// loaded again through a [`Registry`](crate::Registry).
+/// A weight matrix `W` `[out_features, in_features]` in any stored form. It multiplies (`y = x Wᵀ`), decompresses its rows, is saved, and
+/// is loaded again through a [`Registry`](crate::Registry).
 ///
 /// A new stored form implements five methods: [`shape`](Self::shape), [`storage_bits`](Self::storage_bits),
-/// [`decompress_rows`](Self::decompress_rows), [`spec_block`](Self::spec_block) and [`save_block`](Self::save_block). The products then work
-/// through `decompress_rows`, a block of rows at a time; a form with kernels of its own overrides them.
+/// [`decompress_rows`](Self::decompress_rows), [`spec_block`](Self::spec_block) and [`save_block`](Self::save_block). The products then
+/// work through `decompress_rows`, a block of rows at a time; a form with kernels of its own overrides them. The [front page](crate) shows
+/// a complete form.
+///
+/// ```
+/// # use std::ops::Range;
+/// # use tersor_core::{OpSpec, RowSlot, TensorSink, rows, tensors};
+/// use tersor_core::{Exec, Input, LinearOp, MatViewMut, Result, Write};
+///
+/// /// A matrix whose weights are all the same: value and shape.
+/// struct Constant(f32, [usize; 2]);
+/// # impl LinearOp for Constant {
+/// #     fn shape(&self) -> [usize; 2] {
+/// #         self.1
+/// #     }
+/// #     fn storage_bits(&self) -> u64 {
+/// #         32
+/// #     }
+/// #     fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], _: &Exec) -> Result<()> {
+/// #         rows::check_range(self.1, &rows, out.len())?;
+/// #         out.fill(self.0);
+/// #         Ok(())
+/// #     }
+/// #     fn spec_block(&self, at: RowSlot) -> OpSpec {
+/// #         OpSpec::new("constant", [at.total, self.1[1]])
+/// #     }
+/// #     fn save_block(&self, prefix: &str, _: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
+/// #         tensors::write_floats(sink, &tensors::join(prefix, "value"), &[1], &[self.0])
+/// #     }
+/// # }
+///
+/// # fn main() -> Result<()> {
+/// let (op, exec) = (Constant(0.5, [3, 2]), Exec::new());
+/// let x = Input::new(&[2.0, 4.0], [1, 2])?;
+/// let mut y = [1f32; 3];
+/// op.apply(&x, MatViewMut::new(&mut y, [1, 3])?, Write::Add, &exec)?;
+/// assert_eq!(y, [4.0, 4.0, 4.0]);
+/// # Ok(())
+/// # }
+/// ```
 pub trait LinearOp: Send + Sync {
     /// Returns `[out_features, in_features]`.
     fn shape(&self) -> [usize; 2];
 
-    /// Returns the exact number of stored bits: the size of the layout that the method announced, and of the tensors that
+    /// Returns the exact number of stored bits: those of the [`Layout`](crate::Layout) that the method announced, and of the tensors that
     /// [`save`](Self::save) writes. Parts that are shared with other operators are not included; see [`shared_parts`](Self::shared_parts).
     fn storage_bits(&self) -> u64;
 
-    /// Returns name and bits of each stored part that other operators may use too (a codebook of the network). See [`storage_bits_of`].
+    /// Returns the name and the bits of each stored part that other operators may use too (a codebook of the network). See
+    /// [`storage_bits_of`].
     fn shared_parts(&self) -> Vec<(String, u64)> {
         Vec::new()
     }
 
-    /// Writes rows of `W` in f32, row-major, into `out`, whose length is `rows.len() * in_features`. Errors if the range leaves the matrix or
+    /// Writes the rows of a range in f32, row-major, into `out`, `[rows.len(), in_features]`. Errors if the range leaves the matrix or
     /// `out` has another length.
     fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()>;
 
-    /// Computes `y = x Wᵀ` ([`Write::Set`]) or `y += x Wᵀ` ([`Write::Add`]) for `x` `[tokens, in_features]` and `y` `[tokens, out_features]`.
-    /// Errors if the shapes do not fit or a value of `x` is not finite; `y` is then unspecified.
+    /// Computes `y = x Wᵀ` ([`Write::Set`]) or `y += x Wᵀ` ([`Write::Add`]) for `x` `[tokens, in_features]` and `y` `[tokens,
+    /// out_features]`. Errors if the shapes do not match or a value of `x` is not finite; `y` is unspecified then.
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
         apply_by_rows(self, x, y, write, exec)
     }
 
     /// Computes `dx += dy W`, the gradient of [`apply`](Self::apply) with respect to its input, for `dy` `[tokens, out_features]` and `dx`
-    /// `[tokens, in_features]`. Errors if the shapes do not fit.
+    /// `[tokens, in_features]`. Errors if the shapes do not match.
     fn apply_transposed(&self, dy: MatView<'_, f32>, dx: MatViewMut<'_>, exec: &Exec) -> Result<()> {
         apply_transposed_by_rows(self, dy, dx, exec)
     }
 
-    /// Returns the product with `x` as a task that can run beside others: see [`apply_all`]. None if the operator has no such form. Errors if a value
-    /// of `x` is not finite.
+    /// Returns the product with `x` as a task that runs together with others, see [`apply_all`]; None if the operator has no such form.
+    /// Errors if the shapes do not match or a value of `x` is not finite.
     fn task<'a>(&'a self, x: &Input<'_>, exec: &Exec) -> Result<Option<Box<dyn GemmTask + 'a>>> {
         let _ = (x, exec);
         Ok(None)
     }
 
-    /// Describes the matrix of which these rows are the block `at`: kind, parameters and parts. Together with the tensors of
-    /// [`save_block`](Self::save_block) this is all that loading needs.
+    /// Returns the specification (kind, parameters, parts) of the matrix of which this operator is the block of rows `at`. Together with
+    /// the tensors of [`save_block`](Self::save_block) it is all that loading needs.
     fn spec_block(&self, at: RowSlot) -> OpSpec;
 
-    /// Writes the tensors of these rows, the block `at` of a matrix, under `prefix`. Tensors that can be cut by rows lead with the row axis;
-    /// others are equal in every block.
+    /// Writes the tensors of this operator, the block of rows `at` of a matrix, under `prefix`. Tensors that can be cut by rows have rows
+    /// as their first axis; other tensors are equal in every block. Errors if the sink errors.
     fn save_block(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()>;
 
-    /// Describes the operator: see [`spec_block`](Self::spec_block).
+    /// Returns the specification of the operator as a whole matrix; see [`spec_block`](Self::spec_block).
     fn spec(&self) -> OpSpec {
         self.spec_block(RowSlot::whole(self.shape()[0]))
     }
@@ -71,10 +110,11 @@ pub trait LinearOp: Send + Sync {
     }
 }
 
-/// Products of any operator with arrays, without an [`Input`] and an output at hand.
+/// Products and decompression of any operator with plain arrays, in the pool of the caller. Every [`LinearOp`] has them; the [front
+/// page](crate) has an example.
 pub trait LinearOpExt: LinearOp {
-    /// Returns `x Wᵀ`, `[tokens, out_features]` row-major, for `x` `[tokens, in_features]`. Errors if the features do not fit or a value of `x`
-    /// is not finite.
+    /// Returns `x Wᵀ`, `[tokens, out_features]` row-major, for `x` `[tokens, in_features]`. Errors if the features do not match or a value
+    /// of `x` is not finite.
     fn matmul_vec(&self, x: &impl IntoMat<f32>) -> Result<Vec<f32>> {
         x.with_mat(|m| {
             let ([tokens, features], [out, _]) = (m.shape(), self.shape());
@@ -87,7 +127,8 @@ pub trait LinearOpExt: LinearOp {
         })
     }
 
-    /// Returns `x Wᵀ` as an ndarray matrix `[tokens, out_features]`. Errors as [`matmul_vec`](Self::matmul_vec).
+    /// Returns `x Wᵀ` as an ndarray matrix `[tokens, out_features]`, for `x` `[tokens, in_features]`. Errors if the features do not match
+    /// or a value of `x` is not finite.
     #[cfg(feature = "ndarray")]
     fn matmul(&self, x: &impl IntoMat<f32>) -> Result<ndarray::Array2<f32>> {
         let tokens = x.with_mat(|m| Ok(m.shape()[0]))?;
@@ -96,7 +137,7 @@ pub trait LinearOpExt: LinearOp {
         ndarray::Array2::from_shape_vec(shape, y).map_err(|e| Error::Numerical(e.to_string()))
     }
 
-    /// Returns all rows of `W` in f32, `[out_features, in_features]` row-major. Errors if they do not fit the address space.
+    /// Returns all rows of `W` in f32, `[out_features, in_features]` row-major. Errors if they exceed the address space.
     fn decompress(&self) -> Result<Vec<f32>> {
         let shape = self.shape();
         let mut out = vec![0f32; crate::view::elements(shape)?];
@@ -107,7 +148,7 @@ pub trait LinearOpExt: LinearOp {
 
 impl<T: LinearOp + ?Sized> LinearOpExt for T {}
 
-/// Returns the stored bits of several operators together, each shared part counted once.
+/// Returns the stored bits of several operators together, with each shared part counted once.
 pub fn storage_bits_of<'o>(ops: impl IntoIterator<Item = &'o dyn LinearOp>) -> u64 {
     let (mut bits, mut shared) = (0u64, std::collections::BTreeMap::new());
     for op in ops {
@@ -117,7 +158,8 @@ pub fn storage_bits_of<'o>(ops: impl IntoIterator<Item = &'o dyn LinearOp>) -> u
     shared.into_values().fold(bits, u64::saturating_add)
 }
 
-/// Errors unless `x` `[tokens, in_features]`, an operator of this shape and `y` `[tokens, out_features]` fit together.
+/// Errors unless `x` is `[tokens, in_features]` and `y` is `[tokens, out_features]` for an operator of shape `[out_features, in_features]`.
+/// For implementations of [`LinearOp::apply`].
 pub fn check_apply([out, inp]: [usize; 2], x: &Input<'_>, y: &MatViewMut<'_>) -> Result<()> {
     let [tokens, features] = x.shape();
     if features != inp {
@@ -129,8 +171,9 @@ pub fn check_apply([out, inp]: [usize; 2], x: &Input<'_>, y: &MatViewMut<'_>) ->
     Ok(())
 }
 
-/// Computes `y_i = x W_iᵀ` for operators that share an input. Those that have a [task](LinearOp::task) run as one piece of parallel work, so that an
-/// operator with too few rows for all threads shares them with the others. Errors if the shapes do not fit or a value of `x` is not finite.
+/// Computes `y_i = x W_iᵀ` for operators that share an input; `ys` has one output `[tokens, out_features]` for each operator. Operators
+/// with a [task](LinearOp::task) run as one piece of parallel work, so that those with few rows share the threads with the others. Errors
+/// if the number of outputs or a shape does not match, or a value of `x` is not finite.
 pub fn apply_all(ops: &[&dyn LinearOp], x: &Input<'_>, ys: Vec<MatViewMut<'_>>, exec: &Exec) -> Result<()> {
     if ops.len() != ys.len() {
         return Err(Error::shape("outputs of joint products", ops.len(), ys.len()));
@@ -149,8 +192,8 @@ pub fn apply_all(ops: &[&dyn LinearOp], x: &Input<'_>, ys: Vec<MatViewMut<'_>>, 
     exec.run(|| run_tasks(joint, exec.parallel())).map_err(Error::from)
 }
 
-/// Computes the product of any operator through its own rows, a block at a time; the whole matrix never exists in f32. Errors as
-/// [`LinearOp::apply`].
+/// Computes `y = x Wᵀ` or `y += x Wᵀ`, as `write` says, through [`LinearOp::decompress_rows`], a block of rows at a time; the whole matrix
+/// never exists in f32. It is the default of [`LinearOp::apply`]. Errors if the shapes do not match or a value of `x` is not finite.
 pub fn apply_by_rows(
     op: &(impl LinearOp + ?Sized),
     x: &Input<'_>,
@@ -162,12 +205,12 @@ pub fn apply_by_rows(
     check_apply(shape, x, &y)?;
     x.check_finite()?;
     let rows = |r: Range<usize>, out: &mut [f32]| op.decompress_rows(r, out, exec);
-    let how = How { isa: exec.isa(), write, parallel: exec.parallel() };
+    let how = Options { isa: exec.isa(), write, parallel: exec.parallel() };
     exec.run(|| dense::product_by_rows(how, x.data(), x.shape(), shape[0], rows, y.into_out()))
 }
 
-/// Computes `dx += dy W` of any operator through its own rows, a block at a time, blocks in order. Errors as
-/// [`LinearOp::apply_transposed`].
+/// Computes `dx += dy W` through [`LinearOp::decompress_rows`], a block of rows at a time, in order. It is the default of
+/// [`LinearOp::apply_transposed`]. Errors if the shapes do not match.
 pub fn apply_transposed_by_rows(
     op: &(impl LinearOp + ?Sized),
     dy: MatView<'_, f32>,

@@ -1,17 +1,29 @@
-//! Dense little-endian bit packing with checks; the loops are the kernels'.
+//! Dense little-endian packing of codes with checked widths and lengths. The layout is that of [`tersor_kernels::bits`].
+//!
+//! ```
+//! use tersor_core::{Bits, pack};
+//! # fn main() -> tersor_core::Result<()> {
+//! let bits = Bits::new(4)?;
+//! let packed = pack::pack(&[1, 2, 15], bits)?;
+//! assert_eq!((packed.len(), pack::packed_len(3, bits)), (2, 2));
+//! assert_eq!(pack::unpack(&packed, bits, 3)?, [1, 2, 15]);
+//! assert!(pack::pack(&[16], bits).is_err(), "16 has five bits");
+//! # Ok(())
+//! # }
+//! ```
 
 use crate::{Bits, Error, Result};
 use tersor_kernels::{Isa, bits};
 
-/// Bytes that `n` codes take.
+/// Returns the number of bytes of `n` packed codes of `width` bits.
 pub fn packed_len(n: usize, width: Bits) -> usize {
     bits::packed_len(n, width.get())
 }
 
-/// Packs codes. Error when one does not fit the width: cut off, it would become another value.
+/// Returns `codes` packed with `width` bits each. Errors if a code is larger than [`Bits::max_code`].
 pub fn pack(codes: &[u8], width: Bits) -> Result<Vec<u8>> {
     if let Some(i) = codes.iter().position(|&c| c > width.max_code()) {
-        let rule = format!("code {} at {i} does not fit {} bits", codes[i], width.get());
+        let rule = format!("code {} at index {i} needs more than {} bits", codes[i], width.get());
         return Err(Error::Numerical(rule));
     }
     let mut out = vec![0u8; packed_len(codes.len(), width)];
@@ -19,7 +31,7 @@ pub fn pack(codes: &[u8], width: Bits) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Unpacks `n` codes. Error when `packed` has another length than they take.
+/// Returns the `n` codes of `width` bits that `packed` holds. Errors if `packed` does not have exactly [`packed_len`] bytes.
 pub fn unpack(packed: &[u8], width: Bits, n: usize) -> Result<Vec<u8>> {
     if packed.len() != packed_len(n, width) {
         return Err(Error::shape("packed bytes", packed_len(n, width), packed.len()));

@@ -1,26 +1,55 @@
-//! Parameters become valid once; what is checked here never fails later.
+//! Parameters that are checked once, when they are made.
 
 use crate::ParamError;
 
-/// An unchecked set of parameters that becomes a checked one, or says which of them is wrong.
+/// A builder of parameters that becomes checked parameters or an error.
+///
+/// ```
+/// use tersor_core::{Check, ParamError};
+///
+/// /// Unchecked parameters.
+/// struct Params {
+///     rank: usize,
+/// }
+///
+/// /// Checked parameters: the rank is at least 1.
+/// #[derive(Debug, PartialEq)]
+/// struct Checked(usize);
+///
+/// impl Check for Params {
+///     type Checked = Checked;
+///     fn check(self) -> Result<Checked, ParamError> {
+///         if self.rank == 0 { Err(ParamError::new("rank", 0, "must be at least 1")) } else { Ok(Checked(self.rank)) }
+///     }
+/// }
+///
+/// assert_eq!(Params { rank: 8 }.check(), Ok(Checked(8)));
+/// assert_eq!(Params { rank: 0 }.check().unwrap_err().to_string(), "parameter `rank` is 0: must be at least 1");
+/// ```
 pub trait Check {
-    /// The checked form, which the algorithms take.
+    /// The checked parameters, which the algorithms take.
     type Checked;
-    /// Checks every parameter; the first wrong one is the error.
+    /// Returns the checked parameters. Errors with the first invalid one.
     fn check(self) -> Result<Self::Checked, ParamError>;
 }
 
-/// Bits of a code, 1 to 8.
+/// The width of a code in bits, 1 to 8.
+///
+/// ```
+/// use tersor_core::Bits;
+/// assert_eq!(Bits::new(4).map(|b| (b.get(), b.max_code())), Ok((4, 15)));
+/// assert!(Bits::new(9).is_err() && Bits::within(8, 2, 4).is_err());
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Bits(u8);
 
 impl Bits {
-    /// Error unless `bits` is in `1..=8`.
+    /// Returns a width of `bits` bits. Errors unless that is 1 to 8.
     pub fn new(bits: u32) -> Result<Self, ParamError> {
         Self::within(bits, 1, 8)
     }
 
-    /// Error unless `bits` is in `low..=high` (and 1 to 8).
+    /// Returns a width of `bits` bits. Errors unless that is in `low..=high`, and 1 to 8.
     pub fn within(bits: u32, low: u32, high: u32) -> Result<Self, ParamError> {
         let (low, high) = (low.max(1), high.min(8));
         if (low..=high).contains(&bits) {
@@ -30,36 +59,46 @@ impl Bits {
         }
     }
 
-    /// The number.
+    /// Returns the number of bits.
     pub fn get(self) -> u32 {
         u32::from(self.0)
     }
 
-    /// The largest code, `2^bits - 1`.
+    /// Returns the largest code of this width, `2^bits - 1`.
     pub fn max_code(self) -> u8 {
         u8::MAX >> (8 - self.0)
     }
 }
 
-/// Over how many neighbouring values of a row one scale reaches.
+/// The granularity of quantization: the number of neighbouring weights of a row that share quantization parameters.
+///
+/// ```
+/// use tersor_core::GroupSize;
+/// # fn main() -> Result<(), tersor_core::ParamError> {
+/// let groups = GroupSize::size(128)?;
+/// assert_eq!((groups.width(300), groups.count(300)), (128, 3));
+/// assert_eq!(GroupSize::Channel.count(300), 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum GroupSize {
-    /// So many input features; the last group of a row may be shorter.
+    /// Groups of so many input features; the last group of a row may be shorter.
     Size(std::num::NonZeroUsize),
-    /// The whole row: one scale an output channel.
+    /// One group a row, that is an output channel.
     Channel,
-    /// The whole matrix.
+    /// One group for the whole matrix.
     Tensor,
 }
 
 impl GroupSize {
-    /// Groups of `size` features. Error when it is 0.
+    /// Returns groups of `size` neighbouring input features. Errors if that is 0.
     pub fn size(size: usize) -> Result<Self, ParamError> {
         let size = std::num::NonZeroUsize::new(size);
         size.map(GroupSize::Size).ok_or_else(|| ParamError::new("group", 0, "must be at least 1"))
     }
 
-    /// Features of a full group in a row of `cols`.
+    /// Returns the number of features of a full group in a row of `cols` features, at least 1.
     pub fn width(self, cols: usize) -> usize {
         match self {
             GroupSize::Size(n) => n.get().min(cols.max(1)),
@@ -67,7 +106,7 @@ impl GroupSize {
         }
     }
 
-    /// Groups in a row of `cols` features; none in an empty row.
+    /// Returns the number of groups in a row of `cols` features; 0 for an empty row.
     pub fn count(self, cols: usize) -> usize {
         cols.div_ceil(self.width(cols))
     }

@@ -1,4 +1,4 @@
-//! [`Registry`]: from a specification and stored tensors back to an operator.
+//! [`Registry`]: loads operators from their specification and stored tensors.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -7,28 +7,36 @@ use std::sync::{Arc, Mutex};
 use crate::tensors::join;
 use crate::{Error, LinearOp, OpSpec, Result, TensorSource};
 
-/// Loads one kind of operator: its specification, the prefix of its tensors, and what else loading needs.
+/// A function that loads operators of one kind, from the specification, the prefix of the names of its tensors, and a [`Loading`] that has
+/// the source and loads parts. Errors if tensors are missing or not what the specification says.
 pub type Loader = fn(&OpSpec, &str, &Loading<'_>) -> Result<Box<dyn LinearOp>>;
 
-/// A table from the kind of an operator to its loader.
+/// A table from the kind of an operator to its loader. The [front page](crate) shows the registration of a loader.
+///
+/// ```
+/// use tersor_core::{MemTensors, OpSpec, Registry};
+/// let registry = Registry::new();
+/// let refused = registry.load(&OpSpec::new("grouped", [4, 4]), "w", &MemTensors::new()).err();
+/// assert!(refused.is_some_and(|e| e.to_string().contains("`grouped`")), "no loader is registered for this kind");
+/// ```
 #[derive(Clone, Default)]
 pub struct Registry(BTreeMap<&'static str, Loader>);
 
 impl Registry {
-    /// Operators that are nested deeper than this are refused.
+    /// The maximum nesting depth of operators; deeper ones are refused.
     pub const MAX_DEPTH: usize = 16;
 
-    /// Returns a registry without kinds.
+    /// Returns a registry without loaders.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a kind; a later loader of the same kind replaces an earlier one.
+    /// Adds the loader of a kind; a later loader of the same kind replaces an earlier one.
     pub fn register(&mut self, kind: &'static str, loader: Loader) {
         self.0.insert(kind, loader);
     }
 
-    /// Returns the registered kinds, sorted.
+    /// Returns the kinds that have a loader, sorted.
     pub fn kinds(&self) -> impl Iterator<Item = &'static str> {
         self.0.keys().copied()
     }
@@ -45,14 +53,29 @@ impl Registry {
         }
     }
 
-    /// Loads an operator whose tensors lie under `prefix`. Errors if its kind is unknown or its tensors are not what the specification says.
-    /// Several operators that share parts are loaded through one [`Loading`] instead.
+    /// Loads an operator whose tensors are stored under `prefix`. Errors if its kind has no loader, its tensors are not what the
+    /// specification says, or operators are nested deeper than [`Registry::MAX_DEPTH`]. Operators that share parts are loaded through one
+    /// [`Loading`] instead.
     pub fn load(&self, spec: &OpSpec, prefix: &str, source: &dyn TensorSource) -> Result<Box<dyn LinearOp>> {
         Loading::new(self, source).load(spec, prefix)
     }
 }
 
-/// The loading of one or more operators from a source: the registry, the source, and the parts that operators share, by name.
+/// The loading of one or more operators from a source of tensors: holds the registry, the source, and the parts that operators share, by
+/// name.
+///
+/// ```
+/// use tersor_core::{Loading, MemTensors, Registry};
+/// # fn main() -> tersor_core::Result<()> {
+/// let (registry, file) = (Registry::new(), MemTensors::new());
+/// let loading = Loading::new(&registry, &file);
+/// // The first operator that needs the codebook loads it, later ones get the same.
+/// let codebook = loading.shared("codebook", || Ok(vec![1.0f32, 2.0]))?;
+/// let again = loading.shared("codebook", || Ok(vec![0.0f32]))?;
+/// assert_eq!((&*codebook, &*again), (&vec![1.0, 2.0], &vec![1.0, 2.0]));
+/// # Ok(())
+/// # }
+/// ```
 pub struct Loading<'l> {
     registry: &'l Registry,
     source: &'l dyn TensorSource,
@@ -60,22 +83,23 @@ pub struct Loading<'l> {
 }
 
 impl<'l> Loading<'l> {
-    /// Returns a loading without shared parts yet.
+    /// Returns a loading without shared parts.
     pub fn new(registry: &'l Registry, source: &'l dyn TensorSource) -> Self {
         Self { registry, source, shared: Shared::default() }
     }
 
-    /// Returns where the tensors are read from.
+    /// Returns the source that tensors are read from.
     pub fn source(&self) -> &'l dyn TensorSource {
         self.source
     }
 
-    /// Loads an operator whose tensors lie under `prefix`. Errors as [`Registry::load`].
+    /// Loads an operator whose tensors are stored under `prefix`. Errors if its kind has no loader, its tensors are not what the
+    /// specification says, or operators are nested deeper than [`Registry::MAX_DEPTH`].
     pub fn load(&self, spec: &OpSpec, prefix: &str) -> Result<Box<dyn LinearOp>> {
         Registry::check_depth(spec).map_err(|e| e.in_tensor(prefix))?;
         let loader = self.registry.0.get(spec.kind.as_str()).ok_or_else(|| {
             let known: Vec<_> = self.registry.kinds().collect();
-            let value = format!("`{}` (known here: {})", spec.kind, known.join(", "));
+            let value = format!("`{}` (registered: {})", spec.kind, known.join(", "));
             Error::Unsupported { what: "kind of operator", value }.in_tensor(prefix)
         })?;
         let op = loader(spec, prefix, self).map_err(|e| e.in_tensor(prefix))?;
@@ -85,13 +109,14 @@ impl<'l> Loading<'l> {
         Ok(op)
     }
 
-    /// Loads the operator `name` inside of one with the specification `spec`; its tensors lie under `prefix.name`.
+    /// Loads the operator that is the part `name` of one with the specification `spec`, stored under `prefix.name`. Errors if the
+    /// specification has no such part, its kind has no loader, or its tensors are not what the specification says.
     pub fn part(&self, spec: &OpSpec, name: &str, prefix: &str) -> Result<Box<dyn LinearOp>> {
         self.load(spec.get_part(name)?, &join(prefix, name))
     }
 
-    /// Returns the shared part `name`, made by `make` the first time that it is asked for. Errors if `make` does, or if the part was made as
-    /// another type.
+    /// Returns the shared part `name`, computed by `make` if no operator has requested it before. Errors if `make` errors, or if the part
+    /// exists with another type.
     pub fn shared<T: Any + Send + Sync>(&self, name: &str, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
         self.shared.get(name, make)
     }
@@ -113,6 +138,7 @@ impl Shared {
                 Arc::clone(lock().entry(name.to_string()).or_insert(made))
             }
         };
-        part.downcast().map_err(|_| Error::format(name, "the objects that share this part disagree on its type"))
+        part.downcast()
+            .map_err(|_| Error::format(name, "the operators that share this part require different types of it"))
     }
 }

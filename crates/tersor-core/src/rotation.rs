@@ -1,4 +1,4 @@
-//! Orthogonal transforms of the input axis that are cheap to apply and small to store.
+//! [`Rotation`]: orthogonal transforms of features that are cheap to apply and small to store.
 
 use crate::context::fingerprint;
 use crate::tensors::{join, read_expected, read_floats, write_floats};
@@ -9,27 +9,46 @@ use std::sync::Arc;
 use tersor_kernels::hadamard::fwht;
 use tersor_kernels::{Isa, vector};
 
-/// `x ↦ (F ⊗ H) diag(signs) x`: random signs, then an orthogonal factor `F` of order `p` over the slow axis
-/// and a Walsh-Hadamard transform of order `2^m` over the fast one. With `p = 1` a Hadamard rotation, with
-/// `2^m = 1` any orthogonal matrix, between them the orders that are `p` times a power of two.
+/// An orthogonal transform of `dim = p * 2^m` features, `x ↦ (F ⊗ H) diag(signs) x`: signs, then a Walsh-Hadamard transform `H` of order
+/// `2^m` over neighbouring features and an orthogonal factor `F` of order `p` across these spans. With `p = 1` it is a randomized Hadamard
+/// rotation, with `2^m = 1` any orthogonal matrix.
+///
+/// ```
+/// use tersor_core::{Isa, Rotation};
+/// # fn main() -> tersor_core::Result<()> {
+/// // A Hadamard rotation of four features.
+/// let rotation = Rotation::new(&[1.0], 4, &[1.0, -1.0, 1.0, 1.0])?;
+/// let mut x = [1.0f32, 2.0, 3.0, 4.0];
+/// rotation.forward(Isa::detect(), &mut x);
+/// assert_eq!(x, [3.0, 1.0, -4.0, 2.0]);
+/// rotation.inverse(Isa::detect(), &mut x);
+/// assert_eq!(x, [1.0, 2.0, 3.0, 4.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Rotation {
     signs: Vec<f32>,
     factor: Arc<[f32]>,
-    /// Its transpose.
-    turned: Arc<[f32]>,
+    /// The transpose of `factor`.
+    transposed: Arc<[f32]>,
     p: usize,
     power: usize,
     key: u128,
 }
 
 impl Rotation {
-    /// `factor` is `[p, p]` row-major and must be orthogonal to 1e-4; `signs` are 1 or -1, as many as `p * power`;
-    /// `power` is a power of two.
+    /// Returns the rotation with the factor `F` `[p, p]`, row-major, the order `power` of the Walsh-Hadamard transform, and `p * power`
+    /// signs of 1 or -1. Errors unless the factor is orthogonal to 1e-4, `power` is a power of two, and there are as many signs as
+    /// features.
     pub fn new(factor: &[f32], power: usize, signs: &[f32]) -> Result<Self> {
         let p = factor.len().isqrt();
         if p * p != factor.len() || p == 0 || !power.is_power_of_two() {
-            return Err(Error::shape("rotation", "a square factor and a power of two", (factor.len(), power)));
+            return Err(Error::shape(
+                "elements of a factor, and order of a Walsh-Hadamard transform",
+                "a square and a power of two",
+                (factor.len(), power),
+            ));
         }
         if p.checked_mul(power) != Some(signs.len()) || signs.iter().any(|s| s.abs() != 1.0) {
             return Err(Error::shape("signs of a rotation", format!("{p} * {power} values of 1 or -1"), signs.len()));
@@ -38,37 +57,37 @@ impl Rotation {
         check_orthogonal(factor, p)?;
         let mut content: Vec<u8> = (power as u64).to_le_bytes().to_vec();
         content.extend(signs.iter().chain(factor).flat_map(|v| v.to_le_bytes()));
-        let turned = (0..p * p).map(|i| factor[i % p * p + i / p]).collect();
-        Ok(Self { signs: signs.to_vec(), factor: factor.into(), turned, p, power, key: fingerprint(&content) })
+        let transposed = (0..p * p).map(|i| factor[i % p * p + i / p]).collect();
+        Ok(Self { signs: signs.to_vec(), factor: factor.into(), transposed, p, power, key: fingerprint(&content) })
     }
 
-    /// Any orthogonal matrix, `[dim, dim]` row-major: row `i` is the direction whose coefficient becomes feature `i`. Error as for
-    /// [`Rotation::new`].
+    /// Returns the rotation by any orthogonal matrix `[dim, dim]`, row-major: new feature `i` is the dot product of row `i` with the old
+    /// features. Errors unless the matrix is square and orthogonal to 1e-4.
     pub fn dense(matrix: &[f32]) -> Result<Self> {
         Self::new(matrix, 1, &vec![1.0; matrix.len().isqrt()])
     }
 
-    /// Features that it transforms.
+    /// Returns the number of features.
     pub fn dim(&self) -> usize {
         self.signs.len()
     }
 
-    /// The whole matrix, as [`Rotation::dense`] takes it.
+    /// Returns the matrix of the rotation, `[dim, dim]` row-major, as [`Rotation::dense`] takes it.
     pub fn matrix(&self) -> Vec<f32> {
         let n = self.dim();
         let mut columns = vec![0f32; n * n];
         (0..n).for_each(|i| columns[i * n + i] = 1.0);
         self.forward(Isa::detect(), &mut columns);
-        // Row `i` so far is what becomes of the direction `i`: a column.
+        // Row `i` is the rotated unit vector `i`, that is column `i` of the matrix.
         (0..n * n).map(|i| columns[i % n * n + i / n]).collect()
     }
 
-    /// Tells rotations of other content apart.
+    /// Returns a 128-bit fingerprint of factor, order and signs: equal rotations have equal keys.
     pub fn key(&self) -> u128 {
         self.key
     }
 
-    /// Rotates each row of `dim` values; a shorter last row is left alone.
+    /// Rotates each row of `dim` values in place; values after the last whole row are left unchanged.
     pub fn forward(&self, isa: Isa, rows: &mut [f32]) {
         let mut scratch = vec![0f32; self.p];
         for row in rows.chunks_exact_mut(self.dim()) {
@@ -77,7 +96,7 @@ impl Rotation {
         }
     }
 
-    /// Undoes [`Rotation::forward`] (the transpose).
+    /// Applies the inverse (the transpose) of [`Rotation::forward`] in place.
     pub fn inverse(&self, isa: Isa, rows: &mut [f32]) {
         let mut scratch = vec![0f32; self.p];
         for row in rows.chunks_exact_mut(self.dim()) {
@@ -89,14 +108,14 @@ impl Rotation {
     fn mix(&self, isa: Isa, row: &mut [f32], scratch: &mut [f32], transpose: bool) {
         let (p, power) = (self.p, self.power);
         if power > 1 {
-            // Chunks have the length of a power of two, as it asks for.
+            // The length of a chunk is a power of two, so the transform cannot fail.
             let _ = row.chunks_exact_mut(power).try_for_each(|c| fwht(isa, c));
         }
         if p == 1 {
             row.iter_mut().for_each(|v| *v *= self.factor[0]);
             return;
         }
-        let factor = if transpose { &self.turned } else { &self.factor };
+        let factor = if transpose { &self.transposed } else { &self.factor };
         for j in 0..power {
             scratch.iter_mut().enumerate().for_each(|(c, v)| *v = row[c * power + j]);
             for (i, weights) in factor.chunks_exact(p).enumerate() {
@@ -105,12 +124,12 @@ impl Rotation {
         }
     }
 
-    /// Bits that [`Rotation::save`] writes.
+    /// Returns the number of bits that [`Rotation::save`] writes.
     pub fn storage_bits(&self) -> u64 {
         (self.signs.len() + 4 * self.factor.len()) as u64 * 8
     }
 
-    /// What [`Rotation::save`] writes, by the suffix of the names.
+    /// Returns name suffix, type and shape of the tensors that [`Rotation::save`] writes.
     pub fn layout(&self) -> [(String, TensorInfo); 2] {
         [
             ("signs".into(), TensorInfo { dtype: DType::I8, shape: vec![self.signs.len()] }),
@@ -118,7 +137,7 @@ impl Rotation {
         ]
     }
 
-    /// Writes the signs (i8) and the factor (f32), the same in every block.
+    /// Writes the signs (i8) and the factor (f32) under `prefix`, as tensors that all blocks of a matrix share. Errors if the sink errors.
     pub fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let signs: Vec<i8> = self.signs.iter().map(|&s| s as i8).collect();
         let info = TensorInfo { dtype: DType::I8, shape: vec![signs.len()] };
@@ -126,13 +145,13 @@ impl Rotation {
         write_floats(sink, &join(prefix, "factor"), &[self.p, self.p], &self.factor)
     }
 
-    /// Adds what [`Rotation::load`] needs to a specification.
+    /// Returns the specification with the parameters that [`Rotation::load`] needs.
     pub fn describe(&self, spec: OpSpec) -> OpSpec {
         spec.int("factor", self.p as i64).int("power", self.power as i64)
     }
 
-    /// Reads back what [`Rotation::save`] wrote, by a specification that [`Rotation::describe`] filled in. Errors if a tensor is missing or is no
-    /// rotation.
+    /// Reads a rotation that [`Rotation::save`] wrote under `prefix`, by a specification from [`Rotation::describe`]. Errors if a tensor is
+    /// missing or does not give a rotation.
     pub fn load(spec: &OpSpec, prefix: &str, source: &dyn TensorSource) -> Result<Self> {
         let (p, power) = (spec.get_size("factor")?, spec.get_size("power")?);
         let dim = crate::view::elements([p, power])?;
@@ -143,13 +162,14 @@ impl Rotation {
     }
 }
 
-/// Vectors of random signs that a factor is checked with; a pair of rows that are not orthonormal passes each with probability ½ at most.
+/// The number of random sign vectors that a factor is checked with; each of them misses a pair of rows that are not orthonormal with
+/// probability ½ at most.
 const PROBES: usize = 24;
 
 /// Errors unless `F Fᵀ v = v` for [`PROBES`] vectors `v` of random signs, to 1e-4 of each component (Freivalds 1977): `O(p²)` work where all
 /// products of rows take `O(p³)`.
 fn check_orthogonal(factor: &[f32], p: usize) -> Result<()> {
-    // Seeded by the content, so that a file cannot be made for probes that are known beforehand.
+    // Seeded by the content, so that a file cannot be crafted for known probes.
     let key = crate::context::fingerprint(bytemuck::cast_slice(factor));
     let mut rng = ChaCha8Rng::seed_from_u64(key as u64 ^ (key >> 64) as u64);
     let (mut probe, mut folded) = (vec![0f64; p], vec![0f64; p]);

@@ -1,30 +1,59 @@
-//! Rows on demand: what lets a matrix be larger than memory.
+//! [`RowSource`]: matrices that are read a few rows at a time, so that they may be larger than memory.
 
 use crate::{DType, Error, Mask, Result, TensorSource, view::elements};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A matrix read a few rows at a time, from any thread.
+/// A matrix `[rows, cols]` that gives its rows in f32, a range at a time, to any thread. Views, tensors of files, masked and folded
+/// matrices are sources; methods compress from them.
+///
+/// ```
+/// use std::ops::Range;
+/// use tersor_core::{RowSource, Result, read_finite, rows};
+///
+/// /// The identity matrix, without storing it.
+/// struct Identity(usize);
+///
+/// impl RowSource for Identity {
+///     fn shape(&self) -> [usize; 2] {
+///         [self.0; 2]
+///     }
+///     fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+///         rows::check_range(self.shape(), &rows, out.len())?;
+///         out.fill(0.0);
+///         rows.zip(out.chunks_exact_mut(self.0)).for_each(|(r, row)| row[r] = 1.0);
+///         Ok(())
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// assert_eq!(read_finite(&Identity(3), 1..2)?, [0.0, 1.0, 0.0]);
+/// assert!(read_finite(&Identity(3), 2..4).is_err(), "there are three rows");
+/// # Ok(())
+/// # }
+/// ```
 pub trait RowSource: Sync {
-    /// `[rows, cols]`.
+    /// Returns `[rows, cols]`.
     fn shape(&self) -> [usize; 2];
-    /// Writes the rows of a range, in f32 and row-major, into `out` (`rows.len() * cols` long).
-    /// Errors if the range leaves the matrix or `out` has another length.
+    /// Writes the rows of a range in f32, row-major, into `out`, `[rows.len(), cols]`. Errors if the range leaves the matrix, `out` has
+    /// another length, or the rows cannot be read.
     fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
-    /// Writes which weights of these rows are kept into `out`, `[rows.len(), cols]`, and returns true; returns false if all are. Weights that
-    /// are not kept read as zero, and every quantizer leaves them at zero.
+    /// Replaces `out` by the mask of the rows of a range, `[rows.len(), cols]`, and returns true; returns false, with `out` unchanged, if
+    /// every weight is kept. Pruned weights read as zero, and every quantizer leaves them at zero. Errors if the range leaves the matrix.
     fn read_mask(&self, rows: Range<usize>, out: &mut Mask) -> Result<bool> {
         let _ = (rows, out);
         Ok(false)
     }
 }
 
-/// Reads rows and refuses NaN and infinities, naming where they are. Weights that the mask of the source does not keep are zero.
+/// Returns the rows of a range, `[rows.len(), cols]` row-major; weights that the mask of the source prunes are zero. Errors if the range
+/// leaves the matrix, and with [`Error::NonFinite`] at the first NaN or infinity, by row and column of the whole matrix.
 pub fn read_finite(source: &dyn RowSource, rows: Range<usize>) -> Result<Vec<f32>> {
     Ok(read_masked(source, rows)?.0)
 }
 
-/// Reads rows as [`read_finite`], and which of their weights are kept where not all are.
+/// Returns the rows of a range, `[rows.len(), cols]` row-major, and their mask if the source has one; pruned weights are zero. Errors if
+/// the range leaves the matrix, and with [`Error::NonFinite`] at the first NaN or infinity, by row and column of the whole matrix.
 pub fn read_masked(source: &dyn RowSource, rows: Range<usize>) -> Result<(Vec<f32>, Option<Mask>)> {
     let [all, cols] = source.shape();
     if rows.start > rows.end || rows.end > all {
@@ -41,9 +70,10 @@ pub fn read_masked(source: &dyn RowSource, rows: Range<usize>) -> Result<(Vec<f3
     Ok((out, masked.then_some(mask)))
 }
 
-/// Refuses NaN and infinities in a row-major matrix whose first row has the number `first_row`.
+/// Errors with [`Error::NonFinite`] at the first NaN or infinity of a row-major matrix of `cols` columns. `first_row` is added to the row
+/// number in the error, for a block of a larger matrix.
 pub fn check_finite(x: &[f32], cols: usize, first_row: usize) -> Result<()> {
-    // One pass without branches, then the search.
+    // One pass without branches; the search for the index follows only if a value is not finite.
     const EXPONENT: u32 = 0x7f80_0000;
     let sound = |part: &[f32]| !part.iter().fold(false, |bad, v| bad | (v.to_bits() & EXPONENT == EXPONENT));
     if x.chunks(4096).all(sound) {
@@ -58,19 +88,32 @@ pub fn check_finite(x: &[f32], cols: usize, first_row: usize) -> Result<()> {
     }
 }
 
-/// What happens to NaN and infinities in weights.
+/// The treatment of NaN and infinities in weights, a parameter of [`Repaired`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum NonFinite {
-    /// They are an error.
+    /// NaN and infinities in weights are left in place, and the reader errors on them.
     #[default]
     Refuse,
-    /// They become 0.
+    /// NaN and infinities in weights are replaced by 0.
     Zero,
-    /// Infinities become the largest finite magnitude of their row, NaN becomes 0.
+    /// Infinities in weights are replaced by the largest finite magnitude of their row, with their sign; NaN by 0.
     Clamp,
 }
 
-/// Rows whose values that are not finite are replaced, and counted.
+/// A source whose NaN and infinities are replaced as a [`NonFinite`] says, and counted.
+///
+/// ```
+/// use tersor_core::{MatView, NonFinite, Repaired, read_finite};
+/// # fn main() -> tersor_core::Result<()> {
+/// let data = [f32::NAN, 2.0, f32::NEG_INFINITY];
+/// let weights = MatView::new(&data, [1, 3])?;
+/// assert!(read_finite(&weights, 0..1).is_err());
+/// let repaired = Repaired::new(&weights, NonFinite::Clamp);
+/// assert_eq!(read_finite(&repaired, 0..1)?, [0.0, 2.0, -2.0]);
+/// assert_eq!(repaired.count(), 2);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Repaired<'a> {
     source: &'a dyn RowSource,
     policy: NonFinite,
@@ -78,12 +121,12 @@ pub struct Repaired<'a> {
 }
 
 impl<'a> Repaired<'a> {
-    /// Wraps a source; [`NonFinite::Refuse`] leaves it to the reader to find them.
+    /// Wraps a source. With [`NonFinite::Refuse`] rows are passed on unchanged.
     pub fn new(source: &'a dyn RowSource, policy: NonFinite) -> Self {
         Self { source, policy, count: AtomicU64::new(0) }
     }
 
-    /// Values replaced so far, each as often as its row was read.
+    /// Returns the number of values replaced so far; a row that was read twice counts twice.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
@@ -116,7 +159,7 @@ impl RowSource for Repaired<'_> {
     }
 }
 
-/// Errors unless `rows` lies inside a matrix of `shape` and `out` is as long as those rows are.
+/// Errors unless the range `rows` is inside of a matrix of `shape` and `out`, the number of elements of an output, is that of these rows.
 pub fn check_range(shape: [usize; 2], rows: &Range<usize>, out: usize) -> Result<()> {
     if rows.start > rows.end || rows.end > shape[0] {
         return Err(Error::range("rows", 0..shape[0], rows.clone()));
@@ -127,7 +170,8 @@ pub fn check_range(shape: [usize; 2], rows: &Range<usize>, out: usize) -> Result
     Ok(())
 }
 
-/// A tensor of any number of axes as rows and columns: the last axis is the row. Error on overflow.
+/// Returns a tensor's axes as `[rows, cols]`: the last axis is the row, the product of the others the number of rows. Errors if that
+/// exceeds the address space.
 pub fn rows_and_columns(axes: &[usize]) -> Result<[usize; 2]> {
     let (last, leading) = axes.split_last().map_or((1, axes), |(l, r)| (*l, r));
     let rows = leading.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
@@ -136,7 +180,21 @@ pub fn rows_and_columns(axes: &[usize]) -> Result<[usize; 2]> {
     Ok(shape)
 }
 
-/// The rows of a stored f32, f16 or bf16 matrix.
+/// The rows of a stored f32, f16 or bf16 tensor, converted to f32 as they are read.
+///
+/// ```
+/// use tersor_core::{MemTensors, RowSource, StoredRows, tensors};
+/// # fn main() -> tersor_core::Result<()> {
+/// let mut file = MemTensors::new();
+/// tensors::write_floats(&mut file, "w.weight", &[2, 2], &[1.0, 2.0, 3.0, 4.0])?;
+/// let rows = StoredRows::new(&file, "w.weight")?;
+/// let mut out = [0f32; 2];
+/// rows.read_rows(1..2, &mut out)?;
+/// assert_eq!((rows.shape(), out), ([2, 2], [3.0, 4.0]));
+/// assert!(StoredRows::new(&file, "v.weight").is_err());
+/// # Ok(())
+/// # }
+/// ```
 pub struct StoredRows<'a> {
     source: &'a dyn TensorSource,
     name: &'a str,
@@ -145,8 +203,8 @@ pub struct StoredRows<'a> {
 }
 
 impl<'a> StoredRows<'a> {
-    /// Looks the tensor up. A vector counts as one row; of more than two axes, the last one is the row. Error when it is
-    /// missing or not a float type.
+    /// Opens the tensor `name` as a matrix. A vector is one row; with more than two axes the last one is the row. Errors if the tensor is
+    /// missing, its type is not F32, F16 or BF16, or its size exceeds the address space.
     pub fn new(source: &'a dyn TensorSource, name: &'a str) -> Result<Self> {
         let info = source.info(name)?;
         let shape = rows_and_columns(&info.shape).map_err(|e| e.in_tensor(name))?;

@@ -1,94 +1,111 @@
-//! [`Site`]: one input of a network, the matrices that consume it, and what produces it.
+//! [`Site`]: an input of a network with the matrices that consume it and what produces it.
 
-/// One input, the matrices that consume it, and what produces it. A network is an ordered list of sites.
+/// One input of a network, the matrices that consume it (such as q, k and v), and its producer. A network is an ordered list of sites.
+///
+/// ```
+/// use tersor_core::{Consumer, Folding, Producer, Role, Site};
+/// let weight = |part: &str| format!("model.layers.0.mlp.{part}_proj.weight");
+/// let consumer = |part: &str, role: Role| Consumer { weight: weight(part), shape: [64, 16], role };
+/// let site = Site {
+///     name: "model.layers.0.mlp.gate_up".into(),
+///     layer: Some(0),
+///     features: 16,
+///     consumers: vec![consumer("gate", Role::Gate), consumer("up", Role::Up)],
+///     producer: Producer::Norm { weight: "model.layers.0.post_attention_layernorm.weight".into() },
+///     writers: vec![],
+/// };
+/// // Factors that divide these inputs fold into the norm.
+/// assert_eq!(site.folding(), Folding::Producer);
+/// ```
 #[derive(Clone, PartialEq, Debug)]
 pub struct Site {
-    /// A name that is unique in the network: `model.layers.3.self_attn.qkv`.
+    /// The name of the site, unique in its network, such as `model.layers.3.self_attn.qkv`.
     pub name: String,
-    /// Transformer layer, counted from 0; none for embedding and head.
+    /// The transformer layer of the site, counted from 0; None for embedding and head.
     pub layer: Option<usize>,
-    /// Features of the input.
+    /// The number of features of the site's input.
     pub features: usize,
-    /// The matrices that read it, in order.
+    /// The matrices that read the site's input, in order.
     pub consumers: Vec<Consumer>,
-    /// What the input comes out of.
+    /// The origin of the site's input.
     pub producer: Producer,
-    /// Where the input is read from the residual stream through a norm: the weights of all matrices that wrote to the stream before, in order.
+    /// If the site reads the residual stream through a norm: the names of all weights that wrote to the stream before, in order. Empty
+    /// otherwise.
     pub writers: Vec<String>,
 }
 
-/// A matrix that reads a site.
+/// A matrix that reads the input of a site.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Consumer {
-    /// Name of its weight, as in the model file.
+    /// The name of the consumer's weight, as in the model file.
     pub weight: String,
-    /// `[out_features, in_features]`.
+    /// `[out_features, in_features]` of the consumer's weight.
     pub shape: [usize; 2],
-    /// What the matrix does in the network.
+    /// The role of the consumer in the network.
     pub role: Role,
 }
 
-/// What a matrix does in a network.
+/// The role of a matrix in a network, such as the query projection or the head.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum Role {
-    /// Makes queries.
+    /// Projects to queries.
     Query,
-    /// Makes keys.
+    /// Projects to keys.
     Key,
-    /// Makes values.
+    /// Projects to values.
     Value,
-    /// Reads the attention output and writes to the stream.
+    /// Projects the attention output to the residual stream.
     AttentionOutput,
-    /// Makes the gate of a feed-forward part.
+    /// Projects to the gate of a feed-forward block.
     Gate,
-    /// Makes the inner activations of a feed-forward part.
+    /// Projects to the inner activations of a feed-forward block.
     Up,
-    /// Reads the inner activations and writes to the stream.
+    /// Projects the inner activations of a feed-forward block to the residual stream.
     Down,
-    /// Is looked up by tokens.
+    /// The token embedding.
     Embedding,
-    /// Makes logits.
+    /// Projects to logits.
     Head,
     /// Any other matrix.
     Linear,
 }
 
-/// What an input comes out of.
+/// The origin of a site's input: a norm, a matrix, or anything else.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Producer {
-    /// A norm with an elementwise weight, into which factors fold.
+    /// A norm with an elementwise weight, into which factors can be folded.
     Norm {
-        /// Name of its weight.
+        /// The name of the norm's weight.
         weight: String,
     },
-    /// Rows of a matrix: its outputs are the features of the site, in order, each block of `block` features used `repeat` times side by side
-    /// (query heads of a group share their values).
+    /// The output of a matrix: its rows are the features of the site, in order, and each block of `block` features is repeated `repeat`
+    /// times side by side (grouped-query attention: the query heads of a group share their values).
     Linear {
-        /// Name of its weight.
+        /// The name of the producing matrix's weight.
         weight: String,
-        /// Features of one head, or all of them.
+        /// The number of features of a block, such as one head.
         block: usize,
-        /// How often each block is used.
+        /// The number of times each block is used.
         repeat: usize,
     },
-    /// Something that nothing folds into.
+    /// Anything that factors cannot be folded into.
     Opaque,
 }
 
-/// Where factors go that inputs are divided by.
+/// The place of factors that divide the inputs of a site.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Folding {
-    /// Into what produces the inputs: nothing is left to do when the network runs.
+    /// Into the producer of the inputs: nothing is left to compute at run time.
     Producer,
-    /// In front of the matrices, when the network runs.
+    /// In front of the matrices, computed at run time.
     Online,
-    /// Nowhere: what produces the inputs uses each of its features several times, and they would have to share factors.
+    /// Nowhere: the producer's features are used several times and would have to share a factor.
     Shared,
 }
 
 impl Site {
-    /// Returns where factors that divide the inputs would go.
+    /// Returns the place of factors that divide the inputs of this site.
     pub fn folding(&self) -> Folding {
         match self.producer {
             Producer::Norm { .. } | Producer::Linear { repeat: 1, .. } => Folding::Producer,
@@ -98,7 +115,7 @@ impl Site {
     }
 }
 
-/// Returns the name of the bias beside a weight: `….bias` for `….weight`; none for other names.
+/// Returns the name of the bias beside a weight, `….bias` for `….weight`; None for names of another form.
 pub fn bias_name(weight: &str) -> Option<String> {
     weight.strip_suffix(".weight").map(|w| format!("{w}.bias"))
 }

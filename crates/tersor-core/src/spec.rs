@@ -1,71 +1,84 @@
-//! [`OpSpec`]: what an operator is, without its tensors.
+//! [`OpSpec`]: the description of an operator without its tensors.
 
 use std::collections::BTreeMap;
 
 use crate::{Error, Result};
 
-/// A parameter of an operator, as it is written to JSON.
+/// A parameter of an operator or method, as it is written to JSON.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Value {
-    /// Yes or no.
+    /// A truth value.
     Bool(bool),
-    /// A whole number.
+    /// An integer.
     Int(i64),
-    /// A finite number.
+    /// A finite float.
     Float(f64),
-    /// A text.
+    /// A string.
     Text(String),
 }
 
-/// The description of an operator without its tensors: kind, shape, parameters, and the operators inside.
+/// The description of an operator without its tensors: kind, shape, parameters, and the operators inside of it.
+///
+/// ```
+/// use tersor_core::OpSpec;
+/// # fn main() -> tersor_core::Result<()> {
+/// let inner = OpSpec::new("dense", [8, 16]).text("dtype", "F16");
+/// let spec = OpSpec::new("rotated", [8, 16]).size("power", 16).part("base", inner);
+/// assert_eq!((spec.get_size("power")?, spec.depth()), (16, 2));
+/// assert_eq!(spec.get_part("base")?.get_text("dtype")?, "F16");
+/// assert!(spec.get_int("bits").is_err(), "there is no such parameter");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct OpSpec {
-    /// The name that its loader is registered under.
+    /// The kind of the operator: the name that its loader is registered under.
     pub kind: String,
-    /// `[out_features, in_features]` of the whole matrix.
+    /// `[out_features, in_features]` of the whole matrix that the operator stores.
     pub shape: [usize; 2],
-    /// Parameters by name.
+    /// The parameters of the operator, by name.
     pub params: BTreeMap<String, Value>,
-    /// Specifications of the operators inside; their tensors lie under `prefix.name`.
+    /// The specifications of the operators inside, by name; their tensors are stored under `prefix.name`.
     pub parts: BTreeMap<String, OpSpec>,
 }
 
 impl OpSpec {
-    /// Returns a specification without parameters and parts.
+    /// Returns the specification of an operator of this kind and of the shape `[out_features, in_features]`, without parameters and parts.
     pub fn new(kind: &str, shape: [usize; 2]) -> Self {
         Self { kind: kind.to_string(), shape, ..Self::default() }
     }
 
-    /// Adds a whole number.
+    /// Returns this specification with the integer parameter `name`; a parameter of the same name is replaced.
     pub fn int(mut self, name: &str, value: impl Into<i64>) -> Self {
         self.params.insert(name.to_string(), Value::Int(value.into()));
         self
     }
 
-    /// Adds a size. Sizes above `i64::MAX`, which no tensor can have, are stored as that.
+    /// Returns this specification with the size `name` as an integer parameter. Sizes above `i64::MAX`, which no tensor can have, are
+    /// stored as `i64::MAX`.
     pub fn size(self, name: &str, value: usize) -> Self {
         self.int(name, i64::try_from(value).unwrap_or(i64::MAX))
     }
 
-    /// Adds a number.
+    /// Returns this specification with the float parameter `name`; a parameter of the same name is replaced.
     pub fn float(mut self, name: &str, value: impl Into<f64>) -> Self {
         self.params.insert(name.to_string(), Value::Float(value.into()));
         self
     }
 
-    /// Adds a text.
+    /// Returns this specification with the string parameter `name`; a parameter of the same name is replaced.
     pub fn text(mut self, name: &str, value: &str) -> Self {
         self.params.insert(name.to_string(), Value::Text(value.to_string()));
         self
     }
 
-    /// Adds an operator inside.
+    /// Returns this specification with the specification of the operator `name` inside; a part of the same name is replaced.
     pub fn part(mut self, name: &str, spec: OpSpec) -> Self {
         self.parts.insert(name.to_string(), spec);
         self
     }
 
-    /// Returns a whole number. Errors if it is missing or something else.
+    /// Returns an integer parameter. Errors if it is missing or of another type.
     pub fn get_int(&self, name: &str) -> Result<i64> {
         match self.params.get(name) {
             Some(Value::Int(v)) => Ok(*v),
@@ -73,7 +86,7 @@ impl OpSpec {
         }
     }
 
-    /// Returns a number; whole ones count. Errors if it is missing, something else, or not finite.
+    /// Returns a float parameter, or an integer one as a float. Errors if it is missing, of another type, or not finite.
     pub fn get_float(&self, name: &str) -> Result<f64> {
         match self.params.get(name) {
             Some(Value::Float(v)) if v.is_finite() => Ok(*v),
@@ -82,12 +95,12 @@ impl OpSpec {
         }
     }
 
-    /// Returns a whole number that is a size. Errors if it is missing or negative.
+    /// Returns an integer parameter as a size. Errors if it is missing, of another type, or negative.
     pub fn get_size(&self, name: &str) -> Result<usize> {
         usize::try_from(self.get_int(name)?).map_err(|_| self.missing(name))
     }
 
-    /// Returns a text. Errors if it is missing or something else.
+    /// Returns a string parameter. Errors if it is missing or of another type.
     pub fn get_text(&self, name: &str) -> Result<&str> {
         match self.params.get(name) {
             Some(Value::Text(v)) => Ok(v),
@@ -95,12 +108,12 @@ impl OpSpec {
         }
     }
 
-    /// Returns the specification of an operator inside. Errors if it is missing.
+    /// Returns the specification of an operator inside. Errors if there is none of this name.
     pub fn get_part(&self, name: &str) -> Result<&OpSpec> {
         self.parts.get(name).ok_or_else(|| self.missing(name))
     }
 
-    /// Returns the number of levels of nested operators, this one included.
+    /// Returns the number of levels of nested operators: 1 for an operator without parts.
     pub fn depth(&self) -> usize {
         1 + self.parts.values().map(OpSpec::depth).max().unwrap_or(0)
     }

@@ -1,19 +1,27 @@
-//! Where operators put their tensors and get them back from: files, or memory.
+//! [`TensorSink`] and [`TensorSource`]: where operators and statistics write their tensors and read them back, in files or in memory.
 
 use crate::{DType, Error, Result};
 use std::collections::BTreeMap;
 
-/// Type and shape of a stored tensor.
+/// Element type and shape of a stored tensor.
+///
+/// ```
+/// use tersor_core::{DType, TensorInfo};
+/// let info = TensorInfo { dtype: DType::F16, shape: vec![3, 4] };
+/// assert_eq!(info.bytes().unwrap(), 24);
+/// assert!(TensorInfo { dtype: DType::F16, shape: vec![usize::MAX, 2] }.bytes().is_err());
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TensorInfo {
-    /// Element type.
+    /// The type of the tensor's elements.
     pub dtype: DType,
-    /// Axes, slowest first.
+    /// The sizes of the tensor's axes, slowest first.
     pub shape: Vec<usize>,
 }
 
 impl TensorInfo {
-    /// Bytes of the whole. Error when that overflows, be it in a part of a tensor that is empty.
+    /// Returns the size of the tensor in bytes. Errors if that exceeds the address space; for an empty tensor, if its other axes alone
+    /// would.
     pub fn bytes(&self) -> Result<usize> {
         let full = self.shape.iter().try_fold(self.dtype.size(), |n, &d| n.checked_mul(d.max(1)));
         match full.filter(|&n| n <= isize::MAX as usize) {
@@ -24,42 +32,44 @@ impl TensorInfo {
     }
 }
 
-/// Which rows of the whole a block holds.
+/// The position of a block of rows in a matrix.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RowSlot {
-    /// Number of the block's first row.
+    /// The number of the block's first row in the whole matrix.
     pub first: usize,
-    /// Rows of the whole matrix.
+    /// The number of rows of the whole matrix that the block belongs to.
     pub total: usize,
 }
 
 impl RowSlot {
-    /// A block that is the whole.
+    /// Returns the position of a block that is the whole matrix of `rows` rows.
     pub fn whole(rows: usize) -> Self {
         Self { first: 0, total: rows }
     }
 }
 
-/// Takes the tensors of a result. Names are data, never paths.
+/// A destination for tensors: a file that is being written, or [memory](MemTensors). Names are data, never paths.
 pub trait TensorSink {
-    /// Writes leading-axis entries `first ..` of a tensor whose whole is `info`; `bytes` are little-endian
-    /// and row-major. Every entry is written once. Error when they do not fit, or `info` differs from an earlier write.
+    /// Writes the entries from `first` on along the first axis of the tensor `name`, whose type and whole shape is `info`. `bytes` are
+    /// these entries, little-endian and row-major; every entry is written once. Errors if the entries leave the tensor, or `info` differs
+    /// from an earlier write.
     fn write_rows(&mut self, name: &str, info: &TensorInfo, first: usize, bytes: &[u8]) -> Result<()>;
-    /// Writes a whole tensor that every block shares. Writing equal bytes again is allowed, other bytes are an error.
+    /// Writes a whole tensor that all blocks of a matrix share, little-endian and row-major. Writing the same bytes again is allowed;
+    /// errors if other bytes were written before or the length does not match.
     fn write_shared(&mut self, name: &str, info: &TensorInfo, bytes: &[u8]) -> Result<()>;
 }
 
-/// Gives stored tensors back, by positioned reads from any thread.
+/// A source of stored tensors, read at positions by any thread.
 pub trait TensorSource: Send + Sync {
-    /// Every name, sorted.
+    /// Returns the name of every tensor, sorted.
     fn names(&self) -> Vec<String>;
-    /// Type and shape; [`Error::Missing`] when there is no such tensor.
+    /// Returns the type and shape of a tensor. Errors with [`Error::Missing`] if there is no such tensor.
     fn info(&self, name: &str) -> Result<TensorInfo>;
-    /// Fills `out` with the bytes from `offset` on. Error when they leave the tensor.
+    /// Fills `out` with the bytes of a tensor from `offset` on. Errors if they leave the tensor or cannot be read.
     fn read_at(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()>;
 }
 
-/// Reads a tensor whole. Error unless it has the type and shape that the reader expects.
+/// Returns all bytes of a tensor. Errors if it is missing or does not have the type and shape that are expected.
 pub fn read_expected(source: &dyn TensorSource, name: &str, dtype: DType, shape: &[usize]) -> Result<Vec<u8>> {
     let info = source.info(name)?;
     if info.dtype != dtype || info.shape != shape {
@@ -72,49 +82,67 @@ pub fn read_expected(source: &dyn TensorSource, name: &str, dtype: DType, shape:
     Ok(bytes)
 }
 
-/// Reads a tensor of f32 whole. Error unless it is one of that shape; values are as they are, finite or not.
+/// Returns all values of an f32 tensor. Errors if it is missing or does not have this type and shape; NaN and infinities are returned as
+/// they are.
 pub fn read_floats(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
     let bytes = read_expected(source, name, DType::F32, shape)?;
     Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
 }
 
-/// Writes a whole tensor of f32 that every block shares. Error as for [`TensorSink::write_shared`].
+/// Writes a whole f32 tensor of the given shape that all blocks of a matrix share. Errors if the number of values does not match the shape,
+/// or the sink has other values under this name.
 pub fn write_floats(sink: &mut dyn TensorSink, name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     sink.write_shared(name, &TensorInfo { dtype: DType::F32, shape: shape.to_vec() }, &bytes)
 }
 
-/// Joins the name of an operator and of one of its tensors; an empty suffix is the operator's own name.
+/// Returns `prefix.suffix`, the name of a tensor of the operator `prefix`; `prefix` itself if the suffix is empty.
 pub fn join(prefix: &str, suffix: &str) -> String {
     if suffix.is_empty() { prefix.to_string() } else { format!("{prefix}.{suffix}") }
 }
 
-/// Tensors in memory: a sink and a source.
+/// Tensors in memory, a [`TensorSink`] and a [`TensorSource`].
+///
+/// ```
+/// use tersor_core::{DType, MemTensors, TensorInfo, TensorSink, TensorSource, tensors};
+/// # fn main() -> tersor_core::Result<()> {
+/// let mut file = MemTensors::new();
+/// // A tensor [3, 2] of bytes, written as two blocks of rows.
+/// let info = TensorInfo { dtype: DType::U8, shape: vec![3, 2] };
+/// file.write_rows("w.codes", &info, 2, &[5, 6])?;
+/// file.write_rows("w.codes", &info, 0, &[1, 2, 3, 4])?;
+/// tensors::write_floats(&mut file, "w.scale", &[1], &[0.5])?;
+/// assert_eq!(file.names(), ["w.codes", "w.scale"]);
+/// assert_eq!(tensors::read_expected(&file, "w.codes", DType::U8, &[3, 2])?, [1, 2, 3, 4, 5, 6]);
+/// assert_eq!(tensors::read_floats(&file, "w.scale", &[1])?, [0.5]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Default, Debug, PartialEq)]
 pub struct MemTensors(BTreeMap<String, (TensorInfo, Vec<u8>)>);
 
 impl MemTensors {
-    /// None yet.
+    /// Returns an empty set of tensors.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Bytes of all tensors together.
+    /// Returns the bytes of all tensors together.
     pub fn bytes(&self) -> usize {
         self.0.values().map(|(_, b)| b.len()).sum()
     }
 
-    /// Adds the tensors of another; those of the same name are replaced.
+    /// Adds the tensors of another set; those of the same name are replaced.
     pub fn extend(&mut self, other: MemTensors) {
         self.0.extend(other.0);
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no tensors.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Bytes of one tensor.
+    /// Returns the bytes of a tensor; None if there is none of this name.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         self.0.get(name).map(|(_, b)| &b[..])
     }
@@ -129,7 +157,8 @@ impl MemTensors {
     }
 }
 
-/// Where the leading-axis entries `first ..` of a tensor lie in its bytes, checked against the length given.
+/// Returns the range of a tensor's bytes that `bytes` bytes of entries from `first` on along its first axis take. Errors unless they are
+/// whole entries inside of the tensor.
 pub fn rows_span(info: &TensorInfo, first: usize, bytes: usize) -> Result<std::ops::Range<usize>> {
     let total = info.bytes()?;
     let rows = info.shape.first().copied().unwrap_or(1);
@@ -154,7 +183,7 @@ impl TensorSink for MemTensors {
         let new = !self.0.contains_key(name);
         let entry = self.entry(name, info)?;
         if !new && entry != bytes {
-            return Err(Error::format(name, "blocks of one matrix disagree on a tensor that they share"));
+            return Err(Error::format(name, "blocks of one matrix wrote different bytes to a tensor that they share"));
         }
         entry.copy_from_slice(bytes);
         Ok(())

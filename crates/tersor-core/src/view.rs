@@ -1,10 +1,28 @@
-//! Matrices that somebody else owns: a slice, a shape and two strides.
+//! [`MatView`] and [`MatViewMut`]: matrices over memory that somebody else owns, a slice with a shape and strides.
 
 use crate::{Element, Error, Isa, Result, RowSource};
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// A read-only matrix over a slice. Strides may be negative, zero or anything that stays inside the slice.
+/// A read-only matrix over a borrowed slice, with any strides (negative and zero too) that stay inside of the slice.
+///
+/// ```
+/// use tersor_core::{MatView, RowSource};
+/// # fn main() -> tersor_core::Result<()> {
+/// let data = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0];
+/// let m = MatView::new(&data, [2, 3])?;
+/// assert_eq!(*m.row(1), [4.0, 5.0, 6.0]);
+/// // Views of the same memory: the transpose, and its last row only.
+/// let t = m.transposed();
+/// assert_eq!((t.shape(), &*t.to_f32()), ([3, 2], &[1.0, 4.0, 2.0, 5.0, 3.0, 6.0][..]));
+/// assert_eq!(*m.columns(2..3)?.to_f32(), [3.0, 6.0]);
+/// // Every view is a source of rows.
+/// let mut rows = [0f32; 3];
+/// m.read_rows(0..1, &mut rows)?;
+/// assert_eq!(rows, [1.0, 2.0, 3.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct MatView<'a, T> {
     data: &'a [T],
@@ -14,7 +32,7 @@ pub struct MatView<'a, T> {
 }
 
 impl<'a, T: Element> MatView<'a, T> {
-    /// A contiguous row-major matrix. Error when `data` is not `rows * cols` long.
+    /// Borrows a contiguous row-major matrix `[rows, cols]`. Errors if `data` does not have `rows * cols` elements.
     pub fn new(data: &'a [T], shape: [usize; 2]) -> Result<Self> {
         let n = elements(shape)?;
         if data.len() != n {
@@ -23,14 +41,14 @@ impl<'a, T: Element> MatView<'a, T> {
         Ok(Self { data, first: 0, shape, strides: [shape[1] as isize, 1] })
     }
 
-    /// Any strided matrix: element `(r, c)` is `data[first + r * strides[0] + c * strides[1]]`.
-    /// Error when an element would lie outside the slice.
+    /// Borrows a strided matrix `[rows, cols]`: element `(r, c)` is `data[first + r * strides[0] + c * strides[1]]`. Errors if an element
+    /// would lie outside of the slice.
     pub fn strided(data: &'a [T], first: usize, shape: [usize; 2], strides: [isize; 2]) -> Result<Self> {
         elements(shape)?;
         if shape[0] > 0 && shape[1] > 0 {
             // The extremes of an affine function lie in the corners.
-            let reach = |n: usize, s: isize| (n as i128 - 1) * s as i128;
-            let (dr, dc) = (reach(shape[0], strides[0]), reach(shape[1], strides[1]));
+            let extent = |n: usize, s: isize| (n as i128 - 1) * s as i128;
+            let (dr, dc) = (extent(shape[0], strides[0]), extent(shape[1], strides[1]));
             let low = first as i128 + dr.min(0) + dc.min(0);
             let high = first as i128 + dr.max(0) + dc.max(0);
             if low < 0 || high >= data.len() as i128 {
@@ -40,18 +58,18 @@ impl<'a, T: Element> MatView<'a, T> {
         Ok(Self { data, first, shape, strides })
     }
 
-    /// `[rows, cols]`.
+    /// Returns `[rows, cols]`.
     pub fn shape(&self) -> [usize; 2] {
         self.shape
     }
 
-    /// Rows and columns exchanged, nothing copied.
+    /// Returns the transpose, a view of the same memory.
     pub fn transposed(self) -> Self {
         let ([r, c], [a, b]) = (self.shape, self.strides);
         Self { shape: [c, r], strides: [b, a], ..self }
     }
 
-    /// The columns of a range. Error when it does not lie inside.
+    /// Returns the columns of a range, a view of the same memory. Errors if the range is not inside of the matrix.
     pub fn columns(self, range: Range<usize>) -> Result<Self> {
         if range.start > range.end || range.end > self.shape[1] {
             return Err(Error::shape("column range", format!("inside 0..{}", self.shape[1]), range));
@@ -63,7 +81,7 @@ impl<'a, T: Element> MatView<'a, T> {
         Ok(Self { first, shape, ..self })
     }
 
-    /// The whole as one slice in row-major order, when its memory is one.
+    /// Returns the whole matrix as one slice in row-major order; None if its elements are not contiguous in that order.
     pub fn as_slice(&self) -> Option<&'a [T]> {
         let [rows, cols] = self.shape;
         let row_major = (self.strides[1] == 1 || cols <= 1) && (self.strides[0] == cols as isize || rows <= 1);
@@ -73,7 +91,7 @@ impl<'a, T: Element> MatView<'a, T> {
         if row_major { self.data.get(self.first..self.first + rows * cols) } else { None }
     }
 
-    /// Returns a row in f32: borrowed if its elements are f32 side by side, copied otherwise. Empty if there is no such row.
+    /// Returns a row in f32: borrowed if its elements are contiguous f32, copied otherwise. Empty if there is no such row.
     pub fn row(&self, row: usize) -> Cow<'a, [f32]> {
         let [rows, cols] = self.shape;
         if row >= rows || cols == 0 {
@@ -91,7 +109,7 @@ impl<'a, T: Element> MatView<'a, T> {
         Cow::Owned(out)
     }
 
-    /// Widens row `row` into `out`; `out` must be `cols` long, `row` inside.
+    /// Writes row `row`, which must exist, into `out`, which must have `cols` elements.
     fn widen_row(&self, row: usize, out: &mut [f32]) {
         let start = self.first as isize + row as isize * self.strides[0];
         if self.strides[1] == 1 {
@@ -107,7 +125,7 @@ impl<'a, T: Element> MatView<'a, T> {
         }
     }
 
-    /// The matrix in f32, row-major: borrowed where it already is that, copied otherwise.
+    /// Returns the matrix in f32, row-major: borrowed if it is stored so, copied otherwise.
     pub fn to_f32(&self) -> Cow<'a, [f32]> {
         if let Some(slice) = self.as_slice().and_then(T::as_f32) {
             return Cow::Borrowed(slice);
@@ -138,7 +156,19 @@ impl<T: Element> RowSource for MatView<'_, T> {
     }
 }
 
-/// A row-major output: rows `stride` elements apart, columns side by side.
+/// A row-major matrix to write to, over a borrowed slice: rows lie `stride` elements apart, the elements of a row are contiguous.
+///
+/// ```
+/// use tersor_core::MatViewMut;
+/// # fn main() -> tersor_core::Result<()> {
+/// // A matrix [2, 2] whose rows begin at multiples of 3.
+/// let mut data = [0f32; 6];
+/// let mut y = MatViewMut::strided(&mut data, [2, 2], 3)?;
+/// y.rows_mut().for_each(|row| row.fill(1.0));
+/// assert_eq!(data, [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct MatViewMut<'a> {
     data: &'a mut [f32],
@@ -147,12 +177,13 @@ pub struct MatViewMut<'a> {
 }
 
 impl<'a> MatViewMut<'a> {
-    /// A contiguous output.
+    /// Borrows a contiguous row-major matrix `[rows, cols]`. Errors if `data` has fewer than `rows * cols` elements.
     pub fn new(data: &'a mut [f32], shape: [usize; 2]) -> Result<Self> {
         Self::strided(data, shape, shape[1])
     }
 
-    /// An output whose rows begin at multiples of `stride`. Error when rows would overlap or leave the slice.
+    /// Borrows a matrix `[rows, cols]` whose rows begin at multiples of `stride`. Errors if rows would overlap or the last one would end
+    /// outside of the slice.
     pub fn strided(data: &'a mut [f32], shape: [usize; 2], stride: usize) -> Result<Self> {
         elements(shape)?;
         let [rows, cols] = shape;
@@ -167,17 +198,17 @@ impl<'a> MatViewMut<'a> {
         Ok(Self { data, shape, stride: stride.max(cols) })
     }
 
-    /// `[rows, cols]`.
+    /// Returns `[rows, cols]`.
     pub fn shape(&self) -> [usize; 2] {
         self.shape
     }
 
-    /// The same output for a shorter time.
+    /// Returns a view of the same matrix with a shorter lifetime.
     pub fn reborrow(&mut self) -> MatViewMut<'_> {
         MatViewMut { data: self.data, shape: self.shape, stride: self.stride }
     }
 
-    /// The rows, one slice each.
+    /// Returns the rows in order, one slice of `cols` elements each.
     pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
         let [rows, cols] = self.shape;
         self.data.chunks_mut(self.stride.max(1)).take(rows).map(move |r| {
@@ -186,7 +217,7 @@ impl<'a> MatViewMut<'a> {
         })
     }
 
-    /// The columns of a range, as an output of its own.
+    /// Returns the columns of a range, a view of the same memory. Errors if the range is not inside of the matrix.
     pub fn columns(self, range: Range<usize>) -> Result<MatViewMut<'a>> {
         if range.start > range.end || range.end > self.shape[1] {
             return Err(Error::shape("column range", format!("inside 0..{}", self.shape[1]), range));
@@ -195,13 +226,13 @@ impl<'a> MatViewMut<'a> {
         Ok(MatViewMut { data, shape: [self.shape[0], range.len()], stride: self.stride })
     }
 
-    /// The elements and the row stride, for kernels.
+    /// Returns the elements and the row stride, as the kernels take an output.
     pub fn into_out(self) -> tersor_kernels::dense::Out<'a> {
         tersor_kernels::dense::Out { data: self.data, stride: self.stride }
     }
 }
 
-/// Rows times columns; error when this machine cannot address so many f64, or one row (column) of an empty matrix.
+/// Returns `rows * cols`. Errors if so many f64 exceed the address space of this machine; for an empty matrix, if one row or column would.
 pub fn elements([rows, cols]: [usize; 2]) -> Result<usize> {
     let full = rows.max(1).checked_mul(cols.max(1)).and_then(|n| n.checked_mul(8));
     match full.filter(|&b| b <= isize::MAX as usize) {
@@ -210,9 +241,20 @@ pub fn elements([rows, cols]: [usize; 2]) -> Result<usize> {
     }
 }
 
-/// What can be looked at as a matrix: views themselves, `(slice, shape)` pairs and ndarray's arrays.
+/// Types that can be read as a matrix: [`MatView`], `(slice, [rows, cols])` pairs and, with the feature `ndarray`, ndarray's
+/// two-dimensional arrays.
+///
+/// ```
+/// use tersor_core::IntoMat;
+/// # fn main() -> tersor_core::Result<()> {
+/// let sum = (&[1.0f32, 2.0, 3.0][..], [1, 3]).with_mat(|m| Ok(m.to_f32().iter().sum::<f32>()))?;
+/// assert_eq!(sum, 6.0);
+/// # Ok(())
+/// # }
+/// ```
 pub trait IntoMat<T: Element> {
-    /// Calls `f` with the matrix, copied first only when its memory is not one slice.
+    /// Calls `f` with a view of the matrix and returns its result. An ndarray whose memory is not one slice is copied first. Errors if the
+    /// shape does not match the slice, or `f` errors.
     fn with_mat<R>(&self, f: impl FnOnce(MatView<'_, T>) -> Result<R>) -> Result<R>;
 }
 
@@ -233,7 +275,7 @@ impl<T: Element, S: ndarray::Data<Elem = T>> IntoMat<T> for ndarray::ArrayBase<S
     fn with_mat<R>(&self, f: impl FnOnce(MatView<'_, T>) -> Result<R>) -> Result<R> {
         let shape = [self.nrows(), self.ncols()];
         if let Some(slice) = self.as_slice_memory_order() {
-            // The memory is one slice; the first logical element lies as far in as the negative strides reach.
+            // The memory is one slice; negative strides put the first logical element behind its start.
             let strides = [self.strides()[0], self.strides()[1]];
             let back = |n: usize, s: isize| if s < 0 { (n.max(1) - 1) * s.unsigned_abs() } else { 0 };
             return f(MatView::strided(

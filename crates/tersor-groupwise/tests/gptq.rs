@@ -324,7 +324,7 @@ fn statistics_and_parameters_are_checked() {
     let prepare = |stats: &StatSet| method.prepare(stats, &cx).map(|_| ()).unwrap_err().to_string();
     assert!(prepare(&StatSet::none()).contains("XᵀX"));
     let needs = method.needs();
-    assert!(prepare(&StatSet::new(4, needs, 0, 0).unwrap()).contains("saw no token"));
+    assert!(prepare(&StatSet::new(4, needs, 0, 0).unwrap()).contains("observed no token"));
     let mut other = StatSet::new(4, StatNeeds { channel: true, ..StatNeeds::default() }, 0, 0).unwrap();
     other.observe(&MatView::new(&[1.0; 8], [2, 4]).unwrap()).unwrap();
     assert!(prepare(&other).contains("XᵀX"));

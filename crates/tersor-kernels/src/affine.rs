@@ -1,21 +1,32 @@
-//! Codes on an affine grid: `value = scale * (code - zero)`.
+//! Quantization to codes on an affine grid, `value = scale * (code - zero)`, and back.
+//!
+//! ```
+//! use tersor_kernels::{Isa, affine::{self, Affine}};
+//! let (isa, grid) = (Isa::detect(), Affine { scale: 0.5, zero: 8 });
+//! let mut codes = [0u8; 4];
+//! affine::quantize(isa, &[-1.0, 0.0, 0.6, 100.0], grid, 0..=15, &mut codes);
+//! assert_eq!(codes, [6, 8, 9, 15]);
+//! let mut values = [0f32; 4];
+//! affine::dequantize(isa, &codes, grid, &mut values);
+//! assert_eq!(values, [-1.0, 0.0, 0.5, 3.5]);
+//! ```
 
 use std::ops::RangeInclusive;
 
 use crate::Isa;
 
-/// One grid: a positive finite `scale` and the code that stands for 0.
+/// The quantization parameters of one group of values: code `c` stands for `scale * (c - zero)`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Affine {
-    /// Distance of neighbouring values.
+    /// The quantization step: the distance of the values of neighbouring codes; positive and finite.
     pub scale: f32,
-    /// The code of zero.
+    /// The zero point: the code that stands for the value 0.
     pub zero: u8,
 }
 
-/// `codes[i] = clamp(round(x[i] / scale) + zero, range)`, rounding ties to even.
+/// Writes `codes[i] = clamp(round(x[i] / scale) + zero, range)`, rounding ties to even, over the shorter of `x` and `codes`.
 ///
-/// Works on the shorter of `x` and `codes`. A NaN becomes the start of `range`; callers refuse it before.
+/// Does not check values: a NaN becomes the start of `range`, an infinity its start or end.
 pub fn quantize(isa: Isa, x: &[f32], grid: Affine, range: RangeInclusive<u8>, codes: &mut [u8]) {
     let n = x.len().min(codes.len());
     let (x, codes) = (&x[..n], &mut codes[..n]);
@@ -29,17 +40,17 @@ pub fn quantize(isa: Isa, x: &[f32], grid: Affine, range: RangeInclusive<u8>, co
     quantize_scalar(x, grid, *range.start(), *range.end(), codes);
 }
 
-/// The code of one value: what [`quantize`] makes of it.
+/// Returns the code of one value, limited to `lo..=hi`, as [`quantize`] computes it.
 #[must_use]
 #[inline]
 pub fn code(x: f32, grid: Affine, lo: u8, hi: u8) -> u8 {
     let q = (x / grid.scale).round_ties_even() + f32::from(grid.zero);
-    // In this order a NaN falls to `lo`, as the vector `max` has it.
+    // In this order of comparisons a NaN becomes `lo`, as with the vector `max`.
     let q = if q > f32::from(lo) { q } else { f32::from(lo) };
     if q < f32::from(hi) { q as u8 } else { hi }
 }
 
-/// The value of one code: what [`dequantize`] makes of it.
+/// Returns the value of one code, as [`dequantize`] computes it.
 #[must_use]
 #[inline]
 pub fn value(code: u8, grid: Affine) -> f32 {
@@ -50,7 +61,7 @@ pub(crate) fn quantize_scalar(x: &[f32], grid: Affine, lo: u8, hi: u8, codes: &m
     codes.iter_mut().zip(x).for_each(|(c, &v)| *c = code(v, grid, lo, hi));
 }
 
-/// `out[i] = scale * (codes[i] - zero)`, over the shorter of the two.
+/// Writes `out[i] = scale * (codes[i] - zero)` over the shorter of `codes` and `out`.
 pub fn dequantize(isa: Isa, codes: &[u8], grid: Affine, out: &mut [f32]) {
     let n = codes.len().min(out.len());
     let (codes, out) = (&codes[..n], &mut out[..n]);
@@ -68,8 +79,7 @@ pub(crate) fn dequantize_scalar(codes: &[u8], grid: Affine, out: &mut [f32]) {
     out.iter_mut().zip(codes).for_each(|(v, &c)| *v = value(c, grid));
 }
 
-/// `out[i] = scale * codes[i] + offset`, over the shorter of the two: an affine grid with a float instead of a code for
-/// its zero point.
+/// Writes `out[i] = scale * codes[i] + offset` over the shorter of `codes` and `out`: an affine grid whose zero point is a float.
 pub fn dequantize_with_offset(isa: Isa, codes: &[u8], [scale, offset]: [f32; 2], out: &mut [f32]) {
     let n = codes.len().min(out.len());
     let (codes, out) = (&codes[..n], &mut out[..n]);
@@ -87,8 +97,9 @@ pub(crate) fn dequantize_with_offset_scalar(codes: &[u8], [scale, offset]: [f32;
     out.iter_mut().zip(codes).for_each(|(v, c)| *v = offset + scale * f32::from(*c));
 }
 
-/// `codes[i]` and `values[i]` of `x[i]` on a grid of its own, `scales[i]` and `zeros[i]` (a code, as a float): what
-/// [`quantize`] and [`dequantize`] make of it. Works on the shortest of the slices.
+/// Quantizes each `x[i]` with quantization parameters of its own, `scales[i]` and `zeros[i]` (an integer from 0 to 255, stored as a float).
+/// Writes the codes, limited to `range`, to `codes`, and the values that they stand for to `values`, as [`quantize`] and [`dequantize`]
+/// compute them. Works over the shortest of the slices.
 pub fn round_each(
     isa: Isa,
     x: &[f32],
@@ -126,7 +137,7 @@ pub(crate) fn round_each_scalar(
     }
 }
 
-/// The smallest and the largest value; of nothing, infinity and its negative.
+/// Returns the smallest and the largest value of `x`, passing over NaN; of an empty slice infinity and minus infinity.
 #[must_use]
 pub fn min_max(isa: Isa, x: &[f32]) -> (f32, f32) {
     #[cfg(target_arch = "x86_64")]

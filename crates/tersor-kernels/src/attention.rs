@@ -1,41 +1,50 @@
 //! Scaled dot-product attention of one head: scores, weighted sums, and both around a softmax.
+//!
+//! ```
+//! use tersor_kernels::{Isa, attention};
+//! // Two tokens of dimension 1; the second token sees both keys.
+//! let (q, keys, values) = ([1.0, 0.0], [5.0, 5.0], [2.0, 4.0]);
+//! let (mut probs, mut out) = (Vec::new(), [0f32; 2]);
+//! let seen = attention::attend(Isa::detect(), [&q, &keys, &values], 1, &[0..1, 0..2], &mut probs, &mut out).unwrap();
+//! assert_eq!((seen, out), (0..2, [2.0, 3.0]));
+//! assert_eq!(probs, [1.0, 0.0, 0.5, 0.5]);
+//! ```
 
 use std::ops::Range;
 
-use crate::dense::{How, Out, Write, add_product, product};
+use crate::dense::{Options, Out, Write, add_product, product};
 use crate::{Fault, Isa, fault, vector};
 
-/// Number of query tokens below which each query is multiplied with one key or value at a time: a product of matrices
-/// is not worth its start.
-pub const FEW: usize = 4;
+/// The number of query tokens from which attention uses matrix products ([`Product::Matrix`]); for fewer, setting such a product up costs
+/// more than it saves.
+pub const MATRIX_MIN_TOKENS: usize = 4;
 
-/// How queries are multiplied with keys, and probabilities with values. Both give the same numbers up to rounding.
+/// The kind of the products of queries with keys and of probabilities with values. Both kinds agree up to rounding.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Product {
-    /// One dot product, or one scaled row, at a time, by the loops of this crate: the same bits on every instruction
-    /// set.
+    /// One dot product (or one scaled row) at a time, by the loops of this crate: the same bits on every instruction set.
     #[default]
     Vector,
-    /// Products of matrices, by the `gemm` crate, which chooses its own instruction set.
+    /// Matrix products by the `gemm` crate, which chooses its own instruction set.
     Matrix,
 }
 
 impl Product {
-    /// Returns the product for so many query tokens: [`Product::Vector`] below [`FEW`].
+    /// Returns [`Product::Vector`] for fewer than [`MATRIX_MIN_TOKENS`] query tokens, [`Product::Matrix`] otherwise.
     #[must_use]
     pub fn of(tokens: usize) -> Self {
-        if tokens < FEW { Self::Vector } else { Self::Matrix }
+        if tokens < MATRIX_MIN_TOKENS { Self::Vector } else { Self::Matrix }
     }
 }
 
-/// Writes `out[t, j] = q[t] · keys[j]` for queries `[tokens, dim]` and keys `[len, dim]`; rows of `out` are
-/// `out.stride` apart. Fails, with `out` unchanged, with `Fault::Length` or `Fault::Overflow` when a length is wrong.
-pub fn scores(isa: Isa, how: Product, q: &[f32], keys: &[f32], dim: usize, out: Out<'_>) -> Result<(), Fault> {
+/// Writes `out[t, j] = q[t] · keys[j]` for queries `[tokens, dim]` and keys `[len, dim]`; `out` is `[tokens, len]` with rows `out.stride`
+/// elements apart. Fails with `Fault::Length` or `Fault::Overflow` if a length does not match; `out` is unchanged then.
+pub fn scores(isa: Isa, kind: Product, q: &[f32], keys: &[f32], dim: usize, out: Out<'_>) -> Result<(), Fault> {
     let (tokens, len) = (q.len() / dim.max(1), keys.len() / dim.max(1));
     fault::matrix("keys", [len, dim], keys.len())?;
-    if how == Product::Matrix {
-        let how = How { isa, write: Write::Set, parallel: false };
-        return product(how, q, [tokens, dim], keys, len, out);
+    if kind == Product::Matrix {
+        let options = Options { isa, write: Write::Set, parallel: false };
+        return product(options, q, [tokens, dim], keys, len, out);
     }
     fault::matrix("queries", [tokens, dim], q.len())?;
     out.check([tokens, len])?;
@@ -47,12 +56,12 @@ pub fn scores(isa: Isa, how: Product, q: &[f32], keys: &[f32], dim: usize, out: 
     Ok(())
 }
 
-/// Adds `Σ_j p[t, j] values[j]` to `out[t]` for values `[len, dim]` and `out` `[tokens, dim]`; rows of `p` are `stride`
-/// apart. With [`Product::Vector`] values of probability 0 are left out. Fails, with `out` unchanged, with
-/// `Fault::Length` or `Fault::Overflow` when a length is wrong.
+/// Adds `Σ_j p[t, j] values[j]` to `out[t]` for probabilities `p` `[tokens, len]` with rows `stride` elements apart, values `[len, dim]`
+/// and `out` `[tokens, dim]`. With [`Product::Vector`] values of probability 0 are skipped. Fails with `Fault::Length` or `Fault::Overflow`
+/// if a length does not match; `out` is unchanged then.
 pub fn add_weighted(
     isa: Isa,
-    how: Product,
+    kind: Product,
     [p, values]: [&[f32]; 2],
     stride: usize,
     dim: usize,
@@ -64,7 +73,7 @@ pub fn add_weighted(
     if tokens == 0 || len == 0 {
         return Ok(());
     }
-    if how == Product::Matrix {
+    if kind == Product::Matrix {
         return add_product(p, stride, [tokens, len], values, dim, out);
     }
     fault::at_least("stride of the probabilities", len, stride)?;
@@ -81,13 +90,16 @@ pub fn add_weighted(
     Ok(())
 }
 
-/// `out[t] = Σ_j p[t, j] values[j]`, `p[t] = softmax over visible[t] of q[t] · keys[j]`; queries `[tokens, dim]` are
-/// scaled already, keys and values are `[len, dim]`. Returns the range of keys that any token sees, and leaves `p` over
-/// it in `probs` (`[tokens, range]`, 0 where a token sees nothing). Products are those of [`Product::of`] the tokens.
-/// Long texts are best taken a block of tokens at a time, since keys that no token of the block sees are left out.
+/// Writes the attention output `out[t] = Σ_j p[t, j] values[j]` with `p[t] = softmax(q[t] · keys[j])` over the keys `j` in `visible[t]`.
+/// Queries `[tokens, dim]` are scaled already (by `1/√dim`, as a rule); keys and values are `[len, dim]`, `out` is `[tokens, dim]`. The
+/// products are those of [`Product::of`] the number of tokens.
 ///
-/// Fails, with the outputs unchanged, with `Fault::Length` or `Fault::Overflow` when a length is wrong, and with
-/// `Fault::Range` when a range is reversed or goes past the keys.
+/// Returns the smallest range of keys that contains every visible range, and leaves the probabilities over it in `probs`, `[tokens,
+/// range.len()]`, 0 for keys that a token does not see. Work and memory grow with that range, so long texts are best processed in blocks of
+/// tokens.
+///
+/// Fails with `Fault::Length` or `Fault::Overflow` if a length does not match, and with `Fault::Range` if a visible range is reversed or
+/// ends past the keys; the outputs are unchanged then.
 pub fn attend(
     isa: Isa,
     [q, keys, values]: [&[f32]; 3],
@@ -108,17 +120,17 @@ pub fn attend(
     let first = visible.iter().map(|v| v.start).min().unwrap_or(0);
     let last = visible.iter().map(|v| v.end).max().unwrap_or(0).max(first);
     let (keys, values, seen) = (&keys[first * dim..last * dim], &values[first * dim..last * dim], last - first);
-    let how = Product::of(tokens);
-    // What is not written below is filled with zeros.
+    let kind = Product::of(tokens);
+    // Entries that are not written below are set to zero.
     probs.resize(tokens * seen, 0.0);
-    scores(isa, how, q, keys, dim, Out { data: probs, stride: seen })?;
+    scores(isa, kind, q, keys, dim, Out { data: probs, stride: seen })?;
     for (p, v) in probs.chunks_exact_mut(seen.max(1)).zip(visible) {
         p[..v.start - first].fill(0.0);
         p[v.end - first..].fill(0.0);
         vector::softmax(isa, &mut p[v.start - first..v.end - first]);
     }
     out.fill(0.0);
-    add_weighted(isa, how, [probs, values], seen, dim, out)?;
+    add_weighted(isa, kind, [probs, values], seen, dim, out)?;
     Ok(first..last)
 }
 
@@ -146,14 +158,14 @@ mod tests {
                 let seen = attend(isa, [&q, &keys, &values], dim, &visible, &mut probs, &mut out).unwrap();
                 prop_assert!(out.iter().zip(&want).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5));
                 // In parts, with either product.
-                for how in [Product::Vector, Product::Matrix] {
+                for kind in [Product::Vector, Product::Matrix] {
                     let mut parts = vec![0f32; tokens * dim];
                     for at in (0..seen.len()).step_by(7) {
                         let rows = (seen.start + at) * dim..(seen.start + (at + 7).min(seen.len())) * dim;
                         let mut again = vec![f32::NAN; tokens * seen.len()];
                         let out = Out { data: &mut again[at..], stride: seen.len() };
-                        scores(isa, how, &q, &keys[rows.clone()], dim, out).unwrap();
-                        add_weighted(isa, how, [&probs[at..], &values[rows]], seen.len(), dim, &mut parts).unwrap();
+                        scores(isa, kind, &q, &keys[rows.clone()], dim, out).unwrap();
+                        add_weighted(isa, kind, [&probs[at..], &values[rows]], seen.len(), dim, &mut parts).unwrap();
                         let q = &q[(tokens - 1) * dim..];
                         let score = vector::dot(isa, q, &keys[(seen.start + at) * dim..][..dim]);
                         prop_assert!((again[(tokens - 1) * seen.len() + at] - score).abs() < 1e-5);
@@ -183,17 +195,17 @@ mod tests {
         #[allow(clippy::reversed_empty_ranges)]
         let reversed = run(&x[..4], 2..1);
         assert_eq!(reversed, Err(Fault::Range { what: "start of a range of visible keys", limit: 1, found: 2 }));
-        for how in [Product::Vector, Product::Matrix] {
+        for kind in [Product::Vector, Product::Matrix] {
             let mut out = [0f32; 8];
             let mut cells = [0f32; 4];
-            assert!(scores(Isa::SCALAR, how, &x[..7], &x, 4, place(&mut cells)).is_err());
-            assert!(scores(Isa::SCALAR, how, &x, &x[..7], 4, place(&mut cells)).is_err());
-            assert!(scores(Isa::SCALAR, how, &x, &x, 4, place(&mut cells[..3])).is_err());
-            assert!(add_weighted(Isa::SCALAR, how, [&x[..3], &x], 2, 4, &mut out).is_err());
-            assert!(add_weighted(Isa::SCALAR, how, [&x[..4], &x], 1, 4, &mut out).is_err());
-            assert!(add_weighted(Isa::SCALAR, how, [&x[..4], &x[..7]], 2, 4, &mut out).is_err());
-            assert!(add_weighted(Isa::SCALAR, how, [&x[..4], &x], 2, 4, &mut out[..7]).is_err());
-            assert_eq!(add_weighted(Isa::SCALAR, how, [&x[..4], &x], 2, 4, &mut out), Ok(()));
+            assert!(scores(Isa::SCALAR, kind, &x[..7], &x, 4, place(&mut cells)).is_err());
+            assert!(scores(Isa::SCALAR, kind, &x, &x[..7], 4, place(&mut cells)).is_err());
+            assert!(scores(Isa::SCALAR, kind, &x, &x, 4, place(&mut cells[..3])).is_err());
+            assert!(add_weighted(Isa::SCALAR, kind, [&x[..3], &x], 2, 4, &mut out).is_err());
+            assert!(add_weighted(Isa::SCALAR, kind, [&x[..4], &x], 1, 4, &mut out).is_err());
+            assert!(add_weighted(Isa::SCALAR, kind, [&x[..4], &x[..7]], 2, 4, &mut out).is_err());
+            assert!(add_weighted(Isa::SCALAR, kind, [&x[..4], &x], 2, 4, &mut out[..7]).is_err());
+            assert_eq!(add_weighted(Isa::SCALAR, kind, [&x[..4], &x], 2, 4, &mut out), Ok(()));
         }
         assert!(run(&x[..3], 0..2) == short && run(&x[..4], 0..3) == far && run(&x[..4], 0..2) == Ok(0..2));
     }

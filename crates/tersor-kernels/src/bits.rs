@@ -1,20 +1,31 @@
-//! Dense little-endian bit packing of codes of 1 to 8 bits.
+//! Dense little-endian packing of codes of 1 to 8 bits.
 //!
-//! Code `i` occupies the bits `i * bits ..` of the byte stream, lowest bit first. Read as u32 words
-//! it is the layout that GPTQ (2, 3, 4, 8 bits) and compressed-tensors files use.
+//! Code `i` occupies bits `i * bits` to `(i + 1) * bits - 1` of the byte stream, lowest bit first. Read as u32 words this is the layout of
+//! GPTQ files (2, 3, 4 and 8 bits) and of compressed-tensors files.
+//!
+//! ```
+//! use tersor_kernels::{Isa, bits};
+//! let mut packed = [0u8; bits::packed_len(3, 3)];
+//! bits::pack(Isa::detect(), &[1, 2, 3], 3, &mut packed);
+//! assert_eq!(packed, [0b11_010_001, 0b0]);
+//! let mut codes = [0u8; 2];
+//! bits::unpack(Isa::detect(), &packed, 3, 1, &mut codes);
+//! assert_eq!(codes, [2, 3]);
+//! ```
 
 use crate::Isa;
 use crate::isa::versions;
 
-/// Bytes that `n` codes of `bits` bits take: `ceil(n * bits / 8)`, saturating.
+/// Returns the number of bytes of `n` packed codes of `bits` bits, `ceil(n * bits / 8)`; `usize::MAX` if that overflows.
 #[must_use]
 pub const fn packed_len(n: usize, bits: u32) -> usize {
     // In two parts, so that no product overflows for any real length.
     (n / 8).saturating_mul(bits as usize).saturating_add(((n % 8) * bits as usize).div_ceil(8))
 }
 
-/// Packs `codes` (each below `2^bits`; higher bits are cut off) into `out`, whose length is
-/// [`packed_len`]. Bits after the last code are zero. Stops where `out` ends.
+/// Packs `codes` of `bits` bits (1 to 8; other widths count as the nearer of these) into `out`, which should be [`packed_len`] bytes long:
+/// a shorter `out` takes the codes that fit, the excess of a longer one is left unchanged. Bits of a code above `bits` are dropped; unused
+/// bits of the last byte are zero.
 pub fn pack(isa: Isa, codes: &[u8], bits: u32, out: &mut [u8]) {
     let bits = bits.clamp(1, 8);
     #[cfg(target_arch = "x86_64")]
@@ -29,7 +40,7 @@ pub fn pack(isa: Isa, codes: &[u8], bits: u32, out: &mut [u8]) {
     pack_words(codes, bits, out);
 }
 
-/// Eight codes at a time.
+/// Packs codes eight at a time, in plain Rust.
 fn pack_words(codes: &[u8], bits: u32, out: &mut [u8]) {
     if bits == 8 {
         let n = codes.len().min(out.len());
@@ -68,30 +79,30 @@ fn pack_words(codes: &[u8], bits: u32, out: &mut [u8]) {
     out[..n].copy_from_slice(&last[..n]);
 }
 
-/// Eight bytes with a code of `BITS` bits each, as `BITS` bytes: neighbours are joined three times.
+/// Joins eight codes of `BITS` bits, one a byte, to `BITS` bytes: neighbouring codes, then pairs, then fours are joined.
 #[inline]
 fn join<const BITS: u32>(codes: &[u8; 8]) -> [u8; 8] {
-    let mut w = u64::from_le_bytes(*codes) & spread(BITS, 8);
+    let mut w = u64::from_le_bytes(*codes) & low_bits(BITS, 8);
     for [bits, step] in [[BITS, 8], [2 * BITS, 16], [4 * BITS, 32]] {
-        let low = spread(bits, 2 * step);
+        let low = low_bits(bits, 2 * step);
         w = (w & low) | (w >> (step - bits) & low << bits);
     }
     w.to_le_bytes()
 }
 
-/// The reverse of [`join`].
+/// Splits `BITS` bytes into eight codes of `BITS` bits, one a byte: the inverse of [`join`].
 #[inline(always)]
-fn part<const BITS: u32>(bytes: [u8; 8]) -> [u8; 8] {
+fn split<const BITS: u32>(bytes: [u8; 8]) -> [u8; 8] {
     let mut w = u64::from_le_bytes(bytes);
     for [bits, step] in [[4 * BITS, 32], [2 * BITS, 16], [BITS, 8]] {
-        let low = spread(bits, 2 * step);
+        let low = low_bits(bits, 2 * step);
         w = (w & low) | (w & low << bits) << (step - bits);
     }
     w.to_le_bytes()
 }
 
-/// The lowest `bits` of every `step` bits.
-const fn spread(bits: u32, step: u32) -> u64 {
+/// Returns a mask of the lowest `bits` of every `step` bits of a word.
+const fn low_bits(bits: u32, step: u32) -> u64 {
     let (mut word, mut at) = (0u64, 0);
     while at < 64 {
         word |= ((1u64 << bits) - 1) << at;
@@ -100,7 +111,8 @@ const fn spread(bits: u32, step: u32) -> u64 {
     word
 }
 
-/// Unpacks `out.len()` codes that begin at code number `first`. Codes past the end of `packed` are 0.
+/// Unpacks `out.len()` codes of `bits` bits (1 to 8; other widths count as the nearer of these) from `packed`, beginning with code number
+/// `first`. Codes past the end of `packed` are 0.
 pub fn unpack(isa: Isa, packed: &[u8], bits: u32, first: usize, out: &mut [u8]) {
     let bits = bits.clamp(1, 8);
     // There are at most eight codes in a byte.
@@ -118,12 +130,12 @@ pub fn unpack(isa: Isa, packed: &[u8], bits: u32, first: usize, out: &mut [u8]) 
     let start = (first + lead) / 8 * bits as usize;
     let packed = packed.get(start..).unwrap_or(&[]);
     // Groups of 3, 5, 6 or 7 bytes are gathered faster into registers of 256 bits.
-    let isa = if bits.is_power_of_two() { isa } else { isa.at_most_avx2() };
+    let isa = if bits.is_power_of_two() { isa } else { isa.capped_at_avx2() };
     unpack_groups(isa, packed, bits, body);
 }
 
 versions! {
-    /// Unpacks from the start of a group on.
+    /// Unpacks codes from bytes that begin with a whole group of eight codes.
     fn unpack_groups(isa: Isa, packed: &[u8], bits: u32, out: &mut [u8]) {
         match bits {
             8 => {
@@ -142,7 +154,7 @@ versions! {
     }
 }
 
-/// The same for one width.
+/// Unpacks codes of `BITS` bits from bytes that begin with a whole group of eight codes; codes past the end are 0.
 #[inline(always)]
 pub(crate) fn groups<const BITS: u32>(packed: &[u8], out: &mut [u8]) {
     let width = BITS as usize;
@@ -151,17 +163,18 @@ pub(crate) fn groups<const BITS: u32>(packed: &[u8], out: &mut [u8]) {
     for (codes, bytes) in whole[..full].iter_mut().zip(packed.chunks_exact(width)) {
         let mut word = [0u8; 8];
         word[..width].copy_from_slice(bytes);
-        *codes = part::<BITS>(word);
+        *codes = split::<BITS>(word);
     }
     // Past the end there are zeros.
     let mut bytes = packed[full * width..].iter();
     for codes in whole[full..].iter_mut().map(|c| &mut c[..]).chain([rest]) {
         let mut word = [0u8; 8];
         word.iter_mut().take(width).zip(&mut bytes).for_each(|(w, b)| *w = *b);
-        codes.copy_from_slice(&part::<BITS>(word)[..codes.len()]);
+        codes.copy_from_slice(&split::<BITS>(word)[..codes.len()]);
     }
 }
 
+/// Returns code number `index`; 0 past the end.
 fn one(packed: &[u8], bits: u32, index: usize) -> u8 {
     let at = index / 8 * bits as usize;
     let mut word = [0u8; 8];

@@ -1,10 +1,19 @@
-//! The loops of block-wise quantization beside the [codebook](crate::codebook): the largest magnitude, and codes of 4
-//! bits in bytes.
+//! Loops of block-wise quantization (arXiv 2110.02861) beside the nearest-value search of [`codebook`](crate::codebook): absolute maxima,
+//! and codes of 4 bits, two to a byte.
+//!
+//! ```
+//! use tersor_kernels::{Isa, blockwise};
+//! let isa = Isa::detect();
+//! assert_eq!(blockwise::abs_max(isa, &[1.0, -3.0, 2.0]), 3.0);
+//! let mut packed = [0u8; 2];
+//! blockwise::pack_nibbles(isa, &[1, 2, 3], 0, &mut packed);
+//! assert_eq!(packed, [0x12, 0x30]);
+//! ```
 
 use crate::Isa;
 use crate::isa::versions;
 
-/// The largest magnitude; of nothing 0. Not finite where one of the values is not.
+/// Returns the largest absolute value of `x`, 0 for an empty slice. The result is infinite or NaN if a value is.
 #[must_use]
 pub fn abs_max(isa: Isa, x: &[f32]) -> f32 {
     // The bits of floats without sign are ordered as the floats are, with what is not finite above all.
@@ -26,7 +35,7 @@ pub fn abs_max(isa: Isa, x: &[f32]) -> f32 {
     f32::from_bits(x.iter().fold(0, of))
 }
 
-/// Asks for the memory of values that are wanted soon. Changes nothing but time.
+/// Prefetches the memory of `x` into the caches, where the instruction set can. Has no effect but on time.
 pub fn fetch<T>(isa: Isa, x: &[T]) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
@@ -35,7 +44,8 @@ pub fn fetch<T>(isa: Isa, x: &[T]) {
     let _ = (isa, x);
 }
 
-/// `codes[i] = labels[codes[i]]`. Codes are below 16 where `labels` has no more that count.
+/// Replaces each code in place by its entry in a table: `codes[i] = labels[codes[i]]`. With `few` every code must be below 16, and a faster
+/// loop is used; larger codes then give unspecified labels.
 pub fn relabel(isa: Isa, labels: &[u8; 256], few: bool, codes: &mut [u8]) {
     let mut rest = codes;
     #[cfg(target_arch = "x86_64")]
@@ -50,7 +60,8 @@ pub fn relabel(isa: Isa, labels: &[u8; 256], few: bool, codes: &mut [u8]) {
 }
 
 versions! {
-    /// Two codes of 4 bits to a byte, the first in the high half; `last` follows an odd number of them.
+    /// Packs codes of 4 bits two to a byte, the first in the high half, over the shorter of the codes and `out`. If the number of codes is
+    /// odd, the low half of the last byte is `last`.
     pub fn pack_nibbles(isa: Isa, codes: &[u8], last: u8, out: &mut [u8]) {
         let (pairs, rest) = codes.as_chunks::<2>();
         out.iter_mut().zip(pairs).for_each(|(o, [a, b])| *o = a << 4 | b & 15);
@@ -60,8 +71,8 @@ versions! {
     }
 }
 
-/// `out[i] = values[code i] * scales[i / block]` of packed codes of 4 bits, from code `first` on. What has no code or
-/// scale stays as it is.
+/// Dequantizes packed codes of 4 bits (the first of a byte in its high half): `out[i] = values[c] * scales[i / block]` with code `c` number
+/// `first + i` of `packed`. Elements of `out` without a code or a scale are left unchanged.
 pub fn look_up_nibbles(
     isa: Isa,
     values: &[f32; 16],
@@ -100,7 +111,8 @@ pub fn look_up_nibbles(
     }
 }
 
-/// Copies to memory directly, where the processor can do that: for more than caches hold. Over the shorter of the two.
+/// Copies `from` to `to` over the shorter of the two. With AVX-512 the stores bypass the caches, which is faster for outputs that do not
+/// fit into them.
 pub fn copy_past_caches(isa: Isa, from: &[f32], to: &mut [f32]) {
     let n = from.len().min(to.len());
     let (from, to) = (&from[..n], &mut to[..n]);

@@ -1,38 +1,50 @@
-//! The nearest of a sorted set of values.
+//! Quantization to the nearest of a sorted list of values, and the look-up of values by code.
+//!
+//! ```
+//! use tersor_kernels::{Isa, codebook::{Codebook, Table}};
+//! let book = Codebook::new(&[-1.0, 0.0, 0.5, 2.0]).unwrap();
+//! let mut codes = [0u8; 4];
+//! book.nearest(Isa::detect(), &[-9.0, 0.1, 0.3, 1.2], 1.0, &mut codes);
+//! assert_eq!(codes, [0, 1, 2, 2]);
+//! let table = Table::new(std::array::from_fn(|i| book.values().get(i).copied().unwrap_or(0.0)));
+//! let mut values = [0f32; 4];
+//! table.look_up(Isa::detect(), &codes, 10.0, &mut values);
+//! assert_eq!(values, [-10.0, 0.0, 5.0, 5.0]);
+//! ```
 
 use crate::decades::Decades;
 use crate::isa::versions;
 use crate::{Fault, Isa, fault};
 
-/// Up to 256 values in ascending order, and the middles between neighbours.
+/// Up to 256 values in strictly ascending order, prepared for the search of the nearest one. The code of a value is its index.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Codebook {
     values: Vec<f32>,
-    /// `middles[i]` lies between values `i` and `i + 1`; after the last one infinity.
+    /// `middles[i]` is the midpoint of values `i` and `i + 1`; the last one is infinity.
     middles: Vec<f32>,
     starts: Starts,
     decades: Option<Decades>,
 }
 
-/// Values up to which all middles are looked at rather than a few of them one after the other.
+/// Codebooks of up to so many values are searched by comparison with every midpoint, larger ones through [`Starts`].
 const FEW: usize = 16;
 
-/// Where to begin among the middles: floats of one sign, one exponent and equal first bits of the fraction share an
+/// An index into the midpoints by the leading bits of a float: floats of equal sign, exponent and first bits of the fraction share an
 /// entry.
 #[derive(Clone, Debug, PartialEq, Default)]
 struct Starts {
-    /// Middles that lie below all floats of the entry; positive floats first, then as many negative ones.
+    /// Number of midpoints below all floats of an entry; the entries of positive floats first, then as many of negative ones.
     below: Vec<u8>,
-    /// Bits of a float that do not count.
+    /// Number of low bits of a float that the index leaves out.
     shift: u32,
-    /// The first entry of a sign; smaller floats belong to it as well.
+    /// Shifted bits of the first entry of a sign; smaller floats belong to it as well.
     first: u32,
-    /// Middles inside of one entry, at most.
+    /// The largest number of midpoints inside of one entry.
     steps: usize,
 }
 
 impl Starts {
-    /// With as few bits of the fraction as give one middle at most to an entry, as far as 8 bits do.
+    /// Chooses the smallest number of bits of the fraction, 3 to 8, with which no entry has more than one midpoint; 8 if there is none.
     fn new(middles: &[f32]) -> Self {
         (3..=8).map(|bits| Self::of(middles, 23 - bits)).find(|s| s.steps <= 1).unwrap_or_else(|| Self::of(middles, 15))
     }
@@ -67,9 +79,8 @@ impl Starts {
 }
 
 impl Codebook {
-    /// Of values in strictly ascending order. Fails with `Fault::Range` unless there are 1 to 256, with
-    /// `Fault::NonFinite` when one is NaN or infinite, and with `Fault::Order` when one is not greater than the one
-    /// before it.
+    /// Prepares a codebook of values in strictly ascending order. Fails with `Fault::Range` unless there are 1 to 256 values, with
+    /// `Fault::NonFinite` if one is NaN or infinite, and with `Fault::Order` if one is not greater than the one before it.
     pub fn new(values: &[f32]) -> Result<Self, Fault> {
         if !(1..=256).contains(&values.len()) {
             return Err(Fault::Range { what: "values of a codebook", limit: 256, found: values.len() });
@@ -89,20 +100,21 @@ impl Codebook {
         Ok(Self { values: values.to_vec(), middles, starts, decades })
     }
 
-    /// The values.
+    /// Returns the values, ascending.
     #[must_use]
     pub fn values(&self) -> &[f32] {
         &self.values
     }
 
-    /// Whether the processor may compute codes rather than search for them: values are those of the 8-bit dynamic map.
+    /// Returns whether the values are those of the 8-bit dynamic map (arXiv 2110.02861): codes are then computed from the decade of a value
+    /// rather than searched. The codes are the same either way.
     #[must_use]
     pub fn is_computed(&self) -> bool {
         self.decades.is_some()
     }
 
-    /// `codes[i]` = number of the value nearest to `x[i] * scale`; of two equally near, the lower one (where the middle
-    /// between them is an f32). Over the shorter of the two. A NaN becomes any code.
+    /// Writes to `codes[i]` the index of the codebook value nearest to `x[i] * scale`, over the shorter of `x` and `codes`. Of two values
+    /// equally near, the lower index is taken (as far as their midpoint is an f32). The code of a NaN is unspecified.
     pub fn nearest(&self, isa: Isa, x: &[f32], scale: f32, codes: &mut [u8]) {
         #[cfg(target_arch = "x86_64")]
         if let (Some(decades), true) = (&self.decades, isa.has_avx2()) {
@@ -136,7 +148,8 @@ impl Codebook {
         codes.iter_mut().zip(x).for_each(|(c, x)| *c = below(x * scale));
     }
 
-    /// [`Codebook::nearest`] with a scale for every `block` values. What has no scale stays as it is.
+    /// Writes to `codes[i]` the index of the codebook value nearest to `x[i] * scales[i / block]`, over the shorter of `x` and `codes`. Of
+    /// two values equally near, the lower index is taken; the code of a NaN is unspecified. Codes beyond the last scale are left unchanged.
     pub fn nearest_blocks(&self, isa: Isa, x: &[f32], scales: &[f32], block: usize, codes: &mut [u8]) {
         let block = block.max(1);
         #[cfg(target_arch = "x86_64")]
@@ -151,7 +164,7 @@ impl Codebook {
         }
     }
 
-    /// The number of the value nearest to `x`, of one that is that or a neighbour's.
+    /// Corrects `near`, a code that is off by one at most, to that of the value nearest to `x`.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn settle(&self, x: f32, near: u8) -> u8 {
@@ -160,7 +173,7 @@ impl Codebook {
         near + u8::from(x > self.middles[at]) - over
     }
 
-    /// The number of the value nearest to `x`.
+    /// Returns the index of the value nearest to `x`.
     #[inline(always)]
     pub(crate) fn code(&self, x: f32) -> u8 {
         let mut at = self.starts.at(x);
@@ -182,22 +195,22 @@ versions! {
     }
 }
 
-/// A value for each byte.
+/// A table of 256 values for the dequantization of 8-bit codes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
     values: [f32; 256],
-    /// The first bytes of all values, then the second ones, and so on: what shuffles of bytes look up.
+    /// The first bytes of all values, then the second ones, and so on: the operands of byte shuffles.
     planes: [[u8; 256]; 4],
 }
 
 impl Table {
-    /// Of 256 values.
+    /// Prepares a table in which `values[c]` is the value of code `c`.
     #[must_use]
     pub fn new(values: [f32; 256]) -> Self {
         Self { planes: std::array::from_fn(|p| values.map(|v| v.to_le_bytes()[p])), values }
     }
 
-    /// `out[i] = values[codes[i]] * scale`, over the shorter of the two.
+    /// Writes `out[i] = values[codes[i]] * scale` over the shorter of `codes` and `out`.
     pub fn look_up(&self, isa: Isa, codes: &[u8], scale: f32, out: &mut [f32]) {
         let n = codes.len().min(out.len());
         let (mut codes, mut out) = (&codes[..n], &mut out[..n]);

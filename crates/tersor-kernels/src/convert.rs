@@ -1,11 +1,21 @@
-//! f16 and bf16 to f32 and back, the same bits on every instruction set.
+//! Conversions between f32 and the 16-bit float types f16 and bf16, with the same bits on every instruction set.
+//!
+//! ```
+//! use half::f16;
+//! use tersor_kernels::{Isa, convert};
+//! let mut half = [f16::ZERO; 2];
+//! convert::f32_to_f16(Isa::detect(), &[0.1, 1e6], &mut half);
+//! let mut back = [0f32; 2];
+//! convert::f16_to_f32(Isa::detect(), &half, &mut back);
+//! assert_eq!(back, [0.099975586, f32::INFINITY]);
+//! ```
 
 use half::{bf16, f16};
 
 use crate::Isa;
 use crate::isa::versions;
 
-/// Widens f16, exactly: `out[i] = x[i]` over the shorter of the two slices. NaN become quiet ones with the same bits.
+/// Converts f16 to f32, exactly, over the shorter of the two slices. A NaN becomes a quiet NaN with the same payload.
 pub fn f16_to_f32(isa: Isa, x: &[f16], out: &mut [f32]) {
     let n = x.len().min(out.len());
     let (mut x, mut out) = (&x[..n], &mut out[..n]);
@@ -25,8 +35,8 @@ pub fn f16_to_f32(isa: Isa, x: &[f16], out: &mut [f32]) {
     out.iter_mut().zip(x).for_each(|(o, x)| *o = x.to_f32_const());
 }
 
-/// Rounds to the nearest f16, ties to even, over the shorter of the two slices; too large becomes infinite, and NaN
-/// quiet ones with the highest bits of the fraction.
+/// Rounds f32 to the nearest f16, ties to even, over the shorter of the two slices. Values too large for f16 become infinite; a NaN becomes
+/// a quiet NaN with the highest bits of its payload.
 pub fn f32_to_f16(isa: Isa, x: &[f32], out: &mut [f16]) {
     let n = x.len().min(out.len());
     let (mut x, mut out) = (&x[..n], &mut out[..n]);
@@ -47,8 +57,7 @@ pub fn f32_to_f16(isa: Isa, x: &[f32], out: &mut [f16]) {
 }
 
 versions! {
-    /// Widens bf16, exactly: `out[i] = x[i]` over the shorter of the two slices. NaN become quiet ones with the same
-    /// bits.
+    /// Converts bf16 to f32, exactly, over the shorter of the two slices. A NaN becomes a quiet NaN with the same payload.
     pub fn bf16_to_f32(isa: Isa, x: &[bf16], out: &mut [f32]) {
         for (o, x) in out.iter_mut().zip(x) {
             let bits = u32::from(x.to_bits());
@@ -57,8 +66,8 @@ versions! {
         }
     }
 
-    /// Rounds to the nearest bf16, ties to even, over the shorter of the two slices; too large becomes infinite, and
-    /// NaN quiet ones with the highest bits of the fraction.
+    /// Rounds f32 to the nearest bf16, ties to even, over the shorter of the two slices. Values too large for bf16 become infinite; a NaN
+    /// becomes a quiet NaN with the highest bits of its payload.
     pub fn f32_to_bf16(isa: Isa, x: &[f32], out: &mut [bf16]) {
         for (o, x) in out.iter_mut().zip(x) {
             let bits = x.to_bits();
@@ -70,12 +79,12 @@ versions! {
     }
 }
 
-/// The value of the bits of an f16, in plain Rust.
+/// Returns the value of an f16 given by its bits, in plain Rust.
 pub(crate) fn f16_value(bits: u16) -> f32 {
     f16::from_bits(bits).to_f32_const()
 }
 
-/// The bits of the nearest f16, in plain Rust.
+/// Returns the bits of the f16 nearest to `value`, in plain Rust.
 pub(crate) fn f16_bits(value: f32) -> u16 {
     f16::from_f32_const(value).to_bits()
 }

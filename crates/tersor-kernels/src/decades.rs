@@ -1,29 +1,29 @@
-//! The 8-bit dynamic map, computed: inside a decade its values are equally far apart, so a code follows from the decade
-//! and one multiply-add.
+//! Codes of the 8-bit dynamic map (arXiv 2110.02861), computed rather than searched: inside a decade its values are equally spaced, so a
+//! code follows from the decade and one multiply-add.
 
-/// Sorted values that consist of 0, seven decades of equal steps, and 1; mirrored at 0 where there is a sign.
+/// Sorted values that consist of 0, seven decades of equally spaced values, and 1; signed maps are symmetric about 0.
 ///
-/// A magnitude `a` belongs to the piece whose edges lie around it, and its code, counted from 0's, is `slope * a +
-/// offset` rounded down, but at most `top`. Within [`NEAR`] of a whole number rounding would decide, and the middles of
-/// the values are asked instead.
+/// The magnitudes are cut into pieces at [`edges`](Self::edges). The code of a magnitude `a`, counted from the code of 0, is `floor(slope *
+/// a + offset)`, at most `top`, with the constants of its piece. Where `slope * a + offset` is within [`NEAR`] of an integer, rounding
+/// could decide, and the midpoints of the values are compared instead.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Decades {
     pub signed: bool,
     /// Bits of the largest float of each piece.
     pub edges: [i32; 8],
-    /// A rough logarithm of a float's first 16 bits: less the first number, times the second, over 65536, rounded down.
-    /// It gives a float's piece or the one below.
+    /// Constants `[c, f]` of an approximate logarithm of a float, from its upper 16 bits `u`: `floor((u - c) * f / 65536)`. It is the index
+    /// of the float's piece or of the one below.
     pub log: [u16; 2],
     pub slopes: [f32; 8],
     pub offsets: [f32; 8],
     pub tops: [f32; 8],
 }
 
-/// Many times what the rounding of slope, offset and their result comes to for codes up to 255.
+/// The distance from an integer below which midpoints decide: many times the rounding error of `slope * a + offset` for codes up to 255.
 pub(crate) const NEAR: f32 = 1.0 / 8192.0;
 
 impl Decades {
-    /// None unless these are the 256 values of a dynamic map, with the middles between them.
+    /// Returns the constants if `values` are the 256 values of a dynamic map and `middles` their midpoints; None otherwise.
     pub fn of(values: &[f32], middles: &[f32]) -> Option<Self> {
         let signed = *values.first()? < 0.0;
         let (zero, scale) = if signed { (127, 1) } else { (0, 2) };

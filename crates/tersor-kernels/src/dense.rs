@@ -1,8 +1,17 @@
-//! Products of dense f32 matrices, over the `gemm` crate, which chooses its own instruction set: [`Isa`] is that of the
-//! loops of this crate, and results of products of more than two tokens may differ in the last bits between processors.
+//! Products of dense f32 matrices, over the `gemm` crate. That crate chooses its own instruction set, so results of products of more than
+//! two tokens may differ in the last bits between processors; [`Isa`] selects the loops of this crate only.
 //!
-//! Work is cut into blocks of [`ROW_BLOCK`] weight rows, whatever the number of threads, and each
-//! block is one serial product: the same bytes come out of one thread and of many.
+//! Work is cut into blocks of [`ROW_BLOCK`] weight rows, whatever the number of threads, and each block is one serial product: any number
+//! of threads gives the same bytes.
+//!
+//! ```
+//! use tersor_kernels::{Isa, dense::{self, Options, Out, Write}};
+//! // y = x Wᵀ for one token of 2 features and weights of 3 rows.
+//! let (x, w, mut y) = ([1.0f32, 2.0], [1.0, 0.0, 0.0, 1.0, 1.0, 1.0], [0f32; 3]);
+//! let options = Options { isa: Isa::detect(), write: Write::Set, parallel: false };
+//! dense::product(options, &x, [1, 2], &w, 3, Out { data: &mut y, stride: 3 }).unwrap();
+//! assert_eq!(y, [1.0, 2.0, 3.0]);
+//! ```
 
 use std::ops::Range;
 
@@ -10,28 +19,29 @@ use crate::gemm_task::{Cells, GemmTask, Tile};
 pub use crate::gemm_task::{Out, Write};
 use crate::{Fault, Isa, fault, par, vector};
 
-/// Weight rows of one unit of work.
+/// The number of weight rows of one unit of work of a dense product.
 pub const ROW_BLOCK: usize = 128;
 
-/// How a product runs.
+/// Options of a dense product: the instruction set, whether it is added to the output, and whether it runs in parallel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct How {
-    /// The instruction set of the loops of this crate: products of one or two tokens. The `gemm` crate, which computes
-    /// those of more tokens, chooses for itself.
+pub struct Options {
+    /// The instruction set of the loops of this crate, which compute products of one or two tokens. The `gemm` crate, which computes those
+    /// of more tokens, chooses its own.
     pub isa: Isa,
-    /// What happens to the output.
+    /// Whether the product replaces the output or is added to it.
     pub write: Write,
-    /// Whether blocks run in the current rayon pool.
+    /// Whether blocks of rows run in the current rayon pool.
     pub parallel: bool,
 }
 
-/// `y[t, r] = Σ_k x[t, k] * w[r, k]`, or that added to `y`, where `rows(range, buffer)` writes the weight rows of a
-/// block (`[range.len(), k]`) on demand, so that a compressed matrix is never expanded whole.
+/// Computes `y[t, r] = Σ_k x[t, k] * w[r, k]`, or adds it to `y`, for weights that are produced on demand: `rows(range, buffer)` writes the
+/// weight rows `range` (`[range.len(), k]`, row-major) into `buffer`, one block of [`ROW_BLOCK`] rows at a time, so that a compressed
+/// matrix never exists whole in f32.
 ///
-/// `x` is `[tokens, k]`, contiguous; `y` is `[tokens, n]`. Fails with the first error of `rows`, in block order; with
-/// `Fault::Length` or `Fault::Overflow` of a wrong length of `x` or `y`, before anything is computed.
+/// `x` is `[tokens, k]`, contiguous; `y` is `[tokens, n]`. Fails with `Fault::Length` or `Fault::Overflow` if a length does not match,
+/// before anything is computed, and with the first error of `rows` in the order of blocks; `y` is partly written then.
 pub fn product_by_rows<E: From<Fault> + Send>(
-    how: How,
+    options: Options,
     x: &[f32],
     [tokens, k]: [usize; 2],
     n: usize,
@@ -50,16 +60,23 @@ pub fn product_by_rows<E: From<Fault> + Send>(
         rows(range.clone(), buffer)?;
         // SAFETY: columns `range` of each of the `tokens` rows lie inside `y`, and no other unit of work has this
         // range.
-        unsafe { block_product(how, x, [tokens, k], buffer, range.start, output.cells(range)) };
+        unsafe { block_product(options, x, [tokens, k], buffer, range.start, output.cells(range)) };
         Ok(())
     };
-    par::map(n.div_ceil(ROW_BLOCK), how.parallel, Vec::new, block).into_iter().collect()
+    par::map(n.div_ceil(ROW_BLOCK), options.parallel, Vec::new, block).into_iter().collect()
 }
 
-/// [`product_by_rows`] for weights that lie in memory as f32, `[n, k]`. Fails with `Fault::Length` or
-/// `Fault::Overflow`, with `y` unchanged, when a length is wrong.
-pub fn product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32], n: usize, y: Out<'_>) -> Result<(), Fault> {
-    let task = Task::new(how.isa, x, [tokens, k], w, n)?;
+/// Computes `y = x wᵀ`, or adds it to `y`, for `x` `[tokens, k]` and weights `w` `[n, k]`, both contiguous and row-major, and `y` `[tokens,
+/// n]`. Fails with `Fault::Length` or `Fault::Overflow` if a length does not match; `y` is unchanged then.
+pub fn product(
+    options: Options,
+    x: &[f32],
+    [tokens, k]: [usize; 2],
+    w: &[f32],
+    n: usize,
+    y: Out<'_>,
+) -> Result<(), Fault> {
+    let task = Task::new(options.isa, x, [tokens, k], w, n)?;
     y.check([tokens, n])?;
     if tokens == 0 || n == 0 {
         return Ok(());
@@ -68,14 +85,13 @@ pub fn product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32], n: usize
     let block = |index: usize, (): &mut ()| {
         let range = index * ROW_BLOCK..((index + 1) * ROW_BLOCK).min(n);
         // SAFETY: as in `product_by_rows`.
-        unsafe { task.block(range.clone(), how.write, output.cells(range)) };
+        unsafe { task.block(range.clone(), options.write, output.cells(range)) };
     };
-    par::map(n.div_ceil(ROW_BLOCK), how.parallel, || (), block);
+    par::map(n.div_ceil(ROW_BLOCK), options.parallel, || (), block);
     Ok(())
 }
 
-/// A product with f32 weights that lie in memory, for [`run_tasks`](crate::run_tasks). It gives the same bits as
-/// [`product`].
+/// A product `x wᵀ` with f32 weights in memory, as a task for [`run_tasks`](crate::run_tasks). It gives the same bits as [`product`].
 #[derive(Clone, Copy, Debug)]
 pub struct Task<'a> {
     isa: Isa,
@@ -87,23 +103,23 @@ pub struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    /// The product of `x = [tokens, k]` with `w = [n, k]`, both contiguous. Fails with `Fault::Length` or
-    /// `Fault::Overflow` when a length is wrong.
+    /// Returns the product of `x` `[tokens, k]` with `w` `[n, k]`, both contiguous and row-major. Fails with `Fault::Length` or
+    /// `Fault::Overflow` if a length does not match.
     pub fn new(isa: Isa, x: &'a [f32], [tokens, k]: [usize; 2], w: &'a [f32], n: usize) -> Result<Self, Fault> {
         fault::matrix("input", [tokens, k], x.len())?;
         fault::matrix("weights", [n, k], w.len())?;
         Ok(Self { isa, x, w, tokens, k, n })
     }
 
-    /// One block of rows.
+    /// Computes one block of rows.
     ///
     /// # Safety
     /// As for [`block_product`].
     unsafe fn block(&self, range: Range<usize>, write: Write, y: Cells) {
-        let how = How { isa: self.isa, write, parallel: false };
+        let options = Options { isa: self.isa, write, parallel: false };
         let w = &self.w[range.start * self.k..range.end * self.k];
         // SAFETY: the caller vouches for the cells.
-        unsafe { block_product(how, self.x, [self.tokens, self.k], w, range.start, y) };
+        unsafe { block_product(options, self.x, [self.tokens, self.k], w, range.start, y) };
     }
 }
 
@@ -117,7 +133,7 @@ impl GemmTask for Task<'_> {
     fn granularity(&self) -> usize {
         ROW_BLOCK
     }
-    fn run_bytes(&self) -> usize {
+    fn granule_bytes(&self) -> usize {
         ROW_BLOCK * self.k * size_of::<f32>()
     }
     fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>) {
@@ -125,13 +141,13 @@ impl GemmTask for Task<'_> {
         assert!(rows.start.is_multiple_of(ROW_BLOCK) && rows.end <= self.n, "rows {rows:?} of {}", self.n);
         for first in rows.clone().step_by(ROW_BLOCK) {
             let range = first..rows.end.min(first + ROW_BLOCK);
-            // SAFETY: the tile has these columns for itself.
+            // SAFETY: the tile has exclusive access to these columns.
             unsafe { self.block(range.clone(), write, cells.up_to(range.end)) };
         }
     }
 }
 
-/// An output whose columns go to different units of work.
+/// An output whose columns are written by different units of work.
 #[derive(Clone, Copy)]
 struct Columns {
     data: *mut f32,
@@ -148,21 +164,21 @@ impl Columns {
     }
 }
 
-/// A block of weight rows, of which `first` is the first one.
+/// Multiplies `x` with a block of weight rows, of which `first` is the number of the first one.
 ///
 /// # Safety
-/// `x` is `[tokens, k]`, `w` is `[y.end - first, k]`, and the elements of `y` for all tokens and for rows from `first`
-/// to `y.end` may be written and are not touched by anyone else.
-unsafe fn block_product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32], first: usize, y: Cells) {
+/// `x` is `[tokens, k]`, `w` is `[y.end - first, k]`, and the elements of `y` for all tokens and for rows from `first` to `y.end` may be
+/// written and are not accessed by anyone else.
+unsafe fn block_product(options: Options, x: &[f32], [tokens, k]: [usize; 2], w: &[f32], first: usize, y: Cells) {
     let n = y.end - first;
     // A vector-matrix product is bound by memory: a dot product a row beats packing for a GEMM.
     if tokens <= 2 || k == 0 {
         for t in 0..tokens {
             for r in 0..n {
-                let sum = vector::dot(how.isa, &x[t * k..(t + 1) * k], &w[r * k..(r + 1) * k]);
+                let sum = vector::dot(options.isa, &x[t * k..(t + 1) * k], &w[r * k..(r + 1) * k]);
                 // SAFETY: the caller vouches for this element.
                 let cell = unsafe { &mut *y.at(t, first + r) };
-                *cell = if how.write == Write::Add { *cell + sum } else { sum };
+                *cell = if options.write == Write::Add { *cell + sum } else { sum };
             }
         }
         return;
@@ -177,7 +193,7 @@ unsafe fn block_product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32],
             y.at(0, first),
             1,
             y.stride as isize,
-            how.write == Write::Add,
+            options.write == Write::Add,
             x.as_ptr(),
             1,
             k as isize,
@@ -194,9 +210,9 @@ unsafe fn block_product(how: How, x: &[f32], [tokens, k]: [usize; 2], w: &[f32],
     }
 }
 
-/// `y = x w` on the calling thread, for `x = [m, k]`, `w = [k, n]`, `y = [m, n]`, all contiguous and row-major. The
-/// `gemm` crate chooses the instruction set. Fails with `Fault::Length` or `Fault::Overflow`, with `y` unchanged, when
-/// a length is wrong.
+/// Computes `y = x w` on the calling thread, for `x` `[m, k]`, `w` `[k, n]` and `y` `[m, n]`, all contiguous and row-major (`w` is not
+/// transposed). The `gemm` crate chooses the instruction set. Fails with `Fault::Length` or `Fault::Overflow` if a length does not match;
+/// `y` is unchanged then.
 pub fn product_plain(x: &[f32], [m, k]: [usize; 2], w: &[f32], n: usize, y: &mut [f32]) -> Result<(), Fault> {
     fault::matrix("left matrix", [m, k], x.len())?;
     fault::matrix("right matrix", [k, n], w.len())?;
@@ -216,9 +232,9 @@ pub fn product_plain(x: &[f32], [m, k]: [usize; 2], w: &[f32], n: usize, y: &mut
     Ok(())
 }
 
-/// `y += x w` on the calling thread, for `x = [m, k]` whose rows are `stride` elements apart, of which the last may be
-/// short, and contiguous `w = [k, n]` and `y = [m, n]`. The `gemm` crate chooses the instruction set. Fails with
-/// `Fault::Length` or `Fault::Overflow`, with `y` unchanged, when a length is wrong.
+/// Adds `x w` to `y` on the calling thread, for `x` `[m, k]` with rows `stride` elements apart (the last row may end with its `k` values),
+/// and contiguous `w` `[k, n]` and `y` `[m, n]`. The `gemm` crate chooses the instruction set. Fails with `Fault::Length` or
+/// `Fault::Overflow` if a length does not match; `y` is unchanged then.
 pub fn add_product(
     x: &[f32],
     stride: usize,
@@ -244,9 +260,9 @@ pub fn add_product(
     Ok(())
 }
 
-/// `y -= x w` on the calling thread, for contiguous `x = [m, k]`, and `w = [k, n]` whose rows are `stride` elements
-/// apart, of which the last may be short. The `gemm` crate chooses the instruction set. Fails with `Fault::Length` or
-/// `Fault::Overflow`, with `y` unchanged, when a length is wrong.
+/// Subtracts `x w` from `y` on the calling thread, for contiguous `x` `[m, k]`, `w` `[k, n]` with rows `stride` elements apart (the last
+/// row may end with its `n` values), and `y` `[m, n]`. The `gemm` crate chooses the instruction set. Fails with `Fault::Length` or
+/// `Fault::Overflow` if a length does not match; `y` is unchanged then.
 pub fn subtract_product(
     x: &[f32],
     [m, k]: [usize; 2],
@@ -272,12 +288,12 @@ pub fn subtract_product(
     Ok(())
 }
 
-/// Tokens whose products are summed in f32 before they go to the f64 sums.
+/// Tokens whose products are summed in f32 before they are added to the f64 sums.
 const GRAM_TOKENS: usize = 512;
 
-/// `g += XᵀX` for `x = [tokens, k]` and `g = [k, k]`, both triangles: f32 products over blocks of 512 tokens, summed in
-/// f64. `g` must be symmetric: what lies below its diagonal is replaced by what lies above. The `gemm` crate chooses
-/// the instruction set. Fails with `Fault::Length` or `Fault::Overflow`, with `g` unchanged, when a length is wrong.
+/// Adds the Gram matrix `XᵀX` of `x` `[tokens, k]` to the symmetric matrix `g` `[k, k]`, both triangles: f32 products over blocks of 512
+/// tokens, summed in f64. The lower triangle of the result is a copy of the upper one. The `gemm` crate chooses the instruction set. Fails
+/// with `Fault::Length` or `Fault::Overflow` if a length does not match; `g` is unchanged then.
 pub fn add_gram(x: &[f32], [tokens, k]: [usize; 2], g: &mut [f64], parallel: bool) -> Result<(), Fault> {
     fault::matrix("input", [tokens, k], x.len())?;
     fault::matrix("output", [k, k], g.len())?;
@@ -325,8 +341,7 @@ pub fn add_gram(x: &[f32], [tokens, k]: [usize; 2], g: &mut [f64], parallel: boo
     Ok(())
 }
 
-/// Copies what lies above the diagonal below it, a tile at a time: a column of a whole matrix would miss the cache at
-/// each step.
+/// Copies the upper triangle to the lower one in square tiles: a column of a whole matrix would miss the cache at each step.
 fn mirror(g: &mut [f64], k: usize) {
     const TILE: usize = 32;
     for top in (0..k).step_by(TILE) {
@@ -357,8 +372,8 @@ mod tests {
                 for write in [Write::Set, Write::Add] {
                     let stride = n + 3;
                     let mut y = vec![0.5f32; t * stride];
-                    let how = How { isa: Isa::detect(), write, parallel };
-                    product(how, &x, [t, k], &w, n, Out { data: &mut y, stride }).unwrap();
+                    let options = Options { isa: Isa::detect(), write, parallel };
+                    product(options, &x, [t, k], &w, n, Out { data: &mut y, stride }).unwrap();
                     let mut again = vec![0.5f32; t * stride];
                     let task = Task::new(Isa::detect(), &x, [t, k], &w, n).unwrap();
                     run_tasks(vec![(&task, write, Out { data: &mut again, stride })], parallel).unwrap();
@@ -379,16 +394,17 @@ mod tests {
     #[test]
     fn wrong_lengths_are_refused() {
         let mut y = [0f32; 4];
-        let how = How { isa: Isa::SCALAR, write: Write::Set, parallel: false };
+        let options = Options { isa: Isa::SCALAR, write: Write::Set, parallel: false };
         let length = |what, expected, found| Err(Fault::Length { what, expected, found });
-        let mut run = |x: &[f32], stride: usize| product(how, x, [2, 2], &[1.0; 4], 2, Out { data: &mut y, stride });
+        let mut run =
+            |x: &[f32], stride: usize| product(options, x, [2, 2], &[1.0; 4], 2, Out { data: &mut y, stride });
         assert_eq!(run(&[1.0; 3], 2), length("input", 4, 3));
         assert_eq!(run(&[1.0; 4], 1), length("stride of the output", 2, 1));
         assert_eq!(run(&[1.0; 4], 3), length("output", 5, 4));
-        let by_rows = product_by_rows(how, &[1.0; 4], [2, 2], 2, |_, _| Ok(()), Out { data: &mut y, stride: 3 });
+        let by_rows = product_by_rows(options, &[1.0; 4], [2, 2], 2, |_, _| Ok(()), Out { data: &mut y, stride: 3 });
         assert_eq!(by_rows, length("output", 5, 4));
         let error = Err(Fault::Overflow { what: "a row" });
-        let by_rows = product_by_rows(how, &[1.0; 4], [2, 2], 2, |_, _| error, Out { data: &mut y, stride: 2 });
+        let by_rows = product_by_rows(options, &[1.0; 4], [2, 2], 2, |_, _| error, Out { data: &mut y, stride: 2 });
         assert_eq!(by_rows, error);
         assert_eq!(add_gram(&[1.0; 4], [2, 2], &mut [0.0; 3], false), length("output", 4, 3));
         assert_eq!(product_plain(&[1.0; 4], [2, 2], &[1.0; 3], 2, &mut y), length("right matrix", 4, 3));

@@ -1,23 +1,30 @@
-//! The reasons for which a function of this crate refuses its arguments.
+//! [`Fault`]: why a function of this crate refuses its arguments.
 
 use std::fmt;
 
-/// Why a function could not do what was asked. Unless a function says otherwise, nothing has been written by then.
+/// Why a function of this crate refuses its arguments. Unless a function documents otherwise, no output has been written.
+///
+/// ```
+/// use tersor_kernels::{Fault, Isa, hadamard::fwht};
+/// let fault = fwht(Isa::SCALAR, &mut [0.0; 5]).unwrap_err();
+/// assert_eq!(fault, Fault::Length { what: "vector of a Hadamard transform", expected: 8, found: 5 });
+/// assert_eq!(fault.to_string(), "vector of a Hadamard transform: 8 expected, 5 found");
+/// ```
 #[derive(Clone, Copy, PartialEq, Debug)]
 #[non_exhaustive]
 pub enum Fault {
-    /// A slice or a stride has a wrong length, or two shapes disagree.
+    /// A slice or a stride has a wrong length, or two shapes do not match.
     Length {
-        /// Which length.
+        /// The argument whose length is wrong.
         what: &'static str,
-        /// The length that was needed; where a longer one would do, the smallest.
+        /// The length that is needed; if a longer one would do, the smallest.
         expected: usize,
         /// The length that was given.
         found: usize,
     },
-    /// An index, a code or a size lies outside of what is allowed.
+    /// An index, a code or a size is outside of the allowed range.
     Range {
-        /// Which number.
+        /// The number that is out of range.
         what: &'static str,
         /// The bound that the number violates.
         limit: usize,
@@ -26,19 +33,19 @@ pub enum Fault {
     },
     /// A size does not fit in `usize`.
     Overflow {
-        /// Which size.
+        /// The size that overflows.
         what: &'static str,
     },
     /// A value is NaN or infinite where only finite values are allowed.
     NonFinite {
-        /// Index of the first such value in the flat slice.
+        /// Index of the first value that is not finite, in the flat slice.
         index: usize,
-        /// The value.
+        /// The value that is not finite.
         value: f32,
     },
     /// Values are not in strictly ascending order.
     Order {
-        /// Which values.
+        /// The list that is not in order.
         what: &'static str,
         /// Index of the first value that is not greater than the one before it.
         index: usize,
@@ -59,46 +66,47 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
-/// `Fault::Length` unless the two are equal.
+/// Fails with `Fault::Length` unless the two lengths are equal.
 pub(crate) fn equal(what: &'static str, expected: usize, found: usize) -> Result<(), Fault> {
     if expected == found { Ok(()) } else { Err(Fault::Length { what, expected, found }) }
 }
 
-/// `Fault::Length` unless `found` is at least `expected`.
+/// Fails with `Fault::Length` unless `found` is at least `expected`.
 pub(crate) fn at_least(what: &'static str, expected: usize, found: usize) -> Result<(), Fault> {
     if expected <= found { Ok(()) } else { Err(Fault::Length { what, expected, found }) }
 }
 
-/// `Fault::Range` unless `found` is at most `limit`.
+/// Fails with `Fault::Range` unless `found` is at most `limit`.
 pub(crate) fn at_most(what: &'static str, limit: usize, found: usize) -> Result<(), Fault> {
     if found <= limit { Ok(()) } else { Err(Fault::Range { what, limit, found }) }
 }
 
-/// `Fault::Range` unless `bits` is between 1 and `limit`.
+/// Fails with `Fault::Range` unless `bits` is between 1 and `limit`.
 pub(crate) fn bits(bits: u32, limit: u32) -> Result<(), Fault> {
     let (limit, found) = (limit as usize, bits as usize);
     if (1..=limit).contains(&found) { Ok(()) } else { Err(Fault::Range { what: "bits of a code", limit, found }) }
 }
 
-/// The product of two sizes, or `Fault::Overflow`.
+/// Returns the product of two sizes. Fails with `Fault::Overflow` if it does not fit in `usize`.
 pub(crate) fn product(what: &'static str, a: usize, b: usize) -> Result<usize, Fault> {
     a.checked_mul(b).ok_or(Fault::Overflow { what })
 }
 
-/// `Fault::Length` unless a slice of `found` elements is a matrix of this shape, `Fault::Overflow` when no slice is.
+/// Fails with `Fault::Length` unless `found` is the number of elements of a matrix `[rows, cols]`, and with `Fault::Overflow` if that
+/// number does not fit in `usize`.
 pub(crate) fn matrix(what: &'static str, [rows, cols]: [usize; 2], found: usize) -> Result<(), Fault> {
     equal(what, product(what, rows, cols)?, found)
 }
 
-/// Refuses NaN and infinite values: `Fault::NonFinite` of the first one.
+/// Fails with `Fault::NonFinite` at the first NaN or infinite value.
 pub(crate) fn finite(x: &[f32]) -> Result<(), Fault> {
-    // One pass without branches, which the compiler vectorizes; the search only follows where it finds something.
+    // One pass without branches, which the compiler vectorizes; the search for the index follows only if a value is not finite.
     const EXPONENT: u32 = 0x7f80_0000;
     let sound = |part: &[f32]| !part.iter().fold(false, |bad, v| bad | (v.to_bits() & EXPONENT == EXPONENT));
     if x.chunks(4096).all(sound) { Ok(()) } else { first_non_finite(x, 0) }
 }
 
-/// `Fault::NonFinite` of the first value that is not finite; `before` values come before `x` in the caller's slice.
+/// Fails with `Fault::NonFinite` at the first value of `x` that is not finite; `before` is the index of `x[0]` in the caller's slice.
 #[cold]
 pub(crate) fn first_non_finite(x: &[f32], before: usize) -> Result<(), Fault> {
     match x.iter().position(|v| !v.is_finite()) {

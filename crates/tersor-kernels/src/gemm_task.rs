@@ -1,29 +1,29 @@
-//! Products that can be cut into runs of weight rows, so that several run as one piece of parallel work.
+//! [`GemmTask`] and [`run_tasks`]: products that are cut into spans of weight rows, so that several run as one piece of parallel work.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::{Fault, fault, par};
 
-/// What a product does with its output.
+/// Whether a product replaces its output or is added to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Write {
-    /// `y = ...`
+    /// The product replaces the output: `y = x Wᵀ`.
     Set,
-    /// `y += ...`
+    /// The product is added to the output: `y += x Wᵀ`.
     Add,
 }
 
-/// A row-major output `[tokens, rows]` whose rows are `stride` elements apart.
+/// The output of a product: a row-major matrix `[tokens, rows]` whose rows are `stride` elements apart.
 pub struct Out<'a> {
-    /// The elements; rows begin at multiples of `stride`.
+    /// The elements of the output; its row `t` begins at element `t * stride`.
     pub data: &'a mut [f32],
-    /// Elements from one row to the next, at least the number of columns.
+    /// The distance of neighbouring rows of the output in elements, at least its number of columns.
     pub stride: usize,
 }
 
 impl Out<'_> {
-    /// `Fault::Length` unless a matrix `[tokens, rows]` lies inside.
+    /// Fails with `Fault::Length` unless a matrix `[tokens, rows]` fits into the slice.
     pub(crate) fn check(&self, [tokens, rows]: [usize; 2]) -> Result<(), Fault> {
         if tokens == 0 || rows == 0 {
             return Ok(());
@@ -34,23 +34,56 @@ impl Out<'_> {
     }
 }
 
-/// One product `y = x Wᵀ` (or that added to `y`) that can be cut into runs of rows of `W`, so that several products run
-/// as one piece of parallel work; see [`run_tasks`].
+/// A product `y = x Wᵀ`, or that added to `y`, that can be computed for any span of rows of `W`: several such products run as one piece of
+/// parallel work, see [`run_tasks`].
+///
+/// ```
+/// use std::ops::Range;
+/// use tersor_kernels::{GemmTask, Out, Tile, Write, run_tasks};
+///
+/// /// A product whose output is 1 everywhere.
+/// struct Ones;
+///
+/// impl GemmTask for Ones {
+///     fn rows(&self) -> usize {
+///         3
+///     }
+///     fn tokens(&self) -> usize {
+///         2
+///     }
+///     fn granularity(&self) -> usize {
+///         1
+///     }
+///     fn granule_bytes(&self) -> usize {
+///         4
+///     }
+///     fn run(&self, _rows: Range<usize>, write: Write, tile: &mut Tile<'_>) {
+///         for t in 0..tile.tokens() {
+///             tile.row(t).iter_mut().for_each(|y| *y = if write == Write::Add { *y + 1.0 } else { 1.0 });
+///         }
+///     }
+/// }
+///
+/// let mut y = [0.5f32; 6];
+/// run_tasks(vec![(&Ones, Write::Add, Out { data: &mut y, stride: 3 })], false).unwrap();
+/// assert_eq!(y, [1.5; 6]);
+/// ```
 pub trait GemmTask: Sync {
-    /// Rows of `W`: columns of the output.
+    /// Returns the number of rows of `W`, which is the number of columns of the output.
     fn rows(&self) -> usize;
-    /// Tokens: rows of the output.
+    /// Returns the number of tokens, which is the number of rows of the output.
     fn tokens(&self) -> usize;
-    /// Runs of rows begin at multiples of this.
+    /// Returns the number of rows that are computed together: spans begin at multiples of it, and only the last one may end elsewhere.
     fn granularity(&self) -> usize;
-    /// Bytes of weights that `granularity` rows take: how much work a run is.
-    fn run_bytes(&self) -> usize;
-    /// Writes columns `rows` of the output through the tile, or adds to them. The tasks of this crate panic unless the
-    /// tile belongs to a product of their shape and has these columns.
+    /// Returns the number of bytes of stored weights that [`granularity`](Self::granularity) rows take, by which work is divided evenly.
+    fn granule_bytes(&self) -> usize;
+    /// Computes the columns `rows` of the output and writes them through the tile, or adds them. `rows` begins at a multiple of
+    /// [`granularity`](Self::granularity). The tasks of this crate panic unless the tile belongs to an output of their shape and has
+    /// exactly these columns.
     fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>);
 }
 
-/// Columns [`Tile::rows`] of an output `[tokens, rows]`: all that one run of a [`GemmTask`] can write.
+/// Exclusive access to the columns [`Tile::rows`] of an output `[tokens, rows]`: all that one call of [`GemmTask::run`] can write.
 pub struct Tile<'a> {
     cells: Cells,
     tokens: usize,
@@ -60,26 +93,26 @@ pub struct Tile<'a> {
 
 impl Tile<'_> {
     /// # Safety
-    /// Elements `token * stride + row` of `cells` may be written for all tokens and for `row` in `rows`, and nobody
-    /// else touches them while the tile lives.
+    /// Elements `token * stride + row` of `data` may be written for all tokens and for `row` in `rows`, and nobody else accesses them
+    /// during the life of the tile.
     pub(crate) unsafe fn new(data: *mut f32, stride: usize, tokens: usize, rows: Range<usize>) -> Self {
         Self { cells: Cells::new(data, stride, rows.end), tokens, first: rows.start, output: PhantomData }
     }
 
-    /// Number of tokens: rows of the output.
+    /// Returns the number of tokens, which is the number of rows of the output.
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// Rows of the weights that the tile belongs to: columns of the output.
+    /// Returns the weight rows of the tile, which are columns of the output.
     #[must_use]
     pub fn rows(&self) -> Range<usize> {
         self.first..self.cells.end
     }
 
-    /// The part of one token's output that the tile has: the columns [`Tile::rows`]. Panics unless `token` is less than
-    /// [`Tile::tokens`].
+    /// Returns the elements of one token's output that belong to the tile, one for each of [`Tile::rows`]. Panics unless `token` is less
+    /// than [`Tile::tokens`].
     pub fn row(&mut self, token: usize) -> &mut [f32] {
         assert!(token < self.tokens, "token {token} of {}", self.tokens);
         let at = self.cells.data.wrapping_add(token * self.cells.stride + self.first);
@@ -87,20 +120,19 @@ impl Tile<'_> {
         unsafe { std::slice::from_raw_parts_mut(at, self.cells.end - self.first) }
     }
 
-    /// The same without a check at each access. Panics unless the tile is `rows` of an output of so many tokens.
+    /// Returns unchecked access to the tile. Panics unless the tile is the columns `rows` of an output of `tokens` tokens.
     pub(crate) fn cells(&mut self, tokens: usize, rows: &Range<usize>) -> Cells {
         assert!(self.tokens == tokens && self.rows() == *rows, "the tile belongs to another product");
         self.cells
     }
 }
 
-/// Where a run of rows goes: columns up to `end` of an output. Which elements may be written is known to whoever has
-/// it.
+/// Unchecked access to the columns up to `end` of an output. Which elements may be written is up to the caller.
 #[derive(Clone, Copy)]
 pub(crate) struct Cells {
     data: *mut f32,
     pub(crate) stride: usize,
-    /// The end of the rows that may be written.
+    /// The end of the columns that may be written.
     pub(crate) end: usize,
 }
 
@@ -109,22 +141,21 @@ impl Cells {
         Self { data, stride, end }
     }
 
-    /// The same with an earlier end.
+    /// Returns the same with an earlier end.
     pub(crate) fn up_to(self, end: usize) -> Self {
         Self { end: end.min(self.end), ..self }
     }
 
-    /// Where the value of a token and row goes.
+    /// Returns the address of the element of a token and a weight row.
     pub(crate) fn at(self, token: usize, row: usize) -> *mut f32 {
         debug_assert!(row < self.end);
         self.data.wrapping_add(token * self.stride + row)
     }
 
-    /// Puts the values of one token and of `N` rows from `first` on where they belong, as many as there are rows.
+    /// Writes the values of one token for the `N` weight rows from `first` on, or adds them; values past the end are dropped.
     ///
     /// # Safety
-    /// `first` is below the end, and the elements of the token from there to the end may be written and are not touched
-    /// by anyone else.
+    /// `first` is below the end, and the elements of the token from there to the end may be written and are not accessed by anyone else.
     #[inline]
     pub(crate) unsafe fn put<const N: usize>(self, token: usize, first: usize, values: &[f32; N], write: Write) {
         debug_assert!(first < self.end, "rows from {first} on, where there are {}", self.end);
@@ -140,14 +171,14 @@ impl Cells {
     }
 }
 
-/// Bytes of weights below which one token's product is not worth forking.
+/// Bytes of weights, times tokens, from which products run in parallel.
 const FORK_BYTES: usize = 1 << 17;
 
-/// Bytes of weights of one unit of work, for one token and for many: a third of what a thread has to do, within these.
-/// One token's product is bound by memory, which is read fastest in long pieces.
+/// Minimum and maximum bytes of weights of one unit of work, for one token and for more. Within these, a unit is a third of a thread's
+/// share. A product of one token is bound by memory, which is read fastest in long pieces.
 const UNIT_BYTES: [[usize; 2]; 2] = [[1 << 12, 1 << 20], [1 << 12, 1 << 16]];
 
-/// A task that is cut into units of work.
+/// A task with its output, cut into units of work.
 struct Work<'a> {
     task: &'a dyn GemmTask,
     write: Write,
@@ -155,9 +186,9 @@ struct Work<'a> {
     stride: usize,
     tokens: usize,
     rows: usize,
-    /// Rows of a unit.
+    /// Weight rows of a unit.
     step: usize,
-    /// Units of this and of all before it.
+    /// The number of units of this task and of all tasks before it.
     end: usize,
 }
 // SAFETY: tasks are `Sync`; units of work write disjoint columns (see `run_tasks`), and the borrows of the outputs
@@ -166,10 +197,11 @@ unsafe impl Sync for Work<'_> {}
 // SAFETY: as above.
 unsafe impl Send for Work<'_> {}
 
-/// Runs several products as one piece of parallel work, each into its output `[tokens, rows]`: products with few rows
-/// share threads. Where the work is cut depends on shapes and on the number of threads, and does not show in the
-/// results of the tasks of this crate. Fails with `Fault::Length` or `Fault::Overflow`, before anything is written,
-/// when an output has less room than its task needs.
+/// Runs several products as one piece of parallel work, so that products with few rows share the threads. Each task writes its product into
+/// its output `[tokens, rows]` or adds it. With `parallel` the work runs in the current rayon pool if it is large enough. How the work is
+/// cut depends on shapes and on the number of threads; results of the tasks of this crate do not depend on it.
+///
+/// Fails with `Fault::Length` or `Fault::Overflow` if an output has less room than its task needs; nothing is written then.
 pub fn run_tasks(tasks: Vec<(&dyn GemmTask, Write, Out<'_>)>, parallel: bool) -> Result<(), Fault> {
     let (mut works, mut units, mut bytes) = (Vec::with_capacity(tasks.len()), 0, 0usize);
     for (task, write, y) in tasks {
@@ -178,12 +210,12 @@ pub fn run_tasks(tasks: Vec<(&dyn GemmTask, Write, Out<'_>)>, parallel: bool) ->
         if tokens == 0 || rows == 0 {
             continue;
         }
-        // So many runs that a unit is worth its start.
-        let (granularity, run_bytes) = (task.granularity().max(1), task.run_bytes().max(1));
-        let size = rows.div_ceil(granularity).saturating_mul(run_bytes);
+        // A unit has as many granules as make it worth its start.
+        let (granularity, granule_bytes) = (task.granularity().max(1), task.granule_bytes().max(1));
+        let size = rows.div_ceil(granularity).saturating_mul(granule_bytes);
         let [min, max] = UNIT_BYTES[usize::from(tokens > 1)];
-        let runs = ((size / (3 * par::threads())).clamp(min, max) + run_bytes / 2) / run_bytes;
-        let step = runs.max(1).saturating_mul(granularity);
+        let granules = ((size / (3 * par::threads())).clamp(min, max) + granule_bytes / 2) / granule_bytes;
+        let step = granules.max(1).saturating_mul(granularity);
         units += rows.div_ceil(step);
         bytes = bytes.saturating_add(size.saturating_mul(tokens));
         let (data, stride) = (y.data.as_mut_ptr(), y.stride);
@@ -211,7 +243,7 @@ mod tests {
     /// `y[t, r] = 100 t + r`, in runs of three rows.
     struct Numbers {
         shape: [usize; 2],
-        run_bytes: usize,
+        granule_bytes: usize,
     }
 
     impl GemmTask for Numbers {
@@ -224,8 +256,8 @@ mod tests {
         fn granularity(&self) -> usize {
             3
         }
-        fn run_bytes(&self) -> usize {
-            self.run_bytes
+        fn granule_bytes(&self) -> usize {
+            self.granule_bytes
         }
         fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>) {
             assert!(rows == tile.rows() && tile.tokens() == self.shape[0] && rows.start.is_multiple_of(3));
@@ -240,8 +272,8 @@ mod tests {
 
     #[test]
     fn every_element_is_written_once_whatever_the_cut() {
-        for run_bytes in [0, 1, 1000, 100_000, usize::MAX] {
-            let tasks = [[3, 50], [0, 5], [1, 1], [2, 0], [7, 22]].map(|shape| Numbers { shape, run_bytes });
+        for granule_bytes in [0, 1, 1000, 100_000, usize::MAX] {
+            let tasks = [[3, 50], [0, 5], [1, 1], [2, 0], [7, 22]].map(|shape| Numbers { shape, granule_bytes });
             for (parallel, write) in [(false, Write::Set), (true, Write::Add)] {
                 let mut outs = tasks.each_ref().map(|t| vec![0.5f32; t.shape[0] * (t.shape[1] + 2)]);
                 let list = tasks
@@ -263,7 +295,7 @@ mod tests {
 
     #[test]
     fn nothing_is_written_when_one_output_does_not_fit() {
-        let task = Numbers { shape: [2, 4], run_bytes: 1 };
+        let task = Numbers { shape: [2, 4], granule_bytes: 1 };
         let run = |len: usize, stride: usize| {
             let (mut first, mut second) = (vec![0f32; 8], vec![0f32; len]);
             let outs = [Out { data: &mut first, stride: 4 }, Out { data: &mut second, stride }];
@@ -291,7 +323,7 @@ mod tests {
             fn granularity(&self) -> usize {
                 1
             }
-            fn run_bytes(&self) -> usize {
+            fn granule_bytes(&self) -> usize {
                 1
             }
             fn run(&self, _: Range<usize>, _: Write, tile: &mut Tile<'_>) {

@@ -1,36 +1,53 @@
-//! Matrices on affine grids, a grid for each row and group of columns: from floats to packed codes and back, in one
-//! pass over memory.
+//! Quantization of matrices with an affine grid for each row and group of columns: floats to packed codes and back, in one pass over
+//! memory.
+//!
+//! ```
+//! use tersor_kernels::{Fault, Isa, affine::Affine, grouped::{self, Groups}};
+//! let (isa, groups) = (Isa::detect(), Groups { cols: 4, group: 2, bits: 4, range: 0..=15 });
+//! let (mut codes, mut grids) = ([0u8; 2], [Affine { scale: 1.0, zero: 0 }; 2]);
+//! // One row of two groups, each with a step of its own.
+//! let choose = |_row: usize, values: &[f32], grids: &mut [Affine]| -> Result<(), Fault> {
+//!     grids.iter_mut().zip(values.chunks(2)).for_each(|(g, v)| g.scale = v[1] / 15.0);
+//!     Ok(())
+//! };
+//! grouped::quantize(isa, &[0.0, 15.0, 10.0, 30.0], &groups, choose, (&mut codes, &mut grids), false).unwrap();
+//! assert_eq!(codes, [0xf0, 0xf5]);
+//! let mut values = [0f32; 4];
+//! grouped::dequantize(isa, &codes, &groups, |_row, group| grids[group], &mut values, false).unwrap();
+//! assert_eq!(values, [0.0, 15.0, 10.0, 30.0]);
+//! ```
 
 use std::ops::{Range, RangeInclusive};
 
 use crate::affine::{self, Affine};
 use crate::{Fault, Isa, bits, fault, par};
 
-/// How rows are cut and coded.
+/// The shape of a group-wise quantized row: its columns, the groups they are cut into, and the width of the codes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Groups {
-    /// Columns.
+    /// Columns of the matrix.
     pub cols: usize,
-    /// Columns of a group; of the last, the rest.
+    /// Columns of a quantization group; the last group of a row has the remaining columns.
     pub group: usize,
-    /// Bits of a code, 1 to 8.
+    /// Bits of a packed code, 1 to 8.
     pub bits: u32,
-    /// Codes in use.
+    /// The range that codes are limited to.
     pub range: RangeInclusive<u8>,
 }
 
 impl Groups {
-    /// Groups of a row.
+    /// Returns the number of groups of a row.
     #[must_use]
     pub fn count(&self) -> usize {
         self.cols.div_ceil(self.group.max(1))
     }
-    /// Bytes of a row's codes.
+    /// Returns the number of bytes of a row's packed codes.
     #[must_use]
     pub fn row_bytes(&self) -> usize {
         bits::packed_len(self.cols, self.bits)
     }
-    /// Rows of so many values and bytes of codes.
+    /// Returns the number of rows of a matrix of `values` values whose packed codes take `bytes` bytes. Fails with `Fault::Length` if there
+    /// is no whole number of rows, and with `Fault::Range` if a group has no columns.
     fn rows(&self, values: usize, bytes: usize) -> Result<usize, Fault> {
         if self.group == 0 && self.cols > 0 {
             return Err(Fault::Range { what: "columns of a group", limit: 1, found: 0 });
@@ -48,85 +65,88 @@ impl Groups {
 /// Rows of a unit of work.
 const UNIT: usize = 64;
 
-/// Rounds rows `x` (`[rows, cols]`, finite) to packed codes (`[rows, row_bytes]`), while each is in the cache:
-/// `fit(row, values, fits)` writes the row's grids, which are left in `fits` (`[rows, count]`). Fails with the first
-/// error of `fit`, in order of blocks of 64 rows; and with `Fault::Length`, or `Fault::Range` of a group without
-/// columns, before anything is done.
+/// Quantizes the rows of `x` (`[rows, cols]`, finite) to packed codes (`[rows, row_bytes]`). `choose(row, values, grids)` writes the
+/// quantization parameters of a row's groups, which are left in `grids` (`[rows, count]`). With `parallel`, blocks of 64 rows run in the
+/// current rayon pool.
+///
+/// Fails with `Fault::Length` if a length does not match and with `Fault::Range` if a group has no columns, before anything is written; and
+/// with the first error of `choose`, in the order of blocks of 64 rows.
 pub fn quantize<E: From<Fault> + Send>(
     isa: Isa,
     x: &[f32],
     groups: &Groups,
-    fit: impl Fn(usize, &[f32], &mut [Affine]) -> Result<(), E> + Sync + Send,
-    (codes, fits): (&mut [u8], &mut [Affine]),
+    choose: impl Fn(usize, &[f32], &mut [Affine]) -> Result<(), E> + Sync + Send,
+    (codes, grids): (&mut [u8], &mut [Affine]),
     parallel: bool,
 ) -> Result<(), E> {
     let (cols, count, width) = (groups.cols, groups.count(), groups.row_bytes());
     let rows = groups.rows(x.len(), codes.len())?;
-    fault::equal("grids of the groups", rows * count, fits.len())?;
+    fault::equal("grids of the groups", rows * count, grids.len())?;
     if rows == 0 {
         return Ok(());
     }
-    let block = |index: usize, codes: &mut [u8], fits: &mut [Affine]| {
+    let block = |index: usize, codes: &mut [u8], grids: &mut [Affine]| {
         let mut row = vec![0u8; cols];
         let rest = &x[index * UNIT * cols..];
         let values = rest.chunks_exact(cols);
-        for (r, ((x, packed), fits)) in values.zip(codes.chunks_mut(width)).zip(fits.chunks_mut(count)).enumerate() {
-            fit(index * UNIT + r, x, fits)?;
-            // The next row comes from memory while this one is computed.
+        for (r, ((x, packed), grids)) in values.zip(codes.chunks_mut(width)).zip(grids.chunks_mut(count)).enumerate() {
+            choose(index * UNIT + r, x, grids)?;
+            // The next row is prefetched while this one is computed.
             let next = rest.get(r * cols + cols..).unwrap_or_default();
-            quantize_row(isa, [x, next], groups, fits, packed, &mut row);
+            quantize_row(isa, [x, next], groups, grids, packed, &mut row);
         }
         Ok(())
     };
-    par::pairs(codes, UNIT * width, fits, UNIT * count, parallel, block).into_iter().collect()
+    par::pairs(codes, UNIT * width, grids, UNIT * count, parallel, block).into_iter().collect()
 }
 
-/// Packed codes of a row, while the next one is asked for. `row` has room for codes that are not packed yet.
-fn quantize_row(isa: Isa, x: [&[f32]; 2], groups: &Groups, fits: &[Affine], packed: &mut [u8], row: &mut [u8]) {
+/// Writes the packed codes of a row, and prefetches the next one. `row` has room for one unpacked code a column.
+fn quantize_row(isa: Isa, x: [&[f32]; 2], groups: &Groups, grids: &[Affine], packed: &mut [u8], row: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx512_vnni() && groups.bits == 4 && groups.cols.is_multiple_of(64) && groups.group.is_multiple_of(64) {
         let (lo, hi) = groups.range.clone().into_inner();
         // SAFETY: `isa` proves the instructions.
-        unsafe { crate::arch::avx512::quantize_groups::<true>(x, groups.group, fits, [lo, hi], packed) };
+        unsafe { crate::arch::avx512::quantize_groups::<true>(x, groups.group, grids, [lo, hi], packed) };
         return;
     }
     if groups.bits == 8 {
-        codes_of_row(isa, x, groups, fits, packed);
+        codes_of_row(isa, x, groups, grids, packed);
     } else {
-        codes_of_row(isa, x, groups, fits, row);
+        codes_of_row(isa, x, groups, grids, row);
         bits::pack(isa, row, groups.bits, packed);
     }
 }
 
-/// Codes of a row, one a byte.
-fn codes_of_row(isa: Isa, [x, next]: [&[f32]; 2], groups: &Groups, fits: &[Affine], codes: &mut [u8]) {
+/// Writes the codes of a row, one a byte, and prefetches the next row.
+fn codes_of_row(isa: Isa, [x, next]: [&[f32]; 2], groups: &Groups, grids: &[Affine], codes: &mut [u8]) {
     let (lo, hi) = groups.range.clone().into_inner();
     #[cfg(target_arch = "x86_64")]
     {
         if isa.has_avx512_vnni() {
             // SAFETY: `isa` proves the instructions.
-            unsafe { crate::arch::avx512::quantize_groups::<false>([x, next], groups.group, fits, [lo, hi], codes) };
+            unsafe { crate::arch::avx512::quantize_groups::<false>([x, next], groups.group, grids, [lo, hi], codes) };
             return;
         }
         if isa.has_avx2() {
             // SAFETY: as above.
-            unsafe { crate::arch::avx2::quantize_groups([x, next], groups.group, fits, [lo, hi], codes) };
+            unsafe { crate::arch::avx2::quantize_groups([x, next], groups.group, grids, [lo, hi], codes) };
             return;
         }
     }
     let (_, _) = (isa, next);
-    for (span, fit) in groups.spans().zip(fits) {
-        affine::quantize_scalar(&x[span.clone()], *fit, lo, hi, &mut codes[span]);
+    for (span, grid) in groups.spans().zip(grids) {
+        affine::quantize_scalar(&x[span.clone()], *grid, lo, hi, &mut codes[span]);
     }
 }
 
-/// The values of rows of packed codes: `fit(row, group)` gives their grids. Fails with `Fault::Length`, or
-/// `Fault::Range` of a group without columns, with `out` unchanged.
+/// Dequantizes rows of packed codes (`[rows, row_bytes]`) into `out` (`[rows, cols]`); `grid(row, group)` returns the quantization
+/// parameters of a group. With `parallel`, blocks of 64 rows run in the current rayon pool. Fails with `Fault::Length` if a length does not
+/// match and with `Fault::Range` if a group has no columns; `out` is unchanged then.
 pub fn dequantize(
     isa: Isa,
     codes: &[u8],
     groups: &Groups,
-    fit: impl Fn(usize, usize) -> Affine + Sync + Send,
+    grid: impl Fn(usize, usize) -> Affine + Sync + Send,
     out: &mut [f32],
     parallel: bool,
 ) -> Result<(), Fault> {
@@ -146,7 +166,7 @@ pub fn dequantize(
                 &row
             };
             for (g, span) in groups.spans().enumerate() {
-                affine::dequantize(isa, &row[span.clone()], fit(index * UNIT + r, g), &mut out[span]);
+                affine::dequantize(isa, &row[span.clone()], grid(index * UNIT + r, g), &mut out[span]);
             }
         }
     };
@@ -179,20 +199,20 @@ mod tests {
                 false => mix(i) as f32 / 1e6 - 8.0,
             };
             let x: Vec<f32> = (0..rows * cols).map(value).collect();
-            let mut fits = vec![Affine { scale: 1.0, zero: 0 }; if cols == 0 { 0 } else { rows * groups.count() }];
+            let mut grids = vec![Affine { scale: 1.0, zero: 0 }; if cols == 0 { 0 } else { rows * groups.count() }];
             let mut codes = vec![0u8; if cols == 0 { 0 } else { rows * groups.row_bytes() }];
-            let set = |r: usize, values: &[f32], fits: &mut [Affine]| -> Result<(), Fault> {
+            let set = |r: usize, values: &[f32], grids: &mut [Affine]| -> Result<(), Fault> {
                 assert_eq!(values, &x[r * cols..(r + 1) * cols]);
-                fits.iter_mut().enumerate().for_each(|(g, f)| *f = grid(r, g));
+                grids.iter_mut().enumerate().for_each(|(g, f)| *f = grid(r, g));
                 Ok(())
             };
             for isa in Isa::available() {
-                prop_assert_eq!(quantize(isa, &x, &groups, set, (&mut codes, &mut fits), true), Ok(()));
+                prop_assert_eq!(quantize(isa, &x, &groups, set, (&mut codes, &mut grids), true), Ok(()));
                 let mut back = vec![f32::NAN; x.len()];
                 prop_assert_eq!(dequantize(isa, &codes, &groups, grid, &mut back, true), Ok(()));
                 for (i, (x, back)) in x.iter().zip(&back).enumerate() {
-                    let fit = grid(i / cols, i % cols / group);
-                    prop_assert_eq!(affine::value(affine::code(*x, fit, 0, max), fit), *back);
+                    let grid = grid(i / cols, i % cols / group);
+                    prop_assert_eq!(affine::value(affine::code(*x, grid, 0, max), grid), *back);
                 }
             }
         }
@@ -202,14 +222,14 @@ mod tests {
     fn errors_and_wrong_lengths() {
         let groups = Groups { cols: 3, group: 2, bits: 4, range: 0..=15 };
         let (x, one) = (vec![1.0f32; 300], Affine { scale: 1.0, zero: 0 });
-        let (mut codes, mut fits) = (vec![0u8; 200], vec![one; 200]);
+        let (mut codes, mut grids) = (vec![0u8; 200], vec![one; 200]);
         let fail = |found: usize, _: &[f32], _: &mut [Affine]| fault::at_most("row", 69, found);
         let error = Err(Fault::Range { what: "row", limit: 69, found: 70 });
-        assert_eq!(quantize(Isa::SCALAR, &x, &groups, fail, (&mut codes, &mut fits), true), error);
+        assert_eq!(quantize(Isa::SCALAR, &x, &groups, fail, (&mut codes, &mut grids), true), error);
         let short = Err(Fault::Length { what: "values of whole rows", expected: 297, found: 299 });
-        assert_eq!(quantize(Isa::SCALAR, &x[1..], &groups, fail, (&mut codes, &mut fits), true), short);
+        assert_eq!(quantize(Isa::SCALAR, &x[1..], &groups, fail, (&mut codes, &mut grids), true), short);
         let bytes = Err(Fault::Length { what: "packed codes", expected: 200, found: 199 });
-        assert_eq!(quantize(Isa::SCALAR, &x, &groups, fail, (&mut codes[1..], &mut fits), true), bytes);
+        assert_eq!(quantize(Isa::SCALAR, &x, &groups, fail, (&mut codes[1..], &mut grids), true), bytes);
         assert_eq!(dequantize(Isa::SCALAR, &codes, &groups, |_, _| one, &mut [0.0; 299], false), short);
         let none = Groups { group: 0, ..groups };
         let range = Err(Fault::Range { what: "columns of a group", limit: 1, found: 0 });

@@ -1,11 +1,19 @@
 //! The fast Walsh-Hadamard transform.
+//!
+//! ```
+//! use tersor_kernels::{Isa, hadamard::fwht};
+//! let mut x = [1.0f32, 2.0, 3.0, 4.0];
+//! fwht(Isa::detect(), &mut x).unwrap();
+//! assert_eq!(x, [5.0, -1.0, -2.0, 0.0]);
+//! assert!(fwht(Isa::detect(), &mut [0.0; 3]).is_err(), "3 is not a power of two");
+//! ```
 
 use crate::isa::versions;
 use crate::{Fault, Isa};
 
-/// Transforms `x` in place by the Sylvester-Hadamard matrix of order `x.len()` scaled to be orthogonal (its own
-/// inverse); of nothing, nothing. Fails with `Fault::Length` (the next power of two is expected), with `x` unchanged,
-/// unless the length is a power of two.
+/// Multiplies `x` in place by the Sylvester-Hadamard matrix of order `x.len()`, scaled to be orthogonal: the transform is its own inverse.
+/// An empty slice is allowed. Fails with `Fault::Length`, which names the next power of two, if the length is not a power of two; `x` is
+/// unchanged then.
 pub fn fwht(isa: Isa, x: &mut [f32]) -> Result<(), Fault> {
     if !x.is_empty() && !x.len().is_power_of_two() {
         let expected = x.len().checked_next_power_of_two().unwrap_or(usize::MAX);
@@ -16,7 +24,7 @@ pub fn fwht(isa: Isa, x: &mut [f32]) -> Result<(), Fault> {
 }
 
 versions! {
-    /// The transform of a power of two: eight neighbours in registers, then two levels at a time, then what is left.
+    /// Transforms a slice whose length is a power of two: levels of distance 1, 2 and 4 within eight neighbours, then two levels at a time.
     fn transform(isa: Isa, x: &mut [f32]) {
         let n = x.len();
         let scale = (n.max(1) as f32).sqrt().recip();

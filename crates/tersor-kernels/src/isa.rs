@@ -1,8 +1,9 @@
-//! Which instructions the process may use, detected once.
+//! [`Isa`]: the instruction-set levels of the kernels, detected once a process.
 
 use std::sync::OnceLock;
 
-/// Compiles a body three times: as it stands, and for AVX2 with FMA and for AVX-512, where the compiler vectorizes it.
+/// Compiles a function body three times, as it stands, for AVX2 with FMA, and for AVX-512, and calls the version of `isa`. The compiler
+/// vectorizes the bodies.
 macro_rules! versions {
     ($($(#[$doc:meta])* $vis:vis fn $name:ident(isa: Isa $(, $arg:ident: $ty:ty)* $(,)?) $(-> $out:ty)? $body:block)*) => {$(
         $(#[$doc])*
@@ -36,8 +37,16 @@ macro_rules! versions {
 }
 pub(crate) use versions;
 
-/// An instruction-set level. A value other than [`Isa::SCALAR`] only comes from [`Isa::detect`] or [`Isa::available`],
-/// on a processor that has the instructions: kernels rely on that.
+/// An instruction-set level, an argument of every kernel. A value other than [`Isa::SCALAR`] only comes from [`Isa::detect`] or
+/// [`Isa::available`] on a processor that has the instructions; kernels rely on that.
+///
+/// ```
+/// use tersor_kernels::{Isa, vector};
+/// let (a, b) = ([0.1f32; 100], [0.3f32; 100]);
+/// for isa in Isa::available() {
+///     assert_eq!(vector::dot(isa, &a, &b), vector::dot(Isa::SCALAR, &a, &b), "{}", isa.name());
+/// }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Isa(Level);
 
@@ -51,28 +60,28 @@ enum Level {
 }
 
 impl Isa {
-    /// Plain Rust, on every processor: it defines the results of each kernel.
+    /// The level of plain Rust, available on every processor. It defines the results of every kernel.
     pub const SCALAR: Isa = Isa(Level::Scalar);
 
-    /// A number that tells levels apart.
+    /// Returns a number that differs between levels.
     pub(crate) fn number(self) -> u8 {
         self.0 as u8
     }
 
-    /// The best level of this processor. `TERSOR_ISA` in the environment (`scalar`, `avx2`) asks for a lower one, for
-    /// tests and bug reports. Decided once for the process.
+    /// Returns the highest level of this processor, or the one named by the environment variable `TERSOR_ISA` (`scalar`, `avx2`) if the
+    /// processor has it. Detected once a process.
     #[must_use]
     pub fn detect() -> Isa {
         static FOUND: OnceLock<Isa> = OnceLock::new();
         *FOUND.get_or_init(|| {
-            let asked = std::env::var("TERSOR_ISA").unwrap_or_default();
+            let requested = std::env::var("TERSOR_ISA").unwrap_or_default();
             let levels = Isa::available();
-            let found = levels.iter().find(|l| l.name() == asked).or(levels.last());
+            let found = levels.iter().find(|l| l.name() == requested).or(levels.last());
             found.copied().unwrap_or(Isa::SCALAR)
         })
     }
 
-    /// Every level of this processor, the best last.
+    /// Returns every level of this processor, the lowest ([`Isa::SCALAR`]) first.
     #[must_use]
     pub fn available() -> Vec<Isa> {
         #[allow(unused_mut)]
@@ -90,7 +99,7 @@ impl Isa {
         levels
     }
 
-    /// A name for reports and fingerprints: `scalar`, `avx2` or `avx512vnni`.
+    /// Returns the name of the level for reports and fingerprints: `scalar`, `avx2` or `avx512vnni`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self.0 {
@@ -102,8 +111,8 @@ impl Isa {
         }
     }
 
-    /// [`Isa::name`] and the level that the libraries of float products and factorizations choose on this processor:
-    /// what the bytes of a calibrated result depend on.
+    /// Returns [`Isa::name`] of the detected level and the level that the libraries for float products and factorizations choose on this
+    /// processor, as one text. The bytes of a calibrated result depend on both.
     #[must_use]
     pub fn fingerprint() -> String {
         #[cfg(target_arch = "x86_64")]
@@ -119,8 +128,8 @@ impl Isa {
         format!("{}, products {products}", Isa::detect().name())
     }
 
-    /// This level, or AVX2 if it is above that: for loops that are faster with registers of 256 bits.
-    pub(crate) fn at_most_avx2(self) -> Isa {
+    /// Returns this level, or AVX2 if it is above that: for loops that are faster with registers of 256 bits.
+    pub(crate) fn capped_at_avx2(self) -> Isa {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Vnni => Isa(Level::Avx2),
@@ -133,19 +142,19 @@ impl Isa {
         self.0 != Level::Scalar
     }
 
-    /// Whether bytes of 8-bit weights are multiplied in pairs of 16 bits, for want of an instruction that sums products
-    /// of bytes in 32.
+    /// Returns whether 8-bit weights are multiplied as pairs of 16-bit numbers, because the level has no instruction that sums products of
+    /// bytes in 32 bits.
     pub(crate) fn multiplies_pairs(self) -> bool {
         self.name() == "avx2"
     }
 
-    /// Whether one instruction sums four products of bytes in 32 bits.
+    /// Returns whether one instruction sums four products of bytes in 32 bits.
     pub(crate) fn multiplies_quads(self) -> bool {
         self.name() == "avx512vnni"
     }
 
-    /// Numbers of tokens that the micro-kernels take at once, the largest first, the last 1. With `pairs`, weights have
-    /// 8 bits and are multiplied in pairs of 16 bits.
+    /// Returns the numbers of tokens that a micro-kernel can process at once, the largest first, the last 1. `pairs`: 8-bit weights are
+    /// multiplied as pairs of 16-bit numbers; `planes`: 8-bit planes of the activations, 1 or 3.
     pub(crate) fn token_blocks(self, pairs: bool, planes: usize) -> &'static [usize] {
         let _ = (pairs, planes);
         match self.0 {
@@ -157,7 +166,7 @@ impl Isa {
         }
     }
 
-    /// Whether bytes are shuffled across whole registers.
+    /// Returns whether the processor can shuffle bytes across a whole 512-bit register (AVX-512 VBMI).
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn shuffles_bytes(self) -> bool {
         self.0 == Level::Avx512Vnni && is_x86_feature_detected!("avx512vbmi")

@@ -1,8 +1,15 @@
-//! What the machine can do at most, for measurements to stand beside: loops that do nothing else.
+//! Peak rates of the machine for benchmarks to compare with: loops that only read memory or only compute.
+//!
+//! ```
+//! use tersor_kernels::{Isa, limits};
+//! assert_eq!(limits::read(&[1, 2, 3]), 6);
+//! let done = limits::arithmetic(Isa::detect(), limits::Arithmetic::F32, 1000);
+//! assert!(done.is_none_or(|(operations, _)| operations > 0));
+//! ```
 
 use crate::Isa;
 
-/// Sum of 64-bit words: reads memory and does nothing else worth the name.
+/// Returns the wrapping sum of 64-bit words: a loop bound by memory bandwidth.
 #[must_use]
 pub fn read(words: &[u64]) -> u64 {
     let mut lanes = [0u64; 16];
@@ -16,19 +23,19 @@ pub fn read(words: &[u64]) -> u64 {
     lanes.iter().chain(rest).fold(0, |a, b| a.wrapping_add(*b))
 }
 
-/// Kinds of arithmetic.
+/// Kinds of arithmetic whose peak rate [`arithmetic`] measures.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Arithmetic {
-    /// Fused multiply-add of f32.
+    /// Fused multiply-adds of f32.
     F32,
     /// Products of bytes, summed in 32 bits.
     Bytes32,
-    /// Products of bytes, summed in 16 bits as far as that goes.
+    /// Products of bytes, summed in 16 bits with saturation.
     Bytes16,
 }
 
-/// Runs `steps` rounds of independent operations in registers; gives the number of multiply-adds that they were, and
-/// something that depends on all of them. None where the processor has no instructions for it.
+/// Runs `steps` rounds of independent operations in registers. Returns the number of multiply-adds performed and a value that depends on
+/// all of them, so that the compiler keeps them. None if the instruction set has no vector instructions ([`Isa::SCALAR`]).
 #[must_use]
 pub fn arithmetic(isa: Isa, kind: Arithmetic, steps: u64) -> Option<(u64, i32)> {
     #[cfg(target_arch = "x86_64")]

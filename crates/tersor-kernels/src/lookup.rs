@@ -1,10 +1,20 @@
-//! Products by look-up: a table for each block of a token, a code for each row and block, and sums of what the codes
-//! find.
+//! Products by table look-up: a table of 16 integers for each token and block, a code for each weight row and block, and sums of the table
+//! entries that the codes select.
 //!
-//! `y[t, r] = scale[t] * Σ_b table[t, b][code[r, b]]`, codes of at most 4 bits, tables of 16-bit integers: sums are
-//! exact. The shuffle instruction is the look-up, 32 at once. What a table holds is the caller's: partial sums over the
-//! bits of four columns (weights of few bits, [`Tables::of_bits`]), products with the entries of a codebook
-//! ([`Tables::of_codebook`]), or scores of a query with them.
+//! `y[t, r] = scale[t] * Σ_b table[t, b][code[r, b]]`, with codes of at most 4 bits and tables of 16-bit integers: sums are exact. Byte
+//! shuffles look up 32 or 64 entries at once. The contents of the tables are up to the caller: partial sums over one bit of four columns
+//! (weights of few bits, [`Tables::of_bits`]), products with the entries of a codebook ([`Tables::of_codebook`]), or scores of a query
+//! against them.
+//!
+//! ```
+//! use tersor_kernels::{Isa, Out, Write, lookup::{self, Codes, Tables}};
+//! // Two rows of two weights, each a code of the codebook [-1, 0, 0.5, 2].
+//! let codes = Codes::new(&[0, 3, 2, 1], [2, 2]).unwrap();
+//! let tables = Tables::of_codebook(Isa::detect(), &[1.0, 4.0], 1, &[-1.0, 0.0, 0.5, 2.0]).unwrap();
+//! let mut y = [0f32; 2];
+//! lookup::product(Isa::detect(), &tables, &codes, Write::Set, Out { data: &mut y, stride: 2 }, false).unwrap();
+//! assert!((y[0] - 7.0).abs() < 1e-2 && (y[1] - 0.5).abs() < 1e-2);
+//! ```
 
 use std::ops::Range;
 
@@ -12,17 +22,17 @@ use crate::gemm_task::{GemmTask, Out, Tile, Write, run_tasks};
 use crate::integer::Line;
 use crate::{Fault, Isa, blockwise, fault};
 
-/// Rows of a line.
+/// Weight rows of a line of 64 bytes.
 pub(crate) const ROWS: usize = 64;
 
 /// Blocks over which sums of 16-bit numbers stay below 2^31.
 const MAX_BLOCKS: usize = 1 << 16;
 
-/// Blocks of a byte's sums in 16 bits: `255 * 256 < 2^16`.
-pub(crate) const RUN: usize = 256;
+/// Blocks over which sums of bytes stay below 2^16: `255 * 256 < 2^16`.
+pub(crate) const SPAN: usize = 256;
 
-/// Codes `[rows, blocks]` of 4 bits. A line of 64 bytes has a byte for each of 64 rows: the code of an even block in
-/// the low half, of the odd one after it in the high half.
+/// A packed matrix `[rows, blocks]` of codes of 4 bits, each of which selects an entry of a [table](Tables). A line of 64 bytes has a byte
+/// for each of 64 rows: the code of an even block in the low half, that of the next block in the high half.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Codes {
     rows: usize,
@@ -32,8 +42,8 @@ pub struct Codes {
 }
 
 impl Codes {
-    /// Packs codes, row by row. Fails with `Fault::Length` when their number is not `rows * blocks`, and with
-    /// `Fault::Range` when one is above 15 or there are more than 65 536 blocks.
+    /// Packs codes `[rows, blocks]`, row-major, one a byte. Fails with `Fault::Length` if their number is not `rows * blocks`, and with
+    /// `Fault::Range` if a code is above 15 or there are more than 65 536 blocks.
     pub fn new(codes: &[u8], [rows, blocks]: [usize; 2]) -> Result<Self, Fault> {
         fault::matrix("codes", [rows, blocks], codes.len())?;
         fault::at_most("blocks of a row", MAX_BLOCKS, blocks)?;
@@ -48,9 +58,9 @@ impl Codes {
         Ok(Self { rows, blocks, lines })
     }
 
-    /// Weights of few bits, `[rows, cols]`, as blocks of one bit of four columns: bit by bit, and for each all columns.
-    /// Fails with `Fault::Length` when the number of codes is wrong, and with `Fault::Range` when `bits` is not 1 to 4,
-    /// a code has more, or there are more than 65 536 blocks.
+    /// Packs weight codes `[rows, cols]` of `bits` bits, bit by bit: a block holds one bit of four neighbouring columns, blocks of the
+    /// lowest bit of all columns come first. The tables are those of [`Tables::of_bits`]. Fails with `Fault::Length` if the number of codes
+    /// is wrong, and with `Fault::Range` if `bits` is not 1 to 4, a code has more bits, or there are more than 65 536 blocks.
     pub fn of_bits(codes: &[u8], [rows, cols]: [usize; 2], bits: u32) -> Result<Self, Fault> {
         fault::matrix("codes", [rows, cols], codes.len())?;
         fault::bits(bits, 4)?;
@@ -66,41 +76,41 @@ impl Codes {
         Self::new(&blocks, [rows, each])
     }
 
-    /// Rows.
+    /// Returns the number of weight rows.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
-    /// Codes of a row.
+    /// Returns the number of blocks, that is codes, of a row.
     #[must_use]
     pub fn blocks(&self) -> usize {
         self.blocks
     }
-    /// Bytes in memory.
+    /// Returns the bytes of memory that the packed codes take.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.lines.len() * 64
     }
-    /// Lines of 64 rows.
+    /// Returns the lines of the 64 rows from `64 * index` on.
     pub(crate) fn lines(&self, index: usize) -> &[Line] {
         let each = self.blocks.div_ceil(2);
         &self.lines[index * each..(index + 1) * each]
     }
 }
 
-/// Tables of tokens: `[tokens, blocks]` of 16 numbers, and a scale a token.
+/// The look-up tables of tokens: for each token and block 16 integers of 16 bits, and a scale for each token.
 #[derive(Clone, Debug)]
 pub struct Tables {
     tokens: usize,
     blocks: usize,
-    /// `[token, two blocks]`; of each block the low bytes of its 16 numbers, then the high bytes offset by 128.
+    /// `[token, two blocks]`; of each block the low bytes of its 16 integers, then the high bytes offset by 128.
     bytes: Vec<[[[u8; 16]; 2]; 2]>,
     scales: Vec<f32>,
 }
 
 impl Tables {
-    /// Integers `[tokens, blocks]`, a scale a token. Fails with `Fault::Length` when the number of tables is wrong, and
-    /// with `Fault::Range` when there are more than 65 536 blocks.
+    /// Takes integer tables `[tokens, blocks]` and one scale for each token. Fails with `Fault::Length` if the number of tables is not
+    /// `tokens * blocks`, and with `Fault::Range` if there are more than 65 536 blocks.
     pub fn new(tables: &[[i16; 16]], scales: &[f32], blocks: usize) -> Result<Self, Fault> {
         let tokens = scales.len();
         fault::matrix("tables", [tokens, blocks], tables.len())?;
@@ -113,13 +123,13 @@ impl Tables {
         Ok(Self { tokens, blocks, bytes, scales: scales.to_vec() })
     }
 
-    /// Floats `[tokens, blocks]`, rounded to 1/32767 of the token's largest magnitude. Fails with `Fault::Length` when
-    /// the number of tables is wrong, with `Fault::NonFinite` at the first value that is NaN or infinite (16 values a
-    /// table), and with `Fault::Range` when there are more than 65 536 blocks.
+    /// Quantizes float tables `[tokens, blocks]` to integers with one scale for each token, the token's largest magnitude divided by 32767.
+    /// Fails with `Fault::Length` if the number of tables is not `tokens * blocks`, with `Fault::NonFinite` at the first value that is NaN
+    /// or infinite (16 values a table), and with `Fault::Range` if there are more than 65 536 blocks.
     pub fn from_values(isa: Isa, values: &[[f32; 16]], tokens: usize, blocks: usize) -> Result<Self, Fault> {
         fault::matrix("tables", [tokens, blocks], values.len())?;
         fault::finite(values.as_flattened())?;
-        // Tokens without blocks have no values that bound their number.
+        // If there are no blocks, the length of `values` does not bound the number of tokens.
         let mut scales = Vec::new();
         scales.try_reserve_exact(tokens).map_err(|_| Fault::Overflow { what: "scales of tokens" })?;
         let mut tables = Vec::with_capacity(values.len());
@@ -133,9 +143,9 @@ impl Tables {
         Self::new(&tables, &scales, blocks)
     }
 
-    /// For [`Codes::of_bits`]: activations `[tokens, cols]` in 8 bits with a scale a token. The product is exact. Fails
-    /// with `Fault::Length` when the number of activations is wrong, and with `Fault::Range` when `bits` is not 1 to 4,
-    /// or there are more than 65 536 blocks.
+    /// Builds the tables for [`Codes::of_bits`] from activations `[tokens, cols]` in 8 bits and a scale for each token: sums of the
+    /// selected ones of four neighbouring activations, times the power of two of the bit. The product is exact. Fails with `Fault::Length`
+    /// if the number of activations is wrong, and with `Fault::Range` if `bits` is not 1 to 4 or there are more than 65 536 blocks.
     pub fn of_bits(x: &[i8], scales: &[f32], cols: usize, bits: u32) -> Result<Self, Fault> {
         fault::matrix("activations", [scales.len(), cols], x.len())?;
         fault::bits(bits, 4)?;
@@ -155,11 +165,10 @@ impl Tables {
         Self::new(&tables, scales, blocks)
     }
 
-    /// For codes of single columns: the products of activations `[tokens, cols]` with up to 16 values that codes stand
-    /// for. Fails with `Fault::Length` when the activations are not a whole number of columns for each token, with
-    /// `Fault::NonFinite` at the first activation that is NaN or infinite (or the first such value of the codebook, or
-    /// of the products, 16 for each activation), and with `Fault::Range` when the codebook has more than 16 values, or
-    /// there are more than 65 536 columns.
+    /// Builds the tables for codes of single columns from activations `x` `[tokens, cols]`: the products of each activation with the up to
+    /// 16 values of a codebook, quantized as by [`Tables::from_values`]. Fails with `Fault::Length` if the number of activations is not a
+    /// multiple of `tokens`, with `Fault::NonFinite` at the first value of the activations, the codebook or their products that is NaN or
+    /// infinite, and with `Fault::Range` if the codebook has more than 16 values or there are more than 65 536 columns.
     pub fn of_codebook(isa: Isa, x: &[f32], tokens: usize, codebook: &[f32]) -> Result<Self, Fault> {
         fault::at_most("values of a codebook", 16, codebook.len())?;
         let cols = x.len() / tokens.max(1);
@@ -171,16 +180,16 @@ impl Tables {
         Self::from_values(isa, &values, tokens, cols)
     }
 
-    /// Tables of a token.
+    /// Returns the tables of a token.
     pub(crate) fn of_token(&self, token: usize) -> &[[[[u8; 16]; 2]; 2]] {
         let each = self.blocks.div_ceil(2);
         &self.bytes[token * each..(token + 1) * each]
     }
 }
 
-/// `y[t, r] = scale[t] * Σ_b table[t, b][code[r, b]]` for `y = [tokens, rows]`, or that added to `y`. Fails with
-/// `Fault::Length` or `Fault::Overflow`, with `y` unchanged, when tables and codes have different numbers of blocks, or
-/// `y` has less room.
+/// Computes `y[t, r] = scale[t] * Σ_b table[t, b][code[r, b]]`, or adds it to `y`, for `y` `[tokens, rows]`. With `parallel` spans of rows
+/// run in the current rayon pool. Fails with `Fault::Length` or `Fault::Overflow` if tables and codes have different numbers of blocks or
+/// `y` has too little room; `y` is unchanged then.
 pub fn product(
     isa: Isa,
     tables: &Tables,
@@ -196,7 +205,7 @@ pub fn product(
     run_tasks(vec![(&Product { isa, tables, codes }, write, y)], parallel)
 }
 
-/// A product of tables and codes with equally many blocks.
+/// A product of tables and codes with the same number of blocks.
 struct Product<'a> {
     isa: Isa,
     tables: &'a Tables,
@@ -213,7 +222,7 @@ impl GemmTask for Product<'_> {
     fn granularity(&self) -> usize {
         ROWS
     }
-    fn run_bytes(&self) -> usize {
+    fn granule_bytes(&self) -> usize {
         self.codes.blocks.div_ceil(2) * 64
     }
     fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>) {
@@ -224,11 +233,11 @@ impl GemmTask for Product<'_> {
             for token in 0..tables.tokens {
                 let sums = sums(isa, tables.of_token(token), codes.lines(lines), codes.blocks);
                 let scale = tables.scales[token];
-                // The last line may have fewer rows than it has room for: parts that begin past them have no cells.
+                // The last line may have fewer rows than it has room for: parts that begin past the last row are not written.
                 let starts = (lines * ROWS..rows.end).step_by(16);
                 for (first, sums) in starts.zip(sums.as_chunks::<16>().0) {
-                    // SAFETY: the tile has the cells of this line up to `cells.end`, which is above `first`, for
-                    // itself.
+                    // SAFETY: the tile has exclusive access to the cells of this line up to `cells.end`, which is above
+                    // `first`.
                     unsafe { cells.put(token, first, &sums.map(|s| s as f32 * scale), write) };
                 }
             }
@@ -236,7 +245,7 @@ impl GemmTask for Product<'_> {
     }
 }
 
-/// Sums of 64 rows.
+/// Returns the sums of the selected table entries for 64 rows.
 fn sums(isa: Isa, tables: &[[[[u8; 16]; 2]; 2]], lines: &[Line], blocks: usize) -> [i32; ROWS] {
     debug_assert_eq!(tables.len(), lines.len());
     // High bytes are offset by 128; of an odd number of blocks the last line has a second one, of code 0 in a table of

@@ -1,35 +1,46 @@
-//! The loops of optimizers: new moments from a gradient, and the direction of the step. No product is fused with a sum,
-//! so that every level gives the same bits. All work over the shortest of their slices.
+//! Loops of optimizers: the update of the moments by a gradient, and the direction `u` of the step. Products are not fused with sums, so
+//! that every instruction set gives the same bits. All functions work over the shortest of their slices.
+//!
+//! ```
+//! use tersor_kernels::{Isa, optimizer};
+//! let (isa, g) = (Isa::detect(), [1.0f32, -4.0]);
+//! let (mut m, mut u, mut p) = ([0f32; 2], [0f32; 2], [1f32; 2]);
+//! // The first step of momentum has the direction of the gradient.
+//! optimizer::momentum(isa, 0.9, true, false, &g, &mut m, &mut u);
+//! optimizer::advance(isa, &u, 0.25, 1.0, 1.0, &mut p);
+//! assert_eq!(p, [0.75, 2.0]);
+//! ```
 
 use crate::Isa;
 use crate::isa::versions;
 
-/// What Adam takes to a step of one tensor.
+/// Hyperparameters of Adam at one step `t`, with its bias corrections.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Adam {
-    /// Decay of the mean.
+    /// Decay rate of the mean of gradients in Adam, `β1`.
     pub beta1: f32,
-    /// Decay of the mean square.
+    /// Decay rate of the mean of squared gradients in Adam, `β2`.
     pub beta2: f32,
-    /// Added to the root of the mean square, once that is corrected.
+    /// Adam's `ε`, added to the root of the corrected mean of squares.
     pub eps: f32,
-    /// `1 - beta1^t`.
+    /// Adam's bias correction of the mean, `1 - β1^t`.
     pub correction1: f32,
-    /// `sqrt(1 - beta2^t)`.
+    /// The root of Adam's bias correction of the mean of squares, `sqrt(1 - β2^t)`.
     pub correction2: f32,
 }
 
-/// What AdEMAMix takes beside [`Adam`]'s.
+/// Hyperparameters of AdEMAMix (arXiv 2409.03137) beside those of [`Adam`], at one step.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct SlowMean {
-    /// Decay of the slow mean.
+    /// Decay rate of AdEMAMix's slow mean of gradients, `β3`.
     pub beta3: f32,
-    /// Its weight.
+    /// Weight of AdEMAMix's slow mean in the step, `α`.
     pub alpha: f32,
 }
 
 versions! {
-    /// `out = g * scale + decay * p`: the gradient as moments take it.
+    /// Writes `out = g * scale + decay * p`: the gradient after clipping or unscaling, with L2 weight decay of the parameters `p`. With a
+    /// `decay` of 0 the values of `p` are not read into the result.
     pub fn effective(isa: Isa, g: &[f32], scale: f32, p: &[f32], decay: f32, out: &mut [f32]) {
         let n = g.len().min(p.len()).min(out.len());
         let (g, p, out) = (&g[..n], &p[..n], &mut out[..n]);
@@ -40,7 +51,8 @@ versions! {
         }
     }
 
-    /// Adam (arXiv 1412.6980): means `m` and `v`, direction `u = (m / c1) / (sqrt(v) / c2 + eps)`.
+    /// Adam (arXiv 1412.6980): updates the mean `m` and the mean of squares `v` by the gradient `g`, and writes the direction `u = (m /
+    /// correction1) / (sqrt(v) / correction2 + eps)`.
     pub fn adam(isa: Isa, k: Adam, g: &[f32], m: &mut [f32], v: &mut [f32], u: &mut [f32]) {
         let n = g.len().min(m.len()).min(v.len()).min(u.len());
         let (g, m, v, u) = (&g[..n], &mut m[..n], &mut v[..n], &mut u[..n]);
@@ -53,7 +65,8 @@ versions! {
         }
     }
 
-    /// AdEMAMix (arXiv 2409.03137): as Adam, with `alpha` times a slow mean beside the corrected one.
+    /// AdEMAMix (arXiv 2409.03137): updates the fast and the slow mean (`means`, in this order) and the mean of squares `v` by the gradient
+    /// `g`, and writes the direction `u = (fast / correction1 + alpha * slow) / (sqrt(v) / correction2 + eps)`.
     pub fn ademamix(isa: Isa, k: Adam, slow: SlowMean, g: &[f32], means: [&mut [f32]; 2], v: &mut [f32], u: &mut [f32]) {
         let [m, s] = means;
         let n = g.len().min(m.len()).min(s.len()).min(v.len()).min(u.len());
@@ -67,21 +80,21 @@ versions! {
         }
     }
 
-    /// Momentum: `m = beta * m + g`, and `u = m`, or with Nesterov's `u = g + beta * m`. The first step has a `beta` of
-    /// 0 in `m`.
+    /// SGD with momentum: updates `m = beta * m + g` (`m = g` at the `first` step) and writes the direction `u = m`, or with `nesterov` `u
+    /// = g + beta * m`.
     pub fn momentum(isa: Isa, beta: f32, first: bool, nesterov: bool, g: &[f32], m: &mut [f32], u: &mut [f32]) {
         let n = g.len().min(m.len()).min(u.len());
         let (g, m, u) = (&g[..n], &mut m[..n], &mut u[..n]);
-        let (kept, ahead, own) = if nesterov { (beta, beta, 1.0) } else { (beta, 1.0, 0.0) };
-        let kept = if first { 0.0 } else { kept };
+        let (decay, ahead, own) = if nesterov { (beta, beta, 1.0) } else { (beta, 1.0, 0.0) };
+        let decay = if first { 0.0 } else { decay };
         for i in 0..n {
-            m[i] = kept * m[i] + g[i];
+            m[i] = decay * m[i] + g[i];
             u[i] = own * g[i] + ahead * m[i];
         }
     }
 
-    /// Lion (arXiv 2302.06675): `u = sign(beta1 * m + (1 - beta1) * g)` of the old mean, 0 for 0; then `m = beta2 * m +
-    /// (1 - beta2) * g`.
+    /// Lion (arXiv 2302.06675): writes the direction `u = sign(beta1 * m + (1 - beta1) * g)`, with `sign(0) = 0`, then updates `m = beta2 *
+    /// m + (1 - beta2) * g`.
     pub fn lion(isa: Isa, beta1: f32, beta2: f32, g: &[f32], m: &mut [f32], u: &mut [f32]) {
         let n = g.len().min(m.len()).min(u.len());
         let (g, m, u) = (&g[..n], &mut m[..n], &mut u[..n]);
@@ -93,36 +106,37 @@ versions! {
         }
     }
 
-    /// A running sum of squares `s = kept * s + new * g^2`, and `u = g / (sqrt(s) + eps)`: RMSProp with `kept` and
-    /// `new` that add to 1, Adagrad with both 1.
-    pub fn scaled(isa: Isa, kept: f32, new: f32, eps: f32, g: &[f32], s: &mut [f32], u: &mut [f32]) {
+    /// Updates a running sum of squares, `s = decay * s + new * g²`, and writes the direction `u = g / (sqrt(s) + eps)`. RMSProp has `new =
+    /// 1 - decay`; Adagrad (JMLR 12, 2011) has 1 for both.
+    pub fn scaled(isa: Isa, decay: f32, new: f32, eps: f32, g: &[f32], s: &mut [f32], u: &mut [f32]) {
         let n = g.len().min(s.len()).min(u.len());
         let (g, s, u) = (&g[..n], &mut s[..n], &mut u[..n]);
         for i in 0..n {
-            s[i] = kept * s[i] + new * (g[i] * g[i]);
+            s[i] = decay * s[i] + new * (g[i] * g[i]);
             u[i] = g[i] / (s[i].sqrt() + eps);
         }
     }
 
-    /// `p = p * before - step * u`, then `p *= after`.
+    /// Updates parameters by a direction: `p = (p * before - step * u) * after`. The factors hold decoupled weight decay.
     pub fn advance(isa: Isa, u: &[f32], step: f32, before: f32, after: f32, p: &mut [f32]) {
         p.iter_mut().zip(u).for_each(|(p, u)| *p = (*p * before - step * u) * after);
     }
 
-    /// Puts `old` back wherever the gradient is zero.
+    /// Sets `new[i]` back to `old[i]` wherever the gradient `g[i]` is zero.
     pub fn restore(isa: Isa, g: &[f32], old: &[f32], new: &mut [f32]) {
         for ((new, old), g) in new.iter_mut().zip(old).zip(g) {
             *new = if *g == 0.0 { *old } else { *new };
         }
     }
 
-    /// Lowers the codes `zero` of negative values by one, so that no negative value becomes 0; there is none below a `zero` of 0.
+    /// Lowers by one the codes that are `zero` where `x[i]` is negative, so that no negative value dequantizes to 0. A `zero` of 0 has no
+    /// lower code; codes are unchanged then.
     pub fn keep_signs(isa: Isa, x: &[f32], zero: u8, codes: &mut [u8]) {
         codes.iter_mut().zip(x).for_each(|(c, x)| *c = c.saturating_sub(u8::from(*x < 0.0) & u8::from(*c == zero)));
     }
 }
 
-/// Sum of squares in f64, in an order that does not depend on the processor.
+/// Returns `Σ x[i]²` in f64, in an order of additions that does not depend on the processor.
 #[must_use]
 pub fn sum_squares(x: &[f32]) -> f64 {
     let mut lanes = [0f64; 8];

@@ -1,4 +1,4 @@
-//! [`Real`]: the float types in which functions with gradients compute.
+//! [`Real`]: the float types in which differentiable functions are computed.
 
 use std::fmt::{Debug, Display};
 use std::iter::Sum;
@@ -13,29 +13,29 @@ mod private {
     impl Sealed for f64 {}
 }
 
-/// f32, or f64, in which gradients are compared with finite differences.
+/// f32, or f64 for the comparison of gradients with finite differences. Sealed: there are no other implementations.
 ///
 /// Loops in f32 run at the given instruction set and give the same bits at each; loops in f64 are plain Rust.
 pub trait Real: Float + NumAssign + Sum + Default + Debug + Display + Send + Sync + 'static + private::Sealed {
-    /// Returns the nearest value of this type.
+    /// Returns `value` rounded to this type.
     fn rounded(value: f64) -> Self;
 
     /// Returns the value in f64; exact.
     fn widened(self) -> f64;
 
-    /// Returns the slice itself, where the type is f32.
+    /// Returns the slice itself if the type is f32, None if it is f64.
     fn as_f32_mut(slice: &mut [Self]) -> Option<&mut [f32]>;
 
-    /// Returns `Σ a[i] * b[i]` over the shorter of the two.
+    /// Returns `Σ a[i] * b[i]` over the shorter of the two slices.
     fn dot(isa: Isa, a: &[Self], b: &[Self]) -> Self;
 
-    /// Adds `c * x[i]` to `y[i]` over the shorter of the two.
+    /// Adds `c * x[i]` to `y[i]` over the shorter of the two slices.
     fn axpy(isa: Isa, c: Self, x: &[Self], y: &mut [Self]);
 
-    /// Replaces a row by `exp(x[i] - max) / Σ exp(x[j] - max)`. A row of -∞ alone has no such values and becomes NaN.
+    /// Replaces a row in place by its softmax, `exp(x[i] - max) / Σ exp(x[j] - max)`. A row of which every value is -∞ becomes NaN.
     fn softmax(isa: Isa, x: &mut [Self]);
 
-    /// Returns `log Σ exp(x[i])`, computed as `max + log Σ exp(x[i] - max)`; -∞ for a row of -∞ or without values.
+    /// Returns `log Σ exp(x[i])`, computed as `max + log Σ exp(x[i] - max)`; -∞ for an empty row or one of which every value is -∞.
     fn log_sum_exp(x: &[Self]) -> Self {
         let max = x.iter().fold(Self::neg_infinity(), |m, v| m.max(*v));
         if max == Self::neg_infinity() {

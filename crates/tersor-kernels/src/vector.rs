@@ -1,13 +1,22 @@
 //! Sums, norms, rotary embedding and activation functions of f32 vectors.
 //!
-//! Loops are written once and compiled for each instruction set; sums run in 32 interleaved lanes that are added
-//! pairwise at the end, and fused multiply-adds are asked for by name: the same bits come out everywhere.
+//! Every loop is written once and compiled for each instruction set. Sums run in 32 interleaved lanes that are added pairwise at the end,
+//! and fused multiply-adds are explicit, so results have the same bits on every instruction set.
+//!
+//! ```
+//! use tersor_kernels::{Isa, vector};
+//! let isa = Isa::detect();
+//! assert_eq!(vector::dot(isa, &[1.0, 2.0], &[3.0, 4.0]), 11.0);
+//! let mut x = [0.0f32, 0.0, f32::NEG_INFINITY];
+//! assert_eq!(vector::softmax(isa, &mut x), [0.0, 2.0]);
+//! assert_eq!(x[..2], [0.5, 0.5]);
+//! ```
 
 use crate::Isa;
 use crate::isa::versions;
 
 versions! {
-    /// `Σ a[i] * b[i]` over the shorter of the two.
+    /// Returns `Σ a[i] * b[i]` over the shorter of the two slices.
     #[must_use]
     pub fn dot(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
         let n = a.len().min(b.len());
@@ -21,18 +30,18 @@ versions! {
         ta.iter().zip(tb).fold(reduce(lanes), |sum, (&a, &b)| a.mul_add(b, sum))
     }
 
-    /// `y[i] += c * x[i]` (fused) over the shorter of the two.
+    /// Adds `c * x[i]` to `y[i]`, fused, over the shorter of the two slices.
     pub fn axpy(isa: Isa, c: f32, x: &[f32], y: &mut [f32]) {
         y.iter_mut().zip(x).for_each(|(y, &x)| *y = c.mul_add(x, *y));
     }
 
-    /// `x[i] *= c`.
+    /// Multiplies every value by `c` in place.
     pub fn scale(isa: Isa, c: f32, x: &mut [f32]) {
         x.iter_mut().for_each(|v| *v *= c);
     }
 
-    /// `x / sqrt(mean(x²) + eps) * weight` for each run of `weight.len()` values (RMSNorm, arXiv 1910.07467). Works on
-    /// whole runs, over the shorter of `x` and `out`.
+    /// RMSNorm (arXiv 1910.07467): writes `x / sqrt(mean(x²) + eps) * weight` to `out` for each row of `weight.len()` values. Works on
+    /// whole rows, over the shorter of `x` and `out`.
     pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         let n = weight.len().max(1);
         for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
@@ -49,8 +58,8 @@ versions! {
         }
     }
 
-    /// `(x - mean) / sqrt(variance + eps) * weight + bias` in place, for each run of `weight.len()` values (LayerNorm,
-    /// arXiv 1607.06450).
+    /// LayerNorm (arXiv 1607.06450), in place: `(x - mean) / sqrt(variance + eps) * weight + bias` for each row of `weight.len()` values.
+    /// `bias` is as long as `weight`; values after the last whole row are left unchanged.
     pub fn layer_norm(isa: Isa, x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
         let n = weight.len().max(1);
         for x in x.chunks_exact_mut(n) {
@@ -73,9 +82,9 @@ versions! {
         }
     }
 
-    /// Rotary position embedding (RoPE, arXiv 2104.09864), in place: rotates value `i` of the first half of each run of
-    /// `2 * cos.len()` values together with value `i` of the second half by the angle of `cos[i]` and `sin[i]`, which
-    /// is the layout of Hugging Face.
+    /// Rotary position embedding (RoPE, arXiv 2104.09864), in place, of rows of `2 * cos.len()` values: rotates value `i` of the first half
+    /// of a row and value `i` of its second half by the angle with cosine `cos[i]` and sine `sin[i]`. This is the layout of Hugging Face
+    /// (`rotate_half`). `sin` is as long as `cos`; values after the last whole row are left unchanged.
     pub fn apply_rotary(isa: Isa, x: &mut [f32], cos: &[f32], sin: &[f32]) {
         let half = cos.len();
         for run in x.chunks_exact_mut((2 * half).max(1)) {
@@ -86,8 +95,8 @@ versions! {
         }
     }
 
-    /// Softmax, in place. Returns the maximum `m` of the values and `Σ e^(x - m)`, by which the softmax of parts becomes
-    /// that of the whole; of nothing, minus infinity and 0.
+    /// Softmax of one row, in place. Returns `[m, Σ exp(x[i] - m)]` with the maximum `m` of the row, from which the softmax of a longer row
+    /// can be put together by parts; `[-∞, 0]` for an empty row.
     pub fn softmax(isa: Isa, x: &mut [f32]) -> [f32; 2] {
         let (whole, rest) = x.as_chunks::<32>();
         let mut max = [f32::NEG_INFINITY; 32];
@@ -115,17 +124,18 @@ versions! {
         [max, sum]
     }
 
-    /// `g = silu(g) * u` over the shorter of the two: `silu(x) = x / (1 + e^-x)`.
+    /// The gate of SwiGLU (arXiv 2002.05202), in place: `g = silu(g) * u` with `silu(x) = x / (1 + exp(-x))`, over the shorter of the two
+    /// slices.
     pub fn gated_silu(isa: Isa, g: &mut [f32], u: &[f32]) {
         g.iter_mut().zip(u).for_each(|(g, u)| *g = *g / (1.0 + exp(-*g)) * u);
     }
 
-    /// `x (1 + erf(x / √2)) / 2` (GELU, arXiv 1606.08415), in place.
+    /// GELU (arXiv 1606.08415), in place: `x (1 + erf(x / √2)) / 2`.
     pub fn gelu(isa: Isa, x: &mut [f32]) {
         x.iter_mut().for_each(|v| *v = 0.5 * *v * (1.0 + erf(*v * std::f32::consts::FRAC_1_SQRT_2)));
     }
 
-    /// GELU by the hyperbolic tangent (section 2 of the paper), in place.
+    /// GELU by its approximation with the hyperbolic tangent (arXiv 1606.08415, section 2), in place.
     pub fn gelu_tanh(isa: Isa, x: &mut [f32]) {
         const SQRT_2_OVER_PI: f32 = 0.797_884_6;
         for v in x {
@@ -136,7 +146,7 @@ versions! {
     }
 }
 
-/// Adds 32 lanes, halving: 32, 16, 8, 4, 2.
+/// Returns the sum of 32 lanes, added in halves: 16 + 16, 8 + 8, 4 + 4, 2 + 2, 1 + 1.
 #[inline(always)]
 fn reduce(mut lanes: [f32; 32]) -> f32 {
     let mut width = 16;
@@ -149,12 +159,12 @@ fn reduce(mut lanes: [f32; 32]) -> f32 {
     lanes[0]
 }
 
-/// `e^x`, within 2 units in the last place, for -87.3 to 88; outside, what it is at the nearer end. The same bits on
-/// every instruction set.
+/// Returns `e^x`, within 2 units in the last place for `x` from -87.3 to 88; smaller and larger arguments count as these bounds, a NaN
+/// stays one. The same bits on every instruction set.
 #[must_use]
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    // In this order a NaN stays one.
+    // In this order of comparisons a NaN stays a NaN.
     let x = if x < -87.3 { -87.3 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };
     // x = n ln 2 + r, |r| <= ln 2 / 2: adding 1.5 * 2^23 leaves n in the lowest bits.
@@ -175,7 +185,7 @@ pub fn exp(x: f32) -> f32 {
     value * power
 }
 
-/// The error function, within 5e-7: an odd rational function on -4..=4.
+/// Returns the error function of `x`, within 5e-7: an odd rational function on -4..=4, constant outside.
 #[inline(always)]
 fn erf(x: f32) -> f32 {
     let x = if x < -4.0 { -4.0 } else { x };

@@ -1,11 +1,21 @@
-//! Factors of positive definite matrices.
+//! Cholesky factors of positive definite matrices.
 
 use tersor_core::{Error, Result};
 
 use crate::{backend, check, transposed};
 
-/// The lower `L` with `A = LLᵀ` of a symmetric `[n, n]` matrix, of which the upper triangle is read. Error
-/// [`Error::NotPositiveDefinite`] with the first pivot that is not positive.
+/// Returns the lower triangular `L` `[n, n]`, row-major, with `A = LLᵀ`, of a symmetric matrix `a` `[n, n]` whose upper triangle is read.
+/// Errors if the length does not match or a value is not finite, and with [`Error::NotPositiveDefinite`], which names the first pivot that
+/// is not positive.
+///
+/// ```
+/// # fn main() -> tersor_core::Result<()> {
+/// let l = tersor_linalg::cholesky(&[4.0, 2.0, 2.0, 5.0], 2)?;
+/// assert_eq!(l, [2.0, 0.0, 1.0, 2.0]);
+/// assert!(tersor_linalg::cholesky(&[1.0, 2.0, 2.0, 1.0], 2).is_err());
+/// # Ok(())
+/// # }
+/// ```
 pub fn cholesky(a: &[f64], n: usize) -> Result<Vec<f64>> {
     check(a, [n, n])?;
     if n == 0 {
@@ -16,18 +26,21 @@ pub fn cholesky(a: &[f64], n: usize) -> Result<Vec<f64>> {
     Ok(transposed(&r, [n, n]))
 }
 
-/// The upper `U` with `H⁻¹ = UᵀU` of a symmetric positive definite `[n, n]` matrix: what GPTQ calls the
-/// Cholesky factor of the inverse (its Algorithm 1). Error as for [`cholesky`].
+/// Returns the upper triangular `U` `[n, n]`, row-major, with `H⁻¹ = UᵀU`, of a symmetric positive definite matrix `h` `[n, n]`: GPTQ's
+/// Cholesky factor of the inverse (arXiv 2210.17323, Algorithm 1). The [front page](crate) has an example. Errors if the length does not
+/// match or a value is not finite, and with [`Error::NotPositiveDefinite`] if `h` is not positive definite.
 ///
-/// With `J` the reversal of order and `J H J = RᵀR`, `U = J R⁻ᵀ J`: one factorization and one triangular
-/// inverse, and the inverse itself is never formed.
+/// With the reversal `J` of order and `J H J = RᵀR`, `U = J R⁻ᵀ J`: one factorization and one triangular inverse; the inverse of `H` is
+/// never formed.
 pub fn inverse_factor(h: &[f64], n: usize) -> Result<Vec<f64>> {
     let mut u = reversed_factor(h.to_vec(), n)?;
     u.reverse();
     Ok(u)
 }
 
-/// [`inverse_factor`] in f32, computed in f64 in place of `h`: a third of the memory traffic.
+/// Returns the upper triangular `U` `[n, n]` with `H⁻¹ = UᵀU` as [`inverse_factor`] does, rounded to f32. It is computed in f64 in the
+/// memory of `h`, with a third of the memory traffic. Errors if the length does not match or a value is not finite, and with
+/// [`Error::NotPositiveDefinite`] if `h` is not positive definite or the factor exceeds f32.
 pub fn inverse_factor_f32(h: Vec<f64>, n: usize) -> Result<Vec<f32>> {
     let u: Vec<f32> = reversed_factor(h, n)?.into_iter().rev().map(|v| v as f32).collect();
     if let Some(i) = u.iter().position(|v| !v.is_finite()) {
@@ -44,7 +57,7 @@ pub fn inverse_factor_f32(h: Vec<f64>, n: usize) -> Result<Vec<f32>> {
     }
 }
 
-/// `J U J`.
+/// Returns `J U J` with the reversal `J` of order.
 fn reversed_factor(mut h: Vec<f64>, n: usize) -> Result<Vec<f64>> {
     check(&h, [n, n])?;
     if n == 0 {
@@ -60,7 +73,7 @@ fn reversed_factor(mut h: Vec<f64>, n: usize) -> Result<Vec<f64>> {
     }
 }
 
-/// Error unless `a` is a finite `[n, n]` matrix whose halves agree to `1e-6` of its largest magnitude.
+/// Errors unless `a` is a finite matrix `[n, n]` whose triangles agree to `1e-6` of its largest magnitude.
 pub fn check_symmetric(a: &[f64], n: usize) -> Result<()> {
     check(a, [n, n])?;
     let largest = a.iter().fold(0f64, |m, v| m.max(v.abs()));

@@ -1,21 +1,31 @@
-//! Symmetric eigenvectors.
+//! Eigenvalues and eigenvectors of symmetric matrices.
 
 use tersor_core::{Error, Result};
 
 use crate::{backend, check_result, check_symmetric};
 
-/// `A = Vᵀ diag(values) V` of a symmetric `[n, n]` matrix.
+/// The eigendecomposition `A = Vᵀ diag(values) V` of a symmetric matrix `[n, n]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Eigen {
-    /// Eigenvalues, largest first.
+    /// The eigenvalues, largest first.
     pub values: Vec<f64>,
-    /// Row `i` is the unit eigenvector of `values[i]`; its component of largest magnitude (the first of equals) is positive.
+    /// The unit eigenvectors as rows, `[n, n]` row-major, in the order of the eigenvalues; the component of largest magnitude of each (the
+    /// first of equals) is positive.
     pub vectors: Vec<f64>,
 }
 
-/// All eigenvalues and eigenvectors. Error when the matrix is not finite or not symmetric to `1e-6` of its largest
-/// value, or the iteration does not converge. Vectors of equal eigenvalues are some basis of their space, the same one
-/// every time.
+/// Returns all eigenvalues and eigenvectors of a symmetric matrix `a` `[n, n]`. The vectors of equal eigenvalues are a basis of their
+/// space, the same one every time. Errors if the length does not match, the matrix is not finite or not symmetric to `1e-6` of its largest
+/// magnitude, or the iteration does not converge.
+///
+/// ```
+/// # fn main() -> tersor_core::Result<()> {
+/// let found = tersor_linalg::eigen(&[2.0, 1.0, 1.0, 2.0], 2)?;
+/// assert!((found.values[0] - 3.0).abs() < 1e-12 && (found.values[1] - 1.0).abs() < 1e-12);
+/// assert!((found.vectors[0] - found.vectors[1]).abs() < 1e-12, "the first vector is (1, 1)/√2");
+/// # Ok(())
+/// # }
+/// ```
 pub fn eigen(a: &[f64], n: usize) -> Result<Eigen> {
     check_symmetric(a, n)?;
     if n == 0 {
@@ -41,7 +51,7 @@ pub fn eigen(a: &[f64], n: usize) -> Result<Eigen> {
     Ok(Eigen { values, vectors })
 }
 
-/// Whether the component of largest magnitude, the first of equals, is negative.
+/// Returns whether the component of largest magnitude, the first of equals, is negative.
 pub(crate) fn leads_negative(v: &[f64]) -> bool {
     let mut lead = 0f64;
     for &x in v {

@@ -1,11 +1,11 @@
-//! Hadamard matrices of Paley's orders, over the fields of prime powers.
+//! Hadamard matrices of Paley's orders, over fields of prime power order.
 
 use tersor_core::{Error, Result};
 
-/// The largest order: its matrix has 2^30 elements.
+/// The largest order; its matrix has 2^30 elements.
 const MAX_ORDER: usize = 1 << 15;
 
-/// Returns whether [`hadamard`] has a matrix of this order, which is at most 32 768.
+/// Returns whether [`hadamard`] can make a matrix of order `n`; the largest such order is 32 768.
 pub fn hadamard_order(n: usize) -> bool {
     n <= MAX_ORDER && has_order(n)
 }
@@ -14,15 +14,25 @@ fn has_order(n: usize) -> bool {
     n == 1 || n == 2 || (n > 0 && (paley(n).is_some() || (n.is_multiple_of(2) && has_order(n / 2))))
 }
 
-/// A Hadamard matrix `[n, n]` of ones and minus ones, `HHᵀ = nI`: Paley's first construction where `n - 1` is a
-/// prime power that leaves 3 on division by 4, his second where `n / 2 - 1` is one that leaves 1, Sylvester's doubling
-/// of these. Error when none of them gives the order.
+/// Returns a Hadamard matrix `H` `[n, n]`, row-major, of 1 and -1, with `HHᵀ = nI`: by Paley's first construction if `n - 1` is a prime
+/// power congruent to 3 modulo 4, by his second if `n / 2 - 1` is a prime power congruent to 1 modulo 4, and by Sylvester's doubling of
+/// these and of orders 1 and 2. Errors if none of them gives the order or it is above 32 768; [`hadamard_order`] says which exist.
+///
+/// ```
+/// # fn main() -> tersor_core::Result<()> {
+/// let h = tersor_linalg::hadamard(12)?;
+/// let dot: i32 = (0..12).map(|j| i32::from(h[j]) * i32::from(h[12 + j])).sum();
+/// assert_eq!(dot, 0);
+/// assert!(tersor_linalg::hadamard(6).is_err() && !tersor_linalg::hadamard_order(6));
+/// # Ok(())
+/// # }
+/// ```
 pub fn hadamard(n: usize) -> Result<Vec<i8>> {
     match n {
         1 => return Ok(vec![1]),
         2 => return Ok(vec![1, 1, 1, -1]),
         _ if !hadamard_order(n) => {
-            let value = format!("{n} (there are Paley's orders times powers of two, up to {MAX_ORDER})");
+            let value = format!("{n} (Paley's orders times powers of two exist, up to {MAX_ORDER})");
             return Err(Error::Unsupported { what: "order of a Hadamard matrix", value });
         }
         _ => {}
@@ -42,7 +52,7 @@ pub fn hadamard(n: usize) -> Result<Vec<i8>> {
     Ok(out)
 }
 
-/// The field of Paley's first construction of order `n`, or of his second (true).
+/// Returns the field of Paley's first construction of order `n`, or of his second (true); None if neither exists.
 fn paley(n: usize) -> Option<(Field, bool)> {
     if n > 0 && n.is_multiple_of(4) {
         if let Some(f) = Field::new(n - 1) {
@@ -57,7 +67,7 @@ fn paley(n: usize) -> Option<(Field, bool)> {
     None
 }
 
-/// `[[1, 1ᵀ], [-1, Q + I]]` with `Q` skew.
+/// Returns `[[1, 1ᵀ], [-1, Q + I]]` with the skew-symmetric Jacobsthal matrix `Q`.
 fn paley_one(field: &Field) -> Vec<i8> {
     let n = field.q + 1;
     let mut out = vec![1i8; n * n];
@@ -70,8 +80,8 @@ fn paley_one(field: &Field) -> Vec<i8> {
     out
 }
 
-/// The symmetric conference matrix `[[0, 1ᵀ], [1, Q]]` with each entry made a block: 0 becomes `[[1, -1], [-1, -1]]`,
-/// `±1` becomes `±[[1, 1], [1, -1]]`.
+/// Returns the symmetric conference matrix `[[0, 1ᵀ], [1, Q]]` with each entry replaced by a block: 0 by `[[1, -1], [-1, -1]]`, `±1` by
+/// `±[[1, 1], [1, -1]]`.
 fn paley_two(field: &Field) -> Vec<i8> {
     let m = field.q + 1;
     let mut out = vec![0i8; 4 * m * m];
@@ -91,18 +101,17 @@ fn paley_two(field: &Field) -> Vec<i8> {
     out
 }
 
-/// A field of `q = p^k` elements, written as polynomials over the integers modulo `p`: element `Σ cᵢ pⁱ` has the
-/// coefficients `cᵢ`.
+/// A field of `q = p^k` elements, as polynomials over the integers modulo `p`: element `Σ cᵢ pⁱ` has the coefficients `cᵢ`.
 struct Field {
     q: usize,
     p: usize,
     degree: usize,
-    /// Which elements are squares of others than zero.
+    /// Whether an element is the square of a nonzero element.
     square: Vec<bool>,
 }
 
 impl Field {
-    /// None unless `q` is a power of an odd prime.
+    /// Returns the field of order `q`; None unless `q` is a power of an odd prime.
     fn new(q: usize) -> Option<Self> {
         let p = (3..).take_while(|d| d * d <= q).find(|d| q.is_multiple_of(*d)).unwrap_or(q);
         if q < 3 || q.is_multiple_of(2) {
@@ -116,7 +125,7 @@ impl Field {
             return None;
         }
         let mut field = Self { q, p, degree, square: Vec::new() };
-        // The squares of a field are half of its other elements; modulo a polynomial that factors they are not.
+        // Half of a field's nonzero elements are squares; modulo a reducible polynomial this does not hold.
         for low in 0..q {
             field.square = field.squares(low);
             if field.square.iter().filter(|s| **s).count() == (q - 1) / 2 && !field.square[0] {
@@ -126,7 +135,7 @@ impl Field {
         None
     }
 
-    /// Squares of the nonzero polynomials modulo `x^degree + low`.
+    /// Returns which polynomials are squares of nonzero polynomials modulo `x^degree + low`.
     fn squares(&self, low: usize) -> Vec<bool> {
         let (p, k) = (self.p, self.degree);
         let modulus = self.digits(low);
@@ -161,7 +170,7 @@ impl Field {
             .collect()
     }
 
-    /// 1 when `a - b` is a square, -1 when it is none; `a` and `b` differ.
+    /// Returns 1 if `a - b` is a square, -1 if it is not; `a` and `b` differ.
     fn character(&self, a: usize, b: usize) -> i8 {
         let (a, b) = (self.digits(a), self.digits(b));
         let difference = a.iter().zip(&b).rev().fold(0, |n, (a, b)| n * self.p + (a + self.p - b) % self.p);

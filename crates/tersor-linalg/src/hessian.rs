@@ -4,10 +4,25 @@ use tersor_core::{Error, ParamError, Result};
 
 use crate::{check_symmetric, inverse_factor_f32};
 
-/// The largest damping that is tried, as a share of the mean diagonal.
+/// The largest damping that is tried, as a fraction of the mean diagonal.
 const MAX_DAMPING: f64 = 0.16;
 
-/// How a Hessian is damped and factored: damping 0.01 of the mean diagonal, doubled on failure up to 0.16; columns in their own order.
+/// Parameters of the factorization of a Hessian. By default the damping is 0.01 of the mean diagonal, doubled after a failure up to 0.16,
+/// and columns are in their own order.
+///
+/// ```
+/// use tersor_linalg::Damping;
+/// # fn main() -> tersor_core::Result<()> {
+/// // Three features; the third one was always zero.
+/// let hessian = [1.0, 0.5, 0.0, 0.5, 4.0, 0.0, 0.0, 0.0, 0.0];
+/// let factor = Damping::default().by_importance(true).factor(&hessian, 3)?;
+/// assert_eq!(factor.order(), Some(&[1, 0, 2][..]));
+/// assert_eq!((factor.dead(), factor.damping()), (&[false, false, true][..], 0.01));
+/// // U is upper triangular.
+/// assert!(factor.upper().is_some_and(|u| u[3] == 0.0 && u[6] == 0.0 && u[7] == 0.0));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Damping {
     share: f64,
@@ -21,7 +36,7 @@ impl Default for Damping {
 }
 
 impl Damping {
-    /// Returns a damping that begins with this share of the mean diagonal. Errors unless it is finite and above 0.
+    /// Returns a damping that begins with the fraction `share` of the mean diagonal. Errors unless it is finite and above 0.
     pub fn new(share: f64) -> Result<Self, ParamError> {
         if !share.is_finite() || share <= 0.0 {
             return Err(ParamError::new("damping", share, "must be finite and above 0"));
@@ -29,12 +44,12 @@ impl Damping {
         Ok(Self { share, by_importance: false })
     }
 
-    /// Returns the same with columns in the order of falling diagonal (GPTQ's act-order), or in their own.
+    /// Returns the same with columns in the order of falling diagonal (GPTQ's act-order) if `by_importance`, in their own order otherwise.
     pub fn by_importance(self, by_importance: bool) -> Self {
         Self { by_importance, ..self }
     }
 
-    /// Returns the first share of the mean diagonal that is tried.
+    /// Returns the first damping that is tried, as a fraction of the mean diagonal.
     pub fn share(&self) -> f64 {
         self.share
     }
@@ -44,15 +59,17 @@ impl Damping {
         self.by_importance
     }
 
-    /// Factors a Hessian `XᵀX`, `[features, features]` row-major; any positive multiple of it gives the same sweep. Features whose diagonal is
-    /// zero (dead ones) have no effect on others. A Hessian that no damping makes positive definite gives a factor that
-    /// [`failed`](HessianFactor::failure). Errors if the matrix is not finite or not symmetric, or if a diagonal element is negative.
+    /// Damps and factors a Hessian `XᵀX`, `[features, features]` row-major; any positive multiple of it gives the same sweep. Features
+    /// whose diagonal element is zero (dead features) do not affect others. If no damping makes the Hessian positive definite, the result
+    /// holds a [`failure`](HessianFactor::failure) and no factor. Errors if the matrix is not finite or not symmetric, or a diagonal
+    /// element is negative.
     pub fn factor(&self, hessian: &[f64], features: usize) -> Result<HessianFactor> {
         let k = features;
         check_symmetric(hessian, k)?;
         let diagonal: Vec<f64> = (0..k).map(|i| hessian[i * k + i]).collect();
         if let Some(i) = diagonal.iter().position(|d| *d < 0.0) {
-            let what = format!("the Hessian has {} on its diagonal at {i}: it is no sum of squares", diagonal[i]);
+            let what =
+                format!("the Hessian has {} on its diagonal at {i}: a sum of squares cannot be negative", diagonal[i]);
             return Err(Error::Numerical(what));
         }
         let dead: Vec<bool> = diagonal.iter().map(|d| *d == 0.0).collect();
@@ -73,7 +90,7 @@ impl Damping {
             for i in 0..k {
                 let row = &hessian[at(i) * k..][..k];
                 h[i * k..(i + 1) * k].iter_mut().enumerate().for_each(|(j, v)| *v = row[at(j)]);
-                // A dead feature does not correlate with others: its pivot may be any positive number.
+                // A dead feature is uncorrelated with others, so its pivot may be any positive number.
                 h[i * k + i] = if dead[at(i)] { mean } else { row[at(i)] } + damping * mean;
             }
             match inverse_factor_f32(h, k) {
@@ -95,12 +112,12 @@ impl Damping {
     }
 }
 
-/// Why a Hessian could not be factored.
+/// Why a Hessian could not be factored; converts into [`Error::NotPositiveDefinite`].
 #[derive(Clone, PartialEq, Debug)]
 pub struct Failure {
-    /// The feature at which the matrix is not positive definite.
+    /// The feature at which the damped Hessian is not positive definite.
     pub pivot: usize,
-    /// Shares of the mean diagonal that were added in vain.
+    /// The dampings that were tried without success, as fractions of the mean diagonal.
     pub damping_tried: Vec<f64>,
 }
 
@@ -110,7 +127,8 @@ impl From<Failure> for Error {
     }
 }
 
-/// A Hessian `H` of `features` inputs, damped by `λ` and factored: the upper `U` with `(H + λI)⁻¹ = UᵀU`.
+/// A Hessian `H` of `features` inputs, damped by `λ` and factored: the upper triangular `U` with `(H + λI)⁻¹ = UᵀU` (GPTQ, arXiv
+/// 2210.17323). Made by [`Damping::factor`].
 #[derive(Clone, Debug)]
 pub struct HessianFactor {
     u: Option<Vec<f32>>,
@@ -123,7 +141,7 @@ pub struct HessianFactor {
 }
 
 impl HessianFactor {
-    /// Returns `U`, `[features, features]`, axes in [`order`](Self::order); none if the factorization failed.
+    /// Returns `U`, `[features, features]` row-major, with both axes in [`order`](Self::order); None if the factorization failed.
     pub fn upper(&self) -> Option<&[f32]> {
         self.u.as_deref()
     }
@@ -133,12 +151,12 @@ impl HessianFactor {
         self.features
     }
 
-    /// Returns the feature at each place, where columns are taken in another order than their own.
+    /// Returns the feature at each place of the column order; None if columns are in their own order.
     pub fn order(&self) -> Option<&[u32]> {
         self.order.as_deref()
     }
 
-    /// Returns which features were always zero.
+    /// Returns for each feature, in its own order, whether it was always zero.
     pub fn dead(&self) -> &[bool] {
         &self.dead
     }
@@ -148,17 +166,17 @@ impl HessianFactor {
         self.dead.iter().filter(|d| **d).count()
     }
 
-    /// Returns what was added to the diagonal.
+    /// Returns `λ`, the number that was added to the diagonal.
     pub fn added(&self) -> f64 {
         self.added
     }
 
-    /// Returns the damping that the factorization ended with, as a share of the mean diagonal.
+    /// Returns the last damping that was tried, as a fraction of the mean diagonal.
     pub fn damping(&self) -> f64 {
         self.damping
     }
 
-    /// Returns why the Hessian could not be factored, if so.
+    /// Returns why the Hessian could not be factored; None if it was.
     pub fn failure(&self) -> Option<&Failure> {
         self.failure.as_ref()
     }

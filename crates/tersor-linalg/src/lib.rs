@@ -24,7 +24,7 @@ pub use sweep::{Kept, Sweep, Swept};
 
 use tersor_core::{Error, Result};
 
-/// Error unless `a` is `[rows, cols]` of finite values.
+/// Errors unless `a` is a matrix `[rows, cols]` of finite values.
 fn check(a: &[f64], [rows, cols]: [usize; 2]) -> Result<()> {
     let n = tersor_core::view::elements([rows, cols])?;
     if a.len() != n {
@@ -44,7 +44,7 @@ fn check_result(what: &str, values: &[f64]) -> Result<()> {
     Err(Error::Numerical(format!("{what} lies beyond the range of f64: scale the input down")))
 }
 
-/// The transpose of `[rows, cols]`, in square tiles that stay in the cache.
+/// Returns the transpose of a matrix `[rows, cols]`, computed in square tiles that stay in the cache.
 fn transposed(a: &[f64], [rows, cols]: [usize; 2]) -> Vec<f64> {
     const TILE: usize = 32;
     let mut out = vec![0f64; a.len()];

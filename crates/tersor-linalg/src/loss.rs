@@ -1,10 +1,21 @@
-//! Squared errors in the outputs of a matrix: `tr E H Eᵀ` with the Gram matrix `H = XᵀX` of its inputs.
+//! Squared errors of the outputs of a matrix: `tr E H Eᵀ` for an error `E` of the weights and the Gram matrix `H = XᵀX` of the inputs.
 
 use tersor_core::method::ROW_UNIT;
 use tersor_core::{Error, Result};
 use tersor_kernels::{dense, par};
 
-/// A Gram matrix `[features, features]` in f32, for losses of many candidates.
+/// A Gram matrix `[features, features]` in f32, for the losses of many candidates.
+///
+/// ```
+/// use tersor_linalg::Gram;
+/// # fn main() -> tersor_core::Result<()> {
+/// let gram = Gram::new(&[2.0, 0.0, 0.0, 3.0], 2, 1.0)?;
+/// // Two rows of errors: 1² · 2 + 2² · 3, and 1² · 2.
+/// assert_eq!(gram.row_losses(&[1.0, 2.0, 1.0, 0.0], &mut Vec::new())?, [14.0, 2.0]);
+/// assert_eq!(gram.loss(&[1.0, 2.0, 1.0, 0.0])?, 16.0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Gram {
     values: Vec<f32>,
@@ -12,7 +23,7 @@ pub struct Gram {
 }
 
 impl Gram {
-    /// Rounds a Gram matrix times `scale` to f32. Errors unless it is `[features, features]`.
+    /// Returns a Gram matrix `[features, features]` times `scale`, rounded to f32. Errors if it has another length.
     pub fn new(gram: &[f64], features: usize, scale: f64) -> Result<Self> {
         if features.checked_mul(features) != Some(gram.len()) {
             return Err(Error::shape("Gram matrix", [features, features], gram.len()));
@@ -25,19 +36,20 @@ impl Gram {
         self.features
     }
 
-    /// Returns the values, `[features, features]`.
+    /// Returns the values, `[features, features]` row-major.
     pub fn values(&self) -> &[f32] {
         &self.values
     }
 
-    /// Returns the block of the features from `first` on, `width` of them or as many as there are.
+    /// Returns the Gram matrix of the features from `first` on, `width` of them or as many as there are.
     pub fn block(&self, first: usize, width: usize) -> Self {
         let span = first.min(self.features)..first.saturating_add(width).min(self.features);
         let row = |r: usize| &self.values[r * self.features + span.start..r * self.features + span.end];
         Self { values: span.clone().flat_map(row).copied().collect(), features: span.len() }
     }
 
-    /// Returns `e H eᵀ` of each row `e` of `errors`, `[rows, features]`, products in f32 and sums in f64. `scratch` is memory that is used again.
+    /// Returns the loss `e H eᵀ` of each row `e` of `errors`, `[rows, features]`, with products in f32 and sums in f64. `scratch` is memory
+    /// for reuse. Errors if the length is no multiple of the features.
     pub fn row_losses(&self, errors: &[f32], scratch: &mut Vec<f32>) -> Result<Vec<f64>> {
         let n = self.features.max(1);
         self.product(errors, scratch)?;
@@ -45,8 +57,8 @@ impl Gram {
         Ok(errors.chunks_exact(n).zip(scratch.chunks_exact(n)).map(row).collect())
     }
 
-    /// Returns `tr E H Eᵀ` of `errors` `[rows, features]`, products in f32 and sums in f64, rows in the current pool. Errors if the length is no
-    /// multiple of the features.
+    /// Returns `tr E H Eᵀ` of `errors` `[rows, features]`, with products in f32 and sums in f64, in the current pool. Errors if the length
+    /// is no multiple of the features.
     pub fn loss(&self, errors: &[f32]) -> Result<f64> {
         let n = self.features;
         if n == 0 || !errors.len().is_multiple_of(n) {
@@ -70,8 +82,15 @@ impl Gram {
     }
 }
 
-/// Returns `tr E H Eᵀ` for one error matrix `[rows, features]` and a Gram matrix in f64, never negative. Errors if the lengths do not fit or
-/// the loss is not finite.
+/// Returns `tr E H Eᵀ` of `errors` `[rows, features]` with a Gram matrix `[features, features]` in f64, at least 0. Errors if a length does
+/// not match or the loss is not finite.
+///
+/// ```
+/// # fn main() -> tersor_core::Result<()> {
+/// assert_eq!(tersor_linalg::output_loss(&[1.0, -1.0], &[2.0, 1.0, 1.0, 3.0], 2)?, 3.0);
+/// # Ok(())
+/// # }
+/// ```
 pub fn output_loss(errors: &[f32], gram: &[f64], features: usize) -> Result<f64> {
     let loss = Gram::new(gram, features, 1.0)?.loss(errors)?;
     if !loss.is_finite() {

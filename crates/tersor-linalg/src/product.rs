@@ -1,4 +1,4 @@
-//! Products, over faer: the same bytes on any number of threads.
+//! Products of f64 matrices, over faer: the same bytes on any number of threads.
 
 use faer::linalg::matmul::{self as product, triangular::BlockStructure};
 use faer::{Accum, MatMut, MatRef};
@@ -6,7 +6,16 @@ use tersor_core::Result;
 
 use crate::{backend, check, check_result};
 
-/// `A B` of `[m, k]` and `[k, n]`. Error when a length does not fit or a value is not finite.
+/// Returns the product `AB` `[m, n]` of `a` `[m, k]` and `b` `[k, n]`, all row-major. Errors if a length does not match or a value is not
+/// finite.
+///
+/// ```
+/// # fn main() -> tersor_core::Result<()> {
+/// let product = tersor_linalg::matmul(&[1.0, 2.0, 3.0, 4.0], [2, 2], &[1.0, 10.0], 1)?;
+/// assert_eq!(product, [21.0, 43.0]);
+/// # Ok(())
+/// # }
+/// ```
 pub fn matmul(a: &[f64], [m, k]: [usize; 2], b: &[f64], n: usize) -> Result<Vec<f64>> {
     check(a, [m, k])?;
     check(b, [k, n])?;
@@ -19,7 +28,15 @@ pub fn matmul(a: &[f64], [m, k]: [usize; 2], b: &[f64], n: usize) -> Result<Vec<
     Ok(out)
 }
 
-/// `XᵀX` of `[tokens, k]`, symmetric to the last bit. Error when a length does not fit or a value is not finite.
+/// Returns the Gram matrix `XᵀX` `[k, k]` of `x` `[tokens, k]`, row-major and exactly symmetric. Errors if the length does not match or a
+/// value is not finite.
+///
+/// ```
+/// # fn main() -> tersor_core::Result<()> {
+/// assert_eq!(tersor_linalg::syrk(&[1.0, 2.0, 3.0, 4.0], [2, 2])?, [10.0, 14.0, 14.0, 20.0]);
+/// # Ok(())
+/// # }
+/// ```
 pub fn syrk(x: &[f64], [tokens, k]: [usize; 2]) -> Result<Vec<f64>> {
     check(x, [tokens, k])?;
     let mut out = vec![0f64; tersor_core::view::elements([k, k])?];

@@ -1,4 +1,4 @@
-//! Random matrices, from streams that the caller passes in.
+//! Random matrices, drawn from streams that the caller passes.
 
 use rand_core::RngCore;
 use rand_distr::{Distribution, StandardNormal};
@@ -6,24 +6,34 @@ use tersor_core::{Error, Result, Rotation};
 
 use crate::{hadamard, hadamard_order, qr};
 
-/// Largest dense factor of a [`rotation`]; it costs so many multiplications a feature.
+/// The largest order of the dense factor of a [`rotation`], which costs as many multiplications for each feature.
 pub const MAX_FACTOR: usize = 2048;
 
-/// Independent values of the standard normal distribution.
+/// Returns `n` independent values of the standard normal distribution.
 pub fn gaussian(n: usize, rng: &mut impl RngCore) -> Vec<f64> {
     (0..n).map(|_| StandardNormal.sample(rng)).collect()
 }
 
-/// A uniformly distributed orthogonal `[n, n]` matrix (Stewart 1980: the QR of a Gaussian one, its diagonal made
-/// positive). Error when it does not fit the address space.
+/// Returns a uniformly distributed orthogonal matrix `[n, n]`, row-major (Stewart 1980: the `Q` of a Gaussian matrix whose `R` has a
+/// positive diagonal). Errors if it exceeds the address space.
+///
+/// ```
+/// # fn main() -> tersor_core::Result<()> {
+/// let mut rng = tersor_core::Context::new().stream("orthogonal");
+/// let q = tersor_linalg::orthogonal(3, &mut rng)?;
+/// let product = tersor_linalg::syrk(&q, [3, 3])?;
+/// assert!((product[0] - 1.0).abs() < 1e-12 && product[1].abs() < 1e-12);
+/// # Ok(())
+/// # }
+/// ```
 pub fn orthogonal(n: usize, rng: &mut impl RngCore) -> Result<Vec<f64>> {
     let size = tersor_core::view::elements([n, n])?;
     Ok(qr(&gaussian(size, rng), [n, n])?.q)
 }
 
-/// Returns `[p, power]`, the order of the dense factor and of the Walsh-Hadamard transform of a [`rotation`] of `dim` features: `p` is 1 or an order
-/// of Paley's up to [`MAX_FACTOR`], the smallest that leaves a power of two, or else the odd part of `dim`. Errors if `dim` is 0 or its odd part is
-/// above [`MAX_FACTOR`] and no such order serves.
+/// Returns `[p, power]`, the orders of the dense factor and of the Walsh-Hadamard transform of a [`rotation`] of `dim = p * power`
+/// features. `p` is the smallest order of a Hadamard matrix up to [`MAX_FACTOR`] that leaves a power of two; if there is none, it is the
+/// odd part of `dim`. Errors if `dim` is 0, or if there is no such order and the odd part is above [`MAX_FACTOR`].
 pub fn rotation_shape(dim: usize) -> Result<[usize; 2]> {
     if dim == 0 {
         return Err(Error::shape("features of a rotation", "at least 1", 0));
@@ -40,8 +50,19 @@ pub fn rotation_shape(dim: usize) -> Result<[usize; 2]> {
     Ok([odd, dim / odd])
 }
 
-/// Returns a rotation of `dim` features with random signs: a Hadamard matrix where [`rotation_shape`] finds an order of Paley's, a random orthogonal
-/// factor times a power of two otherwise. Errors as [`rotation_shape`].
+/// Returns a rotation of `dim` features with random signs. Its factor is a Hadamard matrix if [`rotation_shape`] finds an order of one, a
+/// random orthogonal matrix otherwise. Errors if `dim` is 0, or if there is no such order and the odd part of `dim` is above
+/// [`MAX_FACTOR`].
+///
+/// ```
+/// # fn main() -> tersor_core::Result<()> {
+/// let mut rng = tersor_core::Context::new().stream("rotation");
+/// // 24 = 12 * 2: Paley's matrix of order 12 and a Walsh-Hadamard transform of order 2.
+/// assert_eq!(tersor_linalg::rotation_shape(24)?, [12, 2]);
+/// assert_eq!(tersor_linalg::rotation(24, &mut rng)?.dim(), 24);
+/// # Ok(())
+/// # }
+/// ```
 pub fn rotation(dim: usize, rng: &mut impl RngCore) -> Result<Rotation> {
     let [p, power] = rotation_shape(dim)?;
     let signs: Vec<f32> = (0..dim).map(|_| if rng.next_u32() & 1 == 0 { 1.0 } else { -1.0 }).collect();

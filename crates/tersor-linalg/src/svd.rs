@@ -1,4 +1,4 @@
-//! Singular values and QR.
+//! Singular value decomposition and QR.
 
 use rand_core::RngCore;
 use tersor_core::{Error, ParamError, Result};
@@ -6,19 +6,28 @@ use tersor_core::{Error, ParamError, Result};
 use crate::eigen::leads_negative;
 use crate::{backend, check, check_result, gaussian, matmul, transposed};
 
-/// `A = U diag(s) Vᵀ`, or the best of lower rank.
+/// A thin singular value decomposition `A = U diag(s) Vᵀ` of a matrix `[m, n]`, or the best approximation of rank `k`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Svd {
-    /// `[m, k]`, columns orthonormal; of each, the component of largest magnitude (the first of equals) is positive.
+    /// The left singular vectors of an [`Svd`] as columns, `[m, k]` row-major, orthonormal; the component of largest magnitude of each (the
+    /// first of equals) is positive.
     pub u: Vec<f64>,
-    /// `k` singular values, largest first.
+    /// The `k` singular values, largest first.
     pub s: Vec<f64>,
-    /// `[k, n]`, rows orthonormal.
+    /// The right singular vectors of an [`Svd`] as rows, `[k, n]` row-major, orthonormal.
     pub vt: Vec<f64>,
 }
 
-/// The thin decomposition of `[m, n]`, `k = min(m, n)`. Error when a value is not finite or the iteration does not
-/// converge.
+/// Returns the thin singular value decomposition of `a` `[m, n]`, row-major, with `k = min(m, n)`. Errors if the length does not match, a
+/// value is not finite, or the iteration does not converge.
+///
+/// ```
+/// # fn main() -> tersor_core::Result<()> {
+/// let found = tersor_linalg::svd(&[0.0, 2.0, 3.0, 0.0], [2, 2])?;
+/// assert!((found.s[0] - 3.0).abs() < 1e-12 && (found.s[1] - 2.0).abs() < 1e-12);
+/// # Ok(())
+/// # }
+/// ```
 pub fn svd(a: &[f64], [m, n]: [usize; 2]) -> Result<Svd> {
     check(a, [m, n])?;
     let k = m.min(n);
@@ -37,9 +46,20 @@ pub fn svd(a: &[f64], [m, n]: [usize; 2]) -> Result<Svd> {
     Ok(Svd { u: transposed(&u, [k, m]), s, vt })
 }
 
-/// The `rank` largest singular values and their vectors, by randomized range finding with `oversample` more columns
-/// and `power` power iterations (Halko, Martinsson and Tropp 2011, Algorithms 4.4 and 5.1); exact where that would be
-/// no less work. Error when `rank` is 0 or above `min(m, n)`, or as for [`svd`].
+/// Returns the `rank` largest singular values of `a` `[m, n]`, row-major, and their vectors, by randomized range finding with `oversample`
+/// additional columns and `power` power iterations (Halko, Martinsson and Tropp 2011, Algorithms 4.4 and 5.1); by [`svd`] if that is no
+/// more work. Errors if `rank` is 0 or above `min(m, n)`, the length does not match, a value is not finite, or the iteration does not
+/// converge.
+///
+/// ```
+/// # fn main() -> tersor_core::Result<()> {
+/// let mut rng = tersor_core::Context::new().stream("svd");
+/// // A matrix [2, 3] of rank 1.
+/// let found = tersor_linalg::svd_truncated(&[1.0, 2.0, 2.0, 2.0, 4.0, 4.0], [2, 3], 1, 8, 1, &mut rng)?;
+/// assert!((found.s[0] - 45f64.sqrt()).abs() < 1e-12 && found.vt.len() == 3);
+/// # Ok(())
+/// # }
+/// ```
 pub fn svd_truncated(
     a: &[f64],
     [m, n]: [usize; 2],
@@ -80,16 +100,25 @@ pub fn svd_truncated(
     Ok(Svd { u, s: full.s[..rank].to_vec(), vt: full.vt[..rank * n].to_vec() })
 }
 
-/// `A = QR`.
+/// A thin QR decomposition `A = QR` of a matrix `[m, n]`, with `k = min(m, n)`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Qr {
-    /// `[m, k]`, columns orthonormal.
+    /// The factor `Q` of a [`Qr`], `[m, k]` row-major, columns orthonormal.
     pub q: Vec<f64>,
-    /// `[k, n]`, upper triangular (trapezoidal), its diagonal not negative.
+    /// The factor `R` of a [`Qr`], `[k, n]` row-major, upper triangular (trapezoidal), its diagonal not negative.
     pub r: Vec<f64>,
 }
 
-/// The thin decomposition of `[m, n]`, `k = min(m, n)`. Error when a value is not finite.
+/// Returns the thin QR decomposition of `a` `[m, n]`, row-major, with `k = min(m, n)`. Errors if the length does not match or a value is
+/// not finite.
+///
+/// ```
+/// # fn main() -> tersor_core::Result<()> {
+/// let found = tersor_linalg::qr(&[0.0, 1.0, 2.0, 5.0], [2, 2])?;
+/// assert!((found.r[0] - 2.0).abs() < 1e-12 && (found.q[2] - 1.0).abs() < 1e-12);
+/// # Ok(())
+/// # }
+/// ```
 pub fn qr(a: &[f64], [m, n]: [usize; 2]) -> Result<Qr> {
     check(a, [m, n])?;
     let k = m.min(n);
@@ -97,7 +126,8 @@ pub fn qr(a: &[f64], [m, n]: [usize; 2]) -> Result<Qr> {
         return Ok(Qr { q: Vec::new(), r: Vec::new() });
     }
     let found = backend::qr(a, [m, n]);
-    let (mut q, mut r) = found.map_err(|_| Error::Numerical(format!("no QR of a {m} by {n} matrix")))?;
+    let (mut q, mut r) =
+        found.map_err(|_| Error::Numerical(format!("the QR decomposition of a {m} by {n} matrix failed")))?;
     for i in 0..k {
         if r[i * n + i] < 0.0 {
             r[i * n..(i + 1) * n].iter_mut().chain(&mut q[i * m..(i + 1) * m]).for_each(|v| *v = -*v);

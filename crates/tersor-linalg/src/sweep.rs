@@ -1,5 +1,6 @@
-//! The error-feedback column sweep: columns are coded one after the other, and the columns that follow make up for each one's error, as far as
-//! the inputs that were seen allow (Optimal Brain Surgeon by columns: GPTQ, arXiv 2210.17323; SparseGPT, arXiv 2301.00774).
+//! The error-feedback column sweep: columns are coded one after the other, and the error of each is compensated by the columns after it, as
+//! far as they are correlated in the calibration data (Optimal Brain Surgeon by columns: GPTQ, arXiv 2210.17323; SparseGPT, arXiv
+//! 2301.00774).
 
 use std::ops::Range;
 
@@ -10,33 +11,61 @@ use tersor_kernels::{Isa, par, vector};
 
 use crate::HessianFactor;
 
-/// Columns that are coded at once, at most.
+/// The largest number of columns that are coded at once.
 const MAX_WIDTH: usize = 16;
 
-/// Chooses the mask of a block of columns when the sweep comes to it: from the columns, their present values `[rows, block]` and the diagonal of
-/// the factor, to which weights are kept.
+/// A function that chooses the mask of a block of columns when the sweep reaches it, from the range of the columns, their updated values
+/// `[rows, block]`, and the diagonal of the factor `[cols]`. The mask is `[rows, block]`. Errors stop the sweep.
 pub type ChooseMask<'m> = dyn FnMut(Range<usize>, MatView<'_, f32>, &[f32]) -> Result<Mask> + Send + 'm;
 
-/// Which weights the sweep keeps; the others become zero, and later columns make up for them.
+/// The weights that a sweep keeps. The others are pruned, and later columns compensate for them.
 pub enum Kept<'m> {
-    /// All.
+    /// Every weight is kept.
     All,
-    /// Those of a mask of the rows, features in their own order.
+    /// The weights of a mask `[rows, features]` are kept, features in their own order.
     Mask(&'m Mask),
-    /// Those that are chosen at each block of columns, with all rows before its eyes (SparseGPT).
+    /// The weights that a function chooses at each block of columns, for all rows together, are kept (SparseGPT).
     Chosen(&'m mut ChooseMask<'m>),
 }
 
-/// The outcome of a sweep over some rows; the codes are with the coder.
+/// The result of [`Sweep::run`]: the coded values and their output error. The codes are in the coder.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Swept {
-    /// The values that the codes stand for, `[rows, cols]`, columns in the order of the sweep.
+    /// The values that the codes of a sweep stand for, `[rows, cols]`, columns in the order of the sweep.
     pub values: Vec<f32>,
-    /// `tr (W - Ŵ) H (W - Ŵ)ᵀ` without the damping.
+    /// The squared error of the outputs after a sweep, `tr (W - Ŵ) H (W - Ŵ)ᵀ`, with the Hessian without damping.
     pub data_error: f64,
 }
 
-/// A sweep with a factored Hessian.
+/// The error-feedback column sweep of GPTQ (arXiv 2210.17323) and SparseGPT (arXiv 2301.00774) with a factored Hessian.
+///
+/// ```
+/// use std::ops::Range;
+/// use tersor_core::{Ahead, ColumnCoder, Error, Exec, LinearOp, Result};
+/// use tersor_linalg::{Damping, Kept, Sweep};
+///
+/// /// Rounds weights to integers.
+/// struct Round;
+///
+/// impl ColumnCoder for Round {
+///     fn code(&mut self, _rows: Range<usize>, at: usize, ahead: &Ahead<'_>, out: &mut [f32]) -> Result<()> {
+///         out.iter_mut().zip(ahead.column(at)).for_each(|(o, v)| *o = v.round());
+///         Ok(())
+///     }
+///     fn finish(self: Box<Self>) -> Result<Box<dyn LinearOp>> {
+///         Err(Error::missing("a stored form", "this example"))
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// // Two correlated inputs: the second weight makes up for the rounding of the first.
+/// let factor = Damping::default().factor(&[1.0, 0.9, 0.9, 1.0], 2)?;
+/// let swept = Sweep::new(&factor, 128)?.run(vec![0.4, 0.4], &mut Round, Kept::All, &Exec::new())?;
+/// assert_eq!(swept.values, [0.0, 1.0]);
+/// assert!(swept.data_error < 0.1, "rounding both weights to 0 would have an error of 0.6");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy)]
 pub struct Sweep<'f> {
     factor: &'f HessianFactor,
@@ -45,8 +74,8 @@ pub struct Sweep<'f> {
 }
 
 impl<'f> Sweep<'f> {
-    /// Returns a sweep in blocks of `block` columns: between them the errors of a block reach all later columns in one product, so `block` changes
-    /// speed and, by rounding, last bits. Errors if the factorization failed or `block` is 0.
+    /// Returns a sweep in blocks of `block` columns: the errors of a block are moved to all later columns in one product, so `block`
+    /// changes speed and, by rounding, the last bits. Errors if the factorization failed or `block` is 0.
     pub fn new(factor: &'f HessianFactor, block: usize) -> Result<Self> {
         if block == 0 {
             return Err(ParamError::new("block", 0, "must be at least 1").into());
@@ -55,9 +84,10 @@ impl<'f> Sweep<'f> {
         Ok(Self { factor, upper: factor.upper().ok_or_else(failed)?, block })
     }
 
-    /// Sweeps rows `w` `[rows, features]` with a coder that was made for as many rows. Rows depend on each other only through the masks that are
-    /// chosen and the coder; where they do not, callers cut a matrix [into runs](in_runs) of rows and sweep these side by side. Errors if the shapes
-    /// do not fit, or the coder does.
+    /// Sweeps the rows `w`, `[rows, features]` row-major in the features' own order, with a coder that was made for as many rows. Rows
+    /// depend on each other only through the coder and the function of [`Kept::Chosen`]; if these treat rows independently, callers cut a
+    /// matrix into [spans of rows](in_row_spans) and sweep these in parallel. Errors if the shapes do not match, a value is not finite or
+    /// becomes too large, or the coder or the function errors.
     pub fn run(&self, mut w: Vec<f32>, coder: &mut dyn ColumnCoder, mut kept: Kept<'_>, exec: &Exec) -> Result<Swept> {
         let cols = self.factor.features();
         let rows = w.len().checked_div(cols).unwrap_or(0);
@@ -89,7 +119,7 @@ impl<'f> Sweep<'f> {
             if end <= start || end > cols {
                 return Err(Error::range("end of a block of columns", start + 1..cols + 1, end));
             }
-            // Whole runs of columns, but for the last block: a run is never cut inside of the matrix.
+            // A multiple of the coder's width, except for the last block.
             let end =
                 if end < cols { (start + (end - start) / width * width).max(start + width).min(cols) } else { end };
             let present = |to: usize| MatView::strided(&w, start, [rows, to - start], [cols as isize, 1]);
@@ -121,12 +151,12 @@ impl<'f> Sweep<'f> {
                     }
                     tile.code(coder, span.clone(), at, n, &w[span.start * cols..span.end * cols], cols)?;
                     for i in at..at + n {
-                        tile.spread(exec.isa(), i, at + n, &self.upper[i * cols..(i + 1) * cols]);
+                        tile.propagate(exec.isa(), i, at + n, &self.upper[i * cols..(i + 1) * cols]);
                     }
                 }
-                total += tile.give(&mut w, &mut errors[top * (end - start)..], cols, span);
+                total += tile.write_back(&mut w, &mut errors[top * (end - start)..], cols, span);
             }
-            // The errors of this block reach all columns after it as one product.
+            // The errors of this block are moved to all later columns in one product.
             if end < cols && rows > 0 {
                 let rest = Out { data: &mut w[end..], stride: cols };
                 let from = &self.upper[start * cols + end..];
@@ -151,17 +181,17 @@ impl<'f> Sweep<'f> {
 struct Tile {
     rows: usize,
     cols: Range<usize>,
-    /// Weights; those of coded columns are what the codes stand for.
+    /// The weights; for coded columns the values that the codes stand for.
     w: Vec<f32>,
     errors: Vec<f32>,
-    /// Weights of masked columns before they were dropped, `[columns at once, rows]`, and which were; empty where nothing is masked.
+    /// Weights of masked columns before they were pruned, `[columns at once, rows]`, and which ones were; empty if nothing is masked.
     before: Vec<f32>,
     dropped: Vec<bool>,
     out: Vec<f32>,
 }
 
 impl Tile {
-    /// Takes a block out of row-major weights of `width` columns.
+    /// Copies a block out of row-major weights of `width` columns.
     fn take(&mut self, w: &[f32], width: usize, rows: Range<usize>, cols: Range<usize>) {
         (self.rows, self.cols) = (rows.len(), cols.clone());
         let n = rows.len() * cols.len();
@@ -174,7 +204,7 @@ impl Tile {
         }
     }
 
-    /// Sets weights of `n` columns from `at` on that are not kept to zero, so that the coder sees zeros.
+    /// Sets the weights of `n` columns from `at` on that are not kept to zero, so that the coder reads zeros.
     fn drop_weights(&mut self, at: usize, n: usize, keeps: impl Fn(usize, usize) -> bool) {
         let first = (at - self.cols.start) * self.rows;
         let columns = &mut self.w[first..first + n * self.rows];
@@ -189,7 +219,7 @@ impl Tile {
         }
     }
 
-    /// Has `n` columns from `at` on coded, and puts what the codes stand for in their place; `errors` keeps the differences.
+    /// Has `n` columns from `at` on coded, and replaces them by the values of their codes; `errors` receives the differences.
     fn code(
         &mut self,
         coder: &mut dyn ColumnCoder,
@@ -206,7 +236,7 @@ impl Tile {
         coder.code(rows, at, &ahead, &mut self.out)?;
         let masked = !self.before.is_empty();
         if masked && self.dropped.iter().zip(&self.out).any(|(dropped, out)| *dropped && *out != 0.0) {
-            let value = "on a grid without zero, which dropped weights cannot be on".to_string();
+            let value = "on a grid without zero, which pruned weights need".to_string();
             return Err(Error::Unsupported { what: "mask", value });
         }
         let columns = self.w[span.clone()].iter_mut().zip(&mut self.errors[span]);
@@ -218,9 +248,9 @@ impl Tile {
         Ok(())
     }
 
-    /// Divides the error of column `i` by the pivot and moves it to the columns of the block after it; those up to `coded` are coded already, so
-    /// that their errors change instead. `u` is row `i` of the factor.
-    fn spread(&mut self, isa: Isa, i: usize, coded: usize, u: &[f32]) {
+    /// Divides the error of column `i` by the pivot and subtracts it, times the factor, from the later columns of the block. Columns up to
+    /// `coded` are coded already, so their errors change instead. `u` is row `i` of the factor.
+    fn propagate(&mut self, isa: Isa, i: usize, coded: usize, u: &[f32]) {
         let n = self.rows.max(1);
         let at = |c: usize| (c - self.cols.start) * self.rows;
         let (done, later) = self.errors.split_at_mut(at(i + 1));
@@ -233,8 +263,8 @@ impl Tile {
         }
     }
 
-    /// Puts the block back, and its errors (rows as long as the block) beside it. Returns the sum of the errors' squares.
-    fn give(&self, w: &mut [f32], errors: &mut [f32], width: usize, rows: Range<usize>) -> f64 {
+    /// Writes the block back, and its errors (rows as long as the block) beside it. Returns the sum of the errors' squares.
+    fn write_back(&self, w: &mut [f32], errors: &mut [f32], width: usize, rows: Range<usize>) -> f64 {
         let mut sum = 0f64;
         for (r, row) in rows.enumerate() {
             let at = row * width + self.cols.start;
@@ -249,9 +279,10 @@ impl Tile {
     }
 }
 
-/// Runs `f` for runs of rows of a matrix of `rows` rows, in the current pool, results in order: runs are long enough that the products between
-/// blocks are worth their preparation, and there are enough of them for several threads. How they are cut depends on `rows` alone.
-pub fn in_runs<R: Send>(
+/// Runs `f` for spans of rows of a matrix of `rows` rows, with `parallel` in the current pool, and returns the results in order. Spans are
+/// long enough for the products between blocks and short enough for several threads; how they are cut depends on `rows` alone. Errors with
+/// the first error of `f`.
+pub fn in_row_spans<R: Send>(
     rows: usize,
     parallel: bool,
     f: impl Fn(Range<usize>) -> Result<R> + Sync + Send,
@@ -261,7 +292,8 @@ pub fn in_runs<R: Send>(
     par::map(rows.div_ceil(step), parallel, || (), unit).into_iter().collect()
 }
 
-/// Puts what was column `order[i]` of each row at place `i`.
+/// Reorders the columns of rows of `order.len()` values in place: new column `i` is the old column `order[i]`. Panics if an index is out of
+/// range.
 pub fn permute<T: Copy + Default>(rows: &mut [T], order: &[u32]) {
     let mut scratch = vec![T::default(); order.len()];
     for row in rows.chunks_exact_mut(order.len().max(1)) {
@@ -270,7 +302,7 @@ pub fn permute<T: Copy + Default>(rows: &mut [T], order: &[u32]) {
     }
 }
 
-/// Undoes [`permute`].
+/// Inverts [`permute`] of rows of `order.len()` values in place: column `i` becomes column `order[i]`. Panics if an index is out of range.
 pub fn unpermute<T: Copy + Default>(rows: &mut [T], order: &[u32]) {
     let mut scratch = vec![T::default(); order.len()];
     for row in rows.chunks_exact_mut(order.len().max(1)) {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use tersor_core::*;
-use tersor_linalg::sweep::in_runs;
+use tersor_linalg::sweep::in_row_spans;
 use tersor_linalg::{Damping, Kept, Sweep, output_loss};
 use tersor_operators::Dense;
 
@@ -173,7 +173,7 @@ fn runs_of_rows_do_not_depend_on_threads_and_bad_input_is_refused() {
     };
     let with = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| in_runs(ROWS, true, run)).unwrap().concat()
+        pool.install(|| in_row_spans(ROWS, true, run)).unwrap().concat()
     };
     assert_eq!(with(1), with(3));
     let order: Vec<u32> = factor.order().unwrap().to_vec();

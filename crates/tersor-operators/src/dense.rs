@@ -10,7 +10,7 @@ use tersor_core::{
     DType, Element, Error, Exec, Input, Isa, LinearOp, Loading, MatViewMut, OpSpec, Result, RowSlot, TensorInfo,
     TensorSink, Write, check_finite, view,
 };
-use tersor_kernels::dense::{How, product};
+use tersor_kernels::dense::{Options, product};
 
 enum Store {
     F32(Vec<f32>),
@@ -114,7 +114,7 @@ impl LinearOp for Dense {
         let Store::F32(w) = &self.store else { return apply_by_rows(self, x, y, write, exec) };
         check_apply(self.shape, x, &y)?;
         x.check_finite()?;
-        let how = How { isa: exec.isa(), write, parallel: exec.parallel() };
+        let how = Options { isa: exec.isa(), write, parallel: exec.parallel() };
         Ok(exec.run(|| product(how, x.data(), x.shape(), w, self.shape[0], y.into_out()))?)
     }
     fn spec_block(&self, at: RowSlot) -> OpSpec {

@@ -18,7 +18,14 @@ pub use tersor_lowrank as lowrank;
 pub use tersor_operators as operators;
 pub use tersor_operators::registry;
 
-/// Returns a registry with every kind of cache store and cache set.
+/// Returns a registry with the loaders of every cache store and cache set of the enabled crates, for caches that were saved.
+///
+/// ```
+/// use tersor::core::{MemTensors, OpSpec};
+/// let registry = tersor::cache_registry();
+/// let unknown = registry.load_store(&OpSpec::new("no such store", [1, 1]), "keys", &MemTensors::new());
+/// assert!(unknown.is_err_and(|e| e.to_string().contains("no such store")));
+/// ```
 pub fn cache_registry() -> core::CacheRegistry {
     #[allow(unused_mut)]
     let mut registry = tersor_operators::cache_registry();

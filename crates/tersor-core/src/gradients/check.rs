@@ -5,15 +5,18 @@ use tersor_kernels::Real;
 use super::{DynDifferentiable, Pass, Tensor, elements};
 use crate::{Error, Exec, Result};
 
-/// The relative step of a difference: near the cube root of the rounding error of f64, where the errors of truncation and rounding balance.
+/// The relative step of a difference: near the cube root of the rounding error of f64, where truncation and rounding errors balance.
 const STEP: f64 = 6e-6;
 
-/// Errors unless the gradients of `function` in f64 equal central differences within `tolerance` for all inputs, given as values and shape:
-/// `|a - d| <= tolerance * max(1, |a|, |d|)`. For outputs that are not a single value the sum with fixed, uneven weights is differentiated, so
-/// that every output counts. The error names input and element.
+/// Compares the gradients of `function` in f64 with central differences in every element of every input; an input is given by its values
+/// and shape. Outputs that are not a single value are summed with fixed, unequal weights first, so that every output counts. The
+/// [module](super) has an example.
 ///
-/// A function that rounds has no useful differences. Its surrogate gradient is checked against a twin without rounding, with the offsets
-/// `rounded - original` frozen at the values of one point: see [`check_surrogate`].
+/// Errors, naming input and element, unless `|a - d| <= tolerance * max(1, |a|, |d|)` for a gradient `a` and its difference `d`; and if the
+/// function errors.
+///
+/// Differences of a function that rounds are meaningless. Its surrogate gradient is compared with a twin without rounding, whose offsets
+/// `rounded - original` are constants taken at one point: see [`check_surrogate`].
 pub fn check_gradients(
     function: &dyn DynDifferentiable<f64>,
     inputs: &[(&[f64], &[usize])],
@@ -22,8 +25,8 @@ pub fn check_gradients(
     check_surrogate(function, function, inputs, tolerance)
 }
 
-/// Errors unless the gradients of `surrogate` equal central differences of `smooth`, a function with the same inputs and output that is
-/// differentiable: the surrogate with its rounding replaced by adding constants. Otherwise as [`check_gradients`].
+/// Compares the gradients of `surrogate` with central differences of `smooth`, a differentiable function with the same inputs and outputs:
+/// the surrogate with its rounding replaced by the addition of constants. Otherwise as [`check_gradients`].
 pub fn check_surrogate(
     surrogate: &dyn DynDifferentiable<f64>,
     smooth: &dyn DynDifferentiable<f64>,

@@ -59,14 +59,23 @@ pub use tensor::Tensor;
 
 use crate::{Error, Exec, Result};
 
-/// What a forward or backward pass takes from outside.
+/// The environment of a forward or backward pass: how to run, and the source of random numbers.
+///
+/// ```
+/// use rand_core::RngCore;
+/// use tersor_core::{Exec, gradients::Pass};
+/// let exec = Exec::serial();
+/// let pass = Pass { seed: 1, step: 3, ..Pass::new(&exec) };
+/// // A backward pass draws the same numbers as its forward pass.
+/// assert_eq!(pass.stream("dropout").next_u64(), pass.stream("dropout").next_u64());
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Pass<'a> {
-    /// Instruction set, pool and scratch memory.
+    /// Instruction set, thread pool and scratch memory of the pass.
     pub exec: &'a Exec,
-    /// The seed of random choices (dropout, stochastic rounding).
+    /// The seed of the pass's random choices (dropout, stochastic rounding).
     pub seed: u64,
-    /// The number of the training step.
+    /// The number of the training step, which random choices depend on.
     pub step: u64,
 }
 
@@ -76,28 +85,28 @@ impl<'a> Pass<'a> {
         Self { exec, seed: 0, step: 0 }
     }
 
-    /// Returns a random stream that depends on the seed, the step and the name alone: a backward pass draws again what the forward pass
-    /// drew.
+    /// Returns a random stream that depends on the seed, the step and the name alone, so that a backward pass draws the same numbers as its
+    /// forward pass.
     pub fn stream(&self, name: &str) -> ChaCha8Rng {
         crate::context::stream(self.seed, self.step, name)
     }
 }
 
-/// A function of tensors with a gradient: a loss, a layer, a surrogate of a quantizer. Labels and constants are part of the value that
-/// implements it. Teachers are inputs whose gradient nobody asks for.
+/// A function of tensors with a gradient: a loss, a layer, or a quantizer with a surrogate gradient. Labels and constants are part of the
+/// implementing value; teachers are inputs whose gradient is not requested. The [module](self) has an example.
 pub trait Differentiable<T: Real = f32>: Send + Sync {
-    /// What the forward pass keeps for the backward pass.
+    /// The values of the forward pass that the backward pass needs.
     type Saved: Send + 'static;
 
-    /// Returns the shape of the output for inputs of these shapes; `[]` for a loss. Errors if the shapes do not fit.
+    /// Returns the shape of the output for inputs of the shapes `x`; `[]` for a loss. Errors if the shapes do not match.
     fn shape(&self, x: &[&[usize]]) -> Result<Vec<usize>>;
 
-    /// Writes the output of `x` into `y`, row-major, as long as [`shape`](Self::shape) says. Errors if the shapes do not fit or a value is not
-    /// finite.
+    /// Writes the output of the inputs `x` into `y`, row-major, with as many elements as [`shape`](Self::shape) says, and returns the
+    /// values to save for the backward pass. Errors if the shapes do not match or a value is not finite.
     fn forward(&self, x: &[Tensor<'_, T>], y: &mut [T], pass: &Pass<'_>) -> Result<Self::Saved>;
 
-    /// Adds `dyᵀ ∂y/∂x[i]` to `dx[i]` where that is given, for the gradient `dy` of the output. `x`, `saved` and `pass` are those of the
-    /// forward pass.
+    /// Adds `dyᵀ ∂y/∂x[i]` to `dx[i]` for each input whose gradient is requested (`Some`), where `dy` is the gradient of the output. `x`,
+    /// `saved` and `pass` are those of the forward pass. Errors if the shapes do not match.
     fn backward(
         &self,
         x: &[Tensor<'_, T>],
@@ -108,15 +117,17 @@ pub trait Differentiable<T: Real = f32>: Send + Sync {
     ) -> Result<()>;
 }
 
-/// A [`Differentiable`] of which the type is not known, for lists of losses. Every `Differentiable` is one.
+/// [`Differentiable`] as a trait object, for lists of losses. Every `Differentiable` implements it.
 pub trait DynDifferentiable<T: Real = f32>: Send + Sync {
-    /// See [`Differentiable::shape`].
+    /// Returns the shape of the output for inputs of the shapes `x`; `[]` for a loss. Errors if the shapes do not match.
     fn output_shape(&self, x: &[&[usize]]) -> Result<Vec<usize>>;
 
-    /// See [`Differentiable::forward`].
+    /// Writes the output of the inputs `x` into `y` and returns the values to save for the backward pass, in a box; see
+    /// [`Differentiable::forward`]. Errors if the shapes do not match or a value is not finite.
     fn forward_dyn(&self, x: &[Tensor<'_, T>], y: &mut [T], pass: &Pass<'_>) -> Result<Box<dyn Any + Send>>;
 
-    /// See [`Differentiable::backward`]. Errors also if `saved` came from a function of another type.
+    /// Adds the gradients of the inputs to `dx`; see [`Differentiable::backward`]. Errors if the shapes do not match or `saved` came from a
+    /// function of another type.
     fn backward_dyn(
         &self,
         x: &[Tensor<'_, T>],
@@ -144,14 +155,14 @@ impl<T: Real, D: Differentiable<T>> DynDifferentiable<T> for D {
     ) -> Result<()> {
         let saved = saved.downcast_ref::<D::Saved>().ok_or_else(|| Error::Unsupported {
             what: "saved values of a backward pass",
-            value: "those of a function of another type".into(),
+            value: "from a function of another type; pass what `forward_dyn` of this function returned".into(),
         })?;
         self.backward(x, saved, dy, dx, pass)
     }
 }
 
-/// Returns the output of a function and the gradients of its sum with respect to each input, as long as the inputs. For a loss these are the
-/// gradients of the loss. Errors as the function does.
+/// Returns the output of a function and the gradients of the sum of its outputs, one vector for each input, as long as the input. For a
+/// loss these are the gradients of the loss. Errors if the shapes do not match or a value is not finite.
 pub fn gradients<T: Real>(
     function: &dyn DynDifferentiable<T>,
     x: &[Tensor<'_, T>],
@@ -166,7 +177,7 @@ pub fn gradients<T: Real>(
     Ok((y, dx))
 }
 
-/// Returns the number of elements of a shape; 1 for `[]`. Errors if that leaves the address space.
+/// Returns the number of elements of a shape; 1 for `[]`. Errors if it exceeds the address space.
 fn elements(shape: &[usize]) -> Result<usize> {
     let product = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
     product.ok_or_else(|| Error::Overflow { what: format!("a tensor of shape {shape:?}") })

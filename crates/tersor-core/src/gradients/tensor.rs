@@ -1,4 +1,4 @@
-//! [`Tensor`]: an input of a function with a gradient.
+//! [`Tensor`]: an input of a differentiable function.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -9,7 +9,22 @@ use tersor_kernels::Real;
 use super::elements;
 use crate::{Element, Error, Isa, Result};
 
-/// Values `shape`, row-major: of the type that the function computes in, or f16 or bf16, which are widened as they are read.
+/// A borrowed row-major tensor of any number of axes: values of the type that the function computes in, or f16 or bf16 values, which are
+/// converted as they are read.
+///
+/// ```
+/// use half::f16;
+/// use tersor_core::gradients::Tensor;
+/// # fn main() -> tersor_core::Result<()> {
+/// let x: Tensor<'_, f32> = Tensor::new(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[2, 3])?;
+/// assert_eq!(x.matrix(), [2, 3]);
+/// let half = [f16::ONE; 2];
+/// let y: Tensor<'_, f32> = Tensor::f16(&half, &[2])?;
+/// assert_eq!(*y.values(), [1.0, 1.0]);
+/// assert!(Tensor::new(&[1.0f32], &[2]).is_err());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Tensor<'a, T: Real = f32> {
     data: Data<'a, T>,
@@ -24,17 +39,17 @@ enum Data<'a, T> {
 }
 
 impl<'a, T: Real> Tensor<'a, T> {
-    /// Borrows values of the function's own type. Errors if their number is not that of the shape.
+    /// Borrows values of the function's own type, with their shape. Errors if the number of values does not match the shape.
     pub fn new(values: &'a [T], shape: &'a [usize]) -> Result<Self> {
         Self::of(Data::Own(values), values.len(), shape)
     }
 
-    /// Borrows values in f16. Errors if their number is not that of the shape.
+    /// Borrows f16 values, with their shape. Errors if the number of values does not match the shape.
     pub fn f16(values: &'a [f16], shape: &'a [usize]) -> Result<Self> {
         Self::of(Data::F16(values), values.len(), shape)
     }
 
-    /// Borrows values in bf16. Errors if their number is not that of the shape.
+    /// Borrows bf16 values, with their shape. Errors if the number of values does not match the shape.
     pub fn bf16(values: &'a [bf16], shape: &'a [usize]) -> Result<Self> {
         Self::of(Data::BF16(values), values.len(), shape)
     }
@@ -63,13 +78,13 @@ impl<'a, T: Real> Tensor<'a, T> {
         self.len() == 0
     }
 
-    /// Returns the number of rows and their length: all axes but the last, and the last; a single value is one row of one.
+    /// Returns the shape as `[rows, cols]`: the product of all axes but the last, and the last axis; `[1, 1]` for a single value.
     pub fn matrix(&self) -> [usize; 2] {
         let cols = self.shape.last().copied().unwrap_or(1);
         [self.len().checked_div(cols).unwrap_or(0), cols]
     }
 
-    /// Returns all values: borrowed where they are of the function's type, otherwise widened.
+    /// Returns all values in the function's type: borrowed if they are stored in it, converted otherwise.
     pub fn values(&self) -> Cow<'a, [T]> {
         if let Data::Own(values) = self.data {
             return Cow::Borrowed(values);
@@ -79,7 +94,7 @@ impl<'a, T: Real> Tensor<'a, T> {
         Cow::Owned(out)
     }
 
-    /// Writes the elements of a range into `out`. Errors if the range leaves the tensor or `out` has another length.
+    /// Writes the elements of a range of the flat tensor into `out`. Errors if the range leaves the tensor or `out` has another length.
     pub fn read(&self, range: Range<usize>, isa: Isa, out: &mut [T]) -> Result<()> {
         if range.start > range.end || range.end > self.len() {
             return Err(Error::range("elements of a tensor", 0..self.len(), range));
@@ -105,7 +120,7 @@ impl<'a, T: Real> Tensor<'a, T> {
         }
     }
 
-    /// Errors at the first value that is NaN or infinite, by row and column.
+    /// Errors with [`Error::NonFinite`] at the first value that is NaN or infinite, by row and column of [`Tensor::matrix`].
     pub fn check_finite(&self) -> Result<()> {
         let cols = self.matrix()[1].max(1);
         match self.values().iter().position(|v| !v.is_finite()) {

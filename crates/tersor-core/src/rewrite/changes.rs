@@ -1,4 +1,4 @@
-//! [`Changes`]: what a rewrite found, and how it is stored with work in progress.
+//! [`Changes`]: the result of a rewrite, and its storage with work in progress.
 
 use std::collections::BTreeMap;
 
@@ -8,24 +8,36 @@ use crate::{
     Transform, Value,
 };
 
-/// What a rewrite changes.
+/// The changes of a network that a rewrite computed: folds, settings of later stages, new tensors, and entries of the configuration.
+///
+/// ```
+/// use tersor_core::{Changes, Fold, Side, Transform};
+/// # fn main() -> tersor_core::Result<()> {
+/// let fold = Fold { weight: "w".into(), side: Side::Input, transform: Transform::Scale(vec![2.0, 0.5]) };
+/// let changes = Changes { folds: vec![fold], ..Changes::default() };
+/// // Changes are stored as tensors, and read back.
+/// let again = Changes::from_tensors(&changes.to_tensors()?)?;
+/// assert!(matches!(&again.folds[0].transform, Transform::Scale(s) if s == &[2.0, 0.5]));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
-    /// Changes of tensors, applied in order as they are read.
+    /// The changes of tensors, applied in order as the tensors are read.
     pub folds: Vec<Fold>,
-    /// Changes of the columns of matrices that are undone in front of them when the network runs, by
-    /// [`Transform::input_change`]; applied after `folds`, at most one for each matrix.
+    /// Changes of the columns of matrices that are undone on the matrices' inputs at run time, by [`Transform::input_change`]. They apply
+    /// after `folds`, at most one for each matrix.
     pub online: Vec<Fold>,
-    /// Parameters of stages for a matrix, by the name of its weight and of the parameter: what allocators find.
+    /// Parameters of later stages for single matrices, such as bits that an allocator chose, by weight name and parameter name.
     pub settings: BTreeMap<(String, String), Value>,
-    /// Tensors that are new.
+    /// New tensors that the rewrite adds to the model.
     pub tensors: MemTensors,
-    /// Entries of the model's configuration that change.
+    /// Entries of the model's configuration that the rewrite changes.
     pub config: BTreeMap<String, Value>,
 }
 
 impl Changes {
-    /// Adds what another rewrite changes afterwards.
+    /// Adds the changes of another rewrite, which apply after these.
     pub fn extend(&mut self, other: Changes) {
         self.folds.extend(other.folds);
         self.online.extend(other.online);
@@ -34,13 +46,13 @@ impl Changes {
         self.config.extend(other.config);
     }
 
-    /// Returns the change of columns of a matrix that is undone when the network runs.
+    /// Returns the change of a matrix's columns that is undone at run time; None if there is none.
     pub fn online(&self, weight: &str) -> Option<&Fold> {
         self.online.iter().find(|f| f.weight == weight)
     }
 
-    /// Returns everything as tensors, for a file of work in progress. Rotations that several folds share are stored once. Errors if something
-    /// does not fit the address space.
+    /// Returns all changes as tensors, for a file of work in progress. Rotations that several folds share are stored once. Errors if
+    /// something exceeds the address space.
     pub fn to_tensors(&self) -> Result<MemTensors> {
         let mut out = MemTensors::new();
         for (list, folds) in [("fold", &self.folds), ("online", &self.online)] {
@@ -61,11 +73,11 @@ impl Changes {
         Ok(out)
     }
 
-    /// Reads back what [`Changes::to_tensors`] wrote. Errors if a tensor is broken.
+    /// Reads changes that [`Changes::to_tensors`] returned. Errors if a tensor is no part of recorded changes or is invalid.
     pub fn from_tensors(source: &dyn TensorSource) -> Result<Self> {
         let (mut changes, mut rotations) = (Changes::default(), BTreeMap::new());
         for name in source.names() {
-            let broken = || Error::format(&name, "is no part of recorded changes");
+            let broken = || Error::format(&name, "this tensor is no part of recorded changes");
             let (list, rest) = name.split_once('.').ok_or_else(broken)?;
             match list {
                 "fold" | "online" => {
@@ -95,7 +107,7 @@ impl Changes {
     }
 }
 
-/// Writes a fold under `place.side.kind.weight`.
+/// Writes a fold as the tensor `place.side.kind.weight`.
 fn write_fold(place: &str, fold: &Fold, out: &mut MemTensors) -> Result<()> {
     let side = if fold.side == Side::Input { "input" } else { "output" };
     let name = |kind: &str| format!("{place}.{side}.{kind}.{}", fold.weight);
@@ -124,14 +136,14 @@ fn write_fold(place: &str, fold: &Fold, out: &mut MemTensors) -> Result<()> {
     }
 }
 
-/// Reads a fold whose tensor is `name`, which is `rest` after the name of the list.
+/// Reads the fold that is stored in the tensor `name`; `rest` is the name after that of the list.
 fn read_fold(
     name: &str,
     rest: &str,
     source: &dyn TensorSource,
     rotations: &mut BTreeMap<u128, Rotation>,
 ) -> Result<Fold> {
-    let broken = || Error::format(name, "is no recorded fold");
+    let broken = || Error::format(name, "this tensor is no recorded fold");
     let [_, side, kind, weight] =
         <[&str; 4]>::try_from(rest.splitn(4, '.').collect::<Vec<_>>()).map_err(|_| broken())?;
     let side = match side {

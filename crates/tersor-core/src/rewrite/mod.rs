@@ -5,77 +5,145 @@ mod changes;
 use crate::{Context, Fold, Layout, LinearOp, Method, Result, RowSource, Site, StatNeeds, StatSet, TensorInfo};
 pub use changes::Changes;
 
-/// Which sites a rewrite sees at once.
+/// The sites that a rewrite gets in one call: one site, or all sites of the network.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Scope {
-    /// One after the other, each on weights that the rewrites of the sites before it have changed.
+    /// One site after the other, each with weights that the rewrites of earlier sites have changed.
     Site,
-    /// All sites of the network, before anything else happens.
+    /// All sites of the network together, before anything else is done.
     Network,
 }
 
-/// What a rewrite will do to a tensor, known from headers alone.
+/// The effect of a rewrite on a tensor, known from headers alone.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Effect {
-    /// Its values change; a vector is stored in f32 then.
+    /// The tensor's values change; a vector is stored in f32 then.
     Values,
-    /// An axis gets another length: rows and columns afterwards.
+    /// The tensor's shape changes to these rows and columns.
     Shape([usize; 2]),
-    /// The inputs of the matrix are changed when the network runs, by what these tensors describe, stored beside it.
+    /// The inputs of the matrix are changed at run time, as described by these tensors, which are stored beside it.
     Online(Layout),
-    /// A tensor that was shared with this one (a head that is the embedding) becomes one of its own, made of the tensor `from`.
+    /// A tensor that was tied to another one (a head that is the embedding) becomes a tensor of its own, computed from the tensor `from`.
     Untie {
-        /// Name of the tensor that it was.
+        /// The name of the tensor that it was tied to.
         from: String,
     },
-    /// It is new; it is stored in the same file as `beside`.
+    /// The tensor is new; it is stored in the same file as the tensor `beside`.
     New {
-        /// Type and shape.
+        /// The type and shape of the new tensor.
         info: TensorInfo,
-        /// Name of a tensor of the model.
+        /// The name of a tensor of the model in whose file the new tensor is stored.
         beside: String,
     },
 }
 
-/// A change of sites before compression: smoothing, rotation, structured pruning, the allocation of parameters. It says from headers what it
-/// will change, so that plans are exact.
+/// A change of sites before compression, such as smoothing, rotation, structured pruning or the allocation of parameters. Its effects are
+/// known from headers, so that plans are exact.
+///
+/// ```
+/// use tersor_core::*;
+///
+/// /// Multiplies the columns of every consumer by 2 and halves the weight of the norm in front.
+/// struct Twice;
+///
+/// impl Rewrite for Twice {
+///     fn name(&self) -> String {
+///         "twice".into()
+///     }
+///     fn scope(&self) -> Scope {
+///         Scope::Site
+///     }
+///     fn needs(&self, _site: &Site) -> StatNeeds {
+///         StatNeeds::none()
+///     }
+///     fn plan(&self, sites: &[Site]) -> Result<Vec<(String, Effect)>> {
+///         let consumers = sites.iter().flat_map(|s| &s.consumers).map(|c| c.weight.clone());
+///         let norms = sites.iter().filter_map(|s| match &s.producer {
+///             Producer::Norm { weight } => Some(weight.clone()),
+///             _ => None,
+///         });
+///         Ok(consumers.chain(norms).map(|weight| (weight, Effect::Values)).collect())
+///     }
+///     fn rewrite(&self, sites: &[Site], _: &dyn Weights, _: &dyn Seen, _: &Context) -> Result<Changes> {
+///         let mut changes = Changes::default();
+///         for site in sites {
+///             let Producer::Norm { weight } = &site.producer else { continue };
+///             let scale = |factor: f32| Transform::Scale(vec![factor; site.features]);
+///             let fold = |weight: &str, transform: Transform| Fold { weight: weight.into(), side: Side::Input, transform };
+///             changes.folds.push(fold(weight, scale(0.5)));
+///             changes.folds.extend(site.consumers.iter().map(|c| fold(&c.weight, scale(2.0))));
+///         }
+///         Ok(changes)
+///     }
+/// }
+///
+/// /// A network whose weights are all ones.
+/// struct Ones;
+///
+/// impl Weights for Ones {
+///     fn rows<'w>(&'w self, _name: &'w str) -> Result<Box<dyn RowSource + 'w>> {
+///         Ok(Box::new(MatView::new(&[1.0f32; 4], [2, 2])?))
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let site = Site {
+///     name: "up".into(),
+///     layer: None,
+///     features: 2,
+///     consumers: vec![Consumer { weight: "up.weight".into(), shape: [2, 2], role: Role::Up }],
+///     producer: Producer::Norm { weight: "norm.weight".into() },
+///     writers: vec![],
+/// };
+/// let sites = [site];
+/// assert_eq!(Twice.plan(&sites)?.len(), 2);
+/// let changes = Twice.rewrite(&sites, &Ones, &Unseen, &Context::new())?;
+/// let up = Ones.rows("up.weight")?;
+/// assert_eq!(read_finite(&FoldedRows::new(&*up, "up.weight", &changes.folds)?, 0..1)?, [2.0, 2.0]);
+/// # Ok(())
+/// # }
+/// ```
 pub trait Rewrite: Send + Sync {
-    /// Returns a short name for reports: `awq`.
+    /// Returns a short name for reports, such as `awq`.
     fn name(&self) -> String;
-    /// Returns which sites it sees at once.
+    /// Returns which sites the rewrite gets at once.
     fn scope(&self) -> Scope;
-    /// Returns what it needs to know about the inputs of a site; none of a site that it leaves as it is. `sample` tokens are those of whole
-    /// windows, from the first on.
+    /// Returns the statistics that the rewrite needs of the inputs of a site; none for a site that it leaves unchanged. The `sample` tokens
+    /// are those of whole windows, from the first window on.
     fn needs(&self, site: &Site) -> StatNeeds;
-    /// Returns every tensor that it will change or make, with the effect, from headers alone. Errors if the network cannot be rewritten so.
+    /// Returns every tensor that the rewrite will change or add, with the effect, from the sites alone. Errors if the network cannot be
+    /// rewritten this way.
     fn plan(&self, sites: &[Site]) -> Result<Vec<(String, Effect)>>;
-    /// Returns folds that the network must have while it is observed. Errors as [`rewrite`](Self::rewrite).
+    /// Returns folds that must be applied to the network while its inputs are observed; none by default. Errors if a weight is missing or
+    /// not finite.
     fn observed_with(&self, sites: &[Site], weights: &dyn Weights) -> Result<Vec<Fold>> {
         let _ = (sites, weights);
         Ok(Vec::new())
     }
-    /// Finds the changes of these sites. Errors if the statistics lack what is needed or a weight is not finite.
+    /// Computes the changes of these sites from the weights and the observations `seen`. Errors if the statistics lack something that is
+    /// needed, a weight is missing or not finite, or `cx` is cancelled.
     fn rewrite(&self, sites: &[Site], weights: &dyn Weights, seen: &dyn Seen, cx: &Context) -> Result<Changes>;
 }
 
-/// The weights of a network, with the changes that were found before.
+/// The weights of a network, with the changes of earlier rewrites applied.
 pub trait Weights: Sync {
     /// Returns the rows of a matrix or vector (a vector is one row). Errors if there is no such tensor.
     fn rows<'w>(&'w self, name: &'w str) -> Result<Box<dyn RowSource + 'w>>;
 }
 
-/// What was seen of a network on calibration data.
+/// The observations of a network on calibration data, for rewrites.
 pub trait Seen: Sync {
-    /// Calls `f` with the sites that the rewrite sees, those of a layer at a time, in the order of the network. Errors if `f` does.
+    /// Calls `f` with the observed sites, those of one layer at a time, in the order of the network. Errors if `f` does or the sites cannot
+    /// be observed.
     fn each(&self, f: &mut dyn FnMut(&[SeenSite<'_>]) -> Result<()>) -> Result<()>;
-    /// Returns the divergence of the network's predictions from the original's with these folds. None where nothing measures it.
+    /// Returns the divergence of the network's predictions from the original's with these folds applied; None if it is not measured.
     fn effect(&self, folds: &[Fold]) -> Option<Result<f64>> {
         let _ = folds;
         None
     }
 }
 
-/// Nothing was seen: for rewrites that need no data.
+/// Observations of nothing, for rewrites that need no data.
 pub struct Unseen;
 
 impl Seen for Unseen {
@@ -84,29 +152,31 @@ impl Seen for Unseen {
     }
 }
 
-/// The output of the module behind a site for inputs `[tokens, features]`, with these operators in the place of its matrices. With `true` it
-/// goes through the matrix that comes next in the network as it was (attention's output through the output projection, the inner activations
-/// through the down projection).
+/// The output of the module that a site belongs to, `[tokens, out_features]`, as a function of inputs `[tokens, features]`, of operators in
+/// place of the site's matrices, and of a flag. If the flag is set, the output also passes through the next matrix of the network with its
+/// original weights (the attention output through the output projection, the inner activations through the down projection).
 pub type ModuleOutput<'a> = dyn Fn(&[f32], &[&dyn LinearOp], bool) -> Result<Vec<f32>> + Sync + 'a;
 
-/// Keys after their rotary embedding, and values, `[tokens, kv_heads * head_dim]` each: what a cache would keep.
+/// The keys, with rotary embedding applied, and the values of some tokens, `[tokens, kv_heads * head_dim]` each: the content of a cache.
 pub type KeysAndValues = [Vec<f32>; 2];
 
-/// From inputs of whole windows to the keys and values that are made of them; none where the site makes none.
+/// The keys and values of tokens as a function of a site's inputs `[tokens, features]`, which are those of whole windows; None if the site
+/// does not produce keys and values.
 pub type MakesKeysAndValues<'a> = dyn Fn(&[f32]) -> Result<Option<KeysAndValues>> + Sync + 'a;
 
-/// What was seen of one site.
+/// The observations of one site on calibration data: statistics and samples of its inputs, and the outputs of its module.
 pub struct SeenSite<'a> {
-    /// The site.
+    /// The observed site.
     pub site: &'a Site,
-    /// Statistics of its inputs.
+    /// The statistics of the observed site's inputs.
     pub stats: &'a StatSet,
-    /// Inputs of whole windows, `[tokens, features]`.
+    /// Inputs of the observed site for whole windows, `[tokens, features]`.
     pub sample: &'a [f32],
-    /// The output of the module on the sample.
+    /// The output of the module that the observed site belongs to, as a function of its inputs and operators.
     pub output: &'a ModuleOutput<'a>,
-    /// Keys and values of the sample.
+    /// The keys and values of the observed site, as a function of its inputs.
     pub keys_and_values: &'a MakesKeysAndValues<'a>,
-    /// For each consumer the method without data that stands for what it will become; none where that is not known.
+    /// For each consumer of the observed site, the method without data that has the stored form it will be compressed to; None if that is
+    /// not known.
     pub plain: &'a [Option<&'a dyn Method>],
 }

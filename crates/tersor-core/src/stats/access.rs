@@ -1,4 +1,4 @@
-//! What statistics give, as an option and as a demand.
+//! Reading of statistics: as options, and as results that error if something is missing.
 
 use std::sync::Arc;
 
@@ -12,22 +12,23 @@ const SAMPLE: &str = "a sample of tokens";
 const WINDOWS: &str = "figures of each window";
 
 impl StatSet {
-    /// Input features of the site.
+    /// Returns the number of input features of the site.
     pub fn features(&self) -> usize {
         self.features
     }
 
-    /// Tokens seen, those of weight 0 included.
+    /// Returns the number of tokens observed, those of weight 0 included.
     pub fn tokens(&self) -> u64 {
         self.tokens
     }
 
-    /// Sum of the weights of the tokens seen, by which sums are to be divided for means; the number of tokens where no weights were given.
+    /// Returns the sum of the weights of the observed tokens, which sums are divided by for means; the number of tokens if no weights were
+    /// given.
     pub fn weight(&self) -> f64 {
         self.weight.unwrap_or(self.tokens as f64)
     }
 
-    /// Returns the needs that these statistics were made for.
+    /// Returns which statistics these hold: the needs that they were made for.
     pub fn needs(&self) -> StatNeeds {
         StatNeeds {
             squares: self.squares.is_some(),
@@ -38,8 +39,8 @@ impl StatSet {
         }
     }
 
-    /// Sums of squares of each channel, `[features]`, from whichever of the statistics has them: squares themselves, else channel
-    /// figures, else the diagonal of the Gram matrix.
+    /// Returns the sum of squares of each feature, `[features]`, from the statistics that hold it: the squares themselves, else the channel
+    /// statistics, else the diagonal of the Gram matrix. None if there are none of these.
     pub fn squares(&self) -> Option<Vec<f64>> {
         let diagonal = |g: &Arc<Vec<f64>>| (0..self.features).map(|i| g[i * self.features + i]).collect();
         self.squares
@@ -48,74 +49,74 @@ impl StatSet {
             .or_else(|| self.gram.as_ref().map(diagonal))
     }
 
-    /// Per-channel figures, if they were asked for.
+    /// Returns the statistics of each feature; None if they were not requested.
     pub fn channel(&self) -> Option<&ChannelStats> {
         self.channel.as_ref()
     }
 
-    /// `XᵀX`, `[features, features]`, symmetric to the last bit, if it was asked for.
+    /// Returns the Gram matrix `XᵀX`, `[features, features]`, exactly symmetric; None if it was not requested.
     pub fn gram(&self) -> Option<&[f64]> {
         self.gram.as_deref().map(Vec::as_slice)
     }
 
-    /// [`StatSet::gram`], to keep beyond these statistics.
+    /// Returns [`StatSet::gram`] as a shared value that may outlive these statistics.
     pub fn shared_gram(&self) -> Option<Arc<Vec<f64>>> {
         self.gram.clone()
     }
 
-    /// The sampled tokens in the order of the stream, `[n, features]` row-major, if they were asked for.
+    /// Returns the sampled tokens in the order of the stream, `[n, features]` row-major; None if no sample was requested.
     pub fn sample(&self) -> Option<Vec<f32>> {
         self.sample.as_ref().map(|s| s.in_order())
     }
 
-    /// Means and variances of the windows, in order of their numbers, if they were asked for.
+    /// Returns the mean and variance of each window, in the order of window numbers; None if they were not requested.
     pub fn windows(&self) -> Option<&[WindowStats]> {
         self.windows.as_ref().map(|w| &w.stats[..])
     }
 
-    /// The number of each window of [`StatSet::windows`] in the whole stream, ascending.
+    /// Returns the number of each window of [`StatSet::windows`] in the whole stream, ascending; None if windows were not requested.
     pub fn window_numbers(&self) -> Option<&[u64]> {
         self.windows.as_ref().map(|w| &w.numbers[..])
     }
 
-    /// The number of this shard's first window in the whole stream, if windows were asked for.
+    /// Returns the number of this shard's first window in the whole stream; None if windows were not requested.
     pub fn first_window(&self) -> Option<u64> {
         self.windows.as_ref().map(|w| w.first)
     }
 
-    /// [`StatSet::gram`] of one token or more. [`Error::Missing`] when it was not asked for, or no token was seen.
+    /// Returns [`StatSet::gram`]. Errors with [`Error::Missing`] if it was not requested or no token was observed.
     pub fn require_gram(&self) -> Result<&[f64]> {
         self.demand(self.gram(), GRAM)
     }
 
-    /// [`StatSet::shared_gram`] of one token or more. [`Error::Missing`] when it was not asked for, or no token was seen.
+    /// Returns [`StatSet::shared_gram`]. Errors with [`Error::Missing`] if it was not requested or no token was observed.
     pub fn require_shared_gram(&self) -> Result<Arc<Vec<f64>>> {
         self.demand(self.shared_gram(), GRAM)
     }
 
-    /// [`StatSet::channel`] of one token or more. [`Error::Missing`] when it was not asked for, or no token was seen.
+    /// Returns [`StatSet::channel`]. Errors with [`Error::Missing`] if it was not requested or no token was observed.
     pub fn require_channel(&self) -> Result<&ChannelStats> {
         self.demand(self.channel(), CHANNEL)
     }
 
-    /// [`StatSet::squares`] of one token or more. [`Error::Missing`] when nothing that has them was asked for, or no token was seen.
+    /// Returns [`StatSet::squares`]. Errors with [`Error::Missing`] if nothing that holds them was requested or no token was observed.
     pub fn require_squares(&self) -> Result<Vec<f64>> {
         self.demand(self.squares(), SQUARES)
     }
 
-    /// [`StatSet::sample`] of one token or more. [`Error::Missing`] when it was not asked for, or no token was seen.
+    /// Returns [`StatSet::sample`], one token or more. Errors with [`Error::Missing`] if it was not requested or no token was observed.
     pub fn require_sample(&self) -> Result<Vec<f32>> {
         let none = self.sample.as_ref().is_some_and(|s| s.keys.is_empty());
         if none { Err(nothing_seen(SAMPLE)) } else { self.demand(self.sample(), SAMPLE) }
     }
 
-    /// [`StatSet::windows`], one or more. [`Error::Missing`] when they were not asked for, or none was seen.
+    /// Returns [`StatSet::windows`], one window or more. Errors with [`Error::Missing`] if they were not requested or none was observed.
     pub fn require_windows(&self) -> Result<&[WindowStats]> {
         let none = self.windows.as_ref().is_some_and(|w| w.stats.is_empty());
         if none { Err(nothing_seen(WINDOWS)) } else { self.demand(self.windows(), WINDOWS) }
     }
 
-    /// [`Error::Shape`] unless these are statistics of `features` input features.
+    /// Errors with [`Error::Shape`] unless these are statistics of `features` input features.
     pub fn require_features(&self, features: usize) -> Result<()> {
         if self.features == features {
             Ok(())
@@ -124,6 +125,7 @@ impl StatSet {
         }
     }
 
+    /// Returns the value. Errors with [`Error::Missing`] if it is None or no token was observed.
     fn demand<T>(&self, value: Option<T>, what: &str) -> Result<T> {
         let place = "the statistics of the inputs; calibrate with a method or a recipe that needs it".into();
         let value = value.ok_or_else(|| Error::Missing { name: what.into(), place })?;
@@ -132,6 +134,7 @@ impl StatSet {
 }
 
 fn nothing_seen(what: &str) -> Error {
-    let place = "the statistics of the inputs, which saw no token; calibrate with one window of text or more".into();
+    let place =
+        "the statistics of the inputs, which have observed no token; calibrate with one window of text or more".into();
     Error::Missing { name: what.into(), place }
 }

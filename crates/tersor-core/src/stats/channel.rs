@@ -1,24 +1,25 @@
-//! Per-channel figures.
+//! [`ChannelStats`]: sums and extremes of each input feature.
 
 use std::ops::Range;
 
 use super::weights::Weights;
 
-/// Per-channel figures, each `[features]`. Sums are over `w x`, `w |x|` and `w x²` where `w` is the weight of a token, 1 unless the
-/// caller gave another.
+/// Sums and extremes of each input feature over tokens, each a vector `[features]`. `w` is the weight of a token, 1 by default. Read with
+/// [`StatSet::channel`](crate::StatSet::channel).
 #[derive(Clone, PartialEq, Debug)]
 pub struct ChannelStats {
-    /// Smallest value of the tokens whose weight is above 0.
+    /// Minimum of each feature over the tokens of weight above 0; infinity if there are none.
     pub min: Vec<f32>,
-    /// Largest value of the tokens whose weight is above 0.
+    /// Maximum of each feature over the tokens of weight above 0; minus infinity if there are none.
     pub max: Vec<f32>,
-    /// Sum.
+    /// Weighted sum of each feature over tokens, `Σ w x`.
     pub sum: Vec<f64>,
-    /// Sum of magnitudes. Each batch is summed on its own, so another cut into batches changes the rounding.
+    /// Weighted sum of each feature's magnitude over tokens, `Σ w |x|`. Batches are summed separately, so the rounding depends on how the
+    /// stream is cut into batches.
     pub sum_abs: Vec<f64>,
-    /// Sum of squares.
+    /// Weighted sum of each feature's square over tokens, `Σ w x²`.
     pub sum_sq: Vec<f64>,
-    /// The largest mean magnitude that one batch had: it depends on the cut into batches.
+    /// Maximum over batches of each feature's mean magnitude in a batch, `Σ w |x| / Σ w`: it depends on how the stream is cut into batches.
     pub max_mean_abs: Vec<f64>,
 }
 
@@ -57,7 +58,7 @@ impl ChannelStats {
         }
     }
 
-    /// Adds figures of as many channels.
+    /// Adds the statistics of as many features.
     pub(super) fn merge(&mut self, other: &Self) {
         fn zip<T: Copy>(a: &mut [T], b: &[T], f: impl Fn(T, T) -> T) {
             a.iter_mut().zip(b).for_each(|(a, &b)| *a = f(*a, b));
@@ -70,7 +71,7 @@ impl ChannelStats {
         zip(&mut self.max_mean_abs, &other.max_mean_abs, f64::max);
     }
 
-    /// Those of a run of channels, which must lie inside.
+    /// Returns the statistics of a range of features, which must exist.
     pub(super) fn columns(&self, run: &Range<usize>) -> Self {
         Self {
             min: self.min[run.clone()].to_vec(),

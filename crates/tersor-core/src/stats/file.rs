@@ -10,25 +10,25 @@ use super::{ChannelStats, StatNeeds, StatSet, WindowStats};
 use crate::tensors::{join, read_expected, read_floats};
 use crate::{DType, Error, Result, TensorInfo, TensorSink, TensorSource};
 
-/// What the shapes of saved statistics depend on beside features and needs.
+/// The sizes that determine the shapes of saved statistics, beside features and needs.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct StatExtent {
-    /// Tokens whose weight is above 0: a sample is taken from those.
+    /// The number of tokens of weight above 0, which a sample is taken from.
     pub tokens: u64,
-    /// Windows.
+    /// The number of windows in saved statistics.
     pub windows: usize,
-    /// Whether a token has a weight other than 1.
+    /// Whether a token of the saved statistics has a weight other than 1.
     pub weighted: bool,
 }
 
 impl StatSet {
-    /// The tensors that [`StatSet::save`] writes for statistics of so many tokens, without weights; where windows are asked for, for no
-    /// window. [`StatSet::layout_of`] knows of windows and weights.
+    /// Returns name suffix, type and shape of the tensors that [`StatSet::save`] writes for statistics of `tokens` tokens without weights
+    /// and windows. For windows and weights see [`StatSet::layout_of`].
     pub fn layout(features: usize, needs: StatNeeds, tokens: u64) -> Vec<(String, TensorInfo)> {
         Self::layout_of(features, needs, StatExtent { tokens, ..StatExtent::default() })
     }
 
-    /// The tensors that [`StatSet::save`] writes for statistics of that extent.
+    /// Returns name suffix, type and shape of the tensors that [`StatSet::save`] writes for statistics of this extent.
     pub fn layout_of(features: usize, needs: StatNeeds, extent: StatExtent) -> Vec<(String, TensorInfo)> {
         let k = features;
         let info = |dtype, shape: &[usize]| TensorInfo { dtype, shape: shape.to_vec() };
@@ -59,18 +59,19 @@ impl StatSet {
         out.into_iter().map(|(name, info)| (name.to_string(), info)).collect()
     }
 
-    /// The extent of these statistics.
+    /// Returns the sizes that determine the shapes of the saved statistics, for [`StatSet::layout_of`].
     pub fn extent(&self) -> StatExtent {
         StatExtent {
-            // A sample that is not full has every token of a weight above 0.
+            // A sample that is not full holds every token of weight above 0.
             tokens: self.sample.as_ref().map_or(self.tokens, |s| s.keys.len() as u64),
             windows: self.windows.as_ref().map_or(0, |w| w.stats.len()),
             weighted: self.weight.is_some(),
         }
     }
 
-    /// Error unless statistics of `features` input features under `prefix` have what `needs` asks for. Only types, names and
-    /// widths are looked at. Squares may be those of channel figures or a Gram matrix. [`Error::Missing`] names the tensor.
+    /// Errors unless the statistics saved under `prefix` are of `features` input features and include what `needs` requests: with
+    /// [`Error::Missing`] if a tensor is missing, by its name. Only names, types and widths are checked. Squares may be those of channel
+    /// statistics or a Gram matrix.
     pub fn check_saved(prefix: &str, source: &dyn TensorSource, features: usize, needs: StatNeeds) -> Result<()> {
         for (suffix, want) in Self::layout(features, needs, 0) {
             let implied = ["squares", "sum_sq", "gram"].map(|n| join(prefix, n));
@@ -86,7 +87,7 @@ impl StatSet {
                 },
                 other => other,
             })?;
-            // The last axis is that of features, but in lists of numbers.
+            // The last axis is that of features, except for lists of integers.
             let wide = want.dtype != DType::U64;
             if found.dtype != want.dtype || wide && found.shape.last() != Some(&features) {
                 return Err(Error::shape("saved statistics", want, found).in_tensor(&name));
@@ -95,8 +96,9 @@ impl StatSet {
         Ok(())
     }
 
-    /// Writes everything under `prefix`: the tensors of [`StatSet::layout_of`] for [`StatSet::extent`], all little-endian. `head` has the
-    /// features, the first token, the tokens seen, and size and seed of the sample.
+    /// Writes the statistics under `prefix`: the tensors of [`StatSet::layout_of`] for [`StatSet::extent`], all little-endian. The tensor
+    /// `head` has the number of features, the first token, the number of tokens, and size and seed of the sample. Errors if the sink
+    /// errors.
     pub fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let k = self.features;
         let mut put = |suffix: &str, dtype: DType, shape: &[usize], bytes: &[u8]| {
@@ -140,12 +142,13 @@ impl StatSet {
         }
     }
 
-    /// Reads back what [`StatSet::save`] wrote. Error when a tensor is missing, misshapen or not finite where it must be.
+    /// Reads statistics that [`StatSet::save`] wrote under `prefix`. Errors if a tensor is missing, has a wrong type or shape, or has
+    /// values that no statistics can have.
     pub fn load(prefix: &str, source: &dyn TensorSource) -> Result<Self> {
         let file = Saved { prefix, source };
         let head = file.u64s("head", 5)?;
         let [features, first_token, tokens, want, seed] = head[..] else {
-            return Err(Error::format(prefix, "statistics head has another length"));
+            return Err(Error::format(prefix, "the head of the statistics must have 5 numbers"));
         };
         let k = usize::try_from(features).map_err(|_| Error::Overflow { what: format!("{features} features") })?;
         let vector = [k];
@@ -181,7 +184,7 @@ impl StatSet {
     }
 }
 
-/// Tensors under a prefix.
+/// The saved tensors under a prefix.
 struct Saved<'a> {
     prefix: &'a str,
     source: &'a dyn TensorSource,
@@ -213,7 +216,7 @@ impl Saved<'_> {
         }
     }
 
-    /// Reads sums of values that are not negative, one a feature.
+    /// Reads one sum of non-negative values for each feature.
     fn sums(&self, suffix: &str, k: usize) -> Result<Vec<f64>> {
         let values = self.f64s(suffix, &[k])?;
         match values.iter().position(|v| *v < 0.0) {
@@ -229,7 +232,7 @@ impl Saved<'_> {
         Ok(values)
     }
 
-    /// Extremes of nothing are infinite, others are not.
+    /// Reads extremes, which must be finite if tokens were observed.
     fn extremes(&self, suffix: &str, k: usize, tokens: u64) -> Result<Vec<f32>> {
         let name = self.name(suffix);
         let values = read_floats(self.source, &name, &[k])?;
@@ -239,7 +242,7 @@ impl Saved<'_> {
         }
     }
 
-    /// The length of a list.
+    /// Returns the length of a list.
     fn count(&self, suffix: &str) -> Result<usize> {
         let name = self.name(suffix);
         let shape = self.source.info(&name)?.shape;
@@ -259,13 +262,13 @@ impl Saved<'_> {
             sample.offer(*number, || values[i * k..(i + 1) * k].to_vec());
         }
         if sample.keys.len() != n {
-            let what = "a token is listed twice, or there are more than the sample holds";
+            let what = "a token is listed twice, or there are more tokens than the sample holds";
             return Err(Error::format(self.name("sample_tokens"), what));
         }
         Ok(sample)
     }
 
-    /// Windows of so many tokens together.
+    /// Reads windows that have so many tokens together.
     fn windows(&self, k: usize, tokens: u64) -> Result<Windows> {
         let refuse = |suffix: &str, what: &str| Err(Error::format(self.name(suffix), what));
         let first = self.u64s("window_first", 1)?.first().copied().unwrap_or(0);

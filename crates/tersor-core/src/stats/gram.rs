@@ -1,20 +1,20 @@
-//! Batches as the Gram matrix takes them.
+//! Preparation and checks of Gram matrices.
 
 use std::borrow::Cow;
 
 use super::weights::Weights;
 use crate::{Error, Result};
 
-/// Tokens whose products the kernel sums in f32 before they go to the f64 sums.
+/// Tokens whose products the kernel sums in f32 before they are added to the f64 sums.
 const F32_TOKENS: usize = 512;
 
-/// The batch whose Gram matrix is `Σ w x xᵀ`: rows times the root of their weights. The product is formed in f64 and rounded to f32
-/// once, so a value is off by a relative `2^-24` at most (above the smallest normal f32) and is exact for a weight of 1.
+/// Returns the batch whose Gram matrix is `Σ w x xᵀ`: rows times the root of their weights. The product is computed in f64 and rounded to
+/// f32 once, so a value is off by a relative `2^-24` at most (above the smallest normal f32) and is exact for a weight of 1.
 ///
-/// Weights on one of the two factors, `(w x) xᵀ`, would round once less, but the kernel multiplies one matrix with itself, which is what
-/// makes its result symmetric to the last bit.
+/// Weights on one of the two factors, `(w x) xᵀ`, would round once less, but the kernel multiplies one matrix with itself, which makes its
+/// result exactly symmetric.
 ///
-/// Error when a value leaves f32, or the sum of squares of a channel over 512 tokens does.
+/// Errors if a value exceeds f32, or the sum of squares of a feature over 512 tokens does.
 pub(super) fn batch<'x>(x: &'x [f32], k: usize, weights: Weights<'_>) -> Result<Cow<'x, [f32]>> {
     let Some(weights) = weights.other_than_1() else {
         check_range(x, k)?;
@@ -27,14 +27,17 @@ pub(super) fn batch<'x>(x: &'x [f32], k: usize, weights: Weights<'_>) -> Result<
     }
     if let Some(i) = scaled.iter().position(|v| !v.is_finite()) {
         let (t, w) = (i / k, weights[i / k]);
-        let what = format!("feature {} of token {t} times the root of its weight {w:e} is too large for f32", i % k);
+        let what = format!(
+            "feature {} of token {t} times the root of its weight {w:e} is too large for f32; scale inputs or weights down",
+            i % k
+        );
         return Err(Error::Numerical(what));
     }
     check_range(&scaled, k)?;
     Ok(Cow::Owned(scaled))
 }
 
-/// Error when sums of squares would leave f32 inside the kernel: the Gram matrix would become infinite. Products of two channels are no
+/// Errors if sums of squares would exceed f32 inside of the kernel: the Gram matrix would become infinite. Products of two features are no
 /// larger than the squares of one of them.
 fn check_range(x: &[f32], k: usize) -> Result<()> {
     // Magnitudes of finite values are ordered as their bits.
@@ -70,7 +73,7 @@ pub(super) fn check(gram: &[f64], k: usize) -> Result<()> {
         let own = gram[r * k + r];
         if own < 0.0 {
             return Err(Error::Numerical(format!(
-                "the Gram matrix has {own:e} on its diagonal at {r}: no sum of squares"
+                "the Gram matrix has {own:e} on its diagonal at {r}; a sum of squares cannot be negative"
             )));
         }
         for c in 0..r {

@@ -1,4 +1,12 @@
-//! Numbers as little-endian bytes, which is how Tersor stores them on hosts of either byte order.
+//! Numbers as little-endian bytes, the byte order of Tersor's files on every host.
+//!
+//! ```
+//! use tersor_core::little_endian::{from_bytes, to_bytes};
+//! let bytes = to_bytes(&[1.0f32, -2.0]).into_owned();
+//! assert_eq!(bytes, [0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0]);
+//! assert_eq!(from_bytes::<f32>(&bytes).unwrap(), [1.0, -2.0]);
+//! assert!(from_bytes::<f32>(&bytes[1..]).is_err());
+//! ```
 
 use std::borrow::Cow;
 
@@ -14,7 +22,7 @@ mod sealed {
 
 use sealed::Bytes;
 
-/// A number that is stored as little-endian bytes: f32, f64 and u64.
+/// The numbers that are stored as little-endian bytes: f32, f64 and u64. Sealed: there are no other implementations.
 pub trait Number: Bytes {}
 
 macro_rules! number {
@@ -34,7 +42,7 @@ macro_rules! number {
 
 number!(f32, f64, u64);
 
-/// The little-endian bytes of numbers, in order: borrowed on a little-endian host, where memory has them, converted on others.
+/// Returns the little-endian bytes of numbers, in order: borrowed on a little-endian host, converted on others.
 pub fn to_bytes<T: Number>(values: &[T]) -> Cow<'_, [u8]> {
     if cfg!(target_endian = "little") {
         Cow::Borrowed(bytemuck::cast_slice(values))
@@ -43,14 +51,14 @@ pub fn to_bytes<T: Number>(values: &[T]) -> Cow<'_, [u8]> {
     }
 }
 
-/// What [`to_bytes`] returns, by arithmetic and on any host.
+/// Returns the little-endian bytes of numbers by arithmetic, on any host.
 fn converted<T: Number>(values: &[T]) -> Vec<u8> {
     let mut out = Vec::with_capacity(values.len() * T::SIZE);
     values.iter().for_each(|v| v.append(&mut out));
     out
 }
 
-/// The numbers whose little-endian bytes these are. Error when the bytes end inside a number.
+/// Returns the numbers whose little-endian bytes these are. Errors if the length is no multiple of a number's size.
 pub fn from_bytes<T: Number>(bytes: &[u8]) -> Result<Vec<T>> {
     if !bytes.len().is_multiple_of(T::SIZE) {
         return Err(Error::shape("bytes of numbers", format!("a multiple of {}", T::SIZE), bytes.len()));

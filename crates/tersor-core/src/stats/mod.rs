@@ -1,4 +1,4 @@
-//! What flowed into a site, as values that add.
+//! Statistics of the inputs of sites, as values that add.
 
 mod access;
 mod channel;

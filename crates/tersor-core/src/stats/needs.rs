@@ -1,58 +1,60 @@
-//! What a method asks to know about the inputs of a matrix.
+//! [`StatNeeds`]: the statistics of inputs that a method needs.
 
-/// What a method asks to know about the inputs of a matrix.
+/// The statistics of a matrix's inputs that a method needs, and that calibration therefore gathers.
 ///
 /// ```
 /// use tersor_core::StatNeeds;
 /// let needs = StatNeeds::none().with_gram().with_sample(128);
 /// assert!(needs.gram && needs.sample == 128 && !needs.channel);
+/// // The diagonal of a Gram matrix holds sums of squares.
+/// assert!(needs.implies(StatNeeds::none().with_squares()));
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct StatNeeds {
-    /// Per-channel sums of squares, of which an importance matrix consists; part of `channel`, and the diagonal of `gram`.
+    /// Whether the sum of squares of each feature is needed, which importance matrices consist of. `channel` and `gram` include it.
     pub squares: bool,
-    /// Per-channel sums and extremes.
+    /// Whether sums and extremes of each feature are needed.
     pub channel: bool,
-    /// The Gram matrix `XᵀX`.
+    /// Whether the Gram matrix `XᵀX` is needed.
     pub gram: bool,
-    /// So many whole tokens.
+    /// The number of whole tokens that are needed as a sample; 0 for none.
     pub sample: usize,
-    /// Mean and variance of each channel in each window.
+    /// Whether mean and variance of each feature in each window are needed.
     pub windows: bool,
 }
 
 impl StatNeeds {
-    /// Nothing at all.
+    /// Returns needs of nothing, for methods without data.
     pub const fn none() -> Self {
         Self { squares: false, channel: false, gram: false, sample: 0, windows: false }
     }
 
-    /// And the per-channel sums of squares.
+    /// Returns these needs with the sum of squares of each feature.
     pub const fn with_squares(self) -> Self {
         Self { squares: true, ..self }
     }
 
-    /// And the per-channel sums and extremes.
+    /// Returns these needs with sums and extremes of each feature.
     pub const fn with_channel(self) -> Self {
         Self { channel: true, ..self }
     }
 
-    /// And the Gram matrix.
+    /// Returns these needs with the Gram matrix.
     pub const fn with_gram(self) -> Self {
         Self { gram: true, ..self }
     }
 
-    /// And a sample of `tokens` whole tokens, in place of a sample asked for before; none for 0.
+    /// Returns these needs with a sample of `tokens` whole tokens, instead of a sample requested before; 0 for none.
     pub const fn with_sample(self, tokens: usize) -> Self {
         Self { sample: tokens, ..self }
     }
 
-    /// And the mean and variance of each channel in each window.
+    /// Returns these needs with mean and variance of each feature in each window.
     pub const fn with_windows(self) -> Self {
         Self { windows: true, ..self }
     }
 
-    /// What either of two methods needs.
+    /// Returns what either of two methods needs; of two samples the larger one.
     pub fn union(self, other: Self) -> Self {
         Self {
             squares: self.squares || other.squares,
@@ -63,13 +65,13 @@ impl StatNeeds {
         }
     }
 
-    /// Whether calibration data is needed at all.
+    /// Returns whether calibration data is needed at all.
     pub fn any_data(self) -> bool {
         self.squares || self.channel || self.gram || self.sample > 0 || self.windows
     }
 
-    /// Whether statistics made for these needs have all that `other` asks for. Channel figures and a Gram matrix imply squares; a
-    /// sample implies a smaller one.
+    /// Returns whether statistics made for these needs include all that `other` requests. Channel statistics and a Gram matrix include
+    /// squares; a sample includes a smaller one.
     pub fn implies(self, other: Self) -> bool {
         (self.squares || self.channel || self.gram || !other.squares)
             && (self.channel || !other.channel)

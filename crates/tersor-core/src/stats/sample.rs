@@ -1,13 +1,13 @@
-//! A sample of tokens that does not depend on how the stream was cut.
+//! A sample of tokens that does not depend on how the stream is cut.
 
 use std::ops::Range;
 
-/// Whole tokens, chosen by a hash of their number: the choice does not depend on how the stream was cut.
+/// Whole tokens, chosen by a hash of their number, so that the choice does not depend on how the stream is cut.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Sample {
     pub want: usize,
     pub seed: u64,
-    /// Key and number of each kept token, ascending by key.
+    /// Key and number of each sampled token, ascending by key.
     pub keys: Vec<(u64, u64)>,
     pub rows: Vec<Vec<f32>>,
 }
@@ -17,7 +17,7 @@ impl Sample {
         Self { want, seed, keys: Vec::new(), rows: Vec::new() }
     }
 
-    /// Keeps the token with this number if its key is among the smallest. A number that is there already changes nothing.
+    /// Adds the token `number` if its key is among the smallest. A number that is in the sample already changes nothing.
     pub fn offer(&mut self, number: u64, row: impl FnOnce() -> Vec<f32>) {
         let key = (mix(self.seed ^ mix(number)), number);
         let at = match self.keys.binary_search(&key) {
@@ -39,14 +39,14 @@ impl Sample {
         }
     }
 
-    /// The rows in the order of the stream, `[n, features]` row-major.
+    /// Returns the tokens in the order of the stream, `[n, features]` row-major.
     pub fn in_order(&self) -> Vec<f32> {
         let mut order: Vec<usize> = (0..self.keys.len()).collect();
         order.sort_by_key(|&i| self.keys[i].1);
         order.into_iter().flat_map(|i| self.rows[i].iter().copied()).collect()
     }
 
-    /// That of a run of channels, which must lie inside.
+    /// Returns the sample of a range of features, which must exist.
     pub fn columns(&self, run: &Range<usize>) -> Self {
         let rows = self.rows.iter().map(|row| row[run.clone()].to_vec()).collect();
         Self { want: self.want, seed: self.seed, keys: self.keys.clone(), rows }

@@ -1,4 +1,4 @@
-//! The statistics of one site: how they grow, add and are cut.
+//! [`StatSet`]: the statistics of one site, how they are gathered, added and cut.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,22 +9,22 @@ use super::windows::Windows;
 use super::{ChannelStats, StatNeeds, WindowStats, gram};
 use crate::{Error, IntoMat, MatView, Result};
 
-/// Statistics of the inputs of one site: a value that grows by batches, adds to others, and is saved and loaded.
+/// Statistics of the inputs of one site: a value that is updated by batches, adds to others, and is saved and loaded.
 ///
-/// Sums of squares are part of channel figures, and the diagonal of a Gram matrix: statistics that have one of these have squares, too
-/// ([`StatSet::squares`]). Those of a Gram matrix carry the rounding of its f32 products.
+/// Sums of squares are part of channel statistics, and the diagonal of a Gram matrix: statistics with one of these have
+/// [squares](StatSet::squares) too. Those of a Gram matrix carry the rounding of its f32 products.
 ///
 /// ```
 /// use tersor_core::{MatView, StatNeeds, StatSet};
 /// # fn main() -> tersor_core::Result<()> {
-/// let mut seen = StatSet::new(2, StatNeeds::none().with_channel().with_windows(), 0, 0)?;
+/// let mut stats = StatSet::new(2, StatNeeds::none().with_channel().with_windows(), 0, 0)?;
 /// // Two windows of two tokens each; the last token is padding.
-/// seen.observe_window(&MatView::new(&[1.0, 2.0, 3.0, 2.0], [2, 2])?, None)?;
-/// seen.observe_window(&MatView::new(&[5.0, 0.0, 9.0, 9.0], [2, 2])?, Some(&[1.0, 0.0]))?;
-/// assert_eq!(seen.require_channel()?.sum, [9.0, 4.0]);
-/// assert_eq!((seen.tokens(), seen.weight()), (4, 3.0));
-/// assert_eq!(seen.require_windows()?[0].mean, [2.0, 2.0]);
-/// assert!(seen.require_gram().is_err(), "it was not asked for");
+/// stats.observe_window(&MatView::new(&[1.0, 2.0, 3.0, 2.0], [2, 2])?, None)?;
+/// stats.observe_window(&MatView::new(&[5.0, 0.0, 9.0, 9.0], [2, 2])?, Some(&[1.0, 0.0]))?;
+/// assert_eq!(stats.require_channel()?.sum, [9.0, 4.0]);
+/// assert_eq!((stats.tokens(), stats.weight()), (4, 3.0));
+/// assert_eq!(stats.require_windows()?[0].mean, [2.0, 2.0]);
+/// assert!(stats.require_gram().is_err(), "it was not requested");
 /// # Ok(())
 /// # }
 /// ```
@@ -59,9 +59,9 @@ impl StatSet {
         }
     }
 
-    /// Nothing seen yet. `first_token` is the number of the first token of this shard in the whole stream, and
-    /// `seed` chooses the sample. Windows are numbered from 0; see [`StatSet::with_first_window`]. Error when the Gram matrix would not fit
-    /// the address space.
+    /// Returns statistics of `features` input features that hold what `needs` requests, without any token yet. `first_token` is the number
+    /// of this shard's first token in the whole stream; `seed` determines the sample. Windows are numbered from 0, see
+    /// [`StatSet::with_first_window`]. Errors if the Gram matrix would exceed the address space.
     pub fn new(features: usize, needs: StatNeeds, seed: u64, first_token: u64) -> Result<Self> {
         let gram =
             if needs.gram { Some(Arc::new(vec![0.0; crate::view::elements([features, features])?])) } else { None };
@@ -72,24 +72,27 @@ impl StatSet {
         Ok(Self { features, first_token, tokens: 0, weight: None, squares, channel, gram, sample, windows })
     }
 
-    /// From sums of squares over so many tokens, `[features]`: all that an importance matrix knows. Error when one is negative or not
-    /// finite.
+    /// Returns statistics that consist of the sums of squares of each feature, `[features]`, over so many tokens: the content of an
+    /// importance matrix. Errors if a sum is negative or not finite.
     pub fn from_squares(squares: Vec<f64>, tokens: u64) -> Result<Self> {
         if let Some(i) = squares.iter().position(|v| !v.is_finite() || *v < 0.0) {
-            return Err(Error::Numerical(format!("a sum of squares is {} at feature {i}", squares[i])));
+            return Err(Error::Numerical(format!(
+                "the sum of squares of feature {i} is {}; it must be finite and not negative",
+                squares[i]
+            )));
         }
         let none = Self::new(squares.len(), StatNeeds::none(), 0, 0)?;
         Ok(Self { tokens, squares: Some(squares), ..none })
     }
 
-    /// With the number of this shard's first window in the whole stream; without statistics of windows it changes nothing. Error when
-    /// windows were seen already.
+    /// Returns these statistics with the number of this shard's first window in the whole stream; unchanged if no statistics of windows
+    /// were requested. Errors if a window was observed already.
     pub fn with_first_window(mut self, first: u64) -> Result<Self> {
         if let Some(windows) = &mut self.windows {
             if !windows.numbers.is_empty() {
                 return Err(Error::order(
                     "number of the first window",
-                    "set before any window is seen",
+                    "it must be set before any window is observed",
                     windows.numbers.len(),
                 ));
             }
@@ -98,7 +101,8 @@ impl StatSet {
         Ok(self)
     }
 
-    /// With another Gram matrix, `[features, features]`, symmetric. Error on another length, or a value that is not finite.
+    /// Returns these statistics with another Gram matrix, `[features, features]`. Errors if it has another length, is not finite or not
+    /// symmetric, or has a negative value on its diagonal.
     pub fn with_gram(self, gram: Vec<f64>) -> Result<Self> {
         let k = self.features;
         if Some(gram.len()) != k.checked_mul(k) {
@@ -108,24 +112,26 @@ impl StatSet {
         Ok(Self { gram: Some(Arc::new(gram)), ..self })
     }
 
-    /// Adds a batch `[tokens, features]`; a batch of no tokens changes nothing. All or nothing: on an error the statistics are what they
-    /// were. Error on another width, on a value that is not finite (named by row and column of the batch), on values whose squares
-    /// leave f32 where a Gram matrix is kept, and where statistics of windows are kept: those take [`StatSet::observe_window`] alone.
+    /// Adds a batch of tokens `[tokens, features]`; a batch without tokens changes nothing. Statistics of windows take windows only, by
+    /// [`StatSet::observe_window`].
+    ///
+    /// Errors, with the statistics unchanged, if the batch has another number of features, a value is not finite (by row and column of the
+    /// batch), its squares exceed f32 where a Gram matrix was requested, or statistics of windows were requested.
     pub fn observe(&mut self, batch: &impl IntoMat<f32>) -> Result<()> {
         batch.with_mat(|m| self.add(m, Weights::NONE, false))
     }
 
-    /// Adds a window, a whole sequence `[tokens, features]`; windows are observed in their order. `weights` has one for each token,
-    /// and none means 1 for each.
+    /// Adds a window, that is a whole sequence of tokens `[tokens, features]`; windows are observed in their order. `weights` has one
+    /// weight for each token; None means 1 for each.
     ///
-    /// A token of weight `w` adds `w x xᵀ` to the Gram matrix and `w x`, `w |x|`, `w x²` to the channel figures and squares; a window's
-    /// mean and variance are weighted, too. A token of weight 0 counts in [`StatSet::tokens`] alone: it has no part in extremes and
-    /// sample. Gram matrices are summed over rows that are multiplied by the root of the weight and rounded to f32: a relative `2^-24` for
-    /// each value, exact for weights of 1. Weights that are all 1 give the same bits as [`StatSet::observe`].
+    /// A token of weight `w` adds `w x xᵀ` to the Gram matrix and `w x`, `w |x|`, `w x²` to channel statistics and squares; the mean and
+    /// variance of the window are weighted too. A token of weight 0 counts in [`StatSet::tokens`] only and is neither in extremes nor in
+    /// the sample. Gram matrices are summed over rows that are multiplied by the root of the weight and rounded to f32: a relative error of
+    /// `2^-24` for each value, exact for weights of 1. Weights that are all 1 give the same bits as [`StatSet::observe`].
     ///
-    /// All or nothing, as for [`StatSet::observe`]. Error as there, for a window of no tokens, another number of weights than of tokens, a
-    /// weight that is negative or not finite (with the number of its token), and weights that are all 0; for values whose variance leaves
-    /// f32, and a window whose number another shard had.
+    /// Errors, with the statistics unchanged, as [`StatSet::observe`]; if the window has no tokens or another number of weights than
+    /// tokens; if a weight is negative or not finite, or all are 0; if a variance exceeds f32; and if another shard has a window of the
+    /// same number.
     pub fn observe_window(&mut self, batch: &impl IntoMat<f32>, weights: Option<&[f32]>) -> Result<()> {
         batch.with_mat(|m| {
             let tokens = m.shape()[0];
@@ -146,7 +152,7 @@ impl StatSet {
         if tokens == 0 || k == 0 {
             return Ok(());
         }
-        // Everything that can fail comes before the first change.
+        // Everything that can fail is computed before the first change.
         let first = self.first_token.checked_add(self.tokens);
         let end = first.and_then(|first| first.checked_add(tokens as u64));
         let (Some(first), Some(_)) = (first, end) else {
@@ -155,12 +161,12 @@ impl StatSet {
         if let Some(last) = self.sample.as_ref().and_then(|s| s.keys.iter().map(|key| key.1).max())
             && last >= first
         {
-            let rule = "a token after all others of the sample; merge the shards between first";
+            let rule = "it must be after all tokens of the sample; merge the shards before it first";
             return Err(Error::order("number of a token", rule, (first, last)));
         }
         let new_window = match &self.windows {
             Some(_) if !window => {
-                let value = "statistics of windows take whole windows; use `observe_window`".into();
+                let value = "these statistics need whole windows; use `observe_window`".into();
                 return Err(Error::Unsupported { what: "a batch that is not a window", value });
             }
             Some(windows) => Some((windows.next()?, WindowStats::of(&x, k, weights)?)),
@@ -196,15 +202,15 @@ impl StatSet {
         Ok(())
     }
 
-    /// Adds another shard. Sums in floating point depend on the order of the shards: keep it; windows are put in the order of their
-    /// numbers.
+    /// Adds the statistics of another shard. Floating-point sums depend on the order in which shards are added, so it should be fixed;
+    /// windows are put in the order of their numbers.
     ///
-    /// The two must be made for the same needs, with one exception: where one of them stores squares, the other may have
-    /// those that its channel figures or Gram matrix imply. The result then has what the one with squares was made for: its squares are the
-    /// sums of both sides' [`StatSet::squares`], and channel figures or a Gram matrix that only the other has are left out.
+    /// The two must be made for the same needs, with one exception: if one of them holds squares, the other may hold channel statistics or
+    /// a Gram matrix that include them. The result then holds what the one with squares was made for: its squares are the sums of both
+    /// sides' [`StatSet::squares`], and channel statistics or a Gram matrix that only the other has are dropped.
     ///
-    /// Error, with `self` unchanged, when the two were made for different inputs or needs, have a window in common, or saw more tokens
-    /// than can be counted.
+    /// Errors, with `self` unchanged, if the two were made for different inputs or needs, have a window in common, or have observed more
+    /// tokens together than can be counted.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         let needs = self.needs_of_sum(other);
         let needs = needs.ok_or_else(|| Error::shape("statistics to merge", self.summary(), other.summary()))?;
@@ -239,7 +245,7 @@ impl StatSet {
         Ok(())
     }
 
-    /// The needs that the sum of two shards serves; None when they do not add.
+    /// Returns the needs that the sum of two shards is made for; None if they cannot be added.
     fn needs_of_sum(&self, other: &Self) -> Option<StatNeeds> {
         let (a, b) = (self.needs(), other.needs());
         let seed = |s: &Self| s.sample.as_ref().map(|s| s.seed);
@@ -256,8 +262,8 @@ impl StatSet {
         }
     }
 
-    /// Without what is not needed. Squares that are needed and not stored are derived from channel figures or the Gram matrix, so that
-    /// the result merges with statistics that were made for `needs`. A sample keeps its size.
+    /// Returns these statistics without what `needs` does not request. Squares that are requested and not stored are derived from channel
+    /// statistics or the Gram matrix, so that the result merges with statistics made for `needs`. A sample keeps its size.
     pub fn only(self, needs: StatNeeds) -> Self {
         let squares = if needs.squares { self.squares() } else { None };
         Self {
@@ -270,7 +276,7 @@ impl StatSet {
         }
     }
 
-    /// Those of some of the features. Error when the run leaves the features.
+    /// Returns the statistics of a range of features. Errors if it is not inside of the features.
     pub fn columns(&self, columns: Range<usize>) -> Result<Self> {
         let k = self.features;
         if columns.start > columns.end || columns.end > k {

@@ -151,7 +151,7 @@ fn fingerprint(file: &MemTensors) -> u64 {
     hash
 }
 
-/// What files had before windows and weights came.
+/// Hashes of files of the first version, which had no windows and weights.
 const FIRST_VERSION: [u64; 16] = [
     5122543287687092465,
     17966520951613504684,
@@ -239,14 +239,14 @@ fn a_file_whose_extremes_are_no_numbers_is_refused() {
     assert_eq!(StatSet::load("s", &file).unwrap(), none);
 }
 
-/// Everything but the rows of the weight.
+/// All statistics, those of windows included.
 const ALL: StatNeeds = NEEDS.with_windows();
 
 fn window(s: &mut StatSet, x: &[f32], weights: Option<&[f32]>) -> Result<(), Error> {
     s.observe_window(&MatView::new(x, [x.len() / s.features(), s.features()]).unwrap(), weights)
 }
 
-/// Values that sums in f32 round.
+/// Values whose sums are inexact in f32.
 fn uneven(t: usize, k: usize, salt: usize) -> Vec<f32> {
     (0..t * k).map(|i| (((i * 7919 + salt * 104_729) % 1009) as f32 - 504.0) * 0.0137).collect()
 }
@@ -304,7 +304,7 @@ fn statistics_of_no_token_are_an_error() {
         StatSet::from_squares(vec![1.0; 2], 0).unwrap().require_squares().err(),
     ] {
         let e = e.unwrap();
-        assert!(matches!(e, Error::Missing { .. }) && e.to_string().contains("saw no token"), "{e}");
+        assert!(matches!(e, Error::Missing { .. }) && e.to_string().contains("observed no token"), "{e}");
     }
     let mut full = empty;
     window(&mut full, &[1.0, 2.0, 3.0, 4.0], None).unwrap();
@@ -346,11 +346,11 @@ fn weights_of_1_give_the_same_bytes() {
     window(&mut unweighted, &x, None).unwrap();
     window(&mut ones, &x, Some(&vec![1.0; t])).unwrap();
     assert_eq!((saved(&unweighted), saved(&ones)), (saved(&plain), saved(&plain)));
-    // To the bit what the kernel makes of the batch.
+    // The bits are those of the kernel for the whole batch.
     let mut gram = vec![0f64; k * k];
     tersor_kernels::dense::add_gram(&x, [t, k], &mut gram, true).unwrap();
     assert_eq!(plain.gram().unwrap(), gram);
-    // Rows of weight 1 beside others are taken as they are.
+    // Rows of weight 1 are used unchanged, also beside rows of other weights.
     let mut weights = vec![0.0; t];
     weights[..300].fill(1.0);
     let mut part = StatSet::new(k, NEEDS.with_sample(0), 1, 0).unwrap();

@@ -2,14 +2,14 @@
 
 use crate::{Error, ParamError, Result};
 
-/// Weights of the tokens of one batch, checked. None where each is 1, so that such a batch takes the path without weights.
+/// The checked weights of the tokens of one batch; None if each is 1, so that such a batch takes the path without weights.
 #[derive(Clone, Copy)]
 pub(super) struct Weights<'a>(Option<&'a [f32]>);
 
 impl<'a> Weights<'a> {
     pub const NONE: Self = Self(None);
 
-    /// Error when there is not one for each of the `tokens`, one is negative or not finite, or all are 0.
+    /// Checks weights. Errors if there is not one for each of the `tokens`, one is negative or not finite, or all are 0.
     pub fn check(weights: Option<&'a [f32]>, tokens: usize) -> Result<Self> {
         let Some(all) = weights else { return Ok(Self::NONE) };
         if all.len() != tokens {
@@ -26,23 +26,23 @@ impl<'a> Weights<'a> {
         Ok(Self(Some(all).filter(|all| all.iter().any(|w| *w != 1.0))))
     }
 
-    /// Those of all tokens, where one is not 1.
+    /// Returns the weights of all tokens, None if each is 1.
     pub fn other_than_1(self) -> Option<&'a [f32]> {
         self.0
     }
 
-    /// The weight of each token, without an end where all are 1.
+    /// Returns the weight of each token; endless if all are 1.
     pub fn each(self) -> impl Iterator<Item = f64> + 'a {
         let given = self.0.unwrap_or_default().iter().map(|w| f64::from(*w));
         given.chain(std::iter::repeat_n(1.0, if self.0.is_some() { 0 } else { usize::MAX }))
     }
 
-    /// Their sum, in the order of the tokens, starting from `sum`.
+    /// Returns `sum` plus the weights, added in the order of tokens.
     pub fn add_to(self, sum: f64, tokens: usize) -> f64 {
         self.each().take(tokens).fold(sum, |sum, w| sum + w)
     }
 
-    /// Their sum over a batch of so many tokens.
+    /// Returns the sum of the weights of a batch of so many tokens.
     pub fn total(self, tokens: usize) -> f64 {
         if self.0.is_none() { tokens as f64 } else { self.add_to(0.0, tokens) }
     }

@@ -1,24 +1,24 @@
-//! Mean and variance of each channel in each window.
+//! [`WindowStats`]: mean and variance of each feature in each window.
 
 use std::ops::Range;
 
 use super::weights::Weights;
 use crate::{Error, Result};
 
-/// What one window, a whole sequence, had in each channel.
+/// Mean and variance of each input feature in one window, that is a whole sequence.
 #[derive(Clone, PartialEq, Debug)]
 pub struct WindowStats {
-    /// Mean of each channel over the tokens, `[features]`: `Σ w x / Σ w`, where `w` is the weight of a token.
+    /// Weighted mean of each feature over the tokens of the window, `[features]`: `Σ w x / Σ w`, where `w` is the weight of a token.
     pub mean: Vec<f32>,
-    /// Variance of each channel over the tokens, `[features]`: `Σ w (x - mean)² / Σ w`, 0 for one token.
+    /// Weighted variance of each feature over the tokens of the window, `[features]`: `Σ w (x - mean)² / Σ w`, 0 for one token.
     pub variance: Vec<f32>,
-    /// Tokens of the window, those of weight 0 included.
+    /// The number of tokens of the window, those of weight 0 included.
     pub tokens: u64,
 }
 
 impl WindowStats {
-    /// Of a window of `k` features, one token or more, with a weight above 0 somewhere. Two passes in f64, rounded at the end. Error
-    /// when a variance is too large for f32.
+    /// Returns the statistics of a window of `k` features, one token or more, with a weight above 0 somewhere: two passes in f64, rounded
+    /// at the end. Errors if a variance is too large for f32.
     pub(super) fn of(x: &[f32], k: usize, weights: Weights<'_>) -> Result<Self> {
         let tokens = x.len() / k;
         let total = weights.total(tokens);
@@ -39,12 +39,12 @@ impl WindowStats {
     }
 }
 
-/// The windows that were seen, in order of their numbers.
+/// The windows that were observed, in the order of their numbers.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Windows {
     /// The number of this shard's first window in the whole stream.
     pub first: u64,
-    /// Ascending, one for each of `stats`.
+    /// The number of each of `stats`, ascending.
     pub numbers: Vec<u64>,
     pub stats: Vec<WindowStats>,
 }
@@ -54,7 +54,7 @@ impl Windows {
         Self { first, numbers: Vec::new(), stats: Vec::new() }
     }
 
-    /// The number of the next window that is observed. Error when it is one that came from another shard.
+    /// Returns the number of the next window to observe. Errors if another shard has a window of this number.
     pub fn next(&self) -> Result<u64> {
         let next = self.first.checked_add(self.numbers.len() as u64);
         let next = next.ok_or_else(|| Error::Overflow { what: "the number of a window".into() })?;
@@ -63,17 +63,17 @@ impl Windows {
 
     fn check_new(&self, number: u64) -> Result<()> {
         match self.numbers.binary_search(&number) {
-            Ok(_) => Err(Error::order("number of a window", "one that no other window has", number)),
+            Ok(_) => Err(Error::order("number of a window", "it must differ from those of all other windows", number)),
             Err(_) => Ok(()),
         }
     }
 
-    /// Error when some window is in both.
+    /// Errors if a window is in both.
     pub fn check_disjoint(&self, other: &Self) -> Result<()> {
         other.numbers.iter().try_for_each(|n| self.check_new(*n))
     }
 
-    /// Puts a window where its number belongs; one that is there already stays.
+    /// Adds a window by its number; a window of the same number stays.
     pub fn insert(&mut self, number: u64, stats: WindowStats) {
         if let Err(at) = self.numbers.binary_search(&number) {
             self.numbers.insert(at, number);
@@ -87,7 +87,7 @@ impl Windows {
         }
     }
 
-    /// Those of a run of channels, which must lie inside.
+    /// Returns the windows of a range of features, which must exist.
     pub fn columns(&self, run: &Range<usize>) -> Self {
         let some = |w: &WindowStats| WindowStats {
             mean: w.mean[run.clone()].to_vec(),

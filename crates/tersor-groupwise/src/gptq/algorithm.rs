@@ -5,7 +5,7 @@ use std::time::Instant;
 use tersor_core::{
     Context, Element, Error, Exec, GroupSize, IntoMat, LinearOp, Mask, Report, Result, check_finite, metrics,
 };
-use tersor_linalg::sweep::{in_runs, unpermute};
+use tersor_linalg::sweep::{in_row_spans, unpermute};
 use tersor_linalg::{HessianFactor, Kept, Sweep};
 use tersor_operators::GroupedLinear;
 
@@ -75,7 +75,7 @@ impl CheckedGptq {
             ));
         }
         let (mut parts, mut error) = (Vec::new(), 0f64);
-        for run in in_runs(rows, exec.parallel(), run)? {
+        for run in in_row_spans(rows, exec.parallel(), run)? {
             report.squared_error += run.squared_error;
             error += run.data_error;
             parts.push(run.op);

@@ -1,5 +1,5 @@
-//! AVX2 and FMA. Every function asks for slices of equal length (its safe front cuts them) and for a
-//! processor with the named features (an [`Isa`](crate::Isa) value proves it).
+//! AVX2 and FMA. Functions take slices of equal length (their safe callers cut them) and a processor with the named features (an
+//! [`Isa`](crate::Isa) value proves it).
 
 use std::arch::x86_64::*;
 
@@ -9,29 +9,28 @@ use crate::affine::{
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
-/// `round(v / scale)` as floats.
+/// Returns `round(v / scale)` as floats.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn divided(v: __m256, scale: __m256) -> __m256 {
     _mm256_round_ps::<NEAREST>(_mm256_div_ps(v, scale))
 }
 
-/// Distance from an integer up to which the product of a value with the inverse of the scale rounds as the quotient
-/// does; see [`Coding::codes`].
+/// The distance from an integer up to which the product of a value with the inverse of the scale is known to round as the quotient; see
+/// [`Coding::codes`].
 pub(crate) const SURE: f32 = 0.5 - 1.0 / 8192.0;
 
-/// What to multiply with instead of dividing by `scale`; NaN where that is not exact enough: near the ends of the
-/// exponents the inverse's error is not relative any more.
+/// Returns the factor that replaces a division by `scale`; NaN near the ends of the exponents, where the inverse is too inexact.
 #[inline]
 pub(crate) fn inverse(scale: f32) -> f32 {
     if (1e-30..1e30).contains(&scale) { 1.0 / scale } else { f32::NAN }
 }
 
-/// How quotients become codes: `clamp(q + zero, low, high) ^ flip`.
+/// The mapping of rounded quotients to codes: `clamp(q + zero, low, high) ^ flip`.
 #[derive(Clone, Copy)]
 pub(crate) struct Coding {
     scale: __m256,
-    /// NaN where it is not exact enough to stand for the division.
+    /// The inverse of the scale; NaN if it is too inexact to replace the division.
     inverse: __m256,
     zero: __m256i,
     low: __m256i,
@@ -40,6 +39,7 @@ pub(crate) struct Coding {
 }
 
 impl Coding {
+    /// Returns the mapping of a grid, with codes limited to `low..=high` and then combined with `flip` by exclusive or.
     #[inline]
     #[target_feature(enable = "avx2")]
     pub(crate) fn new(grid: Affine, [low, high, flip]: [u8; 3]) -> Self {
@@ -48,7 +48,7 @@ impl Coding {
         Self { scale: _mm256_set1_ps(grid.scale), inverse: _mm256_set1_ps(inverse(grid.scale)), zero, low, high, flip }
     }
 
-    /// 32 codes of rounded quotients.
+    /// Stores the 32 codes of rounded quotients.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn store(&self, q: [__m256; 4], codes: &mut [u8; 32]) {
@@ -61,11 +61,10 @@ impl Coding {
         unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), bytes) };
     }
 
-    /// The codes of 32 values.
+    /// Stores the codes of 32 values.
     ///
-    /// The product with the inverse is within `2^-22.9` of the quotient, that is `2^-13.9` up to 512, so both round to
-    /// the same integer when the product is farther than `2^-13` from a half. Few are not; a division, at a fifth of
-    /// the speed, decides for them.
+    /// The product with the inverse is within `2^-22.9` of the quotient, that is `2^-13.9` up to 512, so both round to the same integer if
+    /// the product is farther than `2^-13` from a half. For the few other values a division, at a fifth of the speed, decides.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn codes(&self, x: &[f32; 32], codes: &mut [u8; 32]) {
@@ -85,6 +84,7 @@ impl Coding {
         }
     }
 
+    /// Stores the codes of 32 values, computed by division.
     #[cold]
     #[inline(never)]
     #[target_feature(enable = "avx2")]
@@ -98,29 +98,31 @@ impl Coding {
     }
 }
 
-/// The order of fours of codes that packing, which works within halves of a register, left as 0, 2, 4, 6, 1, 3, 5, 7.
+/// Returns the permutation of fours of codes that undoes the order in which packing, which works within halves of a register, leaves them:
+/// 0, 2, 4, 6, 1, 3, 5, 7.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn unpacked_order() -> __m256i {
     _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)
 }
 
+/// See [`affine::quantize`](crate::affine::quantize).
 #[target_feature(enable = "avx2")]
 pub(crate) fn quantize(x: &[f32], grid: Affine, lo: u8, hi: u8, out: &mut [u8]) {
     quantize_groups([x, &[]], x.len(), &[grid], [lo, hi], out);
 }
 
-/// Codes of `x`, each group of values on a grid of its own, while as many values of `next` are asked for.
+/// Writes the codes of `x`, each group of `group` values on its own grid, and prefetches as many values of `next`.
 #[target_feature(enable = "avx2")]
 pub(crate) fn quantize_groups(
     [x, next]: [&[f32]; 2],
     group: usize,
-    fits: &[Affine],
+    grids: &[Affine],
     [lo, hi]: [u8; 2],
     out: &mut [u8],
 ) {
     let mut next = next.as_chunks::<32>().0.iter();
-    for ((x, out), grid) in x.chunks(group.max(1)).zip(out.chunks_mut(group.max(1))).zip(fits) {
+    for ((x, out), grid) in x.chunks(group.max(1)).zip(out.chunks_mut(group.max(1))).zip(grids) {
         let coding = Coding::new(*grid, [lo, hi, 0]);
         let ((body, rest), (codes, last)) = (x.as_chunks::<32>(), out.as_chunks_mut::<32>());
         for (x, codes) in body.iter().zip(codes) {
@@ -229,7 +231,7 @@ pub(crate) fn min_max(x: &[f32]) -> (f32, f32) {
     (a.0.min(t.0), a.1.max(t.1))
 }
 
-/// Packs codes below 16 in pairs; works on whole 64s and gives their number.
+/// Packs codes below 16, two to a byte, in whole 64s. Returns the number of codes packed.
 #[target_feature(enable = "avx2")]
 pub(crate) fn pack4(codes: &[u8], out: &mut [u8]) -> usize {
     let (mask, weights) = (_mm256_set1_epi8(15), _mm256_set1_epi16(0x1001));
@@ -247,7 +249,7 @@ pub(crate) fn pack4(codes: &[u8], out: &mut [u8]) -> usize {
     codes.len().min(2 * out.len()) / 64 * 64
 }
 
-/// Packs codes below 4 in fours; works on whole 128s and gives their number.
+/// Packs codes below 4, four to a byte, in whole 128s. Returns the number of codes packed.
 #[target_feature(enable = "avx2")]
 pub(crate) fn pack2(codes: &[u8], out: &mut [u8]) -> usize {
     let (mask, pairs, fours) = (_mm256_set1_epi8(3), _mm256_set1_epi16(0x0401), _mm256_set1_epi32(0x0010_0001));
@@ -266,10 +268,10 @@ pub(crate) fn pack2(codes: &[u8], out: &mut [u8]) -> usize {
     codes.len().min(4 * out.len()) / 128 * 128
 }
 
-/// Codes `clamp(round(x / scale), -max - 1, max)`; works on whole 32s and gives their number.
+/// Writes codes `clamp(round(x / scale), -max - 1, max)` in whole 32s. Returns the number of codes written.
 #[target_feature(enable = "avx2")]
 pub(crate) fn quantize_signed(x: &[f32], scale: f32, max: i8, out: &mut [i8]) -> usize {
-    // 128 above, the codes are those of a byte; the highest bit makes them signed again.
+    // With 128 added, codes are unsigned bytes; flipping the highest bit makes them signed again.
     let coding = Coding::new(Affine { scale, zero: 128 }, [127 - max as u8, 128 + max as u8, 128]);
     let out: &mut [u8] = bytemuck::cast_slice_mut(out);
     let (x, codes) = (x.as_chunks::<32>().0, out.as_chunks_mut::<32>().0);
@@ -277,7 +279,7 @@ pub(crate) fn quantize_signed(x: &[f32], scale: f32, max: i8, out: &mut [i8]) ->
     32 * x.len().min(codes.len())
 }
 
-/// `round(x * inverse)` as three digits of base 256 around 0; works on whole 32s and gives their number.
+/// Writes `round(x * inverse)` as three digits of base 256 in -128..=127, in whole 32s. Returns the number of values converted.
 #[target_feature(enable = "avx2")]
 pub(crate) fn digits(x: &[f32], inverse: f32, [low, middle, high]: [&mut [i8]; 3]) -> usize {
     let (inverse, bias) = (_mm256_set1_ps(inverse), _mm256_set1_epi32(0x80_8080));

@@ -5,7 +5,7 @@
 //! bits, 768 at 2), and the sum of 8 of them at most 30720: so many are added in 16 bits before they are widened. Codes
 //! of 8 bits would not fit: they are multiplied as 16-bit numbers by `vpmaddwd`, which adds pairs in 32 bits.
 
-// Iterators over arrays of sums are not always unrolled, and then the sums live in memory.
+// Iterators over arrays of sums are not always unrolled; the sums would then be in memory.
 #![allow(clippy::needless_range_loop)]
 
 use std::arch::asm;
@@ -15,19 +15,19 @@ use std::ops::Range;
 use crate::gemm_task::{Cells, Write};
 use crate::integer::{LANES, Line, PanelScales, Panels, TokenBlock, TokenView};
 
-/// Planes of tokens that a block takes at once, at most.
+/// The largest number of token planes of a block.
 const WIDE: usize = 6;
 
-/// Lines that are asked for before they are needed, where memory is slower than the arithmetic.
+/// The distance of prefetched lines, where memory is slower than the arithmetic.
 const AHEAD: usize = 96;
 
-/// Values of a block, `[token, 16]`, each token in a cache line of its own.
+/// The results of a block, `[token, 16]`, each token in a cache line of its own.
 #[repr(align(64))]
 struct Values([[f32; LANES]; WIDE]);
 
 type Kernel = unsafe fn(&TokenView<'_>, &Panels, usize, TokenBlock, &mut Values);
 
-/// Numbers of tokens that a block may have; with `pairs` for weights of 8 bits.
+/// Returns the numbers of tokens that a block may have, the largest first; with `pairs` for weights of 8 bits.
 pub(crate) fn token_blocks(pairs: bool, planes: usize) -> &'static [usize] {
     match (pairs, planes) {
         (true, 1) => &[4, 2, 1],
@@ -37,9 +37,11 @@ pub(crate) fn token_blocks(pairs: bool, planes: usize) -> &'static [usize] {
     }
 }
 
+/// Computes the product with some panels of the weights.
+///
 /// # Safety
-/// The processor has AVX2, FMA and F16C. The cells of `panels` up to `cells.end` for all tokens may be written and are
-/// not touched by anyone else.
+/// The processor has AVX2, FMA and F16C. The cells of `panels` up to `cells.end` for all tokens may be written and are not accessed by
+/// anyone else.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
     let mut values = Values([[0f32; LANES]; WIDE]);
@@ -65,7 +67,7 @@ pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>
     }
 }
 
-/// The kernel for blocks of so many tokens.
+/// Returns the kernel for blocks of `tokens` tokens of `planes` planes.
 fn kernels<const BITS: u32>(planes: usize, tokens: usize) -> Kernel {
     match (planes, tokens) {
         (1, 6) => multiply::<BITS, 6, 1>,
@@ -77,7 +79,7 @@ fn kernels<const BITS: u32>(planes: usize, tokens: usize) -> Kernel {
     }
 }
 
-/// Half of the 64 bytes of a quad of columns: eight rows.
+/// Returns the codes of the four columns of quad `Q` for eight of the 16 rows, 32 bytes.
 ///
 /// # Safety
 /// `lines` points to the lines of a block: three for codes of 3 bits, else one.
@@ -99,8 +101,8 @@ unsafe fn quad<const BITS: u32, const Q: usize>(lines: *const Line, half: usize)
     }
 }
 
-/// To the right by `BITS * Q`, below 8: of codes of 3 bits, the second four have their low bits where the first four
-/// have them.
+/// Shifts to the right by `BITS * Q` modulo 8: for codes of 3 bits, the low bits of the second four quads are where those of the first four
+/// are.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn shift<const Q: usize, const BITS: usize>(v: __m256i) -> __m256i {
@@ -116,7 +118,7 @@ fn shift<const Q: usize, const BITS: usize>(v: __m256i) -> __m256i {
     }
 }
 
-/// Eight of 16 bytes in 32 bits each.
+/// Converts eight of 16 bytes to 32 bits each.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn wide(bytes: &[u8; LANES], half: usize) -> __m256i {
@@ -125,8 +127,8 @@ fn wide(bytes: &[u8; LANES], half: usize) -> __m256i {
     _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(bytes.as_ptr().add(8 * half).cast()) })
 }
 
-/// Adds, in 16 bits, the products of four codes of each row with those of one token. Written out, because a compiler
-/// that may move the loads moves so many to the front that the sums lose their registers.
+/// Adds, in 16 bits, the products of four codes of each row with four codes of one token. Written as assembly, because a compiler that may
+/// move the loads moves so many to the front that the sums do not stay in registers.
 ///
 /// # Safety
 /// Four bytes may be read at `four`.
@@ -153,8 +155,7 @@ unsafe fn add(acc: &mut [__m256i; 2], codes: &[__m256i; 2], four: *const [i8; 4]
     }
 }
 
-/// Adds, in 32 bits, the products of 8-bit codes of each row in columns 0 and 2 (`even`) and 1 and 3 (`odd`) with those
-/// of one token.
+/// Adds, in 32 bits, the products of 8-bit codes of each row in columns 0 and 2 (`even`) and 1 and 3 (`odd`) with those of one token.
 ///
 /// # Safety
 /// Eight bytes may be read at `pairs`.
@@ -188,7 +189,7 @@ unsafe fn add_pairs(acc: &mut [__m256i; 2], even: &[__m256i; 2], odd: &[__m256i;
     }
 }
 
-/// One panel by `V` planes, `D` of them a token. Leaves the values before the tokens' scales.
+/// Multiplies one panel with `V` planes, `D` for each token, and leaves the results, without the tokens' scales, in `values`.
 ///
 /// # Safety
 /// The processor has the instructions; the panel and the block exist, and it has `V / D` tokens of `D` planes.
@@ -214,7 +215,7 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
     let codes_of_block = x.quads(block_of_tokens).as_ptr();
     let pairs = if BITS == 8 { x.pairs(block_of_tokens).as_ptr() } else { std::ptr::null() };
     debug_assert!((block_of_tokens.tokens, x.x.planes()) == (V / D, D));
-    // A few tokens are bound by memory.
+    // A product with few tokens is bound by memory.
     let few = V < 4;
     let mut totals = [[_mm256_setzero_ps(); 2]; V];
     let mut wholes = [[_mm256_setzero_si256(); 2]; V];
@@ -260,7 +261,7 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
             } else {
                 let mut short = [[_mm256_setzero_si256(); 2]; V];
                 for block in first..last {
-                    // A step for each quad of the block, its number a constant: shifts by it are immediate ones.
+                    // A step for each quad of the block, whose number is a constant, so that shifts are immediate.
                     macro_rules! step {
                         ($($q:literal)*) => {{$({
                             // SAFETY: a panel has this many lines for every block, and a block of tokens `V` times four
@@ -324,7 +325,7 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
     }
 }
 
-/// Sums of one plane or three, of which the second counts 256 times and the third 65 536 times, as one.
+/// Combines one plane or three to one sum: the second counts 256 times, the third 65 536 times.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn join(planes: [__m256i; 3], count: usize) -> __m256 {

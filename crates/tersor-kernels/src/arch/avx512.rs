@@ -1,17 +1,17 @@
-//! AVX-512 F and BW: the loops of [`avx2`] that arithmetic bounds, on twice as many values at once.
+//! AVX-512 F and BW: the loops of [`avx2`] that are bound by arithmetic, on twice as many values at once.
 
 use std::arch::x86_64::*;
 
 use super::avx2::{self, Coding};
 use crate::affine::{Affine, quantize_scalar};
 
-/// Codes of `x`, each group of values on a grid of its own, while as many values of `next` are asked for. With `PACKED`
-/// two codes to a byte: codes have 4 bits, and groups are multiples of 64.
+/// Writes the codes of `x`, each group of `group` values on its own grid, and prefetches as many values of `next`. With `PACKED`, codes of
+/// 4 bits are written two to a byte, and groups are multiples of 64.
 #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
 pub(crate) fn quantize_groups<const PACKED: bool>(
     [x, next]: [&[f32]; 2],
     group: usize,
-    fits: &[Affine],
+    grids: &[Affine],
     [lo, hi]: [u8; 2],
     out: &mut [u8],
 ) {
@@ -20,7 +20,7 @@ pub(crate) fn quantize_groups<const PACKED: bool>(
     let (sign, sure) = (_mm512_set1_ps(-0.0), _mm512_castps_si512(_mm512_set1_ps(avx2::SURE)));
     let (low, high) = (_mm512_set1_epi8(lo as i8), _mm512_set1_epi8(hi as i8));
     let (group, block) = (group.clamp(1, x.len().max(1)), if PACKED { 32 } else { 64 });
-    for ((x, out), grid) in x.chunks(group).zip(out.chunks_mut((group * block / 64).max(1))).zip(fits) {
+    for ((x, out), grid) in x.chunks(group).zip(out.chunks_mut((group * block / 64).max(1))).zip(grids) {
         let inverse = _mm512_set1_ps(avx2::inverse(grid.scale));
         let zero = _mm512_set1_epi16(i16::from(grid.zero));
         let (body, rest) = x.as_chunks::<64>();
@@ -66,7 +66,7 @@ pub(crate) fn quantize_groups<const PACKED: bool>(
     }
 }
 
-/// Codes of 64 values by division, packed or not.
+/// Writes the codes of 64 values, computed by division, packed or not.
 #[cold]
 #[inline(never)]
 #[target_feature(enable = "avx2,fma")]

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-/// Bits of the largest magnitude of whole 32s.
+/// Returns the bits of the largest magnitude, over whole 32s.
 #[target_feature(enable = "avx2")]
 pub(crate) fn abs_max(x: &[[f32; 32]]) -> u32 {
     let (mut max, magnitude) = ([_mm256_setzero_si256(); 4], _mm256_set1_epi32(i32::MAX));
@@ -20,7 +20,7 @@ pub(crate) fn abs_max(x: &[[f32; 32]]) -> u32 {
     lanes.into_iter().fold(0, u32::max)
 }
 
-/// Asks for the memory of values that are wanted soon.
+/// Prefetches the memory of values.
 pub(crate) fn fetch<T>(x: &[T]) {
     for line in x.chunks((64 / size_of::<T>().max(1)).max(1)) {
         // SAFETY: a hint, for which any address will do.
@@ -28,7 +28,7 @@ pub(crate) fn fetch<T>(x: &[T]) {
     }
 }
 
-/// How many middles lie below each value, of up to 15 (the rest are infinite).
+/// Writes for each value, times `scale`, the number of midpoints below it. There are up to 15 midpoints; the rest are infinite.
 #[target_feature(enable = "avx2")]
 pub(crate) fn count(middles: &[f32], x: &[[f32; 32]], scale: f32, codes: &mut [[u8; 32]]) {
     let (factor, order) = (_mm256_set1_ps(scale), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
@@ -50,7 +50,7 @@ pub(crate) fn count(middles: &[f32], x: &[[f32; 32]], scale: f32, codes: &mut [[
     }
 }
 
-/// Codes below 16 by a table.
+/// Replaces codes below 16 by their entries in a table.
 #[target_feature(enable = "avx2")]
 pub(crate) fn relabel(labels: &[u8; 16], codes: &mut [[u8; 32]]) {
     // SAFETY: 16 bytes.
@@ -62,7 +62,7 @@ pub(crate) fn relabel(labels: &[u8; 16], codes: &mut [[u8; 32]]) {
     }
 }
 
-/// Values of codes of 4 bits, the first of two in the high half of a byte; a scale for every `chunks` of 32 values.
+/// Writes the values of codes of 4 bits, the first of two in the high half of a byte, times a scale for every `chunks` spans of 32 values.
 #[target_feature(enable = "avx2")]
 pub(crate) fn look_up_nibbles(
     values: &[f32; 16],
@@ -92,7 +92,7 @@ fn block(tables: [__m256; 2], packed: &[[u8; 16]], scale: f32, out: &mut [[f32; 
         for i in 0..4 {
             let eight = if i % 2 == 0 { codes[i / 2] } else { _mm_srli_si128::<8>(codes[i / 2]) };
             let code = _mm256_cvtepu8_epi32(eight);
-            // Bit 3 chooses the table; moved to the sign, where the blend looks.
+            // Bit 3 selects the table; it is moved to the sign bit, which the blend reads.
             let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(code));
             let [a, b] = tables.map(|t| _mm256_permutevar8x32_ps(t, code));
             // SAFETY: eight of 32 values.

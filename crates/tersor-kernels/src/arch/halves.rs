@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-/// Widens eight values to a register. Slices are equally long.
+/// Converts f16 to f32, eight values a register. Slices are equally long.
 #[target_feature(enable = "avx2,f16c")]
 pub(crate) fn widen_8(x: &[[f16; 16]], out: &mut [[f32; 16]]) {
     for (x, out) in x.iter().zip(out) {
@@ -18,7 +18,7 @@ pub(crate) fn widen_8(x: &[[f16; 16]], out: &mut [[f32; 16]]) {
     }
 }
 
-/// Widens 16 values to a register. Slices are equally long.
+/// Converts f16 to f32, 16 values a register. Slices are equally long.
 #[target_feature(enable = "avx512f")]
 pub(crate) fn widen_16(x: &[[f16; 16]], out: &mut [[f32; 16]]) {
     for (x, out) in x.iter().zip(out) {
@@ -30,7 +30,7 @@ pub(crate) fn widen_16(x: &[[f16; 16]], out: &mut [[f32; 16]]) {
     }
 }
 
-/// Rounds eight values of a register. Slices are equally long.
+/// Rounds f32 to f16, eight values a register. Slices are equally long.
 #[target_feature(enable = "avx2,f16c")]
 pub(crate) fn narrow_8(x: &[[f32; 16]], out: &mut [[f16; 16]]) {
     for (x, out) in x.iter().zip(out) {
@@ -44,7 +44,7 @@ pub(crate) fn narrow_8(x: &[[f32; 16]], out: &mut [[f16; 16]]) {
     }
 }
 
-/// Rounds 16 values of a register. Slices are equally long.
+/// Rounds f32 to f16, 16 values a register. Slices are equally long.
 #[target_feature(enable = "avx512f")]
 pub(crate) fn narrow_16(x: &[[f32; 16]], out: &mut [[f16; 16]]) {
     for (x, out) in x.iter().zip(out) {

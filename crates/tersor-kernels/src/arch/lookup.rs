@@ -1,19 +1,19 @@
-//! Look-ups by the shuffle instruction.
+//! Sums of table look-ups by byte shuffles.
 
 use std::arch::x86_64::*;
 
 use crate::integer::Line;
-use crate::lookup::{ROWS, RUN};
+use crate::lookup::{ROWS, SPAN};
 
-/// Sums of what the codes of 64 rows find; high bytes count 256 times.
+/// Returns the sums of the table entries that the codes of 64 rows select; high bytes count 256 times.
 #[target_feature(enable = "avx2")]
 pub(crate) fn avx2(tables: &[[[[u8; 16]; 2]; 2]], lines: &[Line]) -> [i32; ROWS] {
     let mut sums = [0i32; ROWS];
     let low = _mm256_set1_epi8(15);
-    // A line is two blocks.
-    for (tables, lines) in tables.chunks(RUN / 2).zip(lines.chunks(RUN / 2)) {
+    // A line holds two blocks.
+    for (tables, lines) in tables.chunks(SPAN / 2).zip(lines.chunks(SPAN / 2)) {
         for half in 0..2 {
-            // Bytes of odd rows apart, and of all rows together modulo 2^16: of even rows, the difference.
+            // Sums of odd rows, and of pairs of rows modulo 2^16; sums of even rows are the difference.
             let (mut all, mut odd) = ([_mm256_setzero_si256(); 2], [_mm256_setzero_si256(); 2]);
             for (tables, line) in tables.iter().zip(lines) {
                 // SAFETY: half of 64 bytes.

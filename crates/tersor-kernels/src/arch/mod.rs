@@ -1,4 +1,4 @@
-//! Instruction-set versions. Nothing here is reachable but through the safe functions beside it.
+//! Versions of loops for instruction sets. They are called only by the safe functions of the modules beside this one.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;

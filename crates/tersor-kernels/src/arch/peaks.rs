@@ -1,8 +1,9 @@
-//! Loops in registers for [`limits`](crate::limits): independent sums, as many as hide the latency.
+//! Loops in registers for [`limits`](crate::limits): enough independent sums to hide the latency.
 
 use std::arch::x86_64::*;
 use std::hint::black_box;
 
+/// Independent sums of loops whose dependent chain is one addition, with an operand for each in a register.
 const SUMS: usize = 10;
 /// Sums of the loops whose chain is one addition: enough, with an operand for each in a register.
 const BYTES: usize = 6;
@@ -29,7 +30,7 @@ pub(crate) fn bytes32(steps: u64) -> (u64, i32) {
         for (s, w) in sums.iter_mut().zip(w) {
             *s = _mm256_add_epi32(*s, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones));
         }
-        // Another operand, so that no product is computed once for all rounds.
+        // Another operand each time, so that products cannot be moved out of the loop.
         x = _mm256_add_epi8(x, ones);
     }
     let total = sums.into_iter().fold(_mm256_setzero_si256(), |t, s| _mm256_add_epi32(t, s));

@@ -1,15 +1,15 @@
-//! AVX-512: values of codes, looked up in registers, and the largest magnitude.
+//! AVX-512: values of codes by shuffles of registers, and largest magnitudes.
 
 use std::arch::x86_64::*;
 
-/// `out = value of code * scale`, where `planes` has the first, second, third and fourth bytes of the values.
+/// Writes `out = values[code] * scale`, where `planes` has the first, second, third and fourth bytes of the values.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 pub(crate) fn look_up(planes: &[[u8; 256]; 4], codes: &[[u8; 64]], scale: f32, out: &mut [[f32; 64]]) {
     // SAFETY: a quarter of 256 bytes each.
     let load = |p: usize, q: usize| unsafe { _mm512_loadu_si512(planes[p].as_ptr().add(64 * q).cast()) };
     let tables: [[__m512i; 4]; 4] = std::array::from_fn(|p| std::array::from_fn(|q| load(p, q)));
     let factor = _mm512_set1_ps(scale);
-    // Four codes from each quarter side by side, so that joined bytes come out in order.
+    // Four codes from each quarter side by side, so that the joined bytes are in order.
     let turn = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     for (codes, out) in codes.iter().zip(out) {
         // SAFETY: 64 bytes.
@@ -38,7 +38,7 @@ pub(crate) fn look_up(planes: &[[u8; 256]; 4], codes: &[[u8; 64]], scale: f32, o
     }
 }
 
-/// `out = value of code * scale` of codes of 4 bits, the first of two in the high half of a byte; a scale for every
+/// Writes `out = values[code] * scale` for codes of 4 bits, the first of two in the high half of a byte; a scale for every
 /// `chunks` of 32 values.
 #[target_feature(enable = "avx512f,avx512bw,avx2")]
 pub(crate) fn look_up_nibbles(
@@ -67,7 +67,7 @@ pub(crate) fn look_up_nibbles(
     }
 }
 
-/// Bits of the largest magnitude of whole 64s.
+/// Returns the bits of the largest magnitude, over whole 64s.
 #[target_feature(enable = "avx512f")]
 pub(crate) fn abs_max(x: &[[f32; 64]]) -> u32 {
     let (mut max, magnitude) = ([_mm512_setzero_si512(); 4], _mm512_set1_epi32(i32::MAX));
@@ -82,7 +82,7 @@ pub(crate) fn abs_max(x: &[[f32; 64]]) -> u32 {
     _mm512_reduce_max_epu32(_mm512_max_epu32(pairs[0], pairs[1]))
 }
 
-/// Copies past the caches. Slices are equally long.
+/// Copies with stores that bypass the caches. Slices are equally long.
 #[target_feature(enable = "avx512f")]
 pub(crate) fn copy_past_caches(from: &[f32], to: &mut [f32]) {
     let head = to.as_ptr().align_offset(64).min(to.len());

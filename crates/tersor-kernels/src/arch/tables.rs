@@ -1,13 +1,13 @@
-//! Sums with weights that are looked up in tables of 16 bytes: the shuffle instruction is the look-up.
+//! Sums with weights that are looked up in tables of 16 bytes by byte shuffles.
 
-// As in the other products: loops over registers are written to be unrolled.
+// As in the other products, loops over registers are written with indices, so that they are unrolled.
 #![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
 
 use crate::integer::tables::{ROWS, TablePanels};
 
-/// Four rows of 16 bytes a register. Weights are offset by 128, and so are the sums.
+/// Returns the sums of four rows with `V` planes, four rows of 16 bytes to a register. Weights are offset by 128, and so are the sums.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW and VNNI; planes have 32 codes for every block of `w`.
@@ -43,7 +43,7 @@ pub(crate) unsafe fn vnni<const V: usize>(w: &TablePanels, quartet: usize, x: [&
     sums
 }
 
-/// Two rows of 16 bytes a register, multiplied as 16-bit numbers.
+/// Returns the sums of four rows with `V` planes, two rows of 16 bytes to a register, multiplied as 16-bit numbers.
 ///
 /// # Safety
 /// The processor has AVX2; planes have 32 codes for every block of `w`.

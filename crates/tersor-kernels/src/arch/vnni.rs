@@ -1,7 +1,7 @@
 //! Integer products with AVX-512 VNNI: `vpdpbusd` adds four products of an unsigned and a signed byte to 32 bits,
 //! without saturation.
 
-// Iterators over arrays of sums are not always unrolled, and then the sums live in memory.
+// Iterators over arrays of sums are not always unrolled; the sums would then be in memory.
 #![allow(clippy::needless_range_loop)]
 
 use std::arch::asm;
@@ -11,37 +11,39 @@ use std::ops::Range;
 use crate::gemm_task::{Cells, Write};
 use crate::integer::{LANES, Line, PANELS, PanelScales, Panels, TokenBlock, TokenView};
 
-/// Planes of tokens that a block takes at once: divisible by one and by three.
+/// The largest number of token planes of a block: divisible by one and by three.
 const WIDE: usize = 12;
 
-/// Planes of tokens below which a product is bound by memory.
+/// Token planes below which a product is bound by memory.
 const FEW: usize = 4;
 
-/// Lines that are asked for before they are needed, where memory is slower than the arithmetic, and blocks whose lines
-/// are asked for at once.
+/// The distance of prefetched lines, where memory is slower than the arithmetic.
 const AHEAD: usize = 96;
+/// Blocks whose lines are prefetched at once.
 const BURST: usize = 16;
 
-/// Values of a block, `[token, panel, 16]`, each panel in a cache line of its own.
+/// The results of a block, `[token, panel, 16]`, each panel in a cache line of its own.
 #[repr(align(64))]
 struct Values([[[f32; LANES]; PANELS]; WIDE]);
 
 type Kernel = unsafe fn(&TokenView<'_>, &Panels, usize, TokenBlock, &mut Values);
 
-/// Numbers of tokens that a block may have.
+/// Returns the numbers of tokens that a block may have, the largest first.
 pub(crate) fn token_blocks(planes: usize) -> &'static [usize] {
     if planes == 1 { &[12, 8, 4, 2, 1] } else { &[4, 2, 1] }
 }
 
+/// Computes the product with some panels of the weights.
+///
 /// # Safety
-/// The processor has AVX-512 F, BW and VNNI. The cells of `panels` up to `cells.end` for all tokens may be written and
-/// are not touched by anyone else.
+/// The processor has AVX-512 F, BW and VNNI. The cells of `panels` up to `cells.end` for all tokens may be written and are not accessed by
+/// anyone else.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
     let mut values = Values([[[0f32; LANES]; PANELS]; WIDE]);
     let mut panel = panels.start;
     while panel < panels.end {
-        // One stream of lines is read faster than two.
+        // A product bound by memory reads one stream of lines faster than two.
         let max = if x.x.tokens() * x.x.planes() < FEW { 1 } else { PANELS };
         let count = max.min(panels.end - panel);
         for &block in x.blocks {
@@ -79,7 +81,7 @@ pub(crate) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>
     }
 }
 
-/// The kernel for blocks of so many tokens.
+/// Returns the kernel for blocks of `tokens` tokens of `planes` planes.
 fn kernels<const BITS: u32, const P: usize>(planes: usize, tokens: usize) -> Kernel {
     match (planes, tokens) {
         (1, 12) => multiply::<BITS, P, 12, 1>,
@@ -93,14 +95,14 @@ fn kernels<const BITS: u32, const P: usize>(planes: usize, tokens: usize) -> Ker
     }
 }
 
-/// The 64 bytes of a quad of columns.
+/// Returns the codes of the four columns of quad `Q`, 64 bytes.
 ///
 /// # Safety
 /// `lines` points to the lines of a block: three for codes of 3 bits, else one.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn quad<const BITS: u32, const Q: usize>(lines: *const Line) -> __m512i {
-    // SAFETY: a line is 64 bytes at a multiple of 64, and the caller vouches for as many as are asked for.
+    // SAFETY: a line is 64 bytes at a multiple of 64, and the caller vouches for that many lines.
     let load = |i: usize| unsafe { _mm512_load_si512(lines.add(i).cast()) };
     let low = |v: __m512i, mask: i8| _mm512_and_si512(v, _mm512_set1_epi8(mask));
     match BITS {
@@ -115,8 +117,8 @@ unsafe fn quad<const BITS: u32, const Q: usize>(lines: *const Line) -> __m512i {
     }
 }
 
-/// To the right by `BITS * Q`, below 8: of codes of 3 bits, the second four have their low bits where the first four
-/// have them.
+/// Shifts to the right by `BITS * Q` modulo 8: for codes of 3 bits, the low bits of the second four quads are where those of the first four
+/// are.
 #[inline]
 #[target_feature(enable = "avx512bw")]
 fn shift<const Q: usize, const BITS: usize>(v: __m512i) -> __m512i {
@@ -132,7 +134,7 @@ fn shift<const Q: usize, const BITS: usize>(v: __m512i) -> __m512i {
     }
 }
 
-/// 16 bytes in 32 bits each.
+/// Converts 16 bytes to 32 bits each.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn wide(bytes: &[u8; LANES]) -> __m512i {
@@ -140,8 +142,8 @@ fn wide(bytes: &[u8; LANES]) -> __m512i {
     _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
 
-/// Adds the products of four codes of each row with those of one token. Written out, because a compiler that may move
-/// the loads moves so many to the front that the sums lose their registers.
+/// Adds the products of four codes of each row with four codes of one token. For two panels it is written as assembly, because a compiler that may move the
+/// loads moves so many to the front that the sums do not stay in registers.
 ///
 /// # Safety
 /// Four bytes may be read at `four`.
@@ -173,7 +175,7 @@ unsafe fn add<const P: usize>(acc: &mut [__m512i; P], codes: &[__m512i; P], four
     }
 }
 
-/// `P` panels by `V` planes, `D` of them a token. Leaves the values before the tokens' scales.
+/// Multiplies `P` panels with `V` planes, `D` for each token, and leaves the results, without the tokens' scales, in `values`.
 ///
 /// # Safety
 /// The processor has the instructions; the panels and the block exist, and it has `V / D` tokens of `D` planes.
@@ -208,7 +210,7 @@ unsafe fn multiply<const BITS: u32, const P: usize, const V: usize, const D: usi
         // SAFETY: there are `V` planes with an offset for each group.
         let offset = |v: usize| _mm512_set1_epi32(unsafe { *offsets.add(v * groups + group) });
         let mut acc = [[_mm512_setzero_si512(); P]; V];
-        // Of a few tokens, every second quad has sums of its own: a chain of them takes four cycles a step.
+        // With few tokens, every second quad has sums of its own, because a dependent addition takes four cycles.
         let mut second = [[_mm512_setzero_si512(); P]; V];
         for v in 0..V {
             acc[v] = [offset(v); P];
@@ -223,7 +225,7 @@ unsafe fn multiply<const BITS: u32, const P: usize, const V: usize, const D: usi
         }
         let end = first + if group + 1 == groups { in_last } else { each };
         for block in first..end {
-            // Many at once: one between every two steps is slower than none.
+            // Many prefetches at once: one between every two steps is slower than none.
             if few && BITS < 8 && (block - first) % BURST == 0 {
                 for line in block * lines_of_block..(block + BURST).min(end) * lines_of_block {
                     for p in 0..P {
@@ -231,7 +233,7 @@ unsafe fn multiply<const BITS: u32, const P: usize, const V: usize, const D: usi
                     }
                 }
             }
-            // A step for each quad of the block, its number a constant: shifts by it are immediate ones.
+            // A step for each quad of the block, whose number is a constant, so that shifts are immediate.
             macro_rules! step {
                 ($($q:literal)*) => {{$({
                     // SAFETY: a panel has this many lines for every block, and a block of tokens `V` times four codes
@@ -295,7 +297,7 @@ unsafe fn multiply<const BITS: u32, const P: usize, const V: usize, const D: usi
     }
 }
 
-/// Sums of one plane or three, of which the second counts 256 times and the third 65 536 times, as one.
+/// Combines one plane or three to one sum: the second counts 256 times, the third 65 536 times.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn join(planes: [__m512i; 3], count: usize) -> __m512 {

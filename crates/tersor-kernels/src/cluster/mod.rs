@@ -1,9 +1,19 @@
 //! Loops of k-means: the nearest centroid of every point, the sums of the update step, and the distances of k-means++.
 //!
-//! Points are rows of `dims` values. The nearest centroid of `x` is the one with the smallest score `‖c‖² − 2 x·c`, which is the squared
-//! distance without `‖x‖²`; of equal scores the lowest index wins. The score is computed in f32: it starts at `‖c‖²` (summed in f64 and
-//! rounded once) and takes one fused multiply-add by `−2 c[d]` for each dimension, in order. Every instruction set does exactly this for every
-//! pair of point and centroid, so results are equal to the bit. Scores are compared as they are made: no matrix of them is written.
+//! Points are rows of `dims` values. The nearest centroid of `x` is the one with the smallest score `‖c‖² − 2 x·c`, the squared distance
+//! without `‖x‖²`; of equal scores the lowest index wins. The score is computed in f32: it starts at `‖c‖²` (summed in f64 and rounded
+//! once) and takes one fused multiply-add by `−2 c[d]` for each dimension, in order. Every instruction set does exactly this for every pair
+//! of point and centroid, so results are equal to the bit. Scores are compared as they are computed; a matrix of scores is never stored.
+//!
+//! ```
+//! use tersor_kernels::{Isa, cluster::{self, Centroids, Sums}};
+//! // Points and centroids of one dimension.
+//! let centroids = Centroids::new(&[0.0, 10.0], 1);
+//! let (mut assignment, mut sums) = ([0u32; 3], Sums::new(2, 1));
+//! cluster::step(Isa::detect(), &centroids, &[1.0, 8.0, 12.0], None, &mut assignment, &mut sums);
+//! assert_eq!(assignment, [0, 1, 1]);
+//! assert_eq!((sums.vectors, sums.weights, sums.objective), (vec![1.0, 20.0], vec![1.0, 2.0], 9.0));
+//! ```
 
 use crate::Isa;
 use crate::isa::versions;
@@ -13,12 +23,12 @@ mod x86;
 
 /// Points that the vector kernels score together.
 const TILE: usize = 32;
-/// Centroids that they score together.
+/// Centroids that the vector kernels score together.
 const PANEL: usize = 8;
 /// Values of the points that [`step`] assigns before it sums them: they stay in the second-level cache.
 const CHUNK: usize = 1 << 16;
 
-/// Centroids in the layout of the assignment kernels.
+/// Centroids of k-means, prepared for the assignment kernels.
 #[derive(Clone, Debug)]
 pub struct Centroids {
     dims: usize,
@@ -26,14 +36,14 @@ pub struct Centroids {
     rows: Vec<f32>,
     /// `−2 c`, `[panels, dims, PANEL]`; zeros in place of missing centroids.
     panels: Vec<f32>,
-    /// `‖c‖²`, `[panels, PANEL]`; infinity in place of missing centroids, which are never nearest for that reason.
+    /// `‖c‖²`, `[panels, PANEL]`; infinity in place of missing centroids, which are therefore never nearest.
     norms: Vec<f32>,
     /// The index of each centroid of each panel.
     indices: Vec<u32>,
 }
 
 impl Centroids {
-    /// Prepares `rows`, `[count, dims]`. An incomplete row at the end is left out, and 0 dimensions count as 1.
+    /// Prepares centroids `[count, dims]`, row-major. An incomplete row at the end is left out; 0 dimensions count as 1.
     pub fn new(rows: &[f32], dims: usize) -> Self {
         let dims = dims.max(1);
         let rows = rows[..rows.len() / dims * dims].to_vec();
@@ -49,40 +59,40 @@ impl Centroids {
         Self { dims, rows, panels, norms, indices: (0..count as u32).collect() }
     }
 
-    /// The centroids, `[count, dims]`.
+    /// Returns the centroids, `[count, dims]`.
     pub fn rows(&self) -> &[f32] {
         &self.rows
     }
 
-    /// Values of a centroid.
+    /// Returns the number of dimensions.
     pub fn dims(&self) -> usize {
         self.dims
     }
 
-    /// Number of centroids.
+    /// Returns the number of centroids.
     pub fn count(&self) -> usize {
         self.rows.len() / self.dims
     }
 }
 
-/// What the update step of Lloyd's iteration needs from a set of points.
+/// The sums over a set of points that the update step of Lloyd's iteration needs.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Sums {
     /// Weighted sum of the points of each cluster, `[count, dims]`.
     pub vectors: Vec<f64>,
-    /// Sum of the weights of the points of each cluster.
+    /// Sum of the weights of the points of each cluster, `[count]`.
     pub weights: Vec<f64>,
-    /// Weighted sum of the squared distances from points to their centroids.
+    /// Weighted sum of the squared distances from points to their centroids: the objective of k-means.
     pub objective: f64,
 }
 
 impl Sums {
-    /// Zeros for `count` clusters of `dims` values.
+    /// Returns zeros for `count` clusters of `dims` dimensions.
     pub fn new(count: usize, dims: usize) -> Self {
         Self { vectors: vec![0.0; count * dims], weights: vec![0.0; count], objective: 0.0 }
     }
 
-    /// Adds the sums of other points.
+    /// Adds the sums of other points, for the same numbers of clusters and dimensions.
     pub fn add(&mut self, other: &Sums) {
         self.vectors.iter_mut().zip(&other.vectors).for_each(|(a, b)| *a += b);
         self.weights.iter_mut().zip(&other.weights).for_each(|(a, b)| *a += b);
@@ -90,8 +100,8 @@ impl Sums {
     }
 }
 
-/// Writes the index of the nearest centroid of each point, over the shorter of `points` (`[out.len(), dims]`) and `out`. Scores that are not
-/// finite never win; 0 is written where no score is below infinity.
+/// Writes the index of the nearest centroid of each point to `out`, over the shorter of `points` (`[out.len(), dims]`) and `out`. Scores
+/// that are not finite never win; the index is 0 if no score is below infinity.
 pub fn nearest(isa: Isa, centroids: &Centroids, points: &[f32], out: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]
     macro_rules! by_dims {
@@ -121,7 +131,7 @@ pub fn nearest(isa: Isa, centroids: &Centroids, points: &[f32], out: &mut [u32])
     nearest_scalar(centroids, points, out);
 }
 
-/// The meaning of [`nearest`].
+/// [`nearest`] in plain Rust, which defines its results.
 fn nearest_scalar(centroids: &Centroids, points: &[f32], out: &mut [u32]) {
     let dims = centroids.dims;
     for (x, out) in points.chunks_exact(dims).zip(out) {
@@ -144,7 +154,7 @@ fn nearest_scalar(centroids: &Centroids, points: &[f32], out: &mut [u32]) {
     }
 }
 
-/// The points of a tile, at most [`TILE`] of `dims` values, as columns `[dims, TILE]`. Missing points are zeros.
+/// Transposes the points of a tile, at most [`TILE`] of `dims` values, into columns `[dims, TILE]`. Missing points are zeros.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn transpose(points: &[f32], dims: usize, columns: &mut [f32]) {
@@ -164,8 +174,8 @@ fn transpose(points: &[f32], dims: usize, columns: &mut [f32]) {
     }
 }
 
-/// One Lloyd iteration's work on a block of points: writes the nearest centroid of each point ([`nearest`]) and adds the points to `sums`
-/// ([`sum`]). Over the shortest of `points`, `weights` (where there are any) and `out`.
+/// Does one Lloyd iteration's work on a block of points `[out.len(), dims]`: writes the index of the nearest centroid of each point to
+/// `out` ([`nearest`]) and adds the points to `sums` ([`sum`]). Works over the shortest of `points`, `weights` (if given) and `out`.
 pub fn step(
     isa: Isa,
     centroids: &Centroids,
@@ -184,9 +194,9 @@ pub fn step(
 }
 
 versions! {
-    /// Adds points to the sums of their clusters in the order of the points, in f64: `weight * x` to the vector, the weight (1 without
-    /// `weights`) to the weights, and the weight times [`squared_distance`] to the objective. Over the shortest of the slices; a point of
-    /// a cluster that does not exist is left out.
+    /// Adds points to `sums` in f64, in the order of the points: `weight * x` to the vector of the point's cluster, the weight (1 without
+    /// `weights`) to the cluster's weight, and the weight times [`squared_distance`] to the objective. `points` is `[assignment.len(),
+    /// dims]`; works over the shortest of the slices and passes over points whose cluster does not exist.
     pub fn sum(
         isa: Isa,
         centroids: &Centroids,
@@ -205,15 +215,16 @@ versions! {
         }
     }
 
-    /// `Σ (a[i] − b[i])²` in f32 over the shorter of the two: in 8 interleaved lanes that are added pairwise, then the rest in order.
+    /// Returns `Σ (a[i] − b[i])²` in f32 over the shorter of the two slices, summed in 8 interleaved lanes that are added pairwise, then
+    /// the rest in order.
     pub fn squared_distance(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
         squared(a, b)
     }
 
-    /// Lowers `best[i]` to the squared distance from point `i` to `centre` where that is smaller. The points are columns,
-    /// `[centre.len(), best.len()]`. Returns `Σ weights[i] * best[i]` (weights are 1 without `weights`) in f64, in 8 interleaved lanes that
-    /// are added in order.
-    pub fn approach(isa: Isa, columns: &[f32], centre: &[f32], weights: Option<&[f32]>, best: &mut [f32]) -> f64 {
+    /// Lowers `best[i]` to the squared distance from point `i` to `centre` if that is smaller, as k-means++ does for each new centre. The
+    /// points are columns, `[centre.len(), best.len()]`. Returns `Σ weights[i] * best[i]` (weights are 1 without `weights`) in f64, summed
+    /// in 8 interleaved lanes that are added in order.
+    pub fn min_distances(isa: Isa, columns: &[f32], centre: &[f32], weights: Option<&[f32]>, best: &mut [f32]) -> f64 {
         const BLOCK: usize = 64;
         let n = best.len();
         let mut lanes = [0f64; 8];
@@ -236,8 +247,8 @@ versions! {
         lanes.iter().sum()
     }
 
-    /// The largest absolute value, 0 of nothing. NaN or infinity when there is one among the values.
-    pub fn largest(isa: Isa, x: &[f32]) -> f32 {
+    /// Returns the largest absolute value, 0 for an empty slice; infinite or NaN if a value is.
+    pub fn max_abs(isa: Isa, x: &[f32]) -> f32 {
         // Without their signs, values are ordered as their bits are; infinity and then the NaNs come last.
         f32::from_bits(x.iter().fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff)))
     }
@@ -262,7 +273,7 @@ fn squared(a: &[f32], b: &[f32]) -> f32 {
     ta.iter().zip(tb).fold(lanes[0], |sum, (a, b)| (a - b).mul_add(a - b, sum))
 }
 
-/// [`sum`] with the number of dimensions known to the compiler, or for any number with 0.
+/// [`sum`] with the number of dimensions known to the compiler, or for any number if `D` is 0.
 #[inline(always)]
 fn sum_rows<const D: usize>(
     centroids: &Centroids,
@@ -338,10 +349,10 @@ mod tests {
                 let (mut out, mut sums) = (vec![7u32; n], Sums::new(count, dims));
                 step(isa, &centroids, &points, weights, &mut out, &mut sums);
                 let mut best = vec![f32::INFINITY; n];
-                let total = approach(isa, &points, &values(dims, 5, coarse), weights, &mut best);
+                let total = min_distances(isa, &points, &values(dims, 5, coarse), weights, &mut best);
                 let distance = squared_distance(isa, &rows, &points);
                 let bits: Vec<u64> = sums.vectors.iter().chain(&sums.weights).map(|v| v.to_bits()).collect();
-                (out, bits, sums.objective.to_bits(), best, total.to_bits(), distance, largest(isa, &points))
+                (out, bits, sums.objective.to_bits(), best, total.to_bits(), distance, max_abs(isa, &points))
             };
             let expected = run(Isa::SCALAR);
             prop_assert_eq!(&expected.0, &by_definition(&rows, dims, &points));
@@ -383,9 +394,9 @@ mod tests {
     #[test]
     fn the_largest_value_tells_of_values_that_are_not_finite() {
         for isa in Isa::available() {
-            assert_eq!((largest(isa, &[]), largest(isa, &[1.0, -3.0, 2.0])), (0.0, 3.0));
+            assert_eq!((max_abs(isa, &[]), max_abs(isa, &[1.0, -3.0, 2.0])), (0.0, 3.0));
             assert!(
-                largest(isa, &[1.0, f32::NEG_INFINITY]) == f32::INFINITY && largest(isa, &[f32::NAN, 1.0]).is_nan()
+                max_abs(isa, &[1.0, f32::NEG_INFINITY]) == f32::INFINITY && max_abs(isa, &[f32::NAN, 1.0]).is_nan()
             );
         }
     }

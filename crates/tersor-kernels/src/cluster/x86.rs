@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{Centroids, PANEL, TILE, transpose};
 
-/// [`nearest`](super::nearest) for `D` dimensions, or for any number with 0: 8 centroids by 32 points in 16 registers.
+/// [`nearest`](super::nearest) for `D` dimensions, or for any number if `D` is 0: 8 centroids by 32 points in 16 registers.
 #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
 pub(super) fn nearest_avx512<const D: usize>(centroids: &Centroids, points: &[f32], out: &mut [u32]) {
     let dims = if D > 0 { D } else { centroids.dims };
@@ -49,7 +49,7 @@ pub(super) fn nearest_avx512<const D: usize>(centroids: &Centroids, points: &[f3
     }
 }
 
-/// [`nearest`](super::nearest) for `D` dimensions, or for any number with 0: 4 centroids by 16 points in 8 registers.
+/// [`nearest`](super::nearest) for `D` dimensions, or for any number if `D` is 0: 4 centroids by 16 points in 8 registers.
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn nearest_avx2<const D: usize>(centroids: &Centroids, points: &[f32], out: &mut [u32]) {
     const HALF: usize = PANEL / 2;
@@ -101,7 +101,7 @@ pub(super) fn nearest_avx2<const D: usize>(centroids: &Centroids, points: &[f32]
     }
 }
 
-/// The first indices of a tile, for as many points as there are.
+/// Copies the indices of a tile to `out`, for as many points as there are.
 #[inline(always)]
 fn write(found: &[u32; TILE], points: usize, out: &mut [u32]) {
     let n = points.min(out.len()).min(TILE);

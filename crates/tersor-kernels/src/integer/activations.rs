@@ -1,46 +1,57 @@
-//! Activations as planes of 8-bit codes.
+//! [`Activations`]: tokens as planes of 8-bit codes.
 
 use crate::{Fault, Isa, blockwise, fault};
 
-/// How columns are laid out for a product: groups one after the other, each filled up with zeros to whole blocks.
+/// How the columns of activations are laid out for a product: group after group, each padded with zeros to whole blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Padding {
-    /// Columns.
+    /// Columns of the activations, without padding.
     pub cols: usize,
-    /// Columns of a group; of the last, the rest.
+    /// Columns of a quantization group; the last group has the remaining columns.
     pub group: usize,
-    /// Columns of a block: a multiple of 4.
+    /// Columns of a block, to multiples of which groups are padded; a multiple of 4.
     pub block: usize,
 }
 
 impl Padding {
-    /// Number of groups.
+    /// Returns the number of groups.
     #[must_use]
     pub fn groups(&self) -> usize {
         self.cols.div_ceil(self.group.max(1))
     }
-    /// `Fault::Length` unless the other is the same.
+    /// Fails with `Fault::Length` unless the two layouts are the same.
     pub(crate) fn check(&self, given: &Self) -> Result<(), Fault> {
         fault::equal("columns of the activations", self.cols, given.cols)?;
         fault::equal("columns of a group of activations", self.group, given.group)?;
         fault::equal("columns of a block of activations", self.block, given.block)
     }
-    /// Blocks of a group.
+    /// Returns the number of blocks of a group.
     pub(crate) fn blocks(&self, group: usize) -> usize {
         let cols = self.group.min(self.cols - (group * self.group).min(self.cols));
         cols.div_ceil(self.block)
     }
-    /// Columns with the filling.
+    /// Returns the number of columns with padding.
     pub(crate) fn width(&self) -> usize {
         (0..self.groups()).map(|g| self.blocks(g)).sum::<usize>() * self.block
     }
 }
 
-/// Tokens as 8-bit codes: `x[t, k] = scale[t] * Σ_p 256^p * code[p, t, k]`.
+/// Tokens as one or three planes of 8-bit codes: `x[t, k] = scale[t] * Σ_p 256^p * code[p, t, k]`.
+///
+/// ```
+/// use tersor_kernels::{Isa, integer::{Activations, Padding, quantize_rows}};
+/// let (x, padding) = ([1.0f32, -2.0, 4.0, 0.5], Padding { cols: 4, group: 4, block: 4 });
+/// // 8 bits with a scale for each token, or as exact as f32.
+/// let (mut codes, mut scales) = ([0i8; 4], [0f32; 1]);
+/// quantize_rows(Isa::detect(), &x, 4, 127, &mut codes, &mut scales).unwrap();
+/// assert_eq!(codes, [32, -64, 127, 16]);
+/// assert_eq!(Activations::from_codes(&codes, &scales, padding).unwrap().tokens(), 1);
+/// assert!(Activations::exact(Isa::detect(), &[f32::NAN; 4], 1, padding).is_err());
+/// ```
 #[derive(Clone, Debug)]
 pub struct Activations {
     padding: Padding,
-    /// Of the padding.
+    /// Columns with padding.
     width: usize,
     tokens: usize,
     planes: usize,
@@ -51,14 +62,14 @@ pub struct Activations {
     sums: Vec<i32>,
 }
 
-/// What a token's largest magnitude becomes in three planes: less than they hold, as rounding may go up.
+/// The integer that a token's largest magnitude is mapped to in three planes: less than they hold, because rounding may go up.
 const MAX: f32 = 127.0 * 65536.0;
 
 impl Activations {
-    /// Three planes of values `[tokens, cols]`: within 2^-23 of the token's largest magnitude. Fails with
-    /// `Fault::Length` when the length is wrong, with `Fault::NonFinite` at the first value that is NaN or infinite,
-    /// and with `Fault::Range` or `Fault::Overflow` when the padding has a block or group of no columns or does not fit
-    /// in memory.
+    /// Splits activations `x` `[tokens, cols]` into three planes of codes, which represent them within 2^-23 of the token's largest
+    /// magnitude. Fails with `Fault::Length` if the length does not match, with `Fault::NonFinite` at the first value that is NaN or
+    /// infinite, and with `Fault::Range` or `Fault::Overflow` if a block or group of the padding has no columns or the size does not fit in
+    /// memory.
     pub fn exact(isa: Isa, x: &[f32], tokens: usize, padding: Padding) -> Result<Self, Fault> {
         let mut new = Self::empty(tokens, 3, padding, x.len())?;
         let mut planes = vec![0i8; 3 * padding.cols];
@@ -78,9 +89,8 @@ impl Activations {
         Ok(new)
     }
 
-    /// One plane of codes `[tokens, cols]`, a scale a token. Fails with `Fault::Length` when a length is wrong, and
-    /// with `Fault::Range` or `Fault::Overflow` when the padding has a block or group of no columns or does not fit in
-    /// memory.
+    /// Takes one plane of codes `[tokens, cols]` and a scale for each token. Fails with `Fault::Length` if a length does not match, and
+    /// with `Fault::Range` or `Fault::Overflow` if a block or group of the padding has no columns or the size does not fit in memory.
     pub fn from_codes(codes: &[i8], scales: &[f32], padding: Padding) -> Result<Self, Fault> {
         let tokens = scales.len();
         let mut new = Self::empty(tokens, 1, padding, codes.len())?;
@@ -123,12 +133,12 @@ impl Activations {
         }
     }
 
-    /// Number of tokens.
+    /// Returns the number of tokens.
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.tokens
     }
-    /// Layout of the columns.
+    /// Returns the layout of the columns.
     #[must_use]
     pub fn padding(&self) -> &Padding {
         &self.padding
@@ -139,21 +149,21 @@ impl Activations {
     pub(crate) fn planes(&self) -> usize {
         self.planes
     }
-    /// Codes of a token's plane.
+    /// Returns the codes of one plane of a token, with padding.
     pub(crate) fn row(&self, token: usize, plane: usize) -> &[i8] {
         let width = self.width;
         &self.codes[(token * self.planes + plane) * width..][..width]
     }
-    /// Codes of all, `[token, plane, width]`.
+    /// Returns all codes, `[token, plane, width]`.
     pub(crate) fn codes(&self) -> &[i8] {
         &self.codes
     }
-    /// Sum of the codes of a token's plane.
+    /// Returns the sum of the codes of one plane of a token.
     pub(crate) fn total(&self, token: usize, plane: usize) -> i32 {
         let groups = self.padding.groups();
         self.sums[(token * self.planes + plane) * groups..][..groups].iter().fold(0, |s, v| s.wrapping_add(*v))
     }
-    /// Sums of the codes of each group, `[token, plane, group]`.
+    /// Returns the sum of the codes of each group, `[token, plane, group]`.
     pub(crate) fn sums(&self) -> &[i32] {
         &self.sums
     }
@@ -162,10 +172,12 @@ impl Activations {
     }
 }
 
-/// Quantizes rows of `cols` values, each by its own largest magnitude: `scale = max|x| / max_code`, `code =
-/// clamp(round(x / scale), -max_code - 1, max_code)`, `max_code` at least 1, ties to even; the scale of a row of zeros
-/// is 1. Works on whole rows, over the shortest of the slices. Fails with `Fault::NonFinite` at the first value of these
-/// rows that is NaN or infinite; the rows before that value's row are written then, its own row and later ones are not.
+/// Quantizes rows of `cols` values symmetrically, each by its own largest magnitude: `scale = max|x| / max_code` and `code = clamp(round(x
+/// / scale), -max_code - 1, max_code)`, ties to even. Writes `codes` `[rows, cols]` and one of `scales` for each row; the scale of a row of
+/// zeros is 1. A `max_code` below 1 counts as 1. Works on whole rows, over the shortest of the slices.
+///
+/// Fails with `Fault::NonFinite` at the first of these values that is NaN or infinite; the rows before that value's row are written then,
+/// its own row and later ones are not.
 pub fn quantize_rows(
     isa: Isa,
     x: &[f32],
@@ -199,7 +211,7 @@ pub fn quantize_rows(
     Ok(())
 }
 
-/// `round(x * inverse)`, below 2^23 in magnitude, as three digits of base 256 in -128..=127: `[3, cols]`, the lowest
+/// Writes `round(x * inverse)`, below 2^23 in magnitude, as three digits of base 256 in -128..=127 to `planes` `[3, cols]`, the lowest
 /// first.
 fn digits(isa: Isa, x: &[f32], inverse: f32, planes: &mut [i8]) {
     let (low, rest) = planes.split_at_mut(x.len());
@@ -212,7 +224,7 @@ fn digits(isa: Isa, x: &[f32], inverse: f32, planes: &mut [i8]) {
     }
     let _ = isa;
     for (i, x) in x.iter().enumerate().skip(done) {
-        // With 128 in each place, digits are bytes.
+        // With 128 added to each digit, the digits are the bytes of the sum.
         let bytes = ((x * inverse).round_ties_even() as i32 + 0x80_8080).to_le_bytes();
         [low[i], middle[i], high[i]] = [0, 1, 2].map(|p| (bytes[p] ^ 128) as i8);
     }

@@ -1,13 +1,26 @@
 //! Products of packed integer weights with integer activations, exact in 32 bits.
 //!
-//! A weight is `scale * (code - zero)` with a scale and a zero for each row and group of columns. Activations are one
-//! plane of 8-bit codes (a scale a token), or three planes that together hold 24 bits: as good as f32, and products
-//! with them are three times the integer work rather than a detour through floats. Sums of codes are integers and
-//! therefore exact; groups are added in f32, in order, by fused multiply-add: every instruction set gives the same
-//! bits.
+//! A weight is `scale * (code - zero)` with a scale and a zero point for each row and group of columns. Activations are one plane of 8-bit
+//! codes with a scale for each token, or three planes that together hold 24 bits: these are as accurate as f32, and their products are
+//! three times the integer work instead of a conversion of the weights to floats. Sums of codes are integers and therefore exact; groups
+//! are added in f32, in order, by fused multiply-add, so every instruction set gives the same bits.
 //!
-//! One product is [`product`]. Several that share their input are [`Task`]s for [`run_tasks`], with [`Tokens`] that are
+//! [`product`] computes one product. Several products that share their input are [`Task`]s for [`run_tasks`], with [`Tokens`] that are
 //! packed once for each [`TokenLayout`].
+//!
+//! ```
+//! use tersor_kernels::{Isa, Out, Write, bits, integer::{self, Activations, Panels}};
+//! let isa = Isa::detect();
+//! // W = 0.5 * (code - 8), `[2, 4]`, one group of four columns a row.
+//! let codes = [8, 9, 10, 11, 8, 7, 6, 5];
+//! let mut packed = [0u8; 4];
+//! bits::pack(isa, &codes, 4, &mut packed);
+//! let w = Panels::new(isa, &packed, 4, [2, 4], 4, |_row, _group| (0.5, 8)).unwrap();
+//! let x = Activations::exact(isa, &[1.0, 1.0, 0.0, 2.0], 1, w.padding()).unwrap();
+//! let mut y = [0f32; 2];
+//! integer::product(isa, &x, &w, Write::Set, Out { data: &mut y, stride: 2 }, false).unwrap();
+//! assert!((y[0] - 3.5).abs() < 1e-5 && (y[1] + 3.5).abs() < 1e-5);
+//! ```
 
 mod activations;
 mod panels;
@@ -28,12 +41,12 @@ use crate::gemm_task::{GemmTask, Out, Tile, Write, run_tasks};
 use crate::{Fault, Isa};
 use tokens::Packed;
 
-/// Panels that a micro-kernel takes at once.
+/// Panels that a micro-kernel processes at once.
 pub(crate) const PANELS: usize = 2;
 
-/// `y[t, r] = Σ_k x[t, k] * w[r, k]` for `y = [tokens, rows]`, or that added to `y`. Fails with `Fault::Length` or
-/// `Fault::Overflow`, with `y` unchanged, when the activations have other columns than [`Panels::padding`] says, or `y`
-/// has less room.
+/// Computes `y[t, r] = Σ_k x[t, k] * w[r, k]`, or adds it to `y`, for `y` `[tokens, rows]`. With `parallel` spans of rows run in the
+/// current rayon pool. Fails with `Fault::Length` or `Fault::Overflow` if the columns of the activations are not laid out as
+/// [`Panels::padding`] says or `y` has too little room; `y` is unchanged then.
 pub fn product(isa: Isa, x: &Activations, w: &Panels, write: Write, y: Out<'_>, parallel: bool) -> Result<(), Fault> {
     if x.tokens() == 0 || w.rows() == 0 {
         return Ok(());
@@ -42,7 +55,26 @@ pub fn product(isa: Isa, x: &Activations, w: &Panels, write: Write, y: Out<'_>, 
     run_tasks(vec![(&Product { x: packed.view(x), w }, write, y)], parallel)
 }
 
-/// A product of packed tokens with a matrix of integer codes, for [`run_tasks`].
+/// A product of packed tokens with a matrix of integer codes, as a task for [`run_tasks`]: several such products can share their tokens.
+///
+/// ```
+/// use std::sync::Arc;
+/// use tersor_kernels::{GemmTask, Isa, Out, Write, run_tasks};
+/// use tersor_kernels::integer::{Activations, Panels, Task, Tokens};
+/// let isa = Isa::detect();
+/// // Two matrices [1, 4] of 8-bit codes with the zero point 0 share an input.
+/// let a = Panels::new(isa, &[1, 2, 3, 4], 8, [1, 4], 4, |_, _| (1.0, 0)).unwrap();
+/// let b = Panels::new(isa, &[0, 0, 0, 9], 8, [1, 4], 4, |_, _| (0.5, 0)).unwrap();
+/// assert_eq!(a.token_layout(isa), b.token_layout(isa));
+/// let x = Activations::from_codes(&[1, 1, 1, 1], &[2.0], a.padding()).unwrap();
+/// let tokens = Arc::new(Tokens::pack(Arc::new(x), a.token_layout(isa)).unwrap());
+/// let tasks = [Task::new(tokens.clone(), &a).unwrap(), Task::new(tokens, &b).unwrap()];
+/// let (mut ya, mut yb) = ([0f32; 1], [0f32; 1]);
+/// let outs = [Out { data: &mut ya, stride: 1 }, Out { data: &mut yb, stride: 1 }];
+/// let list = tasks.iter().zip(outs).map(|(task, out)| (task as &dyn GemmTask, Write::Set, out));
+/// run_tasks(list.collect(), true).unwrap();
+/// assert_eq!((ya, yb), ([20.0], [9.0]));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Task<'w> {
     x: Arc<Tokens>,
@@ -50,13 +82,13 @@ pub struct Task<'w> {
 }
 
 impl<'w> Task<'w> {
-    /// The product of `x` with `w`. Fails with `Fault::Length` when the columns of `x` are laid out otherwise than
-    /// those of `w`, and with `Fault::Range` when `x` was packed for weights with another zero point.
+    /// Returns the product of `x` with `w`. Fails with `Fault::Length` if the columns of `x` are not laid out as [`Panels::padding`] of `w`
+    /// says, and with `Fault::Range` if `x` was packed for weights with another zero point.
     pub fn new(x: Arc<Tokens>, w: &'w Panels) -> Result<Self, Fault> {
         let (given, needed) = (x.layout(), w.token_layout(x.layout().isa()));
         needed.padding().check(&given.padding())?;
         needed.check_zero(given)?;
-        // Whether there are pairs follows from the columns of a block.
+        // `pairs` follows from the columns of a block, which are equal.
         assert_eq!(given, needed);
         Ok(Self { x, w })
     }
@@ -76,8 +108,8 @@ impl GemmTask for Task<'_> {
     fn granularity(&self) -> usize {
         self.product().granularity()
     }
-    fn run_bytes(&self) -> usize {
-        self.product().run_bytes()
+    fn granule_bytes(&self) -> usize {
+        self.product().granule_bytes()
     }
     fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>) {
         self.product().run(rows, write, tile);
@@ -100,7 +132,7 @@ impl GemmTask for Product<'_> {
     fn granularity(&self) -> usize {
         PANELS * LANES
     }
-    fn run_bytes(&self) -> usize {
+    fn granule_bytes(&self) -> usize {
         PANELS * self.w.panel_bytes()
     }
     fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>) {

@@ -1,13 +1,13 @@
-//! Weights in the order in which the micro-kernels read them.
+//! [`Panels`]: weights in the order in which the micro-kernels read them.
 
 use super::{Padding, TokenLayout};
 use crate::convert::{f16_bits, f16_value};
 use crate::{Fault, Isa, bits, fault};
 
-/// Rows of a panel.
+/// The number of weight rows of a panel.
 pub const LANES: usize = 16;
 
-/// Columns of a group are at most so many: the integer sum of 8-bit products over them stays below 2^31.
+/// The largest number of columns of a group: the integer sum of 8-bit products over them stays below 2^31.
 const MAX_GROUP: usize = 1 << 15;
 
 /// 64 bytes at a multiple of 64.
@@ -15,13 +15,21 @@ const MAX_GROUP: usize = 1 << 15;
 #[repr(C, align(64))]
 pub(crate) struct Line(pub [u8; 64]);
 
-/// A matrix `[rows, cols]` of codes in panels of 16 rows.
+/// A matrix `[rows, cols]` of packed codes with quantization parameters for each row and group, in panels of 16 rows.
 ///
-/// A panel is cut into groups, a group into blocks of columns. A line of 64 bytes has, for each of the 16 rows, four
-/// neighbouring columns: byte `4 r + j`. Codes of 8 bits are one such line for 4 columns. Of 4 bits, the line of
-/// columns 0..4 has its codes in the low halves, that of columns 4..8 in the high halves; of 2 bits, four lines share
-/// one likewise. Codes of 3 bits are two lines of their low 2 bits and one of their high bits, for 32 columns. Other
-/// widths are kept in 8 bits.
+/// ```
+/// use tersor_kernels::{Isa, integer::Panels};
+/// // Two rows of four 8-bit codes, each row one group.
+/// let w = Panels::new(Isa::detect(), &[1, 2, 3, 4, 5, 6, 7, 8], 8, [2, 4], 4, |row, _group| ([0.1, 0.2][row], 128)).unwrap();
+/// let mut codes = [0u8; 4];
+/// w.row_codes(1, &mut codes);
+/// assert_eq!((w.rows(), codes), (2, [5, 6, 7, 8]));
+/// ```
+///
+/// A panel is cut into groups, a group into blocks of columns. A line of 64 bytes has, for each of the 16 rows, four neighbouring columns:
+/// byte `4 r + j`. Codes of 8 bits are one such line for 4 columns. Of 4 bits, a line has the codes of columns 0 to 3 in its low halves and
+/// those of columns 4 to 7 in its high halves; of 2 bits, four lines share one likewise. Codes of 3 bits are two lines of their low 2 bits
+/// and one of their high bits, for 32 columns. Codes of 1 bit are stored in 2 bits, other widths in 8 bits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Panels {
     rows: usize,
@@ -35,23 +43,23 @@ pub struct Panels {
     lines: Vec<Line>,
     /// `[panel, group, 16]`.
     scales: Scales,
-    /// `[panel, group, 16]`, or one array where all are the same.
+    /// `[panel, group, 16]`, or empty if all zero points are the same.
     zeros: Vec<[u8; LANES]>,
-    /// The zero of all groups, if they have the same.
+    /// The zero point of all rows and groups, if they have the same.
     same_zero: Option<u8>,
 }
 
-/// Scales in two bytes where those hold them exactly, as those of most files do: with groups of 32 the rest would be a
-/// quarter of all that is read.
+/// Scales of groups: in f16 if that holds them exactly, as it does those of most files. With groups of 32, f32 scales would be a quarter of
+/// all bytes read.
 #[derive(Clone, Debug, PartialEq)]
 enum Scales {
     Half(Vec<[u16; LANES]>),
     Single(Vec<[f32; LANES]>),
-    /// Integers, and `[panel, 16]` floats of the rows.
+    /// Integer scales of groups, and `[panel, 16]` f32 scales of rows.
     Dual(Vec<[u8; LANES]>, Vec<[f32; LANES]>),
 }
 
-/// Scales of the rows of a panel, group by group.
+/// The scales of a panel's rows, group by group.
 #[derive(Clone, Copy)]
 pub(crate) enum PanelScales<'w> {
     /// Bits of f16.
@@ -63,7 +71,7 @@ pub(crate) enum PanelScales<'w> {
 }
 
 impl PanelScales<'_> {
-    /// Of one group, as f32.
+    /// Returns the scales of one group in f32.
     pub(crate) fn to_f32(self, group: usize) -> [f32; LANES] {
         match self {
             PanelScales::Half(h) => h[group].map(f16_value),
@@ -73,12 +81,12 @@ impl PanelScales<'_> {
     }
 }
 
-/// The largest magnitude of an integer weight `scale * (code - zero)`, and the number of columns over which sums of its
-/// products with 8-bit codes stay below 2^31.
+/// The largest magnitude of an integer weight `scale * (code - zero)`.
 const DUAL_MAX_WEIGHT: u32 = 127;
+/// The number of columns over which sums of products of such integer weights with 8-bit codes stay below 2^31.
 const DUAL_MAX_COLS: usize = 1 << 17;
 
-/// Bits in which codes of a width are kept, columns of a block, lines of a block.
+/// Returns the width in which codes of `bits` bits are stored, and the columns and lines of a block.
 fn form(bits: u32) -> (u32, usize, usize) {
     match bits {
         0..=2 => (2, 16, 1),
@@ -89,20 +97,22 @@ fn form(bits: u32) -> (u32, usize, usize) {
 }
 
 impl Panels {
-    /// Repacks codes, one row after the other, each packed as by [`bits::pack`] into `ceil(cols * bits / 8)` bytes.
-    /// `fit(row, group)` gives scale and zero: a weight is `scale * (code - zero)`. Fails with `Fault::Length` when
-    /// there are too few codes, with `Fault::Range` when `bits` is not 1 to 8, or a group has no columns or more than
-    /// 32 768 that are neither all columns nor a multiple of that, and with `Fault::Overflow` when no slice has so many
-    /// codes.
+    /// Repacks a matrix `[rows, cols]` of codes of `bits` bits, whose rows are packed as by [`bits::pack`] into `ceil(cols * bits / 8)`
+    /// bytes each. `group` is the number of columns of a group; `grid(row, group)` returns its scale and zero point: a weight is `scale *
+    /// (code - zero)`.
+    ///
+    /// Fails with `Fault::Length` if there are too few codes, with `Fault::Range` if `bits` is not 1 to 8, a group has no columns, or a
+    /// group has more than 32 768 columns, is not a whole row and is no multiple of 32 768, and with `Fault::Overflow` if the size does not
+    /// fit in `usize`.
     pub fn new(
         isa: Isa,
         packed: &[u8],
         bits: u32,
         [rows, cols]: [usize; 2],
         group: usize,
-        fit: impl Fn(usize, usize) -> (f32, u8),
+        grid: impl Fn(usize, usize) -> (f32, u8),
     ) -> Result<Self, Fault> {
-        let (mut new, scales) = Self::repack(isa, packed, bits, [rows, cols], group, fit)?;
+        let (mut new, scales) = Self::repack(isa, packed, bits, [rows, cols], group, grid)?;
         let halves: Vec<[u16; LANES]> = scales.iter().map(|s| s.map(f16_bits)).collect();
         let same = |s: &[f32; LANES], h: &[u16; LANES]| s.iter().zip(h).all(|(s, h)| f16_value(*h) == *s);
         let exact = scales.iter().zip(&halves).all(|(s, h)| same(s, h));
@@ -110,29 +120,32 @@ impl Panels {
         Ok(new)
     }
 
-    /// The same with two levels of scales: a weight is `row_scales[row] * (scale * (code - zero))`, where the scale of
-    /// a group is an integer and the integer in brackets is at most 127 in magnitude. A row is then one sum in
-    /// integers. Fails also with `Fault::Range` when such an integer is larger, or there are more than 131 072 columns,
-    /// and with `Fault::Length` when there is not one scale for each row.
+    /// Repacks a matrix with two levels of scales (DGQ, arXiv 2310.04836): a weight is `row_scales[row] * (scale * (code - zero))`, where
+    /// `grid(row, group)` returns an integer scale and the zero point, and `scale * (code - zero)` is at most 127 in magnitude. The product
+    /// of a row is then one integer sum. The other arguments are those of [`Panels::new`].
+    ///
+    /// Fails with `Fault::Length` if there are too few codes or not one scale for each row, with `Fault::Range` if `bits` is not 1 to 8, an
+    /// integer weight is larger than 127, there are more than 131 072 columns, or a group has no columns or a size that [`Panels::new`]
+    /// refuses, and with `Fault::Overflow` if the size does not fit in `usize`.
     pub fn dual(
         isa: Isa,
         packed: &[u8],
         bits: u32,
         [rows, cols]: [usize; 2],
         group: usize,
-        fit: impl Fn(usize, usize) -> (u8, u8),
+        grid: impl Fn(usize, usize) -> (u8, u8),
         row_scales: &[f32],
     ) -> Result<Self, Fault> {
         fault::at_most("columns of weights with integer scales", DUAL_MAX_COLS, cols)?;
         fault::equal("scales of rows", rows, row_scales.len())?;
-        let float = |row: usize, group: usize| (f32::from(fit(row, group).0), fit(row, group).1);
+        let float = |row: usize, group: usize| (f32::from(grid(row, group).0), grid(row, group).1);
         let (mut new, scales) = Self::repack(isa, packed, bits, [rows, cols], group, float)?;
         let mut codes = vec![0u8; cols];
         let width = bits::packed_len(cols, bits);
         for (r, packed) in packed.chunks_exact(width.max(1)).take(rows).enumerate() {
             bits::unpack(isa, packed, bits, 0, &mut codes);
             for (k, code) in codes.iter().enumerate() {
-                let (scale, zero) = fit(r, k / group);
+                let (scale, zero) = grid(r, k / group);
                 let weight = u32::from(scale) * u32::from(code.abs_diff(zero));
                 fault::at_most("magnitude of an integer weight", DUAL_MAX_WEIGHT as usize, weight as usize)?;
             }
@@ -143,14 +156,14 @@ impl Panels {
         Ok(new)
     }
 
-    /// Everything but the scales, and the scales `[panel, group, 16]`.
+    /// Returns the panels without scales, and the scales `[panel, group, 16]`.
     fn repack(
         isa: Isa,
         packed: &[u8],
         bits: u32,
         [rows, cols]: [usize; 2],
         group: usize,
-        fit: impl Fn(usize, usize) -> (f32, u8),
+        grid: impl Fn(usize, usize) -> (f32, u8),
     ) -> Result<(Self, Vec<[f32; LANES]>), Fault> {
         fault::bits(bits, 8)?;
         let width = bits::packed_len(cols, bits);
@@ -158,8 +171,8 @@ impl Panels {
         if group == 0 {
             return Err(Fault::Range { what: "columns of a group", limit: 1, found: 0 });
         }
-        let (kept, block, _) = form(bits);
-        // A long group becomes several with the same scale.
+        let (stored, block, _) = form(bits);
+        // A long group is stored as several groups with the same scale.
         let whole = group.min(cols.max(1));
         if whole > MAX_GROUP && !whole.is_multiple_of(MAX_GROUP) && whole < cols {
             return Err(Fault::Range { what: "columns of a group", limit: MAX_GROUP, found: whole });
@@ -169,22 +182,22 @@ impl Panels {
         let (panels, groups) = (rows.div_ceil(LANES), padding.groups());
         let mut scales = vec![[0f32; LANES]; panels * groups];
         let mut zeros = vec![[0u8; LANES]; panels * groups];
-        let mut lines = Vec::with_capacity(panels * Self::lines_of(&padding, kept));
+        let mut lines = Vec::with_capacity(panels * Self::lines_of(&padding, stored));
         let mut codes = vec![[0u8; LANES]; padding.width()];
         let mut row = vec![0u8; cols];
         for panel in 0..panels {
             codes.iter_mut().for_each(|c| *c = [0; LANES]);
             for lane in 0..LANES {
-                // What stands past the last row has its zeros and no more.
+                // Lanes past the last row have that row's zero points, and codes and scales of 0.
                 let r = (panel * LANES + lane).min(rows - 1);
-                let there = panel * LANES + lane < rows;
+                let exists = panel * LANES + lane < rows;
                 bits::unpack(isa, &packed[r * width..(r + 1) * width], bits, 0, &mut row);
                 let mut at = 0;
                 for g in 0..groups {
                     let cols = g * short..((g + 1) * short).min(cols);
-                    let (scale, zero) = fit(r, g * short / group);
+                    let (scale, zero) = grid(r, g * short / group);
                     zeros[panel * groups + g][lane] = zero;
-                    if there {
+                    if exists {
                         codes[at..].iter_mut().zip(&row[cols]).for_each(|(out, code)| out[lane] = *code);
                         scales[panel * groups + g][lane] = scale;
                     }
@@ -192,7 +205,7 @@ impl Panels {
                 }
             }
             for codes in codes.chunks_exact(block) {
-                push(kept, codes, &mut lines);
+                push(stored, codes, &mut lines);
             }
         }
         let first = zeros.first().map_or(0, |z| z[0]);
@@ -200,7 +213,7 @@ impl Panels {
         if same_zero.is_some() {
             zeros.clear();
         }
-        let each = Self::lines_of(&padding, kept);
+        let each = Self::lines_of(&padding, stored);
         let cuts = [groups, padding.blocks(0), padding.blocks(groups.saturating_sub(1))];
         let new = Self {
             rows,
@@ -208,7 +221,7 @@ impl Panels {
             groups,
             cuts,
             each,
-            bits: kept,
+            bits: stored,
             lines,
             scales: Scales::Single(Vec::new()),
             zeros,
@@ -217,26 +230,28 @@ impl Panels {
         Ok((new, scales))
     }
 
+    /// Returns the number of lines of a panel.
     fn lines_of(padding: &Padding, bits: u32) -> usize {
         padding.width() / form(bits).1 * form(bits).2
     }
 
-    /// Rows.
+    /// Returns the number of weight rows.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
-    /// How the columns of activations must be laid out for a product.
+    /// Returns how the columns of activations must be laid out for a product with this matrix.
     #[must_use]
     pub fn padding(&self) -> Padding {
         self.padding
     }
-    /// How products of this matrix read tokens: what packed [`Tokens`](super::Tokens) can be cached under.
+    /// Returns how products of this matrix at the level `isa` read tokens: packed [`Tokens`](super::Tokens) can be shared by matrices with
+    /// equal layouts.
     #[must_use]
     pub fn token_layout(&self, isa: Isa) -> TokenLayout {
         TokenLayout::new(isa, self)
     }
-    /// Bytes in memory.
+    /// Returns the bytes of memory that codes, scales and zero points take.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let scales = match &self.scales {
@@ -255,11 +270,11 @@ impl Panels {
     pub(crate) fn panel_bytes(&self) -> usize {
         self.each * 64
     }
-    /// Lines of a panel.
+    /// Returns the lines of a panel.
     pub(crate) fn lines(&self, panel: usize) -> &[Line] {
         &self.lines[panel * self.each..(panel + 1) * self.each]
     }
-    /// Scales of a panel's groups.
+    /// Returns the scales of a panel's groups.
     pub(crate) fn scales(&self, panel: usize) -> PanelScales<'_> {
         let span = panel * self.groups..(panel + 1) * self.groups;
         match &self.scales {
@@ -268,27 +283,27 @@ impl Panels {
             Scales::Dual(s, _) => PanelScales::Whole(&s[span]),
         }
     }
-    /// Floats of a panel's rows, where the groups have integers.
+    /// Returns the f32 scales of a panel's rows if its groups have integer scales.
     pub(crate) fn row_scales(&self, panel: usize) -> Option<&[f32; LANES]> {
         match &self.scales {
             Scales::Dual(_, rows) => Some(&rows[panel]),
             _ => None,
         }
     }
-    /// The zero of every group, if they have the same.
+    /// Returns the zero point of all groups, if they have the same.
     pub(crate) fn same_zero(&self) -> Option<u8> {
         self.same_zero
     }
-    /// Zeros of a panel's groups; none where all are the same.
+    /// Returns the zero points of a panel's groups; empty if all are the same.
     pub(crate) fn zeros(&self, panel: usize) -> &[[u8; LANES]] {
         self.zeros.get(panel * self.groups..(panel + 1) * self.groups).unwrap_or(&[])
     }
-    /// Number of groups, and of blocks in each but the last, and in the last.
+    /// Returns the number of groups, the blocks of each group but the last, and the blocks of the last.
     pub(crate) fn cuts(&self) -> [usize; 3] {
         self.cuts
     }
 
-    /// The four codes of each row in quad `quad` of block `block`, as bytes `4 r + j`.
+    /// Returns the codes of the four columns `quad` of block `block` for 16 rows, as bytes `4 r + j`.
     pub(crate) fn quad(lines: &[Line], bits: u32, block: usize, quad: usize) -> [u8; 64] {
         let line = |i: usize| lines[i].0;
         match bits {
@@ -306,7 +321,7 @@ impl Panels {
         }
     }
 
-    /// The codes of one row, as many as `out` takes.
+    /// Writes the codes of row `row`, one a byte, into `out`: as many as `out` or the row has. Writes nothing if there is no such row.
     pub fn row_codes(&self, row: usize, out: &mut [u8]) {
         let (panel, lane) = (row / LANES, row % LANES * 4);
         if row >= self.rows {
@@ -336,7 +351,7 @@ impl Panels {
     }
 }
 
-/// Packs a block of columns of a panel.
+/// Packs the codes of one block of columns of a panel.
 fn push(bits: u32, codes: &[[u8; LANES]], lines: &mut Vec<Line>) {
     // `part(quad, of)` has for each row the codes of four columns, shifted.
     let part = |quad: usize, of: &dyn Fn(u8) -> u8| {

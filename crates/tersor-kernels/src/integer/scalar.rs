@@ -1,21 +1,21 @@
-//! The product in plain Rust, which defines the results of the vector versions.
+//! The integer product in plain Rust, which defines the results of the vector versions.
 
 use std::ops::Range;
 
 use super::{LANES, Panels, TokenBlock, TokenView};
 use crate::gemm_task::{Cells, Write};
 
-/// The product with some panels of the weights.
+/// Computes the product with some panels of the weights.
 ///
 /// # Safety
-/// The cells of `panels` up to `cells.end` for all tokens may be written and are not touched by anyone else.
+/// The cells of `panels` up to `cells.end` for all tokens may be written and are not accessed by anyone else.
 pub(super) unsafe fn product(x: &TokenView<'_>, w: &Panels, panels: Range<usize>, write: Write, cells: Cells) {
     let padding = w.padding();
     let quads = padding.block / 4;
     for panel in panels {
         for token in 0..x.x.tokens() {
             let planes = x.x.planes();
-            // Of groups with integers for scales, sums of the whole row.
+            // For groups with integer scales: sums over the whole row.
             let mut rows = vec![[0i32; LANES]; planes];
             let mut sums = [0f32; LANES];
             let mut first = 0;

@@ -1,7 +1,22 @@
-//! Weights of 4 bits whose groups each have a table of 16 bytes.
+//! Weights of 4 bits with a look-up table of 16 bytes for each row and group.
 //!
-//! A code looks its 8-bit weight up, so that a row is one sum in integers whatever its groups do: the per-group form of
-//! QQQ (arXiv 2406.09904), whose group scale is applied to the codes and rounded.
+//! The table gives the 8-bit weight of a code, so that the product of a row is one integer sum, whatever its groups are: the per-group form
+//! of QQQ (arXiv 2406.09904), whose group scale is applied to the codes and rounded.
+//!
+//! ```
+//! use half::f16;
+//! use tersor_kernels::{Isa, Out, Write, bits, integer::{Activations, tables::{self, TablePanels}}};
+//! let isa = Isa::detect();
+//! // One row of four codes, in two groups with the scales 1 and 10, and a row scale of 0.5.
+//! let mut packed = [0u8; 2];
+//! bits::pack(isa, &[9, 10, 9, 6], 4, &mut packed);
+//! let table = |_row: usize, group: usize| tables::rounded_table(f16::from_f32([1.0, 10.0][group]));
+//! let w = TablePanels::new(isa, &packed, [1, 4], 2, table, &[0.5]).unwrap();
+//! let x = Activations::from_codes(&[1, 1, 1, 1], &[2.0], w.padding()).unwrap();
+//! let mut y = [0f32; 1];
+//! tables::product(isa, &x, &w, Write::Set, Out { data: &mut y, stride: 1 }, false).unwrap();
+//! assert_eq!(y, [1.0 + 2.0 + 10.0 - 20.0]);
+//! ```
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,20 +28,20 @@ use crate::convert::f16_value;
 use crate::gemm_task::{GemmTask, Out, Tile, Write, run_tasks};
 use crate::{Fault, Isa, bits, fault};
 
-/// Rows of a line.
+/// Weight rows of a line.
 pub(crate) const ROWS: usize = 4;
 
 /// Columns of a line.
 const COLS: usize = 32;
 
-/// Columns over which products of bytes stay below 2^31.
+/// The largest number of columns: sums of products of bytes over them stay below 2^31.
 const MAX_COLS: usize = 1 << 17;
 
-/// A matrix `[rows, cols]` of 4-bit codes, a table of 16 signed bytes for each row and group, and a float for each row:
-/// a weight is `row_scales[row] * table[row, group][code]`.
+/// A matrix `[rows, cols]` of 4-bit codes, a look-up table of 16 signed bytes for each row and group, and an f32 scale for each row: a
+/// weight is `row_scales[row] * table[row, group][code]`.
 ///
-/// A line of 64 bytes has 16 bytes for each of four rows: the codes of 32 columns, those of the first 16 in the low
-/// halves. A line of tables has a table for each row.
+/// A line of 64 bytes has 16 bytes for each of four rows: the codes of 32 columns, those of the first 16 in the low halves. A line of
+/// tables has a table for each of four rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TablePanels {
     rows: usize,
@@ -38,7 +53,7 @@ pub struct TablePanels {
     row_scales: Vec<f32>,
 }
 
-/// QQQ's table of a group scale: `round((code - 8) * scale)`, ties to even, kept within -127..=127.
+/// Returns QQQ's look-up table of a group scale: entry `code` is `round((code - 8) * scale)`, ties to even, limited to -127..=127.
 #[must_use]
 pub fn rounded_table(scale: f16) -> [i8; 16] {
     let scale = f16_value(scale.to_bits());
@@ -47,10 +62,10 @@ pub fn rounded_table(scale: f16) -> [i8; 16] {
 }
 
 impl TablePanels {
-    /// Repacks codes, one row after the other, each packed as by [`bits::pack`] with 4 bits; `table(row, group)` gives
-    /// the weights of a group's 16 codes. Fails with `Fault::Length` when there are too few codes or not one scale for
-    /// each row, with `Fault::Range` when there are more than 131 072 columns or a group has none, and with
-    /// `Fault::Overflow` when no slice has so many codes.
+    /// Repacks a matrix `[rows, cols]` of 4-bit codes, whose rows are packed as by [`bits::pack`]. `group` is the number of columns of a
+    /// group; `table(row, group)` returns the weights of its 16 codes. Fails with `Fault::Length` if there are too few codes or not one
+    /// scale for each row, with `Fault::Range` if there are more than 131 072 columns or a group has none, and with `Fault::Overflow` if
+    /// the size does not fit in `usize`.
     pub fn new(
         isa: Isa,
         packed: &[u8],
@@ -89,30 +104,30 @@ impl TablePanels {
         Ok(Self { rows, padding, lines, tables, row_scales: row_scales.to_vec() })
     }
 
-    /// Rows.
+    /// Returns the number of weight rows.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
-    /// How the columns of activations must be laid out for a product.
+    /// Returns how the columns of activations must be laid out for a product with this matrix.
     #[must_use]
     pub fn padding(&self) -> Padding {
         self.padding
     }
-    /// Bytes in memory.
+    /// Returns the bytes of memory that codes, tables and scales take.
     #[must_use]
     pub fn bytes(&self) -> usize {
         (self.lines.len() + self.tables.len()) * 64 + self.row_scales.len() * 4
     }
-    /// The line of four rows in a block.
+    /// Returns the line of codes of four rows in a block.
     pub(crate) fn line(&self, quartet: usize, block: usize) -> &Line {
         &self.lines[quartet * (self.padding.width() / COLS) + block]
     }
-    /// The tables of four rows in a group.
+    /// Returns the tables of four rows in a group.
     pub(crate) fn table(&self, quartet: usize, group: usize) -> &Line {
         &self.tables[quartet * self.padding.groups() + group]
     }
-    /// Blocks of each group.
+    /// Returns the blocks of each group.
     pub(crate) fn groups(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         let mut first = 0;
         (0..self.padding.groups()).map(move |g| {
@@ -123,9 +138,9 @@ impl TablePanels {
     }
 }
 
-/// `y[t, r] = Σ_k x[t, k] * w[r, k]` for `y = [tokens, rows]`, or that added to `y`. Fails with `Fault::Length` or
-/// `Fault::Overflow`, with `y` unchanged, when the activations have other columns than [`TablePanels::padding`] says,
-/// or `y` has less room.
+/// Computes `y[t, r] = Σ_k x[t, k] * w[r, k]`, or adds it to `y`, for `y` `[tokens, rows]`. With `parallel` spans of rows run in the
+/// current rayon pool. Fails with `Fault::Length` or `Fault::Overflow` if the columns of the activations are not laid out as
+/// [`TablePanels::padding`] says or `y` has too little room; `y` is unchanged then.
 pub fn product(
     isa: Isa,
     x: &Activations,
@@ -141,8 +156,7 @@ pub fn product(
     run_tasks(vec![(&Product { isa, x, w }, write, y)], parallel)
 }
 
-/// A product of activations with a matrix of table weights, for [`run_tasks`]. Such products read activations as they
-/// are.
+/// A product of activations with a matrix of table weights, as a task for [`run_tasks`]. Activations need no packing for it.
 #[derive(Clone, Debug)]
 pub struct Task<'w> {
     isa: Isa,
@@ -151,7 +165,7 @@ pub struct Task<'w> {
 }
 
 impl<'w> Task<'w> {
-    /// The product of `x` with `w`. Fails with `Fault::Length` when the activations have other columns than
+    /// Returns the product of `x` with `w`. Fails with `Fault::Length` if the columns of the activations are not laid out as
     /// [`TablePanels::padding`] says.
     pub fn new(isa: Isa, x: Arc<Activations>, w: &'w TablePanels) -> Result<Self, Fault> {
         w.padding.check(x.padding())?;
@@ -173,15 +187,15 @@ impl GemmTask for Task<'_> {
     fn granularity(&self) -> usize {
         self.product().granularity()
     }
-    fn run_bytes(&self) -> usize {
-        self.product().run_bytes()
+    fn granule_bytes(&self) -> usize {
+        self.product().granule_bytes()
     }
     fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>) {
         self.product().run(rows, write, tile);
     }
 }
 
-/// A product whose activations fit its weights.
+/// A product whose activations have the layout of its weights.
 struct Product<'a> {
     isa: Isa,
     x: &'a Activations,
@@ -198,7 +212,7 @@ impl GemmTask for Product<'_> {
     fn granularity(&self) -> usize {
         LANES
     }
-    fn run_bytes(&self) -> usize {
+    fn granule_bytes(&self) -> usize {
         LANES / ROWS * (self.w.padding.width() / COLS) * 64
     }
     fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>) {
@@ -209,7 +223,7 @@ impl GemmTask for Product<'_> {
         for panel in rows.start / LANES..rows.end.div_ceil(LANES) {
             let mut token = 0;
             while token < tokens {
-                // As many planes at once as there are registers for sums.
+                // As many planes at once as there are registers for their sums.
                 let (step, values) = match (tokens - token) * planes {
                     12.. if isa.multiplies_quads() => (12, values::<12>(isa, x, w, panel, token)),
                     3.. => (3, values::<3>(isa, x, w, panel, token)),
@@ -225,7 +239,7 @@ impl GemmTask for Product<'_> {
     }
 }
 
-/// Values of 16 rows for as many tokens as have `V` planes together.
+/// Returns the products of 16 rows with as many tokens as have `V` planes together.
 fn values<const V: usize>(
     isa: Isa,
     x: &Activations,
@@ -250,7 +264,7 @@ fn values<const V: usize>(
     values
 }
 
-/// Sums of four rows with each plane, whose codes have these sums.
+/// Returns the integer sums of four rows with each plane; `totals` are the sums of the planes' codes.
 fn sums<const V: usize>(
     isa: Isa,
     w: &TablePanels,
@@ -350,8 +364,8 @@ mod tests {
                     *v = (table(r, k / group)[usize::from(*v)] as u8) ^ 128;
                 }
             }
-            let fit = |_: usize, _: usize| (1, 128);
-            let wide = super::super::Panels::dual(Isa::detect(), &bytes, 8, [rows, cols], group, fit, &scales).unwrap();
+            let grid = |_: usize, _: usize| (1, 128);
+            let wide = super::super::Panels::dual(Isa::detect(), &bytes, 8, [rows, cols], group, grid, &scales).unwrap();
             let stride = rows + 2;
             let mut want = vec![0.5f32; tokens * stride];
             // Other padding: the same values again.

@@ -21,10 +21,10 @@ fn case(bits: u32, [rows, cols]: [usize; 2], group: usize, code: impl Fn(usize) 
             out
         })
         .collect();
-    let fit = |r: usize, g: usize| (0.01 + 0.003 * ((r * 7 + g * 3) % 11) as f32, ((r * 5 + g) as u8) & max);
-    let panels = Panels::new(Isa::detect(), &packed, bits, [rows, cols], group, fit).unwrap();
+    let grid = |r: usize, g: usize| (0.01 + 0.003 * ((r * 7 + g * 3) % 11) as f32, ((r * 5 + g) as u8) & max);
+    let panels = Panels::new(Isa::detect(), &packed, bits, [rows, cols], group, grid).unwrap();
     let weights = (0..rows * cols).map(|i| {
-        let (scale, zero) = fit(i / cols, i % cols / group);
+        let (scale, zero) = grid(i / cols, i % cols / group);
         f64::from(scale) * (f64::from(codes[i]) - f64::from(zero))
     });
     Case { weights: weights.collect(), panels, codes }
@@ -40,15 +40,15 @@ fn dual_case(bits: u32, [rows, cols]: [usize; 2], group: usize, same: bool, code
         .zip(packed.chunks_mut(width.max(1)))
         .for_each(|(c, p)| bits::pack(Isa::detect(), c, bits, p));
     let max = ((1u32 << bits) - 1) as u8;
-    let fit = |r: usize, g: usize| {
+    let grid = |r: usize, g: usize| {
         let zero = if same { max / 2 + 1 } else { (r * 5 + g) as u8 & max };
         let largest = zero.max(max - zero).max(1);
         (if largest > 127 { 0 } else { 1 + (r + g) as u8 % (127 / largest) }, zero)
     };
     let scales: Vec<f32> = (0..rows).map(|r| 0.01 + 0.002 * (r % 13) as f32).collect();
-    let panels = Panels::dual(Isa::detect(), &packed, bits, [rows, cols], group, fit, &scales).unwrap();
+    let panels = Panels::dual(Isa::detect(), &packed, bits, [rows, cols], group, grid, &scales).unwrap();
     let weights = (0..rows * cols).map(|i| {
-        let (scale, zero) = fit(i / cols, i % cols / group);
+        let (scale, zero) = grid(i / cols, i % cols / group);
         f64::from(scales[i / cols]) * f64::from(scale) * (f64::from(codes[i]) - f64::from(zero))
     });
     Case { weights: weights.collect(), panels, codes }
@@ -314,7 +314,7 @@ fn a_task_refuses_the_tile_of_another() {
         fn granularity(&self) -> usize {
             4
         }
-        fn run_bytes(&self) -> usize {
+        fn granule_bytes(&self) -> usize {
             1
         }
         fn run(&self, _: Range<usize>, write: Write, tile: &mut Tile<'_>) {

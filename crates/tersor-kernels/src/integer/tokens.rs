@@ -1,19 +1,19 @@
-//! Activations in the order in which the micro-kernels read them.
+//! [`Tokens`]: activations in the order in which the micro-kernels read them.
 
 use std::sync::Arc;
 
 use super::{Activations, Padding, Panels};
 use crate::{Fault, Isa};
 
-/// How the product of a matrix reads tokens, from [`Panels::token_layout`]. Matrices with equal layouts can share
-/// packed [`Tokens`], for which this is the key.
+/// How the product of a matrix reads tokens, from [`Panels::token_layout`]. Matrices with equal layouts can share packed [`Tokens`]; the
+/// layout is the key to share them under.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct TokenLayout {
     isa: Isa,
     padding: Padding,
-    /// Whether codes are kept in 16 bits as well: bytes of 8-bit weights are multiplied in pairs of 16 bits there.
+    /// Whether codes are stored in 16 bits as well: 8-bit weights are multiplied as pairs of 16-bit numbers then.
     pairs: bool,
-    /// The zero point of the weights, where all rows and groups have the same.
+    /// The zero point of the weights, if all rows and groups have the same.
     zero: Option<u8>,
 }
 
@@ -23,15 +23,15 @@ impl TokenLayout {
         Self { isa, padding: w.padding(), pairs, zero: w.same_zero() }
     }
 
-    /// `Fault::Range` unless the other layout is for the same zero point; 256 stands for none that all groups have.
+    /// Fails with `Fault::Range` unless the two layouts have the same zero point; 256 stands for zero points that differ between groups.
     pub(super) fn check_zero(&self, other: Self) -> Result<(), Fault> {
         let [limit, found] = [self.zero, other.zero].map(|z| z.map_or(256, usize::from));
         let what = "zero point of the layout of tokens";
         if limit == found { Ok(()) } else { Err(Fault::Range { what, limit, found }) }
     }
 
-    /// A number that stands for the layout where packed tokens are kept. Layouts of fewer than 2^40 columns with blocks
-    /// of fewer than 4096 have different ones.
+    /// Returns a number that identifies the layout, for caches of packed tokens. Layouts of fewer than 2^40 columns with blocks of fewer
+    /// than 4096 columns have different numbers.
     #[must_use]
     pub fn key(&self) -> u128 {
         let Padding { cols, group, block } = self.padding;
@@ -41,43 +41,43 @@ impl TokenLayout {
         fields.iter().fold(u128::from(self.isa.number()), |key, (value, bits)| key << bits ^ value)
     }
 
-    /// The instruction set of the products.
+    /// Returns the instruction-set level of the products.
     #[must_use]
     pub fn isa(&self) -> Isa {
         self.isa
     }
 
-    /// How the columns of activations are laid out.
+    /// Returns how the columns of activations are laid out.
     #[must_use]
     pub fn padding(&self) -> Padding {
         self.padding
     }
 }
 
-/// Tokens that a micro-kernel takes at once.
+/// Tokens that a micro-kernel processes at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TokenBlock {
     pub first: usize,
     pub tokens: usize,
 }
 
-/// What packing adds to activations.
+/// The packed form of activations, without the activations themselves.
 #[derive(Clone, Debug)]
 pub(super) struct Packed {
     layout: TokenLayout,
     blocks: Vec<TokenBlock>,
-    /// Block after block, `[quad, token, plane]` of four codes each; empty where that is the order of the activations:
-    /// of one plane of one token.
+    /// The codes of block after block, `[quad, token, plane]`, four columns a quad. Empty if the activations have this order already: one
+    /// plane of one token.
     quads: Vec<[i8; 4]>,
-    /// The same in 16 bits, columns 0, 2, 1, 3; empty unless the layout has pairs.
+    /// The same codes in 16 bits, in column order 0, 2, 1, 3; empty unless the layout has pairs.
     pairs: Vec<[i16; 4]>,
-    /// What the sums of a group begin with, `[token, plane, group]`: the negative sum of its codes, times the zero
-    /// point where all groups have the same.
+    /// The initial values of the sums of a group, `[token, plane, group]`: the negative sum of its codes, times the zero point if all
+    /// groups have the same.
     offsets: Vec<i32>,
 }
 
 impl Packed {
-    /// Fails with `Fault::Length` when the columns of the activations have another layout.
+    /// Packs activations. Fails with `Fault::Length` if their columns have another layout.
     pub(super) fn new(x: &Activations, layout: TokenLayout) -> Result<Self, Fault> {
         layout.padding.check(x.padding())?;
         let zero = layout.zero.map_or(1, i32::from);
@@ -107,7 +107,7 @@ impl Packed {
         Ok(Self { layout, blocks, quads, pairs, offsets })
     }
 
-    /// Of the activations that this was made from.
+    /// Returns the view of the micro-kernels on `x`, the activations that this was packed from.
     pub(super) fn view<'a>(&'a self, x: &'a Activations) -> TokenView<'a> {
         let Self { layout, blocks, quads, pairs, offsets } = self;
         let quads = if quads.is_empty() { x.codes().as_chunks::<4>().0 } else { quads };
@@ -115,7 +115,7 @@ impl Packed {
     }
 }
 
-/// Activations, packed once for all products that read them in the same way.
+/// Activations with their packed form, packed once for all products that read them in the same way.
 #[derive(Clone, Debug)]
 pub struct Tokens {
     x: Arc<Activations>,
@@ -123,19 +123,19 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Packs activations for the products of a matrix with this [`Panels::token_layout`]. Fails with `Fault::Length`
-    /// when the columns of the activations are laid out otherwise than those of the matrix.
+    /// Packs activations for the products of matrices with this [`Panels::token_layout`]. Fails with `Fault::Length` if the columns of the
+    /// activations are not laid out as those of the matrix.
     pub fn pack(x: Arc<Activations>, layout: TokenLayout) -> Result<Self, Fault> {
         Ok(Self { packed: Packed::new(&x, layout)?, x })
     }
 
-    /// The layout that they are packed in.
+    /// Returns the layout that the tokens are packed in.
     #[must_use]
     pub fn layout(&self) -> TokenLayout {
         self.packed.layout
     }
 
-    /// The activations.
+    /// Returns the activations that were packed.
     #[must_use]
     pub fn activations(&self) -> &Arc<Activations> {
         &self.x
@@ -146,7 +146,7 @@ impl Tokens {
     }
 }
 
-/// Packed tokens, as the micro-kernels take them.
+/// Packed tokens as the micro-kernels read them.
 #[derive(Clone, Copy)]
 pub(crate) struct TokenView<'a> {
     pub x: &'a Activations,
@@ -154,31 +154,31 @@ pub(crate) struct TokenView<'a> {
     pub blocks: &'a [TokenBlock],
     quads: &'a [[i8; 4]],
     pairs: &'a [[i16; 4]],
-    /// Quads of a token's plane.
+    /// Quads of one plane of a token.
     each: usize,
     offsets: &'a [i32],
 }
 
 impl TokenView<'_> {
-    /// Where a block's codes begin.
+    /// Returns the index of a block's first quad.
     fn start(&self, block: TokenBlock) -> usize {
         block.first * self.x.planes() * self.each
     }
 
-    /// Codes of a block, `[quad, token, plane]`.
+    /// Returns the codes of a block, `[quad, token, plane]`.
     pub fn quads(&self, block: TokenBlock) -> &[[i8; 4]] {
         let n = block.tokens * self.x.planes() * self.each;
         &self.quads[self.start(block)..][..n]
     }
 
-    /// Codes of a block in 16 bits, `[quad, token, plane]`.
+    /// Returns the codes of a block in 16 bits, `[quad, token, plane]`.
     #[cfg(target_arch = "x86_64")]
     pub fn pairs(&self, block: TokenBlock) -> &[[i16; 4]] {
         let n = block.tokens * self.x.planes() * self.each;
         &self.pairs[self.start(block)..][..n]
     }
 
-    /// Offsets of a block, `[token, plane, group]`.
+    /// Returns the offsets of a block, `[token, plane, group]`.
     pub fn offsets(&self, block: TokenBlock) -> &[i32] {
         let each = self.x.planes() * self.x.padding().groups();
         &self.offsets[block.first * each..][..block.tokens * each]

@@ -1,16 +1,22 @@
-//! Work cut by index, on the threads of the current rayon pool or on the calling one.
+//! Parallel work that is cut by index, on the threads of the current rayon pool or on the calling one.
 //!
-//! [`map`] and [`pairs`] give work to the pool and wait for it. Where many small pieces follow each other, as in a
-//! network that makes one token, waking a thread takes longer than the work: inside of a [`region`] the other threads
-//! stay awake between pieces.
+//! [`map`] and [`pairs`] give work to the pool and wait for it. Where many small pieces follow each other, as in a network that generates
+//! one token, waking a thread takes longer than the work: inside of a [`region`] the other threads stay awake between pieces.
+//!
+//! ```
+//! use tersor_kernels::par;
+//! let squares = par::map(4, true, || (), |i, ()| i * i);
+//! assert_eq!(squares, [0, 1, 4, 9]);
+//! let sums = par::region(true, || par::map(2, true, || (), |i, ()| squares[2 * i] + squares[2 * i + 1]));
+//! assert_eq!(sums, [1, 13]);
+//! ```
 
 #[cfg(feature = "rayon")]
 mod team;
 
-/// Returns `f(i, scratch)` for `0..count`, results in order. With `parallel` (and the feature `rayon`) the items run on
-/// all threads of the region or the pool, each thread with a scratch of its own; which thread has which item must not
-/// show in `f`. Inside of an item of a [`region`], the calling thread does all the work. A panic of an item is passed
-/// on to the caller.
+/// Returns `f(i, scratch)` for every `i` in `0..count`, results in order. With `parallel` (and the feature `rayon`) items run on all
+/// threads of the region or the pool, each thread with its own value of `scratch()`; results of `f` must not depend on which thread has
+/// which item. Inside of an item of a [`region`], the calling thread does all the work. A panic of an item is passed on to the caller.
 pub fn map<S, R: Send>(
     count: usize,
     parallel: bool,
@@ -30,13 +36,13 @@ pub fn map<S, R: Send>(
     (0..count).map(|i| f(i, &mut scratch)).collect()
 }
 
-/// A slice whose parts go to different threads.
+/// A slice whose parts are written by different threads: its address, its length and the length of a part.
 struct Parts<T>(*mut T, usize, usize);
-// SAFETY: parts are disjoint, and each is asked for once (see `pairs`).
+// SAFETY: parts are disjoint, and each is taken once (see `pairs`).
 unsafe impl<T: Send> Sync for Parts<T> {}
 
 impl<T> Parts<T> {
-    /// Part `index` of as many elements as parts have.
+    /// Returns part `index`; the last part may be shorter.
     ///
     /// # Safety
     /// No other part of the same index is alive, and the slice is borrowed for as long.
@@ -49,8 +55,8 @@ impl<T> Parts<T> {
     }
 }
 
-/// `f(i, a_i, b_i)` for the parts of two slices, `a` cut into parts of `na` elements and `b` of `nb`; results in order.
-/// Ends with the one that has fewer parts.
+/// Returns `f(i, a_i, b_i)` for every pair of parts of two slices, `a` cut into parts of `na` elements and `b` into parts of `nb` elements
+/// (0 counts as 1); results in order. Ends with the slice that has fewer parts. `parallel` and panics as for [`map`].
 pub fn pairs<A: Send, B: Send, R: Send>(
     a: &mut [A],
     na: usize,
@@ -67,17 +73,16 @@ pub fn pairs<A: Send, B: Send, R: Send>(
     map(count, parallel, || (), |i, ()| unsafe { f(i, a.get(i), b.get(i)) })
 }
 
-/// Runs `f` while the other threads of the pool wait for work without sleeping, and returns what `f` returns: for many
-/// calls of [`map`] and [`pairs`] by the calling thread, one after the other, for a time that is short on the whole.
+/// Runs `f` on the calling thread while the other threads of the pool wait for work without sleeping, and returns its result. Meant for
+/// many calls of [`map`] and [`pairs`] in close succession.
 ///
-/// One region is active in the process at a time. `f` just runs, and its work forks as it does elsewhere, without
-/// `parallel`, without a second thread, inside of another region, or while another thread has a region. A `map` inside
-/// of an item of another `map` runs on the thread that has the item.
+/// One region is active in a process at a time. Without `parallel`, on a pool of one thread, inside of another region, or while another
+/// thread has a region, `f` runs without one, and its work is shared as it is elsewhere. A `map` inside of an item of another `map` runs on
+/// the thread of that item.
 ///
 /// Inside of a region:
-/// - do not wait for files, sockets or other threads: all threads of the pool consume processor time until the region
-///   ends. Nothing hangs,
-///   because threads that have found no work for a while run other jobs of the pool;
+/// - do not wait for files, sockets or other threads: all threads of the pool consume processor time until the region ends. Nothing
+///   deadlocks, because threads that have found no work for a while run other jobs of the pool;
 /// - do not hold a lock that a job of the pool takes: the calling thread may run such a job while it waits for an item.
 pub fn region<R>(parallel: bool, f: impl FnOnce() -> R) -> R {
     #[cfg(feature = "rayon")]
@@ -88,14 +93,14 @@ pub fn region<R>(parallel: bool, f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Runs `f` on the calling thread alone: each [`map`], [`pairs`] and [`region`] in it stays on this thread.
+/// Runs `f` on the calling thread alone, and returns its result: [`map`], [`pairs`] and [`region`] inside of it use no other thread.
 pub fn serial<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(feature = "rayon")]
     let _role = team::alone();
     f()
 }
 
-/// Returns the number of threads that share work.
+/// Returns the number of threads of the current pool; 1 without the feature `rayon`.
 #[must_use]
 pub fn threads() -> usize {
     #[cfg(feature = "rayon")]
@@ -104,15 +109,15 @@ pub fn threads() -> usize {
     1
 }
 
-/// Returns whether `work` is enough to be shared, where `asleep` is enough if threads must be woken: a sixteenth of it
-/// is enough inside of a [`region`].
+/// Returns whether an amount of `work` is large enough to be shared between threads: at least `threshold`, in the same unit. Inside of a
+/// [`region`], whose threads need not be woken, a sixteenth of `threshold` suffices.
 #[must_use]
-pub fn worth(work: usize, asleep: usize) -> bool {
+pub fn worth(work: usize, threshold: usize) -> bool {
     #[cfg(feature = "rayon")]
     if team::leads() {
-        return work >= asleep / 16;
+        return work >= threshold / 16;
     }
-    work >= asleep
+    work >= threshold
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A region's team: the thread that leads it, and the threads of the pool that help.
+//! The team of a region: the thread that leads it, and the threads of the pool that help.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -7,27 +7,27 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// What a thread does in a region.
+/// The role of a thread in a region.
 #[derive(Clone, Copy)]
 enum Role {
-    /// It has no part in one, or waits for work.
+    /// No part in a region, or waiting for work.
     None,
-    /// It leads this team, and no job is posted.
+    /// Leader of this team, with no job posted.
     Leader(*const Team),
-    /// It works on items of a job, or waits for the others to finish theirs.
+    /// At work on an item of a job, or waiting for other threads to finish theirs.
     Item,
 }
 
 thread_local! {
     static ROLE: Cell<Role> = const { Cell::new(Role::None) };
-    /// The team that this thread leads or helps: it must not become a helper of the same team once more.
+    /// The team that this thread leads or helps: it must not become a helper of the same team a second time.
     static MEMBER: Cell<*const Team> = const { Cell::new(std::ptr::null()) };
 }
 
 /// Whether a region is active in this process.
 static ACTIVE: AtomicBool = AtomicBool::new(false);
 
-/// Rounds of waiting before a thread turns to other jobs of the pool, or offers the processor to other threads.
+/// Rounds of waiting before a thread runs other jobs of the pool, or yields the processor.
 const PATIENCE: u32 = 1 << 12;
 
 /// A leader, who posts one job after the other, and helpers, who take items of it.
@@ -36,22 +36,22 @@ struct Team {
     job: UnsafeCell<Option<Job>>,
     /// Whether items may be taken.
     open: AtomicBool,
-    /// Helpers that look at the job.
+    /// Number of helpers that may be reading the job.
     inside: AtomicUsize,
-    /// The next item.
+    /// Index of the next item.
     next: AtomicUsize,
     /// Whether the region has ended.
     over: AtomicBool,
-    /// Helpers that found themselves on a thread of the team, and must be called again.
+    /// Number of helpers that started on a thread of this team and must be spawned again.
     missing: AtomicUsize,
-    /// What the first panic of a helper carried, and whether there is one.
+    /// The payload of the first panic of a helper; `panicked` says whether there is one.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     panicked: AtomicBool,
-    /// The team itself, for helpers to keep.
+    /// The team itself; helpers keep a strong reference.
     this: Weak<Team>,
 }
 
-/// What a job is: a function that takes items until there are none, and tells whether it took any.
+/// A function that takes items until there are none, and returns whether it took any.
 #[derive(Clone, Copy)]
 struct Job {
     data: *const (),
@@ -77,22 +77,22 @@ fn set<T: Copy>(key: &'static std::thread::LocalKey<Cell<T>>, value: T) -> impl 
     OnDrop(move || key.set(before))
 }
 
-/// Whether this thread leads a region, and no job is posted.
+/// Returns whether this thread leads a region and has no job posted.
 pub(super) fn leads() -> bool {
     matches!(ROLE.get(), Role::Leader(_))
 }
 
-/// Whether this thread works on an item of a region: what it starts then is its own work.
+/// Returns whether this thread works on an item of a region; work that it starts then stays on this thread.
 pub(super) fn in_item() -> bool {
     matches!(ROLE.get(), Role::Item)
 }
 
-/// Makes this thread one that shares nothing until the result is dropped.
+/// Keeps all work of this thread on this thread until the result is dropped.
 pub(super) fn alone() -> impl Drop {
     set(&ROLE, Role::Item)
 }
 
-/// Results of `f(i, scratch)` for `0..count` from the team that this thread leads. None if it leads none.
+/// Returns `f(i, scratch)` for `0..count`, computed by the team that this thread leads; None if it leads none.
 pub(super) fn share<S, R: Send>(
     count: usize,
     scratch: &(impl Fn() -> S + Sync),
@@ -105,7 +105,7 @@ pub(super) fn share<S, R: Send>(
     Some(unsafe { &*team }.map(count, scratch, f))
 }
 
-/// Runs `f` as the leader of this many helpers, or just runs it where a region is active.
+/// Runs `f` as the leader of `helpers` helpers, or alone if another region is active.
 pub(super) fn lead<R>(helpers: usize, f: impl FnOnce() -> R) -> R {
     if ACTIVE.compare_exchange(false, true, SeqCst, SeqCst).is_err() {
         return f();
@@ -114,13 +114,13 @@ pub(super) fn lead<R>(helpers: usize, f: impl FnOnce() -> R) -> R {
     let team = Arc::new_cyclic(|this| Team::new(this.clone()));
     let _member = set(&MEMBER, Arc::as_ptr(&team));
     (0..helpers).for_each(|_| team.call_helper());
-    // Also when `f` panics: or the helpers would wait for ever.
+    // Also when `f` panics; otherwise the helpers would wait for ever.
     let _end = OnDrop(|| team.over.store(true, SeqCst));
     let _role = set(&ROLE, Role::Leader(Arc::as_ptr(&team)));
     f()
 }
 
-/// Waits a moment, the longer the more often it has been called.
+/// Waits a moment: spins at first, then runs other jobs of the pool or yields.
 fn pause(waited: &mut u32) {
     *waited = waited.saturating_add(1);
     if *waited < PATIENCE {
@@ -146,8 +146,7 @@ impl Team {
         }
     }
 
-    /// Asks the current pool for a helper. The leader does not wait for it: at the end of the region it may be busy
-    /// with another job.
+    /// Spawns a helper in the current pool. The leader does not wait for it: at the end of the region it may be busy with another job.
     fn call_helper(&self) {
         if let Some(team) = self.this.upgrade() {
             rayon::spawn(move || team.help());
@@ -172,7 +171,7 @@ impl Team {
             let leave = OnDrop(|| {
                 self.inside.fetch_sub(1, SeqCst);
             });
-            // Looked at again now that the leader sees somebody inside: as long as it is open, the job stays.
+            // Read again now that the leader sees a helper inside: an open job stays valid.
             if self.open.load(SeqCst) {
                 let _role = set(&ROLE, Role::Item);
                 // SAFETY: the leader writes only while nobody is inside of a closed job, and keeps what `data` points
@@ -196,7 +195,7 @@ impl Team {
         }
     }
 
-    /// Has `work` called by all, with a counter that gives out items. Passes the panic of a helper on.
+    /// Has `work` called by the leader and all helpers, with a counter that numbers items. A panic of a helper is passed on.
     fn post<F: Fn(&AtomicUsize) -> bool + Sync>(&self, work: &F) {
         unsafe fn call<F: Fn(&AtomicUsize) -> bool>(data: *const (), next: &AtomicUsize) -> bool {
             // SAFETY: `data` is the `work` of `post`.
@@ -234,7 +233,7 @@ impl Team {
         f: &(impl Fn(usize, &mut S) -> R + Sync),
     ) -> Vec<R> {
         struct Slots<R>(*mut MaybeUninit<R>);
-        // SAFETY: each slot is written once, by whoever took its number.
+        // SAFETY: each slot is written once, by the thread that took its number.
         unsafe impl<R: Send> Sync for Slots<R> {}
         impl<R> Slots<R> {
             fn at(&self, index: usize) -> *mut MaybeUninit<R> {

@@ -15,10 +15,10 @@ use faer::{Conj, Mat, MatMut, MatRef, Par};
 
 use super::{NoConvergence, Singular, threads};
 
-/// Leaves the upper `R` of `A = RᵀR` in place of a symmetric `A`; the pivot that is not positive otherwise.
+/// Replaces a symmetric `A` by the upper `R` with `A = RᵀR`. Errors with the first pivot that is not positive.
 pub(crate) fn cholesky_upper(a: &mut [f64], n: usize) -> Result<(), usize> {
     let par = threads();
-    // The upper triangle by rows is the lower one by columns, which is what faer likes best.
+    // The upper triangle by rows is the lower one by columns, which is the fastest layout for faer.
     let l = MatMut::from_column_major_slice_mut(a, n, n);
     let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(n, par, Default::default()));
     let done = cholesky_in_place(l, Default::default(), par, MemStack::new(&mut memory), Default::default());
@@ -29,7 +29,7 @@ pub(crate) fn cholesky_upper(a: &mut [f64], n: usize) -> Result<(), usize> {
     Ok(())
 }
 
-/// `R⁻ᵀ` (lower) of an upper `R`.
+/// Returns `R⁻ᵀ` (lower) of an upper `R`.
 pub(crate) fn inverse_transposed(r: &[f64], n: usize) -> Vec<f64> {
     let mut out = vec![0f64; n * n];
     // By columns, `out` is the upper `R⁻¹`.
@@ -38,7 +38,7 @@ pub(crate) fn inverse_transposed(r: &[f64], n: usize) -> Vec<f64> {
     out
 }
 
-/// Eigenvalues of a symmetric matrix, ascending, and its eigenvectors as rows.
+/// Returns the eigenvalues of a symmetric matrix, ascending, and its eigenvectors as rows.
 pub(crate) fn eigen(a: &[f64], n: usize) -> Result<(Vec<f64>, Vec<f64>), NoConvergence> {
     let (mut values, mut vectors) = (vec![0f64; n], vec![0f64; n * n]);
     let compute = ComputeEigenvectors::Yes;
@@ -54,7 +54,7 @@ pub(crate) fn eigen(a: &[f64], n: usize) -> Result<(Vec<f64>, Vec<f64>), NoConve
     done.map(|()| (values, vectors)).map_err(|_| NoConvergence)
 }
 
-/// All singular values, and thin vectors.
+/// Returns all singular values and the thin singular vectors.
 pub(crate) fn svd(a: &[f64], [m, n]: [usize; 2]) -> Result<Singular, NoConvergence> {
     let k = m.min(n);
     let (mut u, mut s, mut v) = (vec![0f64; m * k], vec![0f64; k], vec![0f64; n * k]);
@@ -73,7 +73,7 @@ pub(crate) fn svd(a: &[f64], [m, n]: [usize; 2]) -> Result<Singular, NoConvergen
     done.map(|()| Singular { u, s, v }).map_err(|_| NoConvergence)
 }
 
-/// Thin `Q` by columns, and `R` by rows (`[k, n]`).
+/// Returns the thin `Q` by columns, and `R` by rows (`[k, n]`).
 pub(crate) fn qr(a: &[f64], [m, n]: [usize; 2]) -> Result<(Vec<f64>, Vec<f64>), NoConvergence> {
     let k = m.min(n);
     let mut a = MatRef::from_row_major_slice(a, m, n).to_owned();

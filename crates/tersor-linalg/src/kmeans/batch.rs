@@ -7,10 +7,9 @@ use tersor_kernels::cluster::{Centroids, Sums};
 use super::data::{Data, below, uniform};
 use super::{CheckedKMeans, Clustering};
 
-/// Iterates from these centroids, `[k, dims]`. The gradient steps of a batch at rates `1/v`, one point after the other,
-/// lead to the mean of all points that a centroid has got so far; that mean is what is computed. A centroid that no batch
-/// reaches stays where it was seeded. If a cluster of all points is empty in the end, it is repaired as Lloyd's iteration
-/// does it, once.
+/// Runs mini-batches from the centroids `seeds`, `[k, dims]`. The gradient steps of a batch at rates `1/v`, one point after the other, lead
+/// to the mean of all points that a centroid has received so far; that mean is computed. A centroid that receives no point stays at its
+/// seed. If a cluster of all points is empty in the end, it is repaired once, as in Lloyd's iteration.
 pub(super) fn fit(
     params: &CheckedKMeans,
     data: &Data,
@@ -42,7 +41,7 @@ pub(super) fn fit(
     let mut centroids = Centroids::new(&rows, dims);
     let mut sums = data.step(&centroids, &mut assignment);
     if sums.weights.contains(&0.0) {
-        // The means of other clusters lower the objective as well, but they are not asked for.
+        // Only empty clusters are repaired: other centroids stay at the means of their batches.
         let means = data.means(&sums, &centroids, &assignment);
         for (i, row) in rows.chunks_exact_mut(dims).enumerate().filter(|(i, _)| sums.weights[*i] == 0.0) {
             row.copy_from_slice(&means[i * dims..(i + 1) * dims]);
@@ -56,7 +55,7 @@ pub(super) fn fit(
 /// Draws points in proportion to their weights.
 struct Draw {
     n: usize,
-    /// Sums of the weights up to and with each point.
+    /// Cumulative sums of the weights.
     cumulated: Option<Vec<f64>>,
 }
 
@@ -71,7 +70,7 @@ impl Draw {
 
     fn point(&self, rng: &mut impl RngCore) -> usize {
         let Some(sums) = &self.cumulated else { return below(self.n, rng) };
-        // Below the last sum, unless rounding makes it that: then the last point of positive weight has it.
+        // `at` is below the last sum, unless rounding makes them equal: then the last point of positive weight is drawn.
         let all = sums.last().copied().unwrap_or_default();
         let at = uniform(rng) * all;
         sums.partition_point(|s| *s <= at).min(sums.partition_point(|s| *s < all))

@@ -5,13 +5,13 @@ use tersor_core::{Error, ParamError, Result};
 use tersor_kernels::cluster::{self, Centroids, Sums};
 use tersor_kernels::{Isa, par};
 
-/// Points of a block at least.
+/// Minimum number of points of a block.
 const BLOCK: usize = 8192;
-/// Blocks from which points are assigned and summed in one pass.
+/// Number of blocks from which points are assigned and summed in one pass.
 const FUSED: usize = 32;
-/// Points of a unit of work where they are assigned in a pass of their own.
+/// Points of a unit of work if assignment is a pass of its own.
 const FINE: usize = 256;
-/// Multiplications from which threads are worth waking.
+/// Multiplications from which work is shared between threads.
 const PARALLEL: usize = 1 << 20;
 
 /// Finite points `[n, dims]` with weights that are finite and not negative.
@@ -46,10 +46,10 @@ impl<'a> Data<'a> {
         Ok(data)
     }
 
-    /// Error unless `x`, rows of `dims` values, is finite and its squared distances fit f32.
+    /// Errors unless `x`, rows of `dims` values, is finite and its squared distances are within f32.
     pub fn check_values(&self, x: &[f32]) -> Result<()> {
         let parts = x.len().div_ceil(1 << 16);
-        let part = |i: usize, (): &mut ()| cluster::largest(self.isa, &x[i << 16..x.len().min((i + 1) << 16)]);
+        let part = |i: usize, (): &mut ()| cluster::max_abs(self.isa, &x[i << 16..x.len().min((i + 1) << 16)]);
         let peaks = par::map(parts, par::worth(x.len(), PARALLEL), || (), part);
         for (i, peak) in peaks.into_iter().enumerate() {
             let first = i << 16;
@@ -69,7 +69,7 @@ impl<'a> Data<'a> {
         Ok(())
     }
 
-    /// Error unless `k` points have a positive weight.
+    /// Errors unless `k` points have a positive weight.
     pub fn at_least(&self, k: usize) -> Result<()> {
         let found = self.weights.map_or(self.n, |w| w.iter().filter(|w| **w > 0.0).count());
         if found < k {
@@ -90,14 +90,14 @@ impl<'a> Data<'a> {
         self.weights.map_or(1.0, |w| w[i])
     }
 
-    /// Assigns all points and sums them by cluster, in blocks whose sums are added in order. A block has at least two points
-    /// for each centroid, so that the sums of all blocks take no more memory than the points, or twice that if there is one.
+    /// Assigns all points and sums them by cluster, in blocks whose sums are added in order. A block has at least two points for each
+    /// centroid, so that the sums of all blocks take no more memory than the points, or twice that if there is one block.
     pub fn step(&self, centroids: &Centroids, assignment: &mut [u32]) -> Sums {
         let (k, dims) = (centroids.count(), self.dims);
         let block = BLOCK.max(k.saturating_mul(2));
         let blocks = self.n.div_ceil(block);
         let parallel = par::worth(self.n.saturating_mul(dims).saturating_mul(k), PARALLEL);
-        // Few blocks would leave threads without work: then the costlier half is cut finer.
+        // With few blocks, threads would have no work: assignment, the costlier part, is then cut finer.
         let fused = blocks >= FUSED;
         if !fused {
             let mut units = vec![(); self.n.div_ceil(FINE)];
@@ -124,9 +124,8 @@ impl<'a> Data<'a> {
         all
     }
 
-    /// The means of clusters. A cluster without weight takes the point of the largest weighted squared distance to its
-    /// centroid in `old`, the lowest index of equal ones and each point once; where no such distance is above 0, it keeps
-    /// its centroid.
+    /// Returns the means of clusters. A cluster without weight gets the point of the largest weighted squared distance to its centroid in
+    /// `old`, the lowest index of equal ones and each point once; if no such distance is above 0, it keeps its centroid.
     pub fn means(&self, sums: &Sums, old: &Centroids, assignment: &[u32]) -> Vec<f32> {
         let (dims, mut rows) = (self.dims, old.rows().to_vec());
         let mut empty = Vec::new();
@@ -147,8 +146,8 @@ impl<'a> Data<'a> {
         rows
     }
 
-    /// At most `count` points at a weighted squared distance above 0 from their centroids, the farthest first, the lower
-    /// index first of equal ones.
+    /// Returns at most `count` points with a weighted squared distance above 0 from their centroids, the farthest first, the lower index
+    /// first of equal ones.
     fn farthest(&self, centroids: &Centroids, assignment: &[u32], count: usize) -> Vec<usize> {
         let (dims, rows) = (self.dims, centroids.rows());
         let parallel = par::worth(self.n * dims, PARALLEL);
@@ -174,7 +173,7 @@ impl<'a> Data<'a> {
     }
 }
 
-/// Keeps the `count` largest costs, in order.
+/// Keeps the `count` largest costs, in descending order.
 fn first(costs: &mut Vec<(f64, usize)>, count: usize) {
     let order = |a: &(f64, usize), b: &(f64, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
     if count < costs.len() {
@@ -184,12 +183,12 @@ fn first(costs: &mut Vec<(f64, usize)>, count: usize) {
     costs.sort_unstable_by(order);
 }
 
-/// A uniform number from 0 to below 1.
+/// Returns a uniform number in `0..1`.
 pub(super) fn uniform(rng: &mut impl RngCore) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// A uniform integer below `n`, which is not 0.
+/// Returns a uniform integer below `n`, which must not be 0.
 pub(super) fn below(n: usize, rng: &mut impl RngCore) -> usize {
     ((u128::from(rng.next_u64()) * n as u128) >> 64) as usize
 }

@@ -6,7 +6,7 @@ use tersor_kernels::cluster::Centroids;
 use super::data::Data;
 use super::{CheckedKMeans, Clustering};
 
-/// Iterates from these centroids, `[k, dims]`.
+/// Iterates from the centroids `seeds`, `[k, dims]`.
 pub(super) fn fit(params: &CheckedKMeans, data: &Data, seeds: Vec<f32>, cx: &Context) -> Result<Clustering> {
     let mut centroids = Centroids::new(&seeds, data.dims);
     let mut assignment = vec![0u32; data.n];

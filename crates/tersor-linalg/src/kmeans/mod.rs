@@ -1,14 +1,13 @@
 //! K-means clustering of f32 points: Lloyd's iteration (Lloyd 1982) and mini-batches (Sculley 2010), with weights.
 //!
-//! Points are `[n, dims]`, row-major. The objective is the weighted sum of the squared distances from points to their
-//! centroids, in the square of the unit of the points. The same bytes come out of any number of threads and any
-//! instruction set.
+//! Points are `[n, dims]`, row-major. The objective is the weighted sum of the squared distances from points to their centroids. Any number
+//! of threads and any instruction set give the same bytes.
 //!
-//! A point is assigned to the centroid with the smallest `‖c‖² − 2 x·c`, computed in f32 ([`tersor_kernels::cluster`]
-//! states the order of operations); of equal values the lowest index wins. This is a nearest centroid up to the rounding
-//! of the formula, whose error is relative to `‖c‖² + 2 ‖x‖ ‖c‖` and not to the distance: points whose mean is far from
-//! the origin in comparison with their spread should be centred first. Distances themselves are sums of squared
-//! differences in f32: points whose squared distances are below its range of about 1e-38 count as equal.
+//! A point is assigned to the centroid with the smallest `‖c‖² − 2 x·c`, computed in f32 ([`tersor_kernels::cluster`] states the order of
+//! operations); of equal values the lowest index wins. This is the nearest centroid up to the rounding error of the formula, which is
+//! relative to `‖c‖² + 2 ‖x‖ ‖c‖` and not to the distance: points whose mean is far from the origin in comparison with their standard
+//! deviation should be centred first. Distances are sums of squared differences in f32: points whose squared distance is below about 1e-38
+//! count as equal.
 //!
 //! ```
 //! # fn main() -> tersor_core::Result<()> {
@@ -36,7 +35,7 @@ use tersor_kernels::cluster::Centroids;
 
 use data::Data;
 
-/// Points in clusters.
+/// The result of k-means: centroids, the assignment of points to them, and the objective.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Clustering {
     centroids: Vec<f32>,
@@ -45,50 +44,49 @@ pub struct Clustering {
 }
 
 impl Clustering {
-    /// The centroids, `[k, dims]`.
+    /// Returns the centroids, `[k, dims]` row-major.
     pub fn centroids(&self) -> &[f32] {
         &self.centroids
     }
 
-    /// For each point the index of the centroid that it is assigned to: what [`assign`] says of these centroids.
+    /// Returns the index of the centroid that each point is assigned to, as [`assign`] computes it for these centroids.
     pub fn assignment(&self) -> &[u32] {
         &self.assignment
     }
 
-    /// The weighted sum of the squared distances from points to their centroids.
+    /// Returns the final objective: the weighted sum of the squared distances from points to their centroids.
     pub fn objective(&self) -> f64 {
         self.objectives.last().copied().unwrap_or_default()
     }
 
-    /// The objective after the seeding and after each Lloyd iteration; of mini-batches the last one alone.
+    /// Returns the objective after the seeding and after each Lloyd iteration; for mini-batches only the final one.
     pub fn objectives(&self) -> &[f64] {
         &self.objectives
     }
 
-    /// Lloyd iterations that ran; 0 of mini-batches, which run as many as were asked for.
+    /// Returns the number of Lloyd iterations that ran; 0 for mini-batches, which run exactly as many as [`KMeans::iterations`] says.
     pub fn iterations(&self) -> usize {
         self.objectives.len().saturating_sub(1)
     }
 
-    /// Centroids and assignment, without a copy.
+    /// Returns centroids and assignment without a copy.
     pub fn into_parts(self) -> (Vec<f32>, Vec<u32>) {
         (self.centroids, self.assignment)
     }
 }
 
 impl CheckedKMeans {
-    /// Clusters points `[n, dims]`, each of which counts as often as `weights` says, or once.
+    /// Clusters `points` of the shape `[n, dims]`, row-major. `weights` has one weight for each point; None means 1 for each.
     ///
-    /// Runs in the pool of the context. Random choices come from the stream of the context that
-    /// [`KMeans::stream`] names, and cancellation is looked at once an iteration. Needs memory for the assignment and for
-    /// sums in f64, which take at most `8 n (dims + 1)` bytes.
+    /// Runs in the pool of the context. Random choices come from the stream of the context that [`KMeans::stream`] names; cancellation is
+    /// checked once an iteration. Needs memory for the assignment and for sums in f64, at most `8 n (dims + 1)` bytes.
     ///
-    /// Points that repeat are allowed: with fewer different points than `k`, the centroids that are too many repeat
-    /// others, their clusters are empty and the objective can reach 0.
+    /// Repeated points are allowed: if there are fewer different points than `k`, some centroids are equal, their clusters are empty, and
+    /// the objective can reach 0.
     ///
-    /// Error when lengths do not fit the shape, when `dims` is 0, when a point or a given centroid is not finite or so
-    /// large that squared distances overflow f32, when a weight is negative or not finite, when fewer than `k` points
-    /// have a positive weight, or when the context is cancelled.
+    /// Errors if a length does not match the shape, `dims` is 0, a point or a given centroid is not finite or so large that squared
+    /// distances overflow f32, a weight is negative or not finite, fewer than `k` points have a positive weight, or the context is
+    /// cancelled.
     pub fn fit(&self, points: &[f32], shape: [usize; 2], weights: Option<&[f32]>, cx: &Context) -> Result<Clustering> {
         cx.run(|| {
             let data = Data::new(cx.isa(), points, shape, weights)?;
@@ -108,16 +106,16 @@ impl CheckedKMeans {
                     best = Some(found);
                 }
             }
-            best.ok_or_else(|| Error::Numerical("k-means without a run".into()))
+            best.ok_or_else(|| Error::Numerical("k-means had no run".into()))
         })
     }
 }
 
-/// The nearest of `centroids` (`[k, dims]`) for each of `points` (`[n, dims]`) as the [module](self) defines it, and the
-/// sum of the squared distances to them. Runs in the pool of `exec`.
+/// Returns the index of the nearest centroid of each point, as the [module](self) defines it, and the sum of the squared distances to them.
+/// `centroids` is `[k, dims]`, `points` has the shape `[n, dims]`. Runs in the pool of `exec`.
 ///
-/// Error when there is no centroid, when lengths do not fit the shape, when `dims` is 0, or when a value is not finite
-/// or so large that squared distances overflow f32.
+/// Errors if there is no centroid, a length does not match the shape, `dims` is 0, or a value is not finite or so large that squared
+/// distances overflow f32.
 pub fn assign(centroids: &[f32], points: &[f32], shape: [usize; 2], exec: &Exec) -> Result<(Vec<u32>, f64)> {
     exec.run(|| nearest(centroids, points, shape, exec.isa()))
 }

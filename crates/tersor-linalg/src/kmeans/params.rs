@@ -2,20 +2,35 @@
 
 use tersor_core::{Check, ParamError};
 
-/// Where the first centroids come from.
+/// The choice of the initial centroids, a parameter of [`KMeans`].
 #[derive(Clone, PartialEq, Debug)]
 pub enum Seeding {
-    /// k-means++ (Arthur and Vassilvitskii 2007): each centroid is a point drawn with a probability in proportion to its
-    /// weight times its squared distance to the nearest one before. Of more than 65536 points (32 for each centroid, if
-    /// that is more) it sees a sample of so many, drawn by weight from as many strata of equal weight.
+    /// k-means++ (Arthur and Vassilvitskii 2007): each centroid is a point drawn with a probability proportional to its weight times its
+    /// squared distance to the nearest centroid so far. Of more than 65 536 points (or 32 for each centroid, if that is more) only a sample
+    /// of this size is considered, drawn by weight from as many strata of equal weight.
     PlusPlus,
     /// Different points of positive weight, all sets of them equally likely.
     Random,
-    /// These, `[k, dims]`.
+    /// Given centroids, `[k, dims]` row-major.
     Given(Vec<f32>),
 }
 
-/// Parameters of k-means, unchecked: at most 25 Lloyd iterations over all points, a tolerance of 1e-4, k-means++, one run.
+/// Unchecked parameters of k-means, by default at most 25 Lloyd iterations over all points, a tolerance of 1e-4, k-means++ seeding and one
+/// restart. `check` makes them [`CheckedKMeans`]; it errors if `k`, `mini_batch` or `restarts` is 0, `k` exceeds a u32, `tolerance` is not
+/// in `0..1`, or several restarts would be identical.
+///
+/// ```
+/// use tersor_core::{Check, Context};
+/// use tersor_linalg::kmeans::{KMeans, Seeding};
+/// # fn main() -> tersor_core::Result<()> {
+/// let params = KMeans::new(2).seeding(Seeding::Given(vec![0.0, 5.0])).iterations(10).check()?;
+/// // Three points of one dimension; the last one counts three times.
+/// let found = params.fit(&[0.0, 4.0, 8.0], [3, 1], Some(&[1.0, 1.0, 3.0]), &Context::new())?;
+/// assert_eq!((found.centroids(), found.assignment()), (&[0.0, 7.0][..], &[0, 1, 1][..]));
+/// assert!(KMeans::new(0).check().is_err());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Debug)]
 pub struct KMeans {
     k: usize,
@@ -28,7 +43,7 @@ pub struct KMeans {
 }
 
 impl KMeans {
-    /// The defaults, for `k` clusters.
+    /// Returns the default parameters for `k` clusters.
     pub fn new(k: usize) -> Self {
         Self {
             k,
@@ -41,42 +56,43 @@ impl KMeans {
         }
     }
 
-    /// Lloyd iterations at most, or mini-batches exactly. With 0 the points are assigned to the seeds.
+    /// Sets the maximum number of Lloyd iterations, or the exact number of mini-batches. With 0 points are assigned to the initial
+    /// centroids.
     pub fn iterations(self, iterations: usize) -> Self {
         Self { iterations, ..self }
     }
 
-    /// Lloyd's iteration stops once the objective drops by no more than this share of itself. With 0 all iterations run.
-    /// Mini-batches always do: the objective is not known between them.
+    /// Sets the tolerance: Lloyd's iteration stops when the objective drops by no more than this fraction of itself. With 0 all iterations
+    /// run. Mini-batches ignore it, because the objective is not computed between them.
     pub fn tolerance(self, tolerance: f64) -> Self {
         Self { tolerance, ..self }
     }
 
-    /// Where the first centroids come from.
+    /// Sets the choice of the initial centroids.
     pub fn seeding(self, seeding: Seeding) -> Self {
         Self { seeding, ..self }
     }
 
-    /// Updates centroids by batches of `size` points (or `n`, if that is less) that are drawn by weight, with replacement,
-    /// at a learning rate of one over the number of points that the centroid has got so far (Sculley 2010, "Web-scale
-    /// k-means clustering"); assigns all points at the end.
+    /// Updates centroids by batches of `size` points (at most `n`), drawn by weight with replacement, at a learning rate of one over the
+    /// number of points that the centroid has received so far (Sculley 2010, "Web-scale k-means clustering"); all points are assigned at
+    /// the end.
     pub fn mini_batch(self, size: usize) -> Self {
         Self { mini_batch: Some(size), ..self }
     }
 
-    /// Runs so many times from different seeds and keeps the lowest objective, the first of equal ones.
+    /// Sets the number of runs from different random choices; the one with the lowest objective is returned, the first of equal ones.
     pub fn restarts(self, restarts: usize) -> Self {
         Self { restarts, ..self }
     }
 
-    /// The random stream of the context, `k-means` by default: clusterings that should not share their random choices
-    /// take different names.
+    /// Sets the name of the context's random stream, `k-means` by default. Clusterings that should not share their random choices take
+    /// different names.
     pub fn stream(self, name: impl Into<String>) -> Self {
         Self { stream: name.into(), ..self }
     }
 }
 
-/// Checked parameters.
+/// Checked parameters of k-means, made by `check` of [`KMeans`]; [`fit`](Self::fit) clusters points with them.
 #[derive(Clone, PartialEq, Debug)]
 pub struct CheckedKMeans {
     pub(super) k: usize,

@@ -1,4 +1,4 @@
-//! The first centroids.
+//! The initial centroids.
 
 use std::collections::BTreeSet;
 
@@ -9,14 +9,14 @@ use tersor_kernels::{cluster, par};
 use super::data::{Data, below, uniform};
 use super::{CheckedKMeans, Seeding};
 
-/// Points that k-means++ looks at, at most, unless there are many centroids.
+/// The maximum number of points that k-means++ considers, unless there are many centroids.
 const SAMPLE: usize = 1 << 16;
-/// Points that it looks at for each centroid at least, where there are as many.
+/// The number of points for each centroid that k-means++ considers at least, if there are as many.
 const SAMPLE_PER_CENTROID: usize = 32;
 /// Points of a block.
 const BLOCK: usize = 4096;
 
-/// Centroids `[k, dims]` to begin with.
+/// Returns the initial centroids, `[k, dims]`.
 pub(super) fn seeds(params: &CheckedKMeans, data: &Data, rng: &mut impl RngCore, cx: &Context) -> Result<Vec<f32>> {
     match &params.seeding {
         Seeding::Given(rows) => {
@@ -35,7 +35,7 @@ pub(super) fn seeds(params: &CheckedKMeans, data: &Data, rng: &mut impl RngCore,
     }
 }
 
-/// `k` different points of positive weight, in order (Floyd's algorithm, Bentley 1987).
+/// Returns `k` different points of positive weight, ascending (Floyd's algorithm, Bentley 1987).
 fn different(data: &Data, k: usize, rng: &mut impl RngCore) -> Vec<usize> {
     let positive: Option<Vec<usize>> = data.weights.map(|w| (0..data.n).filter(|i| w[*i] > 0.0).collect());
     let n = positive.as_ref().map_or(data.n, Vec::len);
@@ -49,13 +49,13 @@ fn different(data: &Data, k: usize, rng: &mut impl RngCore) -> Vec<usize> {
     drawn.into_iter().map(|i| positive.as_ref().map_or(i, |p| p[i])).collect()
 }
 
-/// Indices of the points that k-means++ looks at, and their weights (1 if there are none).
+/// Returns the indices of the points that k-means++ considers, and their weights if they differ.
 fn sample(data: &Data, k: usize, rng: &mut impl RngCore) -> (Vec<usize>, Option<Vec<f32>>) {
     let size = SAMPLE.max(k.saturating_mul(SAMPLE_PER_CENTROID));
     if data.n <= size {
         return ((0..data.n).collect(), data.weights.map(<[f32]>::to_vec));
     }
-    // One point of each of `size` strata of equal weight. Drawn by weight, they weigh the same.
+    // One point of each of `size` strata of equal weight; points drawn by weight have equal weights.
     let total = data.weights.map_or(data.n as f64, |w| w.iter().map(|w| f64::from(*w)).sum());
     let mut drawn = Vec::with_capacity(size);
     let (mut next, mut last, mut upto) = (uniform(rng) * total / size as f64, 0, 0.0);
@@ -70,7 +70,7 @@ fn sample(data: &Data, k: usize, rng: &mut impl RngCore) -> (Vec<usize>, Option<
     (drawn, None)
 }
 
-/// k-means++ on a [`sample`]. Once all of it lies on centroids, further ones are drawn by weight.
+/// k-means++ on a [`sample`]. Once every sampled point equals a centroid, further ones are drawn by weight.
 fn plus_plus(data: &Data, k: usize, rng: &mut impl RngCore, cx: &Context) -> Result<Vec<f32>> {
     let dims = data.dims;
     let (drawn, weights) = sample(data, k, rng);
@@ -85,7 +85,7 @@ fn plus_plus(data: &Data, k: usize, rng: &mut impl RngCore, cx: &Context) -> Res
     }
     let block = |b: usize| b * BLOCK..drawn.len().min((b + 1) * BLOCK);
     let of_block = |b: usize| weights.as_ref().map(|w| &w[block(b)]);
-    // Before there is a centroid, all distances are the same.
+    // Before the first centroid, all distances count as equal.
     let mut best = vec![1f32; drawn.len()];
     let even = best.clone();
     let by_weight: Vec<f64> = even.chunks(BLOCK).enumerate().map(|(b, even)| total(even, of_block(b))).collect();
@@ -108,14 +108,14 @@ fn plus_plus(data: &Data, k: usize, rng: &mut impl RngCore, cx: &Context) -> Res
             totals = par::pairs(&mut best, BLOCK, &mut units, 1, parallel, |b, best, _| {
                 let range = block(b);
                 let columns = &columns[range.start * dims..range.end * dims];
-                cluster::approach(data.isa, columns, centre, of_block(b), best)
+                cluster::min_distances(data.isa, columns, centre, of_block(b), best)
             });
         }
         Ok(rows)
     })
 }
 
-/// `Σ weight * value`, weights of 1 where there are none.
+/// Returns `Σ weight * value`; weights are 1 if there are none.
 fn total(values: &[f32], weights: Option<&[f32]>) -> f64 {
     match weights {
         Some(w) => values.iter().zip(w).map(|(v, w)| f64::from(*v) * f64::from(*w)).sum(),
@@ -123,8 +123,8 @@ fn total(values: &[f32], weights: Option<&[f32]>) -> f64 {
     }
 }
 
-/// The first point at which the cumulated `weight * value` is above a share of the total; the last of positive
-/// `weight * value` in its block where rounding hides it.
+/// Returns the first point at which the cumulative `weight * value` exceeds the fraction `share` of the total; the last point of positive
+/// `weight * value` of its block if rounding hides it.
 fn pick<'a>(totals: &[f64], share: f64, block: impl Fn(usize) -> (&'a [f32], Option<&'a [f32]>)) -> usize {
     let mut rest = share * totals.iter().sum::<f64>();
     let mut chosen = 0;

@@ -9,7 +9,7 @@ use tersor_core::{
     Error, Exec, GemmTask, Input, LinearOp, Loading, MatView, MatViewMut, OpSpec, Result, RowSlot, TensorSink, Tile,
     Write, view,
 };
-use tersor_kernels::dense::{How, Out, product};
+use tersor_kernels::dense::{Options, Out, product};
 
 /// `W = up · down`: a low-rank matrix as two operators, `up` `[out_features, rank]` and `down` `[rank, in_features]`.
 pub struct Factored {
@@ -52,7 +52,7 @@ impl LinearOp for Factored {
             }
         }
         let y = Out { data: out, stride: cols };
-        let how = How { isa: exec.isa(), write: Write::Set, parallel: false };
+        let how = Options { isa: exec.isa(), write: Write::Set, parallel: false };
         Ok(product(how, &up, [rows.len(), rank], &transposed, cols, y)?)
     }
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
@@ -166,8 +166,8 @@ impl GemmTask for Sum<'_> {
         }
         a / x * b
     }
-    fn run_bytes(&self) -> usize {
-        let of = |task: &dyn GemmTask| self.granularity() / task.granularity().max(1) * task.run_bytes();
+    fn granule_bytes(&self) -> usize {
+        let of = |task: &dyn GemmTask| self.granularity() / task.granularity().max(1) * task.granule_bytes();
         of(&*self.0) + of(&*self.1)
     }
     fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>) {
