@@ -5,6 +5,7 @@ pub mod coder;
 pub mod dgq;
 pub mod gptq;
 pub mod mixed;
+mod output_clip;
 pub mod qqq;
 mod rtn;
 mod search;

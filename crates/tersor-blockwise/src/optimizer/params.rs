@@ -1,5 +1,7 @@
 //! The parameters of an optimizer.
 
+use std::ops::Range;
+
 use tersor_core::{Check, ParamError};
 
 use crate::Map;
@@ -265,3 +267,17 @@ impl Check for OptimizerConfig {
 /// Checked parameters of an optimizer.
 #[derive(Clone, PartialEq, Debug)]
 pub struct CheckedConfig(pub(super) OptimizerConfig);
+
+/// Options of one step of one tensor, for [`CheckedConfig::step_with`]; [`CheckedConfig::options`] returns the defaults.
+#[derive(Clone, PartialEq, Debug)]
+pub struct StepOptions {
+    /// The learning rate, finite and at least 0.
+    pub lr: f32,
+    /// Factor of the gradient, finite and at least 0: for clipping by a norm over several tensors.
+    pub grad_scale: f32,
+    /// Whether weight decay applies.
+    pub decay: bool,
+    /// The elements that are trained, a range inside the tensor. The others keep their values, and their moments up to rounding: 8-bit moments of a block
+    /// that is partly trained are rounded to the new scale of the block.
+    pub active: Range<usize>,
+}

@@ -1,10 +1,10 @@
-//! The algorithm.
+//! Rounding of all groups of a matrix.
 
 use tersor_core::{GroupSize, Isa, Result, check_finite};
 use tersor_operators::{GroupSpec, GroupedLinear, spans};
 
-/// Rounds `w` `[out_features, in_features]`, rows in the current pool. The clip search weighs errors by `importance` `[in_features]`, unless it is
-/// empty. Errors on a value that is not finite, or a scale that its type cannot hold.
+/// Rounds `w`, of the shape `[out_features, in_features]`, to the grids of its groups, rows in parallel in the current pool. `importance`,
+/// `[in_features]` or empty, weights the errors of the clip search. Errors if a weight is not finite, or a scale does not fit its stored type.
 pub(super) fn round(
     spec: &GroupSpec,
     w: &[f32],

@@ -7,7 +7,7 @@ use tersor_kernels::optimizer::{self as loops, Adam, SlowMean};
 use tersor_kernels::{blockwise, par};
 
 use super::state::{Moment, NORMS};
-use super::{CheckedConfig, Decay, Rule, State};
+use super::{CheckedConfig, Decay, Rule, State, StepOptions};
 use crate::{Map, MapKind};
 
 /// Parameters of one unit of work, about.
@@ -32,20 +32,6 @@ struct Unit<'a, P, G> {
     parts: Vec<Part<'a>>,
     /// Elements of the unit that are trained.
     active: Range<usize>,
-}
-
-/// What distinguishes a step of one tensor from others: see [`CheckedConfig::step_with`].
-#[derive(Clone, PartialEq, Debug)]
-pub struct StepOptions {
-    /// The learning rate.
-    pub lr: f32,
-    /// The factor of the gradient: that of clipping a norm over several tensors.
-    pub grad_scale: f32,
-    /// Whether the weights decay.
-    pub decay: bool,
-    /// The elements that are trained. The others keep their value and, but for rounding to the new scale of a block that is partly trained,
-    /// their moments.
-    pub active: Range<usize>,
 }
 
 /// What a step does, the same for every block.
