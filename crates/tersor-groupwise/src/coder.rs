@@ -41,7 +41,7 @@ pub struct GroupCoder {
     /// `order[i]` is the feature at place `i` of the sweep; `None` for the natural order.
     order: Option<Vec<u32>>,
     /// Scale and zero point of each group, `[rows, groups]`.
-    fits: Vec<Affine>,
+    params: Vec<Affine>,
     /// Codes, `[cols, rows]`, columns in the order of the sweep.
     codes: Vec<u8>,
     scales: Vec<f32>,
@@ -55,14 +55,14 @@ impl GroupCoder {
     pub fn new(spec: GroupSpec, groups: Groups, w: &[f32], cols: usize, first: usize, isa: Isa) -> Result<Self> {
         let rows = w.len().checked_div(cols).unwrap_or(0);
         let dynamic = groups == Groups::Dynamic && matches!(spec.group(), GroupSize::Size(_));
-        let fits = if dynamic {
+        let params = if dynamic {
             vec![Affine { scale: 1.0, zero: 0 }; rows * spec.group().count(cols)]
         } else {
-            fit_rows(&spec, w, cols, first, isa)?
+            params_of_rows(&spec, w, cols, first, isa)?
         };
         let (order, codes, piece) = (None, vec![0u8; rows * cols], Vec::new());
         let (scales, zeros) = (Vec::new(), Vec::new());
-        Ok(Self { spec, isa, rows, cols, first, dynamic, order, fits, codes, scales, zeros, piece })
+        Ok(Self { spec, isa, rows, cols, first, dynamic, order, params, codes, scales, zeros, piece })
     }
 
     /// Returns the matrix of the codes, `[rows, cols]`. Its columns are in the natural order, except with dynamic groups and a sweep in another order:
@@ -82,7 +82,7 @@ impl GroupCoder {
         if let Some(order) = self.order.as_ref().filter(|_| !self.dynamic) {
             unpermute(&mut codes, order);
         }
-        GroupedLinear::from_codes(self.spec, [rows, cols], &codes, &self.fits)
+        GroupedLinear::from_codes(self.spec, [rows, cols], &codes, &self.params)
     }
 }
 
@@ -97,14 +97,14 @@ pub fn with_column_order(op: GroupedLinear, order: Option<&[u32]>) -> Result<Box
 
 /// Returns the scale and zero point of each group of the rows `w`, `[rows, cols]`, as `[rows, groups]`. `first` is the index of the first row, for error
 /// messages. Errors if a scale does not fit its stored type.
-pub(crate) fn fit_rows(spec: &GroupSpec, w: &[f32], cols: usize, first: usize, isa: Isa) -> Result<Vec<Affine>> {
-    let mut fits = Vec::new();
+pub(crate) fn params_of_rows(spec: &GroupSpec, w: &[f32], cols: usize, first: usize, isa: Isa) -> Result<Vec<Affine>> {
+    let mut params = Vec::new();
     for (r, row) in w.chunks_exact(cols.max(1)).enumerate() {
         for (g, span) in spans(spec, cols).enumerate() {
-            fits.push(spec.fit_at(isa, &row[span], &[], [first + r, g])?);
+            params.push(spec.quant_params_at(isa, &row[span], &[], [first + r, g])?);
         }
     }
-    Ok(fits)
+    Ok(params)
 }
 
 impl ColumnCoder for GroupCoder {
@@ -156,14 +156,14 @@ impl ColumnCoder for GroupCoder {
                 self.piece.clear();
                 ahead.read(r - rows.start, at..(at + width).min(self.cols), &mut self.piece);
                 let place = [self.first + r, group];
-                self.fits[r * per_row + group] = self.spec.fit_at(self.isa, &self.piece, &[], place)?;
+                self.params[r * per_row + group] = self.spec.quant_params_at(self.isa, &self.piece, &[], place)?;
             }
         }
         self.scales.clear();
         self.zeros.clear();
-        for fit in rows.clone().map(|r| self.fits[r * per_row + group]) {
-            self.scales.push(fit.scale);
-            self.zeros.push(f32::from(fit.zero));
+        for params in rows.clone().map(|r| self.params[r * per_row + group]) {
+            self.scales.push(params.scale);
+            self.zeros.push(f32::from(params.zero));
         }
         let codes = &mut self.codes[at * self.rows..][rows];
         let range = self.spec.grid().codes(self.spec.bits());

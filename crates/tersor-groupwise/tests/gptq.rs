@@ -81,15 +81,16 @@ fn plain(w: &[f32], k: usize, h: &[f64], spec: &GroupSpec, order: &[usize], grou
     let mut out = vec![0f32; w.len()];
     for (row, out) in w.chunks_exact(k).zip(out.chunks_exact_mut(k)) {
         let mut now: Vec<f64> = order.iter().map(|&c| f64::from(row[c])).collect();
-        let fit_of = |values: &[f64]| spec.fit(isa, &values.iter().map(|v| *v as f32).collect::<Vec<_>>()).unwrap();
+        let params_of =
+            |values: &[f64]| spec.quant_params(isa, &values.iter().map(|v| *v as f32).collect::<Vec<_>>()).unwrap();
         let natural: Vec<f64> = row.iter().map(|v| f64::from(*v)).collect();
-        let mut fits: Vec<_> = natural.chunks(width).map(fit_of).collect();
+        let mut params: Vec<_> = natural.chunks(width).map(params_of).collect();
         for i in 0..k {
             let dynamic = groups == Groups::Dynamic && width < k;
             if dynamic && i % width == 0 {
-                fits[i / width] = fit_of(&now[i..(i + width).min(k)]);
+                params[i / width] = params_of(&now[i..(i + width).min(k)]);
             }
-            let fit = fits[if dynamic { i / width } else { order[i] / width }];
+            let fit = params[if dynamic { i / width } else { order[i] / width }];
             let (lo, hi) = spec.grid().codes(spec.bits()).into_inner();
             let code = ((now[i] / f64::from(fit.scale)).round_ties_even() + f64::from(fit.zero))
                 .clamp(f64::from(lo), f64::from(hi));

@@ -197,7 +197,7 @@ fn rounded(act: &ActQuant, x: &[f32], cols: usize) -> Vec<f32> {
     let run = match kind {
         "tensor" => x.len(),
         "mxint" => act.block().unwrap(),
-        "asymmetric" => cols / act.runs().unwrap(),
+        "asymmetric" => cols / act.spans().unwrap(),
         _ => cols,
     };
     let one = |v: &[f32]| -> Vec<f32> {

@@ -8,7 +8,7 @@ use tersor_linalg::{HessianFactor, Kept, Sweep};
 use tersor_operators::GroupedLinear;
 
 use super::{CheckedGptq, Dead, Groups, OnFailure};
-use crate::coder::{GroupCoder, fit_rows};
+use crate::coder::{GroupCoder, params_of_rows};
 
 impl CheckedGptq {
     /// Returns whether columns are stored in the order of the sweep: with `act_order` and dynamic groups.
@@ -85,8 +85,8 @@ impl CheckedGptq {
             }
         }
         if factor.upper().is_none() {
-            let fits = fit_rows(&spec, &w, cols, first, isa)?;
-            return Block::new(GroupedLinear::round(spec, [rows, cols], &w, &fits, isa)?, original, 0.0, None, exec);
+            let params = params_of_rows(&spec, &w, cols, first, isa)?;
+            return Block::new(GroupedLinear::round(spec, [rows, cols], &w, &params, isa)?, original, 0.0, None, exec);
         }
         let mut coder = GroupCoder::new(spec, self.groups, &w, cols, first, isa)?;
         let kept = mask.map_or(Kept::All, Kept::Mask);

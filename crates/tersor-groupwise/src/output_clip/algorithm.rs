@@ -22,8 +22,9 @@ pub(super) fn clip(spec: &GroupSpec, gram: &GramBlocks, w: &mut [f32], isa: Isa)
         let max = limit(w, step);
         w.iter().zip(&mut *out).for_each(|(w, o)| *o = w.clamp(-max, max));
         // A group whose scale does not fit its type is refused by the method that follows.
-        if let Ok(fit) = spec.fit(isa, out) {
-            out.iter_mut().for_each(|v| *v = affine::value(affine::code(*v, fit, *codes.start(), *codes.end()), fit));
+        if let Ok(params) = spec.quant_params(isa, out) {
+            out.iter_mut()
+                .for_each(|v| *v = affine::value(affine::code(*v, params, *codes.start(), *codes.end()), params));
         }
     })?;
     let cols = gram.features();
