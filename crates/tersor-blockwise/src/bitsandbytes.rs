@@ -36,9 +36,9 @@ struct State {
     nested_offset: Option<f64>,
 }
 
-/// Reads the 4-bit weight (NF4 or FP4) stored under `name`, for example `layer.weight`. Returns its values and its shape, of any number of axes. Nested
-/// scales with another map or block size than bitsandbytes' default are dequantized. Errors if a tensor is missing, or sizes, types or the description
-/// contradict each other.
+/// Reads the 4-bit weight (NF4 or FP4) stored under `name`, for example `layer.weight`. Returns its values and its shape, of any number of axes.
+/// Nested scales with another map or block size than bitsandbytes' default are dequantized. Errors if a tensor is missing, or sizes, types or the
+/// description contradict each other.
 pub fn read_4bit(name: &str, source: &dyn TensorSource) -> Result<(Quantized, Vec<usize>)> {
     for kind in [MapKind::Nf4, MapKind::Fp4] {
         if source.info(&join(name, &format!("quant_state.bitsandbytes__{}", kind.name()))).is_ok() {
@@ -140,8 +140,8 @@ fn read_vector(name: &str, len: Option<usize>, source: &dyn TensorSource) -> Res
     read_floats(source, name, &[len])
 }
 
-/// Writes `w` as the module `module` of LLM.int8, for example `model.layers.0.mlp.up_proj`: the tensors `weight` (i8), `SCB` (f32, largest magnitudes of
-/// rows) and `weight_format`. Errors as the sink.
+/// Writes `w` as the module `module` of LLM.int8, for example `model.layers.0.mlp.up_proj`: the tensors `weight` (i8), `SCB` (f32, largest
+/// magnitudes of rows) and `weight_format`. Errors as the sink.
 pub fn write_int8(w: &RowwiseInt8, module: &str, sink: &mut dyn TensorSink) -> Result<()> {
     w.save_as([&join(module, "weight"), &join(module, "SCB")], RowSlot::whole(w.shape()[0]), sink)?;
     let info = TensorInfo { dtype: DType::U8, shape: Vec::new() };
@@ -149,8 +149,8 @@ pub fn write_int8(w: &RowwiseInt8, module: &str, sink: &mut dyn TensorSink) -> R
     sink.write_shared(&join(module, "weight_format"), &info, &[0])
 }
 
-/// Reads the module `module` of LLM.int8, as [`write_int8`] writes it. Errors if a tensor is missing or has another type or shape, a scale is negative or
-/// not finite, or `weight_format` names another order than row-major.
+/// Reads the module `module` of LLM.int8, as [`write_int8`] writes it. Errors if a tensor is missing or has another type or shape, a scale is
+/// negative or not finite, or `weight_format` names another order than row-major.
 pub fn read_int8(module: &str, source: &dyn TensorSource) -> Result<RowwiseInt8> {
     let format = join(module, "weight_format");
     if let Ok(info) = source.info(&format) {

@@ -1,4 +1,4 @@
-//! Optimizers against their definitions in f64, and against themselves in f32.
+//! Optimizers with 8-bit moments against their definitions in f64 and their f32 form.
 
 mod common;
 
@@ -26,7 +26,7 @@ fn all() -> Vec<(&'static str, OptimizerConfig)> {
     ]
 }
 
-/// What the papers say, for one tensor, in f64.
+/// The rules of the papers for one tensor, in f64.
 #[derive(Default)]
 struct Reference {
     m: Vec<f64>,
@@ -277,7 +277,7 @@ fn percentile_clipping_is_its_definition() {
     }
 }
 
-/// Nothing may have changed when a step is refused.
+/// A refused step must leave parameters and state unchanged.
 fn refused(how: OptimizerConfig, state: &State, p: &[f32], g: &[f32]) -> Error {
     let (mut state_after, mut p_after) = (state.clone(), p.to_vec());
     let error = how.check().unwrap().step(&mut state_after, &mut p_after, g).unwrap_err();
@@ -368,7 +368,7 @@ fn a_saved_state_resumes_exactly() {
     }
 }
 
-/// A copy of a file with one tensor changed, or left out.
+/// Returns a copy of a file with one tensor changed or left out.
 fn changed(file: &MemTensors, name: &str, to: Option<&[u8]>) -> MemTensors {
     let mut out = MemTensors::new();
     for n in file.names() {
@@ -465,7 +465,7 @@ fn halves_are_stepped_in_f32_and_rounded_once() {
     assert!(state == twin && a.iter().zip(&b).all(|(a, b)| *a == bf16::from_f32(*b)));
 }
 
-/// A block with a very heavy tail: small squares become 0, and the next step divides by no more than eps. Smaller blocks are the way out.
+/// In a block with a very heavy tail small squares are rounded to 0, and the next step divides by eps alone. Smaller blocks avoid that.
 #[test]
 fn small_squares_beside_a_large_one_are_lost_and_smaller_blocks_help() {
     let lost = |block: usize| {

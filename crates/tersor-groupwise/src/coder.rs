@@ -50,8 +50,8 @@ pub struct GroupCoder {
 }
 
 impl GroupCoder {
-    /// Returns a coder for the rows `w`, `[rows, cols]`; `first` is the index of the first of them in the matrix, for error messages. With one scale a
-    /// row, grids are computed here whatever `groups` says. Errors if a scale does not fit its stored type.
+    /// Returns a coder for the rows `w`, `[rows, cols]`; `first` is the index of the first of them in the matrix, for error messages. With one
+    /// scale a row, grids are computed here whatever `groups` says. Errors if a scale does not fit its stored type.
     pub fn new(spec: GroupSpec, groups: Groups, w: &[f32], cols: usize, first: usize, isa: Isa) -> Result<Self> {
         let rows = w.len().checked_div(cols).unwrap_or(0);
         let dynamic = groups == Groups::Dynamic && matches!(spec.group(), GroupSize::Size(_));
@@ -65,9 +65,9 @@ impl GroupCoder {
         Ok(Self { spec, isa, rows, cols, first, dynamic, order, params, codes, scales, zeros, piece })
     }
 
-    /// Returns the matrix of the codes, `[rows, cols]`. Its columns are in the natural order, except with dynamic groups and a sweep in another order:
-    /// groups then run along that order, and so do the columns (see [`with_column_order`]). Errors if the codes are not on their grids, as those of
-    /// columns that the sweep has not reached.
+    /// Returns the matrix of the codes, `[rows, cols]`. Its columns are in the natural order, except with dynamic groups and a sweep in another
+    /// order: groups then run along that order, and so do the columns (see [`with_column_order`]). Errors if the codes are not on their grids, as
+    /// those of columns that the sweep has not reached.
     pub fn into_linear(self) -> Result<GroupedLinear> {
         const TILE: usize = 64;
         let (rows, cols) = (self.rows, self.cols);
@@ -86,8 +86,9 @@ impl GroupCoder {
     }
 }
 
-/// Returns `op` as an operator with the natural order of columns: if `order` is given, column `i` of `op` is feature `order[i]`, and a permutation of the
-/// inputs is put in front of it. For what [`GroupCoder::into_linear`] returns with dynamic groups. Errors unless `order` is a permutation of the columns.
+/// Returns `op` as an operator with the natural order of columns: if `order` is given, column `i` of `op` is feature `order[i]`, and a permutation
+/// of the inputs is put in front of it. For what [`GroupCoder::into_linear`] returns with dynamic groups. Errors unless `order` is a permutation of
+/// the columns.
 pub fn with_column_order(op: GroupedLinear, order: Option<&[u32]>) -> Result<Box<dyn LinearOp>> {
     Ok(match order {
         Some(order) => Box::new(Permuted::new(order.to_vec(), Box::new(op))?),
@@ -95,8 +96,8 @@ pub fn with_column_order(op: GroupedLinear, order: Option<&[u32]>) -> Result<Box
     })
 }
 
-/// Returns the scale and zero point of each group of the rows `w`, `[rows, cols]`, as `[rows, groups]`. `first` is the index of the first row, for error
-/// messages. Errors if a scale does not fit its stored type.
+/// Returns the scale and zero point of each group of the rows `w`, `[rows, cols]`, as `[rows, groups]`. `first` is the index of the first row, for
+/// error messages. Errors if a scale does not fit its stored type.
 pub(crate) fn params_of_rows(spec: &GroupSpec, w: &[f32], cols: usize, first: usize, isa: Isa) -> Result<Vec<Affine>> {
     let mut params = Vec::new();
     for (r, row) in w.chunks_exact(cols.max(1)).enumerate() {
@@ -111,7 +112,7 @@ impl ColumnCoder for GroupCoder {
     fn begin(&mut self, order: Option<&[u32]>) -> Result<()> {
         if let Some(order) = order {
             if order.len() != self.cols {
-                return Err(Error::shape("features of the order of a sweep", self.cols, order.len()));
+                return Err(Error::shape("length of the order of columns of a sweep", self.cols, order.len()));
             }
             FeatureMap::permutation(order.to_vec())?;
         }
@@ -119,8 +120,8 @@ impl ColumnCoder for GroupCoder {
         Ok(())
     }
 
-    /// Returns the end of the block of columns that begins at `start`. With dynamic groups a block ends where a group does, unless the group is longer
-    /// than a block.
+    /// Returns the end of the block of columns that begins at `start`. With dynamic groups a block ends where a group does, unless the group is
+    /// longer than a block.
     fn block_end(&self, start: usize, block: usize, cols: usize) -> usize {
         let end = match self.spec.group() {
             GroupSize::Size(g) if self.dynamic => match g.get() {
@@ -141,10 +142,14 @@ impl ColumnCoder for GroupCoder {
         }
         let (want, found) = ([rows.len(), self.cols], [ahead.rows(), ahead.cols()]);
         if found != want {
-            return Err(Error::shape("values of a sweep", want, found));
+            return Err(Error::shape("shape of the weights of a sweep", want, found));
         }
         if [ahead.column(at).len(), out.len()] != [rows.len(); 2] {
-            return Err(Error::shape("rows of a column", [rows.len(); 2], [ahead.column(at).len(), out.len()]));
+            return Err(Error::shape(
+                "lengths of a column and its output",
+                [rows.len(); 2],
+                [ahead.column(at).len(), out.len()],
+            ));
         }
         let (width, per_row) = (self.spec.group().width(self.cols), self.spec.group().count(self.cols));
         let group = match &self.order {

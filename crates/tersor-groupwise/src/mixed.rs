@@ -16,9 +16,9 @@ const STEPS: u64 = 1 << 16;
 
 /// Returns for each matrix the index of its choice in `matrices[i]`, so that the costs add to at most `budget` and the total loss is small.
 ///
-/// A dynamic program runs over the spare budget, the part above the cheapest choices. The result is optimal if the spare budget is at most 65 536 times
-/// the greatest common divisor of the differences of costs. Above that, costs are rounded up to a 65 536th of the spare budget, and the budget that
-/// rounding leaves unused is then spent greedily by gain per cost.
+/// A dynamic program runs over the spare budget, the part above the cheapest choices. The result is optimal if the spare budget is at most 65 536
+/// times the greatest common divisor of the differences of costs. Above that, costs are rounded up to a 65 536th of the spare budget, and the
+/// budget that rounding leaves unused is then spent greedily by gain per cost.
 ///
 /// Errors if a matrix has no choice, a loss is not finite, the cheapest choices together exceed the budget, or costs overflow.
 ///
@@ -35,15 +35,25 @@ const STEPS: u64 = 1 << 16;
 pub fn allocate(matrices: &[Vec<Choice>], budget: u64) -> Result<Vec<usize>> {
     let mut min = 0u64;
     for (i, choices) in matrices.iter().enumerate() {
-        let bad = |what: &'static str| Error::shape(what, "at least one, with finite losses", format!("matrix {i}"));
         if choices.iter().any(|c| !c.loss.is_finite()) {
-            return Err(bad("losses of choices"));
+            return Err(Error::Numerical(format!("matrix {i} has a choice whose loss is not finite")));
         }
-        let cheapest = choices.iter().map(|c| c.cost).min().ok_or_else(|| bad("choices"))?;
-        min = min.checked_add(cheapest).ok_or_else(|| Error::Overflow { what: "costs".into() })?;
+        let cheapest = choices
+            .iter()
+            .map(|c| c.cost)
+            .min()
+            .ok_or_else(|| Error::missing(format!("a choice of matrix {i}"), "the choices"))?;
+        min = min
+            .checked_add(cheapest)
+            .ok_or_else(|| Error::Overflow { what: "the sum of the smallest costs".into() })?;
     }
     let Some(spare) = budget.checked_sub(min) else {
-        return Err(ParamError::new("budget", budget, format!("must be at least {min}")).into());
+        return Err(ParamError::new(
+            "budget",
+            budget,
+            format!("must be at least {min}, the sum of the smallest costs"),
+        )
+        .into());
     };
     // Cost of each choice above the cheapest of its matrix.
     let extra = |choices: &[Choice]| -> Vec<u64> {

@@ -1,4 +1,4 @@
-//! Budgets over matrices, held to exhaustive search.
+//! Budgets over matrices against exhaustive search.
 
 use proptest::prelude::*;
 use tersor_groupwise::mixed::{Choice, allocate};
@@ -8,7 +8,7 @@ fn total(matrices: &[Vec<Choice>], picks: &[usize]) -> (u64, f64) {
     of.fold((0, 0.0), |(cost, loss), c| (cost + c.cost, loss + c.loss))
 }
 
-/// The least loss within the budget, by trying everything.
+/// Returns the smallest loss within the budget, by trying all choices.
 fn brute(matrices: &[Vec<Choice>], budget: u64) -> Option<f64> {
     let Some((first, rest)) = matrices.split_first() else { return Some(0.0) };
     let fits = first.iter().filter(|c| c.cost <= budget);

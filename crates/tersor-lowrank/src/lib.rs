@@ -18,8 +18,8 @@ pub use tersor_core::{
 };
 use tersor_core::{RowSource, read_masked};
 
-/// Returns the values of `rows` of `w`, `[rows.len(), in_features]`. Errors if a mask drops some of them: products of factors keep no zeros. `method` is
-/// the name in the error message.
+/// Returns the values of `rows` of `w`, `[rows.len(), in_features]`. Errors if a mask drops some of them: products of factors keep no zeros.
+/// `method` is the name in the error message.
 fn read_unmasked(w: &dyn RowSource, rows: std::ops::Range<usize>, method: &str) -> Result<Vec<f32>> {
     let (values, mask) = read_masked(w, rows)?;
     if mask.is_some_and(|m| m.count() < values.len()) {

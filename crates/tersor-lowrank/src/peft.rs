@@ -39,8 +39,8 @@ impl Adapter {
         Self::default()
     }
 
-    /// Adds the correction `up · down` of the module `module` (for example `model.layers.0.mlp.up_proj`), in f32: `down`, `[rank, in_features]`, becomes
-    /// `lora_A`, and `up`, `[out_features, rank]`, becomes `lora_B`. Errors if the ranks differ or an operator cannot be decompressed.
+    /// Adds the correction `up · down` of the module `module` (for example `model.layers.0.mlp.up_proj`), in f32: `down`, `[rank, in_features]`,
+    /// becomes `lora_A`, and `up`, `[out_features, rank]`, becomes `lora_B`. Errors if the ranks differ or an operator cannot be decompressed.
     pub fn add(&mut self, module: &str, up: &dyn LinearOp, down: &dyn LinearOp) -> Result<()> {
         let ([_, rank], [found, _]) = (up.shape(), down.shape());
         if rank != found {
@@ -69,7 +69,8 @@ impl Adapter {
         &self.tensors
     }
 
-    /// Returns the content of the file [`CONFIG`], with `base` as the name of the base model. `lora_alpha` is the rank, so that factors are not scaled.
+    /// Returns the content of the file [`CONFIG`], with `base` as the name of the base model. `lora_alpha` is the rank, so that factors are not
+    /// scaled.
     pub fn config(&self, base: &str) -> Value {
         let max = self.ranks.values().copied().max().unwrap_or(1);
         let others: BTreeMap<&String, usize> =

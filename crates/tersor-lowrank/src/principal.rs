@@ -4,8 +4,8 @@ use rand_core::RngCore;
 use tersor_core::{Result, Rotation};
 use tersor_linalg::{check_symmetric, eigen, matmul, orthogonal};
 
-/// Returns the rotation into the principal directions of inputs with the Gram matrix `gram`, `[features, features]`: [`basis`] rounded to f32. Errors as
-/// [`basis`].
+/// Returns the rotation into the principal directions of inputs with the Gram matrix `gram`, `[features, features]`: [`basis`] rounded to f32.
+/// Errors as [`basis`].
 ///
 /// ```
 /// use tersor_lowrank::{Blocks, principal_rotation};
@@ -21,8 +21,8 @@ pub fn principal_rotation(gram: &[f64], blocks: &Blocks) -> Result<Rotation> {
     Rotation::dense(&rows)
 }
 
-/// A block-diagonal rotation with one orthogonal block for each subspace of principal directions, the subspace of the smallest variances first. Random
-/// blocks distribute outliers over the features of their subspace.
+/// A block-diagonal rotation with one orthogonal block for each subspace of principal directions, the subspace of the smallest variances first.
+/// Random blocks distribute outliers over the features of their subspace.
 #[derive(Clone, Debug)]
 pub struct Blocks(Vec<(usize, Option<Vec<f64>>)>);
 
@@ -44,9 +44,9 @@ impl Blocks {
     }
 }
 
-/// Returns the rotation `Uᵀ = [P_l R_l  P_h R_h]ᵀ`, `[n, n]` row-major: row `i` is the direction whose coefficient becomes feature `i`. The columns of `P`
-/// are the eigenvectors of the symmetric `gram`, `[n, n]`, in the order of rising eigenvalues (section 3.1; damping of `gram` would not change them).
-/// Errors if the sizes of `blocks` do not add to `n`, or `gram` is not symmetric and finite.
+/// Returns the rotation `Uᵀ = [P_l R_l  P_h R_h]ᵀ`, `[n, n]` row-major: row `i` is the direction whose coefficient becomes feature `i`. The columns
+/// of `P` are the eigenvectors of the symmetric `gram`, `[n, n]`, in the order of rising eigenvalues (section 3.1; damping of `gram` would not
+/// change them). Errors if the sizes of `blocks` do not add to `n`, or `gram` is not symmetric and finite.
 pub fn basis(gram: &[f64], blocks: &Blocks) -> Result<Vec<f64>> {
     let n = blocks.features();
     check_symmetric(gram, n)?;

@@ -36,7 +36,7 @@ pub struct Dense {
 }
 
 impl Dense {
-    /// The kind of this operator in an [`OpSpec`].
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "dense";
 
     /// Returns the matrix of `values`, of this shape, row-major, rounded to nearest even in `dtype`: f32, f16 or bf16. Errors if the length is wrong,

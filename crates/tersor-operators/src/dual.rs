@@ -16,8 +16,9 @@ use tersor_kernels::integer::Panels;
 use crate::integer::{multiply, scaled_rows, task};
 use crate::packing::{group_in, pack_rows, unpack_rows};
 
-/// A dual-grained matrix `[out_features, in_features]` of 4-bit codes (DGQ, arXiv 2310.04836): `weight = row_scale * (group_scale * (code - zero))`. The
-/// group scale is an integer from 1 to 127, and the expanded weight `group_scale * (code - zero)` is at most 127 in magnitude.
+/// A dual-grained matrix `[out_features, in_features]` of 4-bit codes (DGQ, arXiv 2310.04836):
+/// `weight = row_scale * (group_scale * (code - zero))`. The group scale is an integer from 1 to 127, and the expanded weight
+/// `group_scale * (code - zero)` is at most 127 in magnitude.
 ///
 /// Stored as `codes` (u8, `[rows, ceil(cols / 2)]`, two a byte, the first in the low half), `group_scales` (u8, `[rows, groups]`), `zeros` (u8,
 /// `[rows, ceil(groups / 2)]`, packed as codes are) and `row_scales` (f16, `[rows]`).
@@ -47,12 +48,12 @@ pub struct DualLinear {
 pub const MAX_EXPANDED: i32 = 127;
 
 impl DualLinear {
-    /// The kind of this operator in an [`OpSpec`].
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "dual";
 
-    /// Returns the matrix of `codes`, one a byte, 0 to 15, of this shape, row-major, with the scales (1 to 127) and zero points (0 to 15) of groups, both
-    /// `[rows, groups]`, and the scales of rows, `[rows]`, positive values of f16. Errors if a length is wrong, a number is out of range, an expanded weight
-    /// is above 127 in magnitude, or there are more columns than the kernels support (131 072).
+    /// Returns the matrix of `codes`, one a byte, 0 to 15, of this shape, row-major, with the scales (1 to 127) and zero points (0 to 15) of
+    /// groups, both `[rows, groups]`, and the scales of rows, `[rows]`, positive values of f16. Errors if a length is wrong, a number is out of
+    /// range, an expanded weight is above 127 in magnitude, or there are more columns than the kernels support (131 072).
     pub fn new(
         shape: [usize; 2],
         group: GroupSize,

@@ -10,8 +10,8 @@ use tersor_kernels::run_tasks;
 
 use crate::activations::tokens;
 
-/// Sets `y`, `[tokens, out_features]`, to `x Wᵀ` for the packed weights `W` of this shape, or adds it. Errors if shapes differ or a value of `x` is not
-/// finite.
+/// Sets `y`, `[tokens, out_features]`, to `x Wᵀ` for the packed weights `W` of this shape, or adds it. Errors if shapes differ or a value of `x` is
+/// not finite.
 pub(crate) fn multiply(
     panels: &Panels,
     shape: [usize; 2],
@@ -31,8 +31,8 @@ pub(crate) fn task<'a>(panels: &'a Panels, x: &Input<'_>, exec: &Exec) -> Result
     Ok(Some(Box::new(Task::new(tokens(x, panels.token_layout(exec.isa()))?, panels)?)))
 }
 
-/// Writes `rows` of a matrix of 8-bit integers with one scale for each row to `out`, `[rows.len(), cols]`; `integers(row)` returns the integers of a row.
-/// Errors if the range leaves the matrix or `out` has another length.
+/// Writes `rows` of a matrix of 8-bit integers with one scale for each row to `out`, `[rows.len(), cols]`; `integers(row)` returns the integers of
+/// a row. Errors if the range leaves the matrix or `out` has another length.
 pub(crate) fn scaled_rows(
     shape: [usize; 2],
     rows: Range<usize>,

@@ -21,8 +21,8 @@ pub fn group_in(spec: OpSpec, group: GroupSize, cols: usize) -> OpSpec {
     spec.size("group", width)
 }
 
-/// Packs rows of `cols` codes, one a byte, little-endian; each row takes `ceil(cols * bits / 8)` bytes. Codes must fit `bits` bits; codes after the last
-/// whole row are ignored.
+/// Packs rows of `cols` codes, one a byte, little-endian; each row takes `ceil(cols * bits / 8)` bytes. Codes must fit `bits` bits; codes after the
+/// last whole row are ignored.
 ///
 /// ```
 /// use tersor_operators::packing::{pack_rows, unpack_rows};

@@ -22,11 +22,11 @@ const STEP: f32 = 7.874_016e-3;
 /// Added to signed codes: the kernels take unsigned ones.
 const MIDDLE: u8 = 128;
 
-/// A matrix `[out_features, in_features]` of 8-bit codes: `weight = code * absmax / 127`, with `absmax` the largest magnitude of the row (LLM.int8, arXiv
-/// 2208.07339, section 2.2).
+/// A matrix `[out_features, in_features]` of 8-bit codes: `weight = code * absmax / 127`, with `absmax` the largest magnitude of the row (LLM.int8,
+/// arXiv 2208.07339, section 2.2).
 ///
-/// Stored as the codes under the operator's own name (i8, `[rows, cols]`) and `SCB` (f32, `[rows]`, the largest magnitudes). For bitsandbytes' names see
-/// `tersor_blockwise::bitsandbytes::write_int8`.
+/// Stored as the codes under the operator's own name (i8, `[rows, cols]`) and `SCB` (f32, `[rows]`, the largest magnitudes). For bitsandbytes'
+/// names see `tersor_blockwise::bitsandbytes::write_int8`.
 ///
 /// ```
 /// use tersor_operators::{Exec, LinearOp, RowwiseInt8};
@@ -46,7 +46,7 @@ pub struct RowwiseInt8 {
 }
 
 impl RowwiseInt8 {
-    /// The kind of this operator in an [`OpSpec`].
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "rowwise_int8";
 
     /// Returns the matrix of `codes`, of this shape, row-major, with the largest magnitude of each row, `[rows]`. Errors if a length is wrong, or a
@@ -81,7 +81,8 @@ impl RowwiseInt8 {
         out
     }
 
-    /// Writes the codes and the largest magnitudes under two given names; the rows are the block `at` of a larger matrix, or the whole. Errors as the sink.
+    /// Writes the codes and the largest magnitudes under two given names; the rows are the block `at` of a larger matrix, or the whole. Errors as
+    /// the sink.
     pub fn save_as(&self, names: [&str; 2], at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
         let codes: Vec<u8> = self.codes().iter().map(|c| *c as u8).collect();
         let absmax: Vec<u8> = self.absmax.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -90,8 +91,8 @@ impl RowwiseInt8 {
         sink.write_rows(names[1], &s, at.first, &absmax)
     }
 
-    /// Reads a matrix of this shape whose codes and largest magnitudes are stored under two given names. Errors if a tensor is missing or has another type
-    /// or shape, or as [`RowwiseInt8::from_parts`].
+    /// Reads a matrix of this shape whose codes and largest magnitudes are stored under two given names. Errors if a tensor is missing or has
+    /// another type or shape, or as [`RowwiseInt8::from_parts`].
     pub fn load_as(names: [&str; 2], shape: [usize; 2], source: &dyn TensorSource) -> Result<Self> {
         elements(shape)?;
         let [w, s] = Self::infos(shape);

@@ -18,9 +18,9 @@ use crate::grouped::{Grid, GroupedLinear};
 use crate::integer::scaled_rows;
 use crate::packing::{group_in, pack_rows};
 
-/// A matrix `[out_features, in_features]` of 4-bit codes with the zero point 8, an f16 scale for each group and an f32 scale for each row (QQQ, arXiv
-/// 2406.09904): `weight = row_scale * round((code - 8) * group_scale)`. The rounded factor, ties to even, is limited to 127 in magnitude; products look it
-/// up in a table of 16 integers for each group.
+/// A matrix `[out_features, in_features]` of 4-bit codes with the zero point 8, an f16 scale for each group and an f32 scale for each row (QQQ,
+/// arXiv 2406.09904): `weight = row_scale * round((code - 8) * group_scale)`. The rounded factor, ties to even, is limited to 127 in magnitude;
+/// products look it up in a table of 16 integers for each group.
 ///
 /// Stored as `codes` (u8, `[rows, ceil(cols / 2)]`, two a byte, the first in the low half), `group_scales` (f16, `[rows, groups]`) and `row_scales`
 /// (f32, `[rows]`).
@@ -45,11 +45,12 @@ pub struct TableLinear {
 }
 
 impl TableLinear {
-    /// The kind of this operator in an [`OpSpec`].
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "table";
 
-    /// Returns the matrix of `codes`, one a byte, 0 to 15, of this shape, row-major, with the scales of groups, `[rows, groups]`, and of rows, `[rows]`.
-    /// Errors if a length is wrong, a code is above 15, a group scale is negative or not finite, or a row scale is not positive and finite.
+    /// Returns the matrix of `codes`, one a byte, 0 to 15, of this shape, row-major, with the scales of groups, `[rows, groups]`, and of rows,
+    /// `[rows]`. Errors if a length is wrong, a code is above 15, a group scale is negative or not finite, or a row scale is not positive and
+    /// finite.
     pub fn new(
         shape: [usize; 2],
         group: GroupSize,
@@ -182,8 +183,9 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result
 }
 
 impl TableLinear {
-    /// Converts a matrix of 4-bit codes on the grid [`Grid::SymFull`]: the codes stay, each group's scale is divided by the new scale of its row, the largest
-    /// magnitude of the row's weights divided by 127. Errors if `op` has other bits or another grid, or a scale does not fit f16 or f32.
+    /// Converts a matrix of 4-bit codes on the grid [`Grid::SymFull`]: the codes stay, each group's scale is divided by the new scale of its row,
+    /// the largest magnitude of the row's weights divided by 127. Errors if `op` has other bits or another grid, or a scale does not fit f16 or
+    /// f32.
     pub fn of_grouped(op: &GroupedLinear, exec: &Exec) -> Result<Self> {
         let spec = op.group_spec();
         if spec.bits().get() != 4 || spec.grid() != Grid::SymFull {

@@ -26,8 +26,8 @@ impl LlmInt8 {
         Self
     }
 
-    /// Quantizes `w`, `[out_features, in_features]`. Errors if a weight is not finite. Rows whose largest magnitude is so small that `127 / max|w|` is not
-    /// finite become zeros.
+    /// Quantizes `w`, `[out_features, in_features]`. Errors if a weight is not finite. Rows whose largest magnitude is so small that `127 / max|w|`
+    /// is not finite become zeros.
     pub fn quantize<T: Element>(self, w: &impl IntoMat<T>) -> Result<(RowwiseInt8, Report)> {
         w.with_mat(|m| self.rows(&m, 0..m.shape()[0], &Context::new()))
     }

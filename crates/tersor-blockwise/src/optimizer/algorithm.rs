@@ -74,23 +74,23 @@ struct Buffers {
 }
 
 impl CheckedConfig {
-    /// Updates the values `param` and the state by the gradient `grad`, of the same length; both may be f32, f16 or bf16. The result does not depend on the
-    /// number of threads.
+    /// Updates the values `param` and the state by the gradient `grad`, of the same length; both may be f32, f16 or bf16. The result does not
+    /// depend on the number of threads.
     ///
-    /// Errors if lengths differ, the state was made with other parameters, or a gradient (with weight decay of [`Decay::Gradient`] also a parameter) is
-    /// not finite or above 1e15 in magnitude. Parameters and state are unchanged then.
+    /// Errors if lengths differ, the state was made with other parameters, or a gradient (with weight decay of [`Decay::Gradient`] also a
+    /// parameter) is not finite or above 1e15 in magnitude. Parameters and state are unchanged then.
     pub fn step<P: Element, G: Element>(&self, state: &mut State, param: &mut [P], grad: &[G]) -> Result<()> {
         self.step_with(&self.options(param.len()), state, param, grad, &Exec::new())
     }
 
-    /// Returns the options of [`CheckedConfig::step`] for a tensor of `len` elements: the configured learning rate, weight decay, all elements active, no
-    /// factor of the gradient.
+    /// Returns the options of [`CheckedConfig::step`] for a tensor of `len` elements: the configured learning rate, weight decay, all elements
+    /// active, no factor of the gradient.
     pub fn options(&self, len: usize) -> StepOptions {
         StepOptions { lr: self.0.lr, grad_scale: 1.0, decay: true, active: 0..len }
     }
 
-    /// Updates `param` and `state` as [`CheckedConfig::step`], with options, in the pool of `exec`. Errors also if the learning rate or the factor of the
-    /// gradient is negative or not finite, or the active range leaves the tensor.
+    /// Updates `param` and `state` as [`CheckedConfig::step`], with options, in the pool of `exec`. Errors also if the learning rate or the factor
+    /// of the gradient is negative or not finite, or the active range leaves the tensor.
     pub fn step_with<P: Element, G: Element>(
         &self,
         options: &StepOptions,
@@ -111,8 +111,8 @@ impl CheckedConfig {
         self.0.percentile < 100
     }
 
-    /// Checks a step; `state` is `None` before the first one. Returns the sum of the squares of the active gradients, or 0 without `wants_square`. Errors as
-    /// [`CheckedConfig::step_with`].
+    /// Checks a step; `state` is `None` before the first one. Returns the sum of the squares of the active gradients, or 0 without `wants_square`.
+    /// Errors as [`CheckedConfig::step_with`].
     pub(super) fn check_step<P: Element, G: Element>(
         &self,
         options: &StepOptions,
@@ -124,7 +124,7 @@ impl CheckedConfig {
     ) -> Result<f64> {
         let len = state.map_or(param.len(), |s| s.len);
         if (param.len(), grad.len()) != (len, len) {
-            return Err(Error::shape("parameters and gradients", [len; 2], [param.len(), grad.len()]));
+            return Err(Error::shape("lengths of parameters and gradients", [len; 2], [param.len(), grad.len()]));
         }
         for (name, value) in [("lr", options.lr), ("grad_scale", options.grad_scale)] {
             if !(0.0..f32::INFINITY).contains(&value) {

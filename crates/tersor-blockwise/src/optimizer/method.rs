@@ -10,8 +10,8 @@ use super::{CheckedConfig, OptimizerConfig, State, StepOptions};
 /// Added to the norm that the maximum is divided by, as in `torch.nn.utils.clip_grad_norm_`.
 const CLIP_EPS: f64 = 1e-6;
 
-/// An optimizer of named tensors. It holds a [`State`] for each tensor, which begins with the tensor's first step, and may have different parameters for
-/// some tensors.
+/// An optimizer of named tensors. It holds a [`State`] for each tensor, which begins with the tensor's first step, and may have different
+/// parameters for some tensors.
 ///
 /// ```
 /// use tersor_blockwise::optimizer::{BlockwiseOptimizer, OptimizerConfig};
@@ -54,8 +54,8 @@ impl BlockwiseOptimizer {
         Ok(Self { base, checked, own, states, lr_factor: 1.0, max_norm: None })
     }
 
-    /// Returns the optimizer with gradient clipping by the global norm: in [`Optimizer::step`], if the norm of the gradients of all tensors together exceeds
-    /// `max_norm`, they are scaled down to it. Errors unless `max_norm` is finite and above 0.
+    /// Returns the optimizer with gradient clipping by the global norm: in [`Optimizer::step`], if the norm of the gradients of all tensors
+    /// together exceeds `max_norm`, they are scaled down to it. Errors unless `max_norm` is finite and above 0.
     pub fn max_norm(self, max_norm: f64) -> Result<Self> {
         if !(max_norm.is_finite() && max_norm > 0.0) {
             return Err(ParamError::new("max_norm", max_norm, "must be finite and above 0").into());
@@ -63,15 +63,15 @@ impl BlockwiseOptimizer {
         Ok(Self { max_norm: Some(max_norm), ..self })
     }
 
-    /// Sets the parameters of the tensor `name` to `own(base)`. To be called before the tensor's first step: a state made with other parameters may be
-    /// refused. Errors if a parameter is out of range.
+    /// Sets the parameters of the tensor `name` to `own(base)`. To be called before the tensor's first step: a state made with other parameters may
+    /// be refused. Errors if a parameter is out of range.
     pub fn set(&mut self, name: &str, own: impl FnOnce(OptimizerConfig) -> OptimizerConfig) -> Result<()> {
         self.own.insert(name.to_string(), own(self.base.clone()).check()?);
         Ok(())
     }
 
-    /// Keeps the moments of the tensor `name` in f32, as the stable embedding layer does (arXiv 2110.02861, section 2.3). To be called before the tensor's
-    /// first step.
+    /// Keeps the moments of the tensor `name` in f32, as the stable embedding layer does (arXiv 2110.02861, section 2.3). To be called before the
+    /// tensor's first step.
     pub fn keep_f32(&mut self, name: &str) -> Result<()> {
         self.set(name, |o| o.bits(32))
     }
@@ -90,8 +90,8 @@ impl BlockwiseOptimizer {
         self.own.get(name).unwrap_or(&self.checked)
     }
 
-    /// Updates the tensor `name` with the values `param` by its gradient `grad`, of the same length; both may be f32, f16 or bf16. The global norm is not
-    /// clipped. Errors as [`CheckedConfig::step`], naming the tensor; nothing has changed then.
+    /// Updates the tensor `name` with the values `param` by its gradient `grad`, of the same length; both may be f32, f16 or bf16. The global norm
+    /// is not clipped. Errors as [`CheckedConfig::step`], naming the tensor; nothing has changed then.
     pub fn step_tensor<P: Element, G: Element>(&mut self, name: &str, param: &mut [P], grad: &[G]) -> Result<()> {
         let config = self.own.get(name).unwrap_or(&self.checked);
         let options = StepOptions { lr: config.0.lr * self.lr_factor, ..config.options(param.len()) };
@@ -157,8 +157,9 @@ impl Optimizer for BlockwiseOptimizer {
             let mut squares = squares.into_iter();
             all.each(&mut |param| {
                 let name = param.name.to_string();
-                let square =
-                    squares.next().ok_or_else(|| Error::missing("gradient", "the first pass over the parameters"))?;
+                let square = squares.next().ok_or_else(|| {
+                    Error::missing(&name, "the first pass over the parameters; every pass must visit the same ones")
+                })?;
                 self.update(param, square, scale, exec).map_err(|e| e.in_tensor(&name))
             })
         })
@@ -178,7 +179,7 @@ impl Optimizer for BlockwiseOptimizer {
             }
         }
         if states.is_empty() {
-            return Err(Error::missing("state", "the saved states"));
+            return Err(Error::missing("a state", "the saved tensors; none is named `<tensor>.state`"));
         }
         self.states = states;
         Ok(())

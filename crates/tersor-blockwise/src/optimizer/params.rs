@@ -175,15 +175,15 @@ impl OptimizerConfig {
         self.lr
     }
 
-    /// Sets `beta1` and `beta2`, both at least 0 and below 1: decay rates of the running means of the gradient (for [`Rule::Momentum`] the momentum) and of
-    /// its square; see [`Rule`] for Lion.
+    /// Sets `beta1` and `beta2`, both at least 0 and below 1: decay rates of the running means of the gradient (for [`Rule::Momentum`] the
+    /// momentum) and of its square; see [`Rule`] for Lion.
     pub fn betas(mut self, beta1: f32, beta2: f32) -> Self {
         self.betas[..2].copy_from_slice(&[beta1, beta2]);
         self
     }
 
-    /// Sets the slow mean of AdEMAMix: its decay rate `beta3`, at least 0 and below 1, its weight `alpha`, at least 0, and the numbers of steps over which
-    /// `alpha` and `beta3`, in this order, are warmed up (0 for none).
+    /// Sets the slow mean of AdEMAMix: its decay rate `beta3`, at least 0 and below 1, its weight `alpha`, at least 0, and the numbers of steps
+    /// over which `alpha` and `beta3`, in this order, are warmed up (0 for none).
     pub fn slow_mean(mut self, beta3: f32, alpha: f32, warmup: [u64; 2]) -> Self {
         (self.betas[2], self.alpha, self.warmup) = (beta3, alpha, warmup);
         self
@@ -209,7 +209,8 @@ impl OptimizerConfig {
         Self { decay, ..self }
     }
 
-    /// Sets the largest norm of an update relative to the norm of the tensor's parameters; 0 for no limit. Parameters that are all zero have no limit.
+    /// Sets the largest norm of an update relative to the norm of the tensor's parameters; 0 for no limit. Parameters that are all zero have no
+    /// limit.
     pub fn max_update(self, max_update: f32) -> Self {
         Self { max_update, ..self }
     }
@@ -229,14 +230,14 @@ impl OptimizerConfig {
         Self { min_8bit_size, ..self }
     }
 
-    /// Sets percentile clipping (arXiv 2110.02861, appendix C): a gradient whose norm exceeds this percentile of the last 100 norms of its tensor is scaled
-    /// down to it. 0 to 100; 100 is off, 5 is usual.
+    /// Sets percentile clipping (arXiv 2110.02861, appendix C): a gradient whose norm exceeds this percentile of the last 100 norms of its tensor
+    /// is scaled down to it. 0 to 100; 100 is off, 5 is usual.
     pub fn percentile(self, percentile: usize) -> Self {
         Self { percentile, ..self }
     }
 
-    /// Sets whether elements whose gradient is exactly zero keep their parameters and moments. 8-bit moments in a block with other gradients are rounded to
-    /// the new scale of the block; blocks without a gradient stay bit for bit.
+    /// Sets whether elements whose gradient is exactly zero keep their parameters and moments. 8-bit moments in a block with other gradients are
+    /// rounded to the new scale of the block; blocks without a gradient stay bit for bit.
     pub fn skip_zeros(self, skip_zeros: bool) -> Self {
         Self { skip_zeros, ..self }
     }
@@ -295,7 +296,7 @@ pub struct StepOptions {
     pub grad_scale: f32,
     /// Whether weight decay applies.
     pub decay: bool,
-    /// The elements that are trained, a range inside the tensor. The others keep their values, and their moments up to rounding: 8-bit moments of a block
-    /// that is partly trained are rounded to the new scale of the block.
+    /// The elements that are trained, a range inside the tensor. The others keep their values, and their moments up to rounding: 8-bit moments of a
+    /// block that is partly trained are rounded to the new scale of the block.
     pub active: Range<usize>,
 }

@@ -20,8 +20,8 @@ pub(super) enum Moment {
     Blocks { map: Map, codes: Vec<u8>, absmax: Vec<f32> },
 }
 
-/// The state of an optimizer for one tensor: its moments and the number of steps done. [`CheckedConfig::state`] makes it, [`CheckedConfig::step`] updates
-/// it. A state that was saved and loaded continues bit for bit.
+/// The state of an optimizer for one tensor: its moments and the number of steps done. [`CheckedConfig::state`] makes it, [`CheckedConfig::step`]
+/// updates it. A state that was saved and loaded continues bit for bit.
 ///
 /// ```
 /// use tersor_blockwise::{Check, MemTensors, optimizer::{OptimizerConfig, State}};
@@ -170,8 +170,8 @@ impl State {
         }
     }
 
-    /// Writes the state as tensors under `prefix`: `state` (u8, JSON); each moment under its name, as f32 or as `codes` (u8), `absmax` (f32, one for each
-    /// block) and `map` (f32, the values of the codes); and with percentile clipping `norms` (f32, 100). Errors as the sink.
+    /// Writes the state as tensors under `prefix`: `state` (u8, JSON); each moment under its name, as f32 or as `codes` (u8), `absmax` (f32, one
+    /// for each block) and `map` (f32, the values of the codes); and with percentile clipping `norms` (f32, 100). Errors as the sink.
     pub fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let header = Header {
             rule: self.rule.name().into(),
@@ -199,8 +199,8 @@ impl State {
         if self.norms.is_empty() { Ok(()) } else { write("norms", DType::F32, NORMS, &to_bytes(&self.norms)) }
     }
 
-    /// Reads a state that [`State::save`] wrote under `prefix`. Errors if a tensor is missing or has another size, a value is not finite, or a square, a
-    /// scale or a norm is negative.
+    /// Reads a state that [`State::save`] wrote under `prefix`. Errors if a tensor is missing or has another size, a value is not finite, or a
+    /// square, a scale or a norm is negative.
     pub fn load(prefix: &str, source: &dyn TensorSource) -> Result<Self> {
         let name = join(prefix, "state");
         let info = source.info(&name)?;
@@ -251,7 +251,9 @@ impl State {
                 let count = source.info(&join(prefix, &map))?.shape.iter().product::<usize>().min(257);
                 let map = Map::known(&floats(&map, count)?)?;
                 if let Some(c) = codes.iter().find(|c| usize::from(**c) >= map.values().len()) {
-                    return Err(Error::shape("code", format!("below {}", map.values().len()), c).in_tensor(part));
+                    return Err(
+                        Error::shape("code of a moment", format!("below {}", map.values().len()), c).in_tensor(part)
+                    );
                 }
                 let value = |(i, c): (usize, &u8)| map.values()[usize::from(*c)] * absmax[i / header.block];
                 if square && let Some(v) = codes.iter().enumerate().map(value).find(|v| *v < 0.0) {

@@ -38,9 +38,9 @@ impl CheckedBlockwise {
         self.finish(x.len(), dtype, codes, absmax)
     }
 
-    /// Quantizes `x` into given buffers: `codes` takes the packed codes, [`CheckedBlockwise::code_bytes`] bytes, of two 4-bit codes the first in the high
-    /// half of the byte; `absmax` takes the largest magnitude of each block. Scales are not quantized. Errors if a length is wrong or a value is not
-    /// finite; the content of the buffers is unspecified then.
+    /// Quantizes `x` into given buffers: `codes` takes the packed codes, [`CheckedBlockwise::code_bytes`] bytes, of two 4-bit codes the first in
+    /// the high half of the byte; `absmax` takes the largest magnitude of each block. Scales are not quantized. Errors if a length is wrong or a
+    /// value is not finite; the content of the buffers is unspecified then.
     pub fn quantize_into<T: Element>(&self, x: &[T], codes: &mut [u8], absmax: &mut [f32]) -> Result<()> {
         self.encode(x, 0, codes, absmax, &Exec::new())
     }
@@ -56,7 +56,7 @@ impl CheckedBlockwise {
     ) -> Result<()> {
         let (block, want) = (self.block(), (self.code_bytes(x.len()), x.len().div_ceil(self.block())));
         if (codes.len(), absmax.len()) != want {
-            return Err(Error::shape("bytes of codes, and blocks", want, (codes.len(), absmax.len())));
+            return Err(Error::shape("bytes of codes, and number of scales", want, (codes.len(), absmax.len())));
         }
         let (unit, isa) = (self.unit(), exec.isa());
         let key = self.0.seed.map(|seed| mix(seed.wrapping_add(GAMMA)));
@@ -136,8 +136,8 @@ impl CheckedBlockwise {
     }
 }
 
-/// Quantizes scales (double quantization): subtracts their mean and quantizes the differences by the signed dynamic map in blocks of [`NESTED_BLOCK`].
-/// Errors if a difference is not finite.
+/// Quantizes scales (double quantization): subtracts their mean and quantizes the differences by the signed dynamic map in blocks of
+/// [`NESTED_BLOCK`]. Errors if a difference is not finite.
 fn nest(scales: Vec<f32>) -> Result<Scales> {
     let mean = scales.iter().map(|s| f64::from(*s)).sum::<f64>() / scales.len().max(1) as f64;
     let offset = mean as f32;

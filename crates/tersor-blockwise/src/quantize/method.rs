@@ -43,8 +43,8 @@ impl Method for CheckedBlockwise {
 }
 
 impl CheckedBlockwise {
-    /// Returns the stored tensors of a matrix of this shape and element type `T`, as [`Blockwise::quantize`](super::Blockwise::quantize) makes it; the name
-    /// of the type is stored beside the codes. Errors if the shape overflows.
+    /// Returns the stored tensors of a matrix of this shape and element type `T`, as [`Blockwise::quantize`](super::Blockwise::quantize) makes it;
+    /// the name of the type is stored beside the codes. Errors if the shape overflows.
     pub fn layout_of<T: Element>(&self, shape: [usize; 2]) -> Result<Layout> {
         elements(shape)?;
         let form =

@@ -25,8 +25,8 @@ pub struct Blockwise {
 }
 
 impl Blockwise {
-    /// Returns the default parameters for the codebook `map`: blocks of 64 values with 4-bit codes, of 4096 with 8-bit codes; scales in f32; rounding to
-    /// nearest.
+    /// Returns the default parameters for the codebook `map`: blocks of 64 values with 4-bit codes, of 4096 with 8-bit codes; scales in f32;
+    /// rounding to nearest.
     pub fn new(map: Map) -> Self {
         let block = if map.bits() == 4 { 64 } else { 4096 };
         Self { map, block, nested: false, seed: None }
@@ -52,27 +52,27 @@ impl Blockwise {
         Self { block, ..self }
     }
 
-    /// Sets whether the scales are quantized too (double quantization, arXiv 2305.14314, section 3): their mean is subtracted, and the differences are
-    /// quantized by the signed dynamic map in blocks of 256.
+    /// Sets whether the scales are quantized too (double quantization, arXiv 2305.14314, section 3): their mean is subtracted, and the differences
+    /// are quantized by the signed dynamic map in blocks of 256.
     pub fn nested(self, nested: bool) -> Self {
         Self { nested, ..self }
     }
 
-    /// Sets stochastic rounding: each value becomes one of the two neighbouring codebook values at random, so that its expectation is exact. Draws depend
-    /// on `seed` and on the index of the value alone.
+    /// Sets stochastic rounding: each value becomes one of the two neighbouring codebook values at random, so that its expectation is exact. Draws
+    /// depend on `seed` and on the index of the value alone.
     pub fn stochastic(self, seed: u64) -> Self {
         Self { seed: Some(seed), ..self }
     }
 
-    /// Checks the parameters and quantizes `w`, `[out_features, in_features]`, in blocks of its row-major values. Errors if the block size is out of range
-    /// or a weight is not finite.
+    /// Checks the parameters and quantizes `w`, `[out_features, in_features]`, in blocks of its row-major values. Errors if the block size is out
+    /// of range or a weight is not finite.
     pub fn quantize<T: Element>(self, w: &impl IntoMat<T>) -> Result<(BlockwiseLinear, Report)> {
         let checked = self.check()?;
         w.with_mat(|m| checked.matrix(&m, 0..m.shape()[0], T::DTYPE, &Context::new()))
     }
 
-    /// Checks the parameters and quantizes the values `x` in consecutive blocks. Errors if the block size is out of range or a value is not finite; the
-    /// error names its index as the column.
+    /// Checks the parameters and quantizes the values `x` in consecutive blocks. Errors if the block size is out of range or a value is not finite;
+    /// the error names its index as the column.
     pub fn quantize_values<T: Element>(self, x: &[T]) -> Result<Quantized> {
         self.check()?.quantize_values(x)
     }

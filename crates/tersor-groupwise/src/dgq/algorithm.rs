@@ -51,7 +51,8 @@ impl FloatGrid {
     }
 }
 
-/// Returns the integer scale of a group under the row scale `row`, and the range of `code - zero` whose expanded weights are at most 127 in magnitude.
+/// Returns the integer scale of a group under the row scale `row`, and the range of `code - zero` whose expanded weights are at most 127 in
+/// magnitude.
 fn integer_scale(grid: FloatGrid, row: f32) -> (u8, Range<f32>) {
     let scale = (grid.scale / row).round_ties_even().clamp(1.0, MAX_EXPANDED as f32);
     let (zero, span) = (i32::from(grid.zero), MAX_EXPANDED / scale as i32);
@@ -67,8 +68,8 @@ fn code(w: f32, row: f32, (scale, range): &(u8, Range<f32>)) -> f32 {
 }
 
 impl CheckedDgq {
-    /// Quantizes `w`, `[rows, features]`, whose first row has the index `first` in the matrix. Returns the operator and `tr E H Eᵀ` of the error `E`, with
-    /// `H` the mean Gram matrix of the inputs. Errors if a row scale does not grid f16.
+    /// Quantizes `w`, `[rows, features]`, whose first row has the index `first` in the matrix. Returns the operator and `tr E H Eᵀ` of the error
+    /// `E`, with `H` the mean Gram matrix of the inputs. Errors if a row scale does not grid f16.
     pub(super) fn search(&self, w: &[f32], gram: &GramBlocks, first: usize, isa: Isa) -> Result<(DualLinear, f64)> {
         let cols = gram.features();
         let rows = w.len().checked_div(cols).unwrap_or(0);

@@ -16,9 +16,9 @@ impl CheckedGptq {
         self.damping.order() && self.groups == Groups::Dynamic && matches!(self.spec().group(), GroupSize::Size(_))
     }
 
-    /// Returns the upper Cholesky factor of the inverse of the damped Hessian `hessian = XᵀX`, `[features, features]` row-major (arXiv 2210.17323, section
-    /// 3.3); a positive multiple of the Hessian gives the same codes. Errors if it is not finite or not symmetric, if a diagonal element is negative, or,
-    /// with [`OnFailure::Error`], if no damping up to 0.16 makes it positive definite.
+    /// Returns the upper Cholesky factor of the inverse of the damped Hessian `hessian = XᵀX`, `[features, features]` row-major (arXiv 2210.17323,
+    /// section 3.3); a positive multiple of the Hessian gives the same codes. Errors if it is not finite or not symmetric, if a diagonal element is
+    /// negative, or, with [`OnFailure::Error`], if no damping up to 0.16 makes it positive definite.
     pub fn factor(&self, hessian: &[f64], features: usize) -> Result<HessianFactor> {
         let factor = self.damping.factor(hessian, features)?;
         match factor.failure() {

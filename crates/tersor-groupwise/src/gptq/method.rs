@@ -55,9 +55,9 @@ impl Method for CheckedGptq {
 }
 
 impl CheckedGptq {
-    /// Quantizes `w`, `[out_features, in_features]`, with a factor of [`CheckedGptq::factor`], which several matrices or bit widths for the same inputs can
-    /// share. The report has no [`Report::data_energy`]. Errors if the factor has another number of features, a weight is not finite, or a scale does not
-    /// fit its stored type.
+    /// Quantizes `w`, `[out_features, in_features]`, with a factor of [`CheckedGptq::factor`], which several matrices or bit widths for the same
+    /// inputs can share. The report has no [`Report::data_energy`]. Errors if the factor has another number of features, a weight is not finite, or
+    /// a scale does not fit its stored type.
     pub fn quantize_with<T: Element>(
         &self,
         w: &impl IntoMat<T>,

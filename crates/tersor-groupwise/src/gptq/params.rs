@@ -109,20 +109,20 @@ impl Gptq {
         Self { rtn: self.rtn.clip(clip), ..self }
     }
 
-    /// Sets the damping: the share of the mean diagonal of the Hessian that is added to its diagonal, finite and above 0. It is doubled, up to 0.16, until
-    /// the Hessian is positive definite.
+    /// Sets the damping: the share of the mean diagonal of the Hessian that is added to its diagonal, finite and above 0. It is doubled, up to
+    /// 0.16, until the Hessian is positive definite.
     pub fn damping(self, damping: f64) -> Self {
         Self { damping, ..self }
     }
 
-    /// Sets the number of columns of a block of lazy batch updates, at least 1 (arXiv 2210.17323, section 3.3). It affects speed, and the result only by
-    /// floating-point rounding.
+    /// Sets the number of columns of a block of lazy batch updates, at least 1 (arXiv 2210.17323, section 3.3). It affects speed, and the result
+    /// only by floating-point rounding.
     pub fn block(self, block: usize) -> Self {
         Self { block, ..self }
     }
 
-    /// Sets whether columns are rounded in the order of a falling Hessian diagonal (`act-order`). With dynamic groups the result is stored in that order,
-    /// behind a permutation of the inputs.
+    /// Sets whether columns are rounded in the order of a falling Hessian diagonal (`act-order`). With dynamic groups the result is stored in that
+    /// order, with a permutation of the inputs in front.
     pub fn act_order(self, act_order: bool) -> Self {
         Self { act_order, ..self }
     }
@@ -142,9 +142,9 @@ impl Gptq {
         Self { on_failure, ..self }
     }
 
-    /// Checks the parameters and quantizes `w`, `[out_features, in_features]`, for inputs with the statistics `stats`, which must have the Gram matrix.
-    /// Errors if a parameter is out of range, the Gram matrix is missing or has another number of features, a weight is not finite, a scale does not fit
-    /// its stored type, or as [`CheckedGptq::factor`].
+    /// Checks the parameters and quantizes `w`, `[out_features, in_features]`, for inputs with the statistics `stats`, which must have the Gram
+    /// matrix. Errors if a parameter is out of range, the Gram matrix is missing or has another number of features, a weight is not finite, a scale
+    /// does not fit its stored type, or as [`CheckedGptq::factor`].
     pub fn quantize<T: Element>(self, w: &impl IntoMat<T>, stats: &StatSet) -> Result<(Box<dyn LinearOp>, Report)> {
         let checked = self.check()?;
         w.with_mat(|m| {

@@ -62,14 +62,14 @@ impl Prepared for Ready<'_> {
         done.op.decompress_rows(0..rows.len(), &mut back, &cx.exec)?;
         done.report.squared_error = metrics::squared_error(&original, &back);
         done.report.energy = metrics::energy(&original);
-        // The method behind measured them against the clipped weights.
+        // The wrapped method measured them against the clipped weights.
         done.report.data_error = None;
         done.report.data_energy = None;
         Ok(done)
     }
 }
 
-/// A block of clipped rows, as the source that the method behind reads.
+/// A block of clipped rows, as the source that the wrapped method reads.
 struct Clipped {
     /// Shape of the whole matrix.
     shape: [usize; 2],

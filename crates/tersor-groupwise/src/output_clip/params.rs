@@ -5,9 +5,9 @@ use tersor_operators::{Clip, Grid, GroupSpec};
 
 /// Unchecked parameters of a search that clips weights before another method quantizes them.
 ///
-/// Each group of a row is clipped to `±max|w| * (1 - i / 20)`, with the `i` in `0..10` of the smallest `d H dᵀ`, where `d` is the error of the group's
-/// weights after rounding and `H` is the group's block of the Gram matrix of the inputs. The grid of the search should be that of the method behind
-/// it; by default 4 bits, groups of 128, asymmetric, f16 scales.
+/// Each group of a row is clipped to `±max|w| * (1 - i / 20)`, with the `i` in `0..10` of the smallest `d H dᵀ`, where `d` is the error of the
+/// group's weights after rounding and `H` is the group's block of the Gram matrix of the inputs. The grid of the search should be that of the
+/// wrapped method; by default 4 bits, groups of 128, asymmetric, f16 scales.
 ///
 /// ```
 /// use tersor_groupwise::*;
@@ -60,7 +60,7 @@ impl OutputClip {
     }
 }
 
-/// Checked parameters of the clip search, and its [`Method`]: `compress` clips, then compresses the clipped weights by the method behind. Reported
+/// Checked parameters of the clip search, and its [`Method`]: `compress` clips, then compresses the clipped weights by the wrapped method. Reported
 /// errors are relative to the original weights. Needs the Gram matrix of the inputs.
 pub struct CheckedOutputClip {
     pub(super) spec: GroupSpec,

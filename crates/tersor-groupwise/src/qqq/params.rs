@@ -6,8 +6,8 @@ use tersor_operators::{Clip, Grid, TableLinear};
 use crate::Gptq;
 use crate::gptq::{CheckedGptq, Groups};
 
-/// Unchecked parameters of QQQ with groups (arXiv 2406.09904, section 3.2). Codes have 4 bits on the grid [`Grid::SymFull`]; by default groups have 128
-/// features, and GPTQ orders columns by the Hessian's diagonal with static groups, damping 0.01 and no clip search.
+/// Unchecked parameters of QQQ with groups (arXiv 2406.09904, section 3.2). Codes have 4 bits on the grid [`Grid::SymFull`]; by default groups have
+/// 128 features, and GPTQ orders columns by the Hessian's diagonal with static groups, damping 0.01 and no clip search.
 ///
 /// ```
 /// use tersor_groupwise::*;
@@ -57,8 +57,8 @@ impl Qqq {
         Self { gptq: self.gptq.damping(damping), ..self }
     }
 
-    /// Checks the parameters and quantizes `w`, `[out_features, in_features]`, for inputs with the statistics `stats`, which must have the Gram matrix.
-    /// Errors as [`Gptq::quantize`], or if a group scale does not fit f16 or a row scale f32.
+    /// Checks the parameters and quantizes `w`, `[out_features, in_features]`, for inputs with the statistics `stats`, which must have the Gram
+    /// matrix. Errors as [`Gptq::quantize`], or if a group scale does not fit f16 or a row scale f32.
     pub fn quantize<T: Element>(self, w: &impl IntoMat<T>, stats: &StatSet) -> Result<(TableLinear, Report)> {
         let checked = self.check()?;
         w.with_mat(|m| checked.ready(stats)?.table(&m, 0..m.shape()[0], &Context::new()))

@@ -58,7 +58,8 @@ impl Method for CheckedRtn {
 }
 
 impl CheckedRtn {
-    /// Returns the method with the importance of each input feature, if the clip search is weighted by it. Errors if the statistics lack mean squares.
+    /// Returns the method with the importance of each input feature, if the clip search is weighted by it. Errors if the statistics lack mean
+    /// squares.
     pub(super) fn ready(&self, stats: &StatSet) -> Result<Ready<'_>> {
         let mut importance = Vec::new();
         if self.importance {

@@ -48,8 +48,8 @@ impl Rtn {
         Self::default()
     }
 
-    /// Returns the parameters of MXINT (arXiv 2402.02446, section 3.1): signed codes of `bits` bits, and for every 16 features a scale that is a power of
-    /// two.
+    /// Returns the parameters of MXINT (arXiv 2402.02446, section 3.1): signed codes of `bits` bits, and for every 16 features a scale that is a
+    /// power of two.
     pub fn mxint(bits: u32) -> Self {
         Self::new().bits(bits).group(16).grid(Grid::SymNarrow).scales(DType::E8M0)
     }
@@ -100,14 +100,14 @@ impl Rtn {
         Self { importance, ..self }
     }
 
-    /// Checks the parameters and quantizes `w`, `[out_features, in_features]`. Errors if a parameter is out of range, a weight is not finite, a scale does
-    /// not fit its stored type, or [`Rtn::importance`] is set, which needs [`Rtn::quantize_with`].
+    /// Checks the parameters and quantizes `w`, `[out_features, in_features]`. Errors if a parameter is out of range, a weight is not finite, a
+    /// scale does not fit its stored type, or [`Rtn::importance`] is set, which needs [`Rtn::quantize_with`].
     pub fn quantize<T: Element>(self, w: &impl IntoMat<T>) -> Result<(GroupedLinear, Report)> {
         self.quantize_with(w, &StatSet::none())
     }
 
-    /// Quantizes as [`Rtn::quantize`], for inputs with the statistics `stats`, which with [`Rtn::importance`] must have mean squares of as many features.
-    /// Errors also if they have not.
+    /// Quantizes as [`Rtn::quantize`], for inputs with the statistics `stats`, which with [`Rtn::importance`] must have mean squares of as many
+    /// features. Errors also if they have not.
     pub fn quantize_with<T: Element>(self, w: &impl IntoMat<T>, stats: &StatSet) -> Result<(GroupedLinear, Report)> {
         let checked = self.check()?;
         w.with_mat(|m| checked.ready(stats)?.grouped(&m, 0..m.shape()[0], &Context::new()))
@@ -139,7 +139,11 @@ impl Check for Rtn {
             None => GroupSize::Channel,
         };
         if self.importance && self.clip == Clip::None {
-            return Err(ParamError::new("importance", true, "needs the clip search: nothing else weighs errors"));
+            return Err(ParamError::new(
+                "importance",
+                true,
+                "needs a clip search (`Clip::Search`), which alone weights errors",
+            ));
         }
         let of = |clip| GroupSpec::new(self.bits, group, self.grid, self.scales, clip);
         let plain = CheckedRtn { spec: of(Clip::None)?, importance: false, plain: None };

@@ -14,8 +14,8 @@ pub(crate) trait Factors: Send + Sync {
     fn needs(&self) -> StatNeeds;
     /// Returns whether the choice applies to `site`.
     fn covers(&self, site: &Site) -> bool;
-    /// Returns finite, positive factors `[features]` for the inputs of a site, or `None` to leave the site unchanged. `weights` are those of the site's
-    /// consumers, in order.
+    /// Returns finite, positive factors `[features]` for the inputs of a site, or `None` to leave the site unchanged. `weights` are those of the
+    /// site's consumers, in order.
     fn factors(&self, seen: &SeenSite<'_>, weights: &[&dyn RowSource], cx: &Context) -> Result<Option<Vec<f32>>>;
 }
 
@@ -75,9 +75,9 @@ pub(crate) fn rewrite(
     Ok(changes)
 }
 
-/// Returns the folds that divide the inputs of a site by `factors`, `[features]`: the columns of its consumers are multiplied by them, and the norm or
-/// the rows and bias of the matrix that produces the inputs divided by them. With an opaque producer there are folds of the consumers only, and the
-/// inputs must be divided when the network runs.
+/// Returns the folds that divide the inputs of a site by `factors`, `[features]`: the columns of its consumers are multiplied by them, and the norm
+/// or the rows and bias of the matrix that produces the inputs divided by them. With an opaque producer there are folds of the consumers only, and
+/// the inputs must be divided when the network runs.
 pub fn smoothed(site: &Site, factors: &[f32]) -> Vec<Fold> {
     let fold = |weight: String, side, factors: Vec<f32>| Fold { weight, side, transform: Transform::Scale(factors) };
     let inverse: Vec<f32> = factors.iter().map(|s| s.recip()).collect();

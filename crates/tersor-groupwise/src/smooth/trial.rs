@@ -20,9 +20,9 @@ pub(crate) struct Trial<'a> {
 }
 
 impl<'a> Trial<'a> {
-    /// Computes the module's output with the original `weights` on the site's sample. `activations` holds one quantizer of inputs for each matrix, one
-    /// for all, or none; with `through`, outputs are compared after the next matrix of the network. Errors on another number of quantizers, a weight
-    /// that is not finite, or an empty sample.
+    /// Computes the module's output with the original `weights` on the site's sample. `activations` holds one quantizer of inputs for each matrix,
+    /// one for all, or none; with `through`, outputs are compared after the next matrix of the network. Errors on another number of quantizers, a
+    /// weight that is not finite, or an empty sample.
     pub fn new(
         seen: &'a SeenSite<'a>,
         weights: &'a [&'a dyn RowSource],
@@ -31,7 +31,7 @@ impl<'a> Trial<'a> {
     ) -> Result<Self> {
         if activations.len() > 1 && activations.len() != weights.len() {
             let expected = format!("1 or {}", weights.len());
-            return Err(Error::shape("activation bits of the matrices of a site", expected, activations.len()));
+            return Err(Error::shape("activation quantizers for the matrices of a site", expected, activations.len()));
         }
         let activations = (0..weights.len()).map(|i| activations.get(i).or(activations.first()).cloned()).collect();
         let exact = |w: &&dyn RowSource| -> Result<Dense> {
@@ -42,7 +42,10 @@ impl<'a> Trial<'a> {
         let exact: Vec<&dyn LinearOp> = exact.iter().map(|o| o as &dyn LinearOp).collect();
         let want = (seen.output)(seen.sample, &exact, through)?;
         if want.is_empty() {
-            return Err(Error::missing("whole windows", "the sample of the inputs"));
+            return Err(Error::missing(
+                "a whole window of tokens",
+                "the sample of the inputs; calibrate on a longer text",
+            ));
         }
         Ok(Self { seen, weights, activations, through, want })
     }

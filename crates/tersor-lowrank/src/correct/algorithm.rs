@@ -5,8 +5,8 @@ use tersor_core::{Context, Result};
 use crate::Rank;
 use crate::factor::{Factors, Weights, decompose};
 
-/// Returns the best factors of the error `w - quantized`, matrices of this shape, row-major; `weights` is the matrix of the norm, and `bits` the storage
-/// of one value of a factor. Errors as [`factorize`](crate::factorize).
+/// Returns the best factors of the error `w - quantized`, matrices of this shape, row-major; `weights` is the matrix of the norm, and `bits` the
+/// storage of one value of a factor. Errors as [`factorize`](crate::factorize).
 pub(super) fn factor_error(
     w: &[f32],
     quantized: Vec<f32>,

@@ -26,7 +26,7 @@ impl Rank {
         match self {
             Rank::Fixed(0) | Rank::Error { max: 0, .. } => Err(ParamError::new("rank", 0, "must be at least 1")),
             Rank::Bits(b) if !(b.is_finite() && b > 0.0) => {
-                Err(ParamError::new("rank_bits", b, "must be a finite number of bits a weight above 0"))
+                Err(ParamError::new("rank_bits", b, "must be finite and above 0: bits for each weight"))
             }
             Rank::Error { tolerance, .. } if !(tolerance > 0.0 && tolerance < 1.0) => {
                 Err(ParamError::new("tolerance", tolerance, "must be above 0 and below 1"))

@@ -19,8 +19,8 @@ pub(crate) fn storage(factors: Option<Box<dyn Method>>) -> Result<Box<dyn Method
     Ok(factors)
 }
 
-/// Returns the layout of the factors of a matrix of this shape, stored by the method `factors`. It is an upper bound, not exact, where the rank depends
-/// on the values. Errors if the shape overflows.
+/// Returns the layout of the factors of a matrix of this shape, stored by the method `factors`. It is an upper bound, not exact, where the rank
+/// depends on the values. Errors if the shape overflows.
 pub(crate) fn factor_layout(factors: &dyn Method, rank: Rank, shape: [usize; 2]) -> Result<Layout> {
     let n = rank.max_rank(shape, bits_of(factors)?);
     let mut up = factors.layout([shape[0], n])?.nested("up");

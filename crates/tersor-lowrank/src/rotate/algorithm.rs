@@ -27,7 +27,8 @@ impl CheckedRotate {
         }
     }
 
-    /// Returns the order of the features of the attention output in which the first subspace of every head comes first, then the second of every head.
+    /// Returns the order of the features of the attention output in which the first subspace of every head comes first, then the second of every
+    /// head.
     pub(super) fn order(&self, layer: &LayerParts<'_>) -> Vec<u32> {
         let (dim, mut at, mut order) = (layer.head_dim, 0, Vec::new());
         for width in widths(self.shares.iter().copied(), dim) {

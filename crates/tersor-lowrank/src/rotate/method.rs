@@ -16,8 +16,8 @@ use super::{By, CheckedRotate, SAMPLE_TOKENS};
 use crate::principal_rotation;
 
 impl CheckedRotate {
-    /// Returns rotations into the principal directions of the normed stream, of the values of each head and of the keys of each layer. Errors if `seen`
-    /// lacks the keys and values of a layer or the Gram matrix of the stream.
+    /// Returns rotations into the principal directions of the normed stream, of the values of each head and of the keys of each layer. Errors if
+    /// `seen` lacks the keys and values of a layer or the Gram matrix of the stream.
     fn principal(&self, parts: &Parts<'_>, seen: &dyn Seen, cx: &Context) -> Result<Rotations> {
         let mut stream = StatSet::new(parts.hidden, StatNeeds::none().with_gram(), 0, 0)?;
         let (mut values, mut keys) = (Vec::new(), Vec::new());
@@ -27,7 +27,7 @@ impl CheckedRotate {
                     stream.merge(s.stats)?;
                 }
                 let Some([seen_keys, seen_values]) = (s.keys_and_values)(s.sample)? else { continue };
-                let missing = || Error::missing(format!("the layer of {}", s.site.name), "the network");
+                let missing = || Error::missing(format!("layer of {}", s.site.name), "the layers of the network");
                 let layer = parts.layers.get(keys.len()).ok_or_else(missing)?;
                 let (dim, blocks) = (layer.head_dim, self.blocks(layer.head_dim, cx)?);
                 keys.push(principal_of_rows(&seen_keys, dim, &blocks)?);
@@ -47,8 +47,8 @@ impl CheckedRotate {
     }
 }
 
-/// Returns the folds that move the weights of norms into the matrices that read them. `head` is the name of the head's weight. Errors if the weight of a
-/// norm is missing, of another length than its site, or not finite.
+/// Returns the folds that move the weights of norms into the matrices that read them. `head` is the name of the head's weight. Errors if the weight
+/// of a norm is missing, of another length than its site, or not finite.
 fn fold_norms(parts: &Parts<'_>, head: &str, weights: &dyn Weights) -> Result<Vec<Fold>> {
     let mut folds = Vec::new();
     for (site, name) in &parts.normed {
@@ -161,7 +161,7 @@ impl Rewrite for CheckedRotate {
             }
         }
         folds.push(fold(parts.embedding, Side::Input, stream()));
-        // One rotation for all layers of the same width. It is a Hadamard matrix of any kind of rotation: cheap to apply when the network runs.
+        // One Hadamard rotation for all layers of the same width, whatever `by` is: it is cheap to apply when the network runs.
         let mut inner = BTreeMap::new();
         for (number, layer) in parts.layers.iter().enumerate() {
             let values = || Transform::Rotate(found.values[number].clone());

@@ -22,8 +22,8 @@ pub enum By {
     },
 }
 
-/// Unchecked parameters of the rotation of a decoder. By default the subspaces are those of [`SHARES`], the features of the attention output keep their
-/// order, and a new head is named `lm_head.weight`.
+/// Unchecked parameters of the rotation of a decoder. By default the subspaces are those of [`SHARES`], the features of the attention output keep
+/// their order, and a new head is named `lm_head.weight`.
 ///
 /// ```
 /// use tersor_core::Rewrite;
@@ -54,8 +54,8 @@ impl Rotate {
         Self { shares, ..self }
     }
 
-    /// Sets whether the features of the attention output are permuted so that the first subspace of every head comes first, then the second: the order
-    /// that [`Subspaces::heads`](crate::Subspaces::heads) expects. The permutation is applied when the network runs.
+    /// Sets whether the features of the attention output are permuted so that the first subspace of every head comes first, then the second: the
+    /// order that [`Subspaces::heads`](crate::Subspaces::heads) expects. The permutation is applied when the network runs.
     pub fn split_heads(self, split_heads: bool) -> Self {
         Self { split_heads, ..self }
     }

@@ -6,8 +6,8 @@ use tersor_core::Result;
 use tersor_linalg::{inverse_factor, matmul};
 
 /// Returns, for the columns `i` of a span and the columns `r` after it, the Schur complement `H_ii - H_ir H_rr⁻¹ H_ri`, `[n, n]`, and the coupling
-/// `H_ir H_rr⁻¹`, `[n, rest]`: an error `E` of the span is compensated by `E H_ir H_rr⁻¹` in the columns after it. `H` is `gram`, `[k, k]`, with `damping`
-/// times its mean diagonal added to its diagonal; the complement is returned without that. Errors if `H_rr` is not positive definite.
+/// `H_ir H_rr⁻¹`, `[n, rest]`: an error `E` of the span is compensated by `E H_ir H_rr⁻¹` in the columns after it. `H` is `gram`, `[k, k]`, with
+/// `damping` times its mean diagonal added to its diagonal; the complement is returned without that. Errors if `H_rr` is not positive definite.
 pub(super) fn couple(gram: &[f64], k: usize, span: Range<usize>, damping: f64) -> Result<(Vec<f64>, Vec<f64>)> {
     let mean = (0..k).map(|i| gram[i * k + i]).sum::<f64>() / k as f64;
     // Inputs that were all zero: any positive damping will do.

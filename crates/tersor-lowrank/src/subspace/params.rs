@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use tersor_core::{Check, Element, Error, IntoMat, LinearOp, Method, ParamError, Report, Result, StatSet};
 
-/// Unchecked parameters of a matrix whose columns are cut into consecutive spans, each compressed by its own method (ResQ, arXiv 2412.14363). By default
-/// there is no span, features are not divided into heads, and damping is 0.01.
+/// Unchecked parameters of a matrix whose columns are cut into consecutive spans, each compressed by its own method (ResQ, arXiv 2412.14363). By
+/// default there is no span, features are not divided into heads, and damping is 0.01.
 ///
 /// ```
 /// use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -51,20 +51,21 @@ impl Subspaces {
         self
     }
 
-    /// Divides features among `heads` heads: shares are of the features of one head, rounded to whole features, and the columns of a span hold its share
-    /// of every head. Columns must come in that order: the first span of each head, then the second of each head.
+    /// Divides features among `heads` heads: shares are of the features of one head, rounded to whole features, and the columns of a span hold its
+    /// share of every head. Columns must come in that order: the first span of each head, then the second of each head.
     pub fn heads(self, heads: usize) -> Self {
         Self { heads: Some(heads), ..self }
     }
 
-    /// Sets the damping of the Gram matrix with which errors of a span are compensated in later spans, as a share of its mean diagonal; finite and above 0.
+    /// Sets the damping of the Gram matrix with which errors of a span are compensated in later spans, as a share of its mean diagonal; finite and
+    /// above 0.
     pub fn damping(self, damping: f64) -> Self {
         Self { damping: Some(damping), ..self }
     }
 
-    /// Checks the parameters and compresses `w`, `[out_features, in_features]`, for inputs with the statistics `stats`; [`StatSet::none`] suffices if no
-    /// method needs any. Returns a [`Split`](tersor_operators::Split). Errors if a parameter is out of range, the features are not a multiple of the
-    /// heads, the statistics lack what a method needs, or a weight is not finite.
+    /// Checks the parameters and compresses `w`, `[out_features, in_features]`, for inputs with the statistics `stats`; [`StatSet::none`] suffices
+    /// if no method needs any. Returns a [`Split`](tersor_operators::Split). Errors if a parameter is out of range, the features are not a multiple
+    /// of the heads, the statistics lack what a method needs, or a weight is not finite.
     pub fn quantize<T: Element>(self, w: &impl IntoMat<T>, stats: &StatSet) -> Result<(Box<dyn LinearOp>, Report)> {
         crate::typed(&self.check()?, w, stats)
     }
@@ -72,9 +73,9 @@ impl Subspaces {
 
 /// Checked parameters of a matrix in spans, and its [`Method`].
 ///
-/// If the statistics have a Gram matrix, errors are compensated across spans: each span is compressed with the Gram matrix conditioned on the spans after
-/// it (a Schur complement), and the columns of these are then updated by its error. With GPTQ for every span, this is GPTQ over all columns with a
-/// separate grid for each span (arXiv 2412.14363, section 4.1).
+/// If the statistics have a Gram matrix, errors are compensated across spans: each span is compressed with the Gram matrix conditioned on the spans
+/// after it (a Schur complement), and the columns of these are then updated by its error. With GPTQ for every span, this is GPTQ over all columns
+/// with a separate grid for each span (arXiv 2412.14363, section 4.1).
 pub struct CheckedSubspaces {
     pub(super) parts: Vec<(f64, Box<dyn Method>)>,
     pub(super) heads: usize,
@@ -102,8 +103,8 @@ impl Check for Subspaces {
     }
 }
 
-/// Returns the number of features of each share of `features`: they add to `features` if the shares add to 1, and each differs from its exact share by
-/// less than 1.
+/// Returns the number of features of each share of `features`: they add to `features` if the shares add to 1, and each differs from its exact share
+/// by less than 1.
 ///
 /// ```
 /// assert_eq!(tersor_lowrank::widths([0.875, 0.125], 60), [53, 7]);
@@ -119,8 +120,8 @@ pub fn widths(shares: impl IntoIterator<Item = f64>, features: usize) -> Vec<usi
 }
 
 impl CheckedSubspaces {
-    /// Returns the index of each part and its columns; parts whose share is below half a feature are left out. Errors unless the number of features is a
-    /// multiple of the heads.
+    /// Returns the index of each part and its columns; parts whose share is below half a feature are left out. Errors unless the number of features
+    /// is a multiple of the heads.
     pub(super) fn spans(&self, features: usize) -> Result<Vec<(usize, Range<usize>)>> {
         if !features.is_multiple_of(self.heads) {
             return Err(Error::shape("features of heads", format!("a multiple of {}", self.heads), features));

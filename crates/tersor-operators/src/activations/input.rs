@@ -11,8 +11,8 @@ use super::{ActQuant, Codes};
 /// The key under which a quantized input has its codes attached.
 const CODES: u128 = 0x6163_7469_7661_7469_6f6e_2063_6f64_6573;
 
-/// Returns the input quantized by `act`, without its [`offsets`], computed once for each quantizer. If a token has one scale, the codes are attached to it,
-/// for the integer kernels. Errors if a value is not finite, or the quantizer is for another number of features.
+/// Returns the input quantized by `act`, without its [`offsets`], computed once for each quantizer. If a token has one scale, the codes are
+/// attached to it, for the integer kernels. Errors if a value is not finite, or the quantizer is for another number of features.
 pub(crate) fn quantized(x: &Input<'_>, act: &ActQuant, isa: Isa) -> Result<Arc<Input<'static>>> {
     let shape = x.shape();
     act.check(shape[1])?;
@@ -27,13 +27,15 @@ pub(crate) fn quantized(x: &Input<'_>, act: &ActQuant, isa: Isa) -> Result<Arc<I
     })
 }
 
-/// Returns the codes of an input with [`Codes::offsets`], which an asymmetric quantizer has not added to the input's values; `None` if there are none.
+/// Returns the codes of an input with [`Codes::offsets`], which an asymmetric quantizer has not added to the input's values; `None` if there are
+/// none.
 pub(crate) fn offsets(x: &Input<'_>) -> Option<Arc<Codes>> {
     x.attached::<Codes>(CODES).filter(|c| !c.offsets.is_empty())
 }
 
-/// Returns the input as planes of 8-bit codes for an integer product, computed once for each layout `padding`. A quantized input has one plane, its codes;
-/// another one has as many planes as reproduce its f32 values. Errors if the layout is for another number of features, or a value is not finite.
+/// Returns the input as planes of 8-bit codes for an integer product, computed once for each layout `padding`. A quantized input has one plane, its
+/// codes; another one has as many planes as reproduce its f32 values. Errors if the layout is for another number of features, or a value is not
+/// finite.
 pub fn integers(x: &Input<'_>, isa: Isa, padding: Padding) -> Result<Arc<Activations>> {
     let key = (padding.cols as u128) << 64 | (padding.group as u128) << 16 | padding.block as u128;
     // The key contains the whole layout, so a shared value always has this one.

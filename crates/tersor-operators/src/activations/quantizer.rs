@@ -76,13 +76,14 @@ impl ActQuant {
         Self::new(bits, Granularity::Token)
     }
 
-    /// Returns a dynamic quantizer to `bits` bits with one scale for all tokens of a batch: the result of a token depends on the other tokens. Errors unless
-    /// `bits` is 2 to 8.
+    /// Returns a dynamic quantizer to `bits` bits with one scale for all tokens of a batch: the result of a token depends on the other tokens.
+    /// Errors unless `bits` is 2 to 8.
     pub fn per_tensor(bits: u32) -> Result<Self, ParamError> {
         Self::new(bits, Granularity::Tensor)
     }
 
-    /// Returns a static quantizer to `bits` bits with the same scale for all values. Errors unless `bits` is 2 to 8 and the scale positive and finite.
+    /// Returns a static quantizer to `bits` bits with the same scale for all values. Errors unless `bits` is 2 to 8 and the scale positive and
+    /// finite.
     pub fn fixed(bits: u32, scale: f32) -> Result<Self, ParamError> {
         if !scale.is_finite() || scale <= 0.0 {
             return Err(ParamError::new("scale", scale, "must be positive and finite"));
@@ -90,8 +91,8 @@ impl ActQuant {
         Self::new(bits, Granularity::Fixed(scale))
     }
 
-    /// Returns a static quantizer to `bits` bits with one scale for each feature, `[features]`. Errors unless `bits` is 2 to 8 and all scales are positive
-    /// and finite.
+    /// Returns a static quantizer to `bits` bits with one scale for each feature, `[features]`. Errors unless `bits` is 2 to 8 and all scales are
+    /// positive and finite.
     pub fn channels(bits: u32, scales: Vec<f32>) -> Result<Self, ParamError> {
         if let Some(s) = scales.iter().find(|s| !s.is_finite() || **s <= 0.0) {
             return Err(ParamError::new("scale", *s, "must be positive and finite"));
@@ -99,8 +100,8 @@ impl ActQuant {
         Self::new(bits, Granularity::Channels(scales.into()))
     }
 
-    /// Returns the MXINT quantizer (arXiv 2402.02446, section 3.1): every `block` features of a token share the power of two `2^ceil(log2 max|x|)`, and
-    /// magnitudes have `bits - 1` bits. Errors unless `bits` is 2 to 8 and `block` at least 1.
+    /// Returns the MXINT quantizer (arXiv 2402.02446, section 3.1): every `block` features of a token share the power of two `2^ceil(log2 max|x|)`,
+    /// and magnitudes have `bits - 1` bits. Errors unless `bits` is 2 to 8 and `block` at least 1.
     pub fn mxint(bits: u32, block: usize) -> Result<Self, ParamError> {
         if block == 0 {
             return Err(ParamError::new("block", 0, "must be at least 1"));
@@ -108,9 +109,9 @@ impl ActQuant {
         Self::new(bits, Granularity::Blocks(block))
     }
 
-    /// Returns a dynamic asymmetric quantizer (ResQ, arXiv 2412.14363, section 4.1): the features of a token are cut into `spans` equal spans (1 for the whole
-    /// token, or the number of heads, for example), each with a scale and a zero point, `s = (max - min) / (2^b - 1)` over a range that includes 0 and
-    /// `q = clamp(round(x / s) + round(-min / s), 0, 2^b - 1)`. Errors unless `bits` is 2 to 8 and `spans` at least 1.
+    /// Returns a dynamic asymmetric quantizer (ResQ, arXiv 2412.14363, section 4.1): the features of a token are cut into `spans` equal spans (1
+    /// for the whole token, or the number of heads, for example), each with a scale and a zero point, `s = (max - min) / (2^b - 1)` over a range
+    /// that includes 0 and `q = clamp(round(x / s) + round(-min / s), 0, 2^b - 1)`. Errors unless `bits` is 2 to 8 and `spans` at least 1.
     pub fn asymmetric(bits: u32, spans: usize) -> Result<Self, ParamError> {
         if spans == 0 {
             return Err(ParamError::new("spans", spans, "must be at least 1"));
@@ -184,7 +185,8 @@ impl ActQuant {
         ((1u8 << (self.bits.get() - 1)) - 1) as i8
     }
 
-    /// Quantizes `x`, rows of `cols` values; [`ActQuant::check`] must have accepted `cols`. Errors if a value is not finite, naming its row and column.
+    /// Quantizes `x`, rows of `cols` values; [`ActQuant::check`] must have accepted `cols`. Errors if a value is not finite, naming its row and
+    /// column.
     pub(crate) fn apply(&self, isa: Isa, x: &[f32], cols: usize) -> Result<Encoded> {
         let (cols, max) = (cols.max(1), self.max_code() as u8);
         // The loop that finds the scales of tokens checks this itself.
@@ -262,8 +264,8 @@ impl ActQuant {
         Encoded::Codes(Codes { codes, scales: vec![scale; x.len() / cols], offsets: Vec::new() })
     }
 
-    /// Quantizes `x`, rows of `cols` values, symmetrically with one scale for each row, whatever the granularity. Returns the codes, `[rows, cols]`, and the
-    /// scales, `[rows]`. Errors if a value is not finite, naming its row and column.
+    /// Quantizes `x`, rows of `cols` values, symmetrically with one scale for each row, whatever the granularity. Returns the codes,
+    /// `[rows, cols]`, and the scales, `[rows]`. Errors if a value is not finite, naming its row and column.
     pub fn encode(&self, isa: Isa, x: &[f32], cols: usize) -> Result<(Vec<i8>, Vec<f32>)> {
         let rows = x.len() / cols.max(1);
         let (mut codes, mut scales) = (vec![0i8; rows * cols], vec![1f32; rows]);
@@ -272,8 +274,8 @@ impl ActQuant {
         Ok((codes, scales))
     }
 
-    /// Returns the values `scale * code + offset` of `codes`, `[tokens, cols]`, with one scale and one offset for each token; an empty `offsets` stands for
-    /// zeros.
+    /// Returns the values `scale * code + offset` of `codes`, `[tokens, cols]`, with one scale and one offset for each token; an empty `offsets`
+    /// stands for zeros.
     pub fn decode(codes: &[i8], scales: &[f32], offsets: &[f32], cols: usize) -> Vec<f32> {
         let rows = codes.chunks_exact(cols.max(1)).zip(scales).enumerate();
         rows.flat_map(|(t, (row, scale))| {

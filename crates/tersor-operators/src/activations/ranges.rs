@@ -42,8 +42,8 @@ pub enum ActPlan {
 const SAMPLE: usize = 512;
 
 impl ActPlan {
-    /// Returns the plan of a static quantizer to `bits` bits with one scale, or with `channels` one scale for each feature. Errors unless `bits` is 2 to 8
-    /// and a percentile above 50 and at most 100.
+    /// Returns the plan of a static quantizer to `bits` bits with one scale, or with `channels` one scale for each feature. Errors unless `bits` is
+    /// 2 to 8 and a percentile above 50 and at most 100.
     pub fn fixed(bits: u32, range: ActRange, channels: bool) -> Result<Self, ParamError> {
         range.check()?;
         let bits = Bits::within(bits, 2, 8)?;
@@ -78,8 +78,8 @@ impl ActPlan {
         }
     }
 
-    /// Returns the quantizer with scales computed from `stats`. Errors if the statistics lack what [`ActPlan::needs`] names, have seen no token, or the bits
-    /// or the percentile are out of range as in [`ActPlan::fixed`].
+    /// Returns the quantizer with scales computed from `stats`. Errors if the statistics lack what [`ActPlan::needs`] names, have seen no token, or
+    /// the bits or the percentile are out of range as in [`ActPlan::fixed`].
     pub fn ready(&self, stats: &StatSet) -> Result<ActQuant> {
         let (bits, range, channels) = match self {
             Self::Ready(act) => return Ok(act.clone()),

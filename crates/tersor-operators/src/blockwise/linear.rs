@@ -12,12 +12,12 @@ use super::{Map, MapKind, NESTED_BLOCK, Quantized, Scales};
 /// Largest number of characters of an f64 in JSON.
 const MAX_NUMBER_LEN: usize = 24;
 
-/// A matrix `[out_features, in_features]` of block-wise quantized values: row-major values are cut into blocks, each with a scale, and each value is a code
-/// of a codebook.
+/// A matrix `[out_features, in_features]` of block-wise quantized values: row-major values are cut into blocks, each with a scale, and each value
+/// is a code of a codebook.
 ///
-/// Stored as bitsandbytes stores a 4-bit weight: codes under the operator's own name (u8, `[bytes, 1]`), `absmax` (`[blocks]`, f32, or u8 if scales are
-/// quantized), `quant_map` (f32, one value for each code), for quantized scales `nested_absmax` (f32) and `nested_quant_map` (f32, `[256]`), and
-/// `quant_state.bitsandbytes__<map>` (u8), a JSON description.
+/// Stored as bitsandbytes stores a 4-bit weight: codes under the operator's own name (u8, `[bytes, 1]`), `absmax` (`[blocks]`, f32, or u8 if scales
+/// are quantized), `quant_map` (f32, one value for each code), for quantized scales `nested_absmax` (f32) and `nested_quant_map` (f32, `[256]`),
+/// and `quant_state.bitsandbytes__<map>` (u8), a JSON description.
 ///
 /// ```
 /// use tersor_operators::{BlockwiseLinear, DType, Exec, LinearOp, Map, Quantized, Scales};
@@ -38,7 +38,7 @@ pub struct BlockwiseLinear {
 }
 
 impl BlockwiseLinear {
-    /// The kind of this operator in an [`OpSpec`].
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "blockwise";
 
     /// Returns the matrix of the quantized values, of this shape, row-major. Errors unless there are as many as the shape has.
@@ -209,8 +209,8 @@ impl BlockwiseForm<'_> {
         Layout { tensors, exact: true }
     }
 
-    /// Writes the values `q` as the rows from `first` on. Errors unless these begin with a whole block and a whole byte (quantized scales: with row 0), or
-    /// as the sink.
+    /// Writes the values `q` as the rows from `first` on. Errors unless these begin with a whole block and a whole byte (quantized scales: with row
+    /// 0), or as the sink.
     fn save(&self, q: &Quantized, first: usize, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let at = first.saturating_mul(self.shape[1]);
         let per_byte = if self.map.bits() == 4 { 2 } else { 1 };
@@ -246,8 +246,8 @@ fn torch_name(dtype: DType) -> &'static str {
     }
 }
 
-/// Returns a finite number as JSON writers do: the fewest digits that read back as the same number (ties to the even digit), with an exponent outside of
-/// 1e-5 to 1e16.
+/// Returns a finite number as JSON writers do: the fewest digits that read back as the same number (ties to the even digit), with an exponent
+/// outside of 1e-5 to 1e16.
 fn json_number(v: f64) -> String {
     let scientific = v != 0.0 && !(1e-5..1e16).contains(&v.abs());
     let shortest = if scientific { format!("{v:e}") } else { format!("{v}") };

@@ -64,7 +64,8 @@ impl MapKind {
     }
 }
 
-/// A codebook of 2 to 256 values, one for each code, usually between -1 and 1: values relative to the largest magnitude of a block. Clones share memory.
+/// A codebook of 2 to 256 values, one for each code, usually between -1 and 1: values relative to the largest magnitude of a block. Clones share
+/// memory.
 ///
 /// ```
 /// use tersor_operators::{Isa, Map};
@@ -93,8 +94,8 @@ struct Inner {
 }
 
 impl Map {
-    /// Returns the 8-bit dynamic map (arXiv 2110.02861, section 2.1): a decimal exponent from 0 to -6, and a linear fraction in the remaining bits. The
-    /// signed map has 127 values of each sign besides 0 and 1, the unsigned one 254 positive values besides 0 and 1.
+    /// Returns the 8-bit dynamic map (arXiv 2110.02861, section 2.1): a decimal exponent from 0 to -6, and a linear fraction in the remaining bits.
+    /// The signed map has 127 values of each sign besides 0 and 1, the unsigned one 254 positive values besides 0 and 1.
     pub fn dynamic(signed: bool) -> Self {
         let mut values = vec![0.0, 1.0];
         for exponent in 0..7 {
@@ -138,9 +139,9 @@ impl Map {
         Self::build(MapKind::Fp4, (0..16).map(|c| if c == 8 { 0.0 } else { value(c) }).collect())
     }
 
-    /// Returns the map with the given value for each code, in any order. Values are relative to the largest magnitude of a block, so they should cover -1 to
-    /// 1. Among codes of equal values, the first is chosen for inputs below the value, the last for inputs above. Errors unless there are 2 to 256 values,
-    /// each finite and at most half of the largest f32 in magnitude.
+    /// Returns the map with the given value for each code, in any order. Values are relative to the largest magnitude of a block and should cover
+    /// the range from -1 to 1. Among codes of equal values, the first is chosen for inputs below the value, the last for inputs above. Errors
+    /// unless there are 2 to 256 values, each finite and at most half of the largest f32 in magnitude.
     pub fn custom(values: &[f32]) -> Result<Self, ParamError> {
         if !(2..=256).contains(&values.len()) {
             return Err(ParamError::new("values of a map", values.len(), "must be 2 to 256"));
@@ -167,9 +168,9 @@ impl Map {
         }
     }
 
-    /// Returns the map of `count` quantiles of `data` (quantile quantization, arXiv 2110.02861, section 1.2). Each block of `block` values is divided by its
-    /// largest magnitude; the values of the map are the midpoints between neighbouring `(count + 1)`-quantiles, and the one nearest to 0 is set to 0. Errors
-    /// unless `count` is 2 to 256, `block` at least 1, and `data` has more than `count` values, all finite.
+    /// Returns the map of `count` quantiles of `data` (quantile quantization, arXiv 2110.02861, section 1.2). Each block of `block` values is
+    /// divided by its largest magnitude; the values of the map are the midpoints between neighbouring `(count + 1)`-quantiles, and the one nearest
+    /// to 0 is set to 0. Errors unless `count` is 2 to 256, `block` at least 1, and `data` has more than `count` values, all finite.
     pub fn quantile(data: &[f32], block: usize, count: usize) -> Result<Self, ParamError> {
         if !(2..=256).contains(&count) || block == 0 {
             return Err(ParamError::new("values of a map", count, "must be 2 to 256, with blocks of at least 1 value"));
@@ -247,8 +248,8 @@ impl Map {
         self.0.search.values().windows(2).map(|w| w[1] - w[0]).fold(0.0, f32::max)
     }
 
-    /// Writes to `codes` the code of the value nearest to each `x * scale`, of two equally near ones the lower value, one code a byte. The shorter of the
-    /// two slices sets the length.
+    /// Writes to `codes` the code of the value nearest to each `x * scale`, of two equally near ones the lower value, one code a byte. The shorter
+    /// of the two slices sets the length.
     pub fn encode(&self, isa: Isa, x: &[f32], scale: f32, codes: &mut [u8]) {
         self.0.search.nearest(isa, x, scale, codes);
         self.relabel(isa, codes);
@@ -260,8 +261,8 @@ impl Map {
         self.relabel(isa, codes);
     }
 
-    /// Writes codes as [`Map::encode`], with stochastic rounding: of the two values around `x * scale` one is chosen at random, so that its expectation is
-    /// `x * scale`. `draw(i)` returns a number for value `i`, uniform in `[0, 1)`.
+    /// Writes codes as [`Map::encode`], with stochastic rounding: of the two values around `x * scale` one is chosen at random, so that its
+    /// expectation is `x * scale`. `draw(i)` returns a number for value `i`, uniform in `[0, 1)`.
     pub fn encode_stochastic(&self, isa: Isa, x: &[f32], scale: f32, draw: impl Fn(usize) -> f32, codes: &mut [u8]) {
         self.0.search.nearest(isa, x, scale, codes);
         let values = self.0.search.values();
@@ -284,8 +285,8 @@ impl Map {
         }
     }
 
-    /// Writes `values[code] * scale` for packed 4-bit codes to `out`, beginning with code number `first` of `packed`; `scales` holds one scale for each
-    /// `block` values, that of code `first` first.
+    /// Writes `values[code] * scale` for packed 4-bit codes to `out`, beginning with code number `first` of `packed`; `scales` holds one scale for
+    /// each `block` values, that of code `first` first.
     pub fn decode_packed(&self, isa: Isa, packed: &[u8], first: usize, scales: &[f32], block: usize, out: &mut [f32]) {
         blockwise::look_up_nibbles(isa, &self.0.first, packed, first, scales, block, out);
     }

@@ -25,8 +25,8 @@ const UNIT: usize = 1 << 16;
 pub enum Scales {
     /// Scales in f32, `[blocks]`.
     Plain(Vec<f32>),
-    /// Quantized scales (double quantization, arXiv 2305.14314, section 3): their differences from `offset` as codes of the signed dynamic map, in blocks
-    /// of 256.
+    /// Quantized scales (double quantization, arXiv 2305.14314, section 3): their differences from `offset` as codes of the signed dynamic map, in
+    /// blocks of 256.
     Nested {
         /// Codes, `[blocks]`.
         codes: Vec<u8>,
@@ -86,8 +86,9 @@ pub struct Quantized {
 }
 
 impl Quantized {
-    /// Returns the tensor of `len` values, originally of the type `dtype`, from its stored parts: packed `codes` as [`Quantized::codes`] returns them, and one
-    /// scale for each `block` values. Errors if a length is wrong, `block` is 0, a scale is not finite, or the map has no value for a code.
+    /// Returns the tensor of `len` values, originally of the type `dtype`, from its stored parts: packed `codes` as [`Quantized::codes`] returns
+    /// them, and one scale for each `block` values. Errors if a length is wrong, `block` is 0, a scale is not finite, or the map has no value for a
+    /// code.
     pub fn from_parts(
         map: Map,
         block: usize,
@@ -97,21 +98,28 @@ impl Quantized {
         scales: Scales,
     ) -> Result<Self> {
         let want = if map.bits() == 4 { len.div_ceil(2) } else { len };
-        if block == 0 || codes.len() != want {
+        if block == 0 {
+            return Err(Error::range("values of a block", "1 or more", block));
+        }
+        if codes.len() != want {
             return Err(Error::shape("bytes of codes", want, codes.len()));
         }
         let blocks = len.div_ceil(block);
         if let Scales::Nested { codes, absmax, offset } = &scales {
             let outer = (blocks, blocks.div_ceil(NESTED_BLOCK));
             if (codes.len(), absmax.len()) != outer {
-                return Err(Error::shape("codes and scales of scales", outer, (codes.len(), absmax.len())));
+                return Err(Error::shape(
+                    "codes and outer scales of quantized scales",
+                    outer,
+                    (codes.len(), absmax.len()),
+                ));
             }
             check_scales(absmax)?;
             check_scales(&[*offset])?;
         }
         let absmax = scales.values(Isa::SCALAR).into_owned();
         if absmax.len() != blocks {
-            return Err(Error::shape("scales", blocks, absmax.len()));
+            return Err(Error::shape("scales of blocks", blocks, absmax.len()));
         }
         check_scales(&absmax)?;
         let known = map.values().len();
@@ -165,11 +173,11 @@ impl Quantized {
         matches!(self.scales, Scales::Nested { .. })
     }
 
-    /// Quantizes other values with the scales of this tensor; values above the scale of their block in magnitude get the outermost code. Errors if the
-    /// length differs or a value is not finite.
+    /// Quantizes other values with the scales of this tensor; values above the scale of their block in magnitude get the outermost code. Errors if
+    /// the length differs or a value is not finite.
     pub fn requantize(&self, x: &[f32], isa: Isa) -> Result<Self> {
         if x.len() != self.len {
-            return Err(Error::shape("values", self.len, x.len()));
+            return Err(Error::shape("values to quantize", self.len, x.len()));
         }
         tersor_core::check_finite(x, x.len(), 0)?;
         let mut codes = vec![0u8; self.len];
@@ -205,7 +213,7 @@ impl Quantized {
     /// Writes the values to `out`, rounded to the type `T`, in the pool of `exec`. Errors if the length differs.
     pub fn dequantize_into<T: Element>(&self, out: &mut [T], exec: &Exec) -> Result<()> {
         if out.len() != self.len {
-            return Err(Error::shape("output", self.len, out.len()));
+            return Err(Error::shape("length of the output", self.len, out.len()));
         }
         let (mut units, past_caches, isa) = (vec![(); self.len.div_ceil(UNIT)], self.len >= PAST_CACHES, exec.isa());
         let unit = |index: usize, out: &mut [T], _: &mut [()]| {
@@ -238,7 +246,11 @@ impl Quantized {
     /// Writes the values of a range of indices to `out`. Errors if the range leaves the tensor or `out` has another length.
     pub fn read(&self, range: Range<usize>, out: &mut [f32], isa: Isa) -> Result<()> {
         if range.start > range.end || range.end > self.len || range.len() != out.len() {
-            return Err(Error::range("values and their output", 0..self.len, (&range, out.len())));
+            return Err(Error::range(
+                "values to read, with the length of the output",
+                0..self.len,
+                (&range, out.len()),
+            ));
         }
         self.decode(isa, range.start, out);
         Ok(())

@@ -11,7 +11,8 @@ use tersor_core::{
 };
 use tersor_kernels::dense::{How, Out, product};
 
-/// A low-rank matrix `W = up · down`, `[out_features, in_features]`, of two operators: `up`, `[out_features, rank]`, and `down`, `[rank, in_features]`.
+/// A low-rank matrix `W = up · down`, `[out_features, in_features]`, of two operators: `up`, `[out_features, rank]`, and `down`,
+/// `[rank, in_features]`.
 ///
 /// ```
 /// use tersor_operators::{DType, Dense, Factored, LinearOp};
@@ -28,7 +29,7 @@ pub struct Factored {
 }
 
 impl Factored {
-    /// The kind of this operator in an [`OpSpec`].
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "factored";
 
     /// Returns the product of two operators. Errors unless `up` has as many columns as `down` has rows.
@@ -117,7 +118,7 @@ pub struct Residual {
 }
 
 impl Residual {
-    /// The kind of this operator in an [`OpSpec`].
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "residual";
 
     /// Returns the sum of two operators. Errors unless both have the same shape.

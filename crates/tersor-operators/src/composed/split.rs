@@ -10,8 +10,8 @@ use tersor_core::{
     view,
 };
 
-/// A matrix `W = [W_0 W_1 ...]`, `[out_features, in_features]`, of operators side by side, each for a span of the columns: `y = Σ x[span i] W_iᵀ`. ResQ
-/// (arXiv 2412.14363) has 4-bit and 8-bit columns, multiplied by 4-bit and 8-bit inputs.
+/// A matrix `W = [W_0 W_1 ...]`, `[out_features, in_features]`, of operators side by side, each for a span of the columns: `y = Σ x[span i] W_iᵀ`.
+/// ResQ (arXiv 2412.14363) has 4-bit and 8-bit columns, multiplied by 4-bit and 8-bit inputs.
 ///
 /// ```
 /// use tersor_operators::{DType, Dense, LinearOp, Split};
@@ -29,7 +29,7 @@ pub struct Split {
 }
 
 impl Split {
-    /// The kind of this operator in an [`OpSpec`].
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "split";
 
     /// Returns the matrix of `parts` side by side, in order. Errors if there is none, they differ in rows, or the shape overflows.
@@ -40,7 +40,7 @@ impl Split {
             return Err(Error::shape("rows of a part of a split operator", rows, p.shape()[0]));
         }
         let cols = parts.iter().try_fold(0usize, |sum, p| sum.checked_add(p.shape()[1]));
-        let cols = cols.ok_or_else(|| Error::Overflow { what: "columns of a split operator".into() })?;
+        let cols = cols.ok_or_else(|| Error::Overflow { what: "the number of columns of a split operator".into() })?;
         view::elements([rows, cols])?;
         Ok(Self { parts, shape: [rows, cols] })
     }

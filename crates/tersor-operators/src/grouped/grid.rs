@@ -16,8 +16,8 @@ use tersor_kernels::affine::{self, Affine};
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Grid {
-    /// Asymmetric: codes `0 ..= 2^b - 1` from the smallest to the largest value, a range that includes 0; `s = (max - min) / (2^b - 1)`, with an integer
-    /// zero point.
+    /// Asymmetric: codes `0 ..= 2^b - 1` from the smallest to the largest value, a range that includes 0; `s = (max - min) / (2^b - 1)`, with an
+    /// integer zero point.
     Asym,
     /// Symmetric, all codes `-2^(b-1) ..= 2^(b-1) - 1`: `s = 2 max|w| / (2^b - 1)`. Every value lies within half a step of a code.
     SymFull,
@@ -59,8 +59,8 @@ impl Grid {
 pub enum Clip {
     /// The whole range of the values.
     None,
-    /// The range times `1 - i / 100`, with the `i` in `0..80` of the smallest `Σ |w - ŵ|^norm` (the `mse` option of GPTQ's released code, whose norm is
-    /// 2.4).
+    /// The range times `1 - i / 100`, with the `i` in `0..80` of the smallest `Σ |w - ŵ|^norm` (the `mse` option of GPTQ's released code, whose
+    /// norm is 2.4).
     Search {
         /// The exponent, finite and at least 1.
         norm: f32,
@@ -91,8 +91,8 @@ pub struct GroupSpec {
 pub type QuantParams = Affine;
 
 impl GroupSpec {
-    /// Checks the parameters. Errors if `bits` is not 2 to 8, `scale_dtype` is not f16, bf16, f32 or (on [`Grid::SymNarrow`] only) E8M0, or the norm of the
-    /// clip search is not finite and at least 1.
+    /// Checks the parameters. Errors if `bits` is not 2 to 8, `scale_dtype` is not f16, bf16, f32 or (on [`Grid::SymNarrow`] only) E8M0, or the
+    /// norm of the clip search is not finite and at least 1.
     pub fn new(bits: u32, group: GroupSize, grid: Grid, scale_dtype: DType, clip: Clip) -> Result<Self, ParamError> {
         let bits = Bits::within(bits, 2, 8)?;
         if !scale_dtype.is_scale() || (scale_dtype == DType::E8M0 && grid != Grid::SymNarrow) {
@@ -137,14 +137,14 @@ impl GroupSpec {
         Self::new(bits, self.group, self.grid, self.scale_dtype, self.clip)
     }
 
-    /// Returns the scale, rounded to its stored type, and the zero point of a group with the finite values `w`. A group whose scale would be below the
-    /// smallest normal f32 is treated as zeros, with the scale 1. Errors if the scale does not fit its stored type.
+    /// Returns the scale, rounded to its stored type, and the zero point of a group with the finite values `w`. A group whose scale would be below
+    /// the smallest normal f32 is treated as zeros, with the scale 1. Errors if the scale does not fit its stored type.
     pub fn quant_params(&self, isa: Isa, w: &[f32]) -> Result<QuantParams> {
         self.quant_params_weighted(isa, w, &[])
     }
 
-    /// Returns the scale and zero point as [`GroupSpec::quant_params`], with the errors of the clip search weighted by `importance`: one weight for each
-    /// value of `w`, repeated if there are fewer, equal if there are none. Errors as [`GroupSpec::quant_params`].
+    /// Returns the scale and zero point as [`GroupSpec::quant_params`], with the errors of the clip search weighted by `importance`: one weight for
+    /// each value of `w`, repeated if there are fewer, equal if there are none. Errors as [`GroupSpec::quant_params`].
     pub fn quant_params_weighted(&self, isa: Isa, w: &[f32], importance: &[f32]) -> Result<QuantParams> {
         let (lo, hi) = affine::min_max(isa, w);
         let range = (lo.min(0.0), hi.max(0.0));

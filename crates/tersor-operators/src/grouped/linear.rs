@@ -19,11 +19,12 @@ use super::{Clip, Grid, GroupSpec};
 use crate::integer::{multiply, task};
 use crate::packing::{check_group, pack_rows, unpack_rows};
 
-/// A matrix `[out_features, in_features]` of codes on uniform grids: `weight = scale * (code - zero)`, with a scale and a zero point for each group of a
-/// row, each row, or the whole matrix.
+/// A matrix `[out_features, in_features]` of codes on uniform grids: `weight = scale * (code - zero)`, with a scale and a zero point for each group
+/// of a row, each row, or the whole matrix.
 ///
-/// Stored as `codes` (u8, `[rows, ceil(cols * bits / 8)]`, packed along the row, little-endian), `scales` (`[rows, groups]`, in their type) and, on the
-/// asymmetric grid, `zeros` (u8, `[rows, ceil(groups * bits / 8)]`, packed as codes are). With one scale for the matrix, `scales` and `zeros` are `[1]`.
+/// Stored as `codes` (u8, `[rows, ceil(cols * bits / 8)]`, packed along the row, little-endian), `scales` (`[rows, groups]`, in their type) and, on
+/// the asymmetric grid, `zeros` (u8, `[rows, ceil(groups * bits / 8)]`, packed as codes are). With one scale for the matrix, `scales` and `zeros`
+/// are `[1]`.
 ///
 /// ```
 /// use tersor_operators::*;
@@ -53,18 +54,18 @@ pub struct GroupedLinear {
 }
 
 impl GroupedLinear {
-    /// The kind of this operator in an [`OpSpec`].
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "grouped";
 
-    /// Quantizes the finite values `w`, of this shape, row-major, by rounding each to the nearest code of its group. `params` holds the scale and zero point
-    /// of each group, `[rows, groups]`; one for [`GroupSize::Tensor`]. Errors if a length is wrong, a scale is not a positive value of its stored type, or
-    /// a zero point has more bits than a code.
+    /// Quantizes the finite values `w`, of this shape, row-major, by rounding each to the nearest code of its group. `params` holds the scale and
+    /// zero point of each group, `[rows, groups]`; one for [`GroupSize::Tensor`]. Errors if a length is wrong, a scale is not a positive value of
+    /// its stored type, or a zero point has more bits than a code.
     pub fn round(spec: GroupSpec, shape: [usize; 2], w: &[f32], params: &[Affine], isa: Isa) -> Result<Self> {
         let cols = shape[1];
         tersor_core::view::elements(shape)?;
         let want = params_count(&spec, shape);
         if params.len() != want {
-            return Err(Error::shape("groups", want, params.len()));
+            return Err(Error::shape("quantization parameters of groups", want, params.len()));
         }
         check_params(&spec, cols, params)?;
         Self::encode(spec, shape, w, isa, |r, _, out| {
@@ -73,9 +74,9 @@ impl GroupedLinear {
         })
     }
 
-    /// Quantizes `w`, `[rows, cols]` row-major, by rounding to the nearest codes, rows in parallel: `choose(row, values, params)` writes the scale and zero
-    /// point of each group of a row to `params`. Values must be finite, which `choose` may check. Errors if the length is wrong, `choose` fails, or
-    /// parameters that it wrote are invalid as in [`GroupedLinear::from_codes`].
+    /// Quantizes `w`, `[rows, cols]` row-major, by rounding to the nearest codes, rows in parallel: `choose(row, values, params)` writes the scale
+    /// and zero point of each group of a row to `params`. Values must be finite, which `choose` may check. Errors if the length is wrong, `choose`
+    /// fails, or parameters that it wrote are invalid as in [`GroupedLinear::from_codes`].
     pub fn encode(
         spec: GroupSpec,
         shape: [usize; 2],
@@ -104,13 +105,18 @@ impl GroupedLinear {
         Self { spec, shape, codes, panels: OnceLock::new(), scales, zeros }
     }
 
-    /// Returns the matrix of `codes`, one a byte, of this shape, row-major. `params` holds the scale and zero point of each group, `[rows, groups]`; one for
-    /// [`GroupSize::Tensor`]. Errors if a length is wrong, a code is not on its grid, a scale is not a positive value of its stored type (see
-    /// [`round_scale`](super::round_scale)), a zero point has more bits than a code, or groups are wider than the kernels support.
+    /// Returns the matrix of `codes`, one a byte, of this shape, row-major. `params` holds the scale and zero point of each group,
+    /// `[rows, groups]`; one for [`GroupSize::Tensor`]. Errors if a length is wrong, a code is not on its grid, a scale is not a positive value of
+    /// its stored type (see [`round_scale`](super::round_scale)), a zero point has more bits than a code, or groups are wider than the kernels
+    /// support.
     pub fn from_codes(spec: GroupSpec, shape: [usize; 2], codes: &[u8], params: &[Affine]) -> Result<Self> {
         let (n, want) = (tersor_core::view::elements(shape)?, params_count(&spec, shape));
         if codes.len() != n || params.len() != want {
-            return Err(Error::shape("codes and groups", (n, want), (codes.len(), params.len())));
+            return Err(Error::shape(
+                "codes and quantization parameters of groups",
+                (n, want),
+                (codes.len(), params.len()),
+            ));
         }
         check_group(spec.group(), shape[1])?;
         check_params(&spec, shape[1], params)?;
@@ -121,21 +127,26 @@ impl GroupedLinear {
         Ok(Self::new(spec, shape, pack_rows(codes, shape[1], spec.bits().get()), params))
     }
 
-    /// Quantizes other values `w`, of the same shape, with the scales and zero points of this matrix. Errors if the length differs or a value is not finite.
+    /// Quantizes other values `w`, of the same shape, with the scales and zero points of this matrix. Errors if the length differs or a value is
+    /// not finite.
     pub fn requantize(&self, w: &[f32], isa: Isa) -> Result<Self> {
         check_finite(w, self.shape[1], 0)?;
         let params: Vec<Affine> = (0..self.scales.len()).map(|i| self.params_at(i)).collect();
         Self::round(self.spec, self.shape, w, &params, isa)
     }
 
-    /// Joins blocks of rows, in order, to a matrix of this shape. Errors if a part has another specification or number of columns, the rows do not add up,
-    /// or the group is the whole matrix.
+    /// Joins blocks of rows, in order, to a matrix of this shape. Errors if a part has another specification or number of columns, the rows do not
+    /// add up, or the group is the whole matrix.
     pub fn stack(spec: GroupSpec, shape: [usize; 2], parts: impl IntoIterator<Item = Self>) -> Result<Self> {
         let (codes, scales, zeros) = Default::default();
         let mut whole = Self { spec, shape: [0, shape[1]], codes, panels: OnceLock::new(), scales, zeros };
         for part in parts {
             if part.spec != spec || part.shape[1] != shape[1] || spec.group() == GroupSize::Tensor {
-                return Err(Error::shape("blocks of one matrix", (spec, shape[1]), (part.spec, part.shape[1])));
+                return Err(Error::shape(
+                    "specification and columns of a block of rows",
+                    (spec, shape[1]),
+                    (part.spec, part.shape[1]),
+                ));
             }
             whole.shape[0] += part.shape[0];
             whole.codes.extend(part.dense().iter());
@@ -143,7 +154,7 @@ impl GroupedLinear {
             whole.zeros.extend(part.zeros);
         }
         if whole.shape != shape {
-            return Err(Error::shape("rows of all blocks", shape, whole.shape));
+            return Err(Error::shape("shape of all blocks of rows together", shape, whole.shape));
         }
         Ok(whole)
     }
@@ -262,7 +273,7 @@ fn check_params(spec: &GroupSpec, cols: usize, params: &[Affine]) -> Result<()> 
     }
     let max = spec.bits().max_code();
     match params.iter().find(|f| f.zero > max) {
-        Some(f) => Err(Error::range("zero of a group", 0..=max, f.zero)),
+        Some(f) => Err(Error::range("zero point of a group", 0..=max, f.zero)),
         None => Ok(()),
     }
 }
@@ -407,8 +418,8 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result
 }
 
 impl GroupedLinear {
-    /// Loads a matrix from the tensors under `prefix`, with its codes packed as they are stored. Errors if the specification is unknown, a tensor is missing
-    /// or has another type or shape, a scale is not positive and finite, or a code or zero point is not on the grid.
+    /// Loads a matrix from the tensors under `prefix`, with its codes packed as they are stored. Errors if the specification is unknown, a tensor
+    /// is missing or has another type or shape, a scale is not positive and finite, or a code or zero point is not on the grid.
     pub fn load(spec: &OpSpec, prefix: &str, source: &dyn TensorSource) -> Result<Self> {
         let unknown = |what: &'static str, value: &str| Error::Unsupported { what, value: value.to_string() };
         let group = match spec.get_text("group")? {
@@ -451,7 +462,7 @@ impl GroupedLinear {
             });
         }
         if let Some(zero) = zeros.iter().find(|&&z| z > own.bits().max_code()) {
-            return Err(Error::format(join(prefix, "zeros"), format!("zero {zero} does not fit {bits} bits")));
+            return Err(Error::format(join(prefix, "zeros"), format!("zero point {zero} does not fit {bits} bits")));
         }
         // The narrow grid does not use the lowest code.
         let op = GroupedLinear { spec: own, shape: spec.shape, codes, panels: OnceLock::new(), scales, zeros };

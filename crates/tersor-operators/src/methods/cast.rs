@@ -10,8 +10,8 @@ use tersor_core::{
 
 use crate::Dense;
 
-/// The [`Method`] that stores a matrix as f32, f16 or bf16, each value rounded to nearest even. It needs no data and makes a [`Dense`]. Compressing fails
-/// if a weight is not finite, or becomes infinite in the type.
+/// The [`Method`] that stores a matrix as f32, f16 or bf16, each value rounded to nearest even. It needs no data and makes a [`Dense`]. Compressing
+/// fails if a weight is not finite, or becomes infinite in the type.
 ///
 /// ```
 /// use tersor_operators::{Cast, DType, Method};

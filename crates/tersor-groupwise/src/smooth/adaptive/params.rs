@@ -5,10 +5,10 @@ use tersor_operators::ActQuant;
 
 /// The [`Rewrite`](tersor_core::Rewrite) that smooths channels above a searched threshold (QQQ, arXiv 2406.09904, section 3.1).
 ///
-/// For a threshold `t`, a channel with the largest magnitude `a > t` is divided by `a / t`; the others keep their scale. Of 101 thresholds, the one with
-/// the smallest squared error of the module's output on a sample of 4096 tokens is taken, with activations quantized by token and weights by the
-/// data-free form ([`Method::plain`](tersor_core::Method::plain)) of their own method. Sites whose inputs stay below 0.1 are left unchanged. Needs
-/// channel ranges and the sample.
+/// For a threshold `t`, a channel with the largest magnitude `a > t` is divided by `a / t`; the others keep their scale. Of 101 thresholds, the one
+/// with the smallest squared error of the module's output on a sample of 4096 tokens is taken, with activations quantized by token and weights by
+/// the data-free form ([`Method::plain`](tersor_core::Method::plain)) of their own method. Sites whose inputs stay below 0.1 are left unchanged.
+/// Needs channel ranges and the sample.
 ///
 /// ```
 /// use tersor_groupwise::{Adaptive, Rewrite};

@@ -10,8 +10,8 @@ pub(super) fn raise_to_columns(max: &mut [f32], values: &[f32], cols: usize) {
     }
 }
 
-/// Returns the factors `inputs^alpha / weights^(1 - alpha)`, at least 1e-5, from the largest magnitude of each input feature and of each column of the
-/// weights, `[features]` both.
+/// Returns the factors `inputs^alpha / weights^(1 - alpha)`, at least 1e-5, from the largest magnitude of each input feature and of each column of
+/// the weights, `[features]` both.
 pub(super) fn factors(inputs: &[f32], weights: &[f32], alpha: f64) -> Vec<f32> {
     let factor = |(x, w): (&f32, &f32)| {
         let (x, w) = (f64::from(*x).max(MIN), f64::from(*w).max(MIN));
