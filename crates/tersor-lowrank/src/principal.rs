@@ -27,7 +27,8 @@ pub fn principal_rotation(gram: &[f64], blocks: &Blocks) -> Result<Rotation> {
 pub struct Blocks(Vec<(usize, Option<Vec<f64>>)>);
 
 impl Blocks {
-    /// Returns random orthogonal blocks of these sizes (section 3.2: `R_l` and `R_h`), drawn from `rng`. Errors if the elements of a block overflow.
+    /// Returns random orthogonal blocks of these sizes (arXiv 2412.14363, section 3.2: `R_l` and `R_h`), drawn from `rng`. Errors if the elements
+    /// of a block overflow.
     pub fn random(sizes: &[usize], rng: &mut impl RngCore) -> Result<Self> {
         let block = |n: &usize| Ok((*n, Some(orthogonal(*n, rng)?)));
         sizes.iter().map(block).collect::<Result<_>>().map(Self)
@@ -45,8 +46,8 @@ impl Blocks {
 }
 
 /// Returns the rotation `Uᵀ = [P_l R_l  P_h R_h]ᵀ`, `[n, n]` row-major: row `i` is the direction whose coefficient becomes feature `i`. The columns
-/// of `P` are the eigenvectors of the symmetric `gram`, `[n, n]`, in the order of rising eigenvalues (section 3.1; damping of `gram` would not
-/// change them). Errors if the sizes of `blocks` do not add to `n`, or `gram` is not symmetric and finite.
+/// of `P` are the eigenvectors of the symmetric `gram`, `[n, n]`, in the order of rising eigenvalues (arXiv 2412.14363, section 3.1; damping of
+/// `gram` would not change them). Errors if the sizes of `blocks` do not add to `n`, or `gram` is not symmetric and finite.
 pub fn basis(gram: &[f64], blocks: &Blocks) -> Result<Vec<f64>> {
     let n = blocks.features();
     check_symmetric(gram, n)?;

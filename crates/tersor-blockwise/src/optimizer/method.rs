@@ -71,7 +71,7 @@ impl BlockwiseOptimizer {
     }
 
     /// Keeps the moments of the tensor `name` in f32, as the stable embedding layer does (arXiv 2110.02861, section 2.3). To be called before the
-    /// tensor's first step.
+    /// tensor's first step. Errors as [`BlockwiseOptimizer::set`].
     pub fn keep_f32(&mut self, name: &str) -> Result<()> {
         self.set(name, |o| o.bits(32))
     }

@@ -225,7 +225,7 @@ impl OptimizerConfig {
         Self { block, ..self }
     }
 
-    /// Sets the number of elements from which on a tensor has 8-bit moments; smaller tensors keep them in f32.
+    /// Sets the smallest number of elements of a tensor with 8-bit moments; smaller tensors keep moments in f32.
     pub fn min_8bit_size(self, min_8bit_size: usize) -> Self {
         Self { min_8bit_size, ..self }
     }
@@ -283,7 +283,7 @@ impl Check for OptimizerConfig {
     }
 }
 
-/// Checked parameters of an optimizer: makes states and steps.
+/// Checked parameters of an optimizer. [`CheckedConfig::state`] makes the state of a tensor, [`CheckedConfig::step`] updates a tensor and its state.
 #[derive(Clone, PartialEq, Debug)]
 pub struct CheckedConfig(pub(super) OptimizerConfig);
 

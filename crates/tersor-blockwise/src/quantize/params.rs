@@ -88,7 +88,7 @@ impl Check for Blockwise {
     }
 }
 
-/// Checked parameters of block-wise quantization, and its [`Method`](tersor_core::Method).
+/// Checked parameters of block-wise quantization, and its [`Method`](tersor_core::Method): it needs no data and makes a [`BlockwiseLinear`].
 #[derive(Clone, PartialEq, Debug)]
 pub struct CheckedBlockwise(pub(super) Blockwise);
 

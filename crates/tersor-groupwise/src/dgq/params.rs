@@ -51,7 +51,7 @@ impl Dgq {
     }
 }
 
-/// Checked parameters of DGQ, and its [`Method`](tersor_core::Method).
+/// Checked parameters of DGQ, and its [`Method`](tersor_core::Method): it needs the Gram matrix of the inputs and makes a [`DualLinear`].
 #[derive(Clone, PartialEq, Debug)]
 pub struct CheckedDgq {
     pub(super) group: GroupSize,

@@ -17,8 +17,9 @@ impl CheckedGptq {
     }
 
     /// Returns the upper Cholesky factor of the inverse of the damped Hessian `hessian = XᵀX`, `[features, features]` row-major (arXiv 2210.17323,
-    /// section 3.3); a positive multiple of the Hessian gives the same codes. Errors if it is not finite or not symmetric, if a diagonal element is
-    /// negative, or, with [`OnFailure::Error`], if no damping up to 0.16 makes it positive definite.
+    /// section 3.3); a positive multiple of the Hessian gives the same codes. If no damping up to 0.16 makes it positive definite, the result records
+    /// that, and quantizing with it rounds to nearest; with [`OnFailure::Error`] it is an error. Errors also if the Hessian is not finite or not
+    /// symmetric, or a diagonal element is negative.
     pub fn factor(&self, hessian: &[f64], features: usize) -> Result<HessianFactor> {
         let factor = self.damping.factor(hessian, features)?;
         match factor.failure() {

@@ -89,7 +89,7 @@ impl Gptq {
         Self { rtn: self.rtn.per_channel(), ..self }
     }
 
-    /// Sets the grid.
+    /// Sets the grid of the codes: asymmetric or symmetric.
     pub fn grid(self, grid: Grid) -> Self {
         Self { rtn: self.rtn.grid(grid), ..self }
     }
@@ -99,12 +99,12 @@ impl Gptq {
         Self { rtn: self.rtn.symmetric(), ..self }
     }
 
-    /// Sets the stored type of the scales: f16, bf16 or f32.
+    /// Sets the stored type of the scales: f16, bf16, f32, or on [`Grid::SymNarrow`] powers of two ([`DType::E8M0`]).
     pub fn scales(self, dtype: DType) -> Self {
         Self { rtn: self.rtn.scales(dtype), ..self }
     }
 
-    /// Sets how the range of a group is chosen.
+    /// Sets how the range that the grid of a group covers is chosen: all values, or a clip search.
     pub fn clip(self, clip: Clip) -> Self {
         Self { rtn: self.rtn.clip(clip), ..self }
     }
@@ -154,7 +154,8 @@ impl Gptq {
     }
 }
 
-/// Checked parameters of GPTQ, and its [`Method`](tersor_core::Method).
+/// Checked parameters of GPTQ, and its [`Method`](tersor_core::Method): it needs the Gram matrix of the inputs and makes a
+/// [`GroupedLinear`](tersor_operators::GroupedLinear), with `act_order` and dynamic groups inside a [`Permuted`](tersor_operators::Permuted).
 #[derive(Clone, PartialEq, Debug)]
 pub struct CheckedGptq {
     pub(super) rtn: CheckedRtn,

@@ -49,7 +49,7 @@ impl OutputClip {
         Self { group, ..self }
     }
 
-    /// Sets the grid.
+    /// Sets the grid of the search: asymmetric or symmetric.
     pub fn grid(self, grid: Grid) -> Self {
         Self { grid, ..self }
     }

@@ -47,7 +47,8 @@ impl Qqq {
         Self { group, ..self }
     }
 
-    /// Sets how the range of each group is chosen. The released code uses a clip search for rotated networks and none for smoothed ones.
+    /// Sets how the range that the grid of a group covers is chosen. The released code uses a clip search for rotated networks and none for
+    /// smoothed ones.
     pub fn clip(self, clip: Clip) -> Self {
         Self { gptq: self.gptq.clip(clip), ..self }
     }
@@ -65,7 +66,7 @@ impl Qqq {
     }
 }
 
-/// Checked parameters of QQQ, and its [`Method`](tersor_core::Method).
+/// Checked parameters of QQQ, and its [`Method`](tersor_core::Method): it needs the Gram matrix of the inputs and makes a [`TableLinear`].
 #[derive(Clone, PartialEq, Debug)]
 pub struct CheckedQqq {
     pub(super) gptq: CheckedGptq,

@@ -74,7 +74,7 @@ impl Rtn {
         Self { group: None, per_tensor: true, ..self }
     }
 
-    /// Sets the grid.
+    /// Sets the grid of the codes: asymmetric or symmetric.
     pub fn grid(self, grid: Grid) -> Self {
         Self { grid, ..self }
     }
@@ -89,7 +89,7 @@ impl Rtn {
         Self { scales: dtype, ..self }
     }
 
-    /// Sets how the range of a group is chosen.
+    /// Sets how the range that the grid of a group covers is chosen: all values, or a clip search.
     pub fn clip(self, clip: Clip) -> Self {
         Self { clip, ..self }
     }
@@ -106,15 +106,16 @@ impl Rtn {
         self.quantize_with(w, &StatSet::none())
     }
 
-    /// Quantizes as [`Rtn::quantize`], for inputs with the statistics `stats`, which with [`Rtn::importance`] must have mean squares of as many
-    /// features. Errors also if they have not.
+    /// Quantizes as [`Rtn::quantize`], for inputs with the statistics `stats`. [`Rtn::importance`] needs their mean squares: errors also if these are
+    /// missing, or of another number of features than `w` has.
     pub fn quantize_with<T: Element>(self, w: &impl IntoMat<T>, stats: &StatSet) -> Result<(GroupedLinear, Report)> {
         let checked = self.check()?;
         w.with_mat(|m| checked.ready(stats)?.grouped(&m, 0..m.shape()[0], &Context::new()))
     }
 }
 
-/// Checked parameters of round-to-nearest, and its [`Method`](tersor_core::Method).
+/// Checked parameters of round-to-nearest, and its [`Method`](tersor_core::Method): it makes a [`GroupedLinear`], and needs mean squares of the
+/// inputs only with [`Rtn::importance`].
 #[derive(Clone, PartialEq, Debug)]
 pub struct CheckedRtn {
     pub(super) spec: GroupSpec,

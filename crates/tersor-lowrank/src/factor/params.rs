@@ -4,7 +4,7 @@ use tersor_core::{Check, Element, IntoMat, LinearOp, Method, ParamError, Report,
 
 use super::storage::storage;
 
-/// The number of singular directions of a factorization.
+/// How the rank of a factorization, its number of singular directions, is chosen.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Rank {
     /// This number, or the full rank of a smaller matrix.

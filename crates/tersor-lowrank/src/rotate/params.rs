@@ -8,7 +8,7 @@ pub const SAMPLE_TOKENS: usize = 4096;
 /// Default shares of the subspaces: one eighth of all directions for more bits (ResQ, arXiv 2412.14363, section 4.1).
 pub const SHARES: [f64; 2] = [0.875, 0.125];
 
-/// The kind of rotation matrices.
+/// The kind of rotation matrices of [`Rotate`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum By {
     /// Random Hadamard matrices.
@@ -66,7 +66,8 @@ impl Rotate {
     }
 }
 
-/// Checked parameters of the rotation of a decoder, and its [`Rewrite`](tersor_core::Rewrite).
+/// Checked parameters of the rotation of a decoder, and its [`Rewrite`](tersor_core::Rewrite): it folds norms and rotations into the weights, and
+/// rotates the inputs of the down projections when the network runs.
 #[derive(Clone, PartialEq, Debug)]
 pub struct CheckedRotate {
     pub(super) by: By,

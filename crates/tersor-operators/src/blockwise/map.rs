@@ -30,7 +30,7 @@ const NF4: [f32; 16] = [
 /// Magnitudes of FP4 (a sign, two bits of exponent, one of fraction) in twelfths, by the lower three bits of the code.
 const FP4: [f32; 8] = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0];
 
-/// The kind of a [`Map`].
+/// The kind of a [`Map`]: one of the named codebooks, or a custom one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum MapKind {
     /// The signed 8-bit map of [`Map::dynamic`].

@@ -54,7 +54,7 @@ impl Grid {
     }
 }
 
-/// How the range of a group is chosen.
+/// How the range of the values of a group, which its grid covers, is chosen.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Clip {
     /// The whole range of the values.
@@ -91,8 +91,8 @@ pub struct GroupSpec {
 pub type QuantParams = Affine;
 
 impl GroupSpec {
-    /// Checks the parameters. Errors if `bits` is not 2 to 8, `scale_dtype` is not f16, bf16, f32 or (on [`Grid::SymNarrow`] only) E8M0, or the
-    /// norm of the clip search is not finite and at least 1.
+    /// Returns the checked parameters. Errors if `bits` is not 2 to 8, `scale_dtype` is not f16, bf16, f32 or (on [`Grid::SymNarrow`] only) E8M0,
+    /// or the norm of the clip search is not finite and at least 1.
     pub fn new(bits: u32, group: GroupSize, grid: Grid, scale_dtype: DType, clip: Clip) -> Result<Self, ParamError> {
         let bits = Bits::within(bits, 2, 8)?;
         if !scale_dtype.is_scale() || (scale_dtype == DType::E8M0 && grid != Grid::SymNarrow) {
@@ -127,7 +127,7 @@ impl GroupSpec {
         self.scale_dtype
     }
 
-    /// Returns how the range of a group is chosen.
+    /// Returns how the range that the grid of a group covers is chosen.
     pub fn clip(&self) -> Clip {
         self.clip
     }

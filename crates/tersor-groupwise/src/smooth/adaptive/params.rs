@@ -7,8 +7,8 @@ use tersor_operators::ActQuant;
 ///
 /// For a threshold `t`, a channel with the largest magnitude `a > t` is divided by `a / t`; the others keep their scale. Of 101 thresholds, the one
 /// with the smallest squared error of the module's output on a sample of 4096 tokens is taken, with activations quantized by token and weights by
-/// the data-free form ([`Method::plain`](tersor_core::Method::plain)) of their own method. Sites whose inputs stay below 0.1 are left unchanged.
-/// Needs channel ranges and the sample.
+/// the data-free form ([`Method::plain`](tersor_core::Method::plain)) of their own method. Sites whose inputs are at most 0.1 in magnitude are left
+/// unchanged. Needs channel ranges and the sample.
 ///
 /// ```
 /// use tersor_groupwise::{Adaptive, Rewrite};
@@ -30,7 +30,7 @@ impl Adaptive {
     }
 
     /// Returns the rewrite for activations of `bits` bits: one number for each matrix of a site, in order, or one for all of them. Errors unless all
-    /// are 2 to 8. A number for each matrix of another site fails in the rewrite.
+    /// are 2 to 8. With several numbers the rewrite fails for sites with another number of matrices.
     pub fn with_activations(bits: &[u32]) -> Result<Self, ParamError> {
         Ok(Self { activations: bits.iter().map(|b| ActQuant::per_token(*b)).collect::<Result<_, _>>()? })
     }

@@ -39,7 +39,8 @@ impl SmoothQuant {
     }
 }
 
-/// Checked parameters of SmoothQuant, and its [`Rewrite`](tersor_core::Rewrite).
+/// Checked parameters of SmoothQuant, and its [`Rewrite`](tersor_core::Rewrite): it needs the channel ranges of the inputs and folds factors into
+/// norms and weights.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct CheckedSmoothQuant {
     pub(super) alpha: f64,
