@@ -94,7 +94,7 @@ mod tests {
         let square = rows[0].iter().map(|v| v * v).sum::<f32>() / width as f32;
         assert!(mean.abs() < 1e-5 && (square - 1.0).abs() < 1e-2 && rows[1].iter().all(|v| *v == 0.0));
 
-        let mut optimizer = EightBit::new(layer.vars(), OptimizerConfig::adam().smallest(0)).unwrap();
+        let mut optimizer = EightBit::new(layer.vars(), OptimizerConfig::adam().min_8bit_size(0)).unwrap();
         layer.stabilize(&mut optimizer).unwrap();
         let weights = Tensor::arange(0f32, width as f32, &Device::Cpu).unwrap();
         let loss = layer.forward(&ids).unwrap().broadcast_mul(&weights).unwrap().sqr().unwrap().sum_all().unwrap();

@@ -1,4 +1,6 @@
-//! The names and descriptions of bitsandbytes' state dictionaries: what `Linear4bit` and `Linear8bitLt` save and load.
+//! Reading and writing the state dictionaries of bitsandbytes' modules `Linear4bit` and `Linear8bitLt`.
+//!
+//! A 4-bit matrix is saved in this form by [`LinearOp::save`]; [`write_int8`] writes 8-bit ones.
 //!
 //! ```
 //! use tersor_blockwise::{Blockwise, bitsandbytes};
@@ -20,8 +22,8 @@ use tersor_core::tensors::{join, read_expected, read_floats};
 use tersor_core::{DType, Error, Isa, LinearOp, Result, RowSlot, TensorInfo, TensorSink, TensorSource, rows};
 use tersor_operators::{BlockwiseLinear, Map, MapKind, NESTED_BLOCK, Quantized, RowwiseInt8, Scales};
 
-/// Bytes of a description, at most.
-const LONGEST_STATE: usize = 1 << 16;
+/// Largest number of bytes of a `quant_state` tensor.
+const MAX_STATE_BYTES: usize = 1 << 16;
 
 /// The JSON of a `quant_state` tensor.
 #[derive(Deserialize)]
@@ -34,8 +36,9 @@ struct State {
     nested_offset: Option<f64>,
 }
 
-/// Reads a weight of 4 bits that is stored under `name` (`layer.weight`, say): values and shape. Error when a tensor is missing, or what they say
-/// does not fit.
+/// Reads the 4-bit weight (NF4 or FP4) stored under `name`, for example `layer.weight`. Returns its values and its shape, of any number of axes.
+/// Nested scales with another map or block size than bitsandbytes' default are dequantized. Errors if a tensor is missing, or sizes, types or the
+/// description contradict each other.
 pub fn read_4bit(name: &str, source: &dyn TensorSource) -> Result<(Quantized, Vec<usize>)> {
     for kind in [MapKind::Nf4, MapKind::Fp4] {
         if source.info(&join(name, &format!("quant_state.bitsandbytes__{}", kind.name()))).is_ok() {
@@ -43,10 +46,11 @@ pub fn read_4bit(name: &str, source: &dyn TensorSource) -> Result<(Quantized, Ve
         }
     }
     let name = join(name, "quant_state.bitsandbytes__nf4");
-    Err(Error::Missing { name, place: "the state dictionary, which has none of `fp4` either".into() })
+    Err(Error::Missing { name, place: "the state dictionary, and no quant_state of `fp4` either".into() })
 }
 
-/// Reads the weight of a module of either kind. Error as of [`read_4bit`] and [`read_int8`], or when the weight has not two axes.
+/// Reads the weight of the module `module`, for example `model.layers.0.mlp.up_proj`: 8-bit if it has a tensor `SCB`, else 4-bit. Errors as
+/// [`read_int8`] and [`read_4bit`], or if the weight does not have two axes.
 pub fn read_linear(module: &str, source: &dyn TensorSource) -> Result<Box<dyn LinearOp>> {
     if source.info(&join(module, "SCB")).is_ok() {
         return Ok(Box::new(read_int8(module, source)?));
@@ -58,13 +62,13 @@ pub fn read_linear(module: &str, source: &dyn TensorSource) -> Result<Box<dyn Li
     Ok(Box::new(BlockwiseLinear::new(values, shape)?))
 }
 
-/// As [`read_4bit`], of a map of that name.
+/// Reads a 4-bit weight as [`read_4bit`], with the map of the name `map`: `nf4` or `fp4`.
 fn read_named(name: &str, map: &str, source: &dyn TensorSource) -> Result<(Quantized, Vec<usize>)> {
     let state_name = join(name, &format!("quant_state.bitsandbytes__{map}"));
     let state = read_state(&state_name, source)?;
     let wrong = |what: String| Error::format(&state_name, what);
     if state.quant_type != map {
-        return Err(wrong(format!("says that it is of `{}`", state.quant_type)));
+        return Err(wrong(format!("quant_type is `{}`, but the name of the tensor says `{map}`", state.quant_type)));
     }
     let dtype = match state.dtype.as_str() {
         "float32" => DType::F32,
@@ -75,7 +79,7 @@ fn read_named(name: &str, map: &str, source: &dyn TensorSource) -> Result<(Quant
     let [rows, cols] = rows::rows_and_columns(&state.shape).map_err(|e| e.in_tensor(name))?;
     let (len, block) = (rows * cols, state.blocksize);
     if block == 0 || block > 1 << 30 {
-        return Err(wrong(format!("blocks of {block} values")));
+        return Err(wrong(format!("blocksize is {block}, must be 1 to 2^30")));
     }
     let blocks = len.div_ceil(block);
     let values = read_vector(&join(name, "quant_map"), None, source)?;
@@ -83,16 +87,16 @@ fn read_named(name: &str, map: &str, source: &dyn TensorSource) -> Result<(Quant
     let absmax = join(name, "absmax");
     let scales = match state.nested_blocksize {
         None => Scales::Plain(read_vector(&absmax, Some(blocks), source)?),
-        Some(0) => return Err(wrong("blocks of 0 scales".into())),
+        Some(0) => return Err(wrong("nested_blocksize is 0, must be at least 1".into())),
         Some(nested) => {
-            let offset = state.nested_offset.ok_or_else(|| wrong("has no nested_offset".into()))? as f32;
+            let offset = state.nested_offset.ok_or_else(|| wrong("nested_offset is missing".into()))? as f32;
             let codes = read_expected(source, &absmax, DType::U8, &[blocks])?;
             let outer = read_vector(&join(name, "nested_absmax"), Some(blocks.div_ceil(nested)), source)?;
             let inner = read_vector(&join(name, "nested_quant_map"), Some(256), source)?;
             if nested == NESTED_BLOCK && inner == Map::dynamic(true).values() {
                 Scales::Nested { codes, absmax: outer, offset }
             } else {
-                // Another map or block size than ours: the scales that they come to.
+                // `Scales::Nested` has a fixed map and block size: other ones are dequantized.
                 let inner = Map::custom(&inner).map_err(|e| Error::from(e).in_tensor(name))?;
                 let mut scales = vec![0f32; blocks];
                 for ((codes, out), max) in codes.chunks(nested).zip(scales.chunks_mut(nested)).zip(&outer) {
@@ -103,7 +107,7 @@ fn read_named(name: &str, map: &str, source: &dyn TensorSource) -> Result<(Quant
             }
         }
     };
-    // Some store the bytes of codes as another type, for the sake of sharding.
+    // The bytes of codes may be stored as another type (`quant_storage`).
     let info = source.info(name)?;
     let bytes = if map.bits() == 4 { len.div_ceil(2) } else { len };
     if info.bytes()? != bytes {
@@ -115,10 +119,11 @@ fn read_named(name: &str, map: &str, source: &dyn TensorSource) -> Result<(Quant
     Ok((q, state.shape))
 }
 
+/// Reads the description of a 4-bit weight. Errors if it is not a u8 tensor of at most [`MAX_STATE_BYTES`], or not the expected JSON.
 fn read_state(name: &str, source: &dyn TensorSource) -> Result<State> {
     let info = source.info(name)?;
-    if info.dtype != DType::U8 || info.bytes()? > LONGEST_STATE {
-        let value = format!("{} {:?} (U8 of at most {LONGEST_STATE})", info.dtype.name(), info.shape);
+    if info.dtype != DType::U8 || info.bytes()? > MAX_STATE_BYTES {
+        let value = format!("{} {:?} (U8 of at most {MAX_STATE_BYTES})", info.dtype.name(), info.shape);
         return Err(Error::Unsupported { what: "description of codes", value }.in_tensor(name));
     }
     let mut bytes = vec![0u8; info.bytes()?];
@@ -126,7 +131,7 @@ fn read_state(name: &str, source: &dyn TensorSource) -> Result<State> {
     serde_json::from_slice(&bytes).map_err(|e| Error::format(name, e.to_string()))
 }
 
-/// A vector of f32; of `len` values, if that is known.
+/// Reads a vector of f32 with `len` values; with `None`, of at most 256 values, by the tensor's own shape.
 fn read_vector(name: &str, len: Option<usize>, source: &dyn TensorSource) -> Result<Vec<f32>> {
     let len = match len {
         Some(len) => len,
@@ -135,23 +140,24 @@ fn read_vector(name: &str, len: Option<usize>, source: &dyn TensorSource) -> Res
     read_floats(source, name, &[len])
 }
 
-/// Writes a matrix as the module `module` (`model.layers.0.mlp.up_proj`, say) of LLM.int8: `weight`, `SCB`, `weight_format`. Error as of the sink.
+/// Writes `w` as the module `module` of LLM.int8, for example `model.layers.0.mlp.up_proj`: the tensors `weight` (i8), `SCB` (f32, largest
+/// magnitudes of rows) and `weight_format`. Errors as the sink.
 pub fn write_int8(w: &RowwiseInt8, module: &str, sink: &mut dyn TensorSink) -> Result<()> {
     w.save_as([&join(module, "weight"), &join(module, "SCB")], RowSlot::whole(w.shape()[0]), sink)?;
     let info = TensorInfo { dtype: DType::U8, shape: Vec::new() };
-    // Rows as they are, not tiles of some GPU.
+    // 0: row-major, not one of the tiled GPU orders.
     sink.write_shared(&join(module, "weight_format"), &info, &[0])
 }
 
-/// Reads the module `module` of LLM.int8. Error when a tensor is missing or has another type or shape, when a scale is not finite or negative, or
-/// when `weight_format` says that rows are not stored one after the other.
+/// Reads the module `module` of LLM.int8, as [`write_int8`] writes it. Errors if a tensor is missing or has another type or shape, a scale is
+/// negative or not finite, or `weight_format` names another order than row-major.
 pub fn read_int8(module: &str, source: &dyn TensorSource) -> Result<RowwiseInt8> {
     let format = join(module, "weight_format");
     if let Ok(info) = source.info(&format) {
         let mut code = vec![0u8; info.bytes()?.min(8)];
         source.read_at(&format, 0, &mut code)?;
         if code.iter().any(|b| *b != 0) {
-            let value = format!("{code:?} (0: rows one after the other; save it from a CPU)");
+            let value = format!("{code:?}; only 0 (row-major) is read: save the model from a CPU");
             return Err(Error::Unsupported { what: "order of int8 weights", value }.in_tensor(&format));
         }
     }

@@ -13,7 +13,7 @@ pub use tersor_core::{
 };
 pub use tersor_operators::{BlockwiseLinear, Map, MapKind, Quantized, RowwiseInt8, Scales, registry};
 
-/// Errors on the first value that is not finite; `first` is the index of `x[0]` in the whole.
+/// Errors if a value of `x` is not finite, naming the first one's index as the column; `first` is the index of `x[0]` in the whole tensor.
 pub(crate) fn check_finite<T: Element>(x: &[T], first: usize) -> Result<()> {
     match x.iter().position(|v| !v.to_f32().is_finite()) {
         Some(i) => Err(Error::NonFinite { row: 0, col: first + i, value: x[i].to_f32() }),

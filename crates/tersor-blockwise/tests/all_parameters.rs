@@ -1,4 +1,4 @@
-//! Steps of all parameters together: clipping of their common norm, refusal as a whole, parts of tensors.
+//! Steps of all parameters together: clipping of the global norm, refusal of the whole step, partly active tensors.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! What bitsandbytes 0.50.2 gives on a CPU, made by `scripts/golden_blockwise.py`.
+//! Results of bitsandbytes 0.50.2 on a CPU, made by `scripts/golden_blockwise.py`.
 
 use serde_json::Value;
 use tersor_blockwise::{Blockwise, Map, Quantized, Scales};
@@ -83,7 +83,7 @@ fn codes_scales_and_values_are_those_of_bitsandbytes() {
     }
 }
 
-/// For f32 the library rounds values to a grid of 65536 and looks those up: its codes are ours of the rounded values. Zero is not on that grid.
+/// For f32 the library rounds values to a grid of 65536 points, which lacks zero, and looks codes up there: its codes are those of the rounded values.
 #[test]
 fn the_table_of_the_native_library_is_understood() {
     let (golden, map) = (golden(), Map::dynamic(true));

@@ -1,4 +1,4 @@
-//! Optimizers against their definitions in f64, and against themselves in f32.
+//! Optimizers with 8-bit moments against their definitions in f64 and their f32 form.
 
 mod common;
 
@@ -26,7 +26,7 @@ fn all() -> Vec<(&'static str, OptimizerConfig)> {
     ]
 }
 
-/// What the papers say, for one tensor, in f64.
+/// The rules of the papers for one tensor, in f64.
 #[derive(Default)]
 struct Reference {
     m: Vec<f64>,
@@ -159,7 +159,7 @@ fn three_steps_of_a_known_block() {
     let rows = |name: &str| -> Vec<Vec<f64>> { serde_json::from_value(golden[name].clone()).unwrap() };
     let grads = rows("grads_per_step");
     for (bits, name) in [(8, "param_after_step_8bit"), (32, "param_after_step_32bit")] {
-        let how = OptimizerConfig::adam().bits(bits).smallest(0).check().unwrap();
+        let how = OptimizerConfig::adam().bits(bits).min_8bit_size(0).check().unwrap();
         let (mut p, mut state) = (vec![0f32; 256], how.state(256).unwrap());
         for (t, (g, want)) in grads.iter().zip(rows(name)).enumerate() {
             let g: Vec<f32> = g.iter().map(|v| *v as f32).collect();
@@ -182,7 +182,7 @@ fn three_steps_of_a_known_block() {
 
 #[test]
 fn negative_means_never_become_zero() {
-    let how = OptimizerConfig::momentum().smallest(0).check().unwrap();
+    let how = OptimizerConfig::momentum().min_8bit_size(0).check().unwrap();
     let (mut p, mut state) = (vec![0f32; 4], how.state(4).unwrap());
     how.step(&mut state, &mut p, &[1.0, -1e-12, 1e-12, 0.0]).unwrap();
     let mean = state.moment("mean").unwrap();
@@ -232,7 +232,7 @@ fn threads_do_not_show() {
 fn zero_gradients_may_be_skipped() {
     for (name, how) in all() {
         for bits in [8, 32] {
-            let skipping = how.clone().bits(bits).smallest(0).skip_zeros(true).check().unwrap();
+            let skipping = how.clone().bits(bits).min_8bit_size(0).skip_zeros(true).check().unwrap();
             let n = 600;
             let (mut p, mut state) = (values(1, n), skipping.state(n).unwrap());
             skipping.step(&mut state, &mut p, &values(2, n)).unwrap();
@@ -277,7 +277,7 @@ fn percentile_clipping_is_its_definition() {
     }
 }
 
-/// Nothing may have changed when a step is refused.
+/// A refused step must leave parameters and state unchanged.
 fn refused(how: OptimizerConfig, state: &State, p: &[f32], g: &[f32]) -> Error {
     let (mut state_after, mut p_after) = (state.clone(), p.to_vec());
     let error = how.check().unwrap().step(&mut state_after, &mut p_after, g).unwrap_err();
@@ -307,7 +307,7 @@ fn bad_steps_are_refused_and_change_nothing() {
     for (other, what) in [
         (how.clone().block(128), "block of the state: expected 128, found 256"),
         (how.clone().bits(32), "bits of the state"),
-        (how.clone().smallest(1 << 20), "bits of the state"),
+        (how.clone().min_8bit_size(1 << 20), "bits of the state"),
         (OptimizerConfig::momentum(), "rule of the state"),
         (how.clone().maps(Map::linear(true), Map::linear(false)), "map of the state"),
         (how.clone().percentile(5), "norms of the state"),
@@ -368,7 +368,7 @@ fn a_saved_state_resumes_exactly() {
     }
 }
 
-/// A copy of a file with one tensor changed, or left out.
+/// Returns a copy of a file with one tensor changed or left out.
 fn changed(file: &MemTensors, name: &str, to: Option<&[u8]>) -> MemTensors {
     let mut out = MemTensors::new();
     for n in file.names() {
@@ -465,11 +465,11 @@ fn halves_are_stepped_in_f32_and_rounded_once() {
     assert!(state == twin && a.iter().zip(&b).all(|(a, b)| *a == bf16::from_f32(*b)));
 }
 
-/// A block with a very heavy tail: small squares become 0, and the next step divides by no more than eps. Smaller blocks are the way out.
+/// In a block with a very heavy tail small squares are rounded to 0, and the next step divides by eps alone. Smaller blocks avoid that.
 #[test]
 fn small_squares_beside_a_large_one_are_lost_and_smaller_blocks_help() {
     let lost = |block: usize| {
-        let how = OptimizerConfig::adam().smallest(0).block(block).check().unwrap();
+        let how = OptimizerConfig::adam().min_8bit_size(0).block(block).check().unwrap();
         let (mut p, mut state) = (vec![0f32; 256], how.state(256).unwrap());
         let mut g = vec![1e-4f32; 256];
         g[0] = 1.0;
@@ -482,7 +482,7 @@ fn small_squares_beside_a_large_one_are_lost_and_smaller_blocks_help() {
 proptest! {
     #[test]
     fn any_length_and_block_steps_like_its_parts(n in 0usize..1000, block in 1usize..300, seed in 0u64..1000) {
-        let how = OptimizerConfig::adamw().smallest(0).block(block).check().unwrap();
+        let how = OptimizerConfig::adamw().min_8bit_size(0).block(block).check().unwrap();
         let (mut p, mut state) = (values(seed, n), how.state(n).unwrap());
         let grads = [values(seed + 1, n), values(seed + 2, n)];
         let start = p.clone();

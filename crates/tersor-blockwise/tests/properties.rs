@@ -1,11 +1,11 @@
-//! What holds for any tensor, map and block.
+//! Properties of block-wise quantization, for random tensors, maps and blocks.
 
 use half::{bf16, f16};
 use proptest::prelude::*;
 use tersor_blockwise::{Blockwise, Map, MapKind, Quantized, Scales};
 use tersor_core::{Check, DType, Error, Exec, Isa};
 
-/// Every map, with one of quantiles and two of a caller's: few values, and values that are neither sorted nor different.
+/// Returns every named map, one of quantiles, and two custom ones: with few values, and with unsorted and repeated values.
 fn maps() -> Vec<Map> {
     let data: Vec<f32> = (0..4096).map(|i| (i as f32 * 0.7).sin() * (i as f32 * 0.013).cos()).collect();
     vec![
@@ -45,7 +45,7 @@ fn of(map: &Map, x: &[f32]) -> Vec<f32> {
     if is_unsigned(map) { x.iter().map(|v| v.abs()).collect() } else { x.to_vec() }
 }
 
-/// How far a value may lie from what its code stands for, as a part of its block's largest magnitude.
+/// Returns the largest distance between a value and that of its code, relative to the block's largest magnitude.
 fn farthest(map: &Map) -> f32 {
     let low = map.values().iter().copied().fold(f32::INFINITY, f32::min);
     let high = map.values().iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -232,7 +232,7 @@ proptest! {
     }
 }
 
-/// Standard normal values.
+/// Returns standard normal values.
 fn normal(n: usize) -> Vec<f32> {
     let mut state = 9u64;
     let mut uniform = || {
@@ -267,7 +267,7 @@ fn bytes_do_not_depend_on_threads() {
     }
 }
 
-/// Orderings of arXiv 2110.02861 (section 1.2) and 2305.14314 (section 3).
+/// Orderings of errors from arXiv 2110.02861 (section 1.2) and 2305.14314 (section 3).
 #[test]
 fn errors_are_ordered_as_the_papers_say() {
     let x = normal(1 << 16);

@@ -1,4 +1,4 @@
-//! [`GroupCoder`]: grids over groups, lent to the column sweep.
+//! [`GroupCoder`]: rounds the columns of an error-feedback sweep (GPTQ) to uniform grids of groups.
 
 use std::ops::Range;
 
@@ -7,29 +7,42 @@ use tersor_kernels::affine::{self, Affine};
 use tersor_linalg::sweep::unpermute;
 use tersor_operators::{GroupSpec, GroupedLinear, Permuted, spans};
 
-/// When the grid of a group is fitted.
+/// When the scale and zero point of a group are computed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Groups {
-    /// When the sweep reaches the group, to the weights that earlier columns have left there.
+    /// When the sweep reaches the first column of the group, from the weights as updated by the errors of earlier columns.
     Dynamic,
-    /// Before anything is rounded, to the original weights.
+    /// Before the sweep, from the original weights (the option `static_groups` of GPTQ's released code).
     Static,
 }
 
-/// Rounds columns of some rows to grids over groups.
+/// The [`ColumnCoder`] of uniform grids: receives a block of rows column by column, rounds each value to the grid of its group, and keeps the codes.
+///
+/// ```
+/// use tersor_groupwise::coder::{GroupCoder, Groups};
+/// use tersor_groupwise::*;
+///
+/// # fn main() -> Result<()> {
+/// let spec = GroupSpec::new(4, GroupSize::size(3)?, Grid::Asym, DType::F16, Clip::None)?;
+/// let coder = GroupCoder::new(spec, Groups::Dynamic, &[0.5; 8], 8, 0, Isa::detect())?;
+/// // A block of at most 4 columns ends where a group of 3 does.
+/// assert_eq!(coder.block_end(0, 4, 8), 3);
+/// # Ok(())
+/// # }
+/// ```
 pub struct GroupCoder {
     spec: GroupSpec,
     isa: Isa,
     rows: usize,
     cols: usize,
-    /// Number of the first row in the matrix, for errors.
+    /// Index of the first row in the matrix, for error messages.
     first: usize,
     dynamic: bool,
-    /// Feature at each place, where columns are taken by importance.
+    /// `order[i]` is the feature at place `i` of the sweep; `None` for the natural order.
     order: Option<Vec<u32>>,
-    /// Scale and zero of each group, row by row.
-    fits: Vec<Affine>,
-    /// `[cols, rows]`, columns in the order of the sweep.
+    /// Scale and zero point of each group, `[rows, groups]`.
+    params: Vec<Affine>,
+    /// Codes, `[cols, rows]`, columns in the order of the sweep.
     codes: Vec<u8>,
     scales: Vec<f32>,
     zeros: Vec<f32>,
@@ -37,23 +50,24 @@ pub struct GroupCoder {
 }
 
 impl GroupCoder {
-    /// Returns a coder of rows `w` `[rows, cols]`, of which the first has the number `first` in the matrix. Grids of rows are always fitted before.
-    /// Errors if a scale does not fit its type.
+    /// Returns a coder for the rows `w`, `[rows, cols]`; `first` is the index of the first of them in the matrix, for error messages. With one
+    /// scale a row, grids are computed here whatever `groups` says. Errors if a scale does not fit its stored type.
     pub fn new(spec: GroupSpec, groups: Groups, w: &[f32], cols: usize, first: usize, isa: Isa) -> Result<Self> {
         let rows = w.len().checked_div(cols).unwrap_or(0);
         let dynamic = groups == Groups::Dynamic && matches!(spec.group(), GroupSize::Size(_));
-        let fits = if dynamic {
+        let params = if dynamic {
             vec![Affine { scale: 1.0, zero: 0 }; rows * spec.group().count(cols)]
         } else {
-            fit_rows(&spec, w, cols, first, isa)?
+            params_of_rows(&spec, w, cols, first, isa)?
         };
         let (order, codes, piece) = (None, vec![0u8; rows * cols], Vec::new());
         let (scales, zeros) = (Vec::new(), Vec::new());
-        Ok(Self { spec, isa, rows, cols, first, dynamic, order, fits, codes, scales, zeros, piece })
+        Ok(Self { spec, isa, rows, cols, first, dynamic, order, params, codes, scales, zeros, piece })
     }
 
-    /// Returns the matrix: columns in their own order, or, where groups were fitted along another order, in that (see [`in_own_order`]). Errors if
-    /// the codes cannot be packed.
+    /// Returns the matrix of the codes, `[rows, cols]`. Its columns are in the natural order, except with dynamic groups and a sweep in another
+    /// order: groups then run along that order, and so do the columns (see [`with_column_order`]). Errors if the codes are not on their grids, as
+    /// those of columns that the sweep has not reached.
     pub fn into_linear(self) -> Result<GroupedLinear> {
         const TILE: usize = 64;
         let (rows, cols) = (self.rows, self.cols);
@@ -68,34 +82,37 @@ impl GroupCoder {
         if let Some(order) = self.order.as_ref().filter(|_| !self.dynamic) {
             unpermute(&mut codes, order);
         }
-        GroupedLinear::from_codes(self.spec, [rows, cols], &codes, &self.fits)
+        GroupedLinear::from_codes(self.spec, [rows, cols], &codes, &self.params)
     }
 }
 
-/// Puts the order in which groups were fitted in front of a matrix that [`GroupCoder::into_linear`] made with dynamic groups.
-pub fn in_own_order(op: GroupedLinear, order: Option<&[u32]>) -> Result<Box<dyn LinearOp>> {
+/// Returns `op` as an operator with the natural order of columns: if `order` is given, column `i` of `op` is feature `order[i]`, and a permutation
+/// of the inputs is put in front of it. For what [`GroupCoder::into_linear`] returns with dynamic groups. Errors unless `order` is a permutation of
+/// the columns.
+pub fn with_column_order(op: GroupedLinear, order: Option<&[u32]>) -> Result<Box<dyn LinearOp>> {
     Ok(match order {
         Some(order) => Box::new(Permuted::new(order.to_vec(), Box::new(op))?),
         None => Box::new(op),
     })
 }
 
-/// Returns the grids of all groups of rows, `[rows, groups]`.
-pub(crate) fn fit_rows(spec: &GroupSpec, w: &[f32], cols: usize, first: usize, isa: Isa) -> Result<Vec<Affine>> {
-    let mut fits = Vec::new();
+/// Returns the scale and zero point of each group of the rows `w`, `[rows, cols]`, as `[rows, groups]`. `first` is the index of the first row, for
+/// error messages. Errors if a scale does not fit its stored type.
+pub(crate) fn params_of_rows(spec: &GroupSpec, w: &[f32], cols: usize, first: usize, isa: Isa) -> Result<Vec<Affine>> {
+    let mut params = Vec::new();
     for (r, row) in w.chunks_exact(cols.max(1)).enumerate() {
         for (g, span) in spans(spec, cols).enumerate() {
-            fits.push(spec.fit_at(isa, &row[span], &[], [first + r, g])?);
+            params.push(spec.quant_params_at(isa, &row[span], &[], [first + r, g])?);
         }
     }
-    Ok(fits)
+    Ok(params)
 }
 
 impl ColumnCoder for GroupCoder {
     fn begin(&mut self, order: Option<&[u32]>) -> Result<()> {
         if let Some(order) = order {
             if order.len() != self.cols {
-                return Err(Error::shape("features of the order of a sweep", self.cols, order.len()));
+                return Err(Error::shape("length of the order of columns of a sweep", self.cols, order.len()));
             }
             FeatureMap::permutation(order.to_vec())?;
         }
@@ -103,7 +120,8 @@ impl ColumnCoder for GroupCoder {
         Ok(())
     }
 
-    /// No group that is fitted on the way begins in one block and ends in another, unless it is longer than a block and fills them.
+    /// Returns the end of the block of columns that begins at `start`. With dynamic groups a block ends where a group does, unless the group is
+    /// longer than a block.
     fn block_end(&self, start: usize, block: usize, cols: usize) -> usize {
         let end = match self.spec.group() {
             GroupSize::Size(g) if self.dynamic => match g.get() {
@@ -124,10 +142,14 @@ impl ColumnCoder for GroupCoder {
         }
         let (want, found) = ([rows.len(), self.cols], [ahead.rows(), ahead.cols()]);
         if found != want {
-            return Err(Error::shape("values of a sweep", want, found));
+            return Err(Error::shape("shape of the weights of a sweep", want, found));
         }
         if [ahead.column(at).len(), out.len()] != [rows.len(); 2] {
-            return Err(Error::shape("rows of a column", [rows.len(); 2], [ahead.column(at).len(), out.len()]));
+            return Err(Error::shape(
+                "lengths of a column and its output",
+                [rows.len(); 2],
+                [ahead.column(at).len(), out.len()],
+            ));
         }
         let (width, per_row) = (self.spec.group().width(self.cols), self.spec.group().count(self.cols));
         let group = match &self.order {
@@ -139,14 +161,14 @@ impl ColumnCoder for GroupCoder {
                 self.piece.clear();
                 ahead.read(r - rows.start, at..(at + width).min(self.cols), &mut self.piece);
                 let place = [self.first + r, group];
-                self.fits[r * per_row + group] = self.spec.fit_at(self.isa, &self.piece, &[], place)?;
+                self.params[r * per_row + group] = self.spec.quant_params_at(self.isa, &self.piece, &[], place)?;
             }
         }
         self.scales.clear();
         self.zeros.clear();
-        for fit in rows.clone().map(|r| self.fits[r * per_row + group]) {
-            self.scales.push(fit.scale);
-            self.zeros.push(f32::from(fit.zero));
+        for params in rows.clone().map(|r| self.params[r * per_row + group]) {
+            self.scales.push(params.scale);
+            self.zeros.push(f32::from(params.zero));
         }
         let codes = &mut self.codes[at * self.rows..][rows];
         let range = self.spec.grid().codes(self.spec.bits());
@@ -156,6 +178,6 @@ impl ColumnCoder for GroupCoder {
 
     fn finish(self: Box<Self>) -> Result<Box<dyn LinearOp>> {
         let order = self.order.clone().filter(|_| self.dynamic);
-        in_own_order(self.into_linear()?, order.as_deref())
+        with_column_order(self.into_linear()?, order.as_deref())
     }
 }

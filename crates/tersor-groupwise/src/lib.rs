@@ -5,6 +5,7 @@ pub mod coder;
 pub mod dgq;
 pub mod gptq;
 pub mod mixed;
+mod output_clip;
 pub mod qqq;
 mod rtn;
 mod search;
@@ -23,7 +24,7 @@ pub use tersor_core::{
 };
 pub use tersor_linalg::{HessianFactor, Sweep};
 pub use tersor_operators::{
-    ActQuant, Clip, DualLinear, Grid, GroupFit, GroupSpec, GroupedLinear, TableLinear, registry,
+    ActQuant, Clip, DualLinear, Grid, GroupSpec, GroupedLinear, QuantParams, TableLinear, registry,
 };
 
 #[cfg(feature = "ndarray")]

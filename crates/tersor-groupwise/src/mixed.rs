@@ -1,38 +1,61 @@
-//! Mixed precision: of several choices for each matrix, those that together lose the least under a budget.
+//! Mixed precision: one of several storage choices for each matrix, with the smallest total loss under a budget.
 
 use tersor_core::{Error, ParamError, Result};
 
-/// One way to store a matrix.
+/// One way to store a matrix: its cost and its loss.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Choice {
-    /// What it takes, in whatever unit the budget is in: bytes, say.
+    /// The cost, in the unit of the budget (bytes, for example).
     pub cost: u64,
-    /// What it loses; losses of matrices add.
+    /// The loss, finite; the total loss is the sum over the matrices.
     pub loss: f64,
 }
 
-/// Steps that the budget is cut into at most.
+/// Maximum number of steps that the budget is divided into.
 const STEPS: u64 = 1 << 16;
 
-/// One choice for each matrix, by number, so that costs stay within the budget and losses are small: a dynamic program over the budget above the
-/// cheapest choices. The best there is where that difference is at most 65 536 times the greatest common divisor of all costs' differences; else
-/// costs are rounded up to a 65 536th of it, and what the rounding leaves over is spent on what gains most for it.
+/// Returns for each matrix the index of its choice in `matrices[i]`, so that the costs add to at most `budget` and the total loss is small.
 ///
-/// Error when a matrix has no choice, a loss is not finite, or the cheapest choices are above the budget.
+/// A dynamic program runs over the spare budget, the part above the cheapest choices. The result is optimal if the spare budget is at most 65 536
+/// times the greatest common divisor of the differences of costs. Above that, costs are rounded up to a 65 536th of the spare budget, and the
+/// budget that rounding leaves unused is then spent greedily by gain per cost.
+///
+/// Errors if a matrix has no choice, a loss is not finite, the cheapest choices together exceed the budget, or costs overflow.
+///
+/// ```
+/// use tersor_groupwise::mixed::{Choice, allocate};
+/// # fn main() -> tersor_groupwise::Result<()> {
+/// // Two matrices at 4 or 8 bits; only one can have 8.
+/// let matrix = |loss| vec![Choice { cost: 4, loss }, Choice { cost: 8, loss: 0.0 }];
+/// assert_eq!(allocate(&[matrix(1.0), matrix(3.0)], 12)?, [0, 1]);
+/// assert!(allocate(&[matrix(1.0), matrix(3.0)], 7).is_err());
+/// # Ok(())
+/// # }
+/// ```
 pub fn allocate(matrices: &[Vec<Choice>], budget: u64) -> Result<Vec<usize>> {
     let mut min = 0u64;
     for (i, choices) in matrices.iter().enumerate() {
-        let bad = |what: &'static str| Error::shape(what, "at least one, with finite losses", format!("matrix {i}"));
         if choices.iter().any(|c| !c.loss.is_finite()) {
-            return Err(bad("losses of choices"));
+            return Err(Error::Numerical(format!("matrix {i} has a choice whose loss is not finite")));
         }
-        let cheapest = choices.iter().map(|c| c.cost).min().ok_or_else(|| bad("choices"))?;
-        min = min.checked_add(cheapest).ok_or_else(|| Error::Overflow { what: "costs".into() })?;
+        let cheapest = choices
+            .iter()
+            .map(|c| c.cost)
+            .min()
+            .ok_or_else(|| Error::missing(format!("a choice of matrix {i}"), "the choices"))?;
+        min = min
+            .checked_add(cheapest)
+            .ok_or_else(|| Error::Overflow { what: "the sum of the smallest costs".into() })?;
     }
     let Some(spare) = budget.checked_sub(min) else {
-        return Err(ParamError::new("budget", budget, format!("must be at least {min}")).into());
+        return Err(ParamError::new(
+            "budget",
+            budget,
+            format!("must be at least {min}, the sum of the smallest costs"),
+        )
+        .into());
     };
-    // What each choice takes above its matrix' cheapest.
+    // Cost of each choice above the cheapest of its matrix.
     let extra = |choices: &[Choice]| -> Vec<u64> {
         let cheapest = choices.iter().map(|c| c.cost).min().unwrap_or(0);
         choices.iter().map(|c| c.cost - cheapest).collect()
@@ -42,7 +65,7 @@ pub fn allocate(matrices: &[Vec<Choice>], budget: u64) -> Result<Vec<usize>> {
     let unit = divisor * (spare / divisor).div_ceil(STEPS).max(1);
     let steps = (spare / unit) as usize;
 
-    // Least loss of the matrices so far within so many steps, and what the last of them chose.
+    // Smallest loss of the matrices so far for each number of steps, and the choice of the last matrix.
     let mut best = vec![0f64; steps + 1];
     let mut chosen: Vec<Vec<u32>> = Vec::with_capacity(matrices.len());
     for (choices, extra) in matrices.iter().zip(&extras) {
@@ -63,18 +86,18 @@ pub fn allocate(matrices: &[Vec<Choice>], budget: u64) -> Result<Vec<usize>> {
         best = next;
         chosen.push(picks);
     }
-    let (mut left, mut picks) = (steps, vec![0usize; matrices.len()]);
+    let (mut remaining, mut picks) = (steps, vec![0usize; matrices.len()]);
     for (i, chosen) in chosen.iter().enumerate().rev() {
-        picks[i] = chosen[left] as usize;
-        left -= extras[i][picks[i]].div_ceil(unit) as usize;
+        picks[i] = chosen[remaining] as usize;
+        remaining -= extras[i][picks[i]].div_ceil(unit) as usize;
     }
     spend(matrices, &extras, spare, &mut picks);
     Ok(picks)
 }
 
-/// Spends what is left, the best gain for its cost first.
+/// Improves `picks` while the budget lasts: each time the choice with the largest gain per additional cost.
 fn spend(matrices: &[Vec<Choice>], extras: &[Vec<u64>], spare: u64, picks: &mut [usize]) {
-    let mut left = spare - picks.iter().zip(extras).map(|(p, e)| e[*p]).sum::<u64>();
+    let mut remaining = spare - picks.iter().zip(extras).map(|(p, e)| e[*p]).sum::<u64>();
     loop {
         let mut best: Option<(f64, usize, usize)> = None;
         for (i, choices) in matrices.iter().enumerate() {
@@ -82,90 +105,17 @@ fn spend(matrices: &[Vec<Choice>], extras: &[Vec<u64>], spare: u64, picks: &mut 
             for (number, choice) in choices.iter().enumerate() {
                 let more = extras[i][number].saturating_sub(taken);
                 let rate = (now.loss - choice.loss) / (more.max(1)) as f64;
-                if choice.loss < now.loss && more <= left && best.is_none_or(|b| rate > b.0) {
+                if choice.loss < now.loss && more <= remaining && best.is_none_or(|b| rate > b.0) {
                     best = Some((rate, i, number));
                 }
             }
         }
         let Some((_, i, number)) = best else { return };
-        left = left + extras[i][picks[i]] - extras[i][number];
+        remaining = remaining + extras[i][picks[i]] - extras[i][number];
         picks[i] = number;
     }
 }
 
 fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn total(matrices: &[Vec<Choice>], picks: &[usize]) -> (u64, f64) {
-        let of = matrices.iter().zip(picks).map(|(c, p)| c[*p]);
-        of.fold((0, 0.0), |(cost, loss), c| (cost + c.cost, loss + c.loss))
-    }
-
-    /// The least loss within the budget, by trying everything.
-    fn brute(matrices: &[Vec<Choice>], budget: u64) -> Option<f64> {
-        let Some((first, rest)) = matrices.split_first() else { return Some(0.0) };
-        let fits = first.iter().filter(|c| c.cost <= budget);
-        let tried = fits.filter_map(|c| Some(c.loss + brute(rest, budget - c.cost)?));
-        tried.min_by(f64::total_cmp)
-    }
-
-    fn cases(max: u64) -> impl Strategy<Value = Vec<Vec<Choice>>> {
-        let choice = (0..max, 0u32..1000).prop_map(|(cost, loss)| Choice { cost, loss: f64::from(loss) / 8.0 });
-        prop::collection::vec(prop::collection::vec(choice, 1..5), 1..6)
-    }
-
-    proptest! {
-        #[test]
-        fn small_cases_are_exact(matrices in cases(200), budget in 0u64..800) {
-            match (allocate(&matrices, budget), brute(&matrices, budget)) {
-                (Ok(picks), Some(best)) => {
-                    let (cost, loss) = total(&matrices, &picks);
-                    prop_assert!(cost <= budget);
-                    prop_assert!((loss - best).abs() < 1e-9, "{} for {}", loss, best);
-                }
-                (Err(e), None) => prop_assert!(e.is_usage()),
-                (found, want) => prop_assert!(false, "{found:?} for {want:?}"),
-            }
-        }
-
-        #[test]
-        fn large_costs_stay_within_the_budget_and_near_the_best(matrices in cases(1 << 40), budget in 0u64..1 << 42) {
-            if let (Ok(picks), Some(best)) = (allocate(&matrices, budget), brute(&matrices, budget)) {
-                let (cost, loss) = total(&matrices, &picks);
-                prop_assert!(cost <= budget && loss >= best - 1e-9);
-                // Rounding up costs no more than a 65 536th of the budget for each matrix.
-                let less = budget - (budget >> 16) * matrices.len() as u64;
-                if let Some(bound) = brute(&matrices, less) {
-                    prop_assert!(loss <= bound + 1e-9, "{loss} above {bound}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn more_never_hurts_and_bad_input_is_refused() {
-        let matrices: Vec<Vec<Choice>> = (1..40u64)
-            .map(|i| {
-                (2..9u64).map(|b| Choice { cost: b * i * 1000 + 7, loss: i as f64 / 4f64.powi(b as i32) }).collect()
-            })
-            .collect();
-        let mut before = f64::INFINITY;
-        for budget in (1_600_000..6_400_000).step_by(100_000) {
-            let loss = total(&matrices, &allocate(&matrices, budget).unwrap()).1;
-            assert!(loss <= before * (1.0 + 1e-3), "{budget}");
-            before = loss;
-        }
-        assert!(allocate(&matrices, 10).unwrap_err().to_string().contains("at least"));
-        assert!(allocate(&[vec![]], 10).is_err());
-        assert!(allocate(&[vec![Choice { cost: 1, loss: f64::NAN }]], 10).is_err());
-        assert!(allocate(&[], 0).unwrap().is_empty());
-        let huge = vec![Choice { cost: u64::MAX, loss: 0.0 }];
-        assert!(allocate(&[huge.clone(), huge], 10).is_err());
-    }
 }

@@ -1,11 +1,11 @@
-//! The choice of candidates by the error in the outputs: `d H dᵀ` of the error `d` of a row, with the Gram matrix `H` of the inputs.
+//! Search among candidates by the error of the outputs: `d H dᵀ` for the error `d` of a row of weights and the mean Gram matrix `H` of the inputs.
 
 use tersor_core::method::ROW_UNIT;
 use tersor_core::{Result, StatSet};
 use tersor_kernels::par;
 use tersor_linalg::Gram;
 
-/// A Gram matrix in f32, whole and in the diagonal blocks of groups.
+/// The mean Gram matrix of the inputs of a site in f32: the whole, and the diagonal block of each group of features.
 pub(crate) struct GramBlocks {
     whole: Gram,
     width: usize,
@@ -13,11 +13,11 @@ pub(crate) struct GramBlocks {
 }
 
 impl GramBlocks {
-    /// Takes the Gram matrix of statistics, for groups of `width(features)` features. Errors if there is none, or no token was seen.
+    /// Takes the Gram matrix of `stats`, for groups of `width(features)` features. Errors if the statistics have none, or have seen no token.
     pub fn of(stats: &StatSet, width: impl Fn(usize) -> usize) -> Result<Self> {
         let (gram, features) = (stats.require_gram()?, stats.features());
         let width = width(features).max(1);
-        // Means rather than sums: losses of any number of tokens stay in range.
+        // The mean over the tokens, so that losses of any number of tokens stay in the range of f32.
         let whole = Gram::new(gram, features, 1.0 / stats.weight())?;
         let blocks = (0..features).step_by(width).map(|first| whole.block(first, width)).collect();
         Ok(Self { whole, width, blocks })
@@ -28,18 +28,18 @@ impl GramBlocks {
         self.whole.features()
     }
 
-    /// Returns `d H dᵀ` of each row of errors `[rows, features]`. `scratch` is memory that is used again.
+    /// Returns `d H dᵀ` of each row of the errors `d`, `[rows, features]`, as `[rows]`. `scratch` is overwritten.
     pub fn losses(&self, d: &[f32], scratch: &mut Vec<f32>) -> Result<Vec<f64>> {
         self.whole.row_losses(d, scratch)
     }
 
-    /// Returns `tr D H Dᵀ` of errors `[rows, features]`. Errors if their length is no multiple of the features.
+    /// Returns `tr D H Dᵀ` of the errors `d`, `[rows, features]`. Errors if the length is not a multiple of the number of features.
     pub fn loss(&self, d: &[f32]) -> Result<f64> {
         self.whole.loss(d)
     }
 
-    /// Returns for every row and group of `w` `[rows, features]` the number of the candidate with the smallest loss, the first of equals, `[rows,
-    /// groups]`; `make(candidate, row, group, w, out)` writes the weights of a group under a candidate. Runs in the current pool.
+    /// Returns for each row and group of `w`, `[rows, features]`, the index of the candidate with the smallest loss (the first of equal ones), as
+    /// `[rows, groups]`. `make(candidate, row, group, w, out)` writes the group's weights under a candidate to `out`. Runs in the current pool.
     pub fn best_of(
         &self,
         w: &[f32],

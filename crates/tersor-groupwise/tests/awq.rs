@@ -1,4 +1,4 @@
-//! AWQ's searches against those of autoawq (`scripts/golden_awq.py`).
+//! AWQ's searches against those of AutoAWQ (`scripts/golden_awq.py`).
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! GPTQ against worked numbers, a plain f64 implementation, and what the paper says must hold.
+//! GPTQ against worked numbers, a plain f64 implementation, and properties from the paper.
 
 use proptest::prelude::*;
 use serde_json::Value as Json;
@@ -9,13 +9,12 @@ use tersor_core::{
 use tersor_groupwise::gptq::{Dead, Groups, OnFailure};
 use tersor_groupwise::{Check, Clip, Gptq, Grid, GroupSize, GroupSpec, GroupedLinear, Rtn};
 
-/// Scales' type for random groups: a value alone in its group may be so small that its scale is nothing in half precision, which
-/// is refused.
+/// The type of scales for random groups: in f16 the scale of a group of one tiny value may round to 0, which is refused.
 fn scales(group: usize, k: usize) -> DType {
     if group == 1 || k % group == 1 { DType::F32 } else { DType::F16 }
 }
 
-/// Values between -1 and 1.
+/// Returns values between -1 and 1.
 fn noise(n: usize, salt: u64) -> Vec<f32> {
     let mut state = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -25,7 +24,7 @@ fn noise(n: usize, salt: u64) -> Vec<f32> {
     (0..n).map(|_| (next() + next() + next()) / 3.0).collect()
 }
 
-/// Tokens whose features hang together, some of them large.
+/// Returns tokens with correlated features, some of them large.
 fn tokens(t: usize, k: usize, salt: u64) -> Vec<f32> {
     let (base, own) = (noise(t * 4, salt), noise(t * k, salt + 1));
     let mix = noise(4 * k, salt + 2);
@@ -48,7 +47,7 @@ fn rows_of(op: &dyn LinearOp) -> Vec<f32> {
     op.decompress().unwrap()
 }
 
-/// What GPTQ makes of a matrix with this Hessian, taken as the Gram matrix of more tokens than features.
+/// Returns the result of GPTQ with this Hessian as the Gram matrix of more tokens than features.
 fn quantized(gptq: Gptq, m: &MatView<'_, f32>, h: &[f64]) -> tersor_core::Result<Compressed> {
     let k = m.shape()[1];
     let mut stats = StatSet::new(k, StatNeeds::none(), 0, 0)?;
@@ -57,7 +56,7 @@ fn quantized(gptq: Gptq, m: &MatView<'_, f32>, h: &[f64]) -> tersor_core::Result
     Ok(Compressed { op, report })
 }
 
-/// `tr (W - Ŵ) H (W - Ŵ)ᵀ` in f64.
+/// Returns `tr (W - Ŵ) H (W - Ŵ)ᵀ` in f64.
 fn error(w: &[f32], got: &[f32], h: &[f64], k: usize) -> f64 {
     let d: Vec<f64> = w.iter().zip(got).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect();
     let row = |d: &[f64]| (0..k * k).map(|i| d[i / k] * h[i] * d[i % k]).sum::<f64>();
@@ -70,7 +69,7 @@ fn bytes(op: &dyn LinearOp) -> MemTensors {
     file
 }
 
-/// The algorithm as the paper has it, a column at a time over whole rows, all in f64.
+/// Returns the result of the algorithm as in the paper, one column at a time over whole rows, in f64.
 fn plain(w: &[f32], k: usize, h: &[f64], spec: &GroupSpec, order: &[usize], groups: Groups) -> Vec<f32> {
     let mean = (0..k).map(|i| h[i * k + i]).sum::<f64>() / k as f64;
     let turned: Vec<f64> = (0..k * k)
@@ -81,15 +80,16 @@ fn plain(w: &[f32], k: usize, h: &[f64], spec: &GroupSpec, order: &[usize], grou
     let mut out = vec![0f32; w.len()];
     for (row, out) in w.chunks_exact(k).zip(out.chunks_exact_mut(k)) {
         let mut now: Vec<f64> = order.iter().map(|&c| f64::from(row[c])).collect();
-        let fit_of = |values: &[f64]| spec.fit(isa, &values.iter().map(|v| *v as f32).collect::<Vec<_>>()).unwrap();
+        let params_of =
+            |values: &[f64]| spec.quant_params(isa, &values.iter().map(|v| *v as f32).collect::<Vec<_>>()).unwrap();
         let natural: Vec<f64> = row.iter().map(|v| f64::from(*v)).collect();
-        let mut fits: Vec<_> = natural.chunks(width).map(fit_of).collect();
+        let mut params: Vec<_> = natural.chunks(width).map(params_of).collect();
         for i in 0..k {
             let dynamic = groups == Groups::Dynamic && width < k;
             if dynamic && i % width == 0 {
-                fits[i / width] = fit_of(&now[i..(i + width).min(k)]);
+                params[i / width] = params_of(&now[i..(i + width).min(k)]);
             }
-            let fit = fits[if dynamic { i / width } else { order[i] / width }];
+            let fit = params[if dynamic { i / width } else { order[i] / width }];
             let (lo, hi) = spec.grid().codes(spec.bits()).into_inner();
             let code = ((now[i] / f64::from(fit.scale)).round_ties_even() + f64::from(fit.zero))
                 .clamp(f64::from(lo), f64::from(hi));

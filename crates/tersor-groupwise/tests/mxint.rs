@@ -1,4 +1,4 @@
-//! MXINT: a power of two for every sixteen weights.
+//! MXINT: sixteen weights share a scale that is a power of two.
 
 use tersor_groupwise::{DType, Exec, LinearOp, MatView, Rtn};
 

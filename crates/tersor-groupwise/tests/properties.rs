@@ -1,4 +1,4 @@
-//! What round-to-nearest promises, for any matrix, grid and width.
+//! Properties of round-to-nearest, for random matrices, grids and widths.
 
 use proptest::prelude::*;
 use tersor_core::method::ROW_UNIT;
@@ -318,7 +318,7 @@ fn coders_refuse_a_sweep_of_another_matrix() {
     assert!(coder.code(0..3, 0, &ahead(3, 4), &mut out).is_ok());
 }
 
-/// Names that a coder or rewrite of one's own needs come with this crate.
+/// This crate exports all names that a custom coder or rewrite needs.
 #[test]
 fn one_crate_suffices() {
     use tersor_groupwise as one;

@@ -1,4 +1,4 @@
-//! Factors between inputs and weights: what each way to choose them promises.
+//! Smoothing: the properties of the factors of each rewrite.
 
 mod common;
 
@@ -24,7 +24,7 @@ fn normal(seed: u64, n: usize) -> Vec<f32> {
     (0..n).map(|_| (-2.0 * next().ln()).sqrt() * (std::f32::consts::TAU * next()).cos()).collect()
 }
 
-/// Inputs with one channel fifty times the others.
+/// Returns inputs with one channel fifty times as large as the others.
 fn outlier(seed: u64) -> Vec<f32> {
     let mut x = normal(seed, TOKENS * K);
     x.iter_mut().skip(7).step_by(K).for_each(|v| *v *= 50.0);
@@ -51,7 +51,7 @@ fn stats(x: &[f32]) -> StatSet {
     stats
 }
 
-/// Both products side by side.
+/// Returns the products with both matrices, side by side.
 fn output(x: &[f32], ops: &[&dyn LinearOp], _: bool) -> Result<Vec<f32>> {
     let tokens = x.len() / K;
     let mut out = Vec::new();
@@ -63,7 +63,7 @@ fn output(x: &[f32], ops: &[&dyn LinearOp], _: bool) -> Result<Vec<f32>> {
     Ok(out)
 }
 
-/// What was seen of a site whose matrices will be like those of these methods.
+/// Returns a seen site whose matrices have these data-free methods.
 fn seen<'a>(
     site: &'a Site,
     stats: &'a StatSet,
@@ -73,24 +73,24 @@ fn seen<'a>(
     SeenSite { site, stats, sample, output: &output, keys_and_values: &|_| Ok(None), plain }
 }
 
-/// The factors of the site, whose two matrices will be like these.
+/// Returns the factors that a rewrite finds for the site, whose two matrices have these data-free methods.
 fn tried(how: &dyn Rewrite, x: &[f32], w: [&[f32]; 2], plain: [Option<&dyn Method>; 2]) -> Result<Option<Vec<f32>>> {
     let (site, stats) = (site(), stats(x));
     let views = w.map(|w| MatView::new(w, [N, K]).unwrap());
     found(how, &One { seen: seen(&site, &stats, x, &plain), weights: &views })
 }
 
-/// The factors of the site, for a rewrite that tries nothing.
+/// Returns the factors of a rewrite that makes no trials.
 fn factors(how: &dyn Rewrite, x: &[f32], w: [&[f32]; 2]) -> Option<Vec<f32>> {
     tried(how, x, w, [None; 2]).unwrap()
 }
 
-/// Squared error of the outputs with a method, the site divided by factors.
+/// Returns the squared error of the outputs with a method, inputs divided by factors.
 fn loss(method: &dyn Method, x: &[f32], w: [&[f32]; 2], factors: &[f32]) -> f64 {
     loss_of([method; 2], x, w, factors)
 }
 
-/// The same with a method for each matrix.
+/// Returns the squared error of the outputs with a method for each matrix.
 fn loss_of(methods: [&dyn Method; 2], x: &[f32], w: [&[f32]; 2], factors: &[f32]) -> f64 {
     let folds = smoothed(&site(), factors);
     let (cx, divided): (_, Vec<f32>) =

@@ -1,11 +1,11 @@
-//! A pruner of a user's own: what it takes to write one, and that quantizers honour its mask.
+//! A pruner defined by a user, and quantizers that honour its mask.
 
 use std::ops::Range;
 
 use tersor_core::*;
 use tersor_groupwise::{Dgq, Gptq, Qqq, Rtn};
 
-/// Keeps the larger half of each row by magnitude times the root mean square of its input.
+/// Keeps the half of each row with the larger product of magnitude and root mean square of the input feature.
 struct Toy;
 
 impl Pruner for Toy {

@@ -1,4 +1,4 @@
-//! 4-bit weights that expand to 8 bits: DGQ's dual grain and QQQ's tables.
+//! 4-bit weights that expand to 8 bits: dual-grained (DGQ) and by lookup tables (QQQ).
 
 use half::f16;
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ use tersor_core::{
 use tersor_groupwise::{Check, Dgq, DualLinear, Gptq, Grid, LinearOp, LinearOpExt, Qqq, Rtn, TableLinear, registry};
 use tersor_operators::{ActQuant, QuantizedInputs};
 
-/// Normal values by a fixed generator.
+/// Returns normal values of a fixed generator.
 fn normal(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -38,7 +38,7 @@ fn values(op: &dyn LinearOp) -> Vec<f32> {
     op.decompress().unwrap()
 }
 
-/// `Σ ((w - ŵ) x)²`, by hand.
+/// Returns `Σ ((w - ŵ) x)²`, computed directly.
 fn output_error(w: &[f32], op: &dyn LinearOp, x: &[f32]) -> f64 {
     let [rows, cols] = op.shape();
     let d: Vec<f64> = w.iter().zip(values(op)).map(|(a, b)| f64::from(a - b)).collect();

@@ -1,17 +1,32 @@
-//! Corrections as LoRA adapters in PEFT's layout, which transformers and others load beside a model.
+//! Low-rank corrections as LoRA adapters in the files of Hugging Face's PEFT, which load beside a base model.
+//!
+//! ```
+//! use tersor_lowrank::peft::Adapter;
+//! use tersor_operators::Dense;
+//! # fn main() -> tersor_lowrank::Result<()> {
+//! let up = Dense::new(vec![1.0, 2.0], [2, 1], tersor_lowrank::DType::F32)?;
+//! let down = Dense::new(vec![0.5, 0.0, 1.0], [1, 3], tersor_lowrank::DType::F32)?;
+//! let mut adapter = Adapter::new();
+//! adapter.add("model.layers.0.mlp.up_proj", &up, &down)?;
+//! let name = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight";
+//! assert_eq!(adapter.tensors().info(name)?.shape, [1, 3]);
+//! assert_eq!(adapter.config("base")["r"], 1);
+//! # Ok(())
+//! # }
+//! ```
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use tersor_core::tensors::join;
 use tersor_core::{DType, Exec, LinearOp, Result, TensorInfo, TensorSink, TensorSource};
 
-/// File name of the weights.
+/// File name of the adapter's weights.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// File name of the description.
+/// File name of the adapter's configuration.
 pub const CONFIG: &str = "adapter_config.json";
 
-/// Factors of modules, on their way into an adapter.
+/// An adapter under construction: the factors of each module, in memory.
 #[derive(Default)]
 pub struct Adapter {
     tensors: tersor_core::MemTensors,
@@ -19,13 +34,13 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Without modules.
+    /// Returns an adapter without modules.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds `up · down` for a module (`model.layers.0.mlp.up_proj`, say): `lora_A` is `down` `[rank, in_features]`, `lora_B` is `up`
-    /// `[out_features, rank]`, in f32. Error when the ranks differ.
+    /// Adds the correction `up · down` of the module `module` (for example `model.layers.0.mlp.up_proj`), in f32: `down`, `[rank, in_features]`,
+    /// becomes `lora_A`, and `up`, `[out_features, rank]`, becomes `lora_B`. Errors if the ranks differ or an operator cannot be decompressed.
     pub fn add(&mut self, module: &str, up: &dyn LinearOp, down: &dyn LinearOp) -> Result<()> {
         let ([_, rank], [found, _]) = (up.shape(), down.shape());
         if rank != found {
@@ -44,17 +59,18 @@ impl Adapter {
         Ok(())
     }
 
-    /// Number of modules.
+    /// Returns the number of modules.
     pub fn modules(&self) -> usize {
         self.ranks.len()
     }
 
-    /// The tensors of [`WEIGHTS`].
+    /// Returns the tensors of the file [`WEIGHTS`].
     pub fn tensors(&self) -> &dyn TensorSource {
         &self.tensors
     }
 
-    /// The content of [`CONFIG`], for a base model of that name. Factors are added as they are: alpha is the rank.
+    /// Returns the content of the file [`CONFIG`], with `base` as the name of the base model. `lora_alpha` is the rank, so that factors are not
+    /// scaled.
     pub fn config(&self, base: &str) -> Value {
         let max = self.ranks.values().copied().max().unwrap_or(1);
         let others: BTreeMap<&String, usize> =

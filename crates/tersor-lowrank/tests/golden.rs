@@ -1,4 +1,4 @@
-//! LQER's and L²QER's factors against numpy's (`scripts/golden_awq.py`), Hadamard transforms against those of QuaRot, which ResQ takes
+//! LQER's and L²QER's factors against numpy's (`scripts/golden_awq.py`), Hadamard transforms against those of QuaRot, which ResQ uses
 //! (`scripts/golden_hadamard.py`).
 
 use serde_json::Value as Json;

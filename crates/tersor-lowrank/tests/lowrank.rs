@@ -1,4 +1,4 @@
-//! Factors and corrections against what theory says of them.
+//! Factors and corrections against their theory.
 
 use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
@@ -14,7 +14,7 @@ fn normal(seed: u64, n: usize) -> Vec<f32> {
     gaussian(n, &mut ChaCha8Rng::seed_from_u64(seed)).into_iter().map(|v| v as f32).collect()
 }
 
-/// Inputs whose features have very different magnitudes, and are not independent.
+/// Returns inputs with correlated features of very different magnitudes.
 fn inputs(tokens: usize, features: usize) -> Vec<f32> {
     let mut x = normal(3, tokens * features);
     for row in x.chunks_mut(features) {
@@ -43,7 +43,7 @@ fn rows(op: &dyn LinearOp) -> Vec<f32> {
     op.decompress().unwrap()
 }
 
-/// Error of the outputs.
+/// Returns the squared error of the outputs.
 fn output_error(w: &[f32], back: &[f32], cols: usize, x: &[f32]) -> f64 {
     let mut sum = 0.0;
     for x in x.chunks(cols) {

@@ -1,4 +1,4 @@
-//! Principal subspaces: the theorem of arXiv 2412.14363, its orders of errors, and the method over others.
+//! Principal subspaces: the theorem of arXiv 2412.14363, its ordering of errors, and the method over other methods.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -12,7 +12,7 @@ fn rng(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
 }
 
-/// Gaussian rows with a decaying spectrum in a basis of its own, and `outliers` features that are `size` times as large.
+/// Returns Gaussian rows with a decaying spectrum in a random basis, and `outliers` features that are `size` times as large.
 fn inputs(n: usize, d: usize, decay: f64, outliers: usize, size: f64, seed: u64) -> Vec<f32> {
     let r = &mut rng(seed);
     let mut x = gaussian(n * d, r);
@@ -36,14 +36,14 @@ fn gram(x: &[f32], d: usize) -> Vec<f64> {
     stats(x, d).require_gram().unwrap().to_vec()
 }
 
-/// Rows in another basis, whose directions are the rows of `u`.
+/// Returns rows in the basis whose directions are the rows of `u`.
 fn turned(x: &[f32], u: &[f64], d: usize) -> Vec<f32> {
     let x: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
     let t: Vec<f64> = (0..d * d).map(|i| u[i % d * d + i / d]).collect();
     matmul(&x, [x.len() / d, d], &t, d).unwrap().into_iter().map(|v| v as f32).collect()
 }
 
-/// What per-token rounding of columns `0..d - r` at `low` bits and of the rest at `high` bits makes of rows, symmetrically.
+/// Returns rows after symmetric per-token rounding, columns `0..d - r` to `low` bits and the rest to `high` bits.
 fn rounded(x: &[f32], d: usize, r: usize, low: u32, high: u32) -> Vec<f32> {
     let mut out = x.to_vec();
     for row in out.chunks_exact_mut(d) {
@@ -105,7 +105,7 @@ fn the_basis_is_orthogonal_and_its_variances_rise() {
     assert!(StatSet::new(2, needs, 0, 0).unwrap().observe(&MatView::new(&bad, [1, 2]).unwrap()).is_err());
 }
 
-/// Theorem 4.2: for Gaussian coefficients `E‖x - Q(x)‖ <= k_L E‖x‖ - (k_L - k_H) E‖x P_h‖`, least where `P_h` are the principal directions.
+/// Theorem 4.2: for Gaussian coefficients `E‖x - Q(x)‖ <= k_L E‖x‖ - (k_L - k_H) E‖x P_h‖`, smallest where `P_h` are the principal directions.
 #[test]
 fn the_projection_is_optimal_on_gaussians() {
     let (d, r, n) = (64, 8, 2000);
@@ -186,7 +186,7 @@ fn rows_of(op: &dyn LinearOp) -> Vec<f32> {
     op.decompress().unwrap()
 }
 
-/// GPTQ with two grids a row, column by column in f64, the lazy way not taken.
+/// Returns the result of GPTQ with two grids for each row, column by column in f64, without lazy updates.
 #[test]
 fn two_runs_of_gptq_are_one_gptq_with_two_grids() {
     let (rows, d, r) = (9, 24, 6);
@@ -302,7 +302,7 @@ fn any_methods_share_a_matrix_and_come_back() {
     }
 }
 
-/// Integer products with an offset a token against the same values in floats.
+/// Integer products with one offset for each token against the same products in floats.
 #[test]
 fn asymmetric_activations_multiply_as_their_values() {
     let (rows, d, tokens) = (33, 64, 6);

@@ -12,24 +12,35 @@ use tersor_core::{
 };
 use tersor_kernels::dense::{Options, product};
 
+/// The values, by their stored type.
 enum Store {
     F32(Vec<f32>),
     F16(Vec<f16>),
     BF16(Vec<bf16>),
 }
 
-/// A matrix in a float type. Stored as one tensor under the operator's own name, `[out_features, in_features]`.
+/// A matrix `[out_features, in_features]` of f32, f16 or bf16 values, stored as one tensor under the operator's own name.
+///
+/// ```
+/// use tersor_operators::{DType, Dense, LinearOp};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let op = Dense::new(vec![1.0, 2.0, 3.0, 4.0], [2, 2], DType::F16)?;
+/// assert_eq!(op.storage_bits(), 4 * 16);
+/// assert!(Dense::new(vec![1e6], [1, 1], DType::F16).is_err());
+/// # Ok(())
+/// # }
+/// ```
 pub struct Dense {
     store: Store,
     shape: [usize; 2],
 }
 
 impl Dense {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "dense";
 
-    /// Takes f32 values, `[out_features, in_features]` row-major, and stores them as `dtype`: f32, f16 or bf16, rounded to nearest even. Errors if
-    /// a value is not finite, or becomes infinite in `dtype`.
+    /// Returns the matrix of `values`, of this shape, row-major, rounded to nearest even in `dtype`: f32, f16 or bf16. Errors if the length is wrong,
+    /// `dtype` is another type, or a value is not finite or becomes infinite in `dtype`.
     pub fn new(values: Vec<f32>, shape: [usize; 2], dtype: DType) -> Result<Self> {
         let n = view::elements(shape)?;
         if values.len() != n {
@@ -52,7 +63,7 @@ impl Dense {
         }
     }
 
-    /// Returns the values, where they are stored as f32.
+    /// Returns the values, row-major, if they are stored as f32; `None` otherwise.
     pub fn as_f32(&self) -> Option<&[f32]> {
         match &self.store {
             Store::F32(v) => Some(v),
@@ -60,13 +71,14 @@ impl Dense {
         }
     }
 
+    /// Returns type and shape of the stored tensor of a matrix with `rows` rows.
     fn info(&self, rows: usize) -> TensorInfo {
         TensorInfo { dtype: self.dtype(), shape: vec![rows, self.shape[1]] }
     }
 }
 
 impl Store {
-    /// Returns the first value that became infinite in a narrow type, with its index. Values of f32 were looked at before.
+    /// Returns the index and value of the first f16 or bf16 value that is not finite. Values of f32 were checked before.
     fn infinite(&self) -> Option<(usize, f32)> {
         match self {
             Store::F32(_) => None,
@@ -75,6 +87,7 @@ impl Store {
         }
     }
 
+    /// Stores values as `dtype`. Errors unless it is f32, f16 or bf16.
     fn narrow(values: Vec<f32>, dtype: DType) -> Result<Self> {
         fn narrow<T: Element>(values: &[f32]) -> Vec<T> {
             let mut out = vec![T::ZERO; values.len()];
@@ -86,7 +99,7 @@ impl Store {
             DType::F16 => Store::F16(narrow(&values)),
             DType::BF16 => Store::BF16(narrow(&values)),
             other => {
-                let value = format!("{} (weights are F32, F16 or BF16)", other.name());
+                let value = format!("{}; use F32, F16 or BF16", other.name());
                 return Err(Error::Unsupported { what: "type of a weight", value });
             }
         })
@@ -133,6 +146,7 @@ impl LinearOp for Dense {
     }
 }
 
+/// Loads a matrix. Errors if the type is unknown, or the tensor is missing, has another type or shape, or holds a value that is not finite.
 pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
     let name = spec.get_text("dtype")?;
     let dtype = DType::from_name(name)

@@ -1,4 +1,4 @@
-//! [`DualLinear`]: dual-grained weights, integer scales of groups under one float scale a row.
+//! [`DualLinear`]: dual-grained weights (DGQ), with integer scales of groups and one float scale for each row.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -16,32 +16,44 @@ use tersor_kernels::integer::Panels;
 use crate::integer::{multiply, scaled_rows, task};
 use crate::packing::{group_in, pack_rows, unpack_rows};
 
-/// A dual-grained matrix `[out_features, in_features]` (DGQ, arXiv 2310.04836): `weight = row_scale * (group_scale * (code - zero))`. The group's
-/// scale is an integer from 1 to 127, and the expanded weight `group_scale * (code - zero)` is at most 127 in magnitude.
+/// A dual-grained matrix `[out_features, in_features]` of 4-bit codes (DGQ, arXiv 2310.04836):
+/// `weight = row_scale * (group_scale * (code - zero))`. The group scale is an integer from 1 to 127, and the expanded weight
+/// `group_scale * (code - zero)` is at most 127 in magnitude.
 ///
 /// Stored as `codes` (u8, `[rows, ceil(cols / 2)]`, two a byte, the first in the low half), `group_scales` (u8, `[rows, groups]`), `zeros` (u8,
-/// `[rows, ceil(groups / 2)]`, packed likewise) and `row_scales` (f16, `[rows]`).
+/// `[rows, ceil(groups / 2)]`, packed as codes are) and `row_scales` (f16, `[rows]`).
+///
+/// ```
+/// use tersor_operators::{DualLinear, GroupSize};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let op = DualLinear::new([1, 4], GroupSize::size(2)?, &[0, 3, 8, 9], vec![2, 10], vec![1, 8], vec![0.5])?;
+/// assert_eq!(op.row_integers(0)?, [-2, 4, 0, 10]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct DualLinear {
     shape: [usize; 2],
     group: GroupSize,
-    /// As stored; empty where only `panels` are kept.
+    /// Packed codes as stored; empty after loading, when only `panels` hold them.
     codes: Vec<u8>,
+    /// Codes in the order of the kernels.
     panels: OnceLock<Panels>,
     group_scales: Vec<u8>,
     zeros: Vec<u8>,
     row_scales: Vec<f32>,
 }
 
-/// Largest magnitude of an expanded weight of a [`DualLinear`].
+/// The largest group scale, and the largest magnitude of an expanded weight, of a [`DualLinear`].
 pub const MAX_EXPANDED: i32 = 127;
 
 impl DualLinear {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "dual";
 
-    /// Packs codes, one a byte and row-major, with scales and zeros of groups `[rows, groups]` and scales of rows, which f16 must hold exactly.
-    /// Errors if a length is wrong, a number is out of range, or an expanded weight is above 127 in magnitude.
+    /// Returns the matrix of `codes`, one a byte, 0 to 15, of this shape, row-major, with the scales (1 to 127) and zero points (0 to 15) of
+    /// groups, both `[rows, groups]`, and the scales of rows, `[rows]`, positive values of f16. Errors if a length is wrong, a number is out of
+    /// range, an expanded weight is above 127 in magnitude, or there are more columns than the kernels support (131 072).
     pub fn new(
         shape: [usize; 2],
         group: GroupSize,
@@ -57,6 +69,7 @@ impl DualLinear {
         Self::of_packed(shape, group, pack_rows(codes, cols, 4), group_scales, zeros, row_scales)
     }
 
+    /// Puts together packed codes and their parameters. Errors as [`DualLinear::new`].
     fn of_packed(
         shape: [usize; 2],
         group: GroupSize,
@@ -80,28 +93,34 @@ impl DualLinear {
         if let Some(i) = wrong {
             let per = group.count(cols).max(1);
             let value = f32::from(group_scales[i]);
-            return Err(Error::ScaleRange { row: i / per, group: i % per, value, dtype: "1 to 127, with zeros to 15" });
+            return Err(Error::ScaleRange {
+                row: i / per,
+                group: i % per,
+                value,
+                dtype: "integers 1 to 127 with zero points 0 to 15",
+            });
         }
         let op = Self { shape, group, codes, panels: OnceLock::new(), group_scales, zeros, row_scales };
         op.panels()?;
         Ok(op)
     }
 
-    /// Returns the integer scale of each group, row by row.
+    /// Returns the integer scale of each group, `[rows, groups]`.
     pub fn group_scales(&self) -> &[u8] {
         &self.group_scales
     }
 
-    /// Returns the scale of each row.
+    /// Returns the scale of each row, `[rows]`.
     pub fn row_scales(&self) -> &[f32] {
         &self.row_scales
     }
 
-    /// Returns the expanded weights of a row, `group_scale * (code - zero)`. Errors if there is no such row.
+    /// Returns the expanded weights `group_scale * (code - zero)` of a row, `[cols]`. Errors if there is no such row.
     pub fn row_integers(&self, row: usize) -> Result<Vec<i8>> {
         self.expand(Isa::detect(), row)
     }
 
+    /// Returns the expanded weights of a row, as [`DualLinear::row_integers`].
     fn expand(&self, isa: Isa, row: usize) -> Result<Vec<i8>> {
         let mut codes = vec![0u8; self.shape[1]];
         check_range(self.shape, &(row..row.saturating_add(1)), codes.len())?;
@@ -114,6 +133,7 @@ impl DualLinear {
         Ok(codes.iter().enumerate().map(integer).collect())
     }
 
+    /// Writes the codes of a row, which must exist, to `out`, `[cols]`.
     fn read_codes(&self, isa: Isa, row: usize, out: &mut [u8]) {
         match self.panels.get() {
             Some(panels) if self.codes.is_empty() => panels.row_codes(row, out),
@@ -124,18 +144,18 @@ impl DualLinear {
         }
     }
 
-    /// Returns the codes in the order of the kernels. Errors if an expanded weight is above 127, or there are too many columns.
+    /// Returns the codes in the order of the kernels. Errors if an expanded weight is above 127 in magnitude, or there are too many columns.
     fn panels(&self) -> Result<&Panels> {
         if let Some(panels) = self.panels.get() {
             return Ok(panels);
         }
         let (groups, width) = (self.group.count(self.shape[1]), self.group.width(self.shape[1]).max(1));
-        let fit = |r: usize, g: usize| (self.group_scales[r * groups + g], self.zeros[r * groups + g]);
-        let made = Panels::dual(Isa::detect(), &self.codes, 4, self.shape, width, fit, &self.row_scales)?;
+        let params = |r: usize, g: usize| (self.group_scales[r * groups + g], self.zeros[r * groups + g]);
+        let made = Panels::dual(Isa::detect(), &self.codes, 4, self.shape, width, params, &self.row_scales)?;
         Ok(self.panels.get_or_init(|| made))
     }
 
-    /// Returns the tensors that a matrix of this shape is stored in.
+    /// Returns the names, types and shapes of the tensors that store a matrix of the shape `[rows, cols]`.
     pub fn layout(group: GroupSize, [rows, cols]: [usize; 2]) -> Layout {
         let groups = group.count(cols);
         Layout::exact([
@@ -211,6 +231,6 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result
     DType::F16.widen_bytes(&halves, &mut row_scales);
     let zeros = unpack_rows(&packed, groups, 4);
     let op = DualLinear::of_packed(spec.shape, group, codes, group_scales, zeros, row_scales)?;
-    // One copy is enough: the stored codes can be unpacked from the panels.
+    // The panels suffice: stored codes are unpacked from them.
     Ok(Box::new(DualLinear { codes: Vec::new(), ..op }))
 }

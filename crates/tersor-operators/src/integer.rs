@@ -10,8 +10,8 @@ use tersor_kernels::run_tasks;
 
 use crate::activations::tokens;
 
-/// Computes `y = x Wᵀ`, or adds it to `y`, for packed weights of an operator of this shape. Errors if the shapes do not fit or a value of `x` is not
-/// finite.
+/// Sets `y`, `[tokens, out_features]`, to `x Wᵀ` for the packed weights `W` of this shape, or adds it. Errors if shapes differ or a value of `x` is
+/// not finite.
 pub(crate) fn multiply(
     panels: &Panels,
     shape: [usize; 2],
@@ -26,13 +26,13 @@ pub(crate) fn multiply(
     Ok(())
 }
 
-/// Returns the product of packed weights with `x` as a task. Errors as [`multiply`].
+/// Returns the product of packed weights with `x` as a task that joins others. Errors as [`multiply`].
 pub(crate) fn task<'a>(panels: &'a Panels, x: &Input<'_>, exec: &Exec) -> Result<Option<Box<dyn GemmTask + 'a>>> {
     Ok(Some(Box::new(Task::new(tokens(x, panels.token_layout(exec.isa()))?, panels)?)))
 }
 
-/// Writes rows of a matrix of 8-bit integers under one scale a row into `out`; `integers(row)` gives those of a row. Errors if the range leaves the
-/// matrix or `out` has another length.
+/// Writes `rows` of a matrix of 8-bit integers with one scale for each row to `out`, `[rows.len(), cols]`; `integers(row)` returns the integers of
+/// a row. Errors if the range leaves the matrix or `out` has another length.
 pub(crate) fn scaled_rows(
     shape: [usize; 2],
     rows: Range<usize>,

@@ -21,7 +21,7 @@ pub use composed::{
 };
 pub use dense::Dense;
 pub use dual::{DualLinear, MAX_EXPANDED};
-pub use grouped::{Clip, Grid, GroupFit, GroupSpec, GroupedLinear, round_scale, spans};
+pub use grouped::{Clip, Grid, GroupSpec, GroupedLinear, QuantParams, round_scale, spans};
 pub use half::f16;
 pub use methods::{Cast, WithActivations};
 pub use rowwise::RowwiseInt8;
@@ -37,7 +37,14 @@ pub use tersor_kernels::integer::Padding;
 #[cfg(feature = "ndarray")]
 pub use tersor_core::ndarray;
 
-/// Adds every kind of this crate to a registry.
+/// Registers the loaders of all operators of this crate, by their kinds.
+///
+/// ```
+/// use tersor_operators::{Dense, Registry, register};
+/// let mut registry = Registry::new();
+/// register(&mut registry);
+/// assert!(registry.kinds().any(|kind| kind == Dense::KIND));
+/// ```
 pub fn register(registry: &mut Registry) {
     registry.register(Dense::KIND, dense::load);
     registry.register(GroupedLinear::KIND, grouped::load);
@@ -54,7 +61,20 @@ pub fn register(registry: &mut Registry) {
     registry.register(QuantizedInputs::KIND, composed::load_quantized);
 }
 
-/// Returns a registry with every kind of this crate.
+/// Returns a registry with the loaders of all operators of this crate.
+///
+/// ```
+/// use tersor_operators::*;
+///
+/// # fn main() -> Result<()> {
+/// let op = Dense::new(vec![1.0, 2.0], [1, 2], DType::F16)?;
+/// let mut file = MemTensors::new();
+/// op.save("w", &mut file)?;
+/// let loaded = registry().load(&op.spec(), "w", &file)?;
+/// assert_eq!(loaded.shape(), [1, 2]);
+/// # Ok(())
+/// # }
+/// ```
 pub fn registry() -> Registry {
     let mut registry = Registry::new();
     register(&mut registry);

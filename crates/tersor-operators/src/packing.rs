@@ -1,27 +1,35 @@
-//! Codes packed row by row, and group sizes in specifications.
+//! Packing of codes row by row, and group sizes in specifications.
 
 use tersor_core::{GroupSize, OpSpec, ParamError};
 use tersor_kernels::{Isa, bits};
 
-/// Columns over which kernels sum products of integers; longer groups are summed in runs of so many.
-const RUN: usize = 1 << 15;
+/// Number of columns over which kernels sum integer products; longer groups are summed in spans of this length.
+const SPAN: usize = 1 << 15;
 
-/// Errors if a group of a row of `cols` columns has more columns than kernels take: 32 768, or a multiple of that, or all.
+/// Checks a group size for rows of `cols` columns. Errors unless a group has at most 32 768 columns, a multiple of 32 768, or all columns.
 pub fn check_group(group: GroupSize, cols: usize) -> Result<(), ParamError> {
     let width = group.width(cols);
-    if width <= RUN || width.is_multiple_of(RUN) || width >= cols {
+    if width <= SPAN || width.is_multiple_of(SPAN) || width >= cols {
         return Ok(());
     }
-    Err(ParamError::new("group", width, format!("must be at most {RUN}, a multiple of it, or all {cols} columns")))
+    Err(ParamError::new("group", width, format!("must be at most {SPAN}, a multiple of it, or all {cols} columns")))
 }
 
-/// Adds the columns of a group to a specification; all columns where there are no groups.
+/// Returns `spec` with the parameter `group`, the number of columns of a group: all `cols` columns if there are no groups.
 pub fn group_in(spec: OpSpec, group: GroupSize, cols: usize) -> OpSpec {
     let width = if let GroupSize::Size(n) = group { n.get() } else { cols.max(1) };
     spec.size("group", width)
 }
 
-/// Packs rows of `cols` codes, one a byte, each into `ceil(cols * bits / 8)` bytes.
+/// Packs rows of `cols` codes, one a byte, little-endian; each row takes `ceil(cols * bits / 8)` bytes. Codes must fit `bits` bits; codes after the
+/// last whole row are ignored.
+///
+/// ```
+/// use tersor_operators::packing::{pack_rows, unpack_rows};
+/// let packed = pack_rows(&[1, 2, 3, 4, 5, 6], 3, 4);
+/// assert_eq!(packed, [0x21, 0x03, 0x54, 0x06]);
+/// assert_eq!(unpack_rows(&packed, 3, 4), [1, 2, 3, 4, 5, 6]);
+/// ```
 pub fn pack_rows(codes: &[u8], cols: usize, bits: u32) -> Vec<u8> {
     let width = bits::packed_len(cols, bits);
     let mut out = vec![0u8; codes.len() / cols.max(1) * width];
@@ -31,7 +39,7 @@ pub fn pack_rows(codes: &[u8], cols: usize, bits: u32) -> Vec<u8> {
     out
 }
 
-/// Undoes [`pack_rows`].
+/// Returns the codes, one a byte, of rows of `cols` codes that [`pack_rows`] packed with the same `bits`.
 pub fn unpack_rows(packed: &[u8], cols: usize, bits: u32) -> Vec<u8> {
     let width = bits::packed_len(cols, bits);
     let mut out = vec![0u8; packed.len() / width.max(1) * cols];

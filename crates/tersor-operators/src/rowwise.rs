@@ -1,4 +1,4 @@
-//! [`RowwiseInt8`]: rows of 8-bit integers with a scale each, as LLM.int8 (arXiv 2208.07339, section 2.2) stores weights.
+//! [`RowwiseInt8`]: rows of 8-bit integers with one scale each, as LLM.int8 stores weights (arXiv 2208.07339, section 2.2).
 
 use std::ops::Range;
 
@@ -16,16 +16,28 @@ use crate::integer::{multiply, task};
 /// The largest code.
 const MAX_CODE: f32 = 127.0;
 
-/// Codes are multiplied by this when they are dequantized, as bitsandbytes does; the paper divides by 127.
+/// Factor of `code * absmax` when dequantizing, 1 / 127 as rounded by bitsandbytes.
 const STEP: f32 = 7.874_016e-3;
 
-/// Added to codes for the kernels, which take unsigned ones.
+/// Added to signed codes: the kernels take unsigned ones.
 const MIDDLE: u8 = 128;
 
-/// A matrix `[out_features, in_features]`: a weight is `code * absmax / 127`, where `absmax` is the largest magnitude of its row.
+/// A matrix `[out_features, in_features]` of 8-bit codes: `weight = code * absmax / 127`, with `absmax` the largest magnitude of the row (LLM.int8,
+/// arXiv 2208.07339, section 2.2).
 ///
-/// Stored as the codes under the matrix' own name (i8, `[rows, cols]`) and `SCB` (f32, `[rows]`); see
-/// `tersor_blockwise::bitsandbytes::write_int8` for bitsandbytes' names.
+/// Stored as the codes under the operator's own name (i8, `[rows, cols]`) and `SCB` (f32, `[rows]`, the largest magnitudes). For bitsandbytes'
+/// names see `tersor_blockwise::bitsandbytes::write_int8`.
+///
+/// ```
+/// use tersor_operators::{Exec, LinearOp, RowwiseInt8};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let op = RowwiseInt8::from_parts(vec![127, -127], vec![2.0], [1, 2])?;
+/// let mut row = [0f32; 2];
+/// op.decompress_rows(0..1, &mut row, &Exec::new())?;
+/// assert!((row[0] - 2.0).abs() < 1e-5 && (row[1] + 2.0).abs() < 1e-5);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowwiseInt8 {
     shape: [usize; 2],
@@ -34,11 +46,11 @@ pub struct RowwiseInt8 {
 }
 
 impl RowwiseInt8 {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "rowwise_int8";
 
-    /// Puts together what was stored: codes row by row, and the largest magnitude of each row. Error when a length is wrong, or a magnitude is
-    /// negative or not finite.
+    /// Returns the matrix of `codes`, of this shape, row-major, with the largest magnitude of each row, `[rows]`. Errors if a length is wrong, or a
+    /// magnitude is negative or not finite.
     pub fn from_parts(codes: Vec<i8>, absmax: Vec<f32>, shape: [usize; 2]) -> Result<Self> {
         let want = (elements(shape)?, shape[0]);
         if (codes.len(), absmax.len()) != want {
@@ -48,17 +60,17 @@ impl RowwiseInt8 {
             return Err(Error::NonFinite { row, col: 0, value: absmax[row] });
         }
         let shifted: Vec<u8> = codes.iter().map(|c| (*c as u8).wrapping_add(MIDDLE)).collect();
-        let fit = |row: usize, _| (absmax.get(row).copied().unwrap_or(0.0) / MAX_CODE, MIDDLE);
-        let panels = Panels::new(Isa::detect(), &shifted, 8, shape, shape[1].max(1), fit)?;
+        let params = |row: usize, _| (absmax.get(row).copied().unwrap_or(0.0) / MAX_CODE, MIDDLE);
+        let panels = Panels::new(Isa::detect(), &shifted, 8, shape, shape[1].max(1), params)?;
         Ok(Self { shape, panels, absmax })
     }
 
-    /// The largest magnitude of each row.
+    /// Returns the largest magnitude of each row, `[rows]`.
     pub fn absmax(&self) -> &[f32] {
         &self.absmax
     }
 
-    /// The codes, row by row.
+    /// Returns the codes, `[rows, cols]` row-major.
     pub fn codes(&self) -> Vec<i8> {
         let mut out = Vec::with_capacity(self.shape[0] * self.shape[1]);
         let mut row = vec![0u8; self.shape[1]];
@@ -69,7 +81,8 @@ impl RowwiseInt8 {
         out
     }
 
-    /// Writes codes and largest magnitudes under these two names; the rows are the block `at` of a matrix.
+    /// Writes the codes and the largest magnitudes under two given names; the rows are the block `at` of a larger matrix, or the whole. Errors as
+    /// the sink.
     pub fn save_as(&self, names: [&str; 2], at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
         let codes: Vec<u8> = self.codes().iter().map(|c| *c as u8).collect();
         let absmax: Vec<u8> = self.absmax.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -78,8 +91,8 @@ impl RowwiseInt8 {
         sink.write_rows(names[1], &s, at.first, &absmax)
     }
 
-    /// Reads codes and largest magnitudes that are stored under these two names. Errors as [`RowwiseInt8::from_parts`], or if a tensor is
-    /// missing or misshapen.
+    /// Reads a matrix of this shape whose codes and largest magnitudes are stored under two given names. Errors if a tensor is missing or has
+    /// another type or shape, or as [`RowwiseInt8::from_parts`].
     pub fn load_as(names: [&str; 2], shape: [usize; 2], source: &dyn TensorSource) -> Result<Self> {
         elements(shape)?;
         let [w, s] = Self::infos(shape);
@@ -89,11 +102,12 @@ impl RowwiseInt8 {
         Self::from_parts(codes, absmax, shape).map_err(|e| e.in_tensor(names[1]))
     }
 
+    /// Returns the types and shapes of codes and magnitudes.
     fn infos([rows, cols]: [usize; 2]) -> [TensorInfo; 2] {
         [TensorInfo { dtype: DType::I8, shape: vec![rows, cols] }, TensorInfo { dtype: DType::F32, shape: vec![rows] }]
     }
 
-    /// Returns the tensors that a matrix of this shape is stored in.
+    /// Returns the names, types and shapes of the tensors that store a matrix of the shape `[rows, cols]`.
     pub fn layout(shape: [usize; 2]) -> Layout {
         let [w, s] = Self::infos(shape);
         Layout { tensors: vec![(String::new(), w), ("SCB".into(), s)], exact: true }
@@ -120,9 +134,10 @@ impl LinearOp for RowwiseInt8 {
                 out.iter_mut().zip(&codes).for_each(|(v, c)| *v = f32::from(code(c)) * max * STEP);
                 continue;
             }
-            // The product with the code would leave f32, and the last step may by a rounding.
-            let most = f64::from(f32::MAX);
-            let value = |c: &u8| (f64::from(code(c)) * f64::from(max) * f64::from(STEP)).clamp(-most, most) as f32;
+            // `code * absmax` overflows f32: computed in f64, and limited because rounding may exceed the largest f32.
+            let max_value = f64::from(f32::MAX);
+            let value =
+                |c: &u8| (f64::from(code(c)) * f64::from(max) * f64::from(STEP)).clamp(-max_value, max_value) as f32;
             out.iter_mut().zip(&codes).for_each(|(v, c)| *v = value(c));
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! [`TableLinear`]: 4-bit codes that stand for bytes of a lookup table of their group.
+//! [`TableLinear`]: 4-bit codes that index a lookup table of 8-bit integers for each group (QQQ).
 
 use std::ops::Range;
 
@@ -18,11 +18,22 @@ use crate::grouped::{Grid, GroupedLinear};
 use crate::integer::scaled_rows;
 use crate::packing::{group_in, pack_rows};
 
-/// A matrix `[out_features, in_features]` of 4-bit codes whose zero is 8, with an f16 scale for each group and an f32 scale for each row (QQQ, arXiv
-/// 2406.09904): `weight = row_scale * round((code - 8) * group_scale)`, ties to even, the rounded factor at most 127 in magnitude.
+/// A matrix `[out_features, in_features]` of 4-bit codes with the zero point 8, an f16 scale for each group and an f32 scale for each row (QQQ,
+/// arXiv 2406.09904): `weight = row_scale * round((code - 8) * group_scale)`. The rounded factor, ties to even, is limited to 127 in magnitude;
+/// products look it up in a table of 16 integers for each group.
 ///
 /// Stored as `codes` (u8, `[rows, ceil(cols / 2)]`, two a byte, the first in the low half), `group_scales` (f16, `[rows, groups]`) and `row_scales`
 /// (f32, `[rows]`).
+///
+/// ```
+/// use tersor_operators::{GroupSize, TableLinear, f16};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let scales = vec![f16::from_f32(1.5), f16::from_f32(10.0)];
+/// let op = TableLinear::new([1, 4], GroupSize::size(2)?, &[7, 9, 8, 15], scales, vec![0.01])?;
+/// assert_eq!(op.row_integers(0)?, [-2, 2, 0, 70]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct TableLinear {
     shape: [usize; 2],
@@ -34,11 +45,12 @@ pub struct TableLinear {
 }
 
 impl TableLinear {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "table";
 
-    /// Of codes, one a byte and row-major. Error when a length is wrong, a code is above 15, or a scale is not positive and finite (of a group it
-    /// may be 0).
+    /// Returns the matrix of `codes`, one a byte, 0 to 15, of this shape, row-major, with the scales of groups, `[rows, groups]`, and of rows,
+    /// `[rows]`. Errors if a length is wrong, a code is above 15, a group scale is negative or not finite, or a row scale is not positive and
+    /// finite.
     pub fn new(
         shape: [usize; 2],
         group: GroupSize,
@@ -56,6 +68,7 @@ impl TableLinear {
         Self::of_packed(shape, group, pack_rows(codes, cols, 4), group_scales, row_scales)
     }
 
+    /// Puts together packed codes and their scales. Errors as [`TableLinear::new`].
     fn of_packed(
         shape: [usize; 2],
         group: GroupSize,
@@ -81,11 +94,12 @@ impl TableLinear {
         Ok(Self { shape, group, codes, panels, group_scales, row_scales })
     }
 
-    /// What the codes of a row stand for before its scale. Error when there is no such row.
+    /// Returns the integers `round((code - 8) * group_scale)` of a row, `[cols]`, which the row's scale multiplies. Errors if there is no such row.
     pub fn row_integers(&self, row: usize) -> Result<Vec<i8>> {
         self.expand(Isa::detect(), row)
     }
 
+    /// Returns the integers of a row, as [`TableLinear::row_integers`].
     fn expand(&self, isa: Isa, row: usize) -> Result<Vec<i8>> {
         let cols = self.shape[1];
         let mut codes = vec![0u8; cols];
@@ -102,7 +116,7 @@ impl TableLinear {
             .collect())
     }
 
-    /// Returns the tensors that a matrix of this shape is stored in.
+    /// Returns the names, types and shapes of the tensors that store a matrix of the shape `[rows, cols]`.
     pub fn layout(group: GroupSize, [rows, cols]: [usize; 2]) -> Layout {
         Layout::exact([
             ("codes", DType::U8, vec![rows, bits::packed_len(cols, 4)]),
@@ -169,12 +183,14 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result
 }
 
 impl TableLinear {
-    /// Converts 4-bit codes on the grid [`Grid::SymFull`]. Errors on other bits or another grid, or if a scale leaves the range of f16 or f32.
+    /// Converts a matrix of 4-bit codes on the grid [`Grid::SymFull`]: the codes stay, each group's scale is divided by the new scale of its row,
+    /// the largest magnitude of the row's weights divided by 127. Errors if `op` has other bits or another grid, or a scale does not fit f16 or
+    /// f32.
     pub fn of_grouped(op: &GroupedLinear, exec: &Exec) -> Result<Self> {
         let spec = op.group_spec();
         if spec.bits().get() != 4 || spec.grid() != Grid::SymFull {
             let found = format!("{} bits, {}", spec.bits().get(), spec.grid().name());
-            return Err(Error::shape("grid of tables of bytes", "4 bits, sym_full", found));
+            return Err(Error::shape("grid of a lookup-table matrix", "4 bits, sym_full", found));
         }
         let [rows, cols] = op.shape();
         let groups = spec.group().count(cols);
@@ -183,13 +199,13 @@ impl TableLinear {
         let mut row = vec![0f32; cols];
         for r in 0..rows {
             op.decompress_rows(r..r + 1, &mut row, exec)?;
-            // The row's scale covers the dequantized weights, not the original ones.
+            // The scale of the row is that of the dequantized weights.
             let max = row.iter().fold(0f32, |m, v| m.max(v.abs()));
             let scale = if max < f32::MIN_POSITIVE * 127.0 { 1.0 } else { max / 127.0 };
             row_scales.push(scale);
             for g in 0..groups {
-                let fit = op.fit_of(r, g * spec.group().width(cols));
-                shares.push(f16::from_f32(fit.map_or(1.0, |f| f.scale) / scale));
+                let params = op.quant_params_of(r, g * spec.group().width(cols));
+                shares.push(f16::from_f32(params.map_or(1.0, |p| p.scale) / scale));
             }
             codes.extend(op.row_codes(r)?);
         }

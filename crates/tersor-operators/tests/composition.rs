@@ -1,4 +1,4 @@
-//! Operators made of parts that do not know each other: build, save, load, apply.
+//! Operators composed of independent parts: build, save, load, apply.
 //!
 //! The parts are stand-ins for the methods' own: a dual-grained grid (integer group scales under one float
 //! scale a row), a plain four-bit grid, and factors. Nothing here is known to the wrappers.
@@ -103,7 +103,7 @@ fn apply(op: &dyn LinearOp, x: &[f32], tokens: usize) -> Vec<f32> {
     y
 }
 
-/// Saves, loads and applies; returns the file.
+/// Saves, loads and applies an operator; returns the file.
 fn round_trip(op: &dyn LinearOp, exact_input: bool) -> MemTensors {
     let [rows, cols] = op.shape();
     let mut file = MemTensors::new();
@@ -187,7 +187,7 @@ fn hadamard_over_eight_bit_activations_over_four_bit_weights() {
     round_trip(&scaled, false);
 }
 
-/// What remains of rows of `cols` values after a quantizer, by its definition.
+/// Returns rows of `cols` values after a quantizer, by its definition.
 fn rounded(act: &ActQuant, x: &[f32], cols: usize) -> Vec<f32> {
     let (kind, steps) = (act.granularity(), 2f32.powi(act.bits().get() as i32));
     let largest = |v: &[f32]| v.iter().fold(0f32, |m, v| m.max(v.abs()));
@@ -197,7 +197,7 @@ fn rounded(act: &ActQuant, x: &[f32], cols: usize) -> Vec<f32> {
     let run = match kind {
         "tensor" => x.len(),
         "mxint" => act.block().unwrap(),
-        "asymmetric" => cols / act.runs().unwrap(),
+        "asymmetric" => cols / act.spans().unwrap(),
         _ => cols,
     };
     let one = |v: &[f32]| -> Vec<f32> {
@@ -255,7 +255,7 @@ fn every_quantizer_of_activations_wraps_any_operator() {
     assert!(matches!(other, Err(Error::Shape { .. })));
 }
 
-/// A matrix that notes which input it was given, by address.
+/// A matrix that records the address of its input.
 struct Witness([usize; 2], Arc<Mutex<Vec<usize>>>);
 
 impl LinearOp for Witness {

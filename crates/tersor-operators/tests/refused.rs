@@ -1,4 +1,4 @@
-//! What constructors refuse: values that a stored form cannot hold, and parts that do not fit each other.
+//! Errors of constructors: values that a stored form cannot hold, and parts whose shapes differ.
 
 use std::ops::Range;
 
@@ -193,7 +193,7 @@ fn rows_of_integers_decompress_to_finite_values() {
     );
 }
 
-/// Names that a stored form or method of one's own needs come with this crate.
+/// This crate exports all names that a custom stored form or method needs.
 #[test]
 fn one_crate_suffices() {
     struct Rows([usize; 2]);

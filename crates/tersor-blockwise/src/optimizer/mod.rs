@@ -1,11 +1,11 @@
-//! Optimizers whose moments take 8 bits (arXiv 2110.02861).
+//! Optimizers with block-wise 8-bit moments (Dettmers et al., arXiv 2110.02861): [`OptimizerConfig`] with a [`State`] for each tensor, or a
+//! [`BlockwiseOptimizer`] for all tensors of a model.
 
-mod group;
+mod algorithm;
+mod method;
 mod params;
 mod state;
-mod step;
 
-pub use group::BlockwiseOptimizer;
-pub use params::{CheckedConfig, Decay, OptimizerConfig, Rule};
+pub use method::BlockwiseOptimizer;
+pub use params::{CheckedConfig, Decay, OptimizerConfig, Rule, StepOptions};
 pub use state::State;
-pub use step::StepOptions;

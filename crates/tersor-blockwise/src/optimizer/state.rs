@@ -8,17 +8,34 @@ use tersor_core::{DType, Error, Result, TensorInfo, TensorSink, TensorSource};
 use super::{CheckedConfig, Rule};
 use crate::{Map, check_finite};
 
-/// Norms that percentile clipping looks at.
+/// Number of past gradient norms that percentile clipping uses.
 pub(super) const NORMS: usize = 100;
 
-/// One moment of every parameter of a tensor.
+/// One moment of all parameters of a tensor.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum Moment {
+    /// Values in f32.
     Full(Vec<f32>),
+    /// 8-bit codes, and the largest magnitude of each block.
     Blocks { map: Map, codes: Vec<u8>, absmax: Vec<f32> },
 }
 
-/// The moments of one tensor and the number of steps that it has made. Begins at zero, is changed by [`CheckedConfig::step`] alone, and saves, loads and resumes exactly.
+/// The state of an optimizer for one tensor: its moments and the number of steps done. [`CheckedConfig::state`] makes it, [`CheckedConfig::step`]
+/// updates it. A state that was saved and loaded continues bit for bit.
+///
+/// ```
+/// use tersor_blockwise::{Check, MemTensors, optimizer::{OptimizerConfig, State}};
+///
+/// # fn main() -> tersor_blockwise::Result<()> {
+/// let adam = OptimizerConfig::adam().check()?;
+/// let mut state = adam.state(3)?;
+/// adam.step(&mut state, &mut [1.0f32, 2.0, 3.0], &[0.1f32, 0.0, -0.1])?;
+/// let mut file = MemTensors::new();
+/// state.save("w", &mut file)?;
+/// assert_eq!(State::load("w", &file)?, state);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Debug)]
 pub struct State {
     pub(super) rule: Rule,
@@ -26,11 +43,11 @@ pub struct State {
     pub(super) block: usize,
     pub(super) step: u64,
     pub(super) moments: Vec<Moment>,
-    /// Squares of the last norms of the gradient; empty without percentile clipping.
+    /// Squares of the last 100 norms of the gradient; empty without percentile clipping.
     pub(super) norms: Vec<f32>,
 }
 
-/// The part of a state that is no tensor.
+/// The numbers of a saved state, as JSON.
 #[derive(Serialize, Deserialize)]
 struct Header {
     rule: String,
@@ -42,12 +59,12 @@ struct Header {
 }
 
 impl CheckedConfig {
-    /// Bits of each moment of a tensor of `len` parameters.
+    /// Returns the bits of each stored moment of a tensor of `len` elements: 8 or 32.
     pub fn bits_of(&self, len: usize) -> u32 {
-        if len < self.0.smallest { 32 } else { self.0.bits }
+        if len < self.0.min_8bit_size { 32 } else { self.0.bits }
     }
 
-    /// The state of a tensor of `len` parameters before its first step. Error when that is too large.
+    /// Returns the state of a tensor of `len` elements before its first step: all moments are zero. Errors if `len` is too large to address.
     pub fn state(&self, len: usize) -> Result<State> {
         let how = &self.0;
         if len > isize::MAX as usize / 8 {
@@ -57,7 +74,7 @@ impl CheckedConfig {
             32 => Moment::Full(vec![0.0; len]),
             _ => {
                 let map = self.map(i).clone();
-                // Of scale 0 any code stands for 0; zero's own says so to readers.
+                // With the scale 0 every code decodes to 0; the code of zero is the natural choice.
                 Moment::Blocks { codes: vec![map.zero(); len], absmax: vec![0.0; len.div_ceil(how.block)], map }
             }
         };
@@ -66,13 +83,13 @@ impl CheckedConfig {
         Ok(State { rule: how.rule, len, block: how.block, step: 0, moments, norms })
     }
 
-    /// The map of a moment: the square beside another moment has no sign.
+    /// Returns the map of moment number `moment`: the unsigned one for a square that follows another moment.
     pub(super) fn map(&self, moment: usize) -> &Map {
         let names = self.0.rule.moments();
         &self.0.maps[usize::from(moment > 0 && names[moment] == "square")]
     }
 
-    /// Error unless the state is one of this optimizer.
+    /// Errors unless `state` has the rule, bits, block size, maps and norms of these parameters.
     pub(super) fn check_state(&self, state: &State) -> Result<()> {
         let how = &self.0;
         if state.rule != how.rule {
@@ -101,26 +118,27 @@ impl CheckedConfig {
 }
 
 impl State {
-    /// Parameters of the tensor.
+    /// Returns the number of elements of the tensor.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Returns whether the tensor has no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Steps done.
+    /// Returns the number of steps done.
     pub fn steps(&self) -> u64 {
         self.step
     }
 
+    /// Returns whether moments are stored in f32.
     fn is_full(&self) -> bool {
         matches!(self.moments.first(), Some(Moment::Full(_)))
     }
 
-    /// Bytes of moments, their scales, and norms.
+    /// Returns the bytes of the moments, their scales and the norms.
     pub fn bytes(&self) -> usize {
         let moment = |m: &Moment| match m {
             Moment::Full(v) => 4 * v.len(),
@@ -129,7 +147,7 @@ impl State {
         self.moments.iter().map(moment).sum::<usize>() + 4 * self.norms.len()
     }
 
-    /// The values of a moment ([`Rule::moments`]), decoded; None when there is no such moment.
+    /// Returns the values of the moment `name` (see [`Rule::moments`]), one for each element; `None` if the rule has no such moment.
     pub fn moment(&self, name: &str) -> Option<Vec<f32>> {
         let at = self.rule.moments().iter().position(|n| *n == name)?;
         Some(match &self.moments[at] {
@@ -143,7 +161,7 @@ impl State {
         })
     }
 
-    /// The codes of a moment that is stored in 8 bits.
+    /// Returns the 8-bit codes of the moment `name`, one for each element; `None` if it is stored in f32 or the rule has no such moment.
     pub fn codes(&self, name: &str) -> Option<&[u8]> {
         let at = self.rule.moments().iter().position(|n| *n == name)?;
         match &self.moments[at] {
@@ -152,9 +170,8 @@ impl State {
         }
     }
 
-    /// Writes tensors under `prefix`: `state` (u8, JSON), each moment under its name as f32, or as `codes` (u8), `absmax` (f32, one a block) and `map`
-    /// (f32, 256), and `norms` (f32, 100) where there are some.
-    /// Numbers are little-endian.
+    /// Writes the state as tensors under `prefix`: `state` (u8, JSON); each moment under its name, as f32 or as `codes` (u8), `absmax` (f32, one
+    /// for each block) and `map` (f32, the values of the codes); and with percentile clipping `norms` (f32, 100). Errors as the sink.
     pub fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let header = Header {
             rule: self.rule.name().into(),
@@ -182,8 +199,8 @@ impl State {
         if self.norms.is_empty() { Ok(()) } else { write("norms", DType::F32, NORMS, &to_bytes(&self.norms)) }
     }
 
-    /// Reads what [`State::save`] wrote. Errors if a tensor is missing, of another size, or holds a value that is not finite, or a
-    /// negative one where there are squares, scales or norms.
+    /// Reads a state that [`State::save`] wrote under `prefix`. Errors if a tensor is missing or has another size, a value is not finite, or a
+    /// square, a scale or a norm is negative.
     pub fn load(prefix: &str, source: &dyn TensorSource) -> Result<Self> {
         let name = join(prefix, "state");
         let info = source.info(&name)?;
@@ -201,7 +218,7 @@ impl State {
         let rule = rule.ok_or(Error::Unsupported { what: "rule of a state", value: header.rule })?;
         let fits = header.block > 0 && matches!(header.bits, 8 | 32) && [0, NORMS].contains(&header.norms);
         if !fits {
-            return Err(Error::format(&name, "block, bits or norms are none of a state"));
+            return Err(Error::format(&name, "block must be at least 1, bits 8 or 32, and norms 0 or 100"));
         }
         let floats = |part: &str, len: usize| -> Result<Vec<f32>> {
             let name = join(prefix, part);
@@ -234,7 +251,9 @@ impl State {
                 let count = source.info(&join(prefix, &map))?.shape.iter().product::<usize>().min(257);
                 let map = Map::known(&floats(&map, count)?)?;
                 if let Some(c) = codes.iter().find(|c| usize::from(**c) >= map.values().len()) {
-                    return Err(Error::shape("code", format!("below {}", map.values().len()), c).in_tensor(part));
+                    return Err(
+                        Error::shape("code of a moment", format!("below {}", map.values().len()), c).in_tensor(part)
+                    );
                 }
                 let value = |(i, c): (usize, &u8)| map.values()[usize::from(*c)] * absmax[i / header.block];
                 if square && let Some(v) = codes.iter().enumerate().map(value).find(|v| *v < 0.0) {

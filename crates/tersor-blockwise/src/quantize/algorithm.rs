@@ -1,4 +1,4 @@
-//! The loops: the largest magnitude of each block, then its codes.
+//! Quantization of slices: the largest magnitude of each block, then its codes.
 
 use tersor_core::{DType, Element, Error, Exec, Result};
 use tersor_kernels::{blockwise, par};
@@ -6,22 +6,22 @@ use tersor_operators::{NESTED_BLOCK, Quantized, Scales, inverse_scale};
 
 use super::{Blockwise, CheckedBlockwise, Stream};
 
-/// Values of one unit of work; see [`CheckedBlockwise::unit`].
+/// Approximate number of values of a unit of parallel work; see [`CheckedBlockwise::unit`].
 const UNIT: usize = 1 << 16;
 
-/// Values whose scales are found before their codes: as many as the first cache holds.
+/// Number of values whose scales are computed before their codes: as many as fit the first-level cache.
 const PIECE: usize = 1 << 12;
 
-/// Values whose codes are found between two prefetches.
+/// Number of values whose codes are computed between two prefetches.
 const STEP: usize = 512;
 
 impl CheckedBlockwise {
-    /// Returns the bytes of the packed codes of `len` values.
+    /// Returns the number of bytes of the packed codes of `len` values: one for each, or one for two with 4-bit codes.
     pub fn code_bytes(&self, len: usize) -> usize {
         if self.map().bits() == 4 { len.div_ceil(2) } else { len }
     }
 
-    /// Quantizes values, as flat blocks. Errors on a value that is not finite, with its index as the column.
+    /// Quantizes the values `x` in consecutive blocks. Errors if a value is not finite; the error names its index as the column.
     pub fn quantize_values<T: Element>(&self, x: &[T]) -> Result<Quantized> {
         let mut codes = vec![0u8; self.code_bytes(x.len())];
         let mut absmax = vec![0f32; x.len().div_ceil(self.block())];
@@ -29,8 +29,8 @@ impl CheckedBlockwise {
         self.finish(x.len(), T::DTYPE, codes, absmax)
     }
 
-    /// Quantizes values that came as `dtype`, the first of which has the number `first` in the whole. Errors as
-    /// [`quantize_values`](Self::quantize_values).
+    /// Quantizes the values `x`, originally of the type `dtype`; the first of them has the index `first` in the whole tensor. Errors as
+    /// [`CheckedBlockwise::quantize_values`].
     pub(super) fn quantize_from(&self, x: &[f32], first: usize, dtype: DType, exec: &Exec) -> Result<Quantized> {
         let mut codes = vec![0u8; self.code_bytes(x.len())];
         let mut absmax = vec![0f32; x.len().div_ceil(self.block())];
@@ -38,14 +38,14 @@ impl CheckedBlockwise {
         self.finish(x.len(), dtype, codes, absmax)
     }
 
-    /// Quantizes `x` into buffers of yours: packed codes ([`CheckedBlockwise::code_bytes`] of them, the first of two in the high half) and the largest
-    /// magnitude of each block. Errors if a length is wrong, or on a value that is not finite; the
-    /// content of the buffers is then unspecified.
+    /// Quantizes `x` into given buffers: `codes` takes the packed codes, [`CheckedBlockwise::code_bytes`] bytes, of two 4-bit codes the first in
+    /// the high half of the byte; `absmax` takes the largest magnitude of each block. Scales are not quantized. Errors if a length is wrong or a
+    /// value is not finite; the content of the buffers is unspecified then.
     pub fn quantize_into<T: Element>(&self, x: &[T], codes: &mut [u8], absmax: &mut [f32]) -> Result<()> {
         self.encode(x, 0, codes, absmax, &Exec::new())
     }
 
-    /// Quantizes as [`CheckedBlockwise::quantize_into`] values of which the first has the number `first` in the whole.
+    /// Quantizes as [`CheckedBlockwise::quantize_into`]; the first value of `x` has the index `first` in the whole tensor.
     pub(super) fn encode<T: Element>(
         &self,
         x: &[T],
@@ -56,7 +56,7 @@ impl CheckedBlockwise {
     ) -> Result<()> {
         let (block, want) = (self.block(), (self.code_bytes(x.len()), x.len().div_ceil(self.block())));
         if (codes.len(), absmax.len()) != want {
-            return Err(Error::shape("bytes of codes, and blocks", want, (codes.len(), absmax.len())));
+            return Err(Error::shape("bytes of codes, and number of scales", want, (codes.len(), absmax.len())));
         }
         let (unit, isa) = (self.unit(), exec.isa());
         let key = self.0.seed.map(|seed| mix(seed.wrapping_add(GAMMA)));
@@ -74,7 +74,7 @@ impl CheckedBlockwise {
                 bytes.resize(x.len(), 0);
             }
             let out = if packed { &mut bytes[..] } else { &mut *codes };
-            // As many blocks at once as make a piece, or a part of one.
+            // A piece is several whole blocks, or one longer block.
             let piece = block * (PIECE / block).max(1);
             let scales = &mut vec![0f32; piece / block];
             for (p, ((part, out), max)) in
@@ -89,9 +89,9 @@ impl CheckedBlockwise {
                     }
                     *scale = inverse_scale(*max);
                 }
-                // The next piece comes while codes are found.
+                // The next piece is prefetched while codes are computed.
                 let mut next = values.get((p + 1) * piece..).unwrap_or_default().chunks(STEP);
-                // Whole blocks, or parts of one.
+                // A step is whole blocks, or a part of one block.
                 let step = if piece == block { STEP } else { block * (STEP / block).max(1) };
                 for (i, (part, out)) in part.chunks(step).zip(out.chunks_mut(step)).enumerate() {
                     blockwise::fetch(isa, next.next().unwrap_or_default());
@@ -103,7 +103,7 @@ impl CheckedBlockwise {
                             let blocks = part.chunks(block).zip(out.chunks_mut(block)).zip(scales);
                             for (b, ((part, out), scale)) in blocks.enumerate() {
                                 let at = (at + b * block) as u64;
-                                self.map().encode_drawn(isa, part, *scale, |i| draw(key, at + i as u64), out);
+                                self.map().encode_stochastic(isa, part, *scale, |i| draw(key, at + i as u64), out);
                             }
                         }
                     }
@@ -118,24 +118,26 @@ impl CheckedBlockwise {
         par::pairs(codes, bytes, absmax, unit / block, exec.parallel(), work).into_iter().collect()
     }
 
-    /// Returns the number of values of one unit of work: whole blocks, an even number of values.
+    /// Returns the number of values of a unit of parallel work: whole blocks, and an even number, so that units begin at whole bytes.
     fn unit(&self) -> usize {
         let blocks = (UNIT / self.block()).max(1);
         self.block() * if (self.block() * blocks).is_multiple_of(2) { blocks } else { blocks + 1 }
     }
 
+    /// Returns the quantized values with the scales in their stored form. Errors if a scale does not fit it.
     pub(super) fn finish(&self, len: usize, dtype: DType, codes: Vec<u8>, absmax: Vec<f32>) -> Result<Quantized> {
         let scales = if self.0.nested { nest(absmax)? } else { Scales::Plain(absmax) };
         Quantized::from_parts(self.map().clone(), self.block(), len, dtype, codes, scales)
     }
 
-    /// Returns a quantizer that takes values a piece at a time.
+    /// Returns a quantizer that receives the values of a tensor in pieces.
     pub fn stream<T: Element>(&self) -> Stream<T> {
         Stream::new(self.clone())
     }
 }
 
-/// Quantizes scales: less their mean, by the signed dynamic map in blocks of [`NESTED_BLOCK`]. Errors if a difference is not finite.
+/// Quantizes scales (double quantization): subtracts their mean and quantizes the differences by the signed dynamic map in blocks of
+/// [`NESTED_BLOCK`]. Errors if a difference is not finite.
 fn nest(scales: Vec<f32>) -> Result<Scales> {
     let mean = scales.iter().map(|s| f64::from(*s)).sum::<f64>() / scales.len().max(1) as f64;
     let offset = mean as f32;
@@ -144,15 +146,15 @@ fn nest(scales: Vec<f32>) -> Result<Scales> {
     Ok(Scales::Nested { codes: inner.codes().to_vec(), absmax: inner.absmax().to_vec(), offset })
 }
 
-/// Uniform in 0 to 1 (without 1), by key and index (SplitMix64).
+/// Returns a number drawn uniformly from `[0, 1)`, determined by `key` and `index` (SplitMix64).
 fn draw(key: u64, index: u64) -> f32 {
     (mix(key.wrapping_add(index.wrapping_mul(GAMMA))) >> 40) as f32 / (1u32 << 24) as f32
 }
 
-/// The step of SplitMix64's counter.
+/// Increment of SplitMix64's counter.
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// SplitMix64's finalizer. Seeds pass through it before anything is added: those of neighbours would give related draws.
+/// SplitMix64's finalizer. Seeds are mixed by it before an index is added: otherwise consecutive seeds would give related draws.
 fn mix(z: u64) -> u64 {
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

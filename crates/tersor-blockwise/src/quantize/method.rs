@@ -1,4 +1,4 @@
-//! Block-wise quantization of matrices, as a [`Method`].
+//! Block-wise quantization of matrices as a [`Method`].
 
 use std::ops::Range;
 use std::time::Instant;
@@ -23,12 +23,12 @@ impl Method for CheckedBlockwise {
     }
 
     fn extent(&self) -> Extent {
-        // Blocks of rows must be whole blocks of values, and the mean of scales is of all of them.
+        // A block of rows must hold whole blocks of values, and double quantization takes the mean of all scales.
         let whole = self.is_nested() || !ROW_UNIT.is_multiple_of(self.block());
         if whole { Extent::Whole } else { Extent::Blocks }
     }
 
-    /// The method takes its rows as f32, whose name is stored; see [`CheckedBlockwise::layout_of`] for other types.
+    /// Returns the layout for weights of the type f32, whose name is stored; see [`CheckedBlockwise::layout_of`] for other types.
     fn layout(&self, shape: [usize; 2]) -> Result<Layout> {
         self.layout_of::<f32>(shape)
     }
@@ -43,8 +43,8 @@ impl Method for CheckedBlockwise {
 }
 
 impl CheckedBlockwise {
-    /// Returns the tensors that [`Blockwise::quantize`](super::Blockwise::quantize) makes of a matrix of this shape and element type, whose name is
-    /// stored beside the codes. Errors if the shape overflows.
+    /// Returns the stored tensors of a matrix of this shape and element type `T`, as [`Blockwise::quantize`](super::Blockwise::quantize) makes it;
+    /// the name of the type is stored beside the codes. Errors if the shape overflows.
     pub fn layout_of<T: Element>(&self, shape: [usize; 2]) -> Result<Layout> {
         elements(shape)?;
         let form =
@@ -52,7 +52,7 @@ impl CheckedBlockwise {
         Ok(form.layout())
     }
 
-    /// Quantizes rows of a matrix whose values came as `dtype`. Errors as the method's `compress`.
+    /// Quantizes `rows` of `w`, whose values were of the type `dtype`. Errors as [`Prepared::compress`].
     pub(super) fn matrix(
         &self,
         w: &dyn RowSource,
@@ -66,8 +66,7 @@ impl CheckedBlockwise {
         let (values, mask) = read_masked(w, rows.clone())?;
         let zero = self.map().values()[usize::from(self.map().zero())];
         if zero != 0.0 && mask.is_some_and(|m| m.count() < values.len()) {
-            let value =
-                format!("by a map whose value nearest to 0 is {zero}; a map with 0 among its values keeps zeros");
+            let value = format!("for a map whose value nearest to 0 is {zero}; use a map that has the value 0");
             return Err(Error::Unsupported { what: "mask", value });
         }
         let shape = [rows.len(), cols];
@@ -79,6 +78,7 @@ impl CheckedBlockwise {
     }
 }
 
+/// Block-wise quantization, which needs no preparation.
 struct Ready<'m>(&'m CheckedBlockwise);
 
 impl Prepared for Ready<'_> {

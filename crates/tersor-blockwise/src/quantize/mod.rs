@@ -1,4 +1,5 @@
-//! Block-wise quantization: values as codes of a codebook and a scale for each block.
+//! Block-wise quantization (Dettmers et al., arXiv 2110.02861 and 2305.14314): each value becomes a code of a codebook, each block of values shares a
+//! scale.
 
 mod algorithm;
 mod method;

@@ -1,51 +1,66 @@
-//! Values that come a piece at a time.
+//! [`Stream`]: quantization of values that come in pieces.
 
 use tersor_core::{Element, Exec, Result};
 use tersor_operators::Quantized;
 
 use super::CheckedBlockwise;
 
-/// Quantizes values as they come; the result is that of all of them at once. Keeps less than two blocks of values.
+/// Quantizes the values of a tensor in pieces. The result is the same as of all values at once; less than two blocks of values are buffered.
+///
+/// ```
+/// use tersor_blockwise::{Blockwise, Check};
+///
+/// # fn main() -> tersor_blockwise::Result<()> {
+/// let x: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin()).collect();
+/// let nf4 = Blockwise::nf4().check()?;
+/// let mut stream = nf4.stream();
+/// x.chunks(77).try_for_each(|piece| stream.push(piece))?;
+/// assert_eq!(stream.finish()?, nf4.quantize_values(&x)?);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Stream<T> {
     params: CheckedBlockwise,
-    /// Values that do not fill an even number of blocks yet.
+    /// Values not quantized yet: less than two blocks.
     rest: Vec<T>,
+    /// Number of quantized values.
     len: usize,
     codes: Vec<u8>,
     absmax: Vec<f32>,
 }
 
 impl<T: Element> Stream<T> {
+    /// Returns a stream without values.
     pub(super) fn new(params: CheckedBlockwise) -> Self {
         Self { params, rest: Vec::new(), len: 0, codes: Vec::new(), absmax: Vec::new() }
     }
 
-    /// Takes the next values. Error on one that is not finite, with its index in the whole; nothing of this piece is taken then.
+    /// Appends the values `x`. Errors if one is not finite, naming its index in the whole tensor as the column; the stream is unchanged then.
     pub fn push(&mut self, x: &[T]) -> Result<()> {
-        // Two blocks have an even number of values, so that pieces begin at whole bytes.
+        // Two blocks hold an even number of values, so that quantized parts begin at whole bytes.
         let unit = 2 * self.params.block();
-        let kept = self.rest.len();
-        let whole = (kept + x.len()) / unit * unit;
+        let buffered = self.rest.len();
+        let whole = (buffered + x.len()) / unit * unit;
         if whole == 0 {
-            crate::check_finite(x, self.len + kept)?;
+            crate::check_finite(x, self.len + buffered)?;
             self.rest.extend_from_slice(x);
             return Ok(());
         }
-        // What completes the values that are here, then whole units of the piece itself, then what is left.
-        let (head, tail) = x.split_at((unit - kept) % unit);
+        // The head completes the buffered values to a unit, the body is whole units, the tail is buffered.
+        let (head, tail) = x.split_at((unit - buffered) % unit);
         let (body, tail) = tail.split_at(tail.len() / unit * unit);
         crate::check_finite(tail, self.len + whole)?;
         let (codes, absmax) = (self.codes.len(), self.absmax.len());
         let mut done = Ok(());
-        if kept > 0 {
+        if buffered > 0 {
             self.rest.extend_from_slice(head);
             let first = std::mem::take(&mut self.rest);
             done = self.append(&first, self.len);
             self.rest = first;
         }
-        let at = self.len + if kept > 0 { unit } else { 0 };
+        let at = self.len + if buffered > 0 { unit } else { 0 };
         if let Err(e) = done.and_then(|()| self.append(body, at)) {
-            self.rest.truncate(kept);
+            self.rest.truncate(buffered);
             self.codes.truncate(codes);
             self.absmax.truncate(absmax);
             return Err(e);
@@ -56,6 +71,7 @@ impl<T: Element> Stream<T> {
         Ok(())
     }
 
+    /// Quantizes `x`, whose first value has the index `first` in the whole tensor. Errors if a value is not finite.
     fn append(&mut self, x: &[T], first: usize) -> Result<()> {
         let (codes, absmax) = (self.codes.len(), self.absmax.len());
         self.codes.resize(codes + self.params.code_bytes(x.len()), 0);
@@ -63,7 +79,7 @@ impl<T: Element> Stream<T> {
         self.params.encode(x, first, &mut self.codes[codes..], &mut self.absmax[absmax..], &Exec::new())
     }
 
-    /// The result. Error only where the parameters' own would be.
+    /// Returns the quantized values. Errors only if a scale does not fit its stored form, as [`CheckedBlockwise::quantize_values`].
     pub fn finish(mut self) -> Result<Quantized> {
         let rest = std::mem::take(&mut self.rest);
         self.append(&rest, self.len)?;

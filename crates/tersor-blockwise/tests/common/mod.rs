@@ -1,6 +1,6 @@
 //! Values that the tests share.
 
-/// Normal enough, from a seed.
+/// Returns approximately normal values, from a seed.
 pub fn values(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {

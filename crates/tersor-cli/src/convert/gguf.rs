@@ -414,7 +414,7 @@ fn transcode(item: &Item, op: &GroupedLinear, head_dim: Option<usize>, file: &mu
         let codes: Cow<'_, [u8]> = op.row_codes(from)?.into();
         for (b, (codes, block)) in codes.chunks_exact(32).zip(out.chunks_exact_mut(kind.bytes())).enumerate() {
             let lost = || Error::ScaleRange { row: from, group: b, value: f32::NAN, dtype: kind.name() };
-            let fit = op.fit_of(from, b * 32).ok_or_else(lost)?;
+            let fit = op.quant_params_of(from, b * 32).ok_or_else(lost)?;
             let own = i32::from(fit.zero);
             let mut moved = [0u8; 32];
             for (m, c) in moved.iter_mut().zip(codes) {

@@ -242,7 +242,7 @@ fn operator(bytes: &[u8]) -> bool {
 }
 
 fn optimizer() -> BlockwiseOptimizer {
-    BlockwiseOptimizer::new(OptimizerConfig::adamw().smallest(0).percentile(5)).unwrap()
+    BlockwiseOptimizer::new(OptimizerConfig::adamw().min_8bit_size(0).percentile(5)).unwrap()
 }
 
 fn optimizers() -> Vec<Vec<u8>> {

@@ -1,8 +1,9 @@
-//! Activation-aware weight quantization (Lin et al., arXiv 2306.00978): columns that read large inputs are enlarged before they are rounded, by as
-//! much as serves the module's outputs best; then ranges of groups are cut where that serves the outputs of a matrix.
+//! Activation-aware weight quantization (AWQ, Lin et al., arXiv 2306.00978): [`Awq`] scales up the columns of weights that read large activations
+//! before they are rounded; [`OutputClip`] then clips the range of each group of weights where this lowers the error of the outputs.
 
-mod clip;
-mod scales;
+mod algorithm;
+mod method;
+mod params;
 
-pub use clip::{CheckedOutputClip, OutputClip};
-pub use scales::Awq;
+pub use crate::output_clip::{CheckedOutputClip, OutputClip};
+pub use params::Awq;

@@ -1,4 +1,4 @@
-//! The two-phase search (section 3.2 of the paper): first the range of each group, then, with these held, the scale of each row.
+//! The two-phase search (DGQ, arXiv 2310.04836, section 3.2): first the range of each group, then, with these fixed, the scale of each row.
 
 use std::ops::Range;
 
@@ -10,29 +10,31 @@ use tersor_operators::{DualLinear, MAX_EXPANDED, round_scale};
 use super::CheckedDgq;
 use crate::search::GramBlocks;
 
-/// Shares of a group's range that are tried.
+/// Number of ranges that are tried for each group.
 const GROUP_STEPS: usize = 20;
 
-/// Shares of a row's range that are tried.
+/// Number of ranges that are tried for each row.
 const ROW_STEPS: usize = 80;
 
+/// Returns the share of a group's range in trial `i`: from 1.009 down to 0.8.
 fn group_share(i: usize) -> f32 {
     1.02 - 0.22 * (i + 1) as f32 / GROUP_STEPS as f32
 }
 
+/// Returns the share of a row's range in trial `i`: from 1.01 down to 0.2.
 fn row_share(i: usize) -> f32 {
     1.02 - 0.82 * (i + 1) as f32 / ROW_STEPS as f32
 }
 
-/// Scale and zero of a group before its scale is an integer.
+/// Scale and zero point of a group before its scale is rounded to an integer.
 #[derive(Clone, Copy)]
-struct Fit {
+struct FloatGrid {
     scale: f32,
     zero: u8,
 }
 
-impl Fit {
-    /// Of a share of the range of values, which takes zero in.
+impl FloatGrid {
+    /// Returns the grid over `share` of the range `(lo, hi)` of a group's values, extended to include zero.
     fn of((lo, hi): (f32, f32), share: f32) -> Self {
         let (lo, hi) = (lo.min(0.0) * share, hi.max(0.0) * share);
         let scale = (hi - lo) / 15.0;
@@ -42,47 +44,49 @@ impl Fit {
         Self { scale, zero: (-lo / scale).round_ties_even().clamp(0.0, 15.0) as u8 }
     }
 
+    /// Returns the weight `w` rounded to the grid.
     fn rounded(self, w: f32) -> f32 {
         let zero = f32::from(self.zero);
         self.scale * ((w / self.scale).round_ties_even().clamp(-zero, 15.0 - zero))
     }
 }
 
-/// Returns the integer scale of a group under the scale of its row, and the codes less the zero that it may use.
-fn integer_scale(fit: Fit, row: f32) -> (u8, Range<f32>) {
-    let scale = (fit.scale / row).round_ties_even().clamp(1.0, MAX_EXPANDED as f32);
-    let (zero, span) = (i32::from(fit.zero), MAX_EXPANDED / scale as i32);
+/// Returns the integer scale of a group under the row scale `row`, and the range of `code - zero` whose expanded weights are at most 127 in
+/// magnitude.
+fn integer_scale(grid: FloatGrid, row: f32) -> (u8, Range<f32>) {
+    let scale = (grid.scale / row).round_ties_even().clamp(1.0, MAX_EXPANDED as f32);
+    let (zero, span) = (i32::from(grid.zero), MAX_EXPANDED / scale as i32);
     let min = (zero - span).max(0) - zero;
     let max = (zero + span).min(15) - zero;
     (scale as u8, min as f32..max as f32)
 }
 
-/// A code less its zero.
+/// Returns `code - zero` of a weight, given the row scale and what [`integer_scale`] returned for its group.
 fn code(w: f32, row: f32, (scale, range): &(u8, Range<f32>)) -> f32 {
     let clamped = w.clamp(-(MAX_EXPANDED as f32) * row, MAX_EXPANDED as f32 * row);
     (clamped / (f32::from(*scale) * row)).round_ties_even().clamp(range.start, range.end)
 }
 
 impl CheckedDgq {
-    /// Quantizes rows `w`, of which the first has the number `first` in the matrix. Returns them with their loss for each token. Errors if a scale
-    /// does not fit its type.
-    pub(super) fn run(&self, w: &[f32], gram: &GramBlocks, first: usize, isa: Isa) -> Result<(DualLinear, f64)> {
+    /// Quantizes `w`, `[rows, features]`, whose first row has the index `first` in the matrix. Returns the operator and `tr E H Eᵀ` of the error
+    /// `E`, with `H` the mean Gram matrix of the inputs. Errors if a row scale does not grid f16.
+    pub(super) fn search(&self, w: &[f32], gram: &GramBlocks, first: usize, isa: Isa) -> Result<(DualLinear, f64)> {
         let cols = gram.features();
         let rows = w.len().checked_div(cols).unwrap_or(0);
         let (groups, width) = (self.group.count(cols), self.group.width(cols).max(1));
         let ranges: Vec<(f32, f32)> =
             (w.chunks_exact(cols.max(1))).flat_map(|row| row.chunks(width).map(|g| affine::min_max(isa, g))).collect();
-        // First phase: each group by itself.
+        // First phase: the grid of each group by itself.
         let shares = gram.best_of(w, GROUP_STEPS, |i, r, g, w, out| {
-            let fit = Fit::of(ranges[r * groups + g], group_share(i));
-            w.iter().zip(out).for_each(|(w, o)| *o = fit.rounded(*w));
+            let grid = FloatGrid::of(ranges[r * groups + g], group_share(i));
+            w.iter().zip(out).for_each(|(w, o)| *o = grid.rounded(*w));
         })?;
-        let fits: Vec<Fit> =
-            ranges.iter().zip(&shares).map(|(r, i)| Fit::of(*r, group_share(usize::from(*i)))).collect();
-        // Second: the row's scale, with those of the groups held.
+        let grids: Vec<FloatGrid> =
+            ranges.iter().zip(&shares).map(|(r, i)| FloatGrid::of(*r, group_share(usize::from(*i)))).collect();
+        // Second phase: the scale of the row, with the grids of its groups fixed.
         let scale = |row: usize, max: f32, i: usize| -> Result<f32> {
             let scale = row_share(i) * max / MAX_EXPANDED as f32;
-            // Rows below what f16 can tell apart come out coarse.
+            // Rows of tiny weights are quantized coarsely, to the smallest scale of f16.
             let scale = scale.max(half::f16::MIN_POSITIVE_SUBNORMAL.to_f32());
             if max == 0.0 { Ok(1.0) } else { round_scale(DType::F16, scale, [row, 0]) }
         };
@@ -97,7 +101,7 @@ impl CheckedDgq {
                     scales[r] = scale(first + row, max[r], i)?;
                     let (w, d) = (&w[r * cols..][..cols], &mut d[r * cols..][..cols]);
                     for (g, (w, d)) in w.chunks(width).zip(d.chunks_mut(width)).enumerate() {
-                        let group = integer_scale(fits[row * groups + g], scales[r]);
+                        let group = integer_scale(grids[row * groups + g], scales[r]);
                         let step = f32::from(group.0) * scales[r];
                         w.iter().zip(d).for_each(|(w, d)| *d = w - step * code(*w, scales[r], &group));
                     }
@@ -119,13 +123,13 @@ impl CheckedDgq {
         }
         let mut codes = vec![0u8; w.len()];
         let (mut group_scales, mut zeros) = (vec![1u8; rows * groups], vec![0u8; rows * groups]);
-        for (at, fit) in fits.iter().enumerate() {
+        for (at, grid) in grids.iter().enumerate() {
             let (r, g) = (at / groups, at % groups);
-            let group = integer_scale(*fit, row_scales[r]);
-            (group_scales[at], zeros[at]) = (group.0, fit.zero);
+            let group = integer_scale(*grid, row_scales[r]);
+            (group_scales[at], zeros[at]) = (group.0, grid.zero);
             let span = r * cols + g * width..r * cols + ((g + 1) * width).min(cols);
             for (w, c) in w[span.clone()].iter().zip(&mut codes[span]) {
-                *c = (code(*w, row_scales[r], &group) + f32::from(fit.zero)) as u8;
+                *c = (code(*w, row_scales[r], &group) + f32::from(grid.zero)) as u8;
             }
         }
         let op = DualLinear::new([rows, cols], self.group, &codes, group_scales, zeros, row_scales)?;

@@ -38,13 +38,14 @@ impl Method for CheckedDgq {
 }
 
 impl CheckedDgq {
-    /// Returns the method with the Gram matrix of a site. Errors if the statistics lack it.
+    /// Returns the method with the Gram matrix of a site's inputs. Errors if the statistics lack it or have seen no token.
     pub(super) fn ready(&self, stats: &StatSet) -> Result<Ready<'_>> {
         let gram = GramBlocks::of(stats, |features| self.group.width(features))?;
         Ok(Ready { method: self, gram, weight: stats.weight() })
     }
 }
 
+/// DGQ prepared for a site.
 pub(super) struct Ready<'m> {
     method: &'m CheckedDgq,
     gram: GramBlocks,
@@ -53,7 +54,7 @@ pub(super) struct Ready<'m> {
 }
 
 impl Ready<'_> {
-    /// Quantizes rows. Errors as the method's `compress`.
+    /// Quantizes `rows` of `w`. Errors as [`Prepared::compress`].
     pub(super) fn dual(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<(DualLinear, Report)> {
         cx.cancel.check()?;
         let (start, cols) = (Instant::now(), w.shape()[1]);
@@ -61,7 +62,7 @@ impl Ready<'_> {
             return Err(Error::shape("features of the statistics", cols, self.gram.features()));
         }
         let values = read_finite(w, rows.clone())?;
-        let (op, loss) = cx.run(|| self.method.run(&values, &self.gram, rows.start, cx.isa()))?;
+        let (op, loss) = cx.run(|| self.method.search(&values, &self.gram, rows.start, cx.isa()))?;
         let mut back = vec![0f32; values.len()];
         op.decompress_rows(0..rows.len(), &mut back, &cx.exec)?;
         let mut report = Report::of(&values, &back, start.elapsed());

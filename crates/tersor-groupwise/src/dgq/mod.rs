@@ -1,5 +1,5 @@
-//! Dual-grained quantization (Zhang et al., arXiv 2310.04836): groups of 4-bit codes whose scales are integers, so that a row expands exactly into
-//! 8-bit weights with one scale, and a product with 8-bit activations is one integer sum a row.
+//! Dual-grained quantization (DGQ, Zhang et al., arXiv 2310.04836): 4-bit codes with integer scales of groups under one float scale of the row. A row
+//! expands exactly to 8-bit integers with one scale, so products with 8-bit activations accumulate in integers.
 
 mod algorithm;
 mod method;

@@ -1,25 +1,25 @@
-//! The algorithm: the shared column sweep over grids of groups.
+//! The column sweep with error feedback over grids of groups.
 
-use std::time::Instant;
+use std::ops::Range;
 
-use tersor_core::{
-    Context, Element, Error, Exec, GroupSize, IntoMat, LinearOp, Mask, Report, Result, check_finite, metrics,
-};
+use tersor_core::{Error, Exec, GroupSize, LinearOp, Mask, Report, Result, metrics};
 use tersor_linalg::sweep::{in_row_spans, unpermute};
 use tersor_linalg::{HessianFactor, Kept, Sweep};
 use tersor_operators::GroupedLinear;
 
 use super::{CheckedGptq, Dead, Groups, OnFailure};
-use crate::coder::{GroupCoder, fit_rows, in_own_order};
+use crate::coder::{GroupCoder, params_of_rows};
 
 impl CheckedGptq {
-    /// Returns whether the result is stored in the order of the columns' importance.
+    /// Returns whether columns are stored in the order of the sweep: with `act_order` and dynamic groups.
     pub(super) fn permutes(&self) -> bool {
         self.damping.order() && self.groups == Groups::Dynamic && matches!(self.spec().group(), GroupSize::Size(_))
     }
 
-    /// Factors a Hessian `XᵀX` (any positive multiple of it gives the same codes), `[features, features]` row-major. Errors if it is not finite or
-    /// not symmetric, if a diagonal element is negative, and, with [`OnFailure::Error`], if no damping makes it positive definite.
+    /// Returns the upper Cholesky factor of the inverse of the damped Hessian `hessian = XᵀX`, `[features, features]` row-major (arXiv 2210.17323,
+    /// section 3.3); a positive multiple of the Hessian gives the same codes. If no damping up to 0.16 makes it positive definite, the result records
+    /// that, and quantizing with it rounds to nearest; with [`OnFailure::Error`] it is an error. Errors also if the Hessian is not finite or not
+    /// symmetric, or a diagonal element is negative.
     pub fn factor(&self, hessian: &[f64], features: usize) -> Result<HessianFactor> {
         let factor = self.damping.factor(hessian, features)?;
         match factor.failure() {
@@ -28,28 +28,9 @@ impl CheckedGptq {
         }
     }
 
-    /// Quantizes a matrix `[out_features, in_features]` with a factor that [`factor`](Self::factor) made: for callers that quantize several matrices, or
-    /// at several widths, for the same inputs. The report has no energies of the data. Errors as [`Gptq::quantize`](super::Gptq::quantize).
-    pub fn quantize_with<T: Element>(
-        &self,
-        w: &impl IntoMat<T>,
-        factor: &HessianFactor,
-        cx: &Context,
-    ) -> Result<(Box<dyn LinearOp>, Report)> {
-        w.with_mat(|m| {
-            let start = Instant::now();
-            let values = m.to_f32();
-            check_finite(&values, m.shape()[1], 0)?;
-            let order = factor.order().filter(|_| self.permutes());
-            let done = cx.run(|| self.grouped(&values, m.shape(), None, (factor, order), 0, &cx.exec));
-            let (op, report) = done?;
-            Ok((in_own_order(op, order)?, Report { seconds: start.elapsed().as_secs_f64(), ..report }))
-        })
-    }
-
-    /// Quantizes rows `w` `[rows, cols]`, of which the first has the number `first` in the matrix, in runs of rows in the current pool. Columns of the
-    /// result are in `order` where that is given. Errors if the features differ, or a scale does not fit its type.
-    pub(super) fn grouped(
+    /// Quantizes the rows `w`, `[rows, cols]`, whose first has the index `first` in the matrix, in blocks of rows in the current pool. Columns of the
+    /// result are in the order `order` if it is given. Errors if the factor has another number of features, or a scale does not fit its stored type.
+    pub(super) fn quantize_rows(
         &self,
         w: &[f32],
         [rows, cols]: [usize; 2],
@@ -61,10 +42,10 @@ impl CheckedGptq {
         if cols != factor.features() {
             return Err(Error::shape("features of the Hessian", cols, factor.features()));
         }
-        let run = |range: std::ops::Range<usize>| -> Result<Run> {
+        let block = |range: Range<usize>| -> Result<Block> {
             let part = &w[range.start * cols..range.end * cols];
             let mask = mask.map(|m| m.rows(range.clone())).transpose()?;
-            self.run(part, mask.as_ref(), (factor, order), first + range.start, exec)
+            self.quantize_block(part, mask.as_ref(), (factor, order), first + range.start, exec)
         };
         let mut report = Report { dead_columns: factor.dead_columns(), ..Report::default() };
         if let Some(failure) = factor.failure() {
@@ -75,10 +56,10 @@ impl CheckedGptq {
             ));
         }
         let (mut parts, mut error) = (Vec::new(), 0f64);
-        for run in in_row_spans(rows, exec.parallel(), run)? {
-            report.squared_error += run.squared_error;
-            error += run.data_error;
-            parts.push(run.op);
+        for block in in_row_spans(rows, exec.parallel(), block)? {
+            report.squared_error += block.squared_error;
+            error += block.data_error;
+            parts.push(block.op);
         }
         report.energy = metrics::energy(w);
         if factor.upper().is_some() {
@@ -87,14 +68,15 @@ impl CheckedGptq {
         Ok((GroupedLinear::stack(*self.spec(), [rows, cols], parts)?, report))
     }
 
-    fn run(
+    /// Quantizes one block of rows, as [`CheckedGptq::quantize_rows`].
+    fn quantize_block(
         &self,
         original: &[f32],
         mask: Option<&Mask>,
         (factor, order): (&HessianFactor, Option<&[u32]>),
         first: usize,
         exec: &Exec,
-    ) -> Result<Run> {
+    ) -> Result<Block> {
         let (spec, cols, isa) = (*self.spec(), factor.features(), exec.isa());
         let rows = original.len().checked_div(cols).unwrap_or(0);
         let mut w = original.to_vec();
@@ -104,25 +86,25 @@ impl CheckedGptq {
             }
         }
         if factor.upper().is_none() {
-            let fits = fit_rows(&spec, &w, cols, first, isa)?;
-            return Run::new(GroupedLinear::round(spec, [rows, cols], &w, &fits, isa)?, original, 0.0, None, exec);
+            let params = params_of_rows(&spec, &w, cols, first, isa)?;
+            return Block::new(GroupedLinear::round(spec, [rows, cols], &w, &params, isa)?, original, 0.0, None, exec);
         }
         let mut coder = GroupCoder::new(spec, self.groups, &w, cols, first, isa)?;
         let kept = mask.map_or(Kept::All, Kept::Mask);
         let swept = Sweep::new(factor, self.block)?.run(w, &mut coder, kept, exec)?;
-        Run::new(coder.into_linear()?, original, swept.data_error, order, exec)
+        Block::new(coder.into_linear()?, original, swept.data_error, order, exec)
     }
 }
 
-/// A run of rows, done.
-struct Run {
+/// A quantized block of rows, with its errors.
+struct Block {
     op: GroupedLinear,
     squared_error: f64,
     data_error: f64,
 }
 
-impl Run {
-    /// `order` is the order in which `op` has its columns, where that is not the matrix' own.
+impl Block {
+    /// Measures the error of `op` against the rows `original`. `order` is the order of the columns of `op`, `None` for the natural one.
     fn new(op: GroupedLinear, original: &[f32], data_error: f64, order: Option<&[u32]>, exec: &Exec) -> Result<Self> {
         let mut back = vec![0f32; original.len()];
         op.decompress_rows(0..op.shape()[0], &mut back, exec)?;

@@ -4,14 +4,14 @@ use std::ops::Range;
 use std::time::Instant;
 
 use tersor_core::{
-    ColumnCoder, Compressed, Context, DType, Extent, Layout, Method, Prepared, Report, Result, RowSource, StatNeeds,
-    StatSet, TensorInfo, read_masked,
+    ColumnCoder, Compressed, Context, DType, Element, Extent, IntoMat, Layout, LinearOp, Method, Prepared, Report,
+    Result, RowSource, StatNeeds, StatSet, TensorInfo, check_finite, read_masked,
 };
 use tersor_linalg::{Gram, HessianFactor};
 use tersor_operators::GroupedLinear;
 
 use super::CheckedGptq;
-use crate::coder::in_own_order;
+use crate::coder::with_column_order;
 
 impl Method for CheckedGptq {
     fn name(&self) -> String {
@@ -55,29 +55,50 @@ impl Method for CheckedGptq {
 }
 
 impl CheckedGptq {
-    /// Returns the factor that all matrices of a site share. Errors if the statistics have no Gram matrix, or as [`CheckedGptq::factor`].
+    /// Quantizes `w`, `[out_features, in_features]`, with a factor of [`CheckedGptq::factor`], which several matrices or bit widths for the same
+    /// inputs can share. The report has no [`Report::data_energy`]. Errors if the factor has another number of features, a weight is not finite, or
+    /// a scale does not fit its stored type.
+    pub fn quantize_with<T: Element>(
+        &self,
+        w: &impl IntoMat<T>,
+        factor: &HessianFactor,
+        cx: &Context,
+    ) -> Result<(Box<dyn LinearOp>, Report)> {
+        w.with_mat(|m| {
+            let start = Instant::now();
+            let values = m.to_f32();
+            check_finite(&values, m.shape()[1], 0)?;
+            let order = factor.order().filter(|_| self.permutes());
+            let done = cx.run(|| self.quantize_rows(&values, m.shape(), None, (factor, order), 0, &cx.exec));
+            let (op, report) = done?;
+            Ok((with_column_order(op, order)?, Report { seconds: start.elapsed().as_secs_f64(), ..report }))
+        })
+    }
+
+    /// Returns the method with the Hessian factor that the matrices of a site share. Errors if the statistics have no Gram matrix, or as
+    /// [`CheckedGptq::factor`].
     pub(crate) fn ready(&self, stats: &StatSet) -> Result<Ready<'_>> {
         let (gram, features) = (stats.require_gram()?, stats.features());
         let factor = self.factor(gram, features)?;
-        // The layout promised an order: without a factor it is the natural one.
+        // The layout has a tensor for the order: without a factor it holds the natural one.
         let natural = || (0..features as u32).collect();
         let order = self.permutes().then(|| factor.order().map_or_else(natural, <[u32]>::to_vec));
         Ok(Ready { method: self, factor, order, tokens: stats.tokens(), gram: Gram::new(gram, features, 1.0)? })
     }
 }
 
-/// The factor of a site, for all its matrices.
+/// GPTQ prepared for a site.
 pub(crate) struct Ready<'s> {
     method: &'s CheckedGptq,
     factor: HessianFactor,
-    /// The order in which the result is stored, where it is not the matrix' own.
+    /// The order in which columns are stored; `None` for the natural one.
     order: Option<Vec<u32>>,
     tokens: u64,
     gram: Gram,
 }
 
 impl Ready<'_> {
-    /// Quantizes rows; of a method that stores columns in another order, in that.
+    /// Quantizes `rows` of `w`, with columns in the stored order. Errors as [`Prepared::compress`].
     pub(crate) fn grouped(
         &self,
         w: &dyn RowSource,
@@ -88,7 +109,7 @@ impl Ready<'_> {
         let (start, cols) = (Instant::now(), w.shape()[1]);
         let (values, mask) = read_masked(w, rows.clone())?;
         let (shape, factor) = ([rows.len(), cols], (&self.factor, self.order.as_deref()));
-        let done = cx.run(|| self.method.grouped(&values, shape, mask.as_ref(), factor, rows.start, &cx.exec));
+        let done = cx.run(|| self.method.quantize_rows(&values, shape, mask.as_ref(), factor, rows.start, &cx.exec));
         let (op, mut report) = done?;
         report.seconds = start.elapsed().as_secs_f64();
         report.data_energy = Some(cx.run(|| self.gram.loss(&values))?);
@@ -103,6 +124,6 @@ impl Ready<'_> {
 impl Prepared for Ready<'_> {
     fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
         let (op, report) = self.grouped(w, rows, cx)?;
-        Ok(Compressed { op: in_own_order(op, self.order.as_deref())?, report })
+        Ok(Compressed { op: with_column_order(op, self.order.as_deref())?, report })
     }
 }

@@ -1,5 +1,5 @@
-//! GPTQ: round one column after another, and let the columns that follow make up for the error, as the inputs that were seen say they can
-//! (Frantar et al. 2022, arXiv 2210.17323).
+//! GPTQ (Frantar et al., arXiv 2210.17323): columns are rounded one after another, and each rounding error is compensated by an update of the columns
+//! not yet rounded, by the inverse Hessian of the layer's inputs.
 
 mod algorithm;
 mod method;

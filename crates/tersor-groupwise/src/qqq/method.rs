@@ -3,13 +3,13 @@
 use std::ops::Range;
 
 use tersor_core::{
-    Compressed, Context, Layout, LinearOp, Method, Prepared, Report, Result, RowSource, StatNeeds, StatSet, metrics,
-    read_finite,
+    Compressed, Context, Layout, Method, Prepared, Report, Result, RowSource, StatNeeds, StatSet, read_finite,
 };
 use tersor_operators::TableLinear;
 use tersor_operators::packing::check_group;
 
 use super::CheckedQqq;
+use super::algorithm::to_tables;
 
 impl Method for CheckedQqq {
     fn name(&self) -> String {
@@ -36,24 +36,21 @@ impl Method for CheckedQqq {
 }
 
 impl CheckedQqq {
-    /// Returns the method with the factor of a site. Errors as GPTQ's.
+    /// Returns the method with the Hessian factor that the matrices of a site share. Errors as [`CheckedGptq::ready`](crate::gptq::CheckedGptq).
     pub(super) fn ready(&self, stats: &StatSet) -> Result<Ready<'_>> {
         Ok(Ready(self.gptq.ready(stats)?))
     }
 }
 
+/// GPTQ prepared for a site.
 pub(super) struct Ready<'s>(crate::gptq::Ready<'s>);
 
 impl Ready<'_> {
-    /// Quantizes rows. Errors as the method's `compress`.
+    /// Quantizes `rows` of `w`. Errors as [`Prepared::compress`].
     pub(super) fn table(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<(TableLinear, Report)> {
         let (grouped, report) = self.0.grouped(w, rows.clone(), cx)?;
-        let op = TableLinear::of_grouped(&grouped, &cx.exec)?;
-        let values = read_finite(w, rows.clone())?;
-        let mut back = vec![0f32; values.len()];
-        op.decompress_rows(0..rows.len(), &mut back, &cx.exec)?;
-        let report = Report { squared_error: metrics::squared_error(&values, &back), ..report };
-        Ok((op, report))
+        let (op, squared_error) = to_tables(&grouped, &read_finite(w, rows)?, &cx.exec)?;
+        Ok((op, Report { squared_error, ..report }))
     }
 }
 

@@ -1,8 +1,9 @@
-//! QQQ's weights for 8-bit activations (Zhang et al., arXiv 2406.09904): GPTQ's codes, with scales that let a product stay in integers.
+//! QQQ's 4-bit weights for 8-bit activations (Zhang et al., arXiv 2406.09904): GPTQ's codes, with scales that keep products in integers.
 //!
-//! With one scale a row this is [`Gptq`](crate::Gptq) on the grid `SymNarrow` and needs nothing more. With groups, [`Qqq`] stores each group's
-//! scale as a share of the row's, in f16, and each code stands for the product of the two rounded to 8 bits.
+//! Per-channel QQQ is [`Gptq`](crate::Gptq) with one scale a row on the grid [`SymNarrow`](crate::Grid::SymNarrow). Per-group QQQ is [`Qqq`]: it
+//! stores the scale of each group relative to that of its row, in f16; a code times its group's scale, rounded to 8 bits, is looked up in a table.
 
+mod algorithm;
 mod method;
 mod params;
 

@@ -6,7 +6,23 @@ use tersor_operators::{Clip, Grid, TableLinear};
 use crate::Gptq;
 use crate::gptq::{CheckedGptq, Groups};
 
-/// Parameters, unchecked: 4 bits, groups of 128, act-order with static groups, damping 0.01, no clip search.
+/// Unchecked parameters of QQQ with groups (arXiv 2406.09904, section 3.2). Codes have 4 bits on the grid [`Grid::SymFull`]; by default groups have
+/// 128 features, and GPTQ orders columns by the Hessian's diagonal with static groups, damping 0.01 and no clip search.
+///
+/// ```
+/// use tersor_groupwise::*;
+///
+/// # fn main() -> Result<()> {
+/// let weights: Vec<f32> = (0..8 * 32).map(|i| (i as f32 * 0.7).sin()).collect();
+/// let inputs: Vec<f32> = (0..50 * 32).map(|i| (i as f32 * 0.3).cos()).collect();
+/// let mut stats = StatSet::new(32, StatNeeds { gram: true, ..StatNeeds::default() }, 0, 0)?;
+/// stats.observe(&MatView::new(&inputs, [50, 32])?)?;
+/// let (op, report) = Qqq::new().group(16).quantize(&MatView::new(&weights, [8, 32])?, &stats)?;
+/// assert_eq!(op.shape(), [8, 32]);
+/// assert!(report.relative_error() < 0.2);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Qqq {
     gptq: Gptq,
@@ -21,35 +37,36 @@ impl Default for Qqq {
 }
 
 impl Qqq {
-    /// The defaults.
+    /// Returns the default parameters.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A scale for every `group` input features; the last group of a row may be shorter.
+    /// Sets the number of input features that share a group scale, at least 1; the last group of a row may be shorter.
     pub fn group(self, group: usize) -> Self {
         Self { group, ..self }
     }
 
-    /// How ranges are chosen before anything is rounded: the authors' code searches them in rotated networks, and not in smoothed ones.
+    /// Sets how the range that the grid of a group covers is chosen. The released code uses a clip search for rotated networks and none for
+    /// smoothed ones.
     pub fn clip(self, clip: Clip) -> Self {
         Self { gptq: self.gptq.clip(clip), ..self }
     }
 
-    /// Damping of the Hessian as a share of its mean diagonal.
+    /// Sets the damping of GPTQ's Hessian as a share of its mean diagonal: see [`Gptq::damping`].
     pub fn damping(self, damping: f64) -> Self {
         Self { gptq: self.gptq.damping(damping), ..self }
     }
 
-    /// Checks the parameters and quantizes a matrix `[out_features, in_features]` for inputs with these statistics, which must have the Gram matrix.
-    /// Errors as [`Gptq::quantize`], or if a scale leaves the range of f16 or f32.
+    /// Checks the parameters and quantizes `w`, `[out_features, in_features]`, for inputs with the statistics `stats`, which must have the Gram
+    /// matrix. Errors as [`Gptq::quantize`], or if a group scale does not fit f16 or a row scale f32.
     pub fn quantize<T: Element>(self, w: &impl IntoMat<T>, stats: &StatSet) -> Result<(TableLinear, Report)> {
         let checked = self.check()?;
         w.with_mat(|m| checked.ready(stats)?.table(&m, 0..m.shape()[0], &Context::new()))
     }
 }
 
-/// Checked parameters: the method.
+/// Checked parameters of QQQ, and its [`Method`](tersor_core::Method): it needs the Gram matrix of the inputs and makes a [`TableLinear`].
 #[derive(Clone, PartialEq, Debug)]
 pub struct CheckedQqq {
     pub(super) gptq: CheckedGptq,

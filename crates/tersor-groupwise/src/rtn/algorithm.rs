@@ -1,10 +1,10 @@
-//! The algorithm.
+//! Rounding of all groups of a matrix.
 
 use tersor_core::{GroupSize, Isa, Result, check_finite};
 use tersor_operators::{GroupSpec, GroupedLinear, spans};
 
-/// Rounds `w` `[out_features, in_features]`, rows in the current pool. The clip search weighs errors by `importance` `[in_features]`, unless it is
-/// empty. Errors on a value that is not finite, or a scale that its type cannot hold.
+/// Rounds `w`, of the shape `[out_features, in_features]`, to the grids of its groups, rows in parallel in the current pool. `importance`,
+/// `[in_features]` or empty, weights the errors of the clip search. Errors if a weight is not finite, or a scale does not fit its stored type.
 pub(super) fn round(
     spec: &GroupSpec,
     w: &[f32],
@@ -15,14 +15,14 @@ pub(super) fn round(
     let cols = shape[1];
     if spec.group() == GroupSize::Tensor {
         check_finite(w, cols, 0)?;
-        let fits = if w.is_empty() { Vec::new() } else { vec![spec.fit_weighted(isa, w, importance)?] };
-        return GroupedLinear::round(*spec, shape, w, &fits, isa);
+        let params = if w.is_empty() { Vec::new() } else { vec![spec.quant_params_weighted(isa, w, importance)?] };
+        return GroupedLinear::round(*spec, shape, w, &params, isa);
     }
-    GroupedLinear::encode(*spec, shape, w, isa, |r, row, fits| {
+    GroupedLinear::encode(*spec, shape, w, isa, |r, row, params| {
         check_finite(row, cols, r)?;
-        for ((g, span), fit) in spans(spec, cols).enumerate().zip(fits) {
+        for ((g, span), out) in spans(spec, cols).enumerate().zip(params) {
             let weights = importance.get(span.clone()).unwrap_or_default();
-            *fit = spec.fit_at(isa, &row[span], weights, [r, g])?;
+            *out = spec.quant_params_at(isa, &row[span], weights, [r, g])?;
         }
         Ok(())
     })

@@ -58,12 +58,13 @@ impl Method for CheckedRtn {
 }
 
 impl CheckedRtn {
-    /// Returns the method with the importance of each input feature, where errors are weighed. Errors if the statistics lack it.
+    /// Returns the method with the importance of each input feature, if the clip search is weighted by it. Errors if the statistics lack mean
+    /// squares.
     pub(super) fn ready(&self, stats: &StatSet) -> Result<Ready<'_>> {
         let mut importance = Vec::new();
         if self.importance {
             let squares = stats.require_squares()?;
-            // On average 1: only ratios count, and so f32 will do.
+            // Normalized to the mean 1: only ratios matter, so f32 suffices.
             let mean = squares.iter().sum::<f64>() / squares.len().max(1) as f64;
             importance.extend(squares.iter().map(|v| if mean > 0.0 { (v / mean) as f32 } else { 1.0 }));
         }
@@ -71,13 +72,15 @@ impl CheckedRtn {
     }
 }
 
+/// Round-to-nearest prepared for a site.
 pub(super) struct Ready<'m> {
     method: &'m CheckedRtn,
+    /// Weight of each input feature, `[features]`; empty if all are equal.
     importance: Vec<f32>,
 }
 
 impl Ready<'_> {
-    /// Rounds rows. Errors as the method's `compress`.
+    /// Rounds `rows` of `w`. Errors as [`Prepared::compress`].
     pub(super) fn grouped(
         &self,
         w: &dyn RowSource,

@@ -1,4 +1,4 @@
-//! Round-to-nearest: each group's range gives its grid, each weight its nearest code. No data needed.
+//! Round-to-nearest: the range of a group's weights gives its scale and zero point, and each weight its nearest code. It needs no calibration data.
 
 mod algorithm;
 mod method;

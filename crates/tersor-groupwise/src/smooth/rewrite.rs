@@ -1,25 +1,30 @@
-//! Smoothing as a [`Rewrite`]: inputs are divided by a factor for each feature, and columns multiplied by it.
+//! Smoothing as a [`Rewrite`](tersor_core::Rewrite): [`Factors`] chooses a factor for each feature, the rest is the same for all choices.
 
 use tersor_core::{
-    Changes, Context, Effect, Fold, Folding, InputChange, Producer, Result, RowSource, SeenSite, Side, Site, StatNeeds,
-    Transform, bias_name, check_finite,
+    Changes, ChannelStats, Context, Effect, Fold, Folding, InputChange, Producer, Result, RowSource, SeenSite, Side,
+    Site, StatNeeds, Transform, bias_name, check_finite,
 };
 use tersor_operators::online_layout;
 
-/// A way to choose the factors of a site.
+/// A choice of smoothing factors.
 pub(crate) trait Factors: Send + Sync {
-    /// Returns a short name for reports.
+    /// The name of the rewrite in reports.
     const NAME: &'static str;
     /// Returns the statistics of the inputs that the choice needs.
     fn needs(&self) -> StatNeeds;
-    /// Returns whether it changes such a site.
+    /// Returns whether the choice applies to `site`.
     fn covers(&self, site: &Site) -> bool;
-    /// Returns the factors, finite and positive, one for each feature; none where the site is better left as it is. `weights` are those of the
-    /// consumers, in order.
+    /// Returns finite, positive factors `[features]` for the inputs of a site, or `None` to leave the site unchanged. `weights` are those of the
+    /// site's consumers, in order.
     fn factors(&self, seen: &SeenSite<'_>, weights: &[&dyn RowSource], cx: &Context) -> Result<Option<Vec<f32>>>;
 }
 
-/// Returns every tensor that factors of these sites would change.
+/// Returns the largest magnitude of each channel, `[features]`.
+pub(crate) fn largest_magnitudes(c: &ChannelStats) -> Vec<f32> {
+    c.min.iter().zip(&c.max).map(|(lo, hi)| hi.abs().max(lo.abs())).collect()
+}
+
+/// Returns the names of all tensors that the choice `how` may change in `sites`, each with its kind of change. Errors if a layout overflows.
 pub(crate) fn plan(how: &impl Factors, sites: &[Site]) -> Result<Vec<(String, Effect)>> {
     let mut effects = Vec::new();
     for site in sites.iter().filter(|s| how.covers(s)) {
@@ -40,7 +45,7 @@ pub(crate) fn plan(how: &impl Factors, sites: &[Site]) -> Result<Vec<(String, Ef
     Ok(effects)
 }
 
-/// Returns the changes of the sites that were seen.
+/// Returns the folds of all sites that `how` covers. Errors if the choice fails or a factor is not finite, naming the site.
 pub(crate) fn rewrite(
     how: &impl Factors,
     weights: &dyn tersor_core::Weights,
@@ -58,7 +63,7 @@ pub(crate) fn rewrite(
             });
             let found = found.map_err(|e| e.in_tensor(&s.site.name))?;
             if s.site.folding() == Folding::Online {
-                // The place of the factors is planned, whether they are of use or not.
+                // The plan holds a tensor of factors for every such site: without a choice they are 1.
                 let factors = found.unwrap_or_else(|| vec![1.0; s.site.features]);
                 changes.online.extend(smoothed(s.site, &factors));
             } else {
@@ -70,15 +75,16 @@ pub(crate) fn rewrite(
     Ok(changes)
 }
 
-/// Returns the folds that divide the inputs of a site by `factors`: of the matrices that read the site, and of what produces it, where that can
-/// take the factors.
+/// Returns the folds that divide the inputs of a site by `factors`, `[features]`: the columns of its consumers are multiplied by them, and the norm
+/// or the rows and bias of the matrix that produces the inputs divided by them. With an opaque producer there are folds of the consumers only, and
+/// the inputs must be divided when the network runs.
 pub fn smoothed(site: &Site, factors: &[f32]) -> Vec<Fold> {
     let fold = |weight: String, side, factors: Vec<f32>| Fold { weight, side, transform: Transform::Scale(factors) };
     let inverse: Vec<f32> = factors.iter().map(|s| s.recip()).collect();
     let read = |c: &tersor_core::Consumer| fold(c.weight.clone(), Side::Input, factors.to_vec());
     let mut folds: Vec<Fold> = site.consumers.iter().map(read).collect();
     match &site.producer {
-        // A vector is one row.
+        // The weight of a norm is a matrix of one row.
         Producer::Norm { weight } => folds.push(fold(weight.clone(), Side::Input, inverse)),
         Producer::Linear { weight, .. } => {
             folds.extend(bias_name(weight).map(|b| fold(b, Side::Input, inverse.clone())));

@@ -1,9 +1,9 @@
-//! What a rewrite is asked through: one site with its statistics and weights.
+//! A network of one site, with its statistics and weights, for tests of rewrites.
 
 use tersor_core::{Context, Error, MatView, Result, Rewrite, RowSource, Seen, SeenSite, Transform, Weights};
 use tersor_groupwise::smooth::smoothed;
 
-/// One site, seen on a sample, with the weights of the matrices that read it.
+/// One site, seen on a sample, and the weights of the matrices that read it.
 pub struct One<'a> {
     pub seen: SeenSite<'a>,
     pub weights: &'a [MatView<'a, f32>],
@@ -22,7 +22,7 @@ impl Weights for One<'_> {
     }
 }
 
-/// The factors that a rewrite finds for the site; none where it leaves it as it is.
+/// Returns the factors that a rewrite finds for the site; `None` if it leaves the site unchanged.
 pub fn found(how: &dyn Rewrite, one: &One<'_>) -> Result<Option<Vec<f32>>> {
     let (site, name) = (one.seen.site, &one.seen.site.consumers[0].weight);
     let changes = how.rewrite(std::slice::from_ref(site), one, one, &Context::new())?;

@@ -10,8 +10,9 @@ use tersor_linalg::Gram;
 use tersor_operators::Residual;
 
 use super::CheckedCorrected;
+use super::algorithm::factor_error;
 use crate::Norm;
-use crate::factor::{Weights, bits_of, compress_factors, decompose, factor_layout, whole};
+use crate::factor::{Weights, bits_of, compress_factors, factor_layout, whole};
 
 impl Method for CheckedCorrected {
     fn name(&self) -> String {
@@ -50,6 +51,7 @@ impl Method for CheckedCorrected {
     }
 }
 
+/// The correction prepared for a site.
 struct Ready<'s> {
     method: &'s CheckedCorrected,
     base: Box<dyn Prepared + 's>,
@@ -62,11 +64,10 @@ impl Prepared for Ready<'_> {
         let (shape, start, how) = (whole(w, &rows)?, Instant::now(), self.method);
         let values = crate::read_unmasked(w, rows.clone(), &how.name())?;
         let done = self.base.compress(w, rows, cx)?;
-        let mut error = vec![0f32; values.len()];
-        done.op.decompress_rows(0..shape[0], &mut error, &cx.exec)?;
-        error.iter_mut().zip(&values).for_each(|(e, w)| *e = w - *e);
-        let bits = bits_of(&*how.factors)?;
-        let found = cx.run(|| decompose(&error, shape, &self.weights, how.rank, bits, cx))?;
+        let mut back = vec![0f32; values.len()];
+        done.op.decompress_rows(0..shape[0], &mut back, &cx.exec)?;
+        let rank = (how.rank, bits_of(&*how.factors)?);
+        let found = cx.run(|| factor_error(&values, back, shape, &self.weights, rank, cx))?;
         let op = Residual::new(done.op, compress_factors(&*how.factors, &found, shape, cx)?)?;
         let mut back = vec![0f32; values.len()];
         op.decompress_rows(0..shape[0], &mut back, &cx.exec)?;
@@ -74,7 +75,7 @@ impl Prepared for Ready<'_> {
         let own = Report::of(&values, &back, start.elapsed());
         (report.squared_error, report.energy, report.seconds) = (own.squared_error, own.energy, own.seconds);
         if let Some(gram) = &self.gram {
-            error.iter_mut().zip(values.iter().zip(&back)).for_each(|(e, (w, b))| *e = w - b);
+            let error: Vec<f32> = values.iter().zip(&back).map(|(w, b)| w - b).collect();
             report.data_error = Some(cx.run(|| gram.loss(&error))?);
             report.data_energy = Some(cx.run(|| gram.loss(&values))?);
         }

@@ -1,5 +1,6 @@
-//! Quantization with a correction of low rank: LQER and L²QER (arXiv 2402.02446).
+//! Low-rank correction of a quantized matrix: LQER and L²QER (Zhang et al., arXiv 2402.02446).
 
+mod algorithm;
 mod method;
 mod params;
 

@@ -1,11 +1,11 @@
-//! A matrix as a product of two thin ones.
+//! A weight matrix as the product of two factors of low rank. The decomposition and the storage of factors also serve corrections.
 
-mod decompose;
+mod algorithm;
 mod method;
 mod params;
+mod storage;
 
-pub use decompose::{Factors, factorize};
-pub(crate) use decompose::{Weights, bits_of, compress_factors, decompose, factor_layout};
-pub use method::{CheckedLowRank, LowRank};
-pub(crate) use method::{storage as method_storage, whole};
-pub use params::{Norm, Rank};
+pub use algorithm::{Factors, factorize};
+pub(crate) use algorithm::{Weights, decompose};
+pub use params::{CheckedLowRank, LowRank, Norm, Rank};
+pub(crate) use storage::{bits_of, compress_factors, factor_layout, storage, whole};

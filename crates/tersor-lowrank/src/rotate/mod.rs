@@ -1,20 +1,15 @@
-//! Rotations of a whole decoder: of the residual stream and of values, merged into the weights, and of the inner activations of the feed-forward
-//! part when the network runs.
+//! Rotations of a whole decoder (QuaRot, arXiv 2404.00456; SliceGPT, arXiv 2401.15024; ResQ, arXiv 2412.14363).
 //!
-//! Norms are folded first: their weights go into the matrices that read them, and the normed stream rotates as the stream does (QuaRot, arXiv
-//! 2404.00456; SliceGPT, arXiv 2401.15024). A head that is the embedding becomes a matrix of its own.
+//! Rotations of the residual stream and of values are merged into the weights; the inner activations of the feed-forward part are rotated when the
+//! network runs. Before that the weights of norms are folded into the matrices that read them, and a head tied to the embedding becomes a matrix of
+//! its own.
 //!
-//! Random rotations need no data. Principal ones (ResQ, arXiv 2412.14363) are found on a calibration text: then values have a rotation for each
-//! key/value head, and keys one for each layer, which the cache applies after their rotary embedding.
+//! Random rotations need no data. Principal ones are found on a calibration text; then each key/value head has a rotation of its values, and each
+//! layer one of its keys, which the cache applies after the rotary embedding.
 
+mod algorithm;
+mod method;
 mod params;
 mod parts;
-mod rewrite;
 
-pub use params::{By, CheckedRotate, Rotate};
-
-/// Tokens of whole windows that the principal directions of keys and values are found on.
-pub const SAMPLE_TOKENS: usize = 4096;
-
-/// Shares of the subspaces unless set otherwise: an eighth of all directions has more bits (arXiv 2412.14363, section 4.1).
-pub const SHARES: [f64; 2] = [0.875, 0.125];
+pub use params::{By, CheckedRotate, Rotate, SAMPLE_TOKENS, SHARES};

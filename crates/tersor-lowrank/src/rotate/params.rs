@@ -2,23 +2,39 @@
 
 use tersor_core::{Check, ParamError};
 
-use super::SHARES;
+/// Number of tokens, of whole windows, on which the principal directions of keys and values are found.
+pub const SAMPLE_TOKENS: usize = 4096;
 
-/// The kind of the rotations.
+/// Default shares of the subspaces: one eighth of all directions for more bits (ResQ, arXiv 2412.14363, section 4.1).
+pub const SHARES: [f64; 2] = [0.875, 0.125];
+
+/// The kind of rotation matrices of [`Rotate`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum By {
     /// Random Hadamard matrices.
     Hadamard,
     /// Random orthogonal matrices.
     Orthogonal,
-    /// Principal directions of what flows through the network.
+    /// The principal directions of the residual stream, of values and of keys.
     Principal {
-        /// Whether coefficients are rotated at random inside each subspace.
+        /// Whether a random rotation is applied inside each subspace.
         mix: bool,
     },
 }
 
-/// Parameters of the rotation of a network, unchecked: subspaces of seven eighths and an eighth, the attention output in its own order.
+/// Unchecked parameters of the rotation of a decoder. By default the subspaces are those of [`SHARES`], the features of the attention output keep
+/// their order, and a new head is named `lm_head.weight`.
+///
+/// ```
+/// use tersor_core::Rewrite;
+/// use tersor_lowrank::{By, Check, Rotate};
+/// # fn main() -> tersor_lowrank::Result<()> {
+/// let rewrite = Rotate::new(By::Principal { mix: true }).shares(vec![0.75, 0.25]).check()?;
+/// assert!(rewrite.needs_data());
+/// assert_eq!(rewrite.name(), "rotate into principal directions");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Debug)]
 pub struct Rotate {
     by: By,
@@ -28,28 +44,30 @@ pub struct Rotate {
 }
 
 impl Rotate {
-    /// Returns the rotation by matrices of this kind.
+    /// Returns the default parameters for matrices of this kind.
     pub fn new(by: By) -> Self {
         Self { by, shares: SHARES.to_vec(), split_heads: false, head: "lm_head.weight".into() }
     }
 
-    /// Shares of the subspaces of the principal directions, the one with the smallest variances first; above 0, they add to 1.
+    /// Sets the shares of the subspaces of principal directions, the one of the smallest variances first. They must be above 0 and add to 1.
     pub fn shares(self, shares: Vec<f64>) -> Self {
         Self { shares, ..self }
     }
 
-    /// Orders the attention output by subspaces, the first one of every head first, for matrices that split their columns.
+    /// Sets whether the features of the attention output are permuted so that the first subspace of every head comes first, then the second: the
+    /// order that [`Subspaces::heads`](crate::Subspaces::heads) expects. The permutation is applied when the network runs.
     pub fn split_heads(self, split_heads: bool) -> Self {
         Self { split_heads, ..self }
     }
 
-    /// Name of the head's weight where the model has none, because its head is the embedding.
+    /// Sets the name of the new weight of a head that is tied to the embedding.
     pub fn head(self, name: &str) -> Self {
         Self { head: name.into(), ..self }
     }
 }
 
-/// Checked parameters: the rewrite.
+/// Checked parameters of the rotation of a decoder, and its [`Rewrite`](tersor_core::Rewrite): it folds norms and rotations into the weights, and
+/// rotates the inputs of the down projections when the network runs.
 #[derive(Clone, PartialEq, Debug)]
 pub struct CheckedRotate {
     pub(super) by: By,
@@ -59,7 +77,7 @@ pub struct CheckedRotate {
 }
 
 impl CheckedRotate {
-    /// Returns whether the rotations are found on a calibration text.
+    /// Returns whether the rotations need calibration data: true for [`By::Principal`].
     pub fn needs_data(&self) -> bool {
         matches!(self.by, By::Principal { .. })
     }

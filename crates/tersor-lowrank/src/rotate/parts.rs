@@ -2,36 +2,43 @@
 
 use tersor_core::{Error, Producer, Result, Role, Site};
 
-/// A decoder as a rotation sees it.
+/// The parts of a decoder that are rotated.
 pub(super) struct Parts<'s> {
-    /// Width of the residual stream.
+    /// Number of features of the residual stream.
     pub hidden: usize,
-    /// Sites that read the stream through a norm, and the name of the norm.
+    /// Each site that reads the stream through a norm, with the name of the norm's weight.
     pub normed: Vec<(&'s Site, &'s str)>,
-    /// Name of the embedding.
+    /// Name of the embedding's weight.
     pub embedding: &'s str,
-    /// Whether the head is the embedding.
+    /// Whether the head is tied to the embedding.
     pub tied: bool,
     /// The layers, in order.
     pub layers: Vec<LayerParts<'s>>,
 }
 
-/// The matrices of a layer.
+/// The matrices of a layer, by the names of their weights, and its sizes.
 pub(super) struct LayerParts<'s> {
+    /// Name of the weight of the key projection.
     pub key: &'s str,
+    /// Name of the weight of the value projection.
     pub value: &'s str,
+    /// Name of the weight of the output projection of the attention.
     pub attention_output: &'s str,
+    /// Name of the weight of the down projection of the feed-forward part.
     pub down: &'s str,
+    /// Number of query heads.
     pub heads: usize,
+    /// Number of key/value heads.
     pub kv_heads: usize,
+    /// Number of features of a head.
     pub head_dim: usize,
-    /// Width of the inner activations.
+    /// Number of inner features of the feed-forward part.
     pub inner: usize,
 }
 
 impl<'s> Parts<'s> {
-    /// Finds the parts. Errors unless every matrix that reads the stream reads it through a norm, and each layer has keys, an attention output and a
-    /// down projection.
+    /// Finds the parts among the sites of a network. Errors unless the head reads the residual stream through a norm and has the embedding among the
+    /// writers of its stream, and each layer has keys, values, an attention output and a down projection.
     pub fn find(sites: &'s [Site]) -> Result<Self> {
         let missing = |what: &str| Error::Unsupported {
             what: "rotation of a network",
@@ -45,7 +52,7 @@ impl<'s> Parts<'s> {
             })
             .collect();
         let head = normed.iter().find(|(s, _)| s.consumers.iter().any(|c| c.role == Role::Head));
-        let (head, _) = head.ok_or_else(|| missing("a head behind a norm"))?;
+        let (head, _) = head.ok_or_else(|| missing("a head that reads a norm"))?;
         let embedding = head.writers.first().ok_or_else(|| missing("an embedding"))?;
         let tied = head.consumers.iter().any(|c| c.weight == *embedding);
         let consumer = |layer: usize, role: Role| {

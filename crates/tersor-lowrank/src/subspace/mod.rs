@@ -1,8 +1,7 @@
-//! Subspaces of the inputs that have more bits than the rest (ResQ, Saxena et al. 2024, arXiv 2412.14363): a rotation into the principal directions
-//! of what flows in, and a method that compresses runs of columns at widths of their own.
+//! Spans of columns with methods of their own: more bits for the principal directions of the inputs (ResQ, Saxena et al., arXiv 2412.14363).
 
-mod basis;
+mod algorithm;
 mod method;
+mod params;
 
-pub use basis::{Blocks, basis, principal_rotation};
-pub use method::{CheckedSubspaces, Subspaces, widths};
+pub use params::{CheckedSubspaces, Subspaces, widths};

@@ -1,4 +1,4 @@
-//! Integer forms of an [`Input`], made once and shared by all operators that read it.
+//! Integer forms of an [`Input`], computed once and shared by all operators that read it.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use tersor_kernels::integer::{Activations, Padding, TokenLayout, Tokens};
 use super::quantizer::Encoded;
 use super::{ActQuant, Codes};
 
-/// The key that an input has its codes under, where it came out of a quantizer.
+/// The key under which a quantized input has its codes attached.
 const CODES: u128 = 0x6163_7469_7661_7469_6f6e_2063_6f64_6573;
 
-/// Returns the input that remains after an activation quantizer, without its [`offsets`], made once for each quantizer. Integer kernels find the
-/// codes on it, where a token has one scale. Errors if a value is not finite, or the quantizer is for another number of features.
+/// Returns the input quantized by `act`, without its [`offsets`], computed once for each quantizer. If a token has one scale, the codes are
+/// attached to it, for the integer kernels. Errors if a value is not finite, or the quantizer is for another number of features.
 pub(crate) fn quantized(x: &Input<'_>, act: &ActQuant, isa: Isa) -> Result<Arc<Input<'static>>> {
     let shape = x.shape();
     act.check(shape[1])?;
@@ -27,16 +27,18 @@ pub(crate) fn quantized(x: &Input<'_>, act: &ActQuant, isa: Isa) -> Result<Arc<I
     })
 }
 
-/// Returns the values that an asymmetric quantizer left to be added to all features of a token, `[tokens]`; none where there are none.
+/// Returns the codes of an input with [`Codes::offsets`], which an asymmetric quantizer has not added to the input's values; `None` if there are
+/// none.
 pub(crate) fn offsets(x: &Input<'_>) -> Option<Arc<Codes>> {
     x.attached::<Codes>(CODES).filter(|c| !c.offsets.is_empty())
 }
 
-/// Returns the input as planes of 8-bit codes for an integer product: the codes of an activation quantizer, or else as many planes as are needed
-/// to be as good as f32. Made once for each layout. Errors if the layout is for another number of features, or a value is not finite.
+/// Returns the input as planes of 8-bit codes for an integer product, computed once for each layout `padding`. A quantized input has one plane, its
+/// codes; another one has as many planes as reproduce its f32 values. Errors if the layout is for another number of features, or a value is not
+/// finite.
 pub fn integers(x: &Input<'_>, isa: Isa, padding: Padding) -> Result<Arc<Activations>> {
     let key = (padding.cols as u128) << 64 | (padding.group as u128) << 16 | padding.block as u128;
-    // The key holds the whole layout, so a shared value never has another one.
+    // The key contains the whole layout, so a shared value always has this one.
     x.cached(key, |x| {
         let made = match x.attached::<Codes>(CODES) {
             Some(c) => Activations::from_codes(&c.codes, &c.scales, padding),
@@ -46,11 +48,11 @@ pub fn integers(x: &Input<'_>, isa: Isa, padding: Padding) -> Result<Arc<Activat
     })
 }
 
-/// Returns the input packed in the order in which a product of integer weights reads it, made once for each layout. Errors as [`integers`].
+/// Returns the input packed in the order of the kernel for integer weights, computed once for each layout. Errors as [`integers`].
 pub(crate) fn tokens(x: &Input<'_>, layout: TokenLayout) -> Result<Arc<Tokens>> {
     let packed = |x: &Input<'_>| Ok(Tokens::pack(integers(x, layout.isa(), layout.padding())?, layout)?);
     let found = x.cached(layout.key(), packed)?;
-    // Of two layouts with one key, the second is packed each time.
+    // If two layouts share a key, the second one is packed each time.
     if found.layout() == layout { Ok(found) } else { Ok(Arc::new(packed(x)?)) }
 }
 

@@ -1,4 +1,4 @@
-//! Quantized activations.
+//! Quantization of activations: quantizers, static scales from calibration data, and the integer forms of an input.
 
 mod input;
 mod quantizer;

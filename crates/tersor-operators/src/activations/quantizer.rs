@@ -8,62 +8,82 @@ use tersor_core::{Bits, Error, Isa, ParamError, Result, check_finite, power_of_t
 use tersor_kernels::affine::{self, Affine};
 use tersor_kernels::integer;
 
-/// A quantizer of activations: `q = clamp(round(x / s), -2^(b-1), 2^(b-1) - 1)` with `s = max|x| / (2^(b-1) - 1)` over the values that share a
-/// scale, unless its constructor says otherwise. Zeros stay zeros.
+/// A quantizer of activations `x`, `[tokens, features]`. Unless its constructor says otherwise it is symmetric: `q = clamp(round(x / s), -2^(b-1),
+/// 2^(b-1) - 1)` with the scale `s = max|x| / (2^(b-1) - 1)` over the values that share it. Zeros stay exactly zero.
+///
+/// ```
+/// use tersor_operators::{ActQuant, Isa};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let act = ActQuant::per_token(8)?;
+/// let (codes, scales) = act.encode(Isa::detect(), &[1.0, -0.5, 0.0, 254.0], 2)?;
+/// assert_eq!(codes, [127, -64, 0, 127]);
+/// assert_eq!(ActQuant::decode(&codes, &scales, &[], 2)[2..], [0.0, 254.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Debug)]
 pub struct ActQuant {
     bits: Bits,
     granularity: Granularity,
-    /// See [`ActQuant::key`].
+    /// Key of the quantizer's results in a cache; see [`ActQuant::key`].
     key: u128,
 }
 
 /// Which values share a scale.
 #[derive(Clone, PartialEq, Debug)]
 enum Granularity {
+    /// Values of a token.
     Token,
+    /// All values of a batch.
     Tensor,
+    /// All values, with this static scale.
     Fixed(f32),
+    /// Values of a feature, with a static scale each.
     Channels(Arc<[f32]>),
+    /// This number of features of a token, with a power of two as scale (MXINT).
     Blocks(usize),
+    /// Values of one of this number of spans of a token, with a scale and a zero point.
     Asymmetric(usize),
 }
 
-/// Activations after a quantizer.
+/// Quantized activations.
 pub(crate) enum Encoded {
-    /// Codes with one scale a token, for the integer kernels.
+    /// Integer codes with one scale for each token, for the integer kernels.
     Codes(Codes),
-    /// Dequantized values, where scales differ inside a token.
+    /// Dequantized values, `[tokens, features]`, where scales differ inside a token.
     Values(Vec<f32>),
 }
 
 /// Activations as integers: `x[t, k] = scales[t] * codes[t, k] + offsets[t]`.
 pub(crate) struct Codes {
-    /// `[tokens, features]`.
+    /// Codes, `[tokens, features]`.
     pub codes: Vec<i8>,
-    /// `[tokens]`.
+    /// Scales, `[tokens]`.
     pub scales: Vec<f32>,
-    /// `[tokens]`, or empty where all are zero.
+    /// Offsets, `[tokens]`, or empty if all are zero.
     pub offsets: Vec<f32>,
 }
 
 impl ActQuant {
+    /// Returns the quantizer. Errors unless `bits` is 2 to 8.
     fn new(bits: u32, granularity: Granularity) -> Result<Self, ParamError> {
         let made = Self { bits: Bits::within(bits, 2, 8)?, granularity, key: 0 };
         Ok(Self { key: made.fingerprint(), ..made })
     }
 
-    /// Returns a dynamic quantizer with one scale a token, at `bits` bits. Errors unless `bits` is 2 to 8, as all constructors.
+    /// Returns a dynamic quantizer to `bits` bits with one scale for each token. Errors unless `bits` is 2 to 8.
     pub fn per_token(bits: u32) -> Result<Self, ParamError> {
         Self::new(bits, Granularity::Token)
     }
 
-    /// Returns a dynamic quantizer with one scale for all tokens of a batch: a token's result depends on the others.
+    /// Returns a dynamic quantizer to `bits` bits with one scale for all tokens of a batch: the result of a token depends on the other tokens.
+    /// Errors unless `bits` is 2 to 8.
     pub fn per_tensor(bits: u32) -> Result<Self, ParamError> {
         Self::new(bits, Granularity::Tensor)
     }
 
-    /// Returns a static quantizer with one scale. Errors unless the scale is positive and finite.
+    /// Returns a static quantizer to `bits` bits with the same scale for all values. Errors unless `bits` is 2 to 8 and the scale positive and
+    /// finite.
     pub fn fixed(bits: u32, scale: f32) -> Result<Self, ParamError> {
         if !scale.is_finite() || scale <= 0.0 {
             return Err(ParamError::new("scale", scale, "must be positive and finite"));
@@ -71,7 +91,8 @@ impl ActQuant {
         Self::new(bits, Granularity::Fixed(scale))
     }
 
-    /// Returns a static quantizer with one scale for each feature. Errors unless all are positive and finite.
+    /// Returns a static quantizer to `bits` bits with one scale for each feature, `[features]`. Errors unless `bits` is 2 to 8 and all scales are
+    /// positive and finite.
     pub fn channels(bits: u32, scales: Vec<f32>) -> Result<Self, ParamError> {
         if let Some(s) = scales.iter().find(|s| !s.is_finite() || **s <= 0.0) {
             return Err(ParamError::new("scale", *s, "must be positive and finite"));
@@ -79,8 +100,8 @@ impl ActQuant {
         Self::new(bits, Granularity::Channels(scales.into()))
     }
 
-    /// MXINT (arXiv 2402.02446, section 3.1): blocks of `block` features of a token share a power of two, `2^ceil(log2 max|x|)`; magnitudes have
-    /// `bits - 1` bits.
+    /// Returns the MXINT quantizer (arXiv 2402.02446, section 3.1): every `block` features of a token share the power of two `2^ceil(log2 max|x|)`,
+    /// and magnitudes have `bits - 1` bits. Errors unless `bits` is 2 to 8 and `block` at least 1.
     pub fn mxint(bits: u32, block: usize) -> Result<Self, ParamError> {
         if block == 0 {
             return Err(ParamError::new("block", 0, "must be at least 1"));
@@ -88,14 +109,14 @@ impl ActQuant {
         Self::new(bits, Granularity::Blocks(block))
     }
 
-    /// Returns a dynamic quantizer with a scale and a zero point a token (ResQ, arXiv 2412.14363, section 4.1): `s = (max - min) / (2^b - 1)` over a range that includes 0,
-    /// `q = clamp(round(x / s) + round(-min / s), 0, 2^b - 1)`. With `runs` above 1, that many equal runs of a token's features (heads, say) have
-    /// a scale and a zero point each.
-    pub fn asymmetric(bits: u32, runs: usize) -> Result<Self, ParamError> {
-        if runs == 0 {
-            return Err(ParamError::new("runs", runs, "must be at least 1"));
+    /// Returns a dynamic asymmetric quantizer (ResQ, arXiv 2412.14363, section 4.1): the features of a token are cut into `spans` equal spans (1
+    /// for the whole token, or the number of heads, for example), each with a scale and a zero point, `s = (max - min) / (2^b - 1)` over a range
+    /// that includes 0 and `q = clamp(round(x / s) + round(-min / s), 0, 2^b - 1)`. Errors unless `bits` is 2 to 8 and `spans` at least 1.
+    pub fn asymmetric(bits: u32, spans: usize) -> Result<Self, ParamError> {
+        if spans == 0 {
+            return Err(ParamError::new("spans", spans, "must be at least 1"));
         }
-        Self::new(bits, Granularity::Asymmetric(runs))
+        Self::new(bits, Granularity::Asymmetric(spans))
     }
 
     /// Returns the bits of a code.
@@ -103,7 +124,7 @@ impl ActQuant {
         self.bits
     }
 
-    /// Returns which values share a scale, by the name in specifications: `token`, `tensor`, `fixed`, `channels`, `mxint` or `asymmetric`.
+    /// Returns which values share a scale, as the name in specifications: `token`, `tensor`, `fixed`, `channels`, `mxint` or `asymmetric`.
     pub fn granularity(&self) -> &'static str {
         match self.granularity {
             Granularity::Token => "token",
@@ -115,7 +136,7 @@ impl ActQuant {
         }
     }
 
-    /// Returns the static scales: one, one for each feature, or none.
+    /// Returns the static scales: one, one for each feature, or none for dynamic quantizers.
     pub fn scales(&self) -> &[f32] {
         match &self.granularity {
             Granularity::Fixed(s) => std::slice::from_ref(s),
@@ -124,48 +145,51 @@ impl ActQuant {
         }
     }
 
-    /// Returns the features of a block (MXINT); none for other quantizers.
+    /// Returns the number of features of an MXINT block; `None` for other quantizers.
     pub fn block(&self) -> Option<usize> {
         if let Granularity::Blocks(n) = self.granularity { Some(n) } else { None }
     }
 
-    /// Returns the number of runs of a token that have a scale each (asymmetric); none for other quantizers.
-    pub fn runs(&self) -> Option<usize> {
+    /// Returns the number of spans of a token that have a scale each, of an asymmetric quantizer; `None` for other quantizers.
+    pub fn spans(&self) -> Option<usize> {
         if let Granularity::Asymmetric(n) = self.granularity { Some(n) } else { None }
     }
 
-    /// Returns the key under which inputs keep what this quantizer makes of them.
+    /// Returns the key under which an input caches its quantized form: a fingerprint of all parameters.
     pub(crate) fn key(&self) -> u128 {
         self.key
     }
 
+    /// Returns the fingerprint of all parameters.
     fn fingerprint(&self) -> u128 {
         let scales: Vec<u8> = self.scales().iter().flat_map(|s| s.to_le_bytes()).collect();
-        let name = format!("act {} {} {:?} {:?} ", self.granularity(), self.bits.get(), self.block(), self.runs());
+        let name = format!("act {} {} {:?} {:?} ", self.granularity(), self.bits.get(), self.block(), self.spans());
         fingerprint(&[name.as_bytes(), &scales].concat())
     }
 
-    /// Errors if the quantizer is for another number of features.
+    /// Errors if the quantizer cannot take inputs with `features` features.
     pub(crate) fn check(&self, features: usize) -> Result<()> {
         match &self.granularity {
             Granularity::Channels(s) if s.len() != features => {
                 Err(Error::shape("scales of activations", features, s.len()))
             }
-            Granularity::Asymmetric(runs) if !features.is_multiple_of(*runs) => {
-                Err(Error::shape("features of activations", format!("{runs} equal runs"), features))
+            Granularity::Asymmetric(spans) if !features.is_multiple_of(*spans) => {
+                Err(Error::shape("features of activations", format!("a multiple of {spans}"), features))
             }
             _ => Ok(()),
         }
     }
 
+    /// Returns the largest symmetric code, `2^(b-1) - 1`.
     fn max_code(&self) -> i8 {
         ((1u8 << (self.bits.get() - 1)) - 1) as i8
     }
 
-    /// Quantizes rows of `cols` values; [`ActQuant::check`] has accepted `cols`. Errors at a value that is not finite, with its row and column.
+    /// Quantizes `x`, rows of `cols` values; [`ActQuant::check`] must have accepted `cols`. Errors if a value is not finite, naming its row and
+    /// column.
     pub(crate) fn apply(&self, isa: Isa, x: &[f32], cols: usize) -> Result<Encoded> {
         let (cols, max) = (cols.max(1), self.max_code() as u8);
-        // Scales of tokens are found by a loop that refuses such values itself.
+        // The loop that finds the scales of tokens checks this itself.
         if self.granularity != Granularity::Token {
             check_finite(x, cols, 0)?;
         }
@@ -202,17 +226,17 @@ impl ActQuant {
                 }
                 Encoded::Values(out)
             }
-            Granularity::Asymmetric(runs) => {
-                let (codes, scales, offsets) = self.encode_asymmetric(isa, x, cols / runs);
-                if *runs > 1 {
-                    return Ok(Encoded::Values(Self::decode(&codes, &scales, &offsets, cols / runs)));
+            Granularity::Asymmetric(spans) => {
+                let (codes, scales, offsets) = self.encode_asymmetric(isa, x, cols / spans);
+                if *spans > 1 {
+                    return Ok(Encoded::Values(Self::decode(&codes, &scales, &offsets, cols / spans)));
                 }
                 Encoded::Codes(Codes { codes, scales, offsets })
             }
         })
     }
 
-    /// Returns codes less `2^(b-1)`, so that they are signed, scales, and the offsets that this and the zero point make:
+    /// Quantizes `x`, rows of `cols` values, asymmetrically. Returns signed codes (the code minus `2^(b-1)`), and the scale and offset of each row:
     /// `x = scale * code + offset`.
     fn encode_asymmetric(&self, isa: Isa, x: &[f32], cols: usize) -> (Vec<i8>, Vec<f32>, Vec<f32>) {
         let (max, half) = (((1u32 << self.bits.get()) - 1) as f32, (1u32 << (self.bits.get() - 1)) as f32);
@@ -233,14 +257,15 @@ impl ActQuant {
         (codes, scales, offsets)
     }
 
+    /// Quantizes `x`, rows of `cols` values, with one given scale.
     fn one_scale(&self, isa: Isa, x: &[f32], cols: usize, scale: f32) -> Encoded {
         let (max, grid) = (self.max_code() as u8, Affine { scale, zero: 128 });
         let codes = affine_codes(isa, x, grid, 127 - max..=128 + max, 128).collect();
         Encoded::Codes(Codes { codes, scales: vec![scale; x.len() / cols], offsets: Vec::new() })
     }
 
-    /// Returns codes and scales of rows of `cols` values, each row with a scale of its own. Errors at a value that is not
-    /// finite.
+    /// Quantizes `x`, rows of `cols` values, symmetrically with one scale for each row, whatever the granularity. Returns the codes,
+    /// `[rows, cols]`, and the scales, `[rows]`. Errors if a value is not finite, naming its row and column.
     pub fn encode(&self, isa: Isa, x: &[f32], cols: usize) -> Result<(Vec<i8>, Vec<f32>)> {
         let rows = x.len() / cols.max(1);
         let (mut codes, mut scales) = (vec![0i8; rows * cols], vec![1f32; rows]);
@@ -249,7 +274,8 @@ impl ActQuant {
         Ok((codes, scales))
     }
 
-    /// Dequantizes codes `[tokens, cols]`: `scale * code + offset`, without offsets where `offsets` is empty.
+    /// Returns the values `scale * code + offset` of `codes`, `[tokens, cols]`, with one scale and one offset for each token; an empty `offsets`
+    /// stands for zeros.
     pub fn decode(codes: &[i8], scales: &[f32], offsets: &[f32], cols: usize) -> Vec<f32> {
         let rows = codes.chunks_exact(cols.max(1)).zip(scales).enumerate();
         rows.flat_map(|(t, (row, scale))| {
@@ -260,7 +286,7 @@ impl ActQuant {
     }
 }
 
-/// Returns the codes of `x` on a grid, less `half`.
+/// Returns the codes of `x` on a grid, minus `half`.
 fn affine_codes(isa: Isa, x: &[f32], grid: Affine, range: RangeInclusive<u8>, half: u8) -> impl Iterator<Item = i8> {
     let mut codes = vec![0u8; x.len()];
     affine::quantize(isa, x, grid, range, &mut codes);
@@ -295,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn scales_reach_as_far_as_they_say() {
+    fn values_share_scales_by_granularity() {
         let x = [7.0f32, 1.0, 0.7, 0.1];
         assert_eq!(values(&ActQuant::per_tensor(4).unwrap(), &x, 2), [7.0, 1.0, 1.0, 0.0]);
         let token = values(&ActQuant::per_token(4).unwrap(), &x, 2);
@@ -307,9 +333,9 @@ mod tests {
         assert_eq!(values(&ActQuant::mxint(4, 2).unwrap(), &[1.0, -0.3, 5.0, 0.6], 4), [0.875, -0.25, 5.0, 1.0]);
         // Asymmetric: from -0.5 to 7 in steps of a half, which zero is one of; all above it, 15 steps from 0.
         assert_eq!(values(&ActQuant::asymmetric(4, 1).unwrap(), &[7.0, -0.5, 0.2, 3.3], 4), [7.0, -0.5, 0.0, 3.5]);
-        let runs = values(&ActQuant::asymmetric(4, 2).unwrap(), &[15.0, 3.6, 1.5, 0.36], 4);
-        assert_eq!(runs[..2], [15.0, 4.0]);
-        assert!((runs[2] - 1.5).abs() < 1e-6 && (runs[3] - 0.4).abs() < 1e-6);
+        let spans = values(&ActQuant::asymmetric(4, 2).unwrap(), &[15.0, 3.6, 1.5, 0.36], 4);
+        assert_eq!(spans[..2], [15.0, 4.0]);
+        assert!((spans[2] - 1.5).abs() < 1e-6 && (spans[3] - 0.4).abs() < 1e-6);
         assert!(ActQuant::asymmetric(4, 0).is_err() && ActQuant::asymmetric(4, 3).unwrap().check(4).is_err());
         for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
             assert!(ActQuant::fixed(8, bad).is_err() && ActQuant::channels(8, vec![1.0, bad]).is_err());

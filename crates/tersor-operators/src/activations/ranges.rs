@@ -1,36 +1,49 @@
-//! [`ActPlan`]: static scales of activations, found on calibration data.
+//! [`ActPlan`]: quantizers of activations whose static scales are computed from calibration data.
 
 use tersor_core::{Bits, ParamError, Result, StatNeeds, StatSet};
 
 use super::ActQuant;
 
-/// How much of the observed range a static scale covers.
+/// How the range of a static scale is chosen from the activations seen in calibration.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum ActRange {
-    /// All of it.
+    /// The largest magnitude.
     Max,
-    /// This share of the magnitudes of a sample, in percent, above 50 and at max 100.
+    /// A percentile of the magnitudes of a sample, in percent, above 50 and at most 100.
     Percentile(f64),
-    /// Of the largest magnitude times `1 - i / 100`, `i` in `0..80`, the one with the least squared error on a sample.
+    /// The largest magnitude times `1 - i / 100`, with the `i` in `0..80` of the smallest squared error on a sample.
     Mse,
 }
 
-/// A quantizer of activations whose static scales are still to be found on calibration data.
+/// A quantizer of activations before calibration: its static scales are computed by [`ActPlan::ready`].
+///
+/// ```
+/// use tersor_core::{StatNeeds, StatSet};
+/// use tersor_operators::{ActPlan, ActRange, MatView};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let plan = ActPlan::fixed(8, ActRange::Max, false)?;
+/// let mut stats = StatSet::new(2, plan.needs(), 0, 0)?;
+/// stats.observe(&MatView::new(&[1.0f32, -127.0, 3.0, 5.0], [2, 2])?)?;
+/// assert_eq!(plan.ready(&stats)?.scales(), [1.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Debug)]
 pub enum ActPlan {
-    /// A quantizer that needs no data.
+    /// A quantizer that needs no calibration.
     Ready(ActQuant),
-    /// One static scale.
+    /// One static scale for all values, at these bits.
     Fixed(Bits, ActRange),
-    /// One static scale for each feature.
+    /// One static scale for each feature, at these bits.
     Channels(Bits, ActRange),
 }
 
-/// Tokens of the sample that ranges are searched on.
+/// Number of tokens of the sample on which ranges are chosen.
 const SAMPLE: usize = 512;
 
 impl ActPlan {
-    /// Returns a static quantizer with one scale (`channels`: one for each feature). Errors on bits outside 2 to 8, or a percentile outside 50 to 100.
+    /// Returns the plan of a static quantizer to `bits` bits with one scale, or with `channels` one scale for each feature. Errors unless `bits` is
+    /// 2 to 8 and a percentile above 50 and at most 100.
     pub fn fixed(bits: u32, range: ActRange, channels: bool) -> Result<Self, ParamError> {
         range.check()?;
         let bits = Bits::within(bits, 2, 8)?;
@@ -45,7 +58,7 @@ impl ActPlan {
         }
     }
 
-    /// Returns the statistics of the inputs that the scales are found on.
+    /// Returns the statistics of the inputs that the scales are computed from.
     pub fn needs(&self) -> StatNeeds {
         match self {
             Self::Ready(_) => StatNeeds::default(),
@@ -56,7 +69,7 @@ impl ActPlan {
         }
     }
 
-    /// Returns the number of scales that are stored for so many features.
+    /// Returns the number of stored scales for inputs with `features` features.
     pub fn scales(&self, features: usize) -> usize {
         match self {
             Self::Ready(act) => act.scales().len(),
@@ -65,15 +78,15 @@ impl ActPlan {
         }
     }
 
-    /// Returns the quantizer with its scales. Errors if the statistics lack what is needed, no token was seen, or bits or percentile are none
-    /// that [`ActPlan::fixed`] takes.
+    /// Returns the quantizer with scales computed from `stats`. Errors if the statistics lack what [`ActPlan::needs`] names, have seen no token, or
+    /// the bits or the percentile are out of range as in [`ActPlan::fixed`].
     pub fn ready(&self, stats: &StatSet) -> Result<ActQuant> {
         let (bits, range, channels) = match self {
             Self::Ready(act) => return Ok(act.clone()),
             Self::Fixed(bits, range) => (*bits, *range, false),
             Self::Channels(bits, range) => (*bits, *range, true),
         };
-        // The variants are open to all.
+        // The variants are public, so the parameters may not have been checked.
         range.check()?;
         Bits::within(bits.get(), 2, 8)?;
         let k = stats.features();
@@ -99,18 +112,18 @@ impl ActPlan {
 }
 
 impl ActRange {
-    /// Errors on a percentile that is not above 50 and at most 100.
+    /// Errors unless a percentile is above 50 and at most 100.
     fn check(self) -> Result<(), ParamError> {
         match self {
             ActRange::Percentile(p) if !(p > 50.0 && p <= 100.0) => {
-                Err(ParamError::new("percentile", p, "must be above 50 and at max 100"))
+                Err(ParamError::new("percentile", p, "must be above 50 and at most 100"))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// Returns the largest magnitude that the range covers.
+/// Returns the limit of the range for the given magnitudes.
 fn limit(mut magnitudes: Vec<f32>, bits: Bits, range: ActRange) -> f32 {
     magnitudes.sort_by(f32::total_cmp);
     let Some(&max) = magnitudes.last() else { return 0.0 };
@@ -140,7 +153,7 @@ mod tests {
     use tersor_core::MatView;
 
     #[test]
-    fn ranges_are_found_on_what_was_seen() {
+    fn ranges_follow_from_the_sample() {
         let mut x: Vec<f32> = (0..2000).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
         x[1001] = 4.0;
         let stats = |needs| {

@@ -1,4 +1,4 @@
-//! [`BlockwiseLinear`]: a matrix in blocks under a codebook.
+//! [`BlockwiseLinear`]: a matrix of block-wise quantized values.
 
 use std::ops::Range;
 
@@ -9,14 +9,28 @@ use tersor_core::{DType, Error, Exec, Layout, LinearOp, Loading, OpSpec, Result,
 
 use super::{Map, MapKind, NESTED_BLOCK, Quantized, Scales};
 
-/// Characters of any number of 64 bits in JSON, at most.
-const LONGEST_NUMBER: usize = 24;
+/// Largest number of characters of an f64 in JSON.
+const MAX_NUMBER_LEN: usize = 24;
 
-/// A matrix `[out_features, in_features]` whose values, row after row, are cut into blocks.
+/// A matrix `[out_features, in_features]` of block-wise quantized values: row-major values are cut into blocks, each with a scale, and each value
+/// is a code of a codebook.
 ///
-/// Stored as bitsandbytes stores a 4-bit weight: codes under the name of the matrix (u8, `[bytes, 1]`), `absmax` (f32, or u8 where scales are
-/// quantized, `[blocks]`), `quant_map` (f32, `[values]`), with quantized scales `nested_absmax` (f32) and `nested_quant_map` (f32, `[256]`), and
-/// `quant_state.bitsandbytes__<map>`, JSON with the rest.
+/// Stored as bitsandbytes stores a 4-bit weight: codes under the operator's own name (u8, `[bytes, 1]`), `absmax` (`[blocks]`, f32, or u8 if scales
+/// are quantized), `quant_map` (f32, one value for each code), for quantized scales `nested_absmax` (f32) and `nested_quant_map` (f32, `[256]`),
+/// and `quant_state.bitsandbytes__<map>` (u8), a JSON description.
+///
+/// ```
+/// use tersor_operators::{BlockwiseLinear, DType, Exec, LinearOp, Map, Quantized, Scales};
+/// # fn main() -> tersor_operators::Result<()> {
+/// // NF4: code 15 is 1, code 7 is 0, code 0 is -1; one block of four values.
+/// let q = Quantized::from_parts(Map::nf4(), 64, 4, DType::F32, vec![0xf7, 0x0f], Scales::Plain(vec![2.0]))?;
+/// let op = BlockwiseLinear::new(q, [2, 2])?;
+/// let mut values = [0f32; 4];
+/// op.decompress_rows(0..2, &mut values, &Exec::new())?;
+/// assert_eq!(values, [2.0, 0.0, -2.0, 2.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Debug)]
 pub struct BlockwiseLinear {
     values: Quantized,
@@ -24,10 +38,10 @@ pub struct BlockwiseLinear {
 }
 
 impl BlockwiseLinear {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "blockwise";
 
-    /// Takes quantized values, row by row. Errors unless there are as many as the shape has.
+    /// Returns the matrix of the quantized values, of this shape, row-major. Errors unless there are as many as the shape has.
     pub fn new(values: Quantized, shape: [usize; 2]) -> Result<Self> {
         if elements(shape)? != values.len() {
             return Err(Error::shape("values of a matrix", elements(shape)?, values.len()));
@@ -35,16 +49,17 @@ impl BlockwiseLinear {
         Ok(Self { values, shape })
     }
 
-    /// Returns codes and scales.
+    /// Returns the quantized values: codes, scales and codebook.
     pub fn quantized(&self) -> &Quantized {
         &self.values
     }
 
-    /// Returns the exact stored bits over the number of weights, codebook and description included; 0 for an empty matrix.
+    /// Returns the stored bits, codebook and description included, divided by the number of weights; 0 for an empty matrix.
     pub fn bits_per_weight(&self) -> f64 {
         if self.values.is_empty() { 0.0 } else { self.storage_bits() as f64 / self.values.len() as f64 }
     }
 
+    /// Returns the stored form of a matrix with `rows` rows of this kind.
     fn stored(&self, rows: usize) -> BlockwiseForm<'_> {
         let q = &self.values;
         BlockwiseForm {
@@ -87,7 +102,7 @@ impl LinearOp for BlockwiseLinear {
     }
 }
 
-/// Loads a matrix. Errors if its tensors do not fit each other or the specification.
+/// Loads a matrix. Errors if a tensor is missing or has another type or shape, or its content contradicts the specification.
 pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
     let source = loading.source();
     let unknown = |what: &'static str, value: &str| Error::Unsupported { what, value: value.to_string() };
@@ -101,13 +116,16 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result
     let count = source.info(&name)?.shape.first().copied().unwrap_or(0).min(256);
     let map = Map::known(&read_floats(source, &name, &[count])?).map_err(|e| Error::from(e).in_tensor(&name))?;
     if spec.get_text("map")? != map.kind().name() && map.kind() != MapKind::Custom {
-        return Err(Error::format(name, format!("holds the map `{}`", map.kind().name())));
+        return Err(Error::format(
+            name,
+            format!("holds the map `{}`, the specification says `{}`", map.kind().name(), spec.get_text("map")?),
+        ));
     }
     let (blocks, absmax) = (len.div_ceil(block), join(prefix, "absmax"));
     let scales = if spec.params.contains_key("offset") {
         let inner = join(prefix, "nested_quant_map");
         if read_floats(source, &inner, &[256])? != Map::dynamic(true).values() {
-            return Err(Error::format(inner, "is not the signed dynamic map"));
+            return Err(Error::format(inner, "must hold the signed dynamic map"));
         }
         Scales::Nested {
             codes: read_expected(source, &absmax, DType::U8, &[blocks])?,
@@ -123,27 +141,37 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result
     Ok(Box::new(BlockwiseLinear::new(values, spec.shape)?))
 }
 
-/// The stored form of a matrix in blocks, known before there are codes.
+/// The parameters of a [`BlockwiseLinear`] that determine its stored tensors, known before it is quantized.
+///
+/// ```
+/// use tersor_operators::{BlockwiseForm, DType, Map};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let form = BlockwiseForm { map: &Map::nf4(), block: 64, nested: false, dtype: DType::F16, shape: [64, 64] };
+/// assert_eq!(form.layout().tensors[0].1.shape, [64 * 64 / 2, 1]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct BlockwiseForm<'a> {
     /// The codebook.
     pub map: &'a Map,
-    /// Values of a block, at least 1.
+    /// The number of values of a block, at least 1.
     pub block: usize,
-    /// Whether scales are quantized.
+    /// Whether the scales are quantized too (double quantization).
     pub nested: bool,
-    /// The type that the values came in.
+    /// The type of the original values; its name is stored.
     pub dtype: DType,
-    /// `[out_features, in_features]`.
+    /// The shape of the matrix, `[out_features, in_features]`.
     pub shape: [usize; 2],
 }
 
 impl BlockwiseForm<'_> {
+    /// Returns the name of the tensor with the JSON description.
     fn state_name(&self) -> String {
         format!("quant_state.bitsandbytes__{}", self.map.kind().name())
     }
 
-    /// Returns the JSON description, whose length does not depend on the offset of quantized scales.
+    /// Returns the JSON description, padded so that its length does not depend on the offset of quantized scales.
     fn state(&self, offset: Option<f32>) -> Vec<u8> {
         let ([rows, cols], kind, dtype) = (self.shape, self.map.kind().name(), torch_name(self.dtype));
         let mut text =
@@ -151,7 +179,7 @@ impl BlockwiseForm<'_> {
         let mut length = text.len() + 1;
         if let Some(offset) = offset {
             text.push_str(&format!(r#","nested_blocksize":{NESTED_BLOCK},"nested_dtype":"float32","nested_offset":"#));
-            length = text.len() + 1 + LONGEST_NUMBER;
+            length = text.len() + 1 + MAX_NUMBER_LEN;
             text.push_str(&json_number(f64::from(offset)));
         }
         text.push('}');
@@ -160,9 +188,9 @@ impl BlockwiseForm<'_> {
         bytes
     }
 
-    /// Returns the tensors.
+    /// Returns the names, types and shapes of the stored tensors.
     pub fn layout(&self) -> Layout {
-        // A product that overflows was refused by whoever took the shape.
+        // Shapes whose product overflows were refused before.
         let len = self.shape[0].saturating_mul(self.shape[1]);
         let blocks = len.div_ceil(self.block.max(1));
         let bytes = if self.map.bits() == 4 { len.div_ceil(2) } else { len };
@@ -181,7 +209,8 @@ impl BlockwiseForm<'_> {
         Layout { tensors, exact: true }
     }
 
-    /// Writes rows from `first` on, which must begin with a block and at a whole byte.
+    /// Writes the values `q` as the rows from `first` on. Errors unless these begin with a whole block and a whole byte (quantized scales: with row
+    /// 0), or as the sink.
     fn save(&self, q: &Quantized, first: usize, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let at = first.saturating_mul(self.shape[1]);
         let per_byte = if self.map.bits() == 4 { 2 } else { 1 };
@@ -208,6 +237,7 @@ impl BlockwiseForm<'_> {
     }
 }
 
+/// Returns the name of a type in bitsandbytes' descriptions.
 fn torch_name(dtype: DType) -> &'static str {
     match dtype {
         DType::F16 => "float16",
@@ -216,14 +246,14 @@ fn torch_name(dtype: DType) -> &'static str {
     }
 }
 
-/// Returns a finite number as JSON writers do: the shortest digits that read back the same, the even one of two as near, with an exponent
+/// Returns a finite number as JSON writers do: the fewest digits that read back as the same number (ties to the even digit), with an exponent
 /// outside of 1e-5 to 1e16.
 fn json_number(v: f64) -> String {
     let scientific = v != 0.0 && !(1e-5..1e16).contains(&v.abs());
     let shortest = if scientific { format!("{v:e}") } else { format!("{v}") };
     let mantissa = shortest.split('e').next().unwrap_or_default();
     let places = mantissa.split_once('.').map_or(0, |(_, digits)| digits.len());
-    // As many digits of the exact value, where a tie goes to the even digit.
+    // The same number of digits of the exact value, with ties to the even digit.
     let exact = if scientific { format!("{v:.places$e}") } else { format!("{v:.places$}") };
     let digits = if exact.parse() == Ok(v) { exact } else { shortest };
     if scientific || digits.contains('.') { digits } else { digits + ".0" }

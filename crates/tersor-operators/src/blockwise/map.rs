@@ -1,4 +1,4 @@
-//! [`Map`]: the value of each code, as a share of the largest magnitude of its block.
+//! [`Map`]: the codebook of block-wise quantization, with the value of each code relative to the largest magnitude of its block.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use tersor_core::{Isa, ParamError};
 use tersor_kernels::blockwise;
 use tersor_kernels::codebook::{Codebook, Table};
 
-/// QLoRA's NormalFloat (arXiv 2305.14314, appendix E): quantiles of the normal distribution with an exact zero.
+/// The values of QLoRA's NormalFloat (arXiv 2305.14314, appendix E): quantiles of the normal distribution, with an exact zero.
 const NF4: [f32; 16] = [
     -1.0,
     -0.696_192_8,
@@ -27,30 +27,30 @@ const NF4: [f32; 16] = [
     1.0,
 ];
 
-/// Magnitudes of FP4 (sign, two bits of exponent, one of fraction) in twelfths, by the lower three bits of the code.
+/// Magnitudes of FP4 (a sign, two bits of exponent, one of fraction) in twelfths, by the lower three bits of the code.
 const FP4: [f32; 8] = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0];
 
-/// How a [`Map`] was made.
+/// The kind of a [`Map`]: one of the named codebooks, or a custom one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum MapKind {
-    /// [`Map::dynamic`], signed.
+    /// The signed 8-bit map of [`Map::dynamic`].
     Dynamic,
-    /// [`Map::dynamic`], unsigned.
+    /// The unsigned 8-bit map of [`Map::dynamic`].
     DynamicUnsigned,
-    /// [`Map::linear`], signed.
+    /// The signed 8-bit map of [`Map::linear`].
     Linear,
-    /// [`Map::linear`], unsigned.
+    /// The unsigned 8-bit map of [`Map::linear`].
     LinearUnsigned,
-    /// [`Map::nf4`].
+    /// The 4-bit map of [`Map::nf4`].
     Nf4,
-    /// [`Map::fp4`].
+    /// The 4-bit map of [`Map::fp4`].
     Fp4,
-    /// Values of the caller, or quantiles of data.
+    /// Any other values: [`Map::custom`] or [`Map::quantile`].
     Custom,
 }
 
 impl MapKind {
-    /// The name in specifications: `dynamic`, `dynamic-unsigned`, `linear`, `linear-unsigned`, `nf4`, `fp4`, `custom`.
+    /// Returns the name in specifications: `dynamic`, `dynamic-unsigned`, `linear`, `linear-unsigned`, `nf4`, `fp4`, `custom`.
     pub const fn name(self) -> &'static str {
         match self {
             MapKind::Dynamic => "dynamic",
@@ -64,32 +64,43 @@ impl MapKind {
     }
 }
 
-/// A codebook of up to 256 values between -1 and 1, one for each code. Cheap to clone.
+/// A codebook of 2 to 256 values, one for each code, usually between -1 and 1: values relative to the largest magnitude of a block. Clones share
+/// memory.
+///
+/// ```
+/// use tersor_operators::{Isa, Map};
+/// let map = Map::nf4();
+/// let mut codes = [0u8; 3];
+/// map.encode(Isa::detect(), &[-4.0, 0.1, 2.0], 0.25, &mut codes);
+/// assert_eq!((map.values()[0], map.values()[7]), (-1.0, 0.0));
+/// assert_eq!(codes, [0, 7, 12]);
+/// ```
 #[derive(Clone)]
 pub struct Map(Arc<Inner>);
 
+/// A codebook and its search tables.
 struct Inner {
     kind: MapKind,
-    /// By code.
+    /// Value of each code.
     values: Vec<f32>,
-    /// Sorted, to look the nearest up; values that occur twice are set apart by one unit in the last place.
+    /// Sorted values, for the search of the nearest one; equal values are separated by one unit in the last place.
     search: Codebook,
-    /// The code of each sorted value; None where codes are sorted themselves.
+    /// Code of each sorted value; `None` if values are sorted by code.
     codes: Option<[u8; 256]>,
-    /// Of codes of 4 bits.
+    /// Values of 4-bit codes.
     first: [f32; 16],
-    /// By code, for every byte there is.
+    /// Values of all 256 bytes.
     look_up: Table,
 }
 
 impl Map {
-    /// The 8-bit dynamic map (arXiv 2110.02861, section 2.1): a decimal exponent of 0 to 6 and, in the bits that it leaves, a linear fraction. Signed
-    /// maps have 127 values of each sign, 0 and 1; unsigned ones 254 above 0, 0 and 1.
+    /// Returns the 8-bit dynamic map (arXiv 2110.02861, section 2.1): a decimal exponent from 0 to -6, and a linear fraction in the remaining bits.
+    /// The signed map has 127 values of each sign besides 0 and 1, the unsigned one 254 positive values besides 0 and 1.
     pub fn dynamic(signed: bool) -> Self {
         let mut values = vec![0.0, 1.0];
         for exponent in 0..7 {
             let cells = 1usize << (exponent + usize::from(!signed));
-            // As torch divides an interval: in fused f32, from the nearer end.
+            // As `torch.linspace` computes it: in fused f32, from the nearer end.
             let step = (1.0f32 - 0.1) / cells as f32;
             let bound = |i: usize| {
                 let lower = i < cells.div_ceil(2);
@@ -105,42 +116,43 @@ impl Map {
             }
         }
         values.sort_by(f32::total_cmp);
-        Self::made(if signed { MapKind::Dynamic } else { MapKind::DynamicUnsigned }, values)
+        Self::build(if signed { MapKind::Dynamic } else { MapKind::DynamicUnsigned }, values)
     }
 
-    /// Equal steps: -127 to 127 over 127, or 0 to 255 over 255.
+    /// Returns the 8-bit map of equal steps: `-127 ..= 127` divided by 127 if `signed`, else `0 ..= 255` divided by 255.
     pub fn linear(signed: bool) -> Self {
         let values = |low: i32, high: i32| (low..=high).map(|k| k as f32 / high as f32).collect();
         match signed {
-            true => Self::made(MapKind::Linear, values(-127, 127)),
-            false => Self::made(MapKind::LinearUnsigned, values(0, 255)),
+            true => Self::build(MapKind::Linear, values(-127, 127)),
+            false => Self::build(MapKind::LinearUnsigned, values(0, 255)),
         }
     }
 
-    /// QLoRA's NormalFloat of 4 bits.
+    /// Returns QLoRA's 4-bit NormalFloat (arXiv 2305.14314, section 3): 16 quantiles of the normal distribution, sorted, with an exact zero.
     pub fn nf4() -> Self {
-        Self::made(MapKind::Nf4, NF4.to_vec())
+        Self::build(MapKind::Nf4, NF4.to_vec())
     }
 
-    /// QLoRA's float of 4 bits. The code 8 is -0, which decodes to 0.
+    /// Returns QLoRA's 4-bit float: bit 3 of a code is the sign. The code 8, -0, decodes to 0.
     pub fn fp4() -> Self {
         let value = |code: usize| (FP4[code & 7] / 12.0) * if code > 8 { -1.0 } else { 1.0 };
-        Self::made(MapKind::Fp4, (0..16).map(|c| if c == 8 { 0.0 } else { value(c) }).collect())
+        Self::build(MapKind::Fp4, (0..16).map(|c| if c == 8 { 0.0 } else { value(c) }).collect())
     }
 
-    /// Values of your own, 2 to 256 by code, in any order; of equal ones the first is written for what lies below, the last for what lies above.
-    /// They are parts of the largest magnitude of a block, so -1 to 1 is what is of use. Error on another number of them, or one that is not finite.
+    /// Returns the map with the given value for each code, in any order. Values are relative to the largest magnitude of a block and should cover
+    /// the range from -1 to 1. Among codes of equal values, the first is chosen for inputs below the value, the last for inputs above. Errors
+    /// unless there are 2 to 256 values, each finite and at most half of the largest f32 in magnitude.
     pub fn custom(values: &[f32]) -> Result<Self, ParamError> {
         if !(2..=256).contains(&values.len()) {
             return Err(ParamError::new("values of a map", values.len(), "must be 2 to 256"));
         }
         if let Some(v) = values.iter().find(|v| !v.is_finite() || v.abs() > f32::MAX / 2.0) {
-            return Err(ParamError::new("value of a map", v, "must be finite, and at most half of the largest float"));
+            return Err(ParamError::new("value of a map", v, "must be finite and at most half of the largest f32"));
         }
-        Ok(Self::made(MapKind::Custom, values.to_vec()))
+        Ok(Self::build(MapKind::Custom, values.to_vec()))
     }
 
-    /// The map that has these values, or else [`Map::custom`].
+    /// Returns the named map that has these values, else [`Map::custom`] of them. Errors as [`Map::custom`].
     pub fn known(values: &[f32]) -> Result<Self, ParamError> {
         let named = [
             Self::dynamic(true),
@@ -156,18 +168,18 @@ impl Map {
         }
     }
 
-    /// Quantiles of data (arXiv 2110.02861, section 1.2): the middles of `count + 1` parts that have equally many values each, once every block is divided by its
-    /// largest magnitude. The value nearest to 0 becomes 0. Error when there are fewer values than codes or one is not finite, or `count` is not 2 to
-    /// 256, or `block` is 0.
+    /// Returns the map of `count` quantiles of `data` (quantile quantization, arXiv 2110.02861, section 1.2). Each block of `block` values is
+    /// divided by its largest magnitude; the values of the map are the midpoints between neighbouring `(count + 1)`-quantiles, and the one nearest
+    /// to 0 is set to 0. Errors unless `count` is 2 to 256, `block` at least 1, and `data` has more than `count` values, all finite.
     pub fn quantile(data: &[f32], block: usize, count: usize) -> Result<Self, ParamError> {
         if !(2..=256).contains(&count) || block == 0 {
-            return Err(ParamError::new("values of a map", count, "must be 2 to 256, and blocks not empty"));
+            return Err(ParamError::new("values of a map", count, "must be 2 to 256, with blocks of at least 1 value"));
         }
         if data.len() <= count {
             return Err(ParamError::new("data", data.len(), format!("must be more than {count} values")));
         }
         if let Some(v) = data.iter().find(|v| !v.is_finite()) {
-            return Err(ParamError::new("data", v, "every value must be finite"));
+            return Err(ParamError::new("data", v, "must be finite"));
         }
         let mut parts = Vec::with_capacity(data.len());
         for block in data.chunks(block) {
@@ -186,11 +198,11 @@ impl Map {
         if let Some(i) = smallest {
             values[i] = 0.0;
         }
-        Ok(Self::made(MapKind::Custom, values))
+        Ok(Self::build(MapKind::Custom, values))
     }
 
-    /// Of 2 to 256 finite values.
-    fn made(kind: MapKind, values: Vec<f32>) -> Self {
+    /// Builds the map and its search tables from 2 to 256 finite values.
+    fn build(kind: MapKind, values: Vec<f32>) -> Self {
         let mut order: Vec<u8> = (0..values.len()).map(|c| c as u8).collect();
         order.sort_by(|a, b| (values[usize::from(*a)] + 0.0).total_cmp(&(values[usize::from(*b)] + 0.0)));
         let mut sorted: Vec<f32> = order.iter().map(|c| values[usize::from(*c)] + 0.0).collect();
@@ -204,53 +216,54 @@ impl Map {
         let last = values.last().copied().unwrap_or(0.0);
         let value = |c: usize| values.get(c).copied().unwrap_or(last);
         let (first, look_up) = (std::array::from_fn(value), Table::new(std::array::from_fn(value)));
-        // `made` is called with 2 to 256 finite values, and they were just made ascending.
+        // There are 2 to 256 finite values, sorted and distinct.
         let search = Codebook::new(&sorted).unwrap_or_else(|e| unreachable!("sorted finite values: {e}"));
         Self(Arc::new(Inner { kind, values, search, codes, first, look_up }))
     }
 
-    /// Returns how it was made.
+    /// Returns the kind of the map.
     pub fn kind(&self) -> MapKind {
         self.0.kind
     }
 
-    /// Returns the value of each code.
+    /// Returns the value of each code, in the order of codes.
     pub fn values(&self) -> &[f32] {
         &self.0.values
     }
 
-    /// Returns the bits of a stored code: 4 for up to 16 values, else 8.
+    /// Returns the bits of a stored code: 4 with up to 16 values, else 8.
     pub fn bits(&self) -> u32 {
         if self.0.values.len() <= 16 { 4 } else { 8 }
     }
 
-    /// Returns the code of 0, or of the value nearest to it.
+    /// Returns the code of the value nearest to 0.
     pub fn zero(&self) -> u8 {
         let mut code = [0];
         self.encode(Isa::SCALAR, &[0.0], 1.0, &mut code);
         code[0]
     }
 
-    /// Returns the largest distance between neighbouring values.
+    /// Returns the largest difference of neighbouring values in sorted order.
     pub fn widest_gap(&self) -> f32 {
         self.0.search.values().windows(2).map(|w| w[1] - w[0]).fold(0.0, f32::max)
     }
 
-    /// Writes the codes whose values are nearest to `x * scale`; halfway between two, the lower one. Over the shorter of the two slices.
+    /// Writes to `codes` the code of the value nearest to each `x * scale`, of two equally near ones the lower value, one code a byte. The shorter
+    /// of the two slices sets the length.
     pub fn encode(&self, isa: Isa, x: &[f32], scale: f32, codes: &mut [u8]) {
         self.0.search.nearest(isa, x, scale, codes);
         self.relabel(isa, codes);
     }
 
-    /// Writes codes as [`Map::encode`], with a scale for every `block` values.
+    /// Writes codes as [`Map::encode`], with one scale for each `block` values of `x`.
     pub fn encode_blocks(&self, isa: Isa, x: &[f32], scales: &[f32], block: usize, codes: &mut [u8]) {
         self.0.search.nearest_blocks(isa, x, scales, block, codes);
         self.relabel(isa, codes);
     }
 
-    /// Writes codes by stochastic rounding: of the two values around `x * scale` one is drawn, so that the mean is `x * scale`; `draw(i)` is uniform
-    /// in 0 to 1.
-    pub fn encode_drawn(&self, isa: Isa, x: &[f32], scale: f32, draw: impl Fn(usize) -> f32, codes: &mut [u8]) {
+    /// Writes codes as [`Map::encode`], with stochastic rounding: of the two values around `x * scale` one is chosen at random, so that its
+    /// expectation is `x * scale`. `draw(i)` returns a number for value `i`, uniform in `[0, 1)`.
+    pub fn encode_stochastic(&self, isa: Isa, x: &[f32], scale: f32, draw: impl Fn(usize) -> f32, codes: &mut [u8]) {
         self.0.search.nearest(isa, x, scale, codes);
         let values = self.0.search.values();
         for (i, (code, x)) in codes.iter_mut().zip(x).enumerate() {
@@ -265,19 +278,20 @@ impl Map {
         self.relabel(isa, codes);
     }
 
-    /// Changes numbers of sorted values into codes.
+    /// Replaces indices of sorted values by their codes.
     fn relabel(&self, isa: Isa, codes: &mut [u8]) {
         if let Some(labels) = &self.0.codes {
             blockwise::relabel(isa, labels, self.bits() == 4, codes);
         }
     }
 
-    /// Writes the values of packed 4-bit codes, from code `first` on, with a scale for every `block` values.
+    /// Writes `values[code] * scale` for packed 4-bit codes to `out`, beginning with code number `first` of `packed`; `scales` holds one scale for
+    /// each `block` values, that of code `first` first.
     pub fn decode_packed(&self, isa: Isa, packed: &[u8], first: usize, scales: &[f32], block: usize, out: &mut [f32]) {
         blockwise::look_up_nibbles(isa, &self.0.first, packed, first, scales, block, out);
     }
 
-    /// Writes `values[code] * scale`, over the shorter of the two slices.
+    /// Writes `values[code] * scale` for codes of one byte to `out`. The shorter of the two slices sets the length.
     pub fn decode(&self, isa: Isa, codes: &[u8], scale: f32, out: &mut [f32]) {
         self.0.look_up.look_up(isa, codes, scale, out);
     }

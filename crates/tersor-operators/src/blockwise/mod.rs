@@ -1,4 +1,4 @@
-//! Matrices in blocks under codebooks.
+//! Block-wise quantized values: codebooks, values with scales of blocks, and matrices of them.
 
 mod linear;
 mod map;

@@ -1,4 +1,4 @@
-//! [`Quantized`]: any values as codes and a scale for each block.
+//! [`Quantized`]: values as codes of a codebook, with a scale for each block.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -8,28 +8,29 @@ use tersor_kernels::{blockwise, par};
 
 use super::Map;
 
-/// Number of scales that share a scale where scales are quantized (double quantization).
+/// Number of block scales that share one outer scale in double quantization.
 pub const NESTED_BLOCK: usize = 256;
 
-/// Values from which on results are written past the caches: more than these hold.
-const BEYOND: usize = 16 << 20;
+/// Number of values from which on results are written past the caches.
+const PAST_CACHES: usize = 16 << 20;
 
-/// Values that are decoded before they are written past the caches: as the first cache holds.
+/// Number of values that are decoded before they are written past the caches: as many as fit the first-level cache.
 const PIECE: usize = 1 << 12;
 
-/// Values that are decoded between two looks at the buffer, at most.
+/// Number of values of a unit of parallel work.
 const UNIT: usize = 1 << 16;
 
-/// The largest magnitude of each block.
+/// The scale of each block: the largest magnitude of its values.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Scales {
-    /// As they are.
+    /// Scales in f32, `[blocks]`.
     Plain(Vec<f32>),
-    /// Less `offset`, by the signed dynamic map in blocks of 256.
+    /// Quantized scales (double quantization, arXiv 2305.14314, section 3): their differences from `offset` as codes of the signed dynamic map, in
+    /// blocks of 256.
     Nested {
-        /// A code a block.
+        /// Codes, `[blocks]`.
         codes: Vec<u8>,
-        /// The largest magnitude of each 256 scales less the offset.
+        /// The largest magnitude of each 256 differences, `[ceil(blocks / 256)]`.
         absmax: Vec<f32>,
         /// The mean of the scales.
         offset: f32,
@@ -37,7 +38,7 @@ pub enum Scales {
 }
 
 impl Scales {
-    /// Returns the scales, one a block.
+    /// Returns the scales as f32, `[blocks]`.
     pub fn values(&self, isa: Isa) -> Cow<'_, [f32]> {
         match self {
             Scales::Plain(s) => Cow::Borrowed(s),
@@ -52,7 +53,7 @@ impl Scales {
         }
     }
 
-    /// Returns their stored bits, the offset included.
+    /// Returns the stored bits of the scales, the offset included.
     pub fn bits(&self) -> u64 {
         match self {
             Scales::Plain(s) => s.len() as u64 * 32,
@@ -61,23 +62,33 @@ impl Scales {
     }
 }
 
-/// A tensor as codes and a scale for every block of its flat values.
+/// A tensor of block-wise quantized values: codes of a codebook, and a scale for each block of its consecutive values.
+///
+/// ```
+/// use tersor_operators::{DType, Map, Quantized, Scales};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let q = Quantized::from_parts(Map::linear(true), 2, 3, DType::F32, vec![254, 127, 0], Scales::Plain(vec![2.0, 5.0]))?;
+/// assert_eq!(q.dequantize::<f32>()?, [2.0, 0.0, -5.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Debug)]
 pub struct Quantized {
     map: Map,
     block: usize,
     len: usize,
     dtype: DType,
-    /// Of 4 bits the first of two lies in the high half of the byte.
+    /// Packed codes; of two 4-bit codes the first is in the high half of the byte.
     codes: Vec<u8>,
     scales: Scales,
-    /// `scales`, widened.
+    /// The values of `scales`.
     absmax: Vec<f32>,
 }
 
 impl Quantized {
-    /// Puts together what was stored: `len` values that were of type `dtype`. Error when a length is wrong, a scale is not finite, or a code stands
-    /// for nothing.
+    /// Returns the tensor of `len` values, originally of the type `dtype`, from its stored parts: packed `codes` as [`Quantized::codes`] returns
+    /// them, and one scale for each `block` values. Errors if a length is wrong, `block` is 0, a scale is not finite, or the map has no value for a
+    /// code.
     pub fn from_parts(
         map: Map,
         block: usize,
@@ -87,21 +98,28 @@ impl Quantized {
         scales: Scales,
     ) -> Result<Self> {
         let want = if map.bits() == 4 { len.div_ceil(2) } else { len };
-        if block == 0 || codes.len() != want {
+        if block == 0 {
+            return Err(Error::range("values of a block", "1 or more", block));
+        }
+        if codes.len() != want {
             return Err(Error::shape("bytes of codes", want, codes.len()));
         }
         let blocks = len.div_ceil(block);
         if let Scales::Nested { codes, absmax, offset } = &scales {
             let outer = (blocks, blocks.div_ceil(NESTED_BLOCK));
             if (codes.len(), absmax.len()) != outer {
-                return Err(Error::shape("codes and scales of scales", outer, (codes.len(), absmax.len())));
+                return Err(Error::shape(
+                    "codes and outer scales of quantized scales",
+                    outer,
+                    (codes.len(), absmax.len()),
+                ));
             }
             check_scales(absmax)?;
             check_scales(&[*offset])?;
         }
         let absmax = scales.values(Isa::SCALAR).into_owned();
         if absmax.len() != blocks {
-            return Err(Error::shape("scales", blocks, absmax.len()));
+            return Err(Error::shape("scales of blocks", blocks, absmax.len()));
         }
         check_scales(&absmax)?;
         let known = map.values().len();
@@ -110,7 +128,7 @@ impl Quantized {
             _ => usize::from(*c) >= known,
         };
         if known != 16 && known != 256 && codes.iter().any(unknown) {
-            return Err(Error::shape("codes", format!("below {known}"), "a larger one"));
+            return Err(Error::shape("codes", format!("below {known}"), "one that is not"));
         }
         Ok(Self { map, block, len, dtype, codes, scales, absmax })
     }
@@ -130,17 +148,17 @@ impl Quantized {
         self.len
     }
 
-    /// Returns whether there are none.
+    /// Returns whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Returns the type that the values came in.
+    /// Returns the type of the original values.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Returns the packed codes: a byte a value, or of 4 bits two, the first in the high half.
+    /// Returns the packed codes: one a byte, or with a 4-bit map two a byte, the first in the high half.
     pub fn codes(&self) -> &[u8] {
         &self.codes
     }
@@ -150,16 +168,16 @@ impl Quantized {
         &self.scales
     }
 
-    /// Returns whether scales are quantized too.
+    /// Returns whether the scales are quantized too.
     pub fn is_nested(&self) -> bool {
         matches!(self.scales, Scales::Nested { .. })
     }
 
-    /// Quantizes other values with these scales held; what is larger than the scale of its block takes the outermost code. Error on another length,
-    /// or a value that is not finite.
+    /// Quantizes other values with the scales of this tensor; values above the scale of their block in magnitude get the outermost code. Errors if
+    /// the length differs or a value is not finite.
     pub fn requantize(&self, x: &[f32], isa: Isa) -> Result<Self> {
         if x.len() != self.len {
-            return Err(Error::shape("values", self.len, x.len()));
+            return Err(Error::shape("values to quantize", self.len, x.len()));
         }
         tersor_core::check_finite(x, x.len(), 0)?;
         let mut codes = vec![0u8; self.len];
@@ -174,36 +192,36 @@ impl Quantized {
         Ok(Self { codes, ..self.clone() })
     }
 
-    /// Returns the scale of each block: its largest magnitude, as stored.
+    /// Returns the scale of each block, `[blocks]`; quantized scales dequantized.
     pub fn absmax(&self) -> &[f32] {
         &self.absmax
     }
 
-    /// Returns the bits of codes and scales over the number of values; 0 for none. The map is counted by who stores it.
+    /// Returns the bits of codes and scales, without the codebook, divided by the number of values; 0 if there are none.
     pub fn bits_per_value(&self) -> f64 {
         let bits = self.codes.len() as u64 * 8 + self.scales.bits();
         if self.len == 0 { 0.0 } else { bits as f64 / self.len as f64 }
     }
 
-    /// Returns the values, rounded to `T`.
+    /// Returns the values, rounded to the type `T`.
     pub fn dequantize<T: Element>(&self) -> Result<Vec<T>> {
         let mut out = vec![T::ZERO; self.len];
         self.dequantize_into(&mut out, &Exec::new())?;
         Ok(out)
     }
 
-    /// Writes the values into `out`. Errors on another length.
+    /// Writes the values to `out`, rounded to the type `T`, in the pool of `exec`. Errors if the length differs.
     pub fn dequantize_into<T: Element>(&self, out: &mut [T], exec: &Exec) -> Result<()> {
         if out.len() != self.len {
-            return Err(Error::shape("output", self.len, out.len()));
+            return Err(Error::shape("length of the output", self.len, out.len()));
         }
-        let (mut units, past_caches, isa) = (vec![(); self.len.div_ceil(UNIT)], self.len >= BEYOND, exec.isa());
+        let (mut units, past_caches, isa) = (vec![(); self.len.div_ceil(UNIT)], self.len >= PAST_CACHES, exec.isa());
         let unit = |index: usize, out: &mut [T], _: &mut [()]| {
             let mut wide = Vec::new();
             match T::as_f32_mut(out) {
                 Some(out) if past_caches => {
                     wide.resize(PIECE, 0.0);
-                    // From the first whole line of memory on.
+                    // Whole cache lines are written past the caches, from the first aligned one on.
                     let head = out.as_ptr().align_offset(64).min(out.len());
                     let (first, rest) = out.split_at_mut(head);
                     self.decode(isa, index * UNIT, first);
@@ -225,18 +243,22 @@ impl Quantized {
         Ok(())
     }
 
-    /// Writes a range of values. Errors unless it lies inside and `out` has its length.
+    /// Writes the values of a range of indices to `out`. Errors if the range leaves the tensor or `out` has another length.
     pub fn read(&self, range: Range<usize>, out: &mut [f32], isa: Isa) -> Result<()> {
         if range.start > range.end || range.end > self.len || range.len() != out.len() {
-            return Err(Error::range("values and their output", 0..self.len, (&range, out.len())));
+            return Err(Error::range(
+                "values to read, with the length of the output",
+                0..self.len,
+                (&range, out.len()),
+            ));
         }
         self.decode(isa, range.start, out);
         Ok(())
     }
 
-    /// Values from `start` on; `start + out.len()` is at most the length.
+    /// Writes the values from `start` on to `out`; `start + out.len()` must be at most the length.
     fn decode(&self, isa: Isa, start: usize, out: &mut [f32]) {
-        // Up to the next block, then blocks.
+        // The rest of the first block, then whole blocks.
         let head = ((self.block - start % self.block) % self.block).min(out.len());
         let (first, rest) = out.split_at_mut(head);
         for (at, out) in [(start, first), (start + head, rest)].into_iter().filter(|p| !p.1.is_empty()) {
@@ -253,14 +275,15 @@ impl Quantized {
     }
 }
 
-/// Smallest magnitude that the values of a block are divided by.
-const SMALLEST: f32 = 1e-38;
+/// Lower bound of the scale that values are divided by.
+const MIN_SCALE: f32 = 1e-38;
 
-/// Returns the factor that scales values of a block to -1 to 1, given their largest magnitude.
+/// Returns the factor `1 / absmax` that brings the values of a block to the range -1 to 1; `absmax` counts as at least 1e-38.
 pub fn inverse_scale(absmax: f32) -> f32 {
-    1.0 / absmax.max(SMALLEST)
+    1.0 / absmax.max(MIN_SCALE)
 }
 
+/// Errors if a scale is not finite, naming its index as the column.
 fn check_scales(scales: &[f32]) -> Result<()> {
     match scales.iter().position(|s| !s.is_finite()) {
         Some(i) => Err(Error::NonFinite { row: 0, col: i, value: scales[i] }),

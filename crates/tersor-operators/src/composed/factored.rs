@@ -11,17 +11,28 @@ use tersor_core::{
 };
 use tersor_kernels::dense::{Options, Out, product};
 
-/// `W = up · down`: a low-rank matrix as two operators, `up` `[out_features, rank]` and `down` `[rank, in_features]`.
+/// A low-rank matrix `W = up · down`, `[out_features, in_features]`, of two operators: `up`, `[out_features, rank]`, and `down`,
+/// `[rank, in_features]`.
+///
+/// ```
+/// use tersor_operators::{DType, Dense, Factored, LinearOp};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let dense = |values: Vec<f32>, shape| Dense::new(values, shape, DType::F32).map(Box::new);
+/// let op = Factored::new(dense(vec![1.0, 2.0], [2, 1])?, dense(vec![3.0, 4.0, 5.0], [1, 3])?)?;
+/// assert_eq!(op.shape(), [2, 3]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Factored {
     up: Box<dyn LinearOp>,
     down: Box<dyn LinearOp>,
 }
 
 impl Factored {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "factored";
 
-    /// Multiplies two operators. Errors unless `up` has as many columns as `down` has rows.
+    /// Returns the product of two operators. Errors unless `up` has as many columns as `down` has rows.
     pub fn new(up: Box<dyn LinearOp>, down: Box<dyn LinearOp>) -> Result<Self> {
         if up.shape()[1] != down.shape()[0] {
             return Err(Error::shape("rank of two factors", up.shape()[1], down.shape()[0]));
@@ -44,7 +55,7 @@ impl LinearOp for Factored {
         self.up.decompress_rows(rows.clone(), &mut up, exec)?;
         let mut down = vec![0f32; rank * cols];
         self.down.decompress_rows(0..rank, &mut down, exec)?;
-        // The product wants the right operand by its columns.
+        // The product takes the right operand column by column.
         let mut transposed = vec![0f32; rank * cols];
         for r in 0..rank {
             for c in 0..cols {
@@ -83,22 +94,34 @@ impl LinearOp for Factored {
     }
     fn save_block(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
         self.up.save_block(&join(prefix, "up"), at, sink)?;
-        // `down` has no row of the whole: it is the same in every block.
+        // `down` is the same for all blocks of rows.
         self.down.save(&join(prefix, "down"), sink)
     }
 }
 
-/// `W = base + low_rank`: any operator corrected by any other.
+/// The sum `W = base + low_rank` of two operators of the shape `[out_features, in_features]`: a matrix with a correction, usually a [`Factored`] one.
+///
+/// ```
+/// use tersor_operators::{DType, Dense, Exec, LinearOp, Residual};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let dense = |value: f32| Dense::new(vec![value], [1, 1], DType::F32).map(Box::new);
+/// let op = Residual::new(dense(1.0)?, dense(0.25)?)?;
+/// let mut row = [0f32];
+/// op.decompress_rows(0..1, &mut row, &Exec::new())?;
+/// assert_eq!(row, [1.25]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Residual {
     base: Box<dyn LinearOp>,
     low_rank: Box<dyn LinearOp>,
 }
 
 impl Residual {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "residual";
 
-    /// Adds two operators. Errors unless both have the same shape.
+    /// Returns the sum of two operators. Errors unless both have the same shape.
     pub fn new(base: Box<dyn LinearOp>, low_rank: Box<dyn LinearOp>) -> Result<Self> {
         if base.shape() != low_rank.shape() {
             return Err(Error::shape("shape of a correction", base.shape(), low_rank.shape()));
@@ -147,7 +170,7 @@ impl LinearOp for Residual {
     }
 }
 
-/// The sum of two products of one shape, run by run.
+/// The sum of two products of the same shape, as one task.
 struct Sum<'a>(Box<dyn GemmTask + 'a>, Box<dyn GemmTask + 'a>);
 
 impl GemmTask for Sum<'_> {
@@ -176,10 +199,12 @@ impl GemmTask for Sum<'_> {
     }
 }
 
+/// Loads a product of two operators. Errors as [`Factored::new`], or as their loaders.
 pub(crate) fn load_factored(s: &OpSpec, p: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
     Ok(Box::new(Factored::new(loading.part(s, "up", p)?, loading.part(s, "down", p)?)?))
 }
 
+/// Loads a sum of two operators. Errors as [`Residual::new`], or as their loaders.
 pub(crate) fn load_residual(s: &OpSpec, p: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
     Ok(Box::new(Residual::new(loading.part(s, "base", p)?, loading.part(s, "low_rank", p)?)?))
 }

@@ -1,4 +1,4 @@
-//! Operators made of operators. They know nothing of the forms that their parts have.
+//! Operators composed of others, of any stored form.
 
 mod factored;
 mod online;

@@ -1,11 +1,23 @@
-//! Changes of inputs that happen when the network runs.
+//! Changes of inputs that are applied when the network runs.
 
 use tersor_core::{DType, Error, InputChange, Layout, LinearOp, Result, Rotation, TensorInfo};
 
 use super::{Permuted, Rotated, ScaledInputs};
 
-/// Puts a change of inputs in front of an operator that was made for changed inputs. Errors if it is for another number of features, a factor is
-/// not finite, or there is more than one rotation.
+/// Returns `op` with `change` applied to its inputs, `[tokens, features]`: a [`ScaledInputs`], [`Permuted`] or [`Rotated`]. Errors if the change is
+/// of another number of features, a factor is not finite, or there is not exactly one rotation.
+///
+/// ```
+/// use tersor_operators::*;
+/// # fn main() -> Result<()> {
+/// let op = Dense::new(vec![1.0, 1.0], [1, 2], DType::F32)?;
+/// let op = online(Box::new(op), &InputChange::Scale(vec![2.0, 3.0]))?;
+/// let mut row = [0f32; 2];
+/// op.decompress_rows(0..1, &mut row, &Exec::new())?;
+/// assert_eq!(row, [2.0, 3.0]);
+/// # Ok(())
+/// # }
+/// ```
 pub fn online(op: Box<dyn LinearOp>, change: &InputChange) -> Result<Box<dyn LinearOp>> {
     Ok(match change {
         InputChange::Scale(factors) => Box::new(ScaledInputs::new(factors.clone(), op)?),
@@ -14,8 +26,8 @@ pub fn online(op: Box<dyn LinearOp>, change: &InputChange) -> Result<Box<dyn Lin
     })
 }
 
-/// Returns the tensors that [`online`] stores beside those of an operator with so many features; of a scale or a permutation the values do not
-/// matter. Errors if there is more than one rotation.
+/// Returns the tensors that the result of [`online`] stores in addition to those of the operator, which has `features` input features. The values
+/// of a scale or a permutation may be left out. Errors if there is not exactly one rotation.
 pub fn online_layout(change: &InputChange, features: usize) -> Result<Layout> {
     let vector = |name: &str, dtype| (name.to_string(), TensorInfo { dtype, shape: vec![features] });
     let tensors = match change {
@@ -26,6 +38,7 @@ pub fn online_layout(change: &InputChange, features: usize) -> Result<Layout> {
     Ok(Layout { tensors, exact: true })
 }
 
+/// Returns the only rotation. Errors if there is not exactly one.
 fn single(all: &[Rotation]) -> Result<&Rotation> {
     match all {
         [one] => Ok(one),

@@ -1,4 +1,4 @@
-//! [`Split`]: operators side by side, each of which reads its own run of the features.
+//! [`Split`]: operators side by side, each on its own span of the input features.
 
 use std::ops::Range;
 
@@ -10,18 +10,29 @@ use tersor_core::{
     view,
 };
 
-/// `W = [W_0 W_1 …]`: runs of columns, each in a stored form of its own, `y = Σ x[run i] W_iᵀ` (ResQ, arXiv 2412.14363: 4-bit and 8-bit columns,
-/// multiplied by 4-bit and 8-bit inputs).
+/// A matrix `W = [W_0 W_1 ...]`, `[out_features, in_features]`, of operators side by side, each for a span of the columns: `y = Σ x[span i] W_iᵀ`.
+/// ResQ (arXiv 2412.14363) has 4-bit and 8-bit columns, multiplied by 4-bit and 8-bit inputs.
+///
+/// ```
+/// use tersor_operators::{DType, Dense, LinearOp, Split};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let wide = Dense::new(vec![1.0; 2 * 3], [2, 3], DType::F16)?;
+/// let narrow = Dense::new(vec![2.0; 2], [2, 1], DType::F32)?;
+/// let op = Split::new(vec![Box::new(wide), Box::new(narrow)])?;
+/// assert_eq!(op.shape(), [2, 4]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Split {
     parts: Vec<Box<dyn LinearOp>>,
     shape: [usize; 2],
 }
 
 impl Split {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "split";
 
-    /// Puts parts side by side. Errors unless there is at least one and all have as many rows.
+    /// Returns the matrix of `parts` side by side, in order. Errors if there is none, they differ in rows, or the shape overflows.
     pub fn new(parts: Vec<Box<dyn LinearOp>>) -> Result<Self> {
         let rows = parts.first().map(|p| p.shape()[0]);
         let rows = rows.ok_or_else(|| Error::shape("parts of a split operator", "at least 1", 0))?;
@@ -29,27 +40,27 @@ impl Split {
             return Err(Error::shape("rows of a part of a split operator", rows, p.shape()[0]));
         }
         let cols = parts.iter().try_fold(0usize, |sum, p| sum.checked_add(p.shape()[1]));
-        let cols = cols.ok_or_else(|| Error::Overflow { what: "columns of a split operator".into() })?;
+        let cols = cols.ok_or_else(|| Error::Overflow { what: "the number of columns of a split operator".into() })?;
         view::elements([rows, cols])?;
         Ok(Self { parts, shape: [rows, cols] })
     }
 
-    /// Returns the parts with their columns.
-    fn runs(&self) -> impl Iterator<Item = (&dyn LinearOp, Range<usize>)> {
+    /// Returns the parts, each with its range of columns.
+    fn spans(&self) -> impl Iterator<Item = (&dyn LinearOp, Range<usize>)> {
         self.parts.iter().scan(0, |at, p| {
-            let run = *at..*at + p.shape()[1];
-            *at = run.end;
-            Some((&**p, run))
+            let span = *at..*at + p.shape()[1];
+            *at = span.end;
+            Some((&**p, span))
         })
     }
 }
 
-/// Returns the name of a part in specifications and tensors.
+/// Returns the name of a part in specifications and tensor names.
 fn name(index: usize) -> String {
     format!("part{index}")
 }
 
-/// Returns the layout of a [`Split`] whose parts have these layouts.
+/// Returns the layout of a [`Split`] from those of its parts, in order.
 pub fn split_layout(parts: impl IntoIterator<Item = Layout>) -> Layout {
     let mut all = Layout { tensors: Vec::new(), exact: true };
     for (i, part) in parts.into_iter().enumerate() {
@@ -70,11 +81,11 @@ impl LinearOp for Split {
     fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
         check_range(self.shape, &rows, out.len())?;
         let mut values = Vec::new();
-        for (part, run) in self.runs().filter(|(_, run)| !run.is_empty()) {
-            values.resize(rows.len() * run.len(), 0.0);
+        for (part, span) in self.spans().filter(|(_, span)| !span.is_empty()) {
+            values.resize(rows.len() * span.len(), 0.0);
             part.decompress_rows(rows.clone(), &mut values, exec)?;
-            for (out, values) in out.chunks_exact_mut(self.shape[1]).zip(values.chunks_exact(run.len())) {
-                out[run.clone()].copy_from_slice(values);
+            for (out, values) in out.chunks_exact_mut(self.shape[1]).zip(values.chunks_exact(span.len())) {
+                out[span.clone()].copy_from_slice(values);
             }
         }
         Ok(())
@@ -84,13 +95,13 @@ impl LinearOp for Split {
         if write == Write::Set {
             y.rows_mut().for_each(|r| r.fill(0.0));
         }
-        self.runs().try_for_each(|(part, run)| part.apply(&*x.columns(run)?, y.reborrow(), Write::Add, exec))
+        self.spans().try_for_each(|(part, span)| part.apply(&*x.columns(span)?, y.reborrow(), Write::Add, exec))
     }
     fn apply_transposed(&self, dy: MatView<'_, f32>, mut dx: MatViewMut<'_>, exec: &Exec) -> Result<()> {
         if dx.shape() != [dy.shape()[0], self.shape[1]] {
             return Err(Error::shape("gradient of the input", [dy.shape()[0], self.shape[1]], dx.shape()));
         }
-        self.runs().try_for_each(|(part, run)| part.apply_transposed(dy, dx.reborrow().columns(run)?, exec))
+        self.spans().try_for_each(|(part, span)| part.apply_transposed(dy, dx.reborrow().columns(span)?, exec))
     }
     fn shared_parts(&self) -> Vec<(String, u64)> {
         self.parts.iter().flat_map(|p| p.shared_parts()).collect()
@@ -104,6 +115,7 @@ impl LinearOp for Split {
     }
 }
 
+/// Loads operators side by side. Errors as [`Split::new`], or as their loaders.
 pub(crate) fn load(s: &OpSpec, p: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
     let part = |i: usize| loading.part(s, &name(i), p);
     Ok(Box::new(Split::new((0..s.parts.len()).map(part).collect::<Result<_>>()?)?))

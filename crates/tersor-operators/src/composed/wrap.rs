@@ -1,7 +1,6 @@
-//! Operators that change their input before another operator sees it.
+//! Operators that change their inputs and pass them to another operator.
 //!
-//! Each holds an operator `W'` that was made for changed inputs, and equals the matrix `W` for the original inputs: `decompress_rows` gives the
-//! rows of `W`.
+//! Each holds an operator `W'` for changed inputs and is the matrix `W` for the original inputs: `decompress_rows` returns rows of `W`.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -17,48 +16,94 @@ use tersor_core::{
 
 use crate::activations::{ActQuant, offsets, quantized};
 
-/// `y = (x Rᵀ) W'ᵀ`, that is `W = W' R`.
+/// An operator `W'` for rotated inputs: `y = (x Rᵀ) W'ᵀ`, so that `W = W' R` with the rotation `R`, `[in_features, in_features]`.
+///
+/// ```
+/// use tersor_operators::{DType, Dense, Exec, LinearOp, Rotated, Rotation};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let swap = Rotation::dense(&[0.0, 1.0, 1.0, 0.0])?;
+/// let op = Rotated::new(swap, Box::new(Dense::new(vec![1.0, 2.0], [1, 2], DType::F32)?))?;
+/// let mut row = [0f32; 2];
+/// op.decompress_rows(0..1, &mut row, &Exec::new())?;
+/// assert_eq!(row, [2.0, 1.0]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Rotated {
     rotation: Rotation,
     op: Box<dyn LinearOp>,
 }
 
-/// `y = x[order] W'ᵀ`: column `i` of `W'` is column `order[i]` of `W`.
+/// An operator `W'` for permuted inputs: `y = x[order] W'ᵀ`, so that column `i` of `W'` is column `order[i]` of `W`.
+///
+/// ```
+/// use tersor_operators::{DType, Dense, Exec, LinearOp, Permuted};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let op = Permuted::new(vec![2, 0, 1], Box::new(Dense::new(vec![1.0, 2.0, 3.0], [1, 3], DType::F32)?))?;
+/// let mut row = [0f32; 3];
+/// op.decompress_rows(0..1, &mut row, &Exec::new())?;
+/// assert_eq!(row, [2.0, 3.0, 1.0]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Permuted {
     order: Vec<u32>,
     key: u128,
     op: Box<dyn LinearOp>,
 }
 
-/// `y = (x · s) W'ᵀ`, elementwise by features.
+/// An operator `W'` for scaled inputs: `y = (x diag(s)) W'ᵀ`, so that `W = W' diag(s)`, with one factor `s_j` for each input feature.
+///
+/// ```
+/// use tersor_operators::{DType, Dense, Exec, LinearOp, ScaledInputs};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let op = ScaledInputs::new(vec![0.5, 2.0], Box::new(Dense::new(vec![4.0, 4.0], [1, 2], DType::F32)?))?;
+/// let mut row = [0f32; 2];
+/// op.decompress_rows(0..1, &mut row, &Exec::new())?;
+/// assert_eq!(row, [2.0, 8.0]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct ScaledInputs {
     scales: Vec<f32>,
     key: u128,
     op: Box<dyn LinearOp>,
 }
 
-/// `y = Q(x) Wᵀ`: the activations pass a quantizer, the weights are those of `op`.
+/// An operator whose inputs are quantized: `y = Q(x) Wᵀ`, with a quantizer `Q` of activations and the weights `W` of the operator.
+///
+/// ```
+/// use tersor_operators::{ActQuant, DType, Dense, LinearOpExt, MatView, QuantizedInputs};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let op = Dense::new(vec![1.0, 1.0], [1, 2], DType::F32)?;
+/// let op = QuantizedInputs::new(ActQuant::fixed(8, 0.5)?, Box::new(op))?;
+/// // 0.7 and 1.2 are rounded to 0.5 and 1.0.
+/// assert_eq!(op.matmul_vec(&MatView::new(&[0.7f32, 1.2], [1, 2])?)?, [1.5]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct QuantizedInputs {
     act: ActQuant,
     op: Box<dyn LinearOp>,
-    /// Sums of the rows of `op`, by which offsets of whole tokens are multiplied. Computed when they are first needed.
+    /// Sum of each row of `op`, `[out_features]`: the factor of a token's offset. Computed when first needed.
     sums: OnceLock<Vec<f32>>,
 }
 
-/// Returns the key of an input that was changed by these values.
+/// Returns the key under which an input caches the result of the change `change` with these values.
 fn key(change: &[u8], values: impl Iterator<Item = u8>) -> u128 {
     fingerprint(&change.iter().copied().chain(values).collect::<Vec<u8>>())
 }
 
+/// Errors unless `op` has `n` input features.
 fn check_width(op: &dyn LinearOp, n: usize) -> Result<()> {
     if op.shape()[1] == n { Ok(()) } else { Err(Error::shape("features of a wrapped operator", n, op.shape()[1])) }
 }
 
 impl Rotated {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "rotated";
 
-    /// Puts a rotation in front of an operator that was made for rotated inputs. Errors if their widths differ.
+    /// Returns `op`, an operator for rotated inputs, with the rotation of the original inputs in front. Errors if their numbers of features differ.
     pub fn new(rotation: Rotation, op: Box<dyn LinearOp>) -> Result<Self> {
         check_width(&*op, rotation.dim())?;
         Ok(Self { rotation, op })
@@ -66,10 +111,11 @@ impl Rotated {
 }
 
 impl Permuted {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "permuted";
 
-    /// Puts a permutation in front of an operator that was made for permuted inputs. Errors unless `order` holds every feature once.
+    /// Returns `op`, an operator for permuted inputs, with the permutation of the original inputs in front: its feature `i` is feature `order[i]` of the
+    /// input. Errors unless `order` holds each feature of `op` once.
     pub fn new(order: Vec<u32>, op: Box<dyn LinearOp>) -> Result<Self> {
         check_width(&*op, order.len())?;
         FeatureMap::permutation(order.clone())?;
@@ -79,11 +125,11 @@ impl Permuted {
 }
 
 impl ScaledInputs {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "scaled_inputs";
 
-    /// Multiplies inputs by a factor for each feature in front of an operator that was made for scaled inputs. Errors unless there is a finite
-    /// factor for each feature.
+    /// Returns `op`, an operator for scaled inputs, with the multiplication of the original inputs by `scales`, `[in_features]`, in front. Errors unless
+    /// there is a finite factor for each feature.
     pub fn new(scales: Vec<f32>, op: Box<dyn LinearOp>) -> Result<Self> {
         check_width(&*op, scales.len())?;
         check_finite(&scales, scales.len(), 0)?;
@@ -93,22 +139,22 @@ impl ScaledInputs {
 }
 
 impl QuantizedInputs {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "quantized_inputs";
 
-    /// Puts a quantizer of activations in front of an operator. Errors if the quantizer is for another number of features, or if it adds an offset
-    /// to whole tokens (asymmetric, one run) and the operator quantizes activations itself, at any depth: the offset is added after the operator,
-    /// which must be linear for that.
+    /// Returns `op` with the quantizer `act` in front, which quantizes its inputs. Errors if `act` is for another number of features. Errors also if `act` is asymmetric
+    /// with one span and `op`, or an operator inside of it, quantizes activations too: the offset of a token is added to the result of `op`, which
+    /// must be linear.
     pub fn new(act: ActQuant, op: Box<dyn LinearOp>) -> Result<Self> {
         act.check(op.shape()[1])?;
-        if act.runs() == Some(1) && rounds_inputs(&op.spec()) {
-            let value =
-                "asymmetric in front of an operator that quantizes activations; use a symmetric one, or one of the two";
+        if act.spans() == Some(1) && rounds_inputs(&op.spec()) {
+            let value = "asymmetric in front of an operator that quantizes activations; use a symmetric one, or only one of the two";
             return Err(Error::Unsupported { what: "quantizer of activations", value: value.into() });
         }
         Ok(Self { act, op, sums: OnceLock::new() })
     }
 
+    /// Returns the sum of each row of `op`, `[out_features]`. Errors if a row cannot be decompressed.
     fn sums(&self, exec: &Exec) -> Result<&[f32]> {
         if let Some(sums) = self.sums.get() {
             return Ok(sums);
@@ -129,35 +175,40 @@ impl QuantizedInputs {
     }
 }
 
-/// Returns whether an operator, or one inside of it, quantizes activations.
+/// Returns whether the operator with this specification, or one inside of it, quantizes activations.
 fn rounds_inputs(spec: &OpSpec) -> bool {
     spec.kind == QuantizedInputs::KIND || spec.parts.values().any(rounds_inputs)
 }
 
-/// The parts in which the wrappers differ; the rest is written once below.
+/// The functions in which these operators differ; [`LinearOp`] is implemented once for all of them.
 trait Wrap: Send + Sync {
+    /// The kind in specifications.
     const KIND: &'static str;
+    /// Returns the operator `W'`.
     fn inner(&self) -> &dyn LinearOp;
     /// Returns the changed input.
     fn input(&self, x: &Input<'_>, exec: &Exec) -> Result<Arc<Input<'static>>>;
-    /// Adds the part of the product that the changed input leaves out.
+    /// Adds to `y` the part of the product that the changed input does not contain.
     fn finish(&self, input: &Input<'_>, y: MatViewMut<'_>, exec: &Exec) -> Result<()> {
         let _ = (input, y, exec);
         Ok(())
     }
-    /// Changes rows of `W'` into rows of `W`.
+    /// Replaces rows of `W'`, `[n, in_features]`, by the same rows of `W`.
     fn restore(&self, rows: &mut [f32], isa: Isa);
-    /// Adds the gradient of `x` to `dx`, given the gradient of the changed input.
+    /// Adds the gradient of the original input to `dx`, given the gradient `inner` of the changed input, `[tokens, in_features]` both.
     fn backward(&self, inner: &mut [f32], mut dx: MatViewMut<'_>, isa: Isa) {
-        // The inputs change as the rows do: x' = x Mᵀ where W = W' M.
+        // x' = x Mᵀ with W = W' M, so gradients are mapped as rows are.
         self.restore(inner, isa);
         let width = dx.shape()[1].max(1);
         for (dx, d) in dx.rows_mut().zip(inner.chunks_exact(width)) {
             dx.iter_mut().zip(d).for_each(|(a, b)| *a += b);
         }
     }
+    /// Returns the stored bits without those of `W'`.
     fn own_bits(&self) -> u64;
+    /// Adds parameters to a specification.
     fn describe(&self, spec: OpSpec) -> OpSpec;
+    /// Writes the tensors without those of `W'`.
     fn save_own(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()>;
 }
 
@@ -229,7 +280,7 @@ impl Wrap for ScaledInputs {
     fn input(&self, x: &Input<'_>, exec: &Exec) -> Result<Arc<Input<'static>>> {
         x.form(self.key, |v| self.restore(v, exec.isa()))
     }
-    /// `W = W' diag(s)`: the weights take the same factors as the inputs.
+    /// Multiplies rows by the factors of the inputs: `W = W' diag(s)`.
     fn restore(&self, rows: &mut [f32], _: Isa) {
         for row in rows.chunks_exact_mut(self.scales.len().max(1)) {
             row.iter_mut().zip(&self.scales).for_each(|(v, s)| *v *= s);
@@ -268,11 +319,11 @@ impl Wrap for QuantizedInputs {
     }
     fn describe(&self, spec: OpSpec) -> OpSpec {
         let spec = spec.int("activation_bits", self.act.bits().get());
-        // One scale a token is the default.
+        // `token` is the default, which is not written.
         let granularity = self.act.granularity();
         let spec = if granularity == "token" { spec } else { spec.text("activations", granularity) };
         let spec = self.act.block().into_iter().fold(spec, |s, n| s.size("activation_block", n));
-        self.act.runs().filter(|n| *n > 1).into_iter().fold(spec, |s, n| s.size("activation_runs", n))
+        self.act.spans().filter(|n| *n > 1).into_iter().fold(spec, |s, n| s.size("activation_runs", n))
     }
     fn save_own(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let scales = self.act.scales();
@@ -283,6 +334,7 @@ impl Wrap for QuantizedInputs {
     }
 }
 
+/// Implements [`LinearOp`] for types that implement [`Wrap`].
 macro_rules! wrapped {
     ($($wrapper:ty),*) => {$(
         impl LinearOp for $wrapper {
@@ -311,7 +363,7 @@ macro_rules! wrapped {
                     return Err(Error::shape("features of the input", self.shape()[1], x.shape()[1]));
                 }
                 let input = self.input(x, exec)?;
-                // With offsets there is more to do than the product.
+                // Offsets are added after the product, which a task cannot do.
                 if offsets(&input).is_some() { Ok(None) } else { self.inner().task(&input, exec) }
             }
             fn apply_transposed(&self, dy: MatView<'_, f32>, dx: MatViewMut<'_>, exec: &Exec) -> Result<()> {
@@ -337,21 +389,25 @@ macro_rules! wrapped {
 }
 wrapped!(Rotated, Permuted, ScaledInputs, QuantizedInputs);
 
+/// Loads a rotation and its operator. Errors as [`Rotated::new`], or as their loaders.
 pub(crate) fn load_rotated(s: &OpSpec, p: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
     Ok(Box::new(Rotated::new(Rotation::load(s, p, loading.source())?, loading.part(s, "op", p)?)?))
 }
 
+/// Loads a permutation and its operator. Errors as [`Permuted::new`], or as their loaders.
 pub(crate) fn load_permuted(s: &OpSpec, p: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
     let bytes = read_expected(loading.source(), &join(p, "order"), DType::U32, &[s.shape[1]])?;
     let order = bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
     Ok(Box::new(Permuted::new(order, loading.part(s, "op", p)?)?))
 }
 
+/// Loads factors of inputs and their operator. Errors as [`ScaledInputs::new`], or as their loaders.
 pub(crate) fn load_scaled(s: &OpSpec, p: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
     let scales = read_floats(loading.source(), &join(p, "input_scales"), &[s.shape[1]])?;
     Ok(Box::new(ScaledInputs::new(scales, loading.part(s, "op", p)?)?))
 }
 
+/// Loads a quantizer of activations and its operator. Errors if it is unknown, or as [`QuantizedInputs::new`], or as their loaders.
 pub(crate) fn load_quantized(s: &OpSpec, p: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
     let bits = u32::try_from(s.get_int("activation_bits")?).unwrap_or(0);
     let scales = |n: usize| read_floats(loading.source(), &join(p, "activation_scales"), &[n]);

@@ -1,27 +1,37 @@
-//! [`Grid`] and [`GroupSpec`]: from the values of a group to its scale and zero.
+//! [`Grid`] and [`GroupSpec`]: from the values of a group to its scale and zero point.
 
 use half::{bf16, f16};
 use tersor_core::{Bits, DType, Error, GroupSize, Isa, ParamError, Result, power_of_two_above};
 use tersor_kernels::affine::{self, Affine};
 
-/// Which codes a group may use, and where its zero lies.
+/// The grid of a group of `b`-bit codes: which codes are used, and how the scale `s` and the zero point follow from the range of the values.
+///
+/// ```
+/// use tersor_operators::{Bits, Grid};
+/// # fn main() -> tersor_operators::Result<()> {
+/// assert_eq!(Grid::SymNarrow.codes(Bits::new(4)?), 1..=15);
+/// assert_eq!(Grid::from_name("asym"), Some(Grid::Asym));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Grid {
-    /// From the smallest to the largest value, zero included: `s = (max - min) / (2^b - 1)`, the zero is a code.
+    /// Asymmetric: codes `0 ..= 2^b - 1` from the smallest to the largest value, a range that includes 0; `s = (max - min) / (2^b - 1)`, with an
+    /// integer zero point.
     Asym,
-    /// Codes `-2^(b-1) ..= 2^(b-1) - 1`: `s = 2 max|w| / (2^b - 1)`. Every value lies within half a step of a code.
+    /// Symmetric, all codes `-2^(b-1) ..= 2^(b-1) - 1`: `s = 2 max|w| / (2^b - 1)`. Every value lies within half a step of a code.
     SymFull,
-    /// Codes `±(2^(b-1) - 1)`: `s = max|w| / (2^(b-1) - 1)`.
+    /// Symmetric, without the lowest code, `-(2^(b-1) - 1) ..= 2^(b-1) - 1`: `s = max|w| / (2^(b-1) - 1)`.
     SymNarrow,
 }
 
 impl Grid {
-    /// The symmetric grid that `-sym` in a recipe means: narrow at 8 bits, full below.
+    /// Returns the symmetric grid that `-sym` stands for in a recipe: [`Grid::SymNarrow`] at 8 bits, [`Grid::SymFull`] below.
     pub fn symmetric(bits: Bits) -> Self {
         if bits.get() == 8 { Grid::SymNarrow } else { Grid::SymFull }
     }
 
-    /// The name in specifications and recipes.
+    /// Returns the name in specifications and recipes: `asym`, `sym_full` or `sym_narrow`.
     pub fn name(self) -> &'static str {
         match self {
             Grid::Asym => "asym",
@@ -30,12 +40,12 @@ impl Grid {
         }
     }
 
-    /// The grid of that name.
+    /// Returns the grid with this name; `None` if there is none.
     pub fn from_name(name: &str) -> Option<Self> {
         [Grid::Asym, Grid::SymFull, Grid::SymNarrow].into_iter().find(|g| g.name() == name)
     }
 
-    /// The codes that it uses, with `2^(b-1)` added to signed ones.
+    /// Returns the range of stored codes; signed codes are stored with `2^(b-1)` added.
     pub fn codes(self, bits: Bits) -> std::ops::RangeInclusive<u8> {
         match self {
             Grid::SymNarrow => 1..=bits.max_code(),
@@ -44,20 +54,30 @@ impl Grid {
     }
 }
 
-/// How the range of a group is chosen.
+/// How the range of the values of a group, which its grid covers, is chosen.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Clip {
-    /// All of it.
+    /// The whole range of the values.
     None,
-    /// Of the range times `1 - i / 100`, `i` in `0..80`, the one with the least `Σ |w - ŵ|^norm`
-    /// (GPTQ's `mse` option; its norm is 2.4).
+    /// The range times `1 - i / 100`, with the `i` in `0..80` of the smallest `Σ |w - ŵ|^norm` (the `mse` option of GPTQ's released code, whose
+    /// norm is 2.4).
     Search {
-        /// Exponent, at least 1.
+        /// The exponent, finite and at least 1.
         norm: f32,
     },
 }
 
-/// A checked description of a grid over groups: bits, group size, grid, type of the scales, choice of the range.
+/// Checked parameters of a grid over groups of weights: bits, group size, grid, type of the scales, choice of the range.
+///
+/// ```
+/// use tersor_operators::{Clip, DType, Grid, GroupSize, GroupSpec, Isa};
+/// # fn main() -> tersor_operators::Result<()> {
+/// let spec = GroupSpec::new(4, GroupSize::size(128)?, Grid::Asym, DType::F32, Clip::None)?;
+/// let params = spec.quant_params(Isa::detect(), &[-1.0, 0.5, 2.0])?;
+/// assert_eq!((params.scale, params.zero), (0.2, 5));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct GroupSpec {
     bits: Bits,
@@ -67,11 +87,12 @@ pub struct GroupSpec {
     clip: Clip,
 }
 
-/// Scale and zero of one group.
-pub type GroupFit = Affine;
+/// The quantization parameters of a group: scale and zero point.
+pub type QuantParams = Affine;
 
 impl GroupSpec {
-    /// Error unless everything is in its range.
+    /// Returns the checked parameters. Errors if `bits` is not 2 to 8, `scale_dtype` is not f16, bf16, f32 or (on [`Grid::SymNarrow`] only) E8M0,
+    /// or the norm of the clip search is not finite and at least 1.
     pub fn new(bits: u32, group: GroupSize, grid: Grid, scale_dtype: DType, clip: Clip) -> Result<Self, ParamError> {
         let bits = Bits::within(bits, 2, 8)?;
         if !scale_dtype.is_scale() || (scale_dtype == DType::E8M0 && grid != Grid::SymNarrow) {
@@ -91,65 +112,72 @@ impl GroupSpec {
         self.bits
     }
 
-    /// Returns which weights share a scale.
+    /// Returns the group size: which weights share a scale.
     pub fn group(&self) -> GroupSize {
         self.group
     }
 
-    /// Returns the codes in use.
+    /// Returns the grid.
     pub fn grid(&self) -> Grid {
         self.grid
     }
 
-    /// Returns the stored type of the scales: f16, bf16, f32, or on the narrow grid powers of two (MXINT).
+    /// Returns the stored type of the scales: f16, bf16, f32, or E8M0 (powers of two, for MXINT).
     pub fn scale_dtype(&self) -> DType {
         self.scale_dtype
     }
 
-    /// Returns how the range of a group is chosen.
+    /// Returns how the range that the grid of a group covers is chosen.
     pub fn clip(&self) -> Clip {
         self.clip
     }
 
-    /// Returns the same with other bits. Errors unless they are 2 to 8.
+    /// Returns the parameters with other bits. Errors unless `bits` is 2 to 8.
     pub fn with_bits(self, bits: u32) -> Result<Self, ParamError> {
         Self::new(bits, self.group, self.grid, self.scale_dtype, self.clip)
     }
 
-    /// Returns scale (already rounded to its stored type) and zero of a group of finite values. A group whose step would be below the smallest
-    /// normal f32 counts as zeros: scale 1. Errors if the scale does not fit its type.
-    pub fn fit(&self, isa: Isa, w: &[f32]) -> Result<GroupFit> {
-        self.fit_weighted(isa, w, &[])
+    /// Returns the scale, rounded to its stored type, and the zero point of a group with the finite values `w`. A group whose scale would be below
+    /// the smallest normal f32 is treated as zeros, with the scale 1. Errors if the scale does not fit its stored type.
+    pub fn quant_params(&self, isa: Isa, w: &[f32]) -> Result<QuantParams> {
+        self.quant_params_weighted(isa, w, &[])
     }
 
-    /// [`GroupSpec::fit`], the clip search weighing the error at each feature by `importance`, repeated where it is shorter; all alike
-    /// where it is empty.
-    pub fn fit_weighted(&self, isa: Isa, w: &[f32], importance: &[f32]) -> Result<GroupFit> {
+    /// Returns the scale and zero point as [`GroupSpec::quant_params`], with the errors of the clip search weighted by `importance`: one weight for
+    /// each value of `w`, repeated if there are fewer, equal if there are none. Errors as [`GroupSpec::quant_params`].
+    pub fn quant_params_weighted(&self, isa: Isa, w: &[f32], importance: &[f32]) -> Result<QuantParams> {
         let (lo, hi) = affine::min_max(isa, w);
         let range = (lo.min(0.0), hi.max(0.0));
-        let full = self.fit_range(range)?;
+        let full = self.range_params(range)?;
         let Clip::Search { norm } = self.clip else { return Ok(full) };
         let mut best = (self.error(isa, w, importance, full, norm, f64::INFINITY), full);
         for i in 1..80 {
             let p = 1.0 - i as f32 / 100.0;
-            let Ok(fit) = self.fit_range((range.0 * p, range.1 * p)) else { break };
-            let error = self.error(isa, w, importance, fit, norm, best.0);
+            let Ok(params) = self.range_params((range.0 * p, range.1 * p)) else { break };
+            let error = self.error(isa, w, importance, params, norm, best.0);
             if error < best.0 {
-                best = (error, fit);
+                best = (error, params);
             }
         }
         Ok(best.1)
     }
 
-    /// Returns [`GroupSpec::fit_weighted`] of a group; errors name its row and its number in the row.
-    pub fn fit_at(&self, isa: Isa, w: &[f32], importance: &[f32], [row, group]: [usize; 2]) -> Result<GroupFit> {
-        self.fit_weighted(isa, w, importance).map_err(|e| match e {
+    /// Returns the scale and zero point as [`GroupSpec::quant_params_weighted`]; errors name `row` and the index `group` in the row.
+    pub fn quant_params_at(
+        &self,
+        isa: Isa,
+        w: &[f32],
+        importance: &[f32],
+        [row, group]: [usize; 2],
+    ) -> Result<QuantParams> {
+        self.quant_params_weighted(isa, w, importance).map_err(|e| match e {
             Error::ScaleRange { value, dtype, .. } => Error::ScaleRange { row, group, value, dtype },
             other => other,
         })
     }
 
-    fn fit_range(&self, (lo, hi): (f32, f32)) -> Result<GroupFit> {
+    /// Returns the scale and zero point for the range `(lo, hi)`, which includes 0.
+    fn range_params(&self, (lo, hi): (f32, f32)) -> Result<QuantParams> {
         let half = 1u8 << (self.bits.get() - 1);
         let steps = f64::from(self.bits.max_code());
         let (lo, hi) = (f64::from(lo), f64::from(hi));
@@ -170,15 +198,15 @@ impl GroupSpec {
         Ok(Affine { scale, zero })
     }
 
-    /// `Σ h |w - ŵ|^norm` with the importance `h`, given up (infinite) once it is above `bound`.
-    fn error(&self, isa: Isa, w: &[f32], importance: &[f32], fit: GroupFit, norm: f32, bound: f64) -> f64 {
+    /// Returns `Σ h |w - ŵ|^norm` with the importance `h`, or infinity as soon as the sum exceeds `bound`.
+    fn error(&self, isa: Isa, w: &[f32], importance: &[f32], params: QuantParams, norm: f32, bound: f64) -> f64 {
         let (mut codes, mut back) = ([0u8; 64], [0f32; 64]);
         let mut sum = 0.0;
         let mut weights = importance.iter().cycle();
         for w in w.chunks(64) {
             let (codes, back) = (&mut codes[..w.len()], &mut back[..w.len()]);
-            affine::quantize(isa, w, fit, self.grid.codes(self.bits), codes);
-            affine::dequantize(isa, codes, fit, back);
+            affine::quantize(isa, w, params, self.grid.codes(self.bits), codes);
+            affine::dequantize(isa, codes, params, back);
             let errors = w.iter().zip(&*back).map(|(w, b)| (w - b).abs().powf(norm));
             sum += f64::from(if importance.is_empty() {
                 errors.sum::<f32>()
@@ -193,8 +221,8 @@ impl GroupSpec {
     }
 }
 
-/// Rounds a scale to the nearest value of a stored type; below the type's normal numbers, where neighbours lie far apart, upwards, so that the
-/// range is not cut. Errors, naming row and group, if the type cannot hold it.
+/// Returns `scale` rounded to the nearest value of the stored type `dtype`; in f16 below the smallest normal number, and in E8M0, rounded up, so that
+/// the range of the group is not cut. Errors, naming row and group, if the rounded scale is not finite and above 0.
 pub fn round_scale(dtype: DType, scale: f32, [row, group]: [usize; 2]) -> Result<f32> {
     let rounded = match dtype {
         DType::F16 => {
@@ -225,12 +253,23 @@ mod tests {
     fn worked_examples() {
         let isa = Isa::detect();
         let asym = spec(4, Grid::Asym, DType::F32);
-        assert_eq!(asym.fit(isa, &[-1.0, 2.0]).unwrap(), Affine { scale: 0.2, zero: 5 });
-        assert_eq!(asym.fit(isa, &[1.0, 3.0]).unwrap(), Affine { scale: 0.2, zero: 0 }, "all positive: zero included");
-        assert_eq!(asym.fit(isa, &[-3.0, -3.0]).unwrap(), Affine { scale: 0.2, zero: 15 }, "constant and negative");
-        assert_eq!(spec(4, Grid::SymFull, DType::F32).fit(isa, &[-3.0, 1.0]).unwrap(), Affine { scale: 0.4, zero: 8 });
+        assert_eq!(asym.quant_params(isa, &[-1.0, 2.0]).unwrap(), Affine { scale: 0.2, zero: 5 });
         assert_eq!(
-            spec(8, Grid::SymNarrow, DType::F32).fit(isa, &[-1.0, 2.54]).unwrap(),
+            asym.quant_params(isa, &[1.0, 3.0]).unwrap(),
+            Affine { scale: 0.2, zero: 0 },
+            "all positive: zero included"
+        );
+        assert_eq!(
+            asym.quant_params(isa, &[-3.0, -3.0]).unwrap(),
+            Affine { scale: 0.2, zero: 15 },
+            "constant and negative"
+        );
+        assert_eq!(
+            spec(4, Grid::SymFull, DType::F32).quant_params(isa, &[-3.0, 1.0]).unwrap(),
+            Affine { scale: 0.4, zero: 8 }
+        );
+        assert_eq!(
+            spec(8, Grid::SymNarrow, DType::F32).quant_params(isa, &[-1.0, 2.54]).unwrap(),
             Affine { scale: 0.02, zero: 128 }
         );
         assert_eq!(Grid::symmetric(Bits::new(8).unwrap()), Grid::SymNarrow);
@@ -244,10 +283,10 @@ mod tests {
             [(1.7, 4, 0.25), (1.0, 4, 0.125), (1.0001, 8, 1.0 / 64.0), (3e-38, 2, 2f32.powi(-125))]
         {
             let mx = spec(bits, Grid::SymNarrow, DType::E8M0);
-            assert_eq!(mx.fit(isa, &[-max, max / 3.0]).unwrap().scale, scale, "{max} at {bits} bits");
+            assert_eq!(mx.quant_params(isa, &[-max, max / 3.0]).unwrap().scale, scale, "{max} at {bits} bits");
         }
         assert!(GroupSpec::new(4, GroupSize::Channel, Grid::Asym, DType::E8M0, Clip::None).is_err());
-        let huge = spec(2, Grid::SymNarrow, DType::E8M0).fit(isa, &[f32::MAX, 0.0]).unwrap().scale;
+        let huge = spec(2, Grid::SymNarrow, DType::E8M0).quant_params(isa, &[f32::MAX, 0.0]).unwrap().scale;
         assert_eq!(huge, 2f32.powi(127));
     }
 
@@ -258,14 +297,14 @@ mod tests {
             for dtype in [DType::F16, DType::BF16, DType::F32] {
                 let s = spec(4, grid, dtype);
                 for zeros in [[0.0f32, -0.0], [1e-40, -1e-41]] {
-                    assert_eq!(s.fit(isa, &zeros).unwrap().scale, 1.0);
+                    assert_eq!(s.quant_params(isa, &zeros).unwrap().scale, 1.0);
                 }
             }
-            let e = spec(2, grid, DType::F16).fit(isa, &[3e38, -3e38]).unwrap_err();
+            let e = spec(2, grid, DType::F16).quant_params(isa, &[3e38, -3e38]).unwrap_err();
             assert!(matches!(e, Error::ScaleRange { .. }), "{e}");
-            assert!(spec(2, grid, DType::F32).fit(isa, &[f32::MAX, -f32::MAX]).is_ok() || grid == Grid::Asym);
-            assert!(spec(4, grid, DType::F16).fit(isa, &[1e-9, -1e-9]).is_err(), "a scale that rounds to 0");
-            let tiny = spec(4, grid, DType::F16).fit(isa, &[1e-6, -1e-6]).unwrap();
+            assert!(spec(2, grid, DType::F32).quant_params(isa, &[f32::MAX, -f32::MAX]).is_ok() || grid == Grid::Asym);
+            assert!(spec(4, grid, DType::F16).quant_params(isa, &[1e-9, -1e-9]).is_err(), "a scale that rounds to 0");
+            let tiny = spec(4, grid, DType::F16).quant_params(isa, &[1e-6, -1e-6]).unwrap();
             assert!(tiny.scale >= 1e-6 / 7.6, "rounded up among f16's subnormals");
         }
     }
@@ -278,7 +317,7 @@ mod tests {
         for bits in 2..=8 {
             let plain = spec(bits, Grid::Asym, DType::F16);
             let search = GroupSpec { clip: Clip::Search { norm: 2.4 }, ..plain };
-            let of = |s: &GroupSpec| s.error(isa, &w, &[], s.fit(isa, &w).unwrap(), 2.4, f64::INFINITY);
+            let of = |s: &GroupSpec| s.error(isa, &w, &[], s.quant_params(isa, &w).unwrap(), 2.4, f64::INFINITY);
             assert!(of(&search) <= of(&plain));
             if bits <= 3 {
                 assert!(of(&search) < 0.9 * of(&plain), "an outlier is worth clipping at {bits} bits");

@@ -1,4 +1,4 @@
-//! [`GroupedLinear`]: codes on uniform grids, a scale for each group of a row.
+//! [`GroupedLinear`]: codes on uniform grids, with a scale for each group of a row.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -19,54 +19,70 @@ use super::{Clip, Grid, GroupSpec};
 use crate::integer::{multiply, task};
 use crate::packing::{check_group, pack_rows, unpack_rows};
 
-/// A matrix `[out_features, in_features]` of codes on uniform grids: `weight = scale * (code - zero)`.
+/// A matrix `[out_features, in_features]` of codes on uniform grids: `weight = scale * (code - zero)`, with a scale and a zero point for each group
+/// of a row, each row, or the whole matrix.
 ///
-/// Stored as `codes` (u8, `[rows, ceil(cols * bits / 8)]`, dense little-endian bits along the row), `scales`
-/// (`[rows, groups]` in their type) and, on the asymmetric grid, `zeros` (u8, `[rows, ceil(groups * bits / 8)]`,
-/// packed likewise). With one scale for the tensor, `scales` is `[1]` and `zeros` `[1]`.
+/// Stored as `codes` (u8, `[rows, ceil(cols * bits / 8)]`, packed along the row, little-endian), `scales` (`[rows, groups]`, in their type) and, on
+/// the asymmetric grid, `zeros` (u8, `[rows, ceil(groups * bits / 8)]`, packed as codes are). With one scale for the matrix, `scales` and `zeros`
+/// are `[1]`.
+///
+/// ```
+/// use tersor_operators::*;
+///
+/// # fn main() -> Result<()> {
+/// let spec = GroupSpec::new(4, GroupSize::size(2)?, Grid::Asym, DType::F16, Clip::None)?;
+/// let params = [QuantParams { scale: 0.5, zero: 1 }, QuantParams { scale: 2.0, zero: 0 }];
+/// let op = GroupedLinear::from_codes(spec, [1, 4], &[0, 3, 1, 15], &params)?;
+/// let mut row = [0f32; 4];
+/// op.decompress_rows(0..1, &mut row, &Exec::new())?;
+/// assert_eq!(row, [-0.5, 1.0, 2.0, 30.0]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct GroupedLinear {
     spec: GroupSpec,
     shape: [usize; 2],
-    /// As stored; empty where only `panels` are kept.
+    /// Packed codes as stored; empty after loading, when only `panels` hold them.
     codes: Vec<u8>,
-    /// As kernels read them, made at load or at the first product.
+    /// Codes in the order of the kernels, made when loading or at the first product.
     panels: OnceLock<Panels>,
-    /// As stored, widened.
+    /// Scales as f32, in stored order.
     scales: Vec<f32>,
-    /// Unpacked; empty on symmetric grids.
+    /// Zero points, one a byte; empty on symmetric grids.
     zeros: Vec<u8>,
 }
 
 impl GroupedLinear {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "grouped";
 
-    /// Quantizes `w` (finite values, row-major) by rounding each to the nearest code of its group's grid; `fits`
-    /// holds scale and zero of each group, row by row (one for all of them where the group is the tensor).
-    /// Errors if a length is wrong, a scale is not a positive value of its stored type, or a zero has more bits than a code.
-    pub fn round(spec: GroupSpec, shape: [usize; 2], w: &[f32], fits: &[Affine], isa: Isa) -> Result<Self> {
+    /// Quantizes the finite values `w`, of this shape, row-major, by rounding each to the nearest code of its group. `params` holds the scale and
+    /// zero point of each group, `[rows, groups]`; one for [`GroupSize::Tensor`]. Errors if a length is wrong, a scale is not a positive value of
+    /// its stored type, or a zero point has more bits than a code.
+    pub fn round(spec: GroupSpec, shape: [usize; 2], w: &[f32], params: &[Affine], isa: Isa) -> Result<Self> {
         let cols = shape[1];
         tersor_core::view::elements(shape)?;
-        let want = fit_count(&spec, shape);
-        if fits.len() != want {
-            return Err(Error::shape("groups", want, fits.len()));
+        let want = params_count(&spec, shape);
+        if params.len() != want {
+            return Err(Error::shape("quantization parameters of groups", want, params.len()));
         }
-        check_fits(&spec, cols, fits)?;
+        check_params(&spec, cols, params)?;
         Self::encode(spec, shape, w, isa, |r, _, out| {
-            out.iter_mut().enumerate().for_each(|(g, fit)| *fit = fits[fit_index(&spec, cols, r, g)]);
+            out.iter_mut().enumerate().for_each(|(g, out)| *out = params[params_index(&spec, cols, r, g)]);
             Ok(())
         })
     }
 
-    /// Quantizes `w` `[rows, cols]` by rounding, rows in parallel: `fit(row, values, fits)` writes the grids of a row. Errors if the length is wrong
-    /// or `fit` does, or if a grid that it wrote is none of [`GroupedLinear::from_codes`]; values must be finite, which `fit` may check.
+    /// Quantizes `w`, `[rows, cols]` row-major, by rounding to the nearest codes, rows in parallel: `choose(row, values, params)` writes the scale
+    /// and zero point of each group of a row to `params`. Values must be finite, which `choose` may check. Errors if the length is wrong, `choose`
+    /// fails, or parameters that it wrote are invalid as in [`GroupedLinear::from_codes`].
     pub fn encode(
         spec: GroupSpec,
         shape: [usize; 2],
         w: &[f32],
         isa: Isa,
-        fit: impl Fn(usize, &[f32], &mut [Affine]) -> Result<()> + Sync + Send,
+        choose: impl Fn(usize, &[f32], &mut [Affine]) -> Result<()> + Sync + Send,
     ) -> Result<Self> {
         let ([rows, cols], n) = (shape, tersor_core::view::elements(shape)?);
         if w.len() != n {
@@ -75,52 +91,62 @@ impl GroupedLinear {
         check_group(spec.group(), cols)?;
         let (groups, none) = (groups(&spec, cols), Affine { scale: 1.0, zero: 0 });
         let mut codes = vec![0u8; rows * groups.row_bytes()];
-        let mut fits = vec![none; rows * groups.count()];
-        grouped::quantize(isa, w, &groups, fit, (&mut codes, &mut fits), true)?;
-        fits.truncate(fit_count(&spec, shape));
-        check_fits(&spec, cols, &fits)?;
-        Ok(Self::new(spec, shape, codes, &fits))
+        let mut params = vec![none; rows * groups.count()];
+        grouped::quantize(isa, w, &groups, choose, (&mut codes, &mut params), true)?;
+        params.truncate(params_count(&spec, shape));
+        check_params(&spec, cols, &params)?;
+        Ok(Self::new(spec, shape, codes, &params))
     }
 
-    /// Of packed codes that are on their grids.
-    fn new(spec: GroupSpec, shape: [usize; 2], codes: Vec<u8>, fits: &[Affine]) -> Self {
-        let scales = fits.iter().map(|f| f.scale).collect();
-        let zeros = if spec.grid() == Grid::Asym { fits.iter().map(|f| f.zero).collect() } else { Vec::new() };
+    /// Puts together packed codes and parameters that were checked.
+    fn new(spec: GroupSpec, shape: [usize; 2], codes: Vec<u8>, params: &[Affine]) -> Self {
+        let scales = params.iter().map(|f| f.scale).collect();
+        let zeros = if spec.grid() == Grid::Asym { params.iter().map(|f| f.zero).collect() } else { Vec::new() };
         Self { spec, shape, codes, panels: OnceLock::new(), scales, zeros }
     }
 
-    /// Packs codes, one a byte and row-major, on the grids of `fits`. Errors if a length is wrong, a code is not on its grid, a scale is not a
-    /// positive value of its stored type (see [`round_scale`](super::round_scale)), a zero has more bits than a code, or a group is wider than the
-    /// kernels take.
-    pub fn from_codes(spec: GroupSpec, shape: [usize; 2], codes: &[u8], fits: &[Affine]) -> Result<Self> {
-        let (n, want) = (tersor_core::view::elements(shape)?, fit_count(&spec, shape));
-        if codes.len() != n || fits.len() != want {
-            return Err(Error::shape("codes and groups", (n, want), (codes.len(), fits.len())));
+    /// Returns the matrix of `codes`, one a byte, of this shape, row-major. `params` holds the scale and zero point of each group,
+    /// `[rows, groups]`; one for [`GroupSize::Tensor`]. Errors if a length is wrong, a code is not on its grid, a scale is not a positive value of
+    /// its stored type (see [`round_scale`](super::round_scale)), a zero point has more bits than a code, or groups are wider than the kernels
+    /// support.
+    pub fn from_codes(spec: GroupSpec, shape: [usize; 2], codes: &[u8], params: &[Affine]) -> Result<Self> {
+        let (n, want) = (tersor_core::view::elements(shape)?, params_count(&spec, shape));
+        if codes.len() != n || params.len() != want {
+            return Err(Error::shape(
+                "codes and quantization parameters of groups",
+                (n, want),
+                (codes.len(), params.len()),
+            ));
         }
         check_group(spec.group(), shape[1])?;
-        check_fits(&spec, shape[1], fits)?;
+        check_params(&spec, shape[1], params)?;
         let range = spec.grid().codes(spec.bits());
         if let Some(i) = codes.iter().position(|c| !range.contains(c)) {
             return Err(Error::shape("code", range, codes[i]));
         }
-        Ok(Self::new(spec, shape, pack_rows(codes, shape[1], spec.bits().get()), fits))
+        Ok(Self::new(spec, shape, pack_rows(codes, shape[1], spec.bits().get()), params))
     }
 
-    /// Quantizes other values on the grids of this matrix (its scales and zeros held). Error on another length or a
-    /// value that is not finite.
+    /// Quantizes other values `w`, of the same shape, with the scales and zero points of this matrix. Errors if the length differs or a value is
+    /// not finite.
     pub fn requantize(&self, w: &[f32], isa: Isa) -> Result<Self> {
         check_finite(w, self.shape[1], 0)?;
-        let fits: Vec<Affine> = (0..self.scales.len()).map(|i| self.fit(i)).collect();
-        Self::round(self.spec, self.shape, w, &fits, isa)
+        let params: Vec<Affine> = (0..self.scales.len()).map(|i| self.params_at(i)).collect();
+        Self::round(self.spec, self.shape, w, &params, isa)
     }
 
-    /// Joins blocks of rows, in order. Errors if their specifications or sizes differ.
+    /// Joins blocks of rows, in order, to a matrix of this shape. Errors if a part has another specification or number of columns, the rows do not
+    /// add up, or the group is the whole matrix.
     pub fn stack(spec: GroupSpec, shape: [usize; 2], parts: impl IntoIterator<Item = Self>) -> Result<Self> {
         let (codes, scales, zeros) = Default::default();
         let mut whole = Self { spec, shape: [0, shape[1]], codes, panels: OnceLock::new(), scales, zeros };
         for part in parts {
             if part.spec != spec || part.shape[1] != shape[1] || spec.group() == GroupSize::Tensor {
-                return Err(Error::shape("blocks of one matrix", (spec, shape[1]), (part.spec, part.shape[1])));
+                return Err(Error::shape(
+                    "specification and columns of a block of rows",
+                    (spec, shape[1]),
+                    (part.spec, part.shape[1]),
+                ));
             }
             whole.shape[0] += part.shape[0];
             whole.codes.extend(part.dense().iter());
@@ -128,40 +154,40 @@ impl GroupedLinear {
             whole.zeros.extend(part.zeros);
         }
         if whole.shape != shape {
-            return Err(Error::shape("rows of all blocks", shape, whole.shape));
+            return Err(Error::shape("shape of all blocks of rows together", shape, whole.shape));
         }
         Ok(whole)
     }
 
-    /// Returns bits, groups and grid.
+    /// Returns the bits, group size, grid and scale type.
     pub fn group_spec(&self) -> &GroupSpec {
         &self.spec
     }
 
-    /// Returns the exact stored bits over the number of weights; 0 for an empty matrix.
+    /// Returns the stored bits divided by the number of weights; 0 for an empty matrix.
     pub fn bits_per_weight(&self) -> f64 {
         let n = self.shape[0] * self.shape[1];
         if n == 0 { 0.0 } else { self.storage_bits() as f64 / n as f64 }
     }
 
-    /// Returns the scale of each group, row by row.
+    /// Returns the scale of each group, `[rows, groups]`; one for [`GroupSize::Tensor`].
     pub fn scales(&self) -> &[f32] {
         &self.scales
     }
 
-    /// Returns the code of 0 in each group, row by row.
+    /// Returns the zero point of each group, `[rows, groups]`: the code whose weight is 0.
     pub fn zeros(&self) -> impl Iterator<Item = u8> {
-        (0..self.scales.len()).map(|i| self.fit(i).zero)
+        (0..self.scales.len()).map(|i| self.params_at(i).zero)
     }
 
-    /// Returns scale and zero of a weight; none where there is no such row or column.
-    pub fn fit_of(&self, row: usize, column: usize) -> Option<Affine> {
+    /// Returns the scale and zero point of the weight at a row and column; `None` if the matrix has no such row or column.
+    pub fn quant_params_of(&self, row: usize, column: usize) -> Option<Affine> {
         let ([rows, cols], width) = (self.shape, self.spec.group().width(self.shape[1]).max(1));
         let inside = row < rows && column < cols;
-        inside.then(|| self.fit(fit_index(&self.spec, cols, row, column / width)))
+        inside.then(|| self.params_at(params_index(&self.spec, cols, row, column / width)))
     }
 
-    /// Returns the codes of one row, zeros not subtracted. Errors if there is no such row.
+    /// Returns the codes of one row, `[cols]`, zero points not subtracted. Errors if there is no such row.
     pub fn row_codes(&self, row: usize) -> Result<Vec<u8>> {
         let mut out = vec![0u8; self.shape[1]];
         check_range(self.shape, &(row..row.saturating_add(1)), out.len())?;
@@ -169,7 +195,7 @@ impl GroupedLinear {
         Ok(out)
     }
 
-    /// Writes the codes of an existing row.
+    /// Writes the codes of a row, which must exist, to `out`, `[cols]`.
     fn read_codes(&self, isa: Isa, row: usize, out: &mut [u8]) {
         match self.panels.get() {
             Some(panels) if self.codes.is_empty() => panels.row_codes(row, out),
@@ -180,7 +206,7 @@ impl GroupedLinear {
         }
     }
 
-    /// Returns the codes as they are stored.
+    /// Returns the packed codes as they are stored.
     fn dense(&self) -> Cow<'_, [u8]> {
         let ([rows, cols], width) = (self.shape, row_bytes(&self.spec, self.shape[1]));
         if self.codes.len() == rows * width {
@@ -194,32 +220,33 @@ impl GroupedLinear {
         Cow::Owned(out)
     }
 
-    /// Returns the codes in the order of the kernels. Errors if the stored codes are too short, which loading rules out.
+    /// Returns the codes in the order of the kernels. Errors if the stored codes are too short; loading has checked that they are not.
     fn panels(&self) -> Result<&Panels> {
         if let Some(panels) = self.panels.get() {
             return Ok(panels);
         }
         let (spec, cols) = (&self.spec, self.shape[1]);
-        let fit = |row: usize, group: usize| {
-            let fit = self.fit(fit_index(spec, cols, row, group));
-            (fit.scale, fit.zero)
+        let params = |row: usize, group: usize| {
+            let params = self.params_at(params_index(spec, cols, row, group));
+            (params.scale, params.zero)
         };
         let group = spec.group().width(cols).max(1);
-        let made = Panels::new(Isa::detect(), &self.codes, spec.bits().get(), self.shape, group, fit)?;
+        let made = Panels::new(Isa::detect(), &self.codes, spec.bits().get(), self.shape, group, params)?;
         Ok(self.panels.get_or_init(|| made))
     }
 
-    fn fit(&self, index: usize) -> Affine {
+    /// Returns the scale and zero point at an index of `scales`.
+    fn params_at(&self, index: usize) -> Affine {
         let middle = 1u8 << (self.spec.bits().get() - 1);
         Affine { scale: self.scales[index], zero: self.zeros.get(index).copied().unwrap_or(middle) }
     }
 
-    /// Returns the tensors that a matrix of this shape is stored in.
+    /// Returns the names, types and shapes of the tensors that store a matrix of the shape `[rows, cols]`.
     pub fn layout(spec: &GroupSpec, [rows, cols]: [usize; 2]) -> Layout {
         let groups = spec.group().count(cols);
-        let fits = fit_count(spec, [rows, cols]);
+        let params = params_count(spec, [rows, cols]);
         let (scales, zeros) = if spec.group() == GroupSize::Tensor {
-            (vec![fits], vec![fits])
+            (vec![params], vec![params])
         } else {
             (vec![rows, groups], vec![rows, bits::packed_len(groups, spec.bits().get())])
         };
@@ -232,10 +259,10 @@ impl GroupedLinear {
     }
 }
 
-/// Errors unless every scale is a positive value of its stored type and every zero a code.
-fn check_fits(spec: &GroupSpec, cols: usize, fits: &[Affine]) -> Result<()> {
+/// Errors unless every scale is a positive value of its stored type and every zero point is a code.
+fn check_params(spec: &GroupSpec, cols: usize, params: &[Affine]) -> Result<()> {
     let (dtype, groups) = (spec.scale_dtype(), spec.group().count(cols).max(1));
-    let scales: Vec<f32> = fits.iter().map(|f| f.scale).collect();
+    let scales: Vec<f32> = params.iter().map(|f| f.scale).collect();
     let (mut bytes, mut stored) = (vec![0u8; scales.len() * dtype.size()], vec![0f32; scales.len()]);
     dtype.narrow_bytes(&scales, &mut bytes);
     dtype.widen_bytes(&bytes, &mut stored);
@@ -245,17 +272,18 @@ fn check_fits(spec: &GroupSpec, cols: usize, fits: &[Affine]) -> Result<()> {
         return Err(Error::ScaleRange { row, group, value: scales[i], dtype: dtype.name() });
     }
     let max = spec.bits().max_code();
-    match fits.iter().find(|f| f.zero > max) {
-        Some(f) => Err(Error::range("zero of a group", 0..=max, f.zero)),
+    match params.iter().find(|f| f.zero > max) {
+        Some(f) => Err(Error::range("zero point of a group", 0..=max, f.zero)),
         None => Ok(()),
     }
 }
 
+/// Returns the bytes of the packed codes of a row.
 fn row_bytes(spec: &GroupSpec, cols: usize) -> usize {
     bits::packed_len(cols, spec.bits().get())
 }
 
-/// Rows as kernels cut them.
+/// Returns the groups of a row as the kernels take them.
 fn groups(spec: &GroupSpec, cols: usize) -> Groups {
     Groups {
         cols,
@@ -265,19 +293,20 @@ fn groups(spec: &GroupSpec, cols: usize) -> Groups {
     }
 }
 
-/// Scales of the whole matrix.
-fn fit_count(spec: &GroupSpec, [rows, cols]: [usize; 2]) -> usize {
+/// Returns the number of scales of a matrix.
+fn params_count(spec: &GroupSpec, [rows, cols]: [usize; 2]) -> usize {
     match spec.group() {
         GroupSize::Tensor => usize::from(rows > 0 && cols > 0),
         group => rows * group.count(cols),
     }
 }
 
-fn fit_index(spec: &GroupSpec, cols: usize, row: usize, group: usize) -> usize {
+/// Returns the index of the scale of a group in a row.
+fn params_index(spec: &GroupSpec, cols: usize, row: usize, group: usize) -> usize {
     if spec.group() == GroupSize::Tensor { 0 } else { row * spec.group().count(cols) + group }
 }
 
-/// Returns the columns of each group of a row of `cols`, in order.
+/// Returns the range of columns of each group in a row of `cols` columns, in order.
 pub fn spans(spec: &GroupSpec, cols: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let width = spec.group().width(cols);
     (0..spec.group().count(cols)).map(move |g| g * width..((g + 1) * width).min(cols))
@@ -308,17 +337,17 @@ impl LinearOp for GroupedLinear {
             return Ok(());
         }
         let isa = exec.isa();
-        let fit = |r: usize, g: usize| self.fit(fit_index(&self.spec, cols, r, g));
+        let params = |r: usize, g: usize| self.params_at(params_index(&self.spec, cols, r, g));
         let (groups, width) = (groups(&self.spec, cols), row_bytes(&self.spec, cols));
         if self.codes.len() == self.shape[0] * width {
             let codes = &self.codes[rows.start * width..rows.end * width];
-            return Ok(grouped::dequantize(isa, codes, &groups, |r, g| fit(rows.start + r, g), out, false)?);
+            return Ok(grouped::dequantize(isa, codes, &groups, |r, g| params(rows.start + r, g), out, false)?);
         }
         let mut codes = vec![0u8; cols];
         for (r, out) in rows.zip(out.chunks_exact_mut(cols)) {
             self.read_codes(isa, r, &mut codes);
             for (g, span) in spans(&self.spec, cols).enumerate() {
-                affine::dequantize(isa, &codes[span.clone()], fit(r, g), &mut out[span]);
+                affine::dequantize(isa, &codes[span.clone()], params(r, g), &mut out[span]);
             }
         }
         Ok(())
@@ -374,22 +403,23 @@ impl LinearOp for GroupedLinear {
 }
 
 impl GroupedLinear {
+    /// Returns the zero points, packed row by row.
     fn packed_zeros(&self) -> Vec<u8> {
         pack_rows(&self.zeros, self.spec.group().count(self.shape[1]), self.spec.bits().get())
     }
 }
 
-/// Loads a matrix for products.
+/// Loads a matrix and packs its codes for products. Errors as [`GroupedLinear::load`].
 pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result<Box<dyn LinearOp>> {
     let op = GroupedLinear::load(spec, prefix, loading.source())?;
-    // One copy is enough: the stored codes can be unpacked from the panels.
+    // The panels suffice: stored codes are unpacked from them.
     op.panels()?;
     Ok(Box::new(GroupedLinear { codes: Vec::new(), ..op }))
 }
 
 impl GroupedLinear {
-    /// Loads a matrix and keeps its codes as they are stored. Errors if a tensor is missing or misshapen, a scale is not positive and finite, or a
-    /// code or zero is not on the grid.
+    /// Loads a matrix from the tensors under `prefix`, with its codes packed as they are stored. Errors if the specification is unknown, a tensor
+    /// is missing or has another type or shape, a scale is not positive and finite, or a code or zero point is not on the grid.
     pub fn load(spec: &OpSpec, prefix: &str, source: &dyn TensorSource) -> Result<Self> {
         let unknown = |what: &'static str, value: &str| Error::Unsupported { what, value: value.to_string() };
         let group = match spec.get_text("group")? {
@@ -432,9 +462,9 @@ impl GroupedLinear {
             });
         }
         if let Some(zero) = zeros.iter().find(|&&z| z > own.bits().max_code()) {
-            return Err(Error::format(join(prefix, "zeros"), format!("zero {zero} does not fit {bits} bits")));
+            return Err(Error::format(join(prefix, "zeros"), format!("zero point {zero} does not fit {bits} bits")));
         }
-        // The lowest code of the narrow grid is its one unused one.
+        // The narrow grid does not use the lowest code.
         let op = GroupedLinear { spec: own, shape: spec.shape, codes, panels: OnceLock::new(), scales, zeros };
         if grid == Grid::SymNarrow {
             for r in 0..rows {

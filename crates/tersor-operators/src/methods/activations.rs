@@ -1,4 +1,4 @@
-//! [`WithActivations`]: any method, with quantized activations.
+//! [`WithActivations`]: a method with quantized activations.
 
 use std::ops::Range;
 
@@ -9,20 +9,31 @@ use tersor_core::{
 
 use crate::{ActPlan, ActQuant, QuantizedInputs};
 
-/// The method that compresses by another one and puts an activation quantizer in front of the result. The weights are those that the other
-/// method finds for inputs that are not quantized.
+/// The [`Method`] that compresses a matrix by another method and puts a quantizer of activations in front of the result. The other method sees the
+/// statistics of inputs that are not quantized. Stores the tensors of the other method under `op`, and static scales as `activation_scales` (f32).
+///
+/// ```
+/// use tersor_operators::*;
+/// # fn main() -> Result<()> {
+/// let method = WithActivations::new(ActQuant::per_token(8)?, Box::new(Cast::new(DType::F16)?));
+/// let (cx, w) = (Context::new(), [0.5f32, 1.5]);
+/// let done = method.prepare(&StatSet::none(), &cx)?.compress(&MatView::new(&w, [1, 2])?, 0..1, &cx)?;
+/// assert_eq!(done.op.spec().kind, QuantizedInputs::KIND);
+/// # Ok(())
+/// # }
+/// ```
 pub struct WithActivations {
     act: ActPlan,
     method: Box<dyn Method>,
 }
 
 impl WithActivations {
-    /// Puts a quantizer that needs no data in front of a method's results.
+    /// Returns `method` with the quantizer `act`, which needs no calibration.
     pub fn new(act: ActQuant, method: Box<dyn Method>) -> Self {
         Self::planned(ActPlan::Ready(act), method)
     }
 
-    /// Puts a quantizer whose scales are found on calibration data in front of a method's results.
+    /// Returns `method` with a quantizer whose static scales are computed from the statistics that [`Method::prepare`] receives.
     pub fn planned(act: ActPlan, method: Box<dyn Method>) -> Self {
         Self { act, method }
     }
@@ -56,9 +67,10 @@ impl Method for WithActivations {
     }
 }
 
+/// The method and the quantizer, prepared for a site.
 struct Ready<'s> {
     act: ActQuant,
-    /// Features of the statistics that the scales were found on; none where they needed none.
+    /// Number of features of the statistics that the scales were computed from; `None` if they need none.
     features: Option<usize>,
     prepared: Box<dyn Prepared + 's>,
 }

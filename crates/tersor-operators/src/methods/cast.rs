@@ -10,12 +10,22 @@ use tersor_core::{
 
 use crate::Dense;
 
-/// The method that stores a matrix as f32, f16 or bf16, each value rounded to the nearest.
+/// The [`Method`] that stores a matrix as f32, f16 or bf16, each value rounded to nearest even. It needs no data and makes a [`Dense`]. Compressing
+/// fails if a weight is not finite, or becomes infinite in the type.
+///
+/// ```
+/// use tersor_operators::{Cast, DType, Method};
+/// # fn main() -> tersor_operators::Result<()> {
+/// assert_eq!(Cast::new(DType::BF16)?.layout([2, 3])?.bits()?, 6 * 16);
+/// assert!(Cast::new(DType::U8).is_err());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Cast(DType);
 
 impl Cast {
-    /// Returns the method of a type. Errors unless `dtype` is f32, f16 or bf16.
+    /// Returns the method that stores values as `dtype`. Errors unless it is f32, f16 or bf16.
     pub fn new(dtype: DType) -> Result<Self, ParamError> {
         if dtype.is_weight() {
             Ok(Self(dtype))

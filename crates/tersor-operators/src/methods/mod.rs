@@ -1,4 +1,4 @@
-//! The two methods that only store: they need nothing but the forms of this crate.
+//! Methods that need only the operators of this crate: [`Cast`] and [`WithActivations`].
 
 mod activations;
 mod cast;

@@ -1,4 +1,4 @@
-//! One step of one tensor: decode, update, encode, a block at a time.
+//! One step of one tensor, block by block: moments are decoded, updated and encoded.
 
 use std::ops::Range;
 
@@ -7,55 +7,45 @@ use tersor_kernels::optimizer::{self as loops, Adam, SlowMean};
 use tersor_kernels::{blockwise, par};
 
 use super::state::{Moment, NORMS};
-use super::{CheckedConfig, Decay, Rule, State};
+use super::{CheckedConfig, Decay, Rule, State, StepOptions};
 use crate::{Map, MapKind};
 
-/// Parameters of one unit of work, about.
+/// Approximate number of elements of a unit of parallel work.
 const UNIT: usize = 1 << 16;
 
-/// Parameters of the next block that are asked for at once.
+/// Number of elements of the next block that are prefetched.
 const STEP: usize = 512;
 
-/// The largest gradient: its square, and sums of squares, stay finite.
-const LARGEST: f32 = 1e15;
+/// Largest magnitude of a gradient: its square, and sums of squares, stay finite in f32.
+const MAX_GRADIENT: f32 = 1e15;
 
-/// A part of a moment.
+/// The part of a moment that belongs to a unit.
 enum Part<'a> {
     Full(&'a mut [f32]),
     Blocks { map: &'a Map, codes: &'a mut [u8], absmax: &'a mut [f32] },
 }
 
-/// A run of blocks of a tensor.
+/// A unit of parallel work: consecutive blocks of a tensor.
 struct Unit<'a, P, G> {
+    /// Values of the parameters.
     p: &'a mut [P],
+    /// Gradient.
     g: &'a [G],
+    /// Moments, in the order of [`Rule::moments`].
     parts: Vec<Part<'a>>,
     /// Elements of the unit that are trained.
     active: Range<usize>,
 }
 
-/// What distinguishes a step of one tensor from others: see [`CheckedConfig::step_with`].
-#[derive(Clone, PartialEq, Debug)]
-pub struct StepOptions {
-    /// The learning rate.
-    pub lr: f32,
-    /// The factor of the gradient: that of clipping a norm over several tensors.
-    pub grad_scale: f32,
-    /// Whether the weights decay.
-    pub decay: bool,
-    /// The elements that are trained. The others keep their value and, but for rounding to the new scale of a block that is partly trained,
-    /// their moments.
-    pub active: Range<usize>,
-}
-
-/// What a step does, the same for every block.
+/// The parameters of a step, the same for all blocks.
 struct Plan<'a> {
     how: &'a CheckedConfig,
     isa: Isa,
+    /// Number of the step, from 1.
     t: u64,
-    /// Of the gradient.
+    /// Factor of the gradient.
     scale: f32,
-    /// Of the update.
+    /// Factor of the direction: the learning rate, reduced if the update is limited.
     factor: f32,
     weight_decay: f32,
     active: Range<usize>,
@@ -64,34 +54,43 @@ struct Plan<'a> {
     slow: SlowMean,
 }
 
-/// Buffers of one block: the gradient as moments take it, the direction, and what is not f32 or must be kept.
+/// Buffers of one block, in f32.
 #[derive(Default)]
 struct Buffers {
+    /// Moments after the step.
     moments: [Vec<f32>; 3],
+    /// Moments before the step, where some elements must keep them.
     old: [Vec<f32>; 3],
+    /// Parameters that are stored in another type.
     p: Vec<f32>,
+    /// Parameters before the step, where some elements must keep them.
     old_p: Vec<f32>,
+    /// Gradients that are stored in another type.
     raw: Vec<f32>,
+    /// Gradient with scale and weight decay applied.
     g: Vec<f32>,
+    /// Direction of the update.
     u: Vec<f32>,
 }
 
 impl CheckedConfig {
-    /// Changes `param` and `state` by `grad`, in the current pool; the result does not depend on the number of threads.
+    /// Updates the values `param` and the state by the gradient `grad`, of the same length; both may be f32, f16 or bf16. The result does not
+    /// depend on the number of threads.
     ///
-    /// Errors if the lengths differ or the state is not one of this optimizer; if a gradient, or with [`Decay::Gradient`] a parameter, is not
-    /// finite or above 1e15. Parameters and state are then as they were.
+    /// Errors if lengths differ, the state was made with other parameters, or a gradient (with weight decay of [`Decay::Gradient`] also a
+    /// parameter) is not finite or above 1e15 in magnitude. Parameters and state are unchanged then.
     pub fn step<P: Element, G: Element>(&self, state: &mut State, param: &mut [P], grad: &[G]) -> Result<()> {
         self.step_with(&self.options(param.len()), state, param, grad, &Exec::new())
     }
 
-    /// Returns what [`step`](Self::step) passes for a tensor of so many elements: the learning rate of the optimizer, all elements, no clipping.
+    /// Returns the options of [`CheckedConfig::step`] for a tensor of `len` elements: the configured learning rate, weight decay, all elements
+    /// active, no factor of the gradient.
     pub fn options(&self, len: usize) -> StepOptions {
         StepOptions { lr: self.0.lr, grad_scale: 1.0, decay: true, active: 0..len }
     }
 
-    /// Steps as [`step`](Self::step) does, with options. Errors also if the learning rate or the factor of the gradient is negative or not
-    /// finite, or the active elements are not inside of the tensor.
+    /// Updates `param` and `state` as [`CheckedConfig::step`], with options, in the pool of `exec`. Errors also if the learning rate or the factor
+    /// of the gradient is negative or not finite, or the active range leaves the tensor.
     pub fn step_with<P: Element, G: Element>(
         &self,
         options: &StepOptions,
@@ -107,12 +106,13 @@ impl CheckedConfig {
         })
     }
 
-    /// Returns whether gradients are clipped by the percentile of their norms.
+    /// Returns whether percentile clipping is on.
     fn clips(&self) -> bool {
         self.0.percentile < 100
     }
 
-    /// Returns the sum of the squares of the active gradients, 0 unless it is wanted. Errors wherever a step would.
+    /// Checks a step; `state` is `None` before the first one. Returns the sum of the squares of the active gradients, or 0 without `wants_square`.
+    /// Errors as [`CheckedConfig::step_with`].
     pub(super) fn check_step<P: Element, G: Element>(
         &self,
         options: &StepOptions,
@@ -124,11 +124,11 @@ impl CheckedConfig {
     ) -> Result<f64> {
         let len = state.map_or(param.len(), |s| s.len);
         if (param.len(), grad.len()) != (len, len) {
-            return Err(Error::shape("parameters and gradients", [len; 2], [param.len(), grad.len()]));
+            return Err(Error::shape("lengths of parameters and gradients", [len; 2], [param.len(), grad.len()]));
         }
         for (name, value) in [("lr", options.lr), ("grad_scale", options.grad_scale)] {
             if !(0.0..f32::INFINITY).contains(&value) {
-                return Err(tersor_core::ParamError::new(name, value, "must be a finite number from 0 on").into());
+                return Err(tersor_core::ParamError::new(name, value, "must be finite and at least 0").into());
             }
         }
         let active = options.active.clone();
@@ -146,7 +146,7 @@ impl CheckedConfig {
         Ok(square)
     }
 
-    /// Makes a step that was checked; `square` is the sum of the squares of the gradient, where the percentile of norms is wanted.
+    /// Makes a step that was checked. `square` is the sum of the squares of the gradient; only percentile clipping uses it.
     pub(super) fn update<P: Element, G: Element>(
         &self,
         options: &StepOptions,
@@ -183,7 +183,8 @@ impl CheckedConfig {
     }
 }
 
-/// Returns the sum of the squares of the active elements, 0 unless it is wanted. Errors at a value that is not finite, or too large.
+/// Returns the sum of the squares of the active elements, or 0 without `squares`. Errors if one is not finite or above [`MAX_GRADIENT`] in magnitude;
+/// `what` names the values.
 fn scan<T: Element>(exec: &Exec, x: &[T], active: Range<usize>, what: &str, squares: bool) -> Result<f64> {
     let (isa, start) = (exec.isa(), active.start);
     let x = &x[active];
@@ -197,17 +198,20 @@ fn scan<T: Element>(exec: &Exec, x: &[T], active: Range<usize>, what: &str, squa
         let (value, at) = (x[at].to_f32(), at + start);
         return Err(match value.is_finite() {
             false => Error::NonFinite { row: 0, col: at, value },
-            true => Error::Numerical(format!("the {what} {value:e} at {at} is above {LARGEST:e}; scale the loss down")),
+            true => Error::Numerical(format!(
+                "the {what} {value:e} at {at} is above {MAX_GRADIENT:e}; scale the loss or the gradient down"
+            )),
         });
     }
     Ok(found.iter().map(|(_, s)| s).sum())
 }
 
+/// Returns whether a magnitude is NaN or above [`MAX_GRADIENT`].
 fn too_large(v: f32) -> bool {
-    v.is_nan() || v.abs() > LARGEST
+    v.is_nan() || v.abs() > MAX_GRADIENT
 }
 
-/// The norm; not finite where a value is not.
+/// Returns the norm of `x`; not finite if a value is not.
 fn scan_norm<T: Element>(exec: &Exec, x: &[T]) -> f64 {
     let squares = par::map(x.len().div_ceil(UNIT), exec.parallel(), Vec::new, |i, wide: &mut Vec<f32>| {
         loops::sum_squares(widened(exec.isa(), &x[i * UNIT..x.len().min((i + 1) * UNIT)], wide))
@@ -215,6 +219,7 @@ fn scan_norm<T: Element>(exec: &Exec, x: &[T]) -> f64 {
     squares.into_iter().sum::<f64>().sqrt()
 }
 
+/// Returns `x` as f32: itself, or widened into `wide`.
 fn widened<'a, T: Element>(isa: Isa, x: &'a [T], wide: &'a mut Vec<f32>) -> &'a [f32] {
     T::as_f32(x).unwrap_or_else(|| {
         wide.resize(x.len(), 0.0);
@@ -223,7 +228,7 @@ fn widened<'a, T: Element>(isa: Isa, x: &'a [T], wide: &'a mut Vec<f32>) -> &'a 
     })
 }
 
-/// Percentile clipping: remembers the square of this step's norm; what the gradient is to be multiplied with.
+/// Percentile clipping at step `t`: records `square`, the square of the gradient's norm, in `norms`, and returns the factor of the gradient.
 fn clip(norms: &mut [f32], t: u64, square: f64, percentile: usize) -> f32 {
     let square = square.min(f64::from(f32::MAX)) as f32;
     match t {
@@ -237,7 +242,7 @@ fn clip(norms: &mut [f32], t: u64, square: f64, percentile: usize) -> f32 {
 }
 
 impl Plan<'_> {
-    /// `f` of every unit, in the current pool; results in order.
+    /// Calls `f` for every unit in the current pool. Returns the results in the order of the units.
     fn run<P: Element, G: Element, R: Send>(
         &self,
         state: &mut State,
@@ -277,7 +282,7 @@ impl Plan<'_> {
         .collect()
     }
 
-    /// The moments after this step, in buffers, and its direction; `at` is where a block lies in the unit.
+    /// Computes the moments after the step and its direction for the block `at` of a unit, into `buffers`.
     fn advance<P: Element, G: Element>(
         &self,
         unit: &Unit<'_, P, G>,
@@ -332,7 +337,7 @@ impl Plan<'_> {
         }
     }
 
-    /// The square of the norm of the unit's update.
+    /// Returns the sum of the squares of the unit's direction.
     fn measure<P: Element, G: Element>(&self, unit: &mut Unit<'_, P, G>, buffers: &mut Buffers) -> f64 {
         let (block, n) = (self.how.0.block, unit.p.len());
         let mut sum = 0.0;
@@ -347,6 +352,7 @@ impl Plan<'_> {
         sum
     }
 
+    /// Updates parameters and moments of a unit. Active parameters are multiplied by `before` before the update, and by `after` after it.
     fn update<P: Element, G: Element>(
         &self,
         unit: &mut Unit<'_, P, G>,
@@ -362,7 +368,7 @@ impl Plan<'_> {
             }
             let partly = at.start < unit.active.start || unit.active.end < at.end;
             self.advance(unit, at.clone(), how.block, buffers);
-            // The next block comes while this one is finished.
+            // Prefetch of the next block.
             let next = at.end..n.min(at.end + how.block.min(STEP));
             blockwise::fetch(isa, &unit.p[next.clone()]);
             blockwise::fetch(isa, &unit.g[next]);
@@ -408,7 +414,7 @@ impl Plan<'_> {
     }
 }
 
-/// Returns the elements of a block `at` that are not active, from the start of the block.
+/// Returns the ranges of the block `at` that are not active, relative to its start.
 fn outside(active: &Range<usize>, at: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let of = |v: usize| v.clamp(at.start, at.end) - at.start;
     let (start, end) = (of(active.start), of(active.end));
@@ -416,13 +422,14 @@ fn outside(active: &Range<usize>, at: &Range<usize>) -> impl Iterator<Item = Ran
 }
 
 impl super::OptimizerConfig {
+    /// Returns the coefficients of Adam at step `t`, bias corrections included.
     fn adam_at(&self, t: u64) -> Adam {
         let [beta1, beta2, _] = self.betas;
         let [c1, c2] = [beta1, beta2].map(|b| 1.0 - f64::from(b).powf(t as f64));
         Adam { beta1, beta2, eps: self.eps, correction1: c1 as f32, correction2: c2.sqrt() as f32 }
     }
 
-    /// Decay and weight of the slow mean at a step (arXiv 2409.03137, section 3).
+    /// Returns the decay rate and the weight of the slow mean at step `t`, with warm-up (arXiv 2409.03137, section 3).
     fn slow_mean_at(&self, t: u64) -> SlowMean {
         let [beta1, _, beta3] = self.betas.map(f64::from);
         let part = |steps: u64| if steps == 0 { 1.0 } else { (t as f64 / steps as f64).min(1.0) };

@@ -1,50 +1,52 @@
-//! The best factors in a norm (Eckart and Young), and their storage.
+//! The best factors of a matrix in a norm (Eckart and Young), by a truncated singular value decomposition.
 
-use tersor_core::{Context, Error, Layout, LinearOp, MatView, Method, Result, StatSet};
+use tersor_core::{Context, Error, Result, StatSet};
 use tersor_linalg::{cholesky, matmul, svd_truncated};
-use tersor_operators::Factored;
 
 use super::{Norm, Rank};
 
-/// Columns beyond the rank that the randomized decomposition looks at, and its power iterations.
+/// Number of columns beyond the rank in the randomized decomposition.
 const OVERSAMPLE: usize = 16;
+
+/// Number of power iterations of the randomized decomposition.
 const POWER: usize = 3;
 
-/// The smallest mean magnitude of a feature (arXiv 2402.02446, released code).
-const SMALLEST: f64 = 1e-4;
+/// Lower bound of the mean magnitude of a feature (arXiv 2402.02446, released code).
+const MIN_MAGNITUDE: f64 = 1e-4;
 
 /// Damping of a Gram matrix, as a share of its mean diagonal.
 const DAMPING: f64 = 0.01;
 
-/// `E ≈ up · down`.
+/// Two factors of a matrix: `E ≈ up · down`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Factors {
-    /// `[out_features, rank]`: singular vectors times values.
+    /// Left singular vectors times singular values, `[out_features, rank]` row-major.
     pub up: Vec<f32>,
-    /// `[rank, in_features]`.
+    /// Right singular vectors, with the weighting of the norm undone, `[rank, in_features]` row-major.
     pub down: Vec<f32>,
-    /// Directions that were kept.
+    /// The rank: number of singular directions in the factors.
     pub rank: usize,
 }
 
-/// The matrix `W` that a matrix is multiplied by before it is decomposed.
+/// The matrix `S`, `[features, features]`, of a norm `‖E S‖`: what is decomposed is `E S`.
 pub(crate) enum Weights {
+    /// The identity.
     None,
-    /// A factor for each feature.
+    /// A diagonal matrix: one factor for each feature.
     Diagonal(Vec<f64>),
-    /// A lower triangle `[features, features]`.
+    /// A lower triangular matrix, row-major.
     Triangle(Vec<f64>),
 }
 
 impl Weights {
-    /// Returns the weights of a norm. Errors if the statistics lack what it needs.
+    /// Returns the matrix of a norm. Errors if the statistics lack what it needs, or the damped Gram matrix has no Cholesky factor.
     pub(crate) fn of(norm: Norm, stats: &StatSet) -> Result<Self> {
         Ok(match norm {
             Norm::Plain => Weights::None,
             Norm::Magnitude => {
                 let channel = stats.require_channel()?;
-                let a: Vec<f64> = channel.max_mean_abs.iter().map(|v| v.max(SMALLEST)).collect();
-                let (min, max) = a.iter().fold((f64::MAX, SMALLEST), |(l, m), v| (l.min(*v), m.max(*v)));
+                let a: Vec<f64> = channel.max_mean_abs.iter().map(|v| v.max(MIN_MAGNITUDE)).collect();
+                let (min, max) = a.iter().fold((f64::MAX, MIN_MAGNITUDE), |(l, m), v| (l.min(*v), m.max(*v)));
                 let scale = (min.min(max) * max).sqrt();
                 Weights::Diagonal(a.into_iter().map(|v| v / scale).collect())
             }
@@ -59,7 +61,7 @@ impl Weights {
         })
     }
 
-    /// `E W`. Error when the features differ.
+    /// Returns `E S` of `e`, `[rows, cols]`. Errors if the statistics are of another number of features.
     fn weigh(&self, e: Vec<f64>, [rows, cols]: [usize; 2]) -> Result<Vec<f64>> {
         let fits = |found: usize, want: usize| match found == want {
             true => Ok(()),
@@ -82,7 +84,7 @@ impl Weights {
         }
     }
 
-    /// `v W⁻¹` of each row.
+    /// Replaces each row `v` of `rows`, `[n, cols]`, by `v S⁻¹`.
     fn unweigh(&self, rows: &mut [f64], cols: usize) {
         match self {
             Weights::None => {}
@@ -104,9 +106,23 @@ impl Weights {
     }
 }
 
-/// The best factors of `e`, `[out_features, in_features]`, in a norm (Eckart and Young). `bits` is what a value of a factor will take, for
-/// [`Rank::Bits`]. Error on a value that is not finite, on statistics of other features or without what the norm needs, or where the
+/// Returns the best factors of `e`, of the shape `[out_features, in_features]`, in a norm (Eckart and Young). `bits` is the storage of one value of a
+/// factor in bits, for [`Rank::Bits`]. Ranks far below full use a randomized decomposition, whose draws depend on the seed of `cx` and on the shape.
+///
+/// Errors if the rank is out of range, `stats` lack what the norm needs or have another number of features, a value is not finite, or the
 /// decomposition does not converge.
+///
+/// ```
+/// use tersor_lowrank::{Context, Norm, Rank, StatSet, factorize};
+/// # fn main() -> tersor_lowrank::Result<()> {
+/// // An outer product has rank 1.
+/// let e: Vec<f32> = [1.0f32, -2.0, 3.0].iter().flat_map(|r| [4.0f32, 5.0].map(|c| r * c)).collect();
+/// let found = factorize(&e, [3, 2], Norm::Plain, Rank::Fixed(1), 16.0, &StatSet::none(), &Context::new())?;
+/// assert_eq!((found.rank, found.up.len(), found.down.len()), (1, 3, 2));
+/// assert!((found.up[2] * found.down[1] - 15.0).abs() < 1e-4);
+/// # Ok(())
+/// # }
+/// ```
 pub fn factorize(
     e: &[f32],
     shape: [usize; 2],
@@ -121,6 +137,7 @@ pub fn factorize(
     decompose(e, shape, &weights, rank, bits, cx)
 }
 
+/// Returns the best factors of `e` as [`factorize`], with the matrix of the norm and a checked rank.
 pub(crate) fn decompose(
     e: &[f32],
     shape: [usize; 2],
@@ -136,55 +153,25 @@ pub(crate) fn decompose(
     }
     let weighted = weights.weigh(e.iter().map(|v| f64::from(*v)).collect(), shape)?;
     let total: f64 = weighted.iter().map(|v| v * v).sum();
-    // Keyed by the shape: which matrix it is does not matter to a search for its range.
+    // Draws are keyed by the shape alone: they need not differ between matrices.
     let mut rng = cx.stream(&format!("low rank {rows} x {cols}"));
     let found = svd_truncated(&weighted, shape, max, OVERSAMPLE, POWER, &mut rng)?;
-    let mut kept = max;
+    let mut chosen = max;
     if let Rank::Error { tolerance, .. } = rank {
         let mut rest = total;
         for (i, s) in found.s.iter().enumerate() {
             rest -= s * s;
             if rest.max(0.0) <= tolerance * tolerance * total {
-                kept = i + 1;
+                chosen = i + 1;
                 break;
             }
         }
     }
-    let mut down = found.vt[..kept * cols].to_vec();
+    let mut down = found.vt[..chosen * cols].to_vec();
     weights.unweigh(&mut down, cols);
-    let mut up = Vec::with_capacity(rows * kept);
+    let mut up = Vec::with_capacity(rows * chosen);
     for row in found.u.chunks_exact(max) {
-        up.extend(row[..kept].iter().zip(&found.s).map(|(u, s)| (u * s) as f32));
+        up.extend(row[..chosen].iter().zip(&found.s).map(|(u, s)| (u * s) as f32));
     }
-    Ok(Factors { up, down: down.into_iter().map(|v| v as f32).collect(), rank: kept })
-}
-
-/// Returns the layout of the factors of a matrix `[rows, cols]` when `factors` stores them; an upper limit where the rank depends on the values.
-pub(crate) fn factor_layout(factors: &dyn Method, rank: Rank, shape: [usize; 2]) -> Result<Layout> {
-    let n = rank.max_rank(shape, bits_of(factors)?);
-    let mut up = factors.layout([shape[0], n])?.nested("up");
-    up.tensors.extend(factors.layout([n, shape[1]])?.nested("down").tensors);
-    up.exact &= !matches!(rank, Rank::Error { .. });
-    Ok(up)
-}
-
-/// Returns the bits that a value of a factor takes in a large matrix.
-pub(crate) fn bits_of(factors: &dyn Method) -> Result<f64> {
-    Ok(factors.layout([1024, 1024])?.bits()? as f64 / (1 << 20) as f64)
-}
-
-/// Stores factors as an operator.
-pub(crate) fn compress_factors(
-    factors: &dyn Method,
-    found: &Factors,
-    [rows, cols]: [usize; 2],
-    cx: &Context,
-) -> Result<Box<dyn LinearOp>> {
-    let none = StatSet::none();
-    let prepared = factors.prepare(&none, cx)?;
-    let one = |values: &[f32], shape: [usize; 2]| {
-        prepared.compress(&MatView::new(values, shape)?, 0..shape[0], cx).map(|done| done.op)
-    };
-    let (up, down) = (one(&found.up, [rows, found.rank])?, one(&found.down, [found.rank, cols])?);
-    Ok(Box::new(Factored::new(up, down)?))
+    Ok(Factors { up, down: down.into_iter().map(|v| v as f32).collect(), rank: chosen })
 }

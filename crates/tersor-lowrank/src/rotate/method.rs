@@ -1,71 +1,24 @@
-//! The rotations as a [`Rewrite`].
+//! The rotations of a network as a [`Rewrite`].
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use tersor_core::tensors::write_floats;
 use tersor_core::{
-    Changes, Context, DType, Effect, Error, Fold, Layout, Result, Rewrite, Role, Rotation, Scope, Seen, Side, Site,
-    StatNeeds, StatSet, TensorInfo, Transform, Value, Weights, bias_name, read_finite,
+    Changes, Context, DType, Effect, Error, Fold, Layout, Result, Rewrite, Role, Scope, Seen, Side, Site, StatNeeds,
+    StatSet, TensorInfo, Transform, Value, Weights, bias_name, read_finite,
 };
-use tersor_linalg::{orthogonal, rotation, rotation_shape};
+use tersor_linalg::{rotation, rotation_shape};
 
-use super::parts::{LayerParts, Parts};
+use super::algorithm::{Rotations, principal_of_rows};
+use super::parts::Parts;
 use super::{By, CheckedRotate, SAMPLE_TOKENS};
-use crate::{Blocks, principal_rotation, widths};
-
-/// The rotations of a network.
-struct Found {
-    /// Of the stream.
-    stream: Rotation,
-    /// Of values, for each layer: one of all heads, or one of each key/value head.
-    values: Vec<Vec<Rotation>>,
-    /// Of keys after their rotary embedding, for each layer; none where they stay as they are.
-    keys: Vec<Rotation>,
-}
+use crate::principal_rotation;
 
 impl CheckedRotate {
-    /// Returns the rotations of coefficients inside the subspaces of so many features: the same for everything that has as many.
-    fn blocks(&self, features: usize, cx: &Context) -> Result<Blocks> {
-        let sizes = widths(self.shares.iter().copied(), features);
-        match self.by {
-            By::Principal { mix: false } => Ok(Blocks::identity(&sizes)),
-            _ => Blocks::random(&sizes, &mut cx.stream(&format!("blocks of {features} features"))),
-        }
-    }
-
-    /// Returns the order of the attention output that has the first subspace of every head first, then the next of every head.
-    fn order(&self, layer: &LayerParts<'_>) -> Vec<u32> {
-        let (dim, mut at, mut order) = (layer.head_dim, 0, Vec::new());
-        for width in widths(self.shares.iter().copied(), dim) {
-            for head in 0..layer.heads {
-                order.extend((head * dim + at..head * dim + at + width).map(|i| i as u32));
-            }
-            at += width;
-        }
-        order
-    }
-
-    /// Returns the rotations that need no data.
-    fn random(&self, parts: &Parts<'_>, cx: &Context) -> Result<Found> {
-        let made = |name: &str, dim: usize| -> Result<Rotation> {
-            let rng = &mut cx.stream(name);
-            if self.by == By::Hadamard {
-                return rotation(dim, rng);
-            }
-            let q: Vec<f32> = orthogonal(dim, rng)?.into_iter().map(|v| v as f32).collect();
-            Rotation::dense(&q)
-        };
-        let dim = parts.layers.first().map_or(1, |l| l.head_dim);
-        Ok(Found {
-            stream: made("rotation of the stream", parts.hidden)?,
-            values: vec![vec![made("rotation of values", dim)?]; parts.layers.len()],
-            keys: Vec::new(),
-        })
-    }
-
-    /// Returns the principal directions of the normed stream, of the values of each head and of the keys of each layer.
-    fn principal(&self, parts: &Parts<'_>, seen: &dyn Seen, cx: &Context) -> Result<Found> {
+    /// Returns rotations into the principal directions of the normed stream, of the values of each head and of the keys of each layer. Errors if
+    /// `seen` lacks the keys and values of a layer or the Gram matrix of the stream.
+    fn principal(&self, parts: &Parts<'_>, seen: &dyn Seen, cx: &Context) -> Result<Rotations> {
         let mut stream = StatSet::new(parts.hidden, StatNeeds::none().with_gram(), 0, 0)?;
         let (mut values, mut keys) = (Vec::new(), Vec::new());
         seen.each(&mut |sites| {
@@ -74,32 +27,28 @@ impl CheckedRotate {
                     stream.merge(s.stats)?;
                 }
                 let Some([seen_keys, seen_values]) = (s.keys_and_values)(s.sample)? else { continue };
-                let missing = || Error::missing(format!("the layer of {}", s.site.name), "the network");
+                let missing = || Error::missing(format!("layer of {}", s.site.name), "the layers of the network");
                 let layer = parts.layers.get(keys.len()).ok_or_else(missing)?;
-                let (dim, heads) = (layer.head_dim, self.blocks(layer.head_dim, cx)?);
-                let directions = |rows: &[f32]| -> Result<Rotation> {
-                    let mut own = StatSet::new(dim, StatNeeds::none().with_gram(), 0, 0)?;
-                    own.observe(&tersor_core::MatView::new(rows, [rows.len() / dim, dim])?)?;
-                    principal_rotation(own.require_gram()?, &heads)
-                };
-                keys.push(directions(&seen_keys)?);
+                let (dim, blocks) = (layer.head_dim, self.blocks(layer.head_dim, cx)?);
+                keys.push(principal_of_rows(&seen_keys, dim, &blocks)?);
                 let head = |head: usize| {
                     let rows = seen_values.chunks_exact(dim).skip(head).step_by(layer.kv_heads);
-                    directions(&rows.flatten().copied().collect::<Vec<f32>>())
+                    principal_of_rows(&rows.flatten().copied().collect::<Vec<f32>>(), dim, &blocks)
                 };
                 values.push((0..layer.kv_heads).map(head).collect::<Result<Vec<_>>>()?);
             }
             Ok(())
         })?;
         if values.len() != parts.layers.len() {
-            return Err(Error::missing("keys and values of every layer", "what was seen of the network"));
+            return Err(Error::missing("keys and values of every layer", "the calibration of the network"));
         }
         let stream = principal_rotation(stream.require_gram()?, &self.blocks(parts.hidden, cx)?)?;
-        Ok(Found { stream, values, keys })
+        Ok(Rotations { stream, values, keys })
     }
 }
 
-/// Returns the folds that move the weights of norms into the matrices that read them. Errors if one is missing, misshapen or not finite.
+/// Returns the folds that move the weights of norms into the matrices that read them. `head` is the name of the head's weight. Errors if the weight
+/// of a norm is missing, of another length than its site, or not finite.
 fn fold_norms(parts: &Parts<'_>, head: &str, weights: &dyn Weights) -> Result<Vec<Fold>> {
     let mut folds = Vec::new();
     for (site, name) in &parts.normed {
@@ -116,16 +65,17 @@ fn fold_norms(parts: &Parts<'_>, head: &str, weights: &dyn Weights) -> Result<Ve
     Ok(folds)
 }
 
+/// Returns the fold of one side of a weight.
 fn fold(weight: &str, side: Side, transform: Transform) -> Fold {
     Fold { weight: weight.into(), side, transform }
 }
 
-/// Returns the name of a matrix that reads the stream: of a head that is the embedding, the name that it gets.
+/// Returns the name of a matrix that reads the stream: `weight`, or for a head tied to the embedding the name `head` of its new matrix.
 fn reader<'n>(parts: &Parts<'_>, head: &'n str, weight: &'n str) -> &'n str {
     if parts.tied && weight == parts.embedding { head } else { weight }
 }
 
-/// Returns the name of the rotation of a layer's keys, beside the weight that makes them.
+/// Returns the name of the tensor with the rotation of a layer's keys, given the name of the key projection's weight.
 fn key_rotation(key: &str) -> String {
     match key.strip_suffix(".k_proj.weight") {
         Some(attention) => format!("{attention}.k_rotation"),
@@ -211,7 +161,7 @@ impl Rewrite for CheckedRotate {
             }
         }
         folds.push(fold(parts.embedding, Side::Input, stream()));
-        // The same for all layers of a width; Hadamard matrices are products of additions when the network runs.
+        // One Hadamard rotation for all layers of the same width, whatever `by` is: it is cheap to apply when the network runs.
         let mut inner = BTreeMap::new();
         for (number, layer) in parts.layers.iter().enumerate() {
             let values = || Transform::Rotate(found.values[number].clone());

@@ -1,0 +1,26 @@
+//! [`Awq`]: it has no parameters.
+
+/// The [`Rewrite`](tersor_core::Rewrite) that scales the input features of each site by AWQ's factors `s = a^ρ` (arXiv 2306.00978, section 3.2), with
+/// `a` the mean magnitude of each feature: weights are multiplied by `s`, what produces the inputs is divided by it.
+///
+/// For each site, `ρ` is the one of `0, 1/20, …, 19/20` with the smallest squared error of the module's output on a sample of 4096 tokens: the
+/// outputs of q, k and v are compared after the output projection, those of gate and up after the down projection. During the search weights are
+/// quantized by the data-free form ([`Method::plain`](tersor_core::Method::plain)) of their own method.
+///
+/// Fails if a method has no data-free form, or the statistics lack channel ranges or the sample. Sites whose inputs come from a producer that uses a
+/// feature several times (the values of grouped-query attention) are left unchanged.
+///
+/// ```
+/// use tersor_groupwise::{Awq, Rewrite};
+/// assert_eq!(Awq::new().name(), "awq");
+/// assert_eq!(Awq::factors_of(&[1.0, 4.0], 0.5), [0.70710677, 1.4142135]);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Awq;
+
+impl Awq {
+    /// Returns the rewrite.
+    pub fn new() -> Self {
+        Self
+    }
+}
