@@ -3,6 +3,8 @@
 use half::{bf16, f16};
 use tersor_kernels::Isa;
 
+use crate::{Error, Result};
+
 /// A float type of weights and activations in memory: f32, f16 or bf16. Sealed: there are no other implementations.
 pub trait Element: Copy + Send + Sync + 'static + private::Sealed {
     /// The [`DType`] of this type.
@@ -174,12 +176,18 @@ impl DType {
         self.is_weight() || matches!(self, DType::E8M0)
     }
 
-    /// Converts little-endian bytes (of any alignment) of this type to f32. Returns false, with `out` unchanged, if the type is not one of
-    /// weights or scales or the lengths do not match.
-    pub fn widen_bytes(self, bytes: &[u8], out: &mut [f32]) -> bool {
-        if out.len().checked_mul(self.size()) != Some(bytes.len()) {
-            return false;
-        }
+    /// Errors unless `bytes` is the length of `values` values of this type.
+    fn check_lengths(self, values: usize, bytes: usize) -> Result<()> {
+        let expected = values.checked_mul(self.size());
+        let expected =
+            expected.ok_or_else(|| Error::Overflow { what: format!("{values} values of {}", self.name()) })?;
+        if expected != bytes { Err(Error::shape("bytes of values", expected, bytes)) } else { Ok(()) }
+    }
+
+    /// Converts little-endian bytes (of any alignment) of this type to f32. Errors, with `out` unchanged, if the type is not one of weights or
+    /// scales or the lengths do not match.
+    pub fn widen_bytes(self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
+        self.check_lengths(out.len(), bytes.len())?;
         match self {
             DType::F32 => {
                 for (v, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
@@ -189,17 +197,15 @@ impl DType {
             DType::F16 => widen_chunks(bytes, out, f16::from_le_bytes),
             DType::BF16 => widen_chunks(bytes, out, bf16::from_le_bytes),
             DType::E8M0 => out.iter_mut().zip(bytes).for_each(|(v, b)| *v = from_exponent(*b)),
-            _ => return false,
+            _ => return Err(Error::Unsupported { what: "floating-point type", value: self.name().into() }),
         }
-        true
+        Ok(())
     }
 
     /// Rounds f32 values to little-endian bytes of this type. Powers of two are rounded down; values that have none (zero, negative, not
-    /// finite) become 255. Returns false, with `out` unchanged, if the type is not one of weights or scales or the lengths do not match.
-    pub fn narrow_bytes(self, values: &[f32], out: &mut [u8]) -> bool {
-        if values.len().checked_mul(self.size()) != Some(out.len()) {
-            return false;
-        }
+    /// finite) become 255. Errors, with `out` unchanged, if the type is not one of weights or scales or the lengths do not match.
+    pub fn narrow_bytes(self, values: &[f32], out: &mut [u8]) -> Result<()> {
+        self.check_lengths(values.len(), out.len())?;
         match self {
             DType::F32 => {
                 for (b, v) in out.as_chunks_mut::<4>().0.iter_mut().zip(values) {
@@ -211,9 +217,9 @@ impl DType {
             DType::E8M0 => out.iter_mut().zip(values).for_each(|(b, v)| {
                 *b = if *v > 0.0 && v.is_finite() { (v.to_bits() >> 23) as u8 } else { 255 };
             }),
-            _ => return false,
+            _ => return Err(Error::Unsupported { what: "floating-point type", value: self.name().into() }),
         }
-        true
+        Ok(())
     }
 }
 

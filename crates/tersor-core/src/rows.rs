@@ -225,7 +225,7 @@ impl RowSource for StoredRows<'_> {
         let width = self.shape[1] * self.dtype.size();
         let mut bytes = vec![0u8; out.len() * self.dtype.size()];
         self.source.read_at(self.name, (rows.start * width) as u64, &mut bytes)?;
-        self.dtype.widen_bytes(&bytes, out);
+        self.dtype.widen_bytes(&bytes, out)?;
         Ok(())
     }
 }

@@ -233,12 +233,12 @@ fn bytes_at_any_alignment_widen_alike() {
     for dtype in [DType::F16, DType::BF16, DType::F32] {
         let n = 128 / dtype.size();
         let mut want = vec![0f32; n];
-        dtype.widen_bytes(&halves[..128], &mut want);
+        dtype.widen_bytes(&halves[..128], &mut want).unwrap();
         for shift in 1..5 {
             let mut moved = vec![0u8; shift];
             moved.extend(&halves[..128]);
             let mut got = vec![0f32; n];
-            dtype.widen_bytes(&moved[shift..], &mut got);
+            dtype.widen_bytes(&moved[shift..], &mut got).unwrap();
             assert_eq!(
                 got.iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
                 want.iter().map(|v| v.to_bits()).collect::<Vec<_>>()

@@ -154,6 +154,6 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result
         .ok_or_else(|| Error::Unsupported { what: "type of a weight", value: name.to_string() })?;
     let bytes = read_expected(loading.source(), prefix, dtype, &spec.shape)?;
     let mut values = vec![0f32; view::elements(spec.shape)?];
-    dtype.widen_bytes(&bytes, &mut values);
+    dtype.widen_bytes(&bytes, &mut values)?;
     Ok(Box::new(Dense::new(values, spec.shape, dtype)?))
 }

@@ -206,7 +206,7 @@ impl LinearOp for DualLinear {
         }
         let zeros = pack_rows(&self.zeros, groups, 4);
         let mut scales = vec![0u8; rows * 2];
-        DType::F16.narrow_bytes(&self.row_scales, &mut scales);
+        DType::F16.narrow_bytes(&self.row_scales, &mut scales)?;
         let layout = Self::layout(self.group, [at.total, cols]);
         for ((suffix, info), bytes) in layout.tensors.iter().zip([&codes, &self.group_scales, &zeros, &scales]) {
             sink.write_rows(&join(prefix, suffix), info, at.first, bytes)?;
@@ -228,7 +228,7 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result
     let mut part = || parts.next().unwrap_or_default();
     let (codes, group_scales, packed, halves) = (part(), part(), part(), part());
     let (groups, mut row_scales) = (group.count(cols), vec![0f32; rows]);
-    DType::F16.widen_bytes(&halves, &mut row_scales);
+    DType::F16.widen_bytes(&halves, &mut row_scales)?;
     let zeros = unpack_rows(&packed, groups, 4);
     let op = DualLinear::of_packed(spec.shape, group, codes, group_scales, zeros, row_scales)?;
     // The panels suffice: stored codes are unpacked from them.

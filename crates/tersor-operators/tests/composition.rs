@@ -44,7 +44,7 @@ impl DualGrained {
         let inner = read_expected(src, &join(p, "inner"), DType::U8, &[rows, cols.div_ceil(group)])?;
         let bytes = read_expected(src, &join(p, "outer"), DType::F32, &[rows])?;
         let mut outer = vec![0f32; rows];
-        DType::F32.widen_bytes(&bytes, &mut outer);
+        DType::F32.widen_bytes(&bytes, &mut outer).unwrap();
         Ok(Box::new(Self { shape: spec.shape, group, codes, inner, outer }))
     }
 }

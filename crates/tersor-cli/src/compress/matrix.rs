@@ -247,7 +247,7 @@ fn pass(model: &Model, entry: &Entry, sink: &mut dyn TensorSink) -> Result<()> {
             return Ok(());
         }
         let mut values = vec![0f32; bytes.len() / info.dtype.size()];
-        info.dtype.widen_bytes(bytes, &mut values);
+        info.dtype.widen_bytes(bytes, &mut values)?;
         check_finite(&values, values.len(), 0).map_err(|e| place(e, info, first))
     };
     copy_rows(stored, name, info, check, sink)

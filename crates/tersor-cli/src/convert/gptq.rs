@@ -176,7 +176,7 @@ fn write(op: &GroupedLinear, kind: Kind, version: Version, module: &str, sink: &
         }
     }
     let mut halves = vec![0u8; scales.len() * 2];
-    DType::F16.narrow_bytes(&scales, &mut halves);
+    DType::F16.narrow_bytes(&scales, &mut halves)?;
     let words = |w: &[u32]| w.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let index: Vec<u32> = (0..cols).map(|k| (k / width) as u32).collect();
     for ((name, info), bytes) in layout.iter().zip([words(&weight), words(&zeros), halves, words(&index)]) {
@@ -203,9 +203,9 @@ fn write_plain(source: &Source, t: &Tensor, sink: &mut Writer) -> Result<()> {
         _ => {
             let rows = source.rows(&t.name)?;
             let values = read_finite(&*rows, 0..rows.shape()[0])?;
-            DType::F16.narrow_bytes(&values, &mut bytes);
+            DType::F16.narrow_bytes(&values, &mut bytes)?;
             let mut back = vec![0f32; values.len()];
-            DType::F16.widen_bytes(&bytes, &mut back);
+            DType::F16.widen_bytes(&bytes, &mut back)?;
             tersor::core::check_finite(&back, rows.shape()[1], 0)?;
         }
     }

@@ -108,7 +108,7 @@ fn put(item: &Item, block: Vec<f32>, [rows, cols]: [usize; 2], first: usize, sin
     let mut bytes = vec![0u8; item.info.bytes()?];
     let mut values = vec![0f32; n * cols];
     dense.decompress_rows(0..n, &mut values, &Exec::new())?;
-    item.info.dtype.narrow_bytes(&values, &mut bytes);
+    item.info.dtype.narrow_bytes(&values, &mut bytes)?;
     sink.write_shared(&item.name, &item.info, &bytes)
 }
 

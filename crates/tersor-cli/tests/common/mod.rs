@@ -181,7 +181,7 @@ impl Tiny {
         let mut writer = Writer::create(path, layout).unwrap();
         for (name, (shape, values)) in kept {
             let mut bytes = vec![0u8; values.len() * self.dtype.size()];
-            self.dtype.narrow_bytes(values, &mut bytes);
+            self.dtype.narrow_bytes(values, &mut bytes).unwrap();
             writer.write_shared(name, &info(shape), &bytes).unwrap();
         }
         writer.finish().unwrap();

@@ -9,19 +9,19 @@ use super::positions::Positions;
 use super::{Angles, Heads, KvStore, Prepared, Probs, Product, TokenScorer};
 use crate::{Error, Exec, MatView, Result};
 
-/// Multiply-adds of attention from which on it runs in parallel.
+/// Number of multiply-adds from which attention is computed by several threads.
 pub const FORK: usize = 1 << 19;
 
-/// Query tokens of one unit: few enough that their scores stay in the processor's cache, and that most later keys are left out.
+/// Query tokens of one unit of work: few enough that their scores stay in the processor's cache, and that most later keys are skipped.
 const TOKENS: usize = 64;
 
-/// Cached tokens of one unit.
+/// Cached tokens of one unit of work.
 const RUN: usize = 1024;
 
-/// Query tokens whose units run at once; their partial outputs are in memory together.
+/// Query tokens whose units run concurrently; their partial outputs are in memory together.
 const AT_ONCE: usize = 512;
 
-/// Queries, and what they attend to.
+/// A block of queries, and the stores and positions that they attend to.
 pub(super) struct Attention<'c> {
     pub heads: &'c Heads,
     pub keys: &'c [Box<dyn KvStore>],
@@ -44,13 +44,13 @@ struct Group {
     units: Range<usize>,
 }
 
-/// A group, and a run of the cached tokens.
+/// A group of queries, and a range of the cached tokens.
 struct Unit {
     group: usize,
     run: Range<usize>,
 }
 
-/// The attention of a unit, as if it saw all there is: rows are `[group heads, tokens]`.
+/// The attention of a unit over its own cached tokens alone; rows are `[group heads, tokens]`.
 struct Part {
     /// `[rows, value_dim]`.
     out: Vec<f32>,
@@ -62,7 +62,7 @@ struct Part {
     probs: Vec<f32>,
 }
 
-/// The memory that a thread uses again.
+/// Buffers that a thread reuses for its units.
 #[derive(Default)]
 struct Scratch {
     queries: Vec<f32>,
@@ -71,7 +71,7 @@ struct Scratch {
 }
 
 impl Attention<'_> {
-    /// Writes the output `[tokens, query_heads * value_dim]`, and shows probabilities to the scorer. Errors if a query sees no token or rows cannot be
+    /// Writes the attention output `[tokens, query_heads * value_dim]`, and passes probabilities to the scorer. Errors if a query sees no token or rows cannot be
     /// fetched.
     pub fn run(&self, out: &mut [f32], mut scorer: Option<&mut dyn TokenScorer>, exec: &Exec) -> Result<()> {
         let scorer = &mut scorer;
@@ -148,8 +148,8 @@ impl Attention<'_> {
         Ok(())
     }
 
-    /// Cuts the work by blocks of tokens, key heads, and runs of cached tokens: by shape alone. The last group comes first: it sees the most tokens, and a
-    /// long unit is best begun early.
+    /// Cuts the work by blocks of query tokens, key heads, and ranges of cached tokens, by shape alone. The last group comes first: it sees the most tokens,
+    /// and long units should start early.
     fn cut<'v>(
         &self,
         tokens: Range<usize>,
@@ -170,7 +170,7 @@ impl Attention<'_> {
         (groups, units)
     }
 
-    /// Prepares the queries of a group: gathered, rotated to their own positions.
+    /// Prepares the queries of a group: gathers them, applies the rotary embedding of their positions, and lets the store of keys transform them.
     fn prepare(&self, group: &Group, queries: &mut Vec<f32>, out: &mut Prepared, exec: &Exec) -> Result<()> {
         let (dim, heads) = (self.heads.key_dim(), self.heads.group());
         let count = heads * group.tokens.len();
@@ -245,7 +245,7 @@ impl Attention<'_> {
         Ok(Part { out, norms, keys: span, probs })
     }
 
-    /// The tokens of a block whose probabilities the scorer observes.
+    /// Returns the query tokens of a block whose probabilities the scorer observes.
     fn observed(&self, probs: Probs, tokens: &Range<usize>) -> Range<usize> {
         match probs {
             Probs::None => tokens.end..tokens.end,
@@ -254,7 +254,7 @@ impl Attention<'_> {
         }
     }
 
-    /// Reduces probabilities `[rows, width]` to those that the scorer needs.
+    /// Returns the probabilities that the scorer needs, reduced from all of a unit, `[rows, width]`.
     fn reduce(&self, probs: Probs, tokens: &Range<usize>, p: &[f32], width: usize, exec: &Exec) -> Vec<f32> {
         let mut out = Vec::new();
         let chosen = self.observed(probs, tokens);
@@ -275,7 +275,7 @@ impl Attention<'_> {
         out
     }
 
-    /// Joins the parts of a group, in order: the softmax over all of them.
+    /// Returns the attention output of a group from its parts, in order: each is weighted by its share of the exponentials of the whole softmax.
     fn join(&self, group: &Group, parts: &mut [Part], probs: Probs, exec: &Exec) -> Vec<f32> {
         let (isa, dim) = (exec.isa(), self.heads.value_dim());
         let rows = self.heads.group() * group.tokens.len();
@@ -308,7 +308,7 @@ impl Attention<'_> {
         out
     }
 
-    /// Writes rows `[group heads, tokens, value_dim]` to their places in the output.
+    /// Copies rows `[group heads, tokens, value_dim]` to their places in the output.
     fn write(&self, group: &Group, rows: &[f32], out: &mut [f32]) {
         let (dim, heads, tokens) = (self.heads.value_dim(), self.heads.group(), group.tokens.len());
         for (row, values) in rows.chunks_exact(dim).enumerate() {
@@ -318,7 +318,7 @@ impl Attention<'_> {
     }
 }
 
-/// The smallest range that contains all ranges that are not empty.
+/// Returns the smallest range that contains all ranges that are not empty.
 fn union(ranges: impl Iterator<Item = Range<usize>> + Clone) -> Range<usize> {
     let full = ranges.filter(|r| !r.is_empty());
     let start = full.clone().map(|r| r.start).min().unwrap_or(0);

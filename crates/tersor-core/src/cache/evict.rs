@@ -1,4 +1,4 @@
-//! Eviction: which cached tokens go, and what happens to them.
+//! Eviction: which cached tokens are removed, and how removed tokens are merged into others.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,37 +20,37 @@ pub enum Probs {
     Rows,
 }
 
-/// Scores the cached tokens of a layer by importance.
+/// A score of importance for each cached token of a layer: attention received, norm of the key, recency, or another rule.
 pub trait TokenScorer: Send + Sync {
-    /// Returns the probabilities that [`observe`](Self::observe) is to see.
+    /// Returns which attention probabilities [`observe`](Self::observe) receives.
     fn needs(&self) -> Probs;
 
-    /// Takes note of tokens appended to a key head: their keys `[tokens, key_dim]` in the form in which the store received them, and positions.
+    /// Records tokens that were appended to a key head: their keys `[tokens, key_dim]` in the form in which the store received them, and positions.
     fn appended(&mut self, head: usize, keys: MatView<'_, f32>, positions: &[u32]) {
         let _ = (head, keys, positions);
     }
 
-    /// Takes note of probabilities of queries at `positions` over the cached tokens `keys` of a key head. With [`Probs::Sums`] `probs` is
+    /// Records the attention probabilities of queries at `positions` over the cached tokens `keys` of a key head. With [`Probs::Sums`] `probs` is
     /// `[keys.len()]`; otherwise `[group, positions.len(), keys.len()]`, one matrix per query head of the group. A long cache comes in several calls.
     fn observe(&mut self, head: usize, positions: &[u32], keys: Range<usize>, probs: &[f32]) {
         let _ = (head, positions, keys, probs);
     }
 
-    /// Writes a score for each token that is cached for a key head, given their positions and the store of their keys; higher scores stay. Tokens that
-    /// must stay have the score `f32::INFINITY`. Errors if something that it needs is missing.
+    /// Writes a score for each token that is cached for a key head, given their positions and the store of their keys; tokens with higher scores are
+    /// retained. A token that must be retained has the score `f32::INFINITY`. Errors if something that it needs is missing.
     fn score(&self, head: usize, positions: &[u32], keys: &dyn KvStore, out: &mut [f32], exec: &Exec) -> Result<()>;
 
-    /// Takes note that all tokens of a key head but those of the ascending numbers `keep` were evicted.
+    /// Records that all tokens of a key head were evicted except those of the ascending numbers `keep`.
     fn retain(&mut self, head: usize, keep: &[u32]) {
         let _ = (head, keep);
     }
 
-    /// Takes note that the tokens of a key head from number `len` on were removed.
+    /// Records that the tokens of a key head from number `len` on were removed.
     fn truncate(&mut self, head: usize, len: usize) {
         let _ = (head, len);
     }
 
-    /// Takes note that the cache was cleared.
+    /// Records that the cache was cleared.
     fn clear(&mut self) {}
 
     /// Writes what was observed under `prefix`. Errors if the sink does. A scorer that looks at the cached keys alone writes nothing, the default.
@@ -66,9 +66,9 @@ pub trait TokenScorer: Send + Sync {
     }
 }
 
-/// Decides how many tokens each head retains. One budget may serve all layers; it is told the scores of each before the first eviction.
+/// The number of tokens that each key head retains. One budget may serve all layers; it receives the scores of each layer before the first eviction.
 pub trait Budget: Send + Sync {
-    /// Takes note of the scores of a layer at the end of the prompt, `[key_heads][cached tokens]`.
+    /// Records the scores of a layer at the end of the prompt, `[key_heads][cached tokens]`.
     fn sealed(&self, layer: usize, scores: &[Vec<f32>]) {
         let _ = (layer, scores);
     }
@@ -78,18 +78,18 @@ pub trait Budget: Send + Sync {
     fn keep(&self, layer: usize, seen: usize, scores: &[Vec<f32>]) -> Result<Vec<usize>>;
 }
 
-/// A merge of evicted tokens into one that stays: `row[into] = own * row[into] + Σ weight * row[from]`, of keys and of values.
+/// A merge of evicted tokens into one that is retained: `row[into] = own * row[into] + Σ weight * row[from]`, of keys and of values.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Merge {
-    /// Number of the token that stays, before the eviction.
+    /// Number of the retained token among the cached tokens of its head, counted before the eviction.
     pub into: u32,
-    /// The factor on its own row.
+    /// The factor on the row of the retained token itself.
     pub own: f32,
-    /// Numbers of evicted tokens, and their factors.
+    /// The evicted tokens, each as its number before the eviction and the factor on its row.
     pub from: Vec<(u32, f32)>,
 }
 
-/// Merges evicted tokens into retained ones.
+/// A rule that merges evicted tokens into retained ones.
 pub trait Recall: Send + Sync {
     /// Returns the merges of each key head, given the stores of its keys and the numbers of evicted and retained tokens.
     fn merges(
@@ -101,7 +101,7 @@ pub trait Recall: Send + Sync {
     ) -> Result<Vec<Vec<Merge>>>;
 }
 
-/// How a [`LayerCache`] evicts tokens: scores, a budget, and merges if there are any.
+/// How a [`LayerCache`] evicts tokens: a scorer, a budget of tokens per head, and optionally a rule that merges evicted tokens into retained ones.
 pub struct Eviction {
     pub(super) layer: usize,
     pub(super) scorer: Box<dyn TokenScorer>,
@@ -115,7 +115,7 @@ impl Eviction {
         Self { layer, scorer, budget, recall: None }
     }
 
-    /// Returns the same with merges.
+    /// Returns the same with a rule that merges evicted tokens into retained ones.
     pub fn with_recall(self, recall: Box<dyn Recall>) -> Self {
         Self { recall: Some(recall), ..self }
     }
@@ -137,7 +137,7 @@ impl LayerCache {
         Ok(all)
     }
 
-    /// Evicts the tokens of the lowest scores above the budget. Of equal scores the later token stays.
+    /// Evicts the tokens of the lowest scores until each head meets its budget. Of equal scores the later token is retained.
     pub(super) fn evict(&mut self, exec: &Exec) -> Result<()> {
         let scores = self.scores(exec)?;
         let Some(e) = &mut self.eviction else { return Ok(()) };
@@ -184,7 +184,7 @@ impl LayerCache {
     }
 }
 
-/// The numbers of the `count` highest scores, ascending, and the other numbers.
+/// Returns the indices of the `count` highest scores, ascending, and the remaining indices, ascending.
 fn select(scores: &[f32], count: usize) -> (Vec<u32>, Vec<u32>) {
     let mut order: Vec<u32> = (0..scores.len() as u32).collect();
     order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(b.cmp(&a)));

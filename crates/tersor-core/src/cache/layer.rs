@@ -29,7 +29,7 @@ pub struct LayerCache {
     pub(super) damaged: bool,
 }
 
-/// Values of a block from which on it is appended in parallel.
+/// Number of values of a block from which it is appended by several threads.
 const FORK_APPEND: usize = 1 << 16;
 
 impl LayerCache {
@@ -43,7 +43,7 @@ impl LayerCache {
         Ok(cache)
     }
 
-    /// The same for stores with rows, whose positions are still to be set.
+    /// Returns the cache over stores that may have rows; their positions are set by the caller. Errors as [`LayerCache::new`], but for the rows.
     pub(super) fn over(heads: Heads, keys: Vec<Box<dyn KvStore>>, values: Vec<Box<dyn KvStore>>) -> Result<Self> {
         let (expected, found) = ([heads.key_heads(), heads.value_heads()], [keys.len(), values.len()]);
         if expected != found {
@@ -75,7 +75,7 @@ impl LayerCache {
         Self { eviction: Some(eviction), ..self }
     }
 
-    /// Returns the heads.
+    /// Returns the sizes of the layer's attention: heads, widths, window and rotary embedding.
     pub fn heads(&self) -> &Heads {
         &self.heads
     }

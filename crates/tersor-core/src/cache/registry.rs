@@ -1,4 +1,4 @@
-//! [`CacheRegistry`]: from a specification and stored tensors back to a store, or to what makes caches.
+//! [`CacheRegistry`]: loads stores and cache sets from their specifications and stored tensors.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -8,10 +8,10 @@ use super::{CacheSet, KvStore};
 use crate::registry::Shared;
 use crate::{Error, OpSpec, Result, TensorSource};
 
-/// Loads one kind of store: its specification, the prefix of its tensors, and what else loading needs.
+/// A function that loads one kind of [`KvStore`] from its specification, the prefix of its tensors, and a [`CacheLoading`].
 pub type StoreLoader = fn(&OpSpec, &str, &CacheLoading<'_>) -> Result<Box<dyn KvStore>>;
 
-/// Loads one kind of [`CacheSet`].
+/// A function that loads one kind of [`CacheSet`] from its specification, the prefix of its tensors, and a [`CacheLoading`].
 pub type CacheSetLoader = fn(&OpSpec, &str, &CacheLoading<'_>) -> Result<Box<dyn CacheSet>>;
 
 /// A table from the kinds of stores, and of cache sets, to their loaders.
@@ -22,7 +22,7 @@ pub struct CacheRegistry {
 }
 
 impl CacheRegistry {
-    /// Returns a registry without kinds.
+    /// Returns an empty registry.
     pub fn new() -> Self {
         Self::default()
     }
@@ -56,7 +56,7 @@ fn find<L: Copy>(loaders: &BTreeMap<&'static str, L>, what: &'static str, kind: 
     })
 }
 
-/// The loading of several stores from one source: the registry, the source, and the parts that stores share, by name.
+/// One loading of several stores: the registry, the source of tensors, and the parts that stores share, such as codebooks, by name.
 pub struct CacheLoading<'l> {
     registry: &'l CacheRegistry,
     source: &'l dyn TensorSource,
@@ -64,12 +64,12 @@ pub struct CacheLoading<'l> {
 }
 
 impl<'l> CacheLoading<'l> {
-    /// Returns a loading without shared parts yet.
+    /// Returns a loading that has no shared parts yet.
     pub fn new(registry: &'l CacheRegistry, source: &'l dyn TensorSource) -> Self {
         Self { registry, source, shared: Shared::default() }
     }
 
-    /// Returns where the tensors are read from.
+    /// Returns the source of the stored tensors.
     pub fn source(&self) -> &'l dyn TensorSource {
         self.source
     }

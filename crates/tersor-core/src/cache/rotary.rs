@@ -15,46 +15,46 @@ pub enum RotaryScaling {
     None,
     /// Divides all frequencies by `factor`.
     Linear {
-        /// The divisor.
+        /// The divisor of every frequency.
         factor: f64,
     },
     /// Divides low frequencies, leaves high ones, and blends between (Llama 3.1).
     Llama3 {
         /// The divisor of low frequencies.
         factor: f64,
-        /// Rotations over `original` tokens at and below which a frequency is low.
+        /// Number of rotations over `original` tokens at and below which a frequency counts as low.
         low: f64,
-        /// Rotations over `original` tokens at and above which a frequency is high.
+        /// Number of rotations over `original` tokens at and above which a frequency counts as high.
         high: f64,
-        /// Tokens of the trained context.
+        /// Number of tokens of the context that the model was trained with.
         original: f64,
     },
     /// Blends divided and trained frequencies by dimension, and multiplies cosines and sines by `attention` (YaRN, arXiv 2309.00071).
     Yarn {
-        /// The divisor.
+        /// The divisor of the frequencies that are divided.
         factor: f64,
-        /// Tokens of the trained context.
+        /// Number of tokens of the context that the model was trained with.
         original: f64,
-        /// Rotations over `original` tokens above which a frequency stays.
+        /// Number of rotations over `original` tokens above which a frequency is left as trained.
         beta_fast: f64,
-        /// Rotations over `original` tokens below which a frequency is divided.
+        /// Number of rotations over `original` tokens below which a frequency is divided by `factor`.
         beta_slow: f64,
-        /// The factor on cosines and sines.
+        /// The factor on cosines and sines (YaRN's attention temperature).
         attention: f64,
     },
 }
 
-/// Cosines and sines of one position: dimension `i` is rotated together with dimension `i + dims / 2`.
+/// Cosines and sines of the rotary angles of one position: dimension `i` is rotated together with dimension `i + dims / 2`.
 #[derive(Debug)]
 pub struct Angles {
-    /// Cosines, `[dims / 2]`.
+    /// Cosines of the angles, `[dims / 2]`.
     pub cos: Vec<f32>,
-    /// Sines, `[dims / 2]`.
+    /// Sines of the angles, `[dims / 2]`.
     pub sin: Vec<f32>,
 }
 
 impl Angles {
-    /// Rotates the first `dims` values of each vector of `dim` values in `rows`, in place; the other values stay.
+    /// Rotates the first `dims` values of each vector of `dim` values in `rows`, in place; the other values are unchanged.
     pub fn apply(&self, isa: Isa, rows: &mut [f32], dim: usize) {
         let dims = 2 * self.cos.len();
         if dims == dim {

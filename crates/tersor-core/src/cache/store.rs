@@ -20,13 +20,13 @@ pub enum Rope {
 /// Queries in the form in which one store multiplies them: rows in the basis of the stored rows, or tables.
 #[derive(Clone, Default, Debug)]
 pub struct Prepared {
-    /// Floats; [`KvStore::prepare`] writes `[queries, dim]` by default.
+    /// The queries as floats; [`KvStore::prepare`] writes `[queries, dim]` by default, other stores may write tables.
     pub floats: Vec<f32>,
-    /// Bytes, for stores that multiply integers.
+    /// The queries as bytes, codes or tables, for stores that multiply integers; empty otherwise.
     pub bytes: Vec<u8>,
-    /// Number of queries.
+    /// The number of prepared queries.
     pub queries: usize,
-    /// The product that a store uses where it has both.
+    /// Which product a store computes: one row at a time or as a matrix.
     pub product: Product,
 }
 
@@ -60,7 +60,8 @@ pub trait KvStore: Send + Sync {
     /// Appends a block `[tokens, dim]` that [`admit`](Self::admit) accepted; `positions` are those of its tokens in the text.
     fn append(&mut self, block: MatView<'_, f32>, positions: &[u32], exec: &Exec);
 
-    /// Writes rows in f32, `[rows.len(), dim]`, in the basis of the stored rows, which is that of prepared queries. Errors if rows cannot be fetched.
+    /// Writes rows in f32, `[rows.len(), dim]`, in the basis of the stored rows, in which prepared queries are
+    /// too. Errors if rows cannot be fetched.
     fn decode(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()>;
 
     /// Writes rows in f32, `[rows.len(), dim]`, in the basis in which they were appended. A form that rotates rows undoes it here. Errors if rows
@@ -94,12 +95,12 @@ pub trait KvStore: Send + Sync {
         add_weighted_decoded(self, p, product, rows, out, exec)
     }
 
-    /// Brings sums of weighted values, `[queries, dim]`, back to the basis in which values were appended. Does nothing by default.
+    /// Transforms sums of weighted values, `[queries, dim]`, in place to the basis in which values were appended. Does nothing by default.
     fn finish(&self, out: &mut [f32], exec: &Exec) {
         let _ = (out, exec);
     }
 
-    /// Removes all rows but those of the ascending numbers `keep`. Errors if the form cannot remove single rows.
+    /// Removes all rows except those of the ascending numbers `keep`. Errors if the form cannot remove single rows.
     fn retain(&mut self, keep: &[u32]) -> Result<()>;
 
     /// Replaces row `into` by `own` times itself plus the sum of the rows `from`, each times its factor. Errors, with the rows unchanged, if the form

@@ -1,4 +1,4 @@
-//! The cache of a layer, and what makes the caches of a network.
+//! The traits of caches: one layer's cache, the caches of a network, and the method that learns them.
 
 use crate::{Context, Exec, Heads, Layout, OpSpec, Result, TensorSink};
 
@@ -15,7 +15,7 @@ pub struct KvStep<'a> {
     pub positions: &'a [u32],
 }
 
-/// The cache of one layer.
+/// The key-value cache of one attention layer.
 pub trait KvCache: Send {
     /// Appends the tokens of `step`, then writes the attention output of their queries, `[tokens, query_heads * value_dim]`. A token attends to cached
     /// tokens at its own and earlier positions. Errors, with the cache unchanged, if a length is wrong, positions do not ascend, or a value is not
@@ -54,15 +54,15 @@ pub trait KvCache: Send {
     }
 }
 
-/// A way to cache keys and values, as recipes name it: what it learns from calibration, and what it then makes.
+/// A method of caching keys and values: it learns from calibration data and returns a [`CacheSet`].
 pub trait CacheMethod: Send + Sync {
-    /// Returns the calibration data that [`fit`](Self::fit) needs.
+    /// Returns how many calibration tokens, and which of their tensors, [`fit`](Self::fit) needs.
     fn needs(&self) -> CacheNeeds;
 
-    /// Learns from samples of all layers. Errors if they lack what [`needs`](Self::needs) returned.
+    /// Returns the cache set learned from samples of all layers. Errors if they lack what [`needs`](Self::needs) states.
     fn fit(&self, sample: &CacheSample<'_>, cx: &Context) -> Result<Box<dyn CacheSet>>;
 
-    /// Returns, from the heads of all layers alone, what will be stored.
+    /// Returns the sizes of what will be stored, from the heads of all layers alone. Errors if the heads do not suit.
     fn layout(&self, layers: &[Heads]) -> Result<CacheLayout>;
 }
 
@@ -78,22 +78,23 @@ pub struct CacheLayout {
 /// The samples that a [`CacheMethod`] needs; none by default.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CacheNeeds {
-    /// Tokens of keys and values of each layer.
+    /// Number of calibration tokens whose keys and values are needed, in each layer.
     pub tokens: usize,
-    /// Whether the queries of these tokens are needed too.
+    /// Whether the queries of these calibration tokens are needed too.
     pub queries: bool,
 }
 
 /// Keys, values and queries of calibration tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheSample<'s> {
-    /// The heads of each layer.
+    /// The sizes of each layer's attention.
     pub heads: &'s [Heads],
-    /// The tokens of each layer, before the rotary embedding; empty if no tokens were needed. Queries are empty if they were not needed.
+    /// Keys, values and queries of the calibration tokens of each layer, before the rotary embedding; empty if no tokens were needed. Queries are empty
+    /// if they were not needed.
     pub layers: &'s [KvStep<'s>],
 }
 
-/// Makes the caches of all layers of a network, as often as texts begin. It holds what was learned, and is reopened through a
+/// The caches of a network as a method learned them: makes empty caches of all layers for each new text, and is saved and loaded through a
 /// [`CacheRegistry`](super::CacheRegistry).
 pub trait CacheSet: Send + Sync {
     /// Returns empty caches, one for each of the layers' heads, in order. Errors if the heads do not suit.
@@ -102,9 +103,9 @@ pub trait CacheSet: Send + Sync {
     /// Returns the bytes of one token in the caches of all layers, before eviction. Errors if the heads do not suit.
     fn bytes_per_token(&self, layers: &[Heads]) -> Result<usize>;
 
-    /// Describes the set: the kind that its loader is registered under, and parameters.
+    /// Returns the specification of the set: the kind under which its loader is registered, and parameters.
     fn spec(&self) -> OpSpec;
 
-    /// Writes what was learned under `prefix`. Errors if the sink does.
+    /// Writes the learned tensors under `prefix`. Errors if the sink does.
     fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()>;
 }

@@ -69,7 +69,7 @@ pub struct IntegerCaches {
 }
 
 impl IntegerCaches {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds the loader.
     pub const KIND: &'static str = "integer-caches";
 
     /// Returns caches with the same parameters in every layer.

@@ -36,7 +36,8 @@ impl Integers {
     }
 }
 
-/// Checked parameters of integer caches.
+/// Checked parameters of integer caches: bits of keys and of values, the number of dimensions at 8 bits, an optional rotation of keys. Made by
+/// [`Integers::check`](Check::check).
 #[derive(Clone, Debug)]
 pub struct CheckedIntegers {
     pub(super) key_bits: Bits,
@@ -64,7 +65,7 @@ impl CheckedIntegers {
         Ok(heads.key_heads() * integer_row_bytes(&keys) + heads.value_heads() * integer_row_bytes(&values))
     }
 
-    /// Width and bits of the parts of a key and of a value.
+    /// Returns width and bits of each part of a key, and of a value.
     pub(super) fn parts(&self, heads: &Heads) -> Result<[Vec<(usize, u32)>; 2], ParamError> {
         let parts = |dim: usize, bits: Bits| {
             let low = dim.checked_sub(self.high);

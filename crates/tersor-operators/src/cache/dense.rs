@@ -41,7 +41,7 @@ pub struct DenseRows {
 }
 
 impl DenseRows {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds the loader.
     pub const KIND: &'static str = "dense-rows";
 
     /// Returns an empty store of rows of `dim` values. Errors if `dim` is 0 or `dtype` is neither f32 nor f16.
@@ -187,7 +187,7 @@ pub(super) fn load(spec: &OpSpec, prefix: &str, loading: &CacheLoading<'_>) -> R
     let mut store = DenseRows::new(spec.shape[1], dtype)?;
     let bytes = read_expected(loading.source(), prefix, dtype, &spec.shape)?;
     let mut values = vec![0f32; tersor_core::view::elements(spec.shape)?];
-    dtype.widen_bytes(&bytes, &mut values);
+    dtype.widen_bytes(&bytes, &mut values)?;
     let block = MatView::new(&values, spec.shape)?;
     store.admit(block)?;
     store.append(block, &[], &Exec::serial());

@@ -46,7 +46,7 @@ pub struct IntegerRows {
 }
 
 impl IntegerRows {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds the loader.
     pub const KIND: &'static str = "integer-rows";
 
     /// Returns an empty store of rows with parts of these widths and bits, rotated by `rotation`. Errors if there is no part, one is empty, bits are not

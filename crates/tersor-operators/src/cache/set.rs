@@ -23,7 +23,7 @@ pub struct DenseCaches {
 }
 
 impl DenseCaches {
-    /// The kind in specifications.
+    /// The kind in an [`OpSpec`]: the name under which a registry holds the loader.
     pub const KIND: &'static str = "dense-caches";
 
     /// Returns caches of this type. Errors unless it is f32 or f16.

@@ -264,8 +264,8 @@ fn check_params(spec: &GroupSpec, cols: usize, params: &[Affine]) -> Result<()> 
     let (dtype, groups) = (spec.scale_dtype(), spec.group().count(cols).max(1));
     let scales: Vec<f32> = params.iter().map(|f| f.scale).collect();
     let (mut bytes, mut stored) = (vec![0u8; scales.len() * dtype.size()], vec![0f32; scales.len()]);
-    dtype.narrow_bytes(&scales, &mut bytes);
-    dtype.widen_bytes(&bytes, &mut stored);
+    dtype.narrow_bytes(&scales, &mut bytes)?;
+    dtype.widen_bytes(&bytes, &mut stored)?;
     let wrong = |(s, stored): (&f32, &f32)| !s.is_finite() || *s <= 0.0 || s != stored;
     if let Some(i) = scales.iter().zip(&stored).position(wrong) {
         let (row, group) = (i / groups, i % groups);
@@ -377,7 +377,7 @@ impl LinearOp for GroupedLinear {
     fn save_block(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
         let scale_type = self.spec.scale_dtype();
         let mut scales = vec![0u8; self.scales.len() * scale_type.size()];
-        scale_type.narrow_bytes(&self.scales, &mut scales);
+        scale_type.narrow_bytes(&self.scales, &mut scales)?;
         let whole = Self::layout(&self.spec, [at.total, self.shape[1]]);
         let codes = self.dense();
         for (suffix, info) in &whole.tensors {
@@ -444,7 +444,7 @@ impl GroupedLinear {
                 "scales" => {
                     let bytes = read(info, suffix)?;
                     scales = vec![0f32; bytes.len() / scale_dtype.size()];
-                    scale_dtype.widen_bytes(&bytes, &mut scales);
+                    scale_dtype.widen_bytes(&bytes, &mut scales)?;
                 }
                 _ if group == GroupSize::Tensor => zeros = read(info, suffix)?,
                 _ => {
