@@ -1,10 +1,10 @@
-//! What the measurements under `benches/` share.
+//! Shared functions of the benchmarks under `benches/`.
 
 use std::time::Instant;
 
 use tersor_kernels::limits::read;
 
-/// Median seconds of each, taken in turns: the speed of memory drifts.
+/// Returns the median seconds of each function. The functions run alternately, because the speed of memory varies over time.
 pub fn times<const K: usize>(mut work: [&mut dyn FnMut(); K]) -> [f64; K] {
     let mut times = [const { Vec::new() }; K];
     for turn in 0..16 {
@@ -23,7 +23,7 @@ pub fn times<const K: usize>(mut work: [&mut dyn FnMut(); K]) -> [f64; K] {
     })
 }
 
-/// `f` on equal parts of two slices, one for each thread.
+/// Calls `f` on equal parts of two slices, one part for each thread.
 pub fn parts<A: Send + Sync, B: Send>(a: &[A], b: &mut [B], f: impl Fn(&[A], &mut [B]) + Sync) {
     let n = rayon::current_num_threads();
     let (na, nb) = (a.len() / n, b.len() / n);
@@ -35,7 +35,7 @@ pub fn parts<A: Send + Sync, B: Send>(a: &[A], b: &mut [B], f: impl Fn(&[A], &mu
     });
 }
 
-/// `f` for each number of threads, in a pool of them that are pinned to a core each.
+/// Calls `f` for each number of threads, in a pool of that many threads, each pinned to a core.
 pub fn on_pinned_threads(counts: &[usize], f: impl Fn(usize) + Sync) {
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     for threads in counts {
@@ -50,7 +50,7 @@ pub fn on_pinned_threads(counts: &[usize], f: impl Fn(usize) + Sync) {
     }
 }
 
-/// Reads all values, on all threads.
+/// Reads all values on all threads.
 pub fn reading(x: &[f32]) {
     let words: &[u64] = bytemuck::cast_slice(&x[..x.len() / 2 * 2]);
     let mut sums = vec![0u64; rayon::current_num_threads()];
@@ -58,13 +58,13 @@ pub fn reading(x: &[f32]) {
     std::hint::black_box(sums);
 }
 
-/// Copies all values, on all threads.
+/// Copies all values on all threads.
 pub fn copying(x: &[f32], y: &mut [f32]) {
     parts(x, y, |a, b| b.copy_from_slice(a));
 }
 
-/// Median seconds of the memory time and of `f`, which reads and writes as many `bytes`: the larger of the bytes read at read bandwidth and the
-/// bytes read plus written at memcpy's rate of both, each measured on two buffers of equal length in turns with `f`.
+/// Returns the median memory time and the median time of `f` in seconds; `bytes` are the numbers of bytes that `f` reads and writes. The memory time is
+/// the larger of the time to read the bytes at read bandwidth and the time to read and write them at memcpy's rate, both measured alternately with `f`.
 pub fn against_memory(x: &[f32], y: &mut [f32], bytes: [usize; 2], f: &mut dyn FnMut()) -> [f64; 2] {
     let [reading, copying, seconds] = times([&mut || reading(x), &mut || copying(x, y), f]);
     let [all, size] = [(bytes[0] + bytes[1]) as f64, (4 * x.len()) as f64];

@@ -1,11 +1,11 @@
-"""Speed of two checkouts of Tersor on this machine, in turns: which rows of docs/performance.md a change makes slower.
+"""Compares the speed of two checkouts of Tersor on this machine in alternating runs, for the rows of docs/performance.md.
 
     python3 benches/paired.py BEFORE AFTER [products|model|cache|quantize|blockwise|gptq ...] [--turns 7] [--threads 2]
 
-BEFORE and AFTER are checkouts; their benches are built first, each in its own target folder. Each turn measures a row on both
-sides, and every other turn AFTER goes first. A row shows the median time of each side, the median of the turns' ratios
-(AFTER over BEFORE: above 1 is slower) and the least and largest ratio. `products` is also measured with AVX2
-instructions alone, on the smaller matrix. Models are those of MODEL (--model, a GGUF file), compressed by each side's own command. Prints a
+BEFORE and AFTER are checkouts; their benches are built first, each in its own target folder. Each turn measures a row with
+both, and AFTER runs first in every other turn. A row shows the median time of each, the median ratio over the turns
+(AFTER over BEFORE: above 1 is slower), and the minimum and maximum ratio. `products` is also measured with AVX2
+instructions alone, on the smaller matrix. Models are compressed from MODEL (--model, a GGUF file) by the command of each checkout. Prints a
 table in Markdown.
 """
 
@@ -22,7 +22,7 @@ FORMS = ["8row", "8g128", "4row", "4dual", "4g128", "4g32", "3g128", "2g128"]
 SHAPES = [(4096, 4096), (14336, 4096)]
 TOKENS = [1, 32, 512]
 RECIPES = ["w4a8-g32-rtn-sym", "w8a8-g32-rtn-sym", "w4a8-rtn", "w4a4kv4-rtn", "w4a4kv4-hadamard", "w4a4kv4-resq-rtn"]
-# Benches that print all their rows: what names a row, and its time.
+# Benches that print all their rows: patterns of a row's name and of its time.
 PRINTED = {
     "cache": re.compile(r"^ +(?P<name>\S+) +[\d.]+ MB +(?P<time>[\d.]+) us"),
     "quantize": re.compile(r"^(?P<name>\d+ +\S.*?) {2,}(?P<time>[\d.]+)"),
@@ -31,7 +31,7 @@ PRINTED = {
 
 
 class Answering:
-    """A process that answers lines."""
+    """A process that answers each line of its input with a line."""
 
     def __init__(self, command, **env):
         self.process = subprocess.Popen(
@@ -90,7 +90,7 @@ def products(sides, a):
 
 
 def once(command, line, **env):
-    """The answer of a process of its own: where its memory lies changes its speed by several percent."""
+    """The answer of a new process: the placement of its memory changes its speed by several percent."""
     side = Answering(command, **env)
     answer = side.ask(line)
     side.end()
@@ -122,8 +122,8 @@ def printed(bench, sides, a):
         for line in text.splitlines():
             if found := PRINTED[bench].match(line):
                 rows[f"{part}{found['name']}"] = float(found["time"])
-            elif line.endswith("kept"):
-                part = f"{line}, "
+            elif line.endswith(("cached", "kept")):
+                part = line.replace("kept", "cached") + ", "
         return rows
 
     found = pairs(a.turns, sides, run)

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Budgets against one width for all, and against llama.cpp's own files.
+"""Compares budgets with uniform recipes and with the files of llama.cpp.
 
-For each budget, `tersor plan --budget` chooses a recipe; it and the recipes w3 to w8 in groups of 128 and 32, all by GPTQ on the same 32 calibration
-windows, are compressed and evaluated on the whole evaluation text. llama.cpp (pip install llama-cpp-python) quantizes the same network; its files are
-evaluated by Tersor, with activations in f32, which is kinder to them than llama.cpp itself. What the CSV file has already is not measured again.
+For each budget, `tersor plan --budget` chooses a recipe. These recipes and the uniform ones from w3 to w8 in groups of 128 and 32, all with GPTQ on the
+same 32 calibration windows, are compressed and evaluated on the whole evaluation text. llama.cpp (pip install llama-cpp-python) quantizes the same
+network; its files are evaluated by Tersor with activations in f32, which gives a lower perplexity than llama.cpp itself. Rows that the CSV file already
+has are not measured again.
 
     python3 scripts/budget_sweep.py [--csv docs/plots/budget.csv] [--plot docs/plots/budget.svg]
 """
@@ -14,7 +15,7 @@ TERSOR = ROOT / "target/release/tersor"
 MODEL = ROOT / "models/smollm2-135m.gguf"
 CALIB = ["--calib", ROOT / "examples/data/wiki-calib.txt", "--calib-windows", 32]
 BUDGETS = [75, 80, 85, 90, 95, 102, 110, 120, 130, 141, 144.8]
-# llama.cpp's numbers of its file types.
+# The numbers of llama.cpp's file types.
 THEIRS = {"q2_K": 10, "q3_K_M": 12, "q4_0": 2, "q4_K_M": 15, "q8_0": 7}
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Files of ours loaded by bitsandbytes, and files of bitsandbytes loaded by us: both must come to the same weights, bit for bit.
+"""Loads files of Tersor in bitsandbytes, and files of bitsandbytes in Tersor. The weights must be bit-identical.
 
     python3 -m pip install bitsandbytes==0.50.2 torch numpy safetensors
     cargo build --release -p tersor-examples --bin bitsandbytes
@@ -31,7 +31,7 @@ def linear(kind, nested, shape):
 def weight(module, kind, saved):
     """The weights as bitsandbytes has them."""
     if kind == "int8":
-        # Its own CPU path: codes times the row's scale over 127.
+        # As in the CPU path of bitsandbytes: codes times the row's scale over 127.
         return bnb.functional.int8_vectorwise_dequant(saved["weight"], saved["SCB"])
     w = module.weight
     return bnb.functional.dequantize_4bit(w.data, w.quant_state).float()
@@ -49,11 +49,11 @@ def main():
         folder = pathlib.Path(folder)
         save_file({f"{n}.weight": w for n, w in original.items()}, folder / "plain.safetensors")
         for kind, nested in [("nf4", False), ("nf4", True), ("fp4", False), ("fp4", True), ("int8", False)]:
-            # Ours, loaded by bitsandbytes.
+            # Written by Tersor, loaded by bitsandbytes.
             run("quantize", folder / "plain.safetensors", folder / "ours.safetensors", kind, *(["--nested"] if nested else []))
             run("dequantize", folder / "ours.safetensors", folder / "ours-plain.safetensors")
             ours, want = load_file(folder / "ours.safetensors"), load_file(folder / "ours-plain.safetensors")
-            # bitsandbytes' own, loaded by us.
+            # Written by bitsandbytes, loaded by Tersor.
             theirs = {}
             for name, w in original.items():
                 module = linear(kind, nested, w.shape)
@@ -70,7 +70,7 @@ def main():
             for name, w in original.items():
                 module, saved = linear(kind, nested, w.shape), part(ours, name)
                 if kind == "int8":
-                    # It takes int8 weights only once it has quantized some.
+                    # The module accepts int8 weights only after it has quantized some.
                     module = module.to("cpu")
                     module.load_state_dict(saved)
                     saved = {"weight": module.weight.data, "SCB": module.weight.SCB}

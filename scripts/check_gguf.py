@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""llama.cpp reads what `tersor convert` writes.
+"""Loads the output of `tersor convert --to gguf:TYPE` in llama.cpp.
 
-Converts a model to every type of GGUF that Tersor writes, loads each file in llama.cpp (pip install llama-cpp-python), and compares the
-perplexity that llama.cpp finds with Tersor's on the same tokens. Types whose products llama.cpp makes of activations rounded to 8 bits may
-differ by 1 %, the others by 0.5 %. With a compressed directory, `exact` is compared with the directory itself.
+Converts a model to every GGUF type that Tersor writes, loads each file in llama.cpp (pip install llama-cpp-python), and compares the
+perplexity in llama.cpp with that in Tersor on the same tokens. They may differ by 1 % for types that llama.cpp multiplies with activations
+rounded to 8 bits, and by 0.5 % for the others. For a compressed directory, `exact` is compared with the directory.
 
     python3 scripts/check_gguf.py [--windows 8] [--types Q4_0,Q4_K_M,...] [MODEL]
 """

@@ -1,4 +1,4 @@
-"""GPTQ held to a plain implementation of the published algorithm (Frantar et al., arXiv 2210.17323) in torch, float32.
+"""Compares Tersor's GPTQ with a plain implementation of the published algorithm (Frantar et al., arXiv 2210.17323) in torch, float32.
 
     python scripts/check_gptq.py matrices [--recipe w4-g128-gptq ...]   error in the norm of the same Hessian, every matrix of SmolLM2
     python scripts/check_gptq.py model    [--recipe w4-g128-gptq ...]   perplexity of SmolLM2, calibrated and compressed by either
@@ -35,8 +35,8 @@ def fit(w, bits):
 
 
 def gptq(weight, hessian, bits, group, damping=0.01, block=128, updated=True):
-    """The published algorithm. `updated`: groups that begin inside a block are fitted to the weights as earlier columns of the block have
-    left them (the reference repository fits them to the weights as they were at the beginning of the block)."""
+    """The published algorithm. If `updated`, the scales of a group that begins inside a block are computed from the weights after the updates by
+    earlier columns of the block (the reference repository computes them from the weights at the beginning of the block)."""
     w, h = weight.clone().float(), hessian.clone().float()
     rows, cols = w.shape
     most = 2**bits - 1
@@ -83,7 +83,7 @@ def squared(delta, hessian):
 
 
 def matrices(recipes, work):
-    """Our statistics, in float64, go to both."""
+    """Compares both on the statistics that Tersor gathers, in float64."""
     work = pathlib.Path(work)
     stats, plain = work / "stats", work / "plain"
     if not stats.exists():
@@ -133,7 +133,7 @@ def perplexity(model, ids):
 
 @torch.no_grad()
 def reference_model(model, ids, bits, group):
-    """Layer by layer, sequential by site, each on the outputs of what is already compressed."""
+    """Compresses layer by layer and site by site, with the compressed matrices upstream."""
     stream = [model.model.embed_tokens(w[None]) for w in ids]
     positions = torch.arange(512)[None]
     rope = model.model.rotary_emb(stream[0], positions)
@@ -180,7 +180,7 @@ def model(recipes, work):
 
 
 def speed():
-    """Both on the same weights and Hessian, factorization included, medians of five, in turns."""
+    """Times both on the same weights and Hessian, factorization included; alternating runs, medians of five."""
     rng = np.random.default_rng(0)
     n = 4096
     weight = torch.from_numpy(rng.standard_normal((n, n), dtype=np.float32)) * 0.02
@@ -208,7 +208,7 @@ def speed():
 parser = argparse.ArgumentParser()
 parser.add_argument("what", choices=["matrices", "model", "speed"])
 parser.add_argument("--recipe", nargs="*", default=None)
-parser.add_argument("--work", default=None, help="directory that keeps what is made")
+parser.add_argument("--work", default=None, help="directory in which models and results are kept")
 args = parser.parse_args()
 with tempfile.TemporaryDirectory() as temporary:
     if args.what == "speed":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""gptqmodel reads what `tersor convert --to gptq` writes.
+"""Loads the output of `tersor convert --to gptq` in gptqmodel.
 
 Compresses a model with several recipes, converts each to both versions of GPTQ's format, loads it (pip install gptqmodel), and compares every
-dequantized matrix with Tersor's own values, which must be equal; then asks the loaded model for logits.
+dequantized matrix with Tersor's values, which must be equal. Then computes logits with the loaded model.
 
     python3 scripts/check_gptq_files.py [MODEL]
 """
@@ -40,7 +40,7 @@ def main():
                     print(f"{recipe:20} {version:8} refused: {e.stderr.decode().strip()}")
                     continue
                 if version == "gptq" and not json.loads((there / "quantize_config.json").read_text())["sym"]:
-                    # gptqmodel takes asymmetric files of version 1 from nobody but itself.
+                    # gptqmodel loads asymmetric files of version 1 only if it wrote them itself.
                     print(f"{recipe:20} {version:8} not loaded by gptqmodel: asymmetric")
                     continue
                 loaded = GPTQModel.load(str(there), backend=BACKEND.TORCH, device="cpu", dtype=torch.float16)
@@ -49,7 +49,7 @@ def main():
                     if not hasattr(module, "qweight"):
                         continue
                     theirs = module.dequantize_weight().T.float()
-                    # They multiply scales and codes in f16.
+                    # gptqmodel multiplies scales and codes in f16.
                     mine = ours[name + ".weight"]
                     differ = max(differ, ((theirs - mine.half().float()).abs() / mine.abs().amax()).max().item())
                     count += 1

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""PEFT loads what `tersor convert --to peft` writes.
+"""Loads the output of `tersor convert --to peft` in PEFT.
 
-Compresses a model with a correction of low rank, writes base and adapter, loads both (pip install peft transformers), and compares their logits with
-those of the corrected network as Tersor writes it whole.
+Compresses a model with a low-rank correction, writes base and adapter, loads both (pip install peft transformers), and compares their logits with
+those of the whole corrected network.
 
     python3 scripts/check_peft.py [MODEL]
 """

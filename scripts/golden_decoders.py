@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes crates/tersor-llm/tests/golden/: small random models of every architecture and rotary variant that runs, with the
+"""Writes crates/tersor-llm/tests/golden/: small random models of every supported architecture and rotary variant, with the
 logits that transformers computes for them in float32.
 
     python3 -m pip install torch transformers safetensors

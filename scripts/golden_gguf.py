@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes crates/tersor-formats/tests/golden/gguf-<version>.json: random blocks of every type that is read, as the Python
-package `gguf` (of llama.cpp) decodes them.
+"""Writes crates/tersor-formats/tests/golden/gguf-<version>.json: random blocks of every supported type, and their values as
+decoded by llama.cpp's Python package `gguf`.
 
     python3 -m pip install gguf==0.19.0 numpy
     python3 scripts/golden_gguf.py

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes crates/tersor-lowrank/tests/golden/hadamard.json: what the Hadamard transforms of QuaRot, which ResQ and SpinQuant use, make of fixed inputs,
-and the error of a layer's outputs when inputs and weights are rounded to 4 bits behind them. Needs torch and torchao (`pip install torch torchao`),
-whose prototype carries them; run from the root of the repository."""
+"""Writes crates/tersor-lowrank/tests/golden/hadamard.json: the results of the Hadamard transforms of QuaRot (also used by ResQ and SpinQuant) on fixed
+inputs, and the error of a layer's outputs when inputs and weights are rounded to 4 bits after the transform. Needs torch and torchao (`pip install torch
+torchao`), whose prototype has the transforms; run from the root of the repository."""
 
 import json
 import pathlib
@@ -14,7 +14,7 @@ O, N, SEEDS = 64, 256, 32
 
 
 def noise(seed, n):
-    """Sums of three uniform values, from a generator that the test has, too."""
+    """Sums of three uniform values, from the same generator as in the test."""
     mask = (1 << 64) - 1
     state = (seed * 0x9E3779B97F4A7C15 & mask) | 1
     out = np.empty(3 * n, dtype=np.float32)

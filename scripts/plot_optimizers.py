@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws docs/plots/optimizers.svg from what `optimizer-curves` wrote: training loss, the mean of every 20 steps. Needs matplotlib.
+"""Draws docs/plots/optimizers.svg from the output of `optimizer-curves`: training loss, averaged over every 20 steps. Needs matplotlib.
 
     python3 scripts/plot_optimizers.py curves.json
 """

@@ -1,24 +1,24 @@
 #!/usr/bin/env python3
 """Shows whether two builds of `tersor` write the same bytes and report the same figures.
 
-`record` runs one binary over a fixed list of cases and writes what came out to a JSON file. `compare` lists every difference between two such files.
+`record` runs one binary on a fixed list of cases and writes the results to a JSON file. `compare` lists every difference between two such files.
 A case is a model, an instruction set, and one of:
 
     compress/RECIPE   compresses, evaluates, generates; with some recipes also converts and evaluates with other caches
-    kv/SPEC           evaluates the model as it is, with keys and values cached as SPEC says
-    convert/TARGET    converts the model as it is
+    kv/SPEC           evaluates the original model with the key-value cache SPEC
+    convert/TARGET    converts the original model
     calibrate/RECIPE  gathers statistics in a file
-    way/NAME          another way through the command: a budget, tasks and merge, shards of statistics, less memory, a seed
+    way/NAME          uses other options: a budget, tasks and merge, shards of statistics, less memory, a seed
 
-Recorded are the SHA-256 of every tensor and file, the specification and report of every matrix, the plan, and all figures of `eval` to the last
-digit. Left out are times, speeds, peak memory, fingerprints and versions. A command that fails is recorded with its exit code and message.
+The results are the SHA-256 of every tensor and file, the specification and report of every matrix, the plan, and all figures of `eval` in full
+precision. Times, speeds, peak memory, fingerprints and versions are left out. A command that fails is recorded with its exit code and message.
 
     python3 scripts/same_bytes.py record --binary OLD/target/release/tersor --out before.json --resume
     python3 scripts/same_bytes.py record --binary target/release/tersor --out after.json --resume
     python3 scripts/same_bytes.py compare before.json after.json --renamed grouped=groupwise
 
-Each case is saved as soon as it is done, and `--resume` goes on with the cases that are missing. Results do not depend on `--threads`, but for the
-memory that plans state. Both files must be recorded with the same `--windows`, on processors of the same kind: the best instruction set differs.
+Each case is saved as soon as it is done, and `--resume` continues with the missing cases. Results do not depend on `--threads`, except for the
+memory that plans state. Both files must be recorded with the same `--windows` and on processors with the same instruction sets.
 """
 import argparse, collections, concurrent.futures, dataclasses, hashlib, json, os, pathlib, re, shutil, signal, struct, subprocess, sys, tempfile
 import threading, time
@@ -30,7 +30,7 @@ DATA = ROOT / "examples/data"
 # Recipes
 # ---------------------------------------------------------------------------------------------------------------------------------------------------
 
-# Recipes that the README and docs/ name, by what they cost on SmolLM2: rounding, corrections and rotations, one pass of calibration, searches.
+# Recipes named in the README and docs/, by their cost on SmolLM2: rounding, corrections and rotations, one pass of calibration, searches.
 DOCUMENTED = [
     """bf16 w8-rtn w4-g128-rtn w4-g32-rtn w4-g64-rtn w3-g64-rtn w3-g128-rtn w2-g32-rtn w8-int8 w8-dynamic w4-nf4 w4-nf4-dq w4-fp4 mixed.toml
     w8a8-rtn w4a8-g128-rtn w4a8-g128-rtn-sym w4a8-g64-rtn w4a8-g64-rtn-sym w4a8-rtn w4a8-rtn-sym w4a4kv4-rtn w4-g32-rtn-sym w4a8-g32-rtn-sym
@@ -44,7 +44,7 @@ DOCUMENTED = [
     w4a8-g128-qqq w4a8-g64-qqq""",
 ]
 
-# Recipes of tests and sources, and a few that round off the grammar of names.
+# Recipes used in tests and sources, and a few that complete the grammar of names.
 TESTED = [
     """keep.toml f16 f32 w2-g32-rtn-sym w3-g16-rtn w3-g32-rtn w3-g32-rtn-mse w3-g32-rtn-sym w3-g64-rtn-sym w3-g64-rtn-sym-mse w3-rtn-sym-mse w4-rtn
     w4-g16-rtn w4-g16-rtn-sym w4-g40-rtn w5-g32-rtn w5-g64-rtn w5-rtn-sym w6-rtn w7-g32-rtn w8-g32-rtn w8-g32-rtn-sym w8-rtn-sym w8a8kv4-rtn
@@ -64,7 +64,7 @@ TESTED = [
 ENCODER = """w8-rtn w4-g64-rtn w4-g64-gptq w4-nf4 w8-int8 w4a8-lqer w4a8-l2qer w8a8-smooth w4a8-g128-smooth w3-g128-gptq w3-g128-gptq-lqer
     w4a8-g128-awq w4a8-g128-dgq w4a8-g128-qqq w4a8-qqq w3-g128-awq-gptq"""
 
-# One SmolLM2 recipe or two per method, for the instruction sets below the best.
+# One or two SmolLM2 recipes per method, for the instruction sets below the best.
 REPRESENTATIVE = """bf16 w8-rtn w4-g128-rtn w3-g128-rtn w2-g32-rtn w8-int8 w8-dynamic w4-nf4 w4-nf4-dq w4-fp4 mixed.toml w4a8-g128-rtn w4a8-rtn-sym
     w4a4kv4-rtn mxint.toml w4a8-lqer w4a4kv4-hadamard w4a8-l2qer w8a8-smooth w4a8-g128-smooth importance.toml w4-g128-gptq w3-g128-gptq-mse
     w3-g128-gptq-lqer w4a4kv4-resq resq-without-pca.toml w3-g128-awq-gptq w4a8-g128-dgq w4a8-qqq"""
@@ -81,17 +81,17 @@ activation_scale = "asym"
 
 
 def body(rule, head="", match="*"):
-    """Gives a recipe whose embedding and head are rounded to 8 bits and whose other matrices follow `rule`."""
+    """Returns a recipe whose embedding and head are rounded to 8 bits and whose other matrices follow `rule`."""
     return f'{head}\n{ENDS}[[rules]]\nmatch = "{match}"\n{rule}\n'
 
 
 def layers(rule, head=""):
-    """Gives a recipe for the matrices of layers alone; embedding and head stay as they are."""
+    """Returns a recipe for the matrices of layers only; embedding and head are not compressed."""
     return f'{head}\n[[rules]]\nmatch = "model.layers.*"\n{rule}\n'
 
 
 STATIC = 'method = "rtn"\nbits = 8\nactivations = 8\nactivation_scale = "static"'
-# Recipes in TOML, less their names. Those that examples/recipes has are read from there.
+# Recipes in TOML, without their names. Those in examples/recipes are read from there.
 TOML = {
     "keep": body('method = "keep"'),
     "mxint": body('method = "rtn"\nbits = 4\ngrid = "mxint"\nactivations = 8'),
@@ -144,19 +144,19 @@ TOML = {
     "awq-nf4": body('method = "nf4"\nsmooth = "awq"'),
 }
 
-# Caches that the documentation names for a model as it is.
+# Caches that the documentation names for an original model.
 KV = "f32 int8 int4 int3 int2 int4-high8 int4-hadamard int4-hadamard-high8 int3-hadamard int4-eighth int4-hadamard-eighth int4-pca".split()
-# Other caches for what some recipes made, besides the one that the recipe records.
+# Other caches for the outputs of some recipes, in addition to the one that the recipe records.
 RECIPE_KV = {
     "w4a4kv4-resq": ["f32", "int8-pca", "int4-pca-eighth", "int4-pca-high8"],
     "w4a4kv4-hadamard": ["f32"],
     "w8a8kv4-rtn": ["f32", "int4-high4"],
     "w4a4kv4-rtn": ["f32"],
 }
-# Conversions of a model as it is.
+# Conversions of an original model.
 TARGETS = """f16 bf16 f32 gguf:F32 gguf:F16 gguf:BF16 gguf:Q4_0 gguf:Q4_1 gguf:Q5_0 gguf:Q5_1 gguf:Q8_0 gguf:Q4_K gguf:Q5_K gguf:Q6_K gguf:Q4_K_M
     gguf:Q5_K_M""".split()
-# Conversions of what recipes made, those that are refused included.
+# Conversions of compressed models, including those that are refused.
 RECIPE_TARGETS = {
     "w4-g32-rtn-sym": ["gguf:exact", "gguf:Q4_0", "gptq", "gptq-v2", "f16"],
     "w3-g64-rtn-sym": ["gguf:exact", "gptq"],
@@ -194,7 +194,7 @@ RECIPE_TARGETS = {
     "w4a4kv4-resq": ["f32"],
     "resq-exact.toml": ["f32"],
 }
-# What statistics are gathered for: products of features, squares, magnitudes, ranges, samples.
+# Recipes for which statistics are gathered: products of features, squares, magnitudes, ranges, samples.
 STATISTICS = {
     "tiny": ["w4-g32-gptq", "importance.toml", "w4-g32-rtn-l2qer", "act-static.toml", "act-static-mse.toml", "gram.toml", "w4-g64-awq", "w4a4kv4-resq"],
     "smollm2": ["w4-g128-gptq"],
@@ -264,14 +264,14 @@ def cases(models, isas):
 
 
 class Failed(Exception):
-    """What a command that fails says."""
+    """Exit code and message of a command that failed."""
 
     def __init__(self, code, said):
         self.result = {"exit": code, "error": said}
 
 
 class Run:
-    """One case at work: the commands that it runs, in a directory of its own."""
+    """A running case: its commands, in a separate directory."""
 
     def __init__(self, case, options, tmp):
         self.case, self.tmp, self.process = case, tmp, None
@@ -285,7 +285,7 @@ class Run:
             self.env["TERSOR_ISA"] = case.isa
 
     def tersor(self, *args):
-        """Runs the command and gives the object that it prints, less what differs from run to run. Raises `Failed` where it fails."""
+        """Runs the command and returns the object that it prints, without what differs from run to run. Raises `Failed` if it fails."""
         args = [self.binary, *map(str, args), "--json", "--threads", str(self.threads)]
         with subprocess.Popen(args, cwd=ROOT, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             self.process = process
@@ -296,20 +296,20 @@ class Run:
         return without_times(json.loads(self.without_paths(printed)))
 
     def without_paths(self, text):
-        """Puts names in the place of directories."""
+        """Replaces directories by names."""
         for path, name in ((self.tmp, "TMP"), (self.model.parent, "MODELS"), (ROOT, "ROOT")):
             text = text.replace(str(path), name)
         return text
 
     def attempt(self, *args):
-        """As `tersor`; a failure is a result, too."""
+        """Like `tersor`, but returns a failure as a result."""
         try:
             return self.tersor(*args)
         except Failed as e:
             return e.result
 
     def recipe(self, name):
-        """Gives what `--recipe` takes: the name, or a file."""
+        """Returns the argument of `--recipe`: the name, or a file."""
         if not name.endswith(".toml"):
             return name
         shipped = ROOT / "examples/recipes" / name
@@ -325,13 +325,13 @@ class Run:
         return ["--calib", text, "--calib-windows", self.windows]
 
     def evaluate(self, what, *more):
-        """Gives the figures of `eval`."""
+        """Returns the figures of `eval`."""
         if self.encoder:
             return self.attempt("eval", what, "--sentences", DATA / "sentences-eval.txt", "--no-speed", "--against", self.model, *more)
         return self.attempt("eval", what, "--text", DATA / "wiki-eval.txt", "--windows", self.windows, "--no-speed", *more)
 
     def compressed(self, recipe, *more, name="out"):
-        """Compresses by a recipe and gives the directory, and what the command said."""
+        """Compresses with a recipe and returns the directory and the output of the command."""
         out = self.tmp / name
         return out, self.tersor("compress", self.model, "--recipe", recipe, *self.calibration, "--out", out, *more)
 
@@ -355,13 +355,13 @@ class Run:
         return result
 
     def converted(self, source, to):
-        """Converts, and gives what the command said, the hashes of all files, and of small models the figures of what came out."""
+        """Converts, and returns the output of the command, the hashes of all files, and for small models the figures of the result."""
         out = self.tmp / ("converted.gguf" if to.startswith("gguf") else "converted")
         said = self.attempt("convert", source, "--to", to, "--out", out)
         if "error" in said:
             return said
         result = {"said": said, "files": files(out)}
-        # An adapter names the directory of its base.
+        # An adapter contains the path of its base model.
         adapter = out / "adapter_config.json"
         if adapter.exists():
             result["files"][adapter.name] = {"json": json.loads(self.without_paths(adapter.read_text()))}
@@ -380,7 +380,7 @@ class Run:
         return result
 
     def statistics(self, recipe, name, *more, windows=None):
-        """Gathers statistics and gives their file, and what the command said."""
+        """Gathers statistics and returns their file and the output of the command."""
         out, text = self.tmp / name, self.calibration[1]
         args = ["calibrate", self.model, "--recipe", self.recipe(recipe), "--text", text, "--windows", windows or self.windows, "--out", out, *more]
         return out, self.tersor(*args)
@@ -394,7 +394,7 @@ class Run:
 
 
 def way_budget(run):
-    """A plan within a budget, the directory that it makes, and another budget from what was measured."""
+    """A plan within a budget, the directory compressed by it, and another budget from the same measurement."""
     plan, measured, toml = run.tmp / "plan.json", run.tmp / "measured.json", run.tmp / "other.toml"
     model, calibration = run.model, run.calibration
     result = {"budget": run.attempt("plan", model, "--budget", "1MB", *calibration, "--measured", measured, "--out", plan)}
@@ -406,7 +406,7 @@ def way_budget(run):
 
 
 def way_tasks(name):
-    """A recipe task by task."""
+    """A recipe, compressed task by task."""
     def way(run):
         recipe = run.recipe(name)
         tasks = run.tersor("plan", run.model, "--recipe", recipe, *run.calibration)["tasks"]

@@ -1,7 +1,7 @@
-//! Block-wise quantization against the memory time: `cargo bench -p tersor-benches --bench blockwise [FILTER]`.
+//! Block-wise quantization compared with the memory time: `cargo bench -p tersor-benches --bench blockwise [FILTER]`.
 //!
-//! With the one argument `turns` it answers lines instead, for `benches/rivals/compare.py`: `quantize MAP BLOCK`, `dequantize MAP BLOCK` and `step
-//! adamw BITS` with a median time in seconds and those of reading and of copying as many values, taken in turns.
+//! With the only argument `turns` it answers lines on its input, for `benches/rivals/compare.py`: `quantize MAP BLOCK`, `dequantize MAP BLOCK` and `step
+//! adamw BITS`, with the median time in seconds and those of reading and of copying as many values, measured alternately.
 
 use std::io::BufRead;
 
@@ -24,7 +24,7 @@ fn main() {
     on_pinned_threads(&[2, 1], |threads| run(threads, &filters));
 }
 
-/// Normal, by the sum of four uniform values.
+/// Approximately normal values: sums of four uniform values.
 fn values() -> Vec<f32> {
     let mut state = 7u64;
     let mut next = || {
@@ -77,7 +77,7 @@ fn run(threads: usize, filters: &[String]) {
         if filters.iter().all(|f| what.contains(f.as_str())) {
             let how = how.check().unwrap();
             let (mut p, mut state) = (values(), how.state(N).unwrap());
-            // Moved: parameters and moments are read and written; the gradient is read.
+            // Bytes: parameters and moments are read and written; the gradient is read.
             let [limit, seconds] = against_memory(&x, &mut y, bytes, &mut || how.step(&mut state, &mut p, &x).unwrap());
             let speed = seconds * 1e9 / N as f64;
             println!(
@@ -89,7 +89,7 @@ fn run(threads: usize, filters: &[String]) {
     }
 }
 
-/// A line for each line of the input.
+/// Answers each line of the input with a line.
 fn answer() {
     let (x, exec) = (values(), Exec::new());
     let mut y = vec![1f32; N];

@@ -1,6 +1,6 @@
-//! One token that attends to a long text, through caches of the shape of an 8-billion-parameter model's layer (32 heads over 8, 128 wide):
-//! `cargo bench -p tersor-benches --bench cache`. Each takes its turn, medians; the caches of several layers rotate through more memory than
-//! the processor's own.
+//! Attention of one token to a long text, with caches of the shape of a layer of a model with 8 billion parameters (32 query heads, 8 key/value heads of
+//! 128 features): `cargo bench -p tersor-benches --bench cache`. The caches run alternately, and medians are printed. The caches of several layers
+//! rotate through more memory than the processor's caches hold.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -50,7 +50,7 @@ fn main() {
                 times.push(start.elapsed().as_secs_f64());
             }
         }
-        println!("{tokens} tokens kept");
+        println!("{tokens} tokens cached");
         let median = |times: &mut Vec<f64>| {
             times.sort_by(f64::total_cmp);
             times[times.len() / 2]

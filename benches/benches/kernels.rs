@@ -1,7 +1,7 @@
-//! Integer products beside what the machine can do at most: `cargo bench -p tersor-benches --bench kernels`.
+//! Integer products compared with the limits of the machine: `cargo bench -p tersor-benches --bench kernels`.
 //!
-//! Every figure is the median of repetitions, on one thread and on two, pinned. Operands rotate through more memory than the caches
-//! hold. Limits are measured right before and after the product that stands beside them. Words after `--` choose lines: those that have
+//! Every figure is the median of repetitions, on one pinned thread and on two. Operands rotate through more memory than the processor's caches
+//! hold. The limits are measured right before and after the product on the same line. Words after `--` select the lines that contain
 //! all of them (`-- avx2 "4 row" "512 tokens" "2 threads"`).
 
 use std::time::Instant;
@@ -11,7 +11,7 @@ use tersor_kernels::integer::{Activations, Panels, product};
 use tersor_kernels::limits::{Arithmetic, arithmetic, read};
 use tersor_kernels::{Isa, bits, par};
 
-/// Bytes that operands rotate through.
+/// Bytes of memory through which operands rotate.
 const BEYOND: usize = 192 << 20;
 
 fn median(mut times: Vec<f64>) -> f64 {
@@ -19,7 +19,7 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-/// Seconds of one call, the median of calls that take about half a second together.
+/// Returns the median seconds of a call, over calls that take about half a second together.
 fn time(mut f: impl FnMut(usize)) -> f64 {
     f(0);
     let start = Instant::now();
@@ -33,7 +33,7 @@ fn time(mut f: impl FnMut(usize)) -> f64 {
     median((0..reps).map(run).collect())
 }
 
-/// Bytes a second that all threads read together.
+/// Returns the bytes per second that all threads read together.
 fn read_rate(buffer: &[u64], threads: usize) -> f64 {
     let part = buffer.len() / threads;
     let once = |_| {
@@ -48,7 +48,7 @@ fn read_rate(buffer: &[u64], threads: usize) -> f64 {
     buffer.len() as f64 * 8.0 / time(once)
 }
 
-/// Operations (two a multiply-add) a second of all threads together.
+/// Returns the operations per second of all threads together; a multiply-add counts as two.
 fn peak(isa: Isa, kind: Arithmetic, threads: usize) -> f64 {
     let steps = 4_000_000;
     let count = arithmetic(isa, kind, 1).map_or(0, |c| c.0) as f64 * steps as f64 * 2.0 * threads as f64;
@@ -108,7 +108,7 @@ fn main() {
     }
 }
 
-/// Operands, made when the first line asks for them.
+/// Operands, made for the first line that needs them.
 fn weights(isa: Isa, [rows, cols]: [usize; 2], form: &Form) -> Option<Vec<Panels>> {
     let width = bits::packed_len(cols, form.bits);
     let packed: Vec<u8> = (0..rows * width).map(|i| ((i * 37) >> 3) as u8).collect();
@@ -156,7 +156,7 @@ fn measure(isa: Isa, threads: usize, [rows, cols]: [usize; 2], form: &Form, buff
             1 => read_rate(buffer, threads),
             _ => peak(isa, Arithmetic::Bytes32, threads),
         };
-        // As a decoder runs: the threads stay awake between products.
+        // As in a decoder, the threads stay awake between products.
         let (before, seconds, after) = (limit(), par::region(threads > 1, || time(run)), limit());
         let max = (before + after) / 2.0;
         let gops = 2.0 * (tokens * rows * cols) as f64 / seconds / 1e9;

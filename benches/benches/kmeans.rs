@@ -3,8 +3,8 @@
 //! Without arguments, clusters a million points of a standard normal distribution in 8 dimensions, from the first 256 of
 //! them as centroids, and prints the median seconds of five runs and the objective. With the arguments `POINTS START DIMS
 //! ITERATIONS OUT`, the first two files of raw little-endian f32, answers each line on the input with the seconds of one
-//! run and its objective, and writes the centroids to `OUT`: `benches/rivals/kmeans.py` lets the sides take turns.
-//! `RAYON_NUM_THREADS` says how many threads run.
+//! run and its objective, and writes the centroids to `OUT`; `benches/rivals/kmeans.py` alternates it with faiss.
+//! `RAYON_NUM_THREADS` sets the number of threads.
 #![allow(missing_docs)]
 
 use std::io::{BufRead, Write};

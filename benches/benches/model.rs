@@ -1,9 +1,9 @@
-//! A whole model: tokens a second of a prompt of 512 (logits of the last token only) and of 128 tokens after an empty context.
+//! A whole model: tokens per second of a prompt of 512 tokens (logits of the last one only) and of 128 tokens decoded from an empty context.
 //!
 //!     cargo bench -p tersor-benches --bench model -- DIRECTORY [THREADS] [SECONDS of prefill] [SECONDS of decode]
 //!
-//! With seconds, as long of each and nothing else, for a profiler. Without, it answers each line `go` on its input with a line of JSON, so
-//! that another program can take turns with it.
+//! With seconds, it runs prefill and decode for that long, for a profiler. Without, it answers each line `go` on its input with a line of JSON, so
+//! that another program can alternate it with others.
 
 use std::io::BufRead;
 use std::time::Instant;
@@ -25,13 +25,13 @@ fn main() -> Result<()> {
         let exec = Exec::new();
         let mut prefill = || -> Result<f64> {
             let start = Instant::now();
-            decoder.next(&prompt, &mut decoder.state()?, &Exec::new())?;
+            decoder.next_logits(&prompt, &mut decoder.state()?, &Exec::new())?;
             Ok(prompt.len() as f64 / start.elapsed().as_secs_f64())
         };
         let mut decode = || -> Result<f64> {
             let (mut state, start) = (decoder.state()?, Instant::now());
             for token in &prompt[..128] {
-                decoder.next(&[*token], &mut state, &exec)?;
+                decoder.next_logits(&[*token], &mut state, &exec)?;
             }
             Ok(128.0 / start.elapsed().as_secs_f64())
         };
@@ -39,7 +39,7 @@ fn main() -> Result<()> {
             for (seconds, work) in [(p, &mut prefill as &mut dyn FnMut() -> Result<f64>), (d, &mut decode)] {
                 let start = Instant::now();
                 while start.elapsed().as_secs_f64() < seconds {
-                    println!("{:.1} tokens a second", work()?);
+                    println!("{:.1} tokens per second", work()?);
                 }
             }
             return Ok(());

@@ -1,7 +1,7 @@
-//! Quantize and dequantize loops against the memory time: `cargo bench -p tersor-benches --bench quantize`.
+//! Quantize and dequantize loops compared with the memory time: `cargo bench -p tersor-benches --bench quantize`.
 //!
-//! The memory time is the larger of the bytes read at read bandwidth and the bytes read plus written at memcpy's rate of both, each
-//! measured right beside the loop, on the same pinned threads. Buffers are larger than the caches, and are written before they are timed.
+//! The memory time is the larger of the time to read the bytes at read bandwidth and the time to read and write them at memcpy's rate, both measured
+//! alternately with the loop on the same pinned threads. Buffers are larger than the processor's caches and are written before they are timed.
 
 use half::{bf16, f16};
 use tersor_benches::{against_memory, on_pinned_threads, parts};

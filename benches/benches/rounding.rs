@@ -1,4 +1,4 @@
-//! Round-to-nearest and back, beside a copy of the same bytes.
+//! Round-to-nearest quantization and dequantization, compared with a copy of the same bytes.
 #![allow(missing_docs)]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

@@ -1,9 +1,9 @@
-//! Products of one side at a time, for `benches/rivals/products.py`, which lets the sides take turns.
+//! Products of Tersor and candle on request, for `benches/rivals/compare.py`, which runs several programs alternately.
 //!
 //! Each line on the input, `ours|candle FORM ROWS COLS TOKENS`, is answered with the median time in seconds of a product of f32 activations
-//! with compressed weights, their quantization included: by Tersor (`8row`, `8g32`, `4row`, `4dual`, `4g128`, `4g32`, `3g128`, `2g128`) or by candle
-//! (`q4_0`, `q4_K`, `q8_0`), or `f32` of either. `limits` is answered with bytes a second and operations a second. Weights rotate through
-//! more memory than the caches hold; threads are pinned. `RAYON_NUM_THREADS` says how many.
+//! with compressed weights, quantization of the activations included: in Tersor (`8row`, `8g32`, `4row`, `4dual`, `4g128`, `4g32`, `3g128`, `2g128`), in
+//! candle (`q4_0`, `q4_K`, `q8_0`), or `f32` in either. `limits` is answered with bytes per second and operations per second. Weights rotate through
+//! more memory than the processor's caches hold; threads are pinned. `RAYON_NUM_THREADS` sets their number.
 
 use std::io::{BufRead, Write as _};
 use std::time::Instant;
@@ -16,10 +16,10 @@ use tersor_kernels::integer::{Activations, Panels, product, quantize_rows};
 use tersor_kernels::limits::{Arithmetic, arithmetic, read};
 use tersor_kernels::{Isa, bits, par};
 
-/// Bytes that weights rotate through.
+/// Bytes of memory through which weights rotate.
 const BEYOND: usize = 128 << 20;
 
-/// Seconds of one call, the median of calls that take about a third of a second together.
+/// Returns the median seconds of a call, over calls that take about a third of a second together.
 fn time(mut f: impl FnMut(usize)) -> f64 {
     f(0);
     let start = Instant::now();

@@ -1,11 +1,11 @@
-"""Tersor beside llama.cpp, candle, bitsandbytes and torch on this machine, in one run: products of a matrix with 1, 32 and 512 tokens, SmolLM2-135M
-as a whole, and block-wise quantization with optimizer steps of 64 M parameters.
+"""Compares the speed of Tersor with llama.cpp, candle, bitsandbytes and torch on this machine in one run: products of a matrix with 1, 32 and 512
+tokens, the whole of SmolLM2-135M, and block-wise quantization with optimizer steps of 64 M parameters.
 
     python3 benches/rivals/compare.py [products|model|blockwise] [--rounds 3] [--threads 2,1] [--tokens 1,32,512]
 
-Brings the rivals from their registries: llama.cpp as the package llama-cpp-python, built for this processor in target/rivals, candle as the
-crate that the benches depend on. The model is models/smollm2-135m.gguf (scripts/fetch-models.sh). The sides take turns, each answering with the
-median of many repetitions; of the rounds, the median is shown. Prints tables in Markdown; the last column is the best rival's time over ours.
+Installs the alternatives from their registries: llama.cpp as the package llama-cpp-python, built for this processor in target/rivals, and candle as a
+dependency of the benches. The model is models/smollm2-135m.gguf (scripts/fetch-models.sh). The programs run alternately and report the median of many
+repetitions; the tables show the median of the rounds. Prints tables in Markdown; the last column is the fastest alternative's time over Tersor's.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def python():
 
 
 def bench(name):
-    """Path of a bench of ours."""
+    """Path of one of Tersor's benches."""
     made = subprocess.run(
         ["cargo", "bench", "-p", "tersor-benches", "--bench", name, "--no-run", "--message-format=json"],
         cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True,
@@ -66,7 +66,7 @@ def bench(name):
 
 
 class Side:
-    """A process that answers lines."""
+    """A process that answers each line of its input with a line."""
 
     def __init__(self, *command, **env):
         self.process = subprocess.Popen(
@@ -98,7 +98,7 @@ def products(rounds, threads, numbers):
                     limits.append([float(v) for v in sides["ours"].ask("limits").split()])
                     for name in names:
                         side, form = name.split()
-                        # Seconds a call, and far behind: once will do.
+                        # A call takes seconds, far more than the others: one repetition is enough.
                         if side == "candle" and tokens > 1 and number > 0:
                             continue
                         line = f"{form} {rows} {cols} {tokens}"

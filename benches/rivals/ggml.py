@@ -1,9 +1,9 @@
-"""Products of ggml, the library under llama.cpp, called directly: the shared libraries of the package llama-cpp-python.
+"""Times products of ggml, the library of llama.cpp, called directly in the shared libraries of the package llama-cpp-python.
 
 Each line `FORM ROWS COLS TOKENS` on the input is answered with the median time in seconds of `ggml_mul_mat` of f32 activations with weights as
 FORM: `q4_0`, `q4_K`, `q8_0`, `f32`, or one of them with `+` for the layout into which ggml repacks it for this processor (NaN where it
-has none). Weights rotate through more memory than the caches hold. The environment variable THREADS says how many threads, each on a
-processor of its own.
+has none). Weights rotate through more memory than the processor's caches hold. The environment variable THREADS sets the number of threads, each of
+which is pinned to a processor.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ import numpy as np
 THREADS = int(os.environ.get("THREADS", "2"))
 BEYOND = 128 << 20
 TYPES = {"f32": 0, "q4_0": 2, "q8_0": 8, "q4_K": 12}
-# Asked for another type on x86, the library ends the process.
+# With another type on x86, the library aborts the process.
 REPACKS = {"q4_0", "q4_K"}
 KNOWN = {}
 

@@ -1,12 +1,12 @@
-"""Lloyd iterations of k-means by Tersor and faiss on this machine, in one run and in turns, from the same points and the same start.
+"""Compares Lloyd iterations of k-means in Tersor and faiss on this machine, in alternating runs from the same points and the same start.
 
     python3 benches/rivals/kmeans.py [--points 1000000] [--dims 8] [--clusters 256] [--iterations 20] [--threads 2] [--rounds 5]
         [--data normal|mixture] [--seed 1] [--bench PATH]
 
 Points are a standard normal distribution, or a mixture of as many normal distributions as there are clusters (means standard normal, deviation
-0.3), from the seed; the start is as many random points. faiss subsamples nothing. Its iterations and ours both move the centroids so many times;
-ours then assigns all points once more, which faiss leaves out. Objectives are those of the final centroids, computed here in f64. faiss is brought
-from pip (`target/rivals/faiss`) unless this interpreter has it; `--bench` names a built bench of ours, which is built otherwise.
+0.3), from the seed; the start is a random choice of as many points. faiss runs without subsampling. Both move the centroids the given number of times;
+Tersor then assigns all points once more, which faiss omits. Objectives are those of the final centroids, computed here in f64. faiss is installed with
+pip (in `target/rivals/faiss`) unless this interpreter has it; `--bench` names an already built bench of Tersor.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PACKAGES = ["faiss-cpu==1.15.1", "numpy==2.4.6"]
 
 
 def beside_faiss():
-    """Goes on in an interpreter that has faiss."""
+    """Restarts in an interpreter that has faiss, if this one does not."""
     if all(importlib.util.find_spec(m) for m in ("faiss", "numpy")):
         return
     found = HOME / "bin" / "python"
@@ -39,7 +39,7 @@ def beside_faiss():
 
 
 def built():
-    """Path of our bench."""
+    """Path of Tersor's bench."""
     made = subprocess.run(
         ["cargo", "bench", "-p", "tersor-benches", "--bench", "kmeans", "--no-run", "--message-format=json"],
         cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True,

@@ -1,5 +1,5 @@
-"""A GGUF file through llama.cpp (the package llama-cpp-python): tokens a second of a prompt of 512, logits of its last token only, and of
-128 tokens after an empty context. Answers a line `go` with a line of JSON, so that another script can take turns with it.
+"""Times a GGUF file in llama.cpp (the package llama-cpp-python): tokens per second of a prompt of 512 tokens (logits of the last one only) and of 128
+tokens decoded from an empty context. Answers each line `go` on its input with a line of JSON, so that another script can alternate it with others.
 
     llama_model.py MODEL.gguf TYPE OUT.gguf     requantizes all matrices to TYPE (q4_0, q8_0, ...) first, if OUT is not there
 """
@@ -46,7 +46,7 @@ def main():
     memory = ll.llama_get_memory(context)
 
     def run(tokens, first):
-        """Appends tokens; logits of the last one."""
+        """Appends tokens and returns the logits of the last one."""
         batch = ll.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):

@@ -1,5 +1,5 @@
-"""Block-wise quantization and optimizer steps by bitsandbytes and torch on the CPU, 64 M values. Each line on the input, `quantize|dequantize MAP
-BLOCK`, `step adamw 8` (bitsandbytes) or `step adamw 32` (torch's fused one), is answered with the median time in seconds."""
+"""Times block-wise quantization and optimizer steps of bitsandbytes and torch on the CPU, for 64 M values. Answers each line on its input, `quantize MAP
+BLOCK`, `dequantize MAP BLOCK`, `step adamw 8` (bitsandbytes) or `step adamw 32` (torch's fused AdamW), with the median time in seconds."""
 
 import os
 import statistics

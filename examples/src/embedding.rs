@@ -6,8 +6,8 @@ use rand::Rng;
 
 use crate::EightBit;
 
-/// An embedding that trains well with moments of 8 bits (arXiv 2110.02861, section 2.3): vectors begin Xavier-uniform rather than normal, are
-/// normalized before position embeddings are added, and its moments stay in f32.
+/// The stable embedding layer for training with 8-bit moments (arXiv 2110.02861, section 2.3): vectors have a Xavier-uniform initialization, are
+/// normalized before position embeddings are added, and keep their moments in f32.
 pub struct StableEmbedding {
     weight: Var,
     scale: Var,
@@ -16,8 +16,8 @@ pub struct StableEmbedding {
 }
 
 impl StableEmbedding {
-    /// `tokens` vectors of `width` features, in f32. The vector of the token `padding` is zero, and stays so: it gives no gradient. Error as of candle,
-    /// or when `padding` is no token.
+    /// Returns an embedding of `tokens` vectors of `width` features, in f32. The vector of the token `padding` is zero and gets no gradient. Errors if
+    /// candle does, or if `padding` is no token.
     pub fn new(tokens: usize, width: usize, padding: Option<u32>, rng: &mut impl Rng, device: &Device) -> Result<Self> {
         let bound = (6.0 / (tokens + width) as f32).sqrt();
         let mut values: Vec<f32> = (0..tokens * width).map(|_| rng.random_range(-bound..=bound)).collect();
@@ -34,24 +34,24 @@ impl StableEmbedding {
         })
     }
 
-    /// The vectors, `[tokens, width]`.
+    /// Returns the embedding vectors, `[tokens, width]`.
     pub fn weight(&self) -> &Var {
         &self.weight
     }
 
-    /// What is to be trained: vectors, scale and shift of the norm.
+    /// Returns the trainable variables: vectors, and scale and shift of the norm.
     pub fn vars(&self) -> Vec<Var> {
         vec![self.weight.clone(), self.scale.clone(), self.shift.clone()]
     }
 
-    /// Tells an optimizer that the moments of the vectors stay in f32. Error when they are not among its variables.
+    /// Makes an optimizer keep the moments of the vectors in f32. Errors if they are not among its variables.
     pub fn stabilize(&self, optimizer: &mut EightBit) -> Result<()> {
         optimizer.keep_f32(&self.weight)
     }
 }
 
 impl Module for StableEmbedding {
-    /// The normalized vectors of token numbers of any shape, `[.., width]` in f32.
+    /// Returns the normalized vectors of token ids of any shape, `[.., width]` in f32.
     fn forward(&self, ids: &Tensor) -> Result<Tensor> {
         let flat = ids.flatten_all()?;
         let mut vectors = self.weight.index_select(&flat, 0)?;
@@ -59,7 +59,7 @@ impl Module for StableEmbedding {
             let keep = flat.ne(padding)?.to_dtype(DType::F32)?.unsqueeze(1)?;
             vectors = vectors.broadcast_mul(&keep)?;
         }
-        // Candle's fast norm has no gradient.
+        // Candle's fast layer norm has no gradient.
         let normal = layer_norm_slow(&vectors, self.scale.as_tensor(), self.shift.as_tensor(), 1e-5)?;
         let mut shape = ids.dims().to_vec();
         shape.push(self.weight.dim(1)?);

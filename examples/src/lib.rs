@@ -1,4 +1,4 @@
-//! What the example programs share: Tersor's optimizers for candle, the paper's embedding layer, and the small model that ships here.
+//! Shared parts of the example programs: Tersor's optimizers for candle, the stable embedding layer, and the included small model.
 
 mod embedding;
 mod optimizer;

@@ -1,4 +1,4 @@
-//! Tersor's optimizers as candle's.
+//! Tersor's optimizers as a candle `Optimizer`.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,10 +7,10 @@ use candle_core::{CpuStorage, Error, InplaceOp2, Layout, Result, Tensor, Var};
 use tersor::blockwise::optimizer::{BlockwiseOptimizer, OptimizerConfig};
 use tersor::core::Element;
 
-/// An optimizer of candle variables with moments of 8 bits.
+/// An optimizer of candle variables with 8-bit moments.
 ///
-/// A program that trains with `AdamW::new(varmap.all_vars(), params)?` changes that one line to
-/// `EightBit::new(varmap.all_vars(), OptimizerConfig::adamw().lr(1e-3))?`. Parameters are stepped where they lie, in f32, f16 or bf16.
+/// A program that trains with `AdamW::new(varmap.all_vars(), params)?` replaces that line by
+/// `EightBit::new(varmap.all_vars(), OptimizerConfig::adamw().lr(1e-3))?`. Parameters are updated in place, in f32, f16 or bf16.
 pub struct EightBit {
     vars: Vec<Var>,
     base: f64,
@@ -19,20 +19,20 @@ pub struct EightBit {
 }
 
 impl EightBit {
-    /// Keeps the moments of `var` in f32, as the paper wants it of embeddings. To be called before the first step. Error when the variable is none
-    /// of this optimizer's.
+    /// Stores the moments of `var` in f32, as the paper recommends for embeddings. To be called before the first step. Errors if the variable does not
+    /// belong to this optimizer.
     pub fn keep_f32(&mut self, var: &Var) -> Result<()> {
         let at = self.vars.iter().position(|v| v.id() == var.id());
         let at = at.ok_or_else(|| Error::Msg("the variable is not one of this optimizer".into()))?;
         self.group.keep_f32(&at.to_string()).map_err(Error::wrap)
     }
 
-    /// The moments, each under the number of its variable: to be saved, resumed, looked at.
+    /// Returns the moments, each under the index of its variable, for saving, loading or inspection.
     pub fn state(&mut self) -> &mut BlockwiseOptimizer {
         &mut self.group
     }
 
-    /// Bytes of all moments.
+    /// Returns the number of bytes of all moments.
     pub fn state_bytes(&self) -> usize {
         self.group.bytes()
     }
@@ -72,7 +72,8 @@ impl candle_nn::Optimizer for EightBit {
     }
 }
 
-/// A step of one variable. Candle hands out storage to operations only, and those by shared reference.
+/// A step of one variable, as a candle operation, because candle gives access to storage to operations only. The mutex makes the optimizer mutable through
+/// the shared reference that candle passes.
 struct Step<'a> {
     group: Mutex<&'a mut BlockwiseOptimizer>,
     name: String,
@@ -134,7 +135,7 @@ mod tests {
         let (theirs, _) = losses(DType::F32, |v| AdamW::new(v, params.clone())).unwrap();
         let ours = |bits| losses(DType::F32, move |v| EightBit::new(v, OptimizerConfig::adamw().lr(0.01).bits(bits)));
         let ((full, _), (eight, state)) = (ours(32).unwrap(), ours(8).unwrap());
-        // Candle decays before the step, we after it: a difference of the second order.
+        // Candle applies weight decay before the step, Tersor after it: a difference of the second order.
         assert!(theirs.iter().zip(&full).all(|(a, b)| (a - b).abs() < 1e-3 * a), "{theirs:?} {full:?}");
         assert!(full.iter().zip(&eight).all(|(a, b)| (a - b).abs() < 0.02 * a), "{full:?} {eight:?}");
         assert!(eight[39] < 0.5 * eight[0]);

@@ -1,4 +1,4 @@
-//! What the command line says.
+//! The arguments of the command line.
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -7,44 +7,45 @@ use std::path::PathBuf;
 #[derive(Parser, Debug)]
 #[command(name = "tersor", version, arg_required_else_help = true)]
 pub struct Args {
-    /// Print one JSON object on stdout.
+    /// Print the result as one JSON object on stdout.
     #[arg(long, global = true)]
     pub json: bool,
-    /// Threads to use; all processors unless given.
+    /// Number of threads [default: all processors].
     #[arg(long, global = true, value_parser = threads)]
     pub threads: Option<usize>,
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub verb: Verb,
 }
 
+/// Parses a number of threads.
 fn threads(s: &str) -> Result<usize, String> {
     s.parse().ok().filter(|n| (1..=1024).contains(n)).ok_or_else(|| "must be 1 to 1024".to_string())
 }
 
-/// The verbs.
+/// The subcommands.
 #[derive(Subcommand, Debug)]
 #[allow(missing_docs)]
 pub enum Verb {
-    /// List what is in a model.
+    /// List the architecture and tensors of a model.
     Inspect(Inspect),
-    /// Say what a recipe would make of a model, from headers alone.
+    /// Show the result of a recipe on a model without compressing it: sizes, bits, memory, tasks.
     Plan(Plan),
-    /// Gather statistics of what flows into the matrices, for `compress --stats`.
+    /// Gather statistics of the activations of the original network, for `compress --stats`.
     Calibrate(Calibrate),
     /// Compress a model into a directory.
     Compress(Compress),
     /// Measure perplexity, size and speed.
     Eval(Eval),
-    /// Compress with several recipes and measure each.
+    /// Compress with several recipes and evaluate each.
     Compare(Compare),
     /// Compare recipes on the model that ships with Tersor.
     Demo(Demo),
-    /// Make one HTML page of the results in directories.
+    /// Write an HTML page with tables and charts of results.
     Report(Report),
     /// Write a model in another format.
     Convert(Convert),
-    /// Check what was written: hashes, shapes, finiteness.
+    /// Check the hashes, shapes and values of a compressed model.
     Verify(Verify),
     /// Continue a text.
     Generate(Generate),
@@ -53,28 +54,28 @@ pub enum Verb {
 /// `tersor inspect`
 #[derive(clap::Args, Debug)]
 pub struct Inspect {
-    /// A directory, a `.gguf` file, or what `compress` wrote.
+    /// A model directory, a `.gguf` file, or an output of `compress`.
     pub model: PathBuf,
 }
 
-/// Which text calibrates; recipes that need no data read none of it.
+/// Calibration data; recipes that need none ignore it.
 #[derive(clap::Args, Debug, Default)]
 pub struct Calibration {
     /// Calibration text.
     #[arg(long)]
     pub calib: Option<PathBuf>,
-    /// Windows of calibration text; of an encoder's, lines.
+    /// Number of windows of calibration text; for an encoder, number of lines.
     #[arg(long, default_value_t = 128)]
     pub calib_windows: usize,
-    /// Statistics that `calibrate` wrote (all shards), or an importance matrix of llama.cpp, instead of a text.
+    /// Statistics files from `calibrate` (all shards), or an importance matrix of llama.cpp, instead of a text.
     #[arg(long, value_delimiter = ',', conflicts_with = "calib")]
     pub stats: Vec<PathBuf>,
-    /// Most memory to take (`300MB`, `2GiB`); hidden states go to disk where that helps.
+    /// Maximum memory (`300MB`, `2GiB`); hidden states are kept on disk if that is needed.
     #[arg(long, value_parser = bytes)]
     pub max_memory: Option<u64>,
 }
 
-/// A number of bytes: `1500000`, `300MB`, `1.5GiB`.
+/// Parses a number of bytes: `1500000`, `300MB`, `1.5GiB`.
 fn bytes(s: &str) -> Result<u64, String> {
     let digits = s.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(s.len());
     let (number, unit) = s.split_at(digits);
@@ -95,34 +96,35 @@ fn bytes(s: &str) -> Result<u64, String> {
 /// `tersor calibrate`
 #[derive(clap::Args, Debug)]
 pub struct Calibrate {
-    /// A directory or a `.gguf` file.
+    /// A model directory or a `.gguf` file.
     pub model: PathBuf,
-    /// Name of a recipe, or a TOML file: what it needs is gathered.
+    /// Name of a recipe, or a TOML file; the statistics that it needs are gathered.
     #[arg(long)]
     pub recipe: String,
     /// Calibration text.
     #[arg(long)]
     pub text: PathBuf,
-    /// Windows of it; for an encoder, lines.
+    /// Number of windows of the text; for an encoder, number of lines.
     #[arg(long, default_value_t = 128)]
     pub windows: usize,
-    /// Tokens of a window; the smaller of 512 and the model's maximum unless given.
+    /// Tokens per window [default: the smaller of 512 and the model's maximum].
     #[arg(long)]
     pub ctx: Option<usize>,
-    /// Only part I of N, counted from 1; `compress --stats` takes the files of all parts.
+    /// Gather part I of N only, counted from 1; `compress --stats` takes the files of all parts.
     #[arg(long, value_parser = shard)]
     pub shard: Option<(usize, usize)>,
-    /// The file of statistics.
+    /// Output file.
     #[arg(long)]
     pub out: PathBuf,
-    /// Most memory to take (`300MB`, `2GiB`); hidden states go to disk where that helps.
+    /// Maximum memory (`300MB`, `2GiB`); hidden states are kept on disk if that is needed.
     #[arg(long, value_parser = bytes)]
     pub max_memory: Option<u64>,
-    /// Seed of the samples.
+    /// Seed of random samples.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 }
 
+/// Parses a part of a whole, `I/N`.
 fn shard(s: &str) -> Result<(usize, usize), String> {
     let parsed = s.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
     parsed
@@ -134,37 +136,38 @@ fn shard(s: &str) -> Result<(usize, usize), String> {
 #[derive(clap::Args, Debug)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["recipe", "budget", "bits", "to"])))]
 pub struct Plan {
-    /// A directory or a `.gguf` file.
+    /// A model directory or a `.gguf` file.
     pub model: PathBuf,
     /// Name of a recipe, or a TOML file.
     #[arg(long)]
     pub recipe: Option<String>,
-    /// Choose a method and bits for each matrix, so that all weight files together take at most this (`60MB`): by what each matrix does to the
-    /// predictions on the calibration text.
+    /// Choose bits and method of each matrix so that all weight files together take at most this size (`60MB`), by the measured effect of each
+    /// matrix on the predictions for the calibration text.
     #[arg(long, value_parser = bytes)]
     pub budget: Option<u64>,
-    /// The same, for at most so many bits a weight, embedding and head included.
+    /// Like --budget, for a maximum number of bits per weight, embedding and head included.
     #[arg(long)]
     pub bits: Option<f64>,
-    /// Instead, what every tensor would become in a file for llama.cpp: `gguf:TYPE`, as `convert --to` takes it, fall-backs included.
+    /// Show instead the type of every tensor in a file for llama.cpp: `gguf:TYPE`, as in `convert --to`, with fallbacks.
     #[arg(long, conflicts_with_all = ["measured", "out"])]
     pub to: Option<String>,
-    /// Keep what was measured for the budget in this file, or take it from there: other budgets for the same model and text then cost nothing.
+    /// File for the measurements of a budget: read if it exists, written otherwise. With it, other budgets for the same model and text need no
+    /// new measurement.
     #[arg(long, conflicts_with = "recipe")]
     pub measured: Option<PathBuf>,
-    /// Calibration.
+    /// Calibration data.
     #[command(flatten)]
     pub calibration: Calibration,
-    /// Tokens of a window.
+    /// Tokens per window [default: the smaller of 512 and the model's maximum].
     #[arg(long)]
     pub ctx: Option<usize>,
-    /// Write the plan to a file, for `compress --plan`; under a name that ends in `.toml`, its recipe alone.
+    /// Write the plan to a file, for `compress --plan`; if the name ends in `.toml`, write the recipe only.
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Take a model of unknown architecture, by name patterns.
+    /// Accept a model of unknown architecture; its matrices are found by name patterns.
     #[arg(long)]
     pub generic: bool,
-    /// Seed of everything random.
+    /// Seed of all random numbers.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 }
@@ -172,33 +175,33 @@ pub struct Plan {
 /// `tersor compress`
 #[derive(clap::Args, Debug)]
 pub struct Compress {
-    /// A directory or a `.gguf` file.
+    /// A model directory or a `.gguf` file.
     pub model: PathBuf,
     /// Name of a recipe, or a TOML file.
     #[arg(long, required_unless_present = "plan", conflicts_with = "plan")]
     pub recipe: Option<String>,
-    /// A plan that `tersor plan --out` wrote.
+    /// A plan file from `tersor plan --out`.
     #[arg(long)]
     pub plan: Option<PathBuf>,
-    /// Where the result goes.
+    /// Output directory.
     #[arg(long)]
     pub out: PathBuf,
-    /// Calibration.
+    /// Calibration data.
     #[command(flatten)]
     pub calibration: Calibration,
-    /// Tokens of a window.
+    /// Tokens per window [default: the smaller of 512 and the model's maximum].
     #[arg(long)]
     pub ctx: Option<usize>,
-    /// Do only task K of those that `plan --json` lists; any process may do any of them, in an order that it allows.
+    /// Do task K of the list in `plan --json` only. Any process may do any task once the tasks in its `after` list are done.
     #[arg(long, conflicts_with = "merge")]
     pub task: Option<usize>,
-    /// Put together what the tasks have made.
+    /// Merge the results of all tasks into the output.
     #[arg(long)]
     pub merge: bool,
-    /// Take a model of unknown architecture, by name patterns.
+    /// Accept a model of unknown architecture; its matrices are found by name patterns.
     #[arg(long)]
     pub generic: bool,
-    /// Seed of everything random.
+    /// Seed of all random numbers.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 }
@@ -206,30 +209,30 @@ pub struct Compress {
 /// `tersor eval`
 #[derive(clap::Args, Debug)]
 pub struct Eval {
-    /// A directory, a `.gguf` file, or what `compress` wrote.
+    /// A model directory, a `.gguf` file, or an output of `compress`.
     pub model: PathBuf,
     /// Evaluation text, for a decoder.
     #[arg(long, required_unless_present = "sentences", conflicts_with = "sentences")]
     pub text: Option<PathBuf>,
-    /// Sentences, a line each, for an encoder: how close its embeddings are to those of `--against`.
+    /// Sentences, one per line, for an encoder; its embeddings are compared with those of --against.
     #[arg(long, requires = "against")]
     pub sentences: Option<PathBuf>,
-    /// Tokens of a window; the smaller of 512 and the model's maximum unless given.
+    /// Tokens per window [default: the smaller of 512 and the model's maximum].
     #[arg(long)]
     pub ctx: Option<usize>,
-    /// Windows; all of the text unless given. Of sentences: lines.
+    /// Number of windows; with --sentences, number of lines [default: all].
     #[arg(long)]
     pub windows: Option<usize>,
-    /// Compare predictions with this model's.
+    /// Model whose predictions or embeddings are compared with.
     #[arg(long)]
     pub against: Option<PathBuf>,
-    /// Form of the key-value cache: `f32`, `f16` or `int<bits>[-hadamard|-pca][-high<dimensions>|-eighth]`; as the recipe says unless given.
+    /// Form of the key-value cache: `f32`, `f16` or `int<bits>[-hadamard|-pca][-high<dimensions>|-eighth]` [default: that of the recipe].
     #[arg(long)]
     pub kv: Option<String>,
-    /// Measure no speed.
+    /// Do not measure speed.
     #[arg(long)]
     pub no_speed: bool,
-    /// Read each layer when it runs, so that one is in memory at a time.
+    /// Read each layer when it runs, so that only one layer is in memory at a time.
     #[arg(long)]
     pub stream: bool,
 }
@@ -237,24 +240,24 @@ pub struct Eval {
 /// `tersor compare`
 #[derive(clap::Args, Debug)]
 pub struct Compare {
-    /// A directory or a `.gguf` file.
+    /// A model directory or a `.gguf` file.
     pub model: PathBuf,
-    /// Recipes, by name or TOML file.
+    /// Names of recipes or TOML files, separated by commas.
     #[arg(long, value_delimiter = ',', required = true)]
     pub recipes: Vec<String>,
-    /// Calibration.
+    /// Calibration data.
     #[command(flatten)]
     pub calibration: Calibration,
     /// Evaluation text.
     #[arg(long)]
     pub text: PathBuf,
-    /// Tokens of a window; the smaller of 512 and the model's maximum unless given.
+    /// Tokens per window [default: the smaller of 512 and the model's maximum].
     #[arg(long)]
     pub ctx: Option<usize>,
-    /// Windows of evaluation text; all of it unless given.
+    /// Number of windows of evaluation text [default: all].
     #[arg(long)]
     pub windows: Option<usize>,
-    /// Where models, figures and the page go; a new temporary directory unless given.
+    /// Output directory for models, figures and the HTML page [default: a new temporary directory].
     #[arg(long)]
     pub out: Option<PathBuf>,
 }
@@ -262,7 +265,7 @@ pub struct Compare {
 /// `tersor demo`
 #[derive(clap::Args, Debug)]
 pub struct Demo {
-    /// Where models, figures and the page go; a new temporary directory unless given.
+    /// Output directory for models, figures and the HTML page [default: a new temporary directory].
     #[arg(long)]
     pub out: Option<PathBuf>,
 }
@@ -270,10 +273,10 @@ pub struct Demo {
 /// `tersor report`
 #[derive(clap::Args, Debug)]
 pub struct Report {
-    /// What `compare`, `demo` or `compress` wrote.
+    /// Output directories of `compare`, `demo` or `compress`.
     #[arg(required = true)]
     pub dirs: Vec<PathBuf>,
-    /// The page.
+    /// The HTML file to write.
     #[arg(long)]
     pub out: PathBuf,
 }
@@ -281,17 +284,17 @@ pub struct Report {
 /// `tersor convert`
 #[derive(clap::Args, Debug)]
 pub struct Convert {
-    /// A directory, a `.gguf` file, or what `compress` wrote.
+    /// A model directory, a `.gguf` file, or an output of `compress`.
     pub model: PathBuf,
-    /// `f16`, `bf16` or `f32`: plain Hugging Face safetensors. `gguf:TYPE`: a file for llama.cpp, of one type (`Q4_0`, `Q6_K`, `F16`, …), of a
-    /// mixture (`Q4_K_M`, `Q5_K_M`), or with the codes of what was compressed as they are (`exact`). `gptq`, `gptq-v2`: what `compress` wrote, as
-    /// gptqmodel and transformers load it. `peft`: corrections of low rank as a LoRA adapter, beside the base model.
+    /// Output format. `f16`, `bf16`, `f32`: Hugging Face safetensors. `gguf:TYPE`: a file for llama.cpp of one type (`Q4_0`, `Q6_K`, `F16`, …), of a
+    /// mixture (`Q4_K_M`, `Q5_K_M`), or with the codes of a compressed model unchanged (`exact`). `gptq`, `gptq-v2`: a compressed model for
+    /// gptqmodel and transformers. `peft`: the low-rank corrections of a compressed model as a LoRA adapter, with its base model.
     #[arg(long)]
     pub to: String,
-    /// Only say what every tensor would become.
+    /// Show the type of every tensor without writing anything (gguf only).
     #[arg(long)]
     pub dry_run: bool,
-    /// Where the result goes.
+    /// Output file or directory.
     #[arg(long)]
     pub out: PathBuf,
 }
@@ -299,28 +302,28 @@ pub struct Convert {
 /// `tersor verify`
 #[derive(clap::Args, Debug)]
 pub struct Verify {
-    /// What `compress` wrote.
+    /// An output directory of `compress`.
     pub dir: PathBuf,
 }
 
 /// `tersor generate`
 #[derive(clap::Args, Debug)]
 pub struct Generate {
-    /// A directory, a `.gguf` file, or what `compress` wrote.
+    /// A model directory, a `.gguf` file, or an output of `compress`.
     pub model: PathBuf,
     /// The text to continue.
     #[arg(long)]
     pub prompt: String,
-    /// Most new tokens.
+    /// Maximum number of new tokens.
     #[arg(long, default_value_t = 128)]
     pub tokens: usize,
-    /// Form of the key-value cache; as the recipe says unless given.
+    /// Form of the key-value cache, as in `eval` [default: that of the recipe].
     #[arg(long)]
     pub kv: Option<String>,
-    /// Draw from `softmax(logits / T)`; the likeliest token unless given.
+    /// Sample from `softmax(logits / T)` [default: take the most likely token].
     #[arg(long)]
     pub temperature: Option<f32>,
-    /// Seed of the draws.
+    /// Seed of sampling.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 }

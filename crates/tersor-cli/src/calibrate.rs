@@ -1,4 +1,4 @@
-//! `tersor calibrate`: statistics of the original network into a file.
+//! `tersor calibrate`: gathers statistics of the original network into a file.
 
 use serde_json::json;
 use tersor::core::{Cancel, Limits, ParamError, Result};
@@ -20,7 +20,7 @@ pub fn run(a: &args::Calibrate, json: bool) -> Result<()> {
     };
     let mut plan = Plan::new(&model, Recipe::find(&a.recipe)?, a.seed, false, &calibration)?;
     if !plan.needs_data() {
-        let rule = "needs no statistics: there is nothing to gather";
+        let rule = "it needs no statistics, so there is nothing to gather";
         return Err(ParamError::new("recipe", format!("`{}`", a.recipe), rule).into());
     }
     plan.fit(&model, a.max_memory)?;
@@ -30,7 +30,7 @@ pub fn run(a: &args::Calibrate, json: bool) -> Result<()> {
     let (i, n) = a.shard.unwrap_or((1, 1));
     let shards = plan.shards();
     if n > shards {
-        let rule = format!("must be at most {shards}: that many shards are there to share out");
+        let rule = format!("must have at most {shards} parts, the number of shards of these windows");
         return Err(ParamError::new("shard", format!("{i}/{n}"), rule).into());
     }
     let part = (i - 1) * shards / n..i * shards / n;
@@ -51,7 +51,7 @@ pub fn run(a: &args::Calibrate, json: bool) -> Result<()> {
             "peak_rss_bytes": crate::eval::peak_rss(),
         }));
     } else {
-        crate::say!("{}: statistics of {sites} sites, {}", a.out.display(), megabytes(bytes));
+        crate::outln!("{}: statistics of {sites} sites, {}", a.out.display(), megabytes(bytes));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `tersor compare` and `tersor demo`: several recipes side by side, each measured in a process of its own.
+//! `tersor compare` and `tersor demo`: compress with several recipes and evaluate each, in separate processes.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use tersor::formats::{json as files, write_atomic};
 use crate::recipe::Recipe;
 use crate::{args, megabytes, output, print_json, progress, report};
 
-/// Recipes of the demonstration: rounding, each with its calibrated twin; the last is a TOML file.
+/// Recipes of the demonstration: rounding to nearest and GPTQ at several widths; the last is a TOML file.
 const DEMO: [&str; 12] = [
     "bf16",
     "w8-rtn",
@@ -26,7 +26,7 @@ const DEMO: [&str; 12] = [
     "examples/recipes/mixed.toml",
 ];
 
-/// What `compare` writes into its directory, for `report`.
+/// Name of the file with the results of `compare`, which `report` reads.
 pub const ROWS: &str = "rows.json";
 
 pub fn demo(a: &args::Demo, json: bool, threads: usize) -> Result<()> {
@@ -49,14 +49,14 @@ pub fn demo(a: &args::Demo, json: bool, threads: usize) -> Result<()> {
     run(&a, json, threads)
 }
 
-/// The directory that has `examples/models`: here, or where this program was built.
+/// Returns the directory that has `examples/models`: the current one, or the source tree that this program was built from.
 fn shipped_root() -> Result<PathBuf> {
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let found =
         [PathBuf::from("."), built].into_iter().find(|p| p.join("examples/models/tiny-wiki/config.json").is_file());
     found.ok_or_else(|| Error::Missing {
         name: "examples/models/tiny-wiki".into(),
-        place: "the current directory; run the demo in Tersor's own tree".into(),
+        place: "the current directory; run the demo in Tersor's source tree".into(),
     })
 }
 
@@ -102,26 +102,26 @@ pub fn run(a: &args::Compare, json: bool, threads: usize) -> Result<()> {
     if json {
         print_json(&json!({"rows": result["rows"], "out": dir, "report": page}));
     } else {
-        crate::say!("{}", table(&result["rows"]).trim_end());
-        crate::say!("report: {}", page.display());
+        crate::outln!("{}", table(&result["rows"]).trim_end());
+        crate::outln!("report: {}", page.display());
     }
     Ok(())
 }
 
-/// Runs this program again and reads the object that it prints.
+/// Runs this program as a child process and returns the JSON object that it prints.
 fn child(args: &[String]) -> Result<Json> {
     let program = std::env::current_exe().map_err(|e| Error::io("tersor", e))?;
     let out = Command::new(&program).args(args).stdin(Stdio::null()).stderr(Stdio::piped()).output();
     let out = out.map_err(|e| Error::io(&program, e))?;
-    let said = String::from_utf8_lossy(&out.stderr);
+    let stderr = String::from_utf8_lossy(&out.stderr);
     if !out.status.success() {
-        let said = said.trim().trim_start_matches("error: ").to_string();
+        let stderr = stderr.trim().trim_start_matches("error: ").to_string();
         return Err(Error::format(
             format!("tersor {}", args[0]),
-            if said.is_empty() { out.status.to_string() } else { said },
+            if stderr.is_empty() { out.status.to_string() } else { stderr },
         ));
     }
-    eprint!("{said}");
+    eprint!("{stderr}");
     serde_json::from_slice(&out.stdout).map_err(|e| Error::format(format!("tersor {}", args[0]), e.to_string()))
 }
 
@@ -138,7 +138,7 @@ fn compress(a: &args::Compare, recipe: &str, out: &Path, threads: usize) -> Resu
         }
     }
     match child(&list) {
-        // Left by another version: this directory is the comparison's own, so it is made anew.
+        // The directory is an older output of this comparison (from another version, for example): it is replaced.
         Err(_) if output::is_compressed(out) => {
             std::fs::remove_dir_all(out).map_err(|e| Error::io(out, e))?;
             child(&list)
@@ -164,7 +164,7 @@ fn measure(a: &args::Compare, model: &Path, against: bool, threads: usize) -> Re
     child(&list)
 }
 
-/// The rows as text.
+/// Formats the rows as a text table.
 fn table(rows: &Json) -> String {
     let mut out = format!(
         "{:<20} {:>10} {:>9} {:>8} {:>7} {:>7} {:>10} {:>9} {:>9} {:>9}\n",

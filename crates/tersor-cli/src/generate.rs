@@ -1,4 +1,4 @@
-//! `tersor generate`.
+//! `tersor generate`: continues a text.
 
 use serde_json::json;
 use std::io::Write;
@@ -15,21 +15,21 @@ pub fn run(a: &args::Generate, json: bool) -> Result<()> {
     };
     let checkpoint = Checkpoint::open(&a.model, &tersor::registry())?;
     let tokenizer = Tokenizer::of(&checkpoint)?;
-    let decoder = Spec::of(a.kv.as_deref(), &checkpoint)?.caches(&checkpoint)?.give(Decoder::load(&checkpoint)?);
+    let decoder = Spec::of(a.kv.as_deref(), &checkpoint)?.caches(&checkpoint)?.attach(Decoder::load(&checkpoint)?);
     let prompt = tokenizer.encode(&a.prompt)?;
     let (mut seen, mut shown) = (Vec::new(), String::new());
     if !json {
-        say(&a.prompt);
+        write_now(&a.prompt);
     }
     let tokens = generate(&decoder, &prompt, a.tokens, sampling, &Exec::new(), |t| {
         seen.push(t);
-        // A character may take several tokens: show what is complete.
+        // A character may take several tokens: only complete ones are shown.
         if !json
             && let Ok(text) = tokenizer.decode(&seen)
             && !text.ends_with('\u{fffd}')
         {
-            // A closed pipe ends the text, not the program.
-            let open = say(text.strip_prefix(shown.as_str()).unwrap_or_default());
+            // Generation stops if the pipe is closed.
+            let open = write_now(text.strip_prefix(shown.as_str()).unwrap_or_default());
             shown = text;
             return open;
         }
@@ -40,13 +40,13 @@ pub fn run(a: &args::Generate, json: bool) -> Result<()> {
             &json!({"prompt": a.prompt, "text": tokenizer.decode(&tokens)?, "prompt_tokens": prompt, "tokens": tokens}),
         );
     } else {
-        crate::say!();
+        crate::outln!();
     }
     Ok(())
 }
 
-/// Prints a piece of text at once; whether anybody still reads.
-fn say(text: &str) -> bool {
+/// Prints a piece of text without buffering. Returns false if stdout is closed.
+fn write_now(text: &str) -> bool {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
 }

@@ -1,4 +1,4 @@
-//! `tersor inspect`: what is in a model.
+//! `tersor inspect`: lists the architecture and tensors of a model.
 
 use serde_json::json;
 use tersor::core::{Limits, Result};
@@ -19,7 +19,7 @@ pub fn run(a: &args::Inspect, json: bool) -> Result<()> {
     let manifest = a.model.join(MANIFEST);
     let recipe =
         if manifest.is_file() { Some(files::read(&manifest, &limits)?["recipe"]["name"].clone()) } else { None };
-    // Of a compressed model the codes are no parameters; its operators say how many there are.
+    // The stored codes of a compressed model are not parameters; the shapes of its operators give their number.
     let parameters: u64 = if recipe.is_some() {
         let checkpoint = tersor::llm::Checkpoint::open(&a.model, &tersor::registry())?;
         let matrices: u64 = checkpoint.weights().iter().map(|w| (w.shape[0] * w.shape[1]) as u64).sum();
@@ -39,16 +39,16 @@ pub fn run(a: &args::Inspect, json: bool) -> Result<()> {
         print_json(&out);
         return Ok(());
     }
-    crate::say!("architecture  {}", architecture.as_deref().unwrap_or("unknown"));
-    crate::say!("parameters    {parameters}");
-    crate::say!("weights       {} in {} file(s)", megabytes(model.weight_bytes()), model.files().len());
+    crate::outln!("architecture  {}", architecture.as_deref().unwrap_or("unknown"));
+    crate::outln!("parameters    {parameters}");
+    crate::outln!("weights       {} in {} file(s)", megabytes(model.weight_bytes()), model.files().len());
     if let Some(recipe) = recipe {
-        crate::say!("recipe        {}", recipe.as_str().unwrap_or("?"));
+        crate::outln!("recipe        {}", recipe.as_str().unwrap_or("?"));
     }
     let width = tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
     for t in &tensors {
         let shape = t.shape.iter().map(|d| d.to_string()).collect::<Vec<_>>().join(" x ");
-        crate::say!("{:width$}  {:5}  {:>14}  {:>10}", t.name, t.dtype, shape, megabytes(t.bytes));
+        crate::outln!("{:width$}  {:5}  {:>14}  {:>10}", t.name, t.dtype, shape, megabytes(t.bytes));
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! Forms of the key-value cache, by name: `f32`, `f16`, or `int<bits>[-hadamard|-pca][-high<n>|-eighth]`: integers per token and head, keys rotated after
-//! their rotary embedding by a random Hadamard matrix or by the rotation that the compressed model brings, the last `n` dimensions of each head
-//! (or an eighth of them) at 8 bits.
+//! Forms of the key-value cache by name: `f32`, `f16`, or `int<bits>[-hadamard|-pca][-high<n>|-eighth]`. The last stores integers with a scale per token
+//! and head. Keys are optionally rotated after rotary embedding, by a random Hadamard matrix or by the rotation stored in the compressed model. The
+//! last `n` dimensions of each head, or an eighth of them, are stored at 8 bits.
 
 use std::sync::Arc;
 
@@ -11,21 +11,21 @@ use tersor::lowrank::rotate::SHARES;
 use tersor::lowrank::widths;
 use tersor::operators::DenseCaches;
 
-/// The form of a cache.
+/// The form of a key-value cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Spec {
-    /// f32.
+    /// Values in f32.
     F32,
-    /// f16.
+    /// Values in f16.
     F16,
-    /// Integers.
+    /// Integers of `bits` bits.
     Integers { bits: u32, keys: Keys, high: High },
 }
 
-/// The rotation of keys.
+/// The rotation of keys in an integer cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Keys {
-    /// None.
+    /// No rotation.
     Plain,
     /// A random Hadamard matrix.
     Hadamard,
@@ -33,15 +33,17 @@ pub enum Keys {
     Stored,
 }
 
-/// Dimensions at 8 bits.
+/// How many dimensions of each head are stored at 8 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum High {
+    /// This number of dimensions.
     Count(usize),
+    /// An eighth of the dimensions.
     Eighth,
 }
 
 impl Spec {
-    /// Returns the form of this name. Errors (bad usage) if there is none.
+    /// Parses the name of a form. Errors (bad usage) if it is invalid.
     pub fn parse(name: &str) -> Result<Self> {
         let refuse = || {
             let rule =
@@ -75,13 +77,13 @@ impl Spec {
         Ok(Self::Integers { bits, keys, high })
     }
 
-    /// Returns the form `name`, else the form that the checkpoint's recipe recorded, else f32.
+    /// Returns the form called `name`; without a name, the form that the recipe of the checkpoint records, or f32.
     pub fn of(name: Option<&str>, checkpoint: &Checkpoint) -> Result<Self> {
         let recorded = checkpoint.manifest().and_then(|m| m.json["recipe"]["kv"].as_str());
         name.or(recorded).map_or(Ok(Self::F32), Self::parse)
     }
 
-    /// Returns the caches of a checkpoint's decoder. Errors if its heads are too narrow, or stored rotations are needed and it has none.
+    /// Returns the caches for a checkpoint's decoder. Errors if its heads are too narrow, or if stored rotations are needed and the model has none.
     pub fn caches(self, checkpoint: &Checkpoint) -> Result<Caches> {
         let c = checkpoint.architecture().decoder()?;
         let layers = vec![c.attention_heads()?; c.layers];
@@ -95,7 +97,7 @@ impl Spec {
             High::Eighth => widths(SHARES, c.head_dim).pop().unwrap_or(0),
         };
         let plain = Integers::new(bits).high(high);
-        // Random ones are the same for whoever runs the model: they are not stored.
+        // Random rotations come from a fixed seed, so they need not be stored.
         let rotation = |layer: usize| -> Result<Option<Rotation>> {
             match keys {
                 Keys::Plain => Ok(None),
@@ -117,10 +119,10 @@ impl Spec {
     }
 }
 
-/// The caches of a decoder.
+/// The key-value caches of a decoder.
 pub struct Caches {
     set: Arc<dyn CacheSet>,
-    /// Bytes of one token in the caches of all layers.
+    /// Bytes per token in the caches of all layers.
     pub bytes_per_token: usize,
 }
 
@@ -130,7 +132,7 @@ impl Caches {
     }
 
     /// Returns the decoder with these caches.
-    pub fn give(self, decoder: Decoder) -> Decoder {
+    pub fn attach(self, decoder: Decoder) -> Decoder {
         decoder.with_caches(self.set)
     }
 }

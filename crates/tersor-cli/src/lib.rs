@@ -1,13 +1,13 @@
-//! The `tersor` command as a library: recipes, plans, compression into directories, measurement, reports.
+//! The `tersor` command as a library: recipes, plans, compression into directories, evaluation, conversion, reports.
 
-/// Prints a line on stdout. Whoever reads may have gone (`| head`): that is no error.
-macro_rules! say {
+/// Prints a line on stdout. A closed pipe (`| head`) is not an error.
+macro_rules! outln {
     ($($arg:tt)*) => {{
         use std::io::Write;
         let _ = writeln!(std::io::stdout().lock(), $($arg)*);
     }};
 }
-pub(crate) use say;
+pub(crate) use outln;
 
 pub mod args;
 mod calibrate;
@@ -30,10 +30,10 @@ mod windows;
 use args::{Args, Verb};
 use tersor::core::{Error, Result};
 
-/// Runs a verb; what it found goes to stdout.
+/// Runs the subcommand of parsed arguments; its result goes to stdout, progress and warnings to stderr. Errors as the subcommand does.
 pub fn run(args: Args) -> Result<()> {
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
-    // The pool of the whole process; it is an error only when there is one already, and then that one serves.
+    // The global pool can be built only once per process; if there is one already, it is used.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     let json = args.json;
     match args.verb {
@@ -51,24 +51,24 @@ pub fn run(args: Args) -> Result<()> {
     }
 }
 
-/// Exit code of an error: 2 for bad usage, 1 for everything else.
+/// Returns the exit code of an error: 2 for bad usage, 1 for everything else.
 pub fn exit_code(error: &Error) -> u8 {
     if error.is_usage() { 2 } else { 1 }
 }
 
-/// Lets an interrupt stop the work at its next step rather than in the middle of one.
+/// Sets a signal handler that cancels the work at its next step.
 pub(crate) fn cancel_on_signals(cancel: &tersor::core::Cancel) {
     let cancel = cancel.clone();
-    // Where no handler can be set, the signal ends the process, which resumes as well.
+    // If no handler can be set, a signal ends the process at once; the work can be resumed all the same.
     let _ = ctrlc::set_handler(move || cancel.cancel());
 }
 
 /// Prints one JSON object.
 pub(crate) fn print_json(value: &serde_json::Value) {
-    say!("{value:#}");
+    outln!("{value:#}");
 }
 
-/// `12.3 MB`.
+/// Formats a number of bytes in decimal units: `12.30 MB`.
 pub(crate) fn megabytes(bytes: u64) -> String {
     let b = bytes as f64;
     if b >= 1e9 {

@@ -1,4 +1,4 @@
-//! Output directories: new, finished, or in progress, and never half of something.
+//! Output directories, which are new, in progress or finished. A final file name never belongs to an incomplete file.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,52 +10,53 @@ type Result<T, E = Error> = std::result::Result<T, E>;
 use tersor::formats::{Model, ModelKind, json as files, safetensors, sync_dir, write_atomic};
 use tersor::llm::{MANIFEST, Tokenizer};
 
-/// Directory inside the output directory where work in progress lies.
+/// Name of the directory for work in progress, inside the output directory.
 const WORK: &str = ".tersor";
 
-/// What an output directory turned out to be.
+/// The state of an output directory.
 pub enum Output {
-    /// New, or work of the same inputs that did not end.
+    /// New, or unfinished work from the same inputs.
     Open(Work),
-    /// The same inputs have already been worked through.
+    /// Finished work from the same inputs.
     Finished,
 }
 
-/// An output directory being filled, locked until dropped.
+/// An output directory in progress, locked until dropped.
 pub struct Work {
     dir: PathBuf,
     _locks: Vec<File>,
 }
 
-/// Who may work in a directory at the same time.
+/// Which processes may work in a directory at the same time.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Share {
-    /// Nobody else.
+    /// This one only.
     Alone,
-    /// Others, on other tasks.
+    /// Several, each on another task; this one on the task of this number.
     Task(usize),
 }
 
-/// Opens an output directory for work that depends on `inputs` (name to hash; `beside` are further ones that the result does not
-/// show) and ends with `last` being written. Error when it holds anything else, naming what differs, or another process works in it.
+/// Opens an output directory for work that depends on `inputs` (hashes by name; `beside` are further ones that are not recorded in the result). The
+/// work is finished once the file `last` exists. Errors if the directory has other content or work from other inputs (naming those that differ), or
+/// if another process is working in it.
 pub fn open(dir: &Path, inputs: &Json, beside: &Json, last: &str, share: Share) -> Result<Output> {
     let work = dir.join(WORK);
     let refuse = |what: &str| Error::format(dir.display().to_string(), what);
     if dir.exists() && !dir.is_dir() {
-        return Err(refuse("is not a directory"));
+        return Err(refuse("it exists and is not a directory; choose another name"));
     }
     fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let finished = dir.join(last);
     if finished.is_file() {
         let before = files::read(&finished, &Limits::default())?;
         check_same(dir, &before["inputs"], inputs)?;
-        // The end of the work may have been cut short between its last file and its traces.
+        // The process may have been stopped between writing the last file and deleting the work in progress.
         let _ = fs::remove_dir_all(&work);
         return Ok(Output::Finished);
     }
     let empty = fs::read_dir(dir).map_err(|e| Error::io(dir, e))?.next().is_none();
     if !empty && !work.is_dir() {
-        return Err(refuse("holds files that this did not write; choose a new or empty directory"));
+        return Err(refuse("it has files that tersor did not write; choose a new or empty directory"));
     }
     fs::create_dir_all(&work).map_err(|e| Error::io(&work, e))?;
     let busy = "another process is working in it";
@@ -68,7 +69,7 @@ pub fn open(dir: &Path, inputs: &Json, beside: &Json, last: &str, share: Share) 
             locks.push(own.ok_or_else(|| refuse(&format!("another process is working on task {k}")))?);
         }
     }
-    // Tasks begin at the same time: one at a time looks at the record of inputs.
+    // Several tasks may start at the same time; the lock serializes their access to the record of inputs.
     let opening = work.join("opening.lock");
     let gate = File::options().create(true).append(true).open(&opening).map_err(|e| Error::io(&opening, e))?;
     gate.lock().map_err(|e| Error::io(&opening, e))?;
@@ -85,7 +86,7 @@ pub fn open(dir: &Path, inputs: &Json, beside: &Json, last: &str, share: Share) 
     Ok(Output::Open(Work { dir: dir.to_path_buf(), _locks: locks }))
 }
 
-/// A lock that dies with this process; none when another holds it.
+/// Takes a file lock, which the system releases when this process ends. None if another process holds it.
 fn lock(path: &Path, take: impl Fn(&File) -> Result<(), std::fs::TryLockError>) -> Result<Option<File>> {
     let file = File::options().create(true).append(true).open(path).map_err(|e| Error::io(path, e))?;
     match take(&file) {
@@ -95,6 +96,7 @@ fn lock(path: &Path, take: impl Fn(&File) -> Result<(), std::fs::TryLockError>) 
     }
 }
 
+/// Errors, naming the keys, if two records of inputs differ.
 fn check_same(dir: &Path, before: &Json, now: &Json) -> Result<()> {
     let keys = [now, before].map(|j| j.as_object().into_iter().flatten().map(|(k, _)| k.as_str()));
     let keys: std::collections::BTreeSet<&str> = keys.into_iter().flatten().collect();
@@ -102,29 +104,30 @@ fn check_same(dir: &Path, before: &Json, now: &Json) -> Result<()> {
     if differ.is_empty() {
         return Ok(());
     }
-    let what = format!("holds work of other inputs: {} changed; choose another directory", differ.join(", "));
+    let what = format!("it has work from other inputs: {} changed; choose another directory", differ.join(", "));
     Err(Error::format(dir.display().to_string(), what))
 }
 
 impl Work {
-    /// Leaves the directory as if nothing had begun, where nothing was there before.
+    /// Deletes the work in progress, and the directory if it is empty then.
     pub fn abandon(self) {
-        // What cannot be removed only has to be removed by hand.
+        // Failures are ignored: the error that led here is reported instead.
         let _ = fs::remove_dir_all(self.dir.join(WORK));
         let _ = fs::remove_dir(&self.dir);
     }
 
-    /// Where work in progress lies.
+    /// Returns the directory for work in progress.
     pub fn scratch(&self) -> PathBuf {
         self.dir.join(WORK)
     }
 
-    /// Where a weight file is written before it is whole.
+    /// Returns the path of a weight file before it is moved to its final name.
     pub fn pending(&self, file: &str) -> PathBuf {
         self.dir.join(WORK).join(format!("{file}.done"))
     }
 
-    /// Moves the weight files to their names, writes what goes beside them, at the very end `last`, and removes the traces of work.
+    /// Finishes the directory: moves the weight files to their final names, writes the files `beside` them, then the file `last`, and deletes the work
+    /// in progress.
     pub fn finish(self, weights: &[String], beside: &[(String, Vec<u8>)], last: (&str, Vec<u8>)) -> Result<()> {
         for file in weights {
             let to = self.dir.join(file);
@@ -140,8 +143,8 @@ impl Work {
     }
 }
 
-/// What makes a directory complete beside the weights: configuration, tokenizer, index of shards, and the small files that
-/// other tools look for.
+/// Returns name and content of the files that belong beside the weights: configuration, tokenizer, index of shards, and small files that other tools
+/// read. `shards` has the name of each weight file and of its tensors; `total` is the length of all tensors in bytes.
 pub fn companions(
     model: &Model,
     config: Option<Json>,
@@ -177,7 +180,7 @@ pub fn companions(
     Ok(out)
 }
 
-/// Length and hash of a file.
+/// Returns the length and the BLAKE3 hash of a file.
 pub fn hash_file(path: &Path) -> Result<(u64, String)> {
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut hasher = blake3::Hasher::new();
@@ -185,7 +188,7 @@ pub fn hash_file(path: &Path) -> Result<(u64, String)> {
     Ok((n, hasher.finalize().to_hex().to_string()))
 }
 
-/// Whether a directory holds a compressed model.
+/// Returns whether a directory is an output of `compress`.
 pub fn is_compressed(dir: &Path) -> bool {
     dir.join(MANIFEST).is_file()
 }

@@ -1,4 +1,4 @@
-//! Progress bars on stderr, when it is a terminal.
+//! Progress bars on stderr, if it is a terminal.
 
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex};
@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex};
 use indicatif::{ProgressBar, ProgressStyle};
 use tersor::core::Progress;
 
-/// Draws one bar for the running stage; warnings always reach stderr.
+/// Draws one progress bar for the current stage. Warnings are printed on stderr even if no bar is drawn.
 pub struct Bars {
     bar: Mutex<Option<ProgressBar>>,
     draw: bool,
 }
 
-/// A listener for this process.
+/// Returns the progress bars of this process.
 pub fn bars() -> Arc<Bars> {
     Arc::new(Bars { bar: Mutex::new(None), draw: std::io::stderr().is_terminal() })
 }

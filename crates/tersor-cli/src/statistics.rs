@@ -1,8 +1,8 @@
-//! Files of statistics: what `calibrate` writes, and what `--stats` takes.
+//! Files of statistics, which `calibrate` writes and `--stats` reads.
 //!
-//! A file holds the statistics of one or several runs of windows, for each site that the recipe needs some of. The sum over all windows
-//! is made of shards in their order; a file of some of the shards keeps them apart, so that the sum does not depend on how the windows
-//! were shared out.
+//! A file has the statistics of one or several ranges of windows, for each site that the recipe needs statistics of. The sum over all windows is the
+//! sum of shards in their order. A file of a part of the shards stores each of them separately, so that the sum does not depend on how the windows
+//! were distributed over processes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,17 +15,17 @@ use tersor::core::{
 use tersor::formats::imatrix::{self, Importance};
 use tersor::formats::safetensors::{File, Writer};
 use tersor::formats::{FileAt, Model, ReadAt};
-use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, shard_windows};
+use tersor::llm::{Calibration, Checkpoint, Hooks, Upstream, shard_windows};
 
 use crate::plan::Plan;
 
-/// The tensor that says what the others are.
+/// Name of the tensor with the JSON description of the file.
 const ABOUT: &str = "about";
 
 /// Version of the file's format.
 const FORMAT: u64 = 1;
 
-/// What must agree between files, and with the model.
+/// Keys of the description that must agree between files and with the plan.
 const KEYS: [&str; 10] = [
     "headers",
     "files",
@@ -41,23 +41,23 @@ const KEYS: [&str; 10] = [
 
 /// Statistics from files.
 pub enum Statistics {
-    /// Of what `calibrate` wrote.
+    /// Statistics that `calibrate` wrote.
     Gathered(Gathered),
-    /// Of an importance matrix: its file, and what it knows of each weight.
+    /// An importance matrix of llama.cpp: its path, and its data by weight.
     Importance(PathBuf, BTreeMap<String, Importance>),
 }
 
-/// Statistics of all windows.
+/// Statistics of all windows, from one or several files of `calibrate`.
 pub struct Gathered {
+    /// Description of the first file.
     about: Json,
-    /// Each run of windows: the first, how many, the file that has it.
+    /// Each range of windows: the first window, the number of windows, the index of the file.
     runs: Vec<(usize, usize, usize)>,
     files: Vec<(PathBuf, File)>,
 }
 
 impl Statistics {
-    /// Opens files that `calibrate` wrote, or one importance matrix. Error when sites that the plan needs are missing in them, or they
-    /// know less than it needs.
+    /// Opens files that `calibrate` wrote, or one importance matrix. Errors if they lack sites or statistics that the plan needs.
     pub fn open(paths: &[PathBuf], plan: &Plan) -> Result<Self> {
         if let [path] = paths
             && !is_safetensors(path)?
@@ -71,7 +71,7 @@ impl Statistics {
         Ok(Self::Gathered(Gathered::open(paths, plan)?))
     }
 
-    /// What the result depends on.
+    /// Returns what the result depends on, as name and hash.
     pub fn inputs(&self) -> Result<Vec<(String, String)>> {
         Ok(match self {
             Self::Gathered(g) => g.inputs(),
@@ -79,7 +79,7 @@ impl Statistics {
         })
     }
 
-    /// Windows that were asked for, and the most tokens of one, where that is known.
+    /// Returns the requested number of windows and the maximum tokens per window; none for an importance matrix.
     pub fn windows(&self) -> Option<[usize; 2]> {
         match self {
             Self::Gathered(g) => Some(g.windows()),
@@ -87,7 +87,7 @@ impl Statistics {
         }
     }
 
-    /// Hashes of the files, for the record of work in progress.
+    /// Returns the hashes of the files, for the record of work in progress.
     pub fn hashes(&self) -> Result<Vec<String>> {
         match self {
             Self::Gathered(g) => g.hashes(),
@@ -95,7 +95,7 @@ impl Statistics {
         }
     }
 
-    /// Statistics of a site over all windows.
+    /// Returns the statistics of a site over all windows. Errors if the files lack what `needs` demands.
     pub fn site(&self, site: &Site, needs: StatNeeds, seed: u64) -> Result<StatSet> {
         let (path, all) = match self {
             Self::Gathered(g) => return g.site(site, needs, seed),
@@ -103,21 +103,23 @@ impl Statistics {
         };
         let refuse = |what: String| Error::format(path.display().to_string(), what);
         if needs.channel || needs.gram || needs.sample > 0 {
-            let what =
-                format!("knows sums of squares alone, and the method of {} needs more; use calibrate", site.name);
+            let what = format!(
+                "an importance matrix has sums of squares alone, and the method of {} needs more; use `tersor calibrate`",
+                site.name
+            );
             return Err(refuse(what));
         }
         let known = site.consumers.iter().find_map(|c| all.get(&c.weight));
-        let known = known.ok_or_else(|| refuse(format!("knows nothing of {}", site.name)))?;
+        let known = known.ok_or_else(|| refuse(format!("it has no data for {}", site.name)))?;
         if known.squares.len() != site.features {
             let (has, wants) = (known.squares.len(), site.features);
-            return Err(refuse(format!("has {has} features for {}, which has {wants}", site.name)));
+            return Err(refuse(format!("it has {has} features for {}, which has {wants}", site.name)));
         }
         StatSet::from_squares(known.squares.clone(), known.count)
     }
 }
 
-/// Whether a file begins as safetensors do: eight bytes, then a JSON object.
+/// Returns whether a file begins like safetensors: eight bytes, then a JSON object.
 fn is_safetensors(path: &Path) -> Result<bool> {
     let file = FileAt::open(path)?;
     let mut head = [0u8; 9];
@@ -129,25 +131,27 @@ fn is_safetensors(path: &Path) -> Result<bool> {
 }
 
 impl Gathered {
-    /// Opens files that together cover all windows. Error when one was made of another model or text than the others or `plan`, windows
-    /// are missing or there twice, or a site that the plan needs is not there.
+    /// Opens files that together cover all windows. Errors if one is of another model or text than the others or `plan`, if windows are missing or
+    /// duplicated, or if a site that the plan needs is missing.
     fn open(paths: &[PathBuf], plan: &Plan) -> Result<Self> {
         let mut files = Vec::new();
         let (mut runs, mut about): (Vec<(usize, usize, usize)>, Option<Json>) = (Vec::new(), None);
         for (number, path) in paths.iter().enumerate() {
             let refuse = |what: String| Error::format(path.display().to_string(), what);
             let file = File::open(path, &Limits::default())?;
-            let json = read_about(&file).map_err(|e| refuse(format!("is no file of statistics: {e}")))?;
+            let json = read_about(&file).map_err(|e| refuse(format!("it is no file of statistics: {e}")))?;
             for key in KEYS {
                 let first = about.as_ref().unwrap_or(&json);
                 let planned = plan.inputs.get(key).map(|v| Json::from(v.as_str()));
                 if json[key] != first[key] || planned.is_some_and(|p| p != json[key]) {
-                    return Err(refuse(format!("was made of another model, text or seed: {key} differs")));
+                    return Err(refuse(format!("it is of another model, text or seed: {key} differs")));
                 }
             }
             for run in json["runs"].as_array().into_iter().flatten() {
                 let pair = (run[0].as_u64(), run[1].as_u64());
-                let (Some(first), Some(count)) = pair else { return Err(refuse("has a broken list of runs".into())) };
+                let (Some(first), Some(count)) = pair else {
+                    return Err(refuse("its list `runs` is not made of pairs of numbers".into()));
+                };
                 runs.push((first as usize, count as usize, number));
             }
             about = about.or(Some(json));
@@ -161,9 +165,9 @@ impl Gathered {
             if first != next {
                 let name = files[number].0.display().to_string();
                 let what = if first > next {
-                    format!("begins at window {first}, and windows {next} to {} are in no file", first - 1)
+                    format!("it begins at window {first}, and windows {next} to {} are in no file", first - 1)
                 } else {
-                    format!("has windows from {first} on, which another file has, too")
+                    format!("it has windows from {first} on, which another file has as well")
                 };
                 return Err(Error::format(name, what));
             }
@@ -180,12 +184,13 @@ impl Gathered {
         Ok(all)
     }
 
+    /// Errors unless the files have the statistics `needs` of a site.
     fn check(&self, site: &Site, needs: StatNeeds) -> Result<()> {
         for &(first, _, number) in &self.runs {
             let (path, file) = &self.files[number];
             StatSet::check_saved(&prefix(&site.name, first), file, site.features, needs).map_err(|e| match e {
                 Error::Missing { name, .. } => {
-                    let what = format!("has no `{name}`, which the recipe needs for {}", site.name);
+                    let what = format!("it has no `{name}`, which the recipe needs for {}", site.name);
                     Error::format(path.display().to_string(), what)
                 }
                 other => other,
@@ -225,12 +230,12 @@ impl Gathered {
     }
 }
 
-/// Tensors of a site in one run of windows.
+/// Returns the prefix of the tensor names of a site for the range of windows that begins at `first`.
 fn prefix(site: &str, first: usize) -> String {
     format!("{site}.{first}")
 }
 
-/// The sites that some matrix of the plan needs statistics of.
+/// Returns the sites that some matrix of the plan needs statistics of, with these statistics.
 pub fn needed(plan: &Plan) -> Vec<(Site, StatNeeds)> {
     let sites = plan.network.as_ref().map(|n| n.sites()).unwrap_or_default();
     let with_needs = sites.into_iter().map(|site| {
@@ -241,6 +246,7 @@ pub fn needed(plan: &Plan) -> Vec<(Site, StatNeeds)> {
     with_needs.filter(|(_, needs)| needs.any_data()).collect()
 }
 
+/// Reads and checks the description of a file.
 fn read_about(file: &File) -> Result<Json> {
     let info = file.info(ABOUT)?;
     Limits::check("length of the description", info.bytes()? as u64, 1 << 20)?;
@@ -253,8 +259,8 @@ fn read_about(file: &File) -> Result<Json> {
     }
 }
 
-/// Gathers statistics of the original network into a file: of shards `part` (all of them, added up, when that is all there are). Windows of
-/// the text are in `windows`.
+/// Gathers statistics of the original network on the calibration windows `windows` into the file `out`, for the shards in `part`. If these are all
+/// shards, their sum is stored, otherwise each separately.
 pub fn gather(
     model: &Model,
     plan: &Plan,
@@ -269,7 +275,7 @@ pub fn gather(
     let ctx = plan.windows[1];
     let of_shard = shard_windows(ctx);
     let whole = part == (0..plan.shards());
-    // A file of everything is one run; of a part, a run for each shard.
+    // A file of all shards has one range of windows; a file of a part has one for each shard.
     let cut = |r: Range<usize>| (r.start * of_shard).min(windows.len())..(r.end * of_shard).min(windows.len());
     let runs: Vec<Range<usize>> =
         if whole { vec![cut(part)] } else { part.map(|s| cut(s..s + 1)).filter(|r| !r.is_empty()).collect() };
@@ -305,7 +311,7 @@ pub fn gather(
             Ok(Vec::new())
         };
         let mut hooks = Hooks {
-            behind: Behind::Original,
+            upstream: Upstream::Original,
             cancel,
             seed: plan.seed,
             needs: &needs,

@@ -1,4 +1,4 @@
-//! `tersor verify`: whether a directory is what `compress` wrote.
+//! `tersor verify`: checks that a directory is an unchanged output of `compress`.
 
 use serde_json::json;
 use tersor::core::{Error, Result};
@@ -12,10 +12,10 @@ pub fn run(a: &args::Verify, json: bool) -> Result<()> {
     let bad = |what: String| Error::format(a.dir.display().to_string(), what);
     let manifest = a.dir.join(MANIFEST);
     if !manifest.is_file() {
-        return Err(bad(format!("has no {MANIFEST}: it is not a finished output of `compress`")));
+        return Err(bad(format!("it has no {MANIFEST}, so it is not a finished output of `compress`")));
     }
     let recorded = tersor::formats::json::read(&manifest, &tersor::core::Limits::default())?;
-    let files = recorded["files"].as_object().ok_or_else(|| bad(format!("{MANIFEST} lists no files")))?;
+    let files = recorded["files"].as_object().ok_or_else(|| bad(format!("{MANIFEST} has no object `files`")))?;
     let mut total = 0;
     for (name, was) in files {
         let plain = std::path::Path::new(name).file_name().is_some_and(|n| n == name.as_str());
@@ -24,10 +24,10 @@ pub fn run(a: &args::Verify, json: bool) -> Result<()> {
         }
         let (bytes, hash) = hash_file(&a.dir.join(name))?;
         if was["bytes"].as_u64() != Some(bytes) {
-            return Err(bad(format!("`{name}` has {bytes} bytes, and {} when it was written", was["bytes"])));
+            return Err(bad(format!("`{name}` has {bytes} bytes; it had {} when it was written", was["bytes"])));
         }
         if was["blake3"].as_str() != Some(&hash) {
-            return Err(bad(format!("`{name}` is not the file that was written: its hash differs")));
+            return Err(bad(format!("`{name}` has changed since it was written: its hash differs")));
         }
         total += bytes;
     }
@@ -45,8 +45,8 @@ pub fn run(a: &args::Verify, json: bool) -> Result<()> {
     if json {
         print_json(&json!({"ok": true, "files": n, "matrices": m, "weight_bytes": total}));
     } else {
-        crate::say!(
-            "{}: {n} file(s) with the hashes recorded, {m} matrices of the right shapes, all values finite",
+        crate::outln!(
+            "{}: {n} file(s) have the recorded hashes, {m} matrices have the right shapes, all values are finite",
             a.dir.display()
         );
     }

@@ -87,7 +87,7 @@ fn an_importance_matrix_weighs_the_search_and_does_no_more() {
     fs::write(&imatrix, [&1i32.to_le_bytes()[..], &file[4..23 + 4 + 8 + 48 * 4]].concat()).unwrap();
     assert!(
         fails(1, &["compress", s(&model), "--recipe", s(&recipe), "--stats", s(&imatrix), "--out", s(&x)])
-            .contains("knows nothing of")
+            .contains("it has no data for")
     );
     assert!(!x.exists());
 }

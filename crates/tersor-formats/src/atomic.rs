@@ -1,12 +1,23 @@
-//! Files that are absent or complete.
+//! Files that appear under their name only when they are complete.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use tersor_core::{Error, Result};
 
-/// A file under a temporary name beside its final one. [`AtomicFile::finish`] syncs and renames it; dropped
-/// before, it is deleted.
+/// A file being written under the temporary name `.NAME.partial`, beside its final name. [`AtomicFile::finish`] syncs it and renames it;
+/// dropping it earlier deletes the temporary file.
+///
+/// ```
+/// use tersor_formats::AtomicFile;
+/// let dir = tempfile::tempdir().unwrap();
+/// let path = dir.path().join("weights.bin");
+/// let mut file = AtomicFile::create(&path).unwrap();
+/// file.write(b"abc").unwrap();
+/// assert!(!path.exists());
+/// file.finish().unwrap();
+/// assert_eq!(std::fs::read(&path).unwrap(), b"abc");
+/// ```
 #[derive(Debug)]
 pub struct AtomicFile {
     file: File,
@@ -16,7 +27,7 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Creates (or overwrites) the temporary file. Error when the directory cannot be written to.
+    /// Creates (or overwrites) the temporary file of `path`. Errors if `path` has no file name, or the directory cannot be written to.
     pub fn create(path: &Path) -> Result<Self> {
         let name =
             path.file_name().ok_or_else(|| Error::format(path.display().to_string(), "not the name of a file"))?;
@@ -30,31 +41,32 @@ impl AtomicFile {
         Ok(Self { file, temporary, path: path.to_path_buf(), done: false })
     }
 
-    /// Appends.
+    /// Writes bytes at the current position: the end, unless [`AtomicFile::write_at`] or [`AtomicFile::read_at`] moved it. Errors if the system
+    /// cannot write.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(|e| Error::io(&self.temporary, e))
     }
 
-    /// Makes it `len` bytes long, new ones zero.
+    /// Sets the length to `len` bytes; added bytes are zero. Errors if the system cannot, for example when the disk is full.
     pub fn set_len(&mut self, len: u64) -> Result<()> {
         self.file.set_len(len).map_err(|e| Error::io(&self.temporary, e))
     }
 
-    /// Writes at a position.
+    /// Writes bytes at `offset` from the start of the file. Errors if the system cannot write.
     pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         use std::io::{Seek, SeekFrom};
         let done = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.write_all(bytes));
         done.map_err(|e| Error::io(&self.temporary, e))
     }
 
-    /// Reads at a position what was written.
+    /// Fills `bytes` with what was written at `offset`. Errors if the file ends earlier.
     pub fn read_at(&mut self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         use std::io::{Read, Seek, SeekFrom};
         let done = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.read_exact(bytes));
         done.map_err(|e| Error::io(&self.temporary, e))
     }
 
-    /// Syncs, renames, and syncs the directory: from now on the file exists, whole.
+    /// Syncs the file, renames it to its final name (replacing an older file), and syncs the directory. Errors if one of these fails.
     pub fn finish(mut self) -> Result<()> {
         self.file.sync_all().map_err(|e| Error::io(&self.temporary, e))?;
         fs::rename(&self.temporary, &self.path).map_err(|e| Error::io(&self.path, e))?;
@@ -66,13 +78,14 @@ impl AtomicFile {
 impl Drop for AtomicFile {
     fn drop(&mut self) {
         if !self.done {
-            // Nothing can be done about a file that cannot be deleted; its name says what it is.
+            // Drop cannot report an error; the name `.NAME.partial` tells that the file is incomplete.
             let _ = fs::remove_file(&self.temporary);
         }
     }
 }
 
-/// Makes renames in a directory last, where the system can.
+/// Syncs a directory, so that the creation and renaming of files in it survive a power failure. Does nothing where the system has no such call
+/// (outside Unix). Errors if the directory cannot be opened or synced.
 pub fn sync_dir(dir: &Path) -> Result<()> {
     #[cfg(unix)]
     {
@@ -83,7 +96,15 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes a small file whole.
+/// Writes `bytes` as the whole content of the file at `path`, by way of an [`AtomicFile`]: after a crash the file is the old one or the new
+/// one. Errors if the system cannot write.
+///
+/// ```
+/// let dir = tempfile::tempdir().unwrap();
+/// let path = dir.path().join("config.json");
+/// tersor_formats::write_atomic(&path, b"{}").unwrap();
+/// assert_eq!(std::fs::read(&path).unwrap(), b"{}");
+/// ```
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = AtomicFile::create(path)?;
     file.write(bytes)?;

@@ -1,4 +1,5 @@
-//! Importance matrices of llama.cpp: sums of squares of what flows into each matrix, in the older binary file or in GGUF.
+//! Importance matrices of llama.cpp (`imatrix`): for each weight matrix, the sum of the squares of its input activations, in the older binary
+//! format or in GGUF.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,17 +8,34 @@ use crate::gguf::{self, hf_name};
 use crate::{FileAt, ReadAt};
 use tersor_core::{Error, Limits, Result, RowSource};
 
-/// Of one matrix.
+/// The importance data of one weight matrix: the diagonal of `Σ x xᵀ` over its calibration inputs.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Importance {
-    /// Sum of squares of each input feature.
+    /// Sum of the squared activations of each input feature, `[in_features]`.
     pub squares: Vec<f64>,
-    /// What they are sums over: tokens or batches of them, as the file counts.
+    /// Number of terms in the sums, as the file counts them: tokens in GGUF files, batches in the older format.
     pub count: u64,
 }
 
-/// Reads a file; matrices are called by Hugging Face's names where those are known. Error when it is neither of the two formats, is cut
-/// short, or holds a value that is negative or not finite.
+/// Reads an importance-matrix file and returns the data of each matrix by name. llama.cpp's tensor names are translated to Hugging Face's
+/// where [`hf_name`] knows them. Errors if the file has neither of the two formats, is truncated, is above `limits`, or holds a value that is
+/// negative or not finite.
+///
+/// ```
+/// use tersor_core::Limits;
+/// // The older binary format: entries; then name length, name, count, values, data of each.
+/// let mut bytes = 1i32.to_le_bytes().to_vec();
+/// let name = "blk.0.attn_output.weight";
+/// bytes.extend((name.len() as i32).to_le_bytes());
+/// bytes.extend(name.as_bytes());
+/// bytes.extend([7i32, 2].map(i32::to_le_bytes).concat());
+/// bytes.extend([1.5f32, 2.0].map(f32::to_le_bytes).concat());
+/// let file = tempfile::NamedTempFile::new().unwrap();
+/// std::fs::write(&file, bytes).unwrap();
+/// let found = tersor_formats::imatrix::read(file.path(), &Limits::default()).unwrap();
+/// let o_proj = &found["model.layers.0.self_attn.o_proj.weight"];
+/// assert_eq!((o_proj.count, &o_proj.squares[..]), (7, &[1.5, 2.0][..]));
+/// ```
 pub fn read(path: &Path, limits: &Limits) -> Result<BTreeMap<String, Importance>> {
     let file = FileAt::open(path)?;
     let mut magic = [0u8; 4];
@@ -43,7 +61,7 @@ fn bad(what: String) -> Error {
     Error::format("importance matrix", what)
 }
 
-/// `in_sum2` and `counts` of each matrix. Of several experts, the sums over all.
+/// Reads the tensors `in_sum2` and `counts` of each matrix. For a mixture of experts, the sums run over all experts.
 fn from_gguf(file: &gguf::File) -> Result<BTreeMap<String, Importance>> {
     let mut out = BTreeMap::new();
     for name in file.tensors().keys() {
@@ -63,23 +81,24 @@ fn from_gguf(file: &gguf::File) -> Result<BTreeMap<String, Importance>> {
         }
         let count = counts.iter().map(|c| f64::from(*c)).sum::<f64>();
         if !(count.is_finite() && count >= 0.0) {
-            return Err(bad(format!("`{weight}` counts {count}")));
+            return Err(bad(format!("the count of `{weight}` is {count}; it must be finite and not negative")));
         }
         out.insert(weight.to_string(), Importance { squares, count: count as u64 });
     }
     if out.is_empty() {
-        return Err(bad("no tensor ends in `.in_sum2`".into()));
+        return Err(bad("it has no tensor whose name ends in `.in_sum2`, so it is not an importance matrix".into()));
     }
     Ok(out)
 }
 
-/// The older file: a number of entries, each a name, a count, a length and so many f32; what may follow is the name of the data.
+/// Reads the older binary format: the number of entries, then for each a name, a count, a length and that many f32 values. A trailing name of
+/// the data set is ignored.
 fn from_binary(file: &dyn ReadAt, limits: &Limits) -> Result<BTreeMap<String, Importance>> {
     let mut cursor = Cursor { file, at: 0 };
     let entries = cursor.number("entries")?;
     Limits::check("entries of an importance matrix", entries, limits.tensors)?;
     if entries == 0 {
-        return Err(bad("no entries".into()));
+        return Err(bad("it has no entries".into()));
     }
     let mut out = BTreeMap::new();
     for _ in 0..entries {
@@ -95,13 +114,14 @@ fn from_binary(file: &dyn ReadAt, limits: &Limits) -> Result<BTreeMap<String, Im
     Ok(out)
 }
 
+/// Reads forward through a file.
 struct Cursor<'f> {
     file: &'f dyn ReadAt,
     at: u64,
 }
 
 impl Cursor<'_> {
-    /// The next bytes. Error, before anything is allocated, when the file has fewer.
+    /// Returns the next `n` bytes. Errors, before anything is allocated, if the file has fewer.
     fn take(&mut self, n: u64) -> Result<Vec<u8>> {
         let end = self.at.checked_add(n).filter(|e| *e <= self.file.len());
         let end = end.ok_or_else(|| bad(format!("it ends at byte {}, in the middle of an entry", self.file.len())))?;
@@ -111,10 +131,10 @@ impl Cursor<'_> {
         Ok(bytes)
     }
 
-    /// A number that is not negative.
+    /// Reads an i32 that must not be negative; `what` names it in the error.
     fn number(&mut self, what: &str) -> Result<u64> {
         let bytes = self.take(4)?;
         let value = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        u64::try_from(value).map_err(|_| bad(format!("{value} {what}")))
+        u64::try_from(value).map_err(|_| bad(format!("the number of {what} is {value}, which is negative")))
     }
 }

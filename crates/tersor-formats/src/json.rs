@@ -1,10 +1,10 @@
-//! JSON files beside the weights, and specifications of operators in them.
+//! JSON files beside the weights, and operator specifications as JSON.
 
 use serde_json::{Map, Value as Json};
 use std::path::Path;
 use tersor_core::{Error, Limits, OpSpec, Result, Value};
 
-/// Reads a JSON file. Error when it is larger than the limit, or not JSON.
+/// Reads and parses a JSON file. Errors if it cannot be read, is longer than `limits.json_bytes`, or is not valid JSON.
 pub fn read(path: &Path, limits: &Limits) -> Result<Json> {
     let len = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
     Limits::check("length of a JSON file", len, limits.json_bytes)
@@ -13,14 +13,29 @@ pub fn read(path: &Path, limits: &Limits) -> Result<Json> {
     serde_json::from_slice(&bytes).map_err(|e| Error::format(path.display().to_string(), e.to_string()))
 }
 
-/// Pretty JSON with a line end, for files that people look at. Keys are sorted.
+/// Returns a value as indented JSON text in UTF-8, keys sorted, with a newline at the end.
+///
+/// ```
+/// let value = serde_json::json!({"b": 1, "a": 2});
+/// assert_eq!(tersor_formats::json::to_bytes(&value), b"{\n  \"a\": 2,\n  \"b\": 1\n}\n");
+/// ```
 pub fn to_bytes(value: &Json) -> Vec<u8> {
     let mut text = format!("{value:#}");
     text.push('\n');
     text.into_bytes()
 }
 
-/// A specification as JSON: `{"kind", "shape", "params", "parts"}`.
+/// Returns an operator's specification as a JSON object with the keys `kind`, `shape`, `params` and `parts`; the last two are left out when
+/// they are empty. [`to_spec`] is the inverse.
+///
+/// ```
+/// use tersor_core::OpSpec;
+/// use tersor_formats::json::{from_spec, to_spec};
+/// let spec = OpSpec::new("grouped", [4, 8]).int("bits", 4);
+/// let json = from_spec(&spec);
+/// assert_eq!(json["params"]["bits"], 4);
+/// assert_eq!(to_spec(&json).unwrap(), spec);
+/// ```
 pub fn from_spec(spec: &OpSpec) -> Json {
     let params: Map<String, Json> = spec.params.iter().map(|(k, v)| (k.clone(), from_value(v))).collect();
     let mut out = Map::new();
@@ -36,7 +51,7 @@ pub fn from_spec(spec: &OpSpec) -> Json {
     out.into()
 }
 
-/// A value of a specification as JSON.
+/// Returns a parameter of an operator's specification as a JSON boolean, number or string.
 pub fn from_value(value: &Value) -> Json {
     match value {
         Value::Bool(v) => (*v).into(),
@@ -46,7 +61,8 @@ pub fn from_value(value: &Value) -> Json {
     }
 }
 
-/// Back from [`from_spec`]. Error naming what is missing or of another type.
+/// Parses an operator's specification from the JSON of [`from_spec`]. Errors, naming the key, if one is missing, unknown or of another type, or
+/// if parts are nested deeper than [`Registry::MAX_DEPTH`](tersor_core::Registry::MAX_DEPTH).
 pub fn to_spec(json: &Json) -> Result<OpSpec> {
     nested(json, 0)
 }
@@ -54,12 +70,12 @@ pub fn to_spec(json: &Json) -> Result<OpSpec> {
 fn nested(json: &Json, depth: usize) -> Result<OpSpec> {
     let bad = |what: String| Error::format("specification of an operator", what);
     if depth > tersor_core::Registry::MAX_DEPTH {
-        return Err(bad("nested too deeply".into()));
+        return Err(bad(format!("its parts are nested deeper than {} levels", tersor_core::Registry::MAX_DEPTH)));
     }
-    let map = json.as_object().ok_or_else(|| bad("not an object".into()))?;
-    let kind = map.get("kind").and_then(Json::as_str).ok_or_else(|| bad("no `kind`".into()))?;
+    let map = json.as_object().ok_or_else(|| bad("it is not a JSON object".into()))?;
+    let kind = map.get("kind").and_then(Json::as_str).ok_or_else(|| bad("`kind` is missing or not a string".into()))?;
     let axis = |i: usize| map.get("shape")?.get(i)?.as_u64().and_then(|v| usize::try_from(v).ok());
-    let shape = axis(0).zip(axis(1)).ok_or_else(|| bad("no `shape` of two sizes".into()))?;
+    let shape = axis(0).zip(axis(1)).ok_or_else(|| bad("`shape` is missing or not a list of two sizes".into()))?;
     let mut spec = OpSpec::new(kind, [shape.0, shape.1]);
     for (key, value) in map {
         match (key.as_str(), value) {
@@ -71,7 +87,7 @@ fn nested(json: &Json, depth: usize) -> Result<OpSpec> {
                         Json::Number(n) => Value::Float(n.as_f64().unwrap_or_default()),
                         Json::Bool(b) => Value::Bool(*b),
                         Json::String(s) => Value::Text(s.clone()),
-                        _ => return Err(bad(format!("parameter `{name}` is no number, text, true or false"))),
+                        _ => return Err(bad(format!("parameter `{name}` must be a number, a string, true or false"))),
                     };
                     spec.params.insert(name.clone(), v);
                 }

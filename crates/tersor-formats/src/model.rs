@@ -1,6 +1,6 @@
-//! A model on disk, whatever its format: tensors by Hugging Face's names, and a configuration.
+//! A model on disk in either format: its tensors under Hugging Face's names, and its configuration.
 
-use crate::gguf::{self, BlockType, Heads};
+use crate::gguf::{self, BlockType, RowOrder};
 use crate::json;
 use crate::safetensors::Shards;
 use serde_json::Value as Json;
@@ -8,28 +8,40 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tersor_core::{Error, Limits, Result, RowSource, StoredRows, TensorSource};
 
-/// A stored tensor as a list shows it.
+/// Name, shape, stored type and size of one tensor of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
-    /// Hugging Face's name, where the format has another; the file's own otherwise.
+    /// Name of the tensor in Hugging Face's naming; for a GGUF tensor without a Hugging Face name, its name in the file.
     pub name: String,
-    /// Axes, slowest first.
+    /// Sizes of the tensor's axes, slowest-varying first: `[out_features, in_features]` for a matrix.
     pub shape: Vec<usize>,
-    /// Stored type: `F16`, `Q4_1`.
+    /// Name of the tensor's stored type, such as `F16` or `Q4_1`.
     pub dtype: String,
-    /// Stored bytes.
+    /// Length of the tensor's stored data in bytes.
     pub bytes: u64,
 }
 
-/// Where a model comes from.
+/// The format of an open model, with its files.
 pub enum ModelKind {
-    /// A directory or file of safetensors.
+    /// A directory of safetensors files, or one such file.
     Safetensors(Shards),
-    /// A GGUF file; the map leads from Hugging Face's names to the file's.
-    Gguf(gguf::File, BTreeMap<String, (String, Heads)>),
+    /// A GGUF file, and a map from each Hugging Face name to the tensor's name in the file and the order of its rows.
+    Gguf(gguf::File, BTreeMap<String, (String, RowOrder)>),
 }
 
-/// An open model: headers in memory, tensors read on demand.
+/// An open model, safetensors or GGUF: headers are in memory, tensor data is read on demand.
+///
+/// ```
+/// use tersor_core::Limits;
+/// use tersor_formats::Model;
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
+/// let model = Model::open(path.as_ref(), &Limits::default()).unwrap();
+/// assert_eq!(model.config().unwrap()["model_type"], "llama");
+/// let norm = model.tensor("model.norm.weight").unwrap();
+/// let mut values = vec![0.0; norm.shape[0]];
+/// model.rows("model.norm.weight").unwrap().read_rows(0..1, &mut values).unwrap();
+/// assert!(values.iter().all(|v| v.is_finite()));
+/// ```
 pub struct Model {
     kind: ModelKind,
     path: PathBuf,
@@ -37,7 +49,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a directory (safetensors, `config.json` where there is one), a `.safetensors` or a `.gguf` file.
+    /// Opens a directory (safetensors files and, if present, `config.json`), a `.safetensors` file or a `.gguf` file, and checks the headers.
+    /// Errors if a file is missing, is above `limits`, or breaks its format.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self> {
         if path.is_dir() {
             let file = path.join("config.json");
@@ -62,7 +75,7 @@ impl Model {
     }
 
     fn from_gguf(file: gguf::File, path: &Path) -> Result<Self> {
-        // An architecture that is not known can still be inspected, under the file's own names.
+        // A file of an unknown architecture can still be inspected, under the file's own names.
         let config = match gguf::hf_config(&file) {
             Ok(config) => Some(config),
             Err(Error::Unsupported { .. } | Error::Missing { .. }) => None,
@@ -71,31 +84,33 @@ impl Model {
         let mut names = BTreeMap::new();
         for own in file.tensors().keys() {
             let known = if config.is_some() { gguf::hf_name(own) } else { None };
-            let (name, heads) = known.map_or((own.clone(), Heads::None), |h| (h.name, h.heads));
-            if let Some((other, _)) = names.insert(name.clone(), (own.clone(), heads)) {
-                let what = format!("`{other}` and `{own}` both mean `{name}`");
+            let (name, rows) = known.map_or((own.clone(), RowOrder::Same), |t| (t.name, t.rows));
+            if let Some((other, _)) = names.insert(name.clone(), (own.clone(), rows)) {
+                let what = format!("tensors `{other}` and `{own}` both have the Hugging Face name `{name}`");
                 return Err(Error::format(path.display().to_string(), what));
             }
         }
         Ok(Self { kind: ModelKind::Gguf(file, names), path: path.to_path_buf(), config })
     }
 
-    /// Where it was opened.
+    /// Returns the path that the model was opened at: a directory or a file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// `config.json`, or what GGUF metadata says of the same.
+    /// Returns the contents of `config.json`; for a GGUF file, the equivalent configuration built from its metadata by
+    /// [`hf_config`](gguf::hf_config). None if a directory has no `config.json`, for a lone `.safetensors` file, or for an unknown GGUF
+    /// architecture.
     pub fn config(&self) -> Option<&Json> {
         self.config.as_ref()
     }
 
-    /// The format.
+    /// Returns the model's format with its open files.
     pub fn kind(&self) -> &ModelKind {
         &self.kind
     }
 
-    /// The stored tensors, where they are plain ones.
+    /// Returns the safetensors files as one source of stored tensors; none for a GGUF file.
     pub fn stored(&self) -> Option<&dyn TensorSource> {
         match &self.kind {
             ModelKind::Safetensors(s) => Some(s),
@@ -103,7 +118,7 @@ impl Model {
         }
     }
 
-    /// Every tensor, sorted by name.
+    /// Returns the description of every tensor, sorted by name.
     pub fn tensors(&self) -> Vec<Tensor> {
         match &self.kind {
             ModelKind::Safetensors(s) => {
@@ -118,7 +133,7 @@ impl Model {
                 all
             }
             ModelKind::Gguf(file, names) => {
-                let entry = |(name, (own, _)): (&String, &(String, Heads))| {
+                let entry = |(name, (own, _)): (&String, &(String, RowOrder))| {
                     let t = file.tensors().get(own)?;
                     let dtype = t.kind.name().to_string();
                     Some(Tensor { name: name.clone(), shape: t.shape.clone(), dtype, bytes: t.bytes })
@@ -128,7 +143,7 @@ impl Model {
         }
     }
 
-    /// One tensor's description. Error when there is none of that name.
+    /// Returns the description of the tensor `name`. Errors if there is none of that name.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         match &self.kind {
             ModelKind::Safetensors(s) => {
@@ -145,18 +160,20 @@ impl Model {
         }
     }
 
-    /// The rows of a tensor (of a vector: one; of more than two axes: the last is the row), in f32 and in Hugging Face's order. Error when there is none of that name.
+    /// Returns a source of the rows of the tensor `name`, dequantized to f32, in Hugging Face's order (the query and key rows of a Llama GGUF file
+    /// are un-permuted). A vector is one row; of a tensor with more than two axes, each row runs along the last axis. Errors if there is no tensor
+    /// of that name.
     pub fn rows<'a>(&'a self, name: &'a str) -> Result<Box<dyn RowSource + 'a>> {
         match &self.kind {
             ModelKind::Safetensors(s) => Ok(Box::new(StoredRows::new(s, name)?)),
             ModelKind::Gguf(file, names) => {
                 let found = names.get(name);
-                let (own, heads) = found
+                let (own, order) = found
                     .ok_or_else(|| Error::Missing { name: name.into(), place: self.path.display().to_string() })?;
                 let rows = file.rows(own)?;
                 // Llama files store q and k for interleaved rotary embeddings; Qwen's do not.
                 let llama = file.meta().text("general.architecture") == Some("llama");
-                if llama && *heads == Heads::Rotary {
+                if llama && *order == RowOrder::Interleaved {
                     let dim = self.config.as_ref().and_then(|c| c["head_dim"].as_u64()).unwrap_or(0) as usize;
                     return Ok(Box::new(rows.unpermuted(dim).map_err(|e| e.in_tensor(name))?));
                 }
@@ -165,7 +182,7 @@ impl Model {
         }
     }
 
-    /// Bytes of all weight files.
+    /// Returns the total length in bytes of all weight files.
     pub fn weight_bytes(&self) -> u64 {
         match &self.kind {
             ModelKind::Safetensors(s) => s.files().map(|(_, f)| f.bytes()).sum(),
@@ -173,7 +190,7 @@ impl Model {
         }
     }
 
-    /// Names and lengths of the weight files.
+    /// Returns the file name and the length in bytes of each weight file.
     pub fn files(&self) -> Vec<(String, u64)> {
         match &self.kind {
             ModelKind::Safetensors(s) => s.files().map(|(n, f)| (n.to_string(), f.bytes())).collect(),
@@ -184,7 +201,8 @@ impl Model {
         }
     }
 
-    /// The file that output for this tensor belongs in: the name of its shard, or `model.safetensors`.
+    /// Returns the name of the safetensors file to write a converted version of this tensor to: the shard that holds it now, or
+    /// `model.safetensors` for a GGUF model or an unknown tensor.
     pub fn shard_of(&self, tensor: &str) -> &str {
         match &self.kind {
             ModelKind::Safetensors(s) => s.file_of(tensor).unwrap_or("model.safetensors"),
@@ -192,7 +210,7 @@ impl Model {
         }
     }
 
-    /// The GGUF file, if it is one.
+    /// Returns the open GGUF file; none for a safetensors model.
     pub fn gguf(&self) -> Option<&gguf::File> {
         match &self.kind {
             ModelKind::Gguf(file, _) => Some(file),
@@ -200,8 +218,8 @@ impl Model {
         }
     }
 
-    /// Whether the stored type of a tensor is a block type rather than a float.
-    pub fn is_blocks(dtype: &str) -> bool {
+    /// Returns whether a stored type, given by its name such as `Q4_0`, is a block-quantized GGUF type (and not a float).
+    pub fn is_block_quantized(dtype: &str) -> bool {
         BlockType::ALL.iter().any(|t| t.name() == dtype && t.elements() > 1)
     }
 }

@@ -1,24 +1,33 @@
-//! Bytes at positions, from any thread, without a memory map.
+//! Positioned reads: bytes at an offset, from any thread, without a memory map.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use tersor_core::{Error, Result};
 
-/// Something with a length that can be read anywhere.
+/// A source of bytes of known length that can be read at any offset, from several threads: a file, or bytes in memory.
+///
+/// ```
+/// use tersor_formats::ReadAt;
+/// let bytes = vec![1u8, 2, 3, 4];
+/// let mut out = [0u8; 2];
+/// bytes.read_at(1, &mut out).unwrap();
+/// assert_eq!(out, [2, 3]);
+/// assert!(bytes.read_at(3, &mut out).is_err());
+/// ```
 pub trait ReadAt: Send + Sync {
-    /// Its length in bytes.
+    /// Returns the length in bytes.
     fn len(&self) -> u64;
-    /// Whether there is nothing in it.
+    /// Returns whether the length is 0.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Fills `out` from `offset` on. Error when the end comes first.
+    /// Fills `out` with the bytes from `offset` on. Errors if `offset + out.len()` is beyond the end, or the system cannot read.
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()>;
-    /// Its name, for errors.
+    /// Returns the name that error messages use: the path of a file.
     fn name(&self) -> String;
 }
 
-/// An open file.
+/// A regular file opened for positioned reads. Its length is read once, when it is opened.
 #[derive(Debug)]
 pub struct FileAt {
     file: File,
@@ -27,7 +36,7 @@ pub struct FileAt {
 }
 
 impl FileAt {
-    /// Opens a file for reading. Error when there is none, or it is not a regular file.
+    /// Opens the file at `path` for reading. Errors if it does not exist, cannot be opened, or is not a regular file.
     pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let meta = file.metadata().map_err(|e| Error::io(path, e))?;
@@ -37,7 +46,7 @@ impl FileAt {
         Ok(Self { file, path: path.to_path_buf(), len: meta.len() })
     }
 
-    /// Where it lies.
+    /// Returns the path that the file was opened at.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -91,7 +100,9 @@ impl ReadAt for Vec<u8> {
                 Ok(())
             }
             None => {
-                Err(Error::format("bytes", format!("{} bytes at {offset} leave {}", out.len(), self.as_slice().len())))
+                let what =
+                    format!("{} bytes at offset {offset} reach beyond the end at {}", out.len(), self.as_slice().len());
+                Err(Error::format("bytes", what))
             }
         }
     }

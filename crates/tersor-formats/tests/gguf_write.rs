@@ -55,7 +55,7 @@ fn errors_are_ordered_as_bits_are() {
 
 #[test]
 fn zeros_constants_and_extremes() {
-    for kind in BlockType::ALL.into_iter().filter(|k| k.is_written()) {
+    for kind in BlockType::ALL.into_iter().filter(|k| k.can_encode()) {
         let n = kind.elements();
         assert!(back(kind, &vec![0.0; n]).iter().all(|v| *v == 0.0), "{}", kind.name());
         for value in [1.0f32, -3.0, 1e-3] {
@@ -77,16 +77,16 @@ fn codes_that_are_a_types_own_are_packed_as_they_are() {
     for (kind, zero, mask) in [(BlockType::Q4_0, 8.0, 15), (BlockType::Q5_0, 16.0, 31), (BlockType::Q8_0, 128.0, 255)] {
         let codes: Vec<u8> = codes.iter().map(|c| c & mask).collect();
         let (mut block, mut out) = (vec![0u8; kind.bytes()], [0f32; 32]);
-        kind.pack(0.25, 0.0, &codes, &mut block).unwrap();
+        kind.pack_codes(0.25, 0.0, &codes, &mut block).unwrap();
         kind.decode(&block, &mut out).unwrap();
         assert!(out.iter().zip(&codes).all(|(v, c)| *v == 0.25 * (f32::from(*c) - zero)), "{}", kind.name());
     }
     let (mut block, mut out) = ([0u8; 24], [0f32; 32]);
-    BlockType::Q5_1.pack(0.5, -3.0, &codes, &mut block).unwrap();
+    BlockType::Q5_1.pack_codes(0.5, -3.0, &codes, &mut block).unwrap();
     BlockType::Q5_1.decode(&block, &mut out).unwrap();
     assert!(out.iter().zip(&codes).all(|(v, c)| *v == 0.5 * f32::from(*c) - 3.0));
-    assert!(BlockType::Q4_0.pack(1.0, 0.0, &codes, &mut [0; 18]).is_none(), "a code above 15");
-    assert!(BlockType::Q4_1.pack(1e9, 0.0, &[0; 32], &mut [0; 20]).is_none());
+    assert!(BlockType::Q4_0.pack_codes(1.0, 0.0, &codes, &mut [0; 18]).is_none(), "a code above 15");
+    assert!(BlockType::Q4_1.pack_codes(1e9, 0.0, &[0; 32], &mut [0; 20]).is_none());
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn names_go_both_ways() {
     {
         let hf = hf_name(own).unwrap();
         let again = gguf_name(&hf.name).unwrap();
-        assert_eq!((again.name.as_str(), again.heads), (own, hf.heads));
+        assert_eq!((again.name.as_str(), again.rows), (own, hf.rows));
     }
     assert!(gguf_name("model.layers.x.mlp.up_proj.weight").is_none() && gguf_name("rope").is_none());
 }

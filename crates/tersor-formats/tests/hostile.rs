@@ -104,8 +104,8 @@ fn gguf_headers_that_lie() {
     refused(with(&|t| t.kind = 99), "number 99");
     refused(with(&|t| t.offset = 16), "multiple");
     refused(with(&|t| t.offset = 0), "overlap");
-    refused(with(&|t| t.offset = 1 << 20), "leaves the file");
-    refused(with(&|t| t.offset = u64::MAX - 31), "leaves the file");
+    refused(with(&|t| t.offset = 1 << 20), "beyond the end of the file");
+    refused(with(&|t| t.offset = u64::MAX - 31), "beyond the end of the file");
     refused(with(&|t| t.name = b"x".to_vec()), "twice");
     refused(with(&|t| t.name = vec![0xff, 0xfe]), "UTF-8");
     assert!(with(&|t| t.name = b"../../etc/passwd\0".to_vec()).is_ok());
@@ -123,7 +123,7 @@ fn gguf_headers_that_lie() {
     refused(keyed(unknown), "number 13");
     let mut truth = g();
     truth.keys.push(("odd".into(), 7, vec![2]));
-    refused(keyed(truth), "truth");
+    refused(keyed(truth), "boolean");
     // Lists and texts that claim more than there is, or more than is allowed.
     for n in [1 << 40, u64::MAX, 1 << 23] {
         let mut list = 0u32.to_le_bytes().to_vec();

@@ -1,4 +1,4 @@
-//! The kinds of networks that run here.
+//! The supported kinds of networks.
 
 use serde_json::Value as Json;
 use tersor_core::{Error, Result, Site};
@@ -8,21 +8,22 @@ use crate::config::{DECODERS, bad, unsupported};
 use crate::encoder::ENCODERS;
 use crate::{DecoderConfig, EncoderConfig};
 
-/// A network that runs here, by its configuration.
+/// A supported network: its kind and its configuration.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Architecture {
-    /// Writes text, token by token.
+    /// A Llama-family decoder, which predicts the next token.
     Decoder(DecoderConfig),
-    /// Turns a text into a vector.
+    /// A BERT-family encoder, which maps a text to a vector.
     Encoder(EncoderConfig),
 }
 
 impl Architecture {
-    /// Of an open model. Error when there is no configuration, or it asks for something that does not run here.
+    /// Determines the architecture of an open model from its configuration. Errors if it has none, or the architecture or an option of it is
+    /// unsupported.
     pub fn of(model: &Model) -> Result<Self> {
         let place = || model.path().display().to_string();
         let Some(json) = model.config() else {
-            // The reason why a GGUF file has none.
+            // For a GGUF file, report why no configuration could be built from its metadata.
             let reason = model.gguf().and_then(|file| tersor_formats::gguf::hf_config(file).err());
             return Err(reason.unwrap_or_else(|| Error::Missing { name: "config.json".into(), place: place() }));
         };
@@ -36,7 +37,7 @@ impl Architecture {
         Ok(Self::Decoder(DecoderConfig::from_json(json)?))
     }
 
-    /// The sites, in the order in which they run.
+    /// Returns the network's sites in the order of execution.
     pub fn sites(&self) -> Vec<Site> {
         match self {
             Self::Decoder(c) => c.sites(),
@@ -44,7 +45,7 @@ impl Architecture {
         }
     }
 
-    /// Number of layers.
+    /// Returns the number of layers.
     pub fn layers(&self) -> usize {
         match self {
             Self::Decoder(c) => c.layers,
@@ -52,7 +53,7 @@ impl Architecture {
         }
     }
 
-    /// Width of the stream between layers.
+    /// Returns the number of features of the hidden states between layers.
     pub fn hidden(&self) -> usize {
         match self {
             Self::Decoder(c) => c.hidden,
@@ -60,15 +61,15 @@ impl Architecture {
         }
     }
 
-    /// Width of the attention output.
-    pub fn attention(&self) -> usize {
+    /// Returns the number of features of the attention output: heads times head dimension.
+    pub fn attention_width(&self) -> usize {
         match self {
             Self::Decoder(c) => c.heads * c.head_dim,
             Self::Encoder(c) => c.hidden,
         }
     }
 
-    /// Most positions that the model was made for.
+    /// Returns the maximum number of tokens of a text, from the model's configuration.
     pub fn max_positions(&self) -> usize {
         match self {
             Self::Decoder(c) => c.max_positions,
@@ -76,7 +77,7 @@ impl Architecture {
         }
     }
 
-    /// Matrices whose rows are looked up before anything flows.
+    /// Returns the tensor names of the embedding tables, in the order token, position, token type (a decoder has the first only).
     pub fn embeddings(&self) -> Vec<String> {
         match self {
             Self::Decoder(_) => vec!["model.embed_tokens.weight".into()],
@@ -84,7 +85,7 @@ impl Architecture {
         }
     }
 
-    /// The layer that a tensor belongs to, by its name.
+    /// Returns the index of the layer that a tensor belongs to, from its name; none for a tensor outside of the layers.
     pub fn layer_of(&self, tensor: &str) -> Option<usize> {
         let rest = match self {
             Self::Decoder(_) => tensor.strip_prefix("model.layers."),
@@ -93,35 +94,35 @@ impl Architecture {
         rest?.split_once('.')?.0.parse().ok().filter(|l| *l < self.layers())
     }
 
-    /// Whether the head is the embedding.
+    /// Returns whether the output head shares the embedding's matrix.
     pub fn tied(&self) -> bool {
         matches!(self, Self::Decoder(c) if c.tied)
     }
 
-    /// The decoder. Error when it is something else.
+    /// Returns the configuration of a decoder. Errors if the network is an encoder.
     pub fn decoder(&self) -> Result<&DecoderConfig> {
         match self {
             Self::Decoder(c) => Ok(c),
             Self::Encoder(c) => {
-                let value = format!("`{}`, which is an encoder (eval --sentences measures it)", c.model_type);
-                Err(Error::Unsupported { what: "text from", value })
+                let value = format!("`{}` is an encoder; `tersor eval --sentences` measures it", c.model_type);
+                Err(Error::Unsupported { what: "text generation or perplexity", value })
             }
         }
     }
 
-    /// The encoder. Error when it is something else.
+    /// Returns the configuration of an encoder. Errors if the network is a decoder.
     pub fn encoder(&self) -> Result<&EncoderConfig> {
         match self {
             Self::Encoder(c) => Ok(c),
             Self::Decoder(c) => {
-                let value = format!("`{}`, which is a decoder (eval --text measures it)", c.model_type);
-                Err(Error::Unsupported { what: "sentence embeddings from", value })
+                let value = format!("`{}` is a decoder; `tersor eval --text` measures it", c.model_type);
+                Err(Error::Unsupported { what: "sentence embedding", value })
             }
         }
     }
 }
 
-/// `model_type` and `architectures`, where present, must both be known and agree.
+/// Returns the `model_type` of a configuration. Errors unless `model_type` and `architectures`, as far as present, are in `known` and agree.
 pub(crate) fn check_architecture(json: &Json, known: &[(&str, &str)]) -> Result<String> {
     let names = || known.iter().map(|k| k.0).collect::<Vec<_>>().join(", ");
     let by_type = match json.get("model_type").map(|v| v.as_str().unwrap_or("")) {
@@ -150,6 +151,6 @@ pub(crate) fn check_architecture(json: &Json, known: &[(&str, &str)]) -> Result<
             Err(bad(format!("model_type `{}` and architecture `{}` do not agree", a.0, b.1)))
         }
         (Some(a), _) | (None, Some(a)) => Ok(a.0.to_string()),
-        (None, None) => Err(bad(format!("says neither model_type nor architectures (known: {})", names()))),
+        (None, None) => Err(bad(format!("has neither model_type nor architectures (known: {})", names()))),
     }
 }

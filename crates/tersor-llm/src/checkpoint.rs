@@ -1,4 +1,4 @@
-//! A model on disk as the parts of a network: an original, or what `tersor compress` wrote.
+//! A model on disk as the weights of a network: an original model, or an output of `tersor compress`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,55 +13,72 @@ use tersor_operators::Dense;
 
 use crate::Architecture;
 
-/// Name of the file that makes a directory a compressed model.
+/// Name of the manifest file, whose presence marks a directory as an output of `tersor compress`.
 pub const MANIFEST: &str = "tersor.json";
 
-/// What `tersor.json` says.
+/// The parsed manifest `tersor.json` of a compressed model.
 #[derive(Clone, Debug)]
 pub struct Manifest {
-    /// All of it: recipe, fingerprint, reports.
+    /// The whole manifest as JSON: recipe, fingerprint, report of each matrix.
     pub json: Json,
-    /// The operator of each compressed matrix.
+    /// The operator specification of each compressed matrix, by tensor name.
     pub specs: BTreeMap<String, OpSpec>,
 }
 
 impl Manifest {
-    /// Version of the file's own format.
+    /// Version of the manifest's format that this crate reads and writes.
     pub const FORMAT: u64 = 1;
 
-    /// Reads it. Error when the format is another, or a specification is broken.
+    /// Parses a manifest. Errors if its format version is not [`Manifest::FORMAT`], or an operator's specification is invalid.
     pub fn from_json(json: Json) -> Result<Self> {
         let bad = |what: String| Error::format(MANIFEST, what);
         match json.get("format").and_then(Json::as_u64) {
             Some(Self::FORMAT) => {}
             Some(other) => {
-                let value = format!("{other} (this version reads {})", Self::FORMAT);
+                let value = format!("{other} (this version of tersor reads {})", Self::FORMAT);
                 return Err(Error::Unsupported { what: "format of tersor.json", value });
             }
-            None => return Err(bad("no `format`".into())),
+            None => return Err(bad("`format` is missing or not a number".into())),
         }
-        let tensors = json.get("tensors").and_then(Json::as_object).ok_or_else(|| bad("no `tensors`".into()))?;
+        let tensors = json
+            .get("tensors")
+            .and_then(Json::as_object)
+            .ok_or_else(|| bad("`tensors` is missing or not an object".into()))?;
         let mut specs = BTreeMap::new();
         for (name, entry) in tensors {
-            let spec = entry.get("spec").ok_or_else(|| bad(format!("no `spec` of `{name}`")))?;
+            let spec = entry.get("spec").ok_or_else(|| bad(format!("the entry of tensor `{name}` has no `spec`")))?;
             specs.insert(name.clone(), json::to_spec(spec).map_err(|e| e.in_tensor(name))?);
         }
         Ok(Self { json, specs })
     }
 }
 
-/// A matrix of a model and what it takes on disk.
+/// A weight matrix of a model and its size on disk.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoredWeight {
-    /// Its name.
+    /// Tensor name of the weight matrix.
     pub name: String,
-    /// `[out_features, in_features]`.
+    /// Shape of the weight matrix, `[out_features, in_features]`.
     pub shape: [usize; 2],
-    /// Bytes of all tensors that make it up.
+    /// Total length in bytes of the stored tensors that make up the matrix: codes, scales, zeros, factors.
     pub bytes: u64,
 }
 
-/// An open model with what is needed to make operators of it.
+/// An open model, original or compressed, whose weights load as operators.
+///
+/// ```
+/// use tersor_llm::Checkpoint;
+/// # fn main() -> tersor_core::Result<()> {
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
+/// let checkpoint = Checkpoint::open(path.as_ref(), &tersor_operators::registry())?;
+/// let config = checkpoint.architecture().decoder()?;
+/// let head_dims = config.heads * config.head_dim;
+/// let q = checkpoint.matrix("model.layers.0.self_attn.q_proj.weight", [head_dims, config.hidden])?;
+/// assert_eq!(q.shape(), [head_dims, config.hidden]);
+/// assert!(checkpoint.manifest().is_none());
+/// # Ok(())
+/// # }
+/// ```
 pub struct Checkpoint {
     model: Model,
     manifest: Option<Manifest>,
@@ -70,8 +87,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a directory, a `.gguf` file, or what `compress` wrote, within the default limits. `registry` must know the
-    /// kinds of operators in it. Error when the architecture does not run here.
+    /// Opens a model directory, a `.gguf` file, or an output directory of `tersor compress`, within the default limits. `registry` loads the kinds of
+    /// operators in a compressed model. Errors if a file is missing or breaks its format, or the architecture is unsupported.
     pub fn open(path: &Path, registry: &Registry) -> Result<Self> {
         let limits = Limits::default();
         let model = Model::open(path, &limits)?;
@@ -85,39 +102,39 @@ impl Checkpoint {
         Ok(Self { model, manifest, registry: registry.clone(), architecture })
     }
 
-    /// Sizes and switches.
+    /// Returns the kind and configuration of the network.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
     }
 
-    /// The files.
+    /// Returns the open model files.
     pub fn model(&self) -> &Model {
         &self.model
     }
 
-    /// What `compress` recorded, if it wrote this.
+    /// Returns the manifest of a compressed model; none for an original one.
     pub fn manifest(&self) -> Option<&Manifest> {
         self.manifest.as_ref()
     }
 
-    /// Whether there is a tensor or operator of that name.
+    /// Returns whether the model has a weight called `name`: a stored tensor or a compressed matrix.
     pub fn has(&self, name: &str) -> bool {
         self.manifest.as_ref().is_some_and(|m| m.specs.contains_key(name)) || self.model.tensor(name).is_ok()
     }
 
-    /// A matrix as an operator: what was compressed, or the original's values in f32. Error when it is missing, has another
-    /// shape, or holds a value that is not finite.
+    /// Loads the matrix `name` as an operator: the compressed one, or a dense f32 one from the original's values. Errors if it is missing, its shape
+    /// is not `shape` (`[out_features, in_features]`), or it holds a value that is not finite.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Box<dyn LinearOp>> {
         Weights::from(self).matrix(name, shape)
     }
 
-    /// A vector in f32. Error as for [`Checkpoint::matrix`].
+    /// Loads the vector `name` of `len` elements in f32. Errors if it is missing, has another length, or holds a value that is not finite.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         Weights::from(self).vector(name, len)
     }
 
-    /// What a layer's keys are to be rotated by behind their rotary embedding, before a cache rounds them; none where the model says nothing of
-    /// it. Error when it is no rotation of so many dimensions.
+    /// Loads the stored orthogonal matrix `[head_dim, head_dim]` by which a quantized cache rotates the keys of a layer, after rotary embedding and
+    /// before rounding; none if the model stores none. Errors if the stored tensor has another shape or is not orthogonal.
     pub fn key_rotation(&self, layer: usize, head_dim: usize) -> Result<Option<Rotation>> {
         let name = key_rotation_name(layer);
         if self.model.tensor(&name).is_err() {
@@ -128,7 +145,7 @@ impl Checkpoint {
         read().map(Some).map_err(|e| e.in_tensor(&name))
     }
 
-    /// The two-dimensional weights and what they take on disk; a head that is tied is not a second one.
+    /// Returns every two-dimensional weight with its size on disk, sorted by name. A head that shares the embedding's matrix is not listed.
     pub fn weights(&self) -> Vec<StoredWeight> {
         let tensors = self.model.tensors();
         let specs = self.manifest.as_ref().map(|m| &m.specs);
@@ -137,7 +154,7 @@ impl Checkpoint {
             found.insert(name.clone(), StoredWeight { name: name.clone(), shape: spec.shape, bytes: 0 });
         }
         for t in tensors {
-            // A part is called `weight.part`, of parts of parts likewise.
+            // The tensors of a compressed matrix are called `NAME.part`, those of nested operators `NAME.part.part`.
             let mut owner = t.name.as_str();
             let home = loop {
                 if found.contains_key(owner) && specs.is_some_and(|s| s.contains_key(owner)) {
@@ -157,7 +174,7 @@ impl Checkpoint {
         found.into_values().collect()
     }
 
-    /// Bits a weight over all matrices, and over those that are neither embedding nor head.
+    /// Returns the stored bits per weight over all matrices, and over all but embedding and head; see [`bits_per_weight`].
     pub fn bits_per_weight(&self) -> (f64, f64) {
         bits_per_weight(&self.weights())
     }
@@ -165,18 +182,18 @@ impl Checkpoint {
 
 const KEY_ROTATION: &str = ".self_attn.k_rotation";
 
-/// The name of the rotation of a layer's keys, `[1, head_dim, head_dim]` in f32: row `i` is the direction whose coefficient becomes dimension `i`, in all
-/// heads alike.
+/// Returns the tensor name of the key rotation of a layer. The tensor is an orthogonal f32 matrix `[1, head_dim, head_dim]` shared by all heads; row
+/// `i` is the direction whose coefficient becomes dimension `i` of the rotated keys.
 pub fn key_rotation_name(layer: usize) -> String {
     format!("model.layers.{layer}{KEY_ROTATION}")
 }
 
-/// Whether a tensor is such a rotation: caches read it, and nothing else.
+/// Returns whether a tensor, by its name, is a key rotation (see [`key_rotation_name`]); only quantized caches read these.
 pub fn is_key_rotation(name: &str) -> bool {
     name.ends_with(KEY_ROTATION)
 }
 
-/// The weights of a checkpoint, with folds applied as they are read.
+/// The weights of a checkpoint with folds (scales, permutations, rotations merged into weights) applied as they are read.
 #[derive(Clone, Copy)]
 pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
@@ -190,24 +207,24 @@ impl<'a> From<&'a Checkpoint> for Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    /// With these folds.
+    /// Returns the weights of a checkpoint with these folds applied; `From<&Checkpoint>` gives them without folds.
     pub fn folded(checkpoint: &'a Checkpoint, folds: &'a [Fold]) -> Self {
         Self { checkpoint, folds }
     }
 
-    /// Whether there is a tensor or operator of that name.
+    /// Returns whether the checkpoint has a weight called `name`: a stored tensor or a compressed matrix.
     pub fn has(&self, name: &str) -> bool {
         self.checkpoint.has(name)
     }
 
-    /// A matrix as an operator: what was compressed, or the original's values in f32. Error when it is missing, has another shape, holds a value
-    /// that is not finite, or is folded after it was compressed.
+    /// Loads the matrix `name` as an operator: the compressed one, or a dense f32 one from the original's values with the folds applied. Errors if it
+    /// is missing, its shape is not `shape`, it holds a value that is not finite, or a fold applies to a compressed matrix.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Box<dyn LinearOp>> {
         let Checkpoint { model, manifest, registry, .. } = self.checkpoint;
         let op = match (manifest.as_ref().and_then(|m| m.specs.get(name)), model.stored()) {
             (Some(_), _) if self.folds.iter().any(|f| f.weight == name) => {
-                let value = "a matrix that is compressed already".to_string();
-                return Err(Error::Unsupported { what: "folding", value }.in_tensor(name));
+                let value = "the matrix is already compressed; fold into the original".to_string();
+                return Err(Error::Unsupported { what: "folding into this matrix", value }.in_tensor(name));
             }
             (Some(spec), Some(stored)) => registry.load(spec, name, stored)?,
             _ => {
@@ -222,7 +239,8 @@ impl<'a> Weights<'a> {
         Ok(op)
     }
 
-    /// A vector in f32. Error as for [`Weights::matrix`].
+    /// Loads the vector `name` of `len` elements in f32, with the folds applied. Errors if it is missing, has another length, or holds a value that is
+    /// not finite.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let rows = self.checkpoint.model.rows(name)?;
         if rows.shape() != [1, len] {
@@ -233,7 +251,14 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// Stored bits over elements: of all, and of all but embedding and head. 0 where there are none.
+/// Returns stored bits per element over all `weights`, and over all but embedding and head; 0 if there are none.
+///
+/// ```
+/// use tersor_llm::{StoredWeight, bits_per_weight};
+/// let weight = |name: &str, bytes| StoredWeight { name: name.into(), shape: [4, 8], bytes };
+/// let weights = [weight("lm_head.weight", 32), weight("model.layers.0.mlp.up_proj.weight", 16)];
+/// assert_eq!(bits_per_weight(&weights), (6.0, 4.0));
+/// ```
 pub fn bits_per_weight(weights: &[StoredWeight]) -> (f64, f64) {
     let ratio = |body: bool| {
         let of = weights.iter().filter(|w| !body || !is_embedding_or_head(&w.name));
@@ -243,15 +268,16 @@ pub fn bits_per_weight(weights: &[StoredWeight]) -> (f64, f64) {
     (ratio(false), ratio(true))
 }
 
-/// Whether a weight is the embedding or the head.
+/// Returns whether a weight, by its name, is an embedding table or the output head.
 pub fn is_embedding_or_head(name: &str) -> bool {
     matches!(name, "model.embed_tokens.weight" | "lm_head.weight") || name.ends_with("_embeddings.weight")
 }
 
+/// Reads all rows into a dense f32 operator. Errors if a value is not finite.
 fn read_dense(rows: &dyn RowSource) -> Result<Dense> {
     let [n, cols] = rows.shape();
     let mut values = vec![0f32; tersor_core::view::elements([n, cols])?];
-    // In parts, so that the stored bytes never lie beside the whole in memory.
+    // Reads in blocks, so that the stored bytes and the f32 values of the whole matrix are never in memory together.
     const PART: usize = 1024;
     for first in (0..n).step_by(PART) {
         let last = (first + PART).min(n);

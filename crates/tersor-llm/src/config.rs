@@ -1,4 +1,4 @@
-//! `config.json` of the architectures that run.
+//! Configuration (`config.json`) of Llama-family decoders.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use tersor_core::{Error, Heads, Limits, Result};
 
 use crate::architecture::check_architecture;
 
-/// Model types of decoders and the classes that go with them.
+/// `model_type` and class name of the supported decoders.
 pub(crate) const DECODERS: [(&str, &str); 4] = [
     ("llama", "LlamaForCausalLM"),
     ("mistral", "MistralForCausalLM"),
@@ -16,48 +16,56 @@ pub(crate) const DECODERS: [(&str, &str); 4] = [
     ("qwen3", "Qwen3ForCausalLM"),
 ];
 
+/// Largest accepted number of layers.
 pub(crate) const MAX_LAYERS: u64 = 1024;
 
-/// Sizes and switches of a decoder.
+/// Sizes and options of a Llama-family decoder, from its `config.json`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct DecoderConfig {
-    /// `llama`, `mistral`, `qwen2`, `qwen3`.
+    /// The configuration's `model_type`: `llama`, `mistral`, `qwen2` or `qwen3`.
     pub model_type: String,
-    /// Width of the residual stream.
+    /// Number of features of the residual stream (hidden states).
     pub hidden: usize,
-    /// Width inside the feed-forward part.
+    /// Number of inner features of a feed-forward block.
     pub intermediate: usize,
-    /// Number of layers.
+    /// Number of decoder layers.
     pub layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Key and value heads; divides `heads`.
+    /// Number of key/value heads; divides the number of query heads.
     pub kv_heads: usize,
-    /// Width of a head; even.
+    /// Number of features of one attention head; even.
     pub head_dim: usize,
-    /// Tokens in the vocabulary.
+    /// Number of tokens in the vocabulary.
     pub vocab: usize,
-    /// Most positions that the model was made for.
+    /// Maximum number of tokens of a text (`max_position_embeddings`).
     pub max_positions: usize,
-    /// Epsilon of the norms.
+    /// Epsilon of the RMS norms.
     pub eps: f32,
-    /// Base of the rotary frequencies.
+    /// Base of the rotary embedding's frequencies (`rope_theta`).
     pub rope_theta: f64,
-    /// Change of the rotary frequencies for longer texts.
+    /// Scaling of the rotary embedding's frequencies for longer texts (`rope_scaling`).
     pub rope_scaling: RotaryScaling,
-    /// Whether head and embedding are one matrix.
+    /// Whether the output head shares the embedding's matrix (`tie_word_embeddings`).
     pub tied: bool,
-    /// A token sees only so many tokens back, itself included.
+    /// Size of the attention window in tokens, the current one included (Mistral); none for full attention.
     pub sliding_window: Option<usize>,
-    /// Whether q and k pass a norm of their own (Qwen3).
+    /// Whether each query and key head has an RMS norm before rotary embedding (Qwen3).
     pub qk_norm: bool,
-    /// Tokens that end a text.
+    /// Tokens that end a text (`eos_token_id`); empty if the configuration names none.
     pub eos: Vec<u32>,
 }
 
 impl DecoderConfig {
-    /// Reads a configuration. Error naming the key when one is missing, has another type, contradicts another, or
-    /// asks for something that does not run here.
+    /// Parses the `config.json` of a decoder. Errors, naming the key, if one is missing, has another type, contradicts another, or has an unsupported
+    /// value.
+    ///
+    /// ```
+    /// let json = serde_json::json!({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+    ///     "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 100});
+    /// let config = tersor_llm::DecoderConfig::from_json(&json).unwrap();
+    /// assert_eq!((config.head_dim, config.kv_heads, config.rope_theta), (16, 2, 10_000.0));
+    /// ```
     pub fn from_json(json: &Json) -> Result<Self> {
         let model_type = check_architecture(json, &DECODERS)?;
         let (hidden, heads) = (size(json, "hidden_size")?, size(json, "num_attention_heads")?);
@@ -80,7 +88,7 @@ impl DecoderConfig {
             Some(other) => return Err(unsupported("activation function", other)),
         }
         let max_positions = optional(json, "max_position_embeddings")?.unwrap_or(2048);
-        // Newer files keep everything about the rotary embedding under one key.
+        // Newer versions of transformers store all rotary parameters in `rope_parameters`.
         let rope = ["rope_parameters", "rope_scaling"].into_iter().find_map(|k| json.get(k).filter(|v| v.is_object()));
         let theta = rope.and_then(|r| r.get("rope_theta")).or(json.get("rope_theta")).and_then(Json::as_f64);
         let eps = json.get("rms_norm_eps").and_then(Json::as_f64).unwrap_or(1e-6) as f32;
@@ -113,7 +121,7 @@ impl DecoderConfig {
             rope_theta,
             eos,
         };
-        // Far above any model; a site names all that wrote to the stream before it, so this bounds the list of sites.
+        // Each site lists all earlier writers to the residual stream, so the total length of these lists grows with the square of the layers.
         Limits::check("num_hidden_layers", config.layers as u64, MAX_LAYERS)?;
         for (a, b) in [(heads, head_dim), (config.vocab, hidden), (config.intermediate, hidden)] {
             tersor_core::view::elements([a, b])?;
@@ -121,7 +129,8 @@ impl DecoderConfig {
         Ok(config)
     }
 
-    /// Returns the heads of a layer, with their rotary embedding. Errors if the sizes do not fit together.
+    /// Returns the attention heads of a layer (numbers, size, rotary embedding, sliding window), as key-value caches need them. Errors if the sizes
+    /// are inconsistent.
     pub fn attention_heads(&self) -> Result<Heads> {
         let rotary = Rotary::scaled(self.head_dim, self.rope_theta, &self.rope_scaling)?;
         let heads = Heads::new(self.heads, self.kv_heads, self.head_dim)?.with_rotary(Arc::new(rotary))?;
@@ -132,6 +141,7 @@ impl DecoderConfig {
     }
 }
 
+/// An error in `config.json`.
 pub(crate) fn bad(what: String) -> Error {
     Error::format("config.json", what)
 }
@@ -140,6 +150,7 @@ pub(crate) fn unsupported(what: &'static str, value: &str) -> Error {
     Error::Unsupported { what, value: format!("`{value}`") }
 }
 
+/// Returns the positive integer of a key; none if the key is missing or null. Errors if it is something else.
 pub(crate) fn optional(json: &Json, key: &str) -> Result<Option<usize>> {
     match json.get(key) {
         None | Some(Json::Null) => Ok(None),
@@ -150,10 +161,12 @@ pub(crate) fn optional(json: &Json, key: &str) -> Result<Option<usize>> {
     }
 }
 
+/// Returns the positive integer of a key. Errors if it is missing or something else.
 pub(crate) fn size(json: &Json, key: &str) -> Result<usize> {
     optional(json, key)?.ok_or_else(|| Error::Missing { name: key.to_string(), place: "config.json".into() })
 }
 
+/// Returns the sliding window of a configuration. Errors if only some layers have one.
 fn sliding_window(json: &Json, model_type: &str) -> Result<Option<usize>> {
     let switched = json.get("use_sliding_window").and_then(Json::as_bool);
     match (model_type, switched) {
@@ -165,6 +178,7 @@ fn sliding_window(json: &Json, model_type: &str) -> Result<Option<usize>> {
     }
 }
 
+/// Parses `rope_scaling`. Errors if its kind is unknown or a parameter is missing.
 fn scaling(json: &Json, max_positions: usize) -> Result<RotaryScaling> {
     let kind = json.get("rope_type").or(json.get("type")).and_then(Json::as_str).unwrap_or("default");
     let number = |key: &str, default: Option<f64>| {

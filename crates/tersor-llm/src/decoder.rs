@@ -1,4 +1,4 @@
-//! The whole network.
+//! The decoder network.
 
 use std::sync::Arc;
 
@@ -9,15 +9,31 @@ use tersor_operators::DenseCaches;
 use crate::layer::{apply, rms_norm};
 use crate::{Checkpoint, DecoderConfig, Layer, SiteKind};
 
-/// Tokens that run through the layers at once.
+/// Maximum number of tokens that pass through the layers together.
 const BLOCK: usize = 512;
 
 enum Layers {
+    /// All layers are in memory.
     Resident(Vec<Layer>),
+    /// Each layer is read from the checkpoint when it is needed.
     Streamed(Box<Checkpoint>),
 }
 
-/// A decoder over operators. Shared by threads; what changes lies in a [`State`].
+/// A Llama-family decoder over dense or compressed operators. It is immutable and can be shared by threads; the key-value caches of each text are
+/// in a [`State`].
+///
+/// ```
+/// use tersor_core::Exec;
+/// use tersor_llm::{Checkpoint, Decoder};
+/// # fn main() -> tersor_core::Result<()> {
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
+/// let decoder = Decoder::load(&Checkpoint::open(path.as_ref(), &tersor_operators::registry())?)?;
+/// let (mut state, exec) = (decoder.state()?, Exec::new());
+/// let logits = decoder.next_logits(&[1, 2, 3], &mut state, &exec)?;
+/// assert_eq!((logits.len(), state.len()), (decoder.config().vocab, 3));
+/// # Ok(())
+/// # }
+/// ```
 pub struct Decoder {
     config: DecoderConfig,
     embed: Arc<dyn LinearOp>,
@@ -28,48 +44,50 @@ pub struct Decoder {
     caches: Arc<dyn CacheSet>,
 }
 
-/// The caches of one text.
+/// The key-value caches of one text, one for each layer of a decoder. [`Decoder::state`] makes an empty one.
 pub struct State {
     caches: Vec<Box<dyn KvCache>>,
     len: usize,
 }
 
 impl State {
-    /// Tokens seen.
+    /// Returns the number of tokens processed so far.
     pub fn len(&self) -> usize {
         self.len
     }
-    /// Whether none were.
+    /// Returns whether no token has been processed.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
-    /// Forgets the text.
+    /// Empties the caches, for a new text.
     pub fn clear(&mut self) {
         self.caches.iter_mut().for_each(|c| c.clear());
         self.len = 0;
     }
-    /// Ends the prompt: caches that evict tokens do so here and after every later token. Errors if one cannot.
+    /// Marks the end of the prompt: caches that evict tokens do so now and after every later token. Errors if a cache cannot.
     pub fn seal(&mut self, exec: &Exec) -> Result<()> {
         self.caches.iter_mut().try_for_each(|c| c.score_prompt(exec))?;
         self.caches.iter_mut().try_for_each(|c| c.seal(exec))
     }
-    /// Bytes of all caches.
+    /// Returns the memory that all caches take, in bytes.
     pub fn bytes(&self) -> usize {
         self.caches.iter().map(|c| c.bytes()).sum()
     }
 }
 
 impl Decoder {
-    /// Loads everything. Error when a tensor is missing, misshapen or not finite.
+    /// Loads all weights of a checkpoint into memory. Errors if the model is no decoder, or a tensor is missing, has another shape, or holds a value
+    /// that is not finite.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
         let config = checkpoint.architecture().decoder()?;
         let layers = (0..config.layers).map(|i| Layer::read(checkpoint, config, i)).collect::<Result<_>>()?;
         Self::with_layers(checkpoint, Layers::Resident(layers))
     }
 
-    /// Keeps embedding, head and norms; each layer is read when it runs and dropped after.
+    /// Loads embedding, head and final norm only; each layer is read from the checkpoint whenever it runs and dropped afterwards, so that one layer
+    /// is in memory at a time. Errors as [`Decoder::load`] does.
     pub fn load_streamed(checkpoint: Checkpoint) -> Result<Self> {
-        // A resident frame around no layers; then the checkpoint moves in.
+        // `with_layers` borrows the checkpoint, which is moved into the decoder afterwards.
         let mut decoder = Self::with_layers(&checkpoint, Layers::Resident(Vec::new()))?;
         decoder.layers = Layers::Streamed(Box::new(checkpoint));
         Ok(decoder)
@@ -83,7 +101,7 @@ impl Decoder {
         if !separate && !config.tied {
             return Err(Error::Missing {
                 name: "lm_head.weight".into(),
-                place: "a model whose head is not tied".into(),
+                place: "a model whose configuration does not tie the output head to the embedding".into(),
             });
         }
         let head =
@@ -93,18 +111,18 @@ impl Decoder {
         Ok(Self { config, embed, head, norm, layers, heads, caches: Arc::new(DenseCaches::f32()) })
     }
 
-    /// Sizes and switches.
+    /// Returns the decoder's sizes and options.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
     }
 
-    /// Returns the same decoder with other caches than those in f32.
+    /// Returns the same decoder with key-value caches made by `caches` instead of the default ones in f32.
     pub fn with_caches(mut self, caches: Arc<dyn CacheSet>) -> Self {
         self.caches = caches;
         self
     }
 
-    /// Returns empty caches. Errors if they cannot be made for the model's heads.
+    /// Returns empty key-value caches for a new text. Errors if the decoder's cache set cannot be made for the model's heads.
     pub fn state(&self) -> Result<State> {
         let caches = self.caches.make(&vec![self.heads.clone(); self.config.layers])?;
         if caches.len() != self.config.layers {
@@ -113,12 +131,13 @@ impl Decoder {
         Ok(State { caches, len: 0 })
     }
 
-    /// Returns an empty cache of one layer in f32.
+    /// Returns an empty f32 cache of one layer.
     pub(crate) fn cache(&self) -> Result<LayerCache> {
         DenseCaches::f32().layer(&self.heads)
     }
 
-    /// Runs `f` with a layer, reading it first where layers are streamed.
+    /// Calls `f` with layer `index`, which is read first if layers are streamed, and returns its result. Errors if there is no such layer, if it
+    /// cannot be read, or if `f` fails.
     pub fn with_layer<R>(&self, index: usize, f: impl FnOnce(&Layer) -> Result<R>) -> Result<R> {
         match &self.layers {
             Layers::Resident(layers) => {
@@ -129,13 +148,14 @@ impl Decoder {
         }
     }
 
-    /// Appends tokens to the text and returns the last layer's normed output for each, `[tokens, hidden]`. Error when a
-    /// token is outside the vocabulary or the text would outgrow 2^32 positions.
+    /// Appends tokens to the text in `state` and returns their final hidden states, after the last norm, `[tokens, hidden]`. Errors if a token is
+    /// outside the vocabulary or the text would exceed 2^32 positions.
     pub fn forward(&self, tokens: &[u32], state: &mut State, exec: &Exec) -> Result<Vec<f32>> {
         self.forward_observed(tokens, state, exec, &mut |_, _, _| Ok(()))
     }
 
-    /// [`Decoder::forward`], with the input of each site shown to `observe` as it is made (layer, kind, input).
+    /// Does [`Decoder::forward`] and calls `observe(layer, site, input)` with the input of each site as it is computed. Tokens are processed in
+    /// blocks of up to 512, with one call for each block and site. Errors as [`Decoder::forward`] does, or if `observe` fails.
     pub fn forward_observed(
         &self,
         tokens: &[u32],
@@ -172,8 +192,9 @@ impl Decoder {
         Ok(out)
     }
 
-    /// [`Decoder::forward`], and the logits after the last token, `[vocab]`. Error also when there is none.
-    pub fn next(&self, tokens: &[u32], state: &mut State, exec: &Exec) -> Result<Vec<f32>> {
+    /// Appends tokens to the text in `state` and returns the logits that follow the last of them, `[vocab]`. Errors if `tokens` is empty, and as
+    /// [`Decoder::forward`] does.
+    pub fn next_logits(&self, tokens: &[u32], state: &mut State, exec: &Exec) -> Result<Vec<f32>> {
         par::region(exec.parallel(), || {
             let hidden = self.forward(tokens, state, exec)?;
             let last = hidden.len().checked_sub(self.config.hidden);
@@ -182,7 +203,7 @@ impl Decoder {
         })
     }
 
-    /// Rows of the embedding. Error when a token is outside the vocabulary.
+    /// Returns the embedding vectors of tokens, `[tokens, hidden]`. Errors if a token is outside the vocabulary.
     pub fn embed(&self, tokens: &[u32], exec: &Exec) -> Result<Vec<f32>> {
         let mut out = vec![0f32; tersor_core::view::elements([tokens.len(), self.config.hidden])?];
         for (&t, row) in tokens.iter().zip(out.chunks_exact_mut(self.config.hidden)) {
@@ -195,13 +216,13 @@ impl Decoder {
         Ok(out)
     }
 
-    /// Logits `[tokens, vocab]` of outputs of [`Decoder::forward`].
+    /// Returns the logits `[tokens, vocab]` of final hidden states `[tokens, hidden]`, as [`Decoder::forward`] returns them.
     pub fn logits(&self, hidden: &[f32], exec: &Exec) -> Result<Vec<f32>> {
         let x = Input::new(hidden, [hidden.len() / self.config.hidden, self.config.hidden])?;
         apply(&*self.head, None, &x, exec)
     }
 
-    /// Logits into a buffer that the caller keeps.
+    /// Does [`Decoder::logits`] into the buffer `out`, `[tokens, vocab]`. Errors if a length does not fit.
     pub fn logits_into(&self, hidden: &[f32], out: &mut [f32], exec: &Exec) -> Result<()> {
         let shape = [hidden.len() / self.config.hidden, self.config.hidden];
         let x = Input::new(hidden, shape)?;

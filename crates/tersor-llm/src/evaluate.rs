@@ -1,40 +1,48 @@
-//! Perplexity, and how close one model's predictions are to another's.
+//! Perplexity of a decoder, and the agreement of its predictions with those of another.
 
 use tersor_core::{Cancel, Error, Exec, Input, Progress, Result, metrics};
 use tersor_kernels::par;
 
 use crate::{Decoder, SiteKind};
 
-/// Tokens whose logits are in memory at once.
+/// Number of tokens whose logits are in memory at once.
 const BLOCK: usize = 64;
 
-/// Of each window, the inputs of so many of its tokens are compared with the original's: all of them would not fit in memory.
+/// Number of tokens of each window whose site inputs are compared with the original's: those of all tokens would not fit in memory.
 const COMPARED: usize = 16;
 
-/// What an evaluation found.
+/// The result of [`evaluate`].
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Evaluation {
-    /// `exp` of the mean negative log-probability of the scored tokens.
+    /// Perplexity: `exp` of the mean negative log-probability of the scored tokens.
     pub perplexity: f64,
-    /// Scored tokens: all but the first of each window.
+    /// Number of scored tokens: all but the first of each window.
     pub tokens: u64,
-    /// Against another model, where there was one.
+    /// Agreement with the original network, if one was given.
     pub against: Option<Agreement>,
 }
 
-/// How the predictions of two models compare, over all scored positions.
+/// Agreement of a network's predictions with those of its original, over all scored tokens.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Agreement {
-    /// Mean divergence of this model's distribution from the original's, in nats.
+    /// Mean Kullback-Leibler divergence `KL(original ‖ this network)` of the next-token distributions, in nats.
     pub kl_mean: f64,
-    /// Share of positions where both have the same likeliest token.
+    /// Share of scored tokens, 0 to 1, for which both networks give the largest logit to the same token.
     pub top1: f64,
-    /// Of each site, in the order in which they run, how far its inputs are from the original's: `‖x - x₀‖ / ‖x₀‖` over 16 tokens of
-    /// each window. Empty where the two have other sites.
+    /// Name and relative input error `‖x - x₀‖ / ‖x₀‖` of each site, in the order of execution, where `x` is the site's input in this network and
+    /// `x₀` that in the original, over 16 tokens of each window. Empty if the sites of the two networks differ.
     pub sites: Vec<(String, f64)>,
 }
 
-/// The first `count` (or all) non-overlapping windows of `ctx` tokens; a shorter tail is dropped. Error when there is none.
+/// Cuts tokens into non-overlapping windows of `ctx` tokens and returns the first `count` of them, or all; a shorter tail is dropped. Errors if
+/// `ctx` is below 2 or the tokens do not fill one window.
+///
+/// ```
+/// let tokens = [1, 2, 3, 4, 5];
+/// assert_eq!(tersor_llm::windows(&tokens, 2, None).unwrap(), [[1, 2], [3, 4]]);
+/// assert_eq!(tersor_llm::windows(&tokens, 2, Some(1)).unwrap(), [[1, 2]]);
+/// assert!(tersor_llm::windows(&tokens, 6, None).is_err());
+/// ```
 pub fn windows(tokens: &[u32], ctx: usize, count: Option<usize>) -> Result<Vec<&[u32]>> {
     if ctx < 2 {
         return Err(tersor_core::ParamError::new("ctx", ctx, "must be at least 2").into());
@@ -46,8 +54,23 @@ pub fn windows(tokens: &[u32], ctx: usize, count: Option<usize>) -> Result<Vec<&
     Ok(all)
 }
 
-/// Runs `windows` through a decoder, and through `original` where given. Error when a token is outside the vocabulary,
-/// the two vocabularies differ, or a logit is not finite.
+/// Measures the perplexity of a decoder on `windows` of tokens and, if `original` is given, the agreement with its predictions. Reports each window
+/// to `progress`; `cancel` stops between windows. Errors if a token is outside the vocabulary, the two vocabularies differ, a logit is not finite,
+/// or the work is cancelled.
+///
+/// ```
+/// use tersor_core::{Cancel, Exec, Silent};
+/// use tersor_llm::{Checkpoint, Decoder, evaluate};
+/// # fn main() -> tersor_core::Result<()> {
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
+/// let decoder = Decoder::load(&Checkpoint::open(path.as_ref(), &tersor_operators::registry())?)?;
+/// let window = [1, 2, 3, 4];
+/// let found = evaluate(&decoder, Some(&decoder), &[&window[..]], &Exec::new(), &Silent, &Cancel::new())?;
+/// assert_eq!(found.tokens, 3);
+/// assert_eq!(found.against.unwrap().top1, 1.0);
+/// # Ok(())
+/// # }
+/// ```
 pub fn evaluate(
     decoder: &Decoder,
     original: Option<&Decoder>,
@@ -144,16 +167,17 @@ pub fn evaluate(
     Ok(Evaluation { perplexity: (nll / n).exp(), tokens: scored, against })
 }
 
-/// How far the inputs of sites drift from the original's.
+/// Accumulates the relative error of site inputs against the original network.
 struct Drift {
     names: Vec<String>,
-    /// The original's inputs in the window at hand, by site.
+    /// The original's inputs in the current window, by site.
     seen: Vec<Vec<f32>>,
     /// `Σ (x - x₀)²` and `Σ x₀²` of each site.
     sums: Vec<(f64, f64)>,
 }
 
 impl Drift {
+    /// None if the two networks have different sites.
     fn new(decoder: &Decoder, original: &Decoder) -> Option<Self> {
         let sites =
             |d: &Decoder| d.sites().into_iter().filter(|s| s.layer.is_some()).map(|s| (s.name, s.features)).collect();
@@ -170,7 +194,7 @@ impl Drift {
         layer * SiteKind::ALL.len() + SiteKind::ALL.iter().position(|k| *k == kind).unwrap_or(0)
     }
 
-    /// Tokens that are compared, evenly spread.
+    /// Returns the inputs of the compared tokens, which are evenly spaced in the window.
     fn rows<'x>(x: &'x Input<'_>) -> impl Iterator<Item = &'x [f32]> {
         let [tokens, features] = x.shape();
         x.data().chunks_exact(features.max(1)).step_by((tokens / COMPARED).max(1))

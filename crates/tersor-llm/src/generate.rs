@@ -1,4 +1,4 @@
-//! Text, a token at a time.
+//! Text generation, one token at a time.
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::RngCore;
@@ -6,22 +6,22 @@ use tersor_core::{Error, Exec, ParamError, Result, metrics};
 
 use crate::Decoder;
 
-/// How the next token is chosen.
+/// How [`generate`] chooses the next token from the logits.
 pub enum Sampling {
-    /// The likeliest; of equals the lowest number.
+    /// Takes the token of the largest logit; among equal ones, that of the lowest number.
     Greedy,
-    /// By `softmax(logits / temperature)`: see [`Sampling::at`].
+    /// Draws a token from `softmax(logits / temperature)`; see [`Sampling::at`].
     Temperature(Temperature),
 }
 
-/// A checked temperature and where its randomness comes from.
+/// A checked sampling temperature with its random number generator. [`Sampling::at`] makes it.
 pub struct Temperature {
     temperature: f32,
     rng: Box<ChaCha8Rng>,
 }
 
 impl Sampling {
-    /// Draws at a temperature. Error unless it is finite and above 0.
+    /// Returns sampling from `softmax(logits / temperature)` with random numbers from `rng`. Errors unless the temperature is finite and above 0.
     pub fn at(temperature: f32, rng: ChaCha8Rng) -> Result<Self> {
         if !temperature.is_finite() || temperature <= 0.0 {
             return Err(ParamError::new("temperature", temperature, "must be finite and above 0").into());
@@ -29,6 +29,7 @@ impl Sampling {
         Ok(Sampling::Temperature(Temperature { temperature, rng: Box::new(rng) }))
     }
 
+    /// Returns the chosen token for logits `[vocab]`.
     fn pick(&mut self, logits: &[f32]) -> Result<u32> {
         let (temperature, rng) = match self {
             Sampling::Greedy => return Ok(metrics::argmax(logits) as u32),
@@ -48,8 +49,25 @@ impl Sampling {
     }
 }
 
-/// Continues a prompt by up to `count` tokens; stops at one that ends a text, or when `each` answers false. Returns
-/// the new tokens. Error on an empty prompt.
+/// Continues the token sequence `prompt` by up to `count` tokens, chosen by `sampling`, and returns the new tokens. Calls `each` with every new
+/// token and stops when it returns false, or at an end-of-text token of the model, which is not returned. Errors if the prompt is empty or a token
+/// is outside the vocabulary.
+///
+/// ```
+/// use tersor_core::Exec;
+/// use tersor_llm::{Checkpoint, Decoder, Sampling, generate};
+/// # fn main() -> tersor_core::Result<()> {
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
+/// let decoder = Decoder::load(&Checkpoint::open(path.as_ref(), &tersor_operators::registry())?)?;
+/// let mut seen = 0;
+/// let tokens = generate(&decoder, &[1, 2, 3], 8, Sampling::Greedy, &Exec::new(), |_| {
+///     seen += 1;
+///     seen < 4
+/// })?;
+/// assert_eq!(tokens.len(), 4);
+/// # Ok(())
+/// # }
+/// ```
 pub fn generate(
     decoder: &Decoder,
     prompt: &[u32],
@@ -65,7 +83,7 @@ pub fn generate(
     let mut out = Vec::new();
     let mut next = prompt.to_vec();
     while out.len() < count {
-        let logits = decoder.next(&next, &mut state, exec)?;
+        let logits = decoder.next_logits(&next, &mut state, exec)?;
         if out.is_empty() {
             state.seal(exec)?;
         }

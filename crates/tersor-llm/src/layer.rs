@@ -1,4 +1,4 @@
-//! One transformer layer.
+//! One decoder layer.
 
 use std::sync::Arc;
 
@@ -7,21 +7,21 @@ use tersor_kernels::{par, vector};
 
 use crate::{DecoderConfig, Weights};
 
-/// An operator and the bias beside it.
+/// A linear layer: an operator, dense or compressed, and an optional bias.
 pub struct Linear {
-    /// `[out_features, in_features]`.
+    /// The weight matrix of the linear layer as an operator, `[out_features, in_features]`.
     pub op: Arc<dyn LinearOp>,
-    /// `[out_features]`.
+    /// The bias of the linear layer, `[out_features]`.
     pub bias: Option<Vec<f32>>,
 }
 
 impl Linear {
-    /// `x Wᵀ + b`, `[tokens, out_features]`.
+    /// Returns `x Wᵀ + b`, `[tokens, out_features]`, for an input `x` `[tokens, in_features]`. Errors if the shapes do not fit.
     pub fn apply(&self, x: &Input<'_>, exec: &Exec) -> Result<Vec<f32>> {
         apply(&*self.op, self.bias.as_deref(), x, exec)
     }
 
-    /// `y += x Wᵀ + b`, `[tokens, out_features]`.
+    /// Adds `x Wᵀ + b` to `y`, `[tokens, out_features]`.
     pub(crate) fn add_to(&self, x: &Input<'_>, y: &mut [f32], exec: &Exec) -> Result<()> {
         let shape = [x.shape()[0], self.op.shape()[0]];
         self.op.apply(x, MatViewMut::new(y, shape)?, Write::Add, exec)?;
@@ -30,7 +30,7 @@ impl Linear {
     }
 }
 
-/// Of several that share an input.
+/// Returns `x Wᵀ + b` of several linear layers that share the input `x`.
 pub(crate) fn apply_all<const N: usize>(linears: [&Linear; N], x: &Input<'_>, exec: &Exec) -> Result<[Vec<f32>; N]> {
     let tokens = x.shape()[0];
     let mut out = linears.map(|l| vec![0f32; tokens * l.op.shape()[0]]);
@@ -42,6 +42,7 @@ pub(crate) fn apply_all<const N: usize>(linears: [&Linear; N], x: &Input<'_>, ex
     Ok(out)
 }
 
+/// Adds a bias to each row of `y`.
 fn add_bias(y: &mut [f32], bias: Option<&[f32]>) {
     let Some(bias) = bias else { return };
     for row in y.chunks_exact_mut(bias.len().max(1)) {
@@ -49,6 +50,7 @@ fn add_bias(y: &mut [f32], bias: Option<&[f32]>) {
     }
 }
 
+/// Returns `x Wᵀ + b`, `[tokens, out_features]`.
 pub(crate) fn apply(op: &dyn LinearOp, bias: Option<&[f32]>, x: &Input<'_>, exec: &Exec) -> Result<Vec<f32>> {
     let shape = [x.shape()[0], op.shape()[0]];
     let mut y = vec![0f32; tersor_core::view::elements(shape)?];
@@ -57,40 +59,51 @@ pub(crate) fn apply(op: &dyn LinearOp, bias: Option<&[f32]>, x: &Input<'_>, exec
     Ok(y)
 }
 
-/// The inputs of a layer that matrices read.
+/// The four sites of a transformer layer: the inputs that its weight matrices read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SiteKind {
-    /// The normed stream, read by q, k and v.
+    /// Input of the query, key and value matrices.
     Qkv,
-    /// The attention output, read by o.
+    /// The attention output, which the output matrix (`o_proj`) reads.
     O,
-    /// The normed stream, read by gate and up.
+    /// Input of the gate and up matrices; in an encoder, of the first feed-forward matrix.
     GateUp,
-    /// The gated product, read by down.
+    /// Inner activations of the feed-forward block, which the down matrix (in an encoder, the second one) reads.
     Down,
 }
 
-/// Weights of a layer, named as in Hugging Face's files.
-#[allow(missing_docs)]
+/// The weights of one decoder layer, with the field names of Hugging Face's files.
 pub struct Layer {
+    /// Weight of the RMS norm in front of attention, `[hidden]`.
     pub input_layernorm: Vec<f32>,
+    /// Query matrix, `[heads * head_dim, hidden]`.
     pub q_proj: Linear,
+    /// Key matrix, `[kv_heads * head_dim, hidden]`.
     pub k_proj: Linear,
+    /// Value matrix, `[kv_heads * head_dim, hidden]`.
     pub v_proj: Linear,
+    /// Output matrix of attention, `[hidden, heads * head_dim]`.
     pub o_proj: Linear,
+    /// Weight of the RMS norm of each query head, `[head_dim]` (Qwen3 only).
     pub q_norm: Option<Vec<f32>>,
+    /// Weight of the RMS norm of each key head, `[head_dim]` (Qwen3 only).
     pub k_norm: Option<Vec<f32>>,
+    /// Weight of the RMS norm in front of the feed-forward block, `[hidden]`.
     pub post_attention_layernorm: Vec<f32>,
+    /// Gate matrix of the feed-forward block, `[intermediate, hidden]`.
     pub gate_proj: Linear,
+    /// Up matrix of the feed-forward block, `[intermediate, hidden]`.
     pub up_proj: Linear,
+    /// Down matrix of the feed-forward block, `[hidden, intermediate]`.
     pub down_proj: Linear,
 }
 
-/// Hears the input of each site as a layer runs.
+/// Callback that receives the input `[tokens, features]` of each site while [`Layer::forward`] runs; an error stops the layer.
 pub type Observer<'a> = &'a mut dyn FnMut(SiteKind, &Input<'_>) -> Result<()>;
 
 impl Layer {
-    /// Layer `index` of a model. Error when a tensor is missing, misshapen or not finite.
+    /// Reads layer `index` of a decoder from a checkpoint, with optional folds applied. Errors if a tensor is missing, has another shape, or holds a
+    /// value that is not finite.
     pub fn read<'w>(weights: impl Into<Weights<'w>>, c: &DecoderConfig, index: usize) -> Result<Self> {
         let weights: Weights<'_> = weights.into();
         let name = |part: &str| format!("model.layers.{index}.{part}");
@@ -117,7 +130,9 @@ impl Layer {
         })
     }
 
-    /// Adds the layer's two parts to the stream `[tokens, hidden]`, in place. Error when a length does not fit.
+    /// Applies the layer (attention, then feed-forward block, each added to the residual stream) to the hidden states `stream`, `[tokens, hidden]`,
+    /// in place. `positions` has the position of each token; their keys and values are appended to `cache`; `observe` receives the input of each
+    /// site. Errors if a length does not fit, the cache refuses the tokens, or `observe` fails.
     pub fn forward(
         &self,
         config: &DecoderConfig,
@@ -149,7 +164,7 @@ impl Layer {
         self.down_proj.add_to(&x, stream, exec)
     }
 
-    /// Returns the attention output `[tokens, heads * head_dim]` of an input, and appends its tokens to the cache.
+    /// Returns the attention output `[tokens, heads * head_dim]` of the normed hidden states `x`, and appends their keys and values to the cache.
     pub(crate) fn attn_output(
         &self,
         config: &DecoderConfig,
@@ -162,14 +177,14 @@ impl Layer {
         self.attend(config, qkv, positions, cache, exec)
     }
 
-    /// What gate and up make of their input: `[tokens, intermediate]`.
+    /// Returns `silu(x Wgateᵀ) * (x Wupᵀ)`, `[tokens, intermediate]`.
     pub(crate) fn gated(&self, x: &Input<'_>, exec: &Exec) -> Result<Vec<f32>> {
         let [mut gated, up] = apply_all([&self.gate_proj, &self.up_proj], x, exec)?;
         gate(&mut gated, &up, exec);
         Ok(gated)
     }
 
-    /// Returns the attention output `[tokens, heads * head_dim]` of queries, keys and values, behind the norms that the model has.
+    /// Applies the per-head norms of queries and keys, if the model has them, and returns the attention output `[tokens, heads * head_dim]`.
     pub(crate) fn attend(
         &self,
         config: &DecoderConfig,
@@ -187,7 +202,7 @@ impl Layer {
         Ok(attn_output)
     }
 
-    /// Returns keys behind their norm, if the model has one.
+    /// Returns the keys after their per-head norm, if the model has one.
     pub(crate) fn normed_keys(&self, config: &DecoderConfig, keys: Vec<f32>, exec: &Exec) -> Vec<f32> {
         match &self.k_norm {
             Some(norm) => rms_norm(&keys, norm, config.eps, exec),
@@ -196,7 +211,7 @@ impl Layer {
     }
 }
 
-/// [`vector::rms_norm`] of tokens, in the current pool where it is worth it.
+/// Returns [`vector::rms_norm`] of each token of `x`, in the current thread pool if the work is large enough.
 pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, exec: &Exec) -> Vec<f32> {
     let mut out = vec![0f32; x.len()];
     let step = CHUNK.next_multiple_of(weight.len().max(1));
@@ -207,12 +222,12 @@ pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, exec: &Exec) -> Vec<
     out
 }
 
-/// `g = silu(g) * u`, likewise.
+/// Computes `g = silu(g) * u` in place, in the current thread pool if the work is large enough.
 pub(crate) fn gate(g: &mut [f32], u: &[f32], exec: &Exec) {
     let parts = g.len().div_ceil(CHUNK);
     let part = |i: usize, g: &mut [f32], _: &mut [()]| vector::gated_silu(exec.isa(), g, &u[i * CHUNK..]);
     par::pairs(g, CHUNK, &mut vec![(); parts], 1, exec.parallel(), part);
 }
 
-/// Values of a unit of work on vectors.
+/// Number of values in one unit of parallel element-wise work.
 pub(crate) const CHUNK: usize = 1 << 14;

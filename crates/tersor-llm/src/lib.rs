@@ -14,8 +14,8 @@ mod tokenizer;
 
 pub use architecture::Architecture;
 pub use calibrate::{
-    ABREAST, Behind, Calibration, Forks, Hooks, ReadRow, Replaced, Replacements, Seen, SiteChanges, batch_tokens,
-    shard_windows,
+    CONCURRENT_NETWORKS, Calibration, Hooks, ObservedSite, ReadRow, Replacements, Sensitivity, SiteChanges,
+    Substitution, Upstream, batch_tokens, shard_windows,
 };
 pub use checkpoint::{
     Checkpoint, MANIFEST, Manifest, StoredWeight, Weights, bits_per_weight, is_embedding_or_head, is_key_rotation,

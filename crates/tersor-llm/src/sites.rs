@@ -1,4 +1,4 @@
-//! The decoder as an ordered list of sites, and what a site's module makes of stored tokens.
+//! The decoder as an ordered list of sites, and the output of a site's module on stored inputs.
 
 use tersor_core::{
     Consumer, Coupled, Coupling, Error, Exec, Input, KvCache, LinearOp, Producer, Result, Role, Side, Site, Unit,
@@ -9,10 +9,10 @@ use crate::layer::{apply, gate};
 use crate::{Decoder, DecoderConfig, Layer, SiteKind};
 
 impl SiteKind {
-    /// The four of a layer, in the order in which they run.
+    /// The four sites of a layer, in the order of execution.
     pub const ALL: [SiteKind; 4] = [SiteKind::Qkv, SiteKind::O, SiteKind::GateUp, SiteKind::Down];
 
-    /// The matrices that read the site, by the names inside a layer.
+    /// Returns the names of the weight matrices that read the site, relative to a decoder layer and without `.weight`: `self_attn.q_proj`.
     pub fn consumers(self) -> &'static [&'static str] {
         match self {
             SiteKind::Qkv => &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -22,7 +22,7 @@ impl SiteKind {
         }
     }
 
-    /// Returns the role of each consumer.
+    /// Returns the role of each matrix that reads the site, in the order of [`SiteKind::consumers`].
     pub fn roles(self) -> &'static [Role] {
         match self {
             SiteKind::Qkv => &[Role::Query, Role::Key, Role::Value],
@@ -32,7 +32,7 @@ impl SiteKind {
         }
     }
 
-    /// Name of the site inside a layer.
+    /// Returns the name of the site relative to a decoder layer, such as `self_attn.qkv`.
     pub fn name(self) -> &'static str {
         match self {
             SiteKind::Qkv => "self_attn.qkv",
@@ -42,7 +42,7 @@ impl SiteKind {
         }
     }
 
-    /// Shape of each consumer.
+    /// Returns the shape `[out_features, in_features]` of each matrix that reads the site, in the order of [`SiteKind::consumers`].
     pub fn shapes(self, c: &DecoderConfig) -> Vec<[usize; 2]> {
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         match self {
@@ -55,7 +55,7 @@ impl SiteKind {
 }
 
 impl DecoderConfig {
-    /// The network's sites, in the order in which they run; the last is the head's.
+    /// Returns the network's sites in the order of execution: four for each layer, then the site of the output head.
     pub fn sites(&self) -> Vec<Site> {
         let weight = |layer: usize, part: &str| format!("model.layers.{layer}.{part}.weight");
         let mut writers = vec!["model.embed_tokens.weight".to_string()];
@@ -109,8 +109,8 @@ impl DecoderConfig {
         sites
     }
 
-    /// Returns the couplings of each layer: key/value heads with their query heads, and neurons of the feed-forward part. Biases are named whether
-    /// the model has them or not.
+    /// Returns the couplings of each layer for structured pruning: key/value heads with their query heads, and feed-forward neurons. Biases are
+    /// listed whether the model has them or not.
     pub fn couplings(&self) -> Vec<Coupling> {
         let mut all = Vec::new();
         for layer in 0..self.layers {
@@ -146,7 +146,8 @@ impl DecoderConfig {
 }
 
 impl Layer {
-    /// What the module behind a site makes of one window with other weights. Error when there are not as many as the site has.
+    /// Returns the output of a site's module for one window, with `weights` in place of the site's own matrices; see [`Decoder::site_output`].
+    /// Errors if their number is wrong.
     pub(crate) fn module(
         &self,
         config: &DecoderConfig,
@@ -178,14 +179,15 @@ impl Layer {
 }
 
 impl Decoder {
-    /// The network's sites, in the order in which they run; the last is the head's.
+    /// Returns the network's sites in the order of execution: four for each layer, then the site of the output head.
     pub fn sites(&self) -> Vec<Site> {
         self.config().sites()
     }
 
-    /// What the module behind a site makes of stored inputs, with other weights in place of its own: of qkv the attention
-    /// output, of gate and up the gated product, of o and down the product. `x` is `[tokens, features]`, whole windows of
-    /// `window` tokens each. Error when a shape does not fit.
+    /// Returns the output of a site's module on stored inputs `x`, with `weights` in place of the site's own matrices: for q, k and v the attention
+    /// output, `[tokens, heads * head_dim]`; for gate and up the gated product, `[tokens, intermediate]`; for o and down the product,
+    /// `[tokens, hidden]`. `x` is `[tokens, features]` and holds whole windows of `window` tokens, each attending only to itself. Errors if a
+    /// shape does not fit, or there is no layer `layer`.
     pub fn site_output(
         &self,
         layer: usize,

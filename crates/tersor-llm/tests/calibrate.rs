@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tersor_core::{Cancel, DType, Error, Exec, LinearOp, MatView, MemTensors, Site, StatNeeds, StatSet};
-use tersor_llm::{Behind, Calibration, Checkpoint, Decoder, Hooks, Replacements, SiteKind};
+use tersor_llm::{Calibration, Checkpoint, Decoder, Hooks, Replacements, SiteKind, Upstream};
 use tersor_operators::{Dense, registry};
 
 const NEEDS: StatNeeds = StatNeeds { squares: true, channel: true, gram: true, sample: 7, windows: false };
@@ -38,7 +38,7 @@ fn gather(
     };
     let cancel = Cancel::new();
     let mut hooks = Hooks {
-        behind: Behind::Original,
+        upstream: Upstream::Original,
         cancel: &cancel,
         seed: 3,
         needs: &|_| NEEDS,
@@ -143,7 +143,7 @@ fn a_kept_stream_goes_on_where_it_was() {
             Ok(Replacements::new())
         };
         let mut hooks = Hooks {
-            behind: Behind::Original,
+            upstream: Upstream::Original,
             cancel: &cancel,
             seed: 3,
             needs: &|_| NEEDS,
@@ -156,7 +156,7 @@ fn a_kept_stream_goes_on_where_it_was() {
         let mut first = Calibration::new(&checkpoint, &slices, 0..5, 2048, scratch).unwrap();
         embed(&checkpoint, &mut first);
         first.layer(0, &mut hooks).unwrap();
-        first.keep(&file).unwrap();
+        first.save(&file).unwrap();
         drop(first);
         let mut second = Calibration::new(&checkpoint, &slices, 0..5, 2048, scratch).unwrap();
         second.resume(&file).unwrap();
@@ -171,7 +171,7 @@ fn a_kept_stream_goes_on_where_it_was() {
 fn what_replaces_a_matrix_is_what_later_sites_see() {
     let (checkpoint, windows) = (open("golden/llama"), windows(3));
     let slices: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
-    let run = |behind: Behind| {
+    let run = |upstream: Upstream| {
         let mut calibration = Calibration::new(&checkpoint, &slices, 0..3, 2048, None).unwrap();
         embed(&checkpoint, &mut calibration);
         let mut energies = Vec::new();
@@ -190,7 +190,7 @@ fn what_replaces_a_matrix_is_what_later_sites_see() {
         };
         let cancel = Cancel::new();
         let mut hooks = Hooks {
-            behind,
+            upstream,
             cancel: &cancel,
             seed: 0,
             needs: &|_| NEEDS,
@@ -202,7 +202,7 @@ fn what_replaces_a_matrix_is_what_later_sites_see() {
         calibration.layer(0, &mut hooks).unwrap();
         energies
     };
-    let (compressed, original) = (run(Behind::Compressed), run(Behind::Original));
+    let (compressed, original) = (run(Upstream::Compressed), run(Upstream::Original));
     assert_eq!(compressed[0], original[0]);
     assert!(compressed[1] == 0.0 && original[1] > 0.0);
     assert!(compressed[2] != original[2]);
@@ -224,7 +224,7 @@ fn bad_windows_and_cancellation_are_errors() {
     cancel.cancel();
     let mut compress = |_: &Site, _: &StatSet| Ok(Replacements::new());
     let mut hooks = Hooks {
-        behind: Behind::Original,
+        upstream: Upstream::Original,
         cancel: &cancel,
         seed: 0,
         needs: &|_| NEEDS,

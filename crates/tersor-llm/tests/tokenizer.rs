@@ -42,9 +42,9 @@ fn framed_texts_keep_their_last_token() {
     }
     let model = Model::open(&path, &Limits::default()).unwrap();
     let tokenizer = Tokenizer::from_json(&Tokenizer::json_of(&model).unwrap()).unwrap();
-    let all = tokenizer.encode_framed("A quick brown fox.", 512).unwrap();
+    let all = tokenizer.encode_with_special_tokens("A quick brown fox.", 512).unwrap();
     assert_eq!(all, [101, 1037, 4248, 2829, 4419, 1012, 102]);
-    assert_eq!(tokenizer.encode_framed("A quick brown fox.", 4).unwrap(), [101, 1037, 4248, 102]);
+    assert_eq!(tokenizer.encode_with_special_tokens("A quick brown fox.", 4).unwrap(), [101, 1037, 4248, 102]);
     // The file asks for padding to 128 tokens; nobody else does.
-    assert_eq!(tokenizer.encode_framed("", 512).unwrap(), [101, 102]);
+    assert_eq!(tokenizer.encode_with_special_tokens("", 512).unwrap(), [101, 102]);
 }

@@ -3,7 +3,7 @@ use tersor_operators::ndarray::array;
 use tersor_operators::{DType, LinearOpExt, MemTensors, OpSpec, Result, TensorInfo, TensorSink, registry};
 
 fn main() -> Result<()> {
-    // As a `tersor.json` and its weight file have them: codes 7 to 10 around the zero point 8, one scale a row.
+    // The contents of a `tersor.json` and its weight file: codes 7 to 10 around the zero 8, and one scale per row.
     let spec = OpSpec::new("grouped", [2, 4]).int("bits", 4).text("group", "channel").text("grid", "sym_full");
     let spec = spec.text("scales", "F32");
     let scales: Vec<u8> = [0.5f32, 2.0].iter().flat_map(|s| s.to_le_bytes()).collect();

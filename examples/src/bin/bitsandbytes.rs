@@ -1,10 +1,10 @@
-//! Writes and reads weights as bitsandbytes stores them.
+//! Writes and reads weights in the layout of bitsandbytes.
 //!
 //!     bitsandbytes quantize IN.safetensors OUT.safetensors nf4|fp4|int8 [--nested]
 //!     bitsandbytes dequantize IN.safetensors OUT.safetensors
 //!
-//! The first takes each tensor `NAME.weight` with two axes and writes what a `Linear4bit` or `Linear8bitLt` called `NAME` loads; the second reads
-//! such modules and writes their weights in f32. `scripts/check_bitsandbytes.py` holds both to bitsandbytes itself.
+//! The first command quantizes each two-dimensional tensor `NAME.weight` and writes the state of a `Linear4bit` or `Linear8bitLt` module called `NAME`.
+//! The second reads such modules and writes their weights in f32. `scripts/check_bitsandbytes.py` compares both with bitsandbytes.
 
 use std::path::Path;
 
@@ -41,7 +41,7 @@ fn quantize(from: &Path, to: &Path, kind: &str, nested: bool) -> Result<(), AnyE
                 bitsandbytes::write_int8(&LlmInt8::new().quantize(&matrix)?.0, module, &mut out)?;
                 continue;
             }
-            _ => return Err(format!("`{kind}` is none of nf4, fp4, int8").into()),
+            _ => return Err(format!("`{kind}` must be nf4, fp4 or int8").into()),
         };
         let (op, _) = how.nested(nested).quantize(&matrix)?;
         op.save(&tensor.name, &mut out)?;

@@ -1,5 +1,5 @@
-//! GPTQ of one square layer from raw files, timed: `gptq-layer WEIGHT GRAM N` with f32 weights and an f64 Gram matrix, both
-//! row-major. Prints the seconds, factorization included, and the error in the Gram matrix' norm.
+//! Times GPTQ of one square layer from raw files: `gptq-layer WEIGHT GRAM N` with f32 weights and an f64 Gram matrix, both
+//! row-major. Prints the seconds, factorization included, and the error in the norm of the Gram matrix.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! Writes the logits of a model over the first windows of a text, one safetensors file a window (`tokens`, `logits`):
-//! for comparisons with other implementations.
+//! Writes the logits of a model for the first windows of a text, one safetensors file per window (`tokens`, `logits`), for
+//! comparison with other implementations.
 //!
 //! `logits MODEL TEXT CTX WINDOWS OUT_DIR`
 

@@ -1,7 +1,8 @@
-//! Trains the small model from one seed with three kinds of moments: in 32 bits, in 8 bits by blocks, and in 8 bits on equal steps without blocks.
+//! Trains the small model from the same seed with three kinds of moments: 32 bits, 8 bits with the dynamic map in blocks, and 8 bits with the linear map
+//! without blocks.
 //!
-//! `cargo run --release -p tersor-examples --bin optimizer-curves -- [--steps 800] --out curves.json` prints a table of the losses reached and
-//! of the bytes that moments take, and writes the curves; `scripts/plot_optimizers.py` draws them.
+//! `cargo run --release -p tersor-examples --bin optimizer-curves -- [--steps 800] --out curves.json` prints a table of the final losses and
+//! the bytes of the moments, and writes the curves; `scripts/plot_optimizers.py` draws them.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -20,12 +21,12 @@ fn main() -> Result<(), AnyError> {
         match arg.as_str() {
             "--out" => out = PathBuf::from(value),
             "--steps" => steps = value.parse()?,
-            _ => return Err(format!("unknown option {arg}; there are --out FILE and --steps N").into()),
+            _ => return Err(format!("unknown option {arg}; the options are --out FILE and --steps N").into()),
         }
     }
     let text = Text::read()?;
     let adamw = OptimizerConfig::adamw().lr(LEARNING_RATE as f32).betas(0.9, 0.95);
-    // One block: the scale is that of the whole tensor.
+    // One block, so that the whole tensor has one scale.
     let linear = adamw.clone().maps(Map::linear(true), Map::linear(false)).block(1 << 30);
     let kinds = [
         ("32 bits", adamw.clone().bits(32)),
@@ -42,7 +43,7 @@ fn main() -> Result<(), AnyError> {
             bytes = optimizers.iter().map(EightBit::state_bytes).sum::<usize>();
             Ok(())
         });
-        // Training that diverges ends with a step that is refused.
+        // If training diverges, it ends with a refused step.
         let (reached, said) = match done {
             Ok(model) => (Some(evaluate(&model, &text.eval)?), String::new()),
             Err(e) => (None, format!("  stopped at step {}: {e}", losses.len())),

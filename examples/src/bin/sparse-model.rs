@@ -1,5 +1,5 @@
-//! Writes a model of 70 billion parameters that takes no room: real headers over sparse files. For trying what a plan
-//! costs: `sparse-model OUT_DIR`, then `tersor plan OUT_DIR --recipe w4-g128-rtn`.
+//! Writes a model of 70 billion parameters as real headers with sparse files, which take almost no disk space. It serves to measure
+//! the cost of a plan: `sparse-model OUT_DIR`, then `tersor plan OUT_DIR --recipe w4-g128-rtn`.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,10 +1,10 @@
-//! Trains the small Llama-shaped language model that ships under `examples/models/tiny-wiki`.
+//! Trains the small Llama-shaped language model of `examples/models/tiny-wiki`.
 //!
-//! `cargo run --release -p tersor-examples --bin train-tiny -- --out DIR [--steps N]` learns a
-//! byte-level BPE of 2048 tokens and then the network on `examples/data/wiki-train.txt`, prints the
-//! loss on `wiki-eval.txt` as it goes, and writes a complete Hugging Face directory: `config.json`,
-//! `tokenizer.json`, `model.safetensors` in f16, and `training.json` with the settings and the loss reached.
-//! One seed drives the initial weights and the order of the batches.
+//! `cargo run --release -p tersor-examples --bin train-tiny -- --out DIR [--steps N]` trains a
+//! byte-level BPE tokenizer of 2048 tokens and then the network on `examples/data/wiki-train.txt`, prints the
+//! loss on `wiki-eval.txt` during training, and writes a complete Hugging Face directory: `config.json`,
+//! `tokenizer.json`, `model.safetensors` in f16, and `training.json` with the settings and the final loss.
+//! One seed determines the initial weights and the order of the batches.
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,7 +23,7 @@ fn main() -> Result<(), AnyError> {
         match arg.as_str() {
             "--out" => out = PathBuf::from(value),
             "--steps" => steps = value.parse()?,
-            _ => return Err(format!("unknown option {arg}; there are --out DIR and --steps N").into()),
+            _ => return Err(format!("unknown option {arg}; the options are --out DIR and --steps N").into()),
         }
     }
     fs::create_dir_all(&out)?;
@@ -45,7 +45,7 @@ fn main() -> Result<(), AnyError> {
         Ok(())
     })?;
     let reached = evaluate(&model, &text.eval)?;
-    println!("evaluation loss {reached:.4} nats a token, perplexity {:.2}", reached.exp());
+    println!("evaluation loss {reached:.4} nats per token, perplexity {:.2}", reached.exp());
     save(&model, &out, steps, reached)
 }
 

@@ -1,4 +1,4 @@
-//! The small Llama-shaped language model that ships under `examples/models/tiny-wiki`, and how it learns.
+//! The small Llama-shaped language model of `examples/models/tiny-wiki`, and its training.
 
 mod model;
 mod text;
@@ -15,21 +15,22 @@ pub use text::{Bpe, Text};
 /// Any error.
 pub type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Windows of a step.
+/// Number of windows in a training step.
 pub const BATCH: usize = 8;
-/// The largest learning rate.
+/// Maximum learning rate, reached after the warm-up.
 pub const LEARNING_RATE: f64 = 3e-3;
-/// Steps over which it grows.
+/// Number of warm-up steps, over which the learning rate grows.
 pub const WARMUP: usize = 50;
-/// Of matrices; vectors do not decay.
+/// Weight decay of matrices; vectors have none.
 pub const WEIGHT_DECAY: f64 = 0.1;
-/// The largest norm of all gradients together.
+/// Maximum norm of all gradients together; larger ones are clipped.
 pub const CLIP: f64 = 1.0;
-/// Of initial weights and batches.
+/// Seed of the initial weights and the order of the batches.
 pub const SEED: u64 = 20;
 
-/// Trains the model from [`SEED`] for `steps` steps. `optimizer` makes one of the variables with their weight decay: matrices, then vectors.
-/// After every step `watch` has its number, the loss and the optimizers. Error as of candle.
+/// Trains the model from [`SEED`] for `steps` steps and returns it. `optimizer` makes an optimizer from variables and their weight decay; it is called
+/// for the matrices, then for the vectors. `watch` is called after every step with its index, the loss, the model and the optimizers. Errors if candle
+/// does.
 pub fn train<O: Optimizer>(
     text: &Text,
     steps: usize,
@@ -39,7 +40,7 @@ pub fn train<O: Optimizer>(
     let (device, train) = (Device::Cpu, &text.train);
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let model = Model::new(&mut rng, &device)?;
-    // In the order of `shapes`, not of the map, so that sums of norms are the same in every run.
+    // The order of `shapes`, not of the map, makes sums of norms the same in every run.
     let order: Vec<Var> = shapes().iter().filter_map(|(n, _)| model.vars.get(n).cloned()).collect();
     let (decayed, plain): (Vec<Var>, Vec<Var>) = order.iter().cloned().partition(|v| v.rank() == 2);
     let mut optimizers = [optimizer(decayed, WEIGHT_DECAY)?, optimizer(plain, 0.0)?];
@@ -82,7 +83,7 @@ pub fn train<O: Optimizer>(
     Ok(model)
 }
 
-/// Mean loss over all whole windows, in nats a token. Error as of candle.
+/// Returns the mean loss over all whole windows, in nats per token. Errors if candle does.
 pub fn evaluate(model: &Model, tokens: &[u32]) -> Result<f64> {
     let all = text::windows(tokens);
     let mut total = 0.0;

@@ -7,37 +7,37 @@ use candle_nn::{loss, ops};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
-/// Tokens of the vocabulary.
+/// Number of tokens in the vocabulary.
 pub const VOCAB: usize = 2048;
-/// Width of the residual stream.
+/// Number of features of the residual stream.
 pub const HIDDEN: usize = 192;
-/// Width of the gate.
+/// Number of inner features of a feed-forward block.
 pub const INTERMEDIATE: usize = 384;
-/// Layers.
+/// Number of layers.
 pub const LAYERS: usize = 4;
-/// Heads of queries.
+/// Number of query heads.
 pub const HEADS: usize = 6;
-/// Heads of keys and values.
+/// Number of key/value heads.
 pub const KV_HEADS: usize = 2;
-/// Features of a head.
+/// Number of features of an attention head.
 pub const HEAD_DIM: usize = 32;
-/// Tokens of a window.
+/// Number of tokens of a training window.
 pub const CONTEXT: usize = 256;
 /// Base of the rotary embedding.
 pub const ROPE_THETA: f64 = 10_000.0;
-/// Added to the mean square in a norm.
+/// Epsilon of the RMS norms, added to the mean square.
 pub const EPS: f64 = 1e-5;
 
-/// The network: every parameter by name.
+/// The network, with every parameter as a candle variable.
 pub struct Model {
-    /// By its Hugging Face name.
+    /// The parameters, by Hugging Face name.
     pub vars: HashMap<String, Var>,
     cos: Tensor,
     sin: Tensor,
     mask: Tensor,
 }
 
-/// Name and shape of every parameter; the head is tied to the embedding.
+/// Returns name and shape of every parameter; the output head is the embedding.
 pub fn shapes() -> Vec<(String, Vec<usize>)> {
     let mut all = vec![("model.embed_tokens.weight".to_string(), vec![VOCAB, HIDDEN])];
     for layer in 0..LAYERS {
@@ -58,7 +58,7 @@ pub fn shapes() -> Vec<(String, Vec<usize>)> {
 }
 
 impl Model {
-    /// With initial weights drawn from `rng`. Error as of candle.
+    /// Returns a network with initial weights drawn from `rng`. Errors if candle does.
     pub fn new(rng: &mut ChaCha8Rng, device: &Device) -> Result<Self> {
         let mut vars = HashMap::new();
         for (name, shape) in shapes() {
@@ -109,7 +109,7 @@ impl Model {
         Tensor::cat(&[left, right], D::Minus1)
     }
 
-    /// Mean cross-entropy in nats of predicting `tokens[:, 1..]`; `tokens` is `[batch, CONTEXT + 1]`. Error as of candle.
+    /// Returns the mean cross-entropy, in nats, of predicting `tokens[:, 1..]`; `tokens` is `[batch, CONTEXT + 1]`. Errors if candle does.
     pub fn loss(&self, tokens: &Tensor) -> Result<Tensor> {
         let b = tokens.dim(0)?;
         let ids = tokens.narrow(1, 0, CONTEXT)?.contiguous()?.flatten_all()?;
@@ -136,9 +136,9 @@ impl Model {
             let k = repeat(self.rope(&heads("k_proj", KV_HEADS)?)?)?;
             let v = repeat(heads("v_proj", KV_HEADS)?)?;
             let scores = (q.matmul(&k.t()?)? / (HEAD_DIM as f64).sqrt())?.broadcast_add(&self.mask)?;
-            let mixed = ops::softmax(&scores, D::Minus1)?.matmul(&v)?;
-            let mixed = mixed.transpose(1, 2)?.contiguous()?.reshape((b, CONTEXT, HEADS * HEAD_DIM))?;
-            h = (h + self.linear(&mixed, &format!("{p}.self_attn.o_proj"))?)?;
+            let attn_output = ops::softmax(&scores, D::Minus1)?.matmul(&v)?;
+            let attn_output = attn_output.transpose(1, 2)?.contiguous()?.reshape((b, CONTEXT, HEADS * HEAD_DIM))?;
+            h = (h + self.linear(&attn_output, &format!("{p}.self_attn.o_proj"))?)?;
             let x = self.norm(&h, &format!("{p}.post_attention_layernorm"))?;
             let gate = ops::silu(&self.linear(&x, &format!("{p}.mlp.gate_proj"))?)?;
             let up = self.linear(&x, &format!("{p}.mlp.up_proj"))?;

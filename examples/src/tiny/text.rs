@@ -1,4 +1,4 @@
-//! The text that the model learns from, and its tokenizer.
+//! The training text of the small model, and its tokenizer.
 
 use std::fs;
 use std::path::Path;
@@ -11,22 +11,22 @@ use tokenizers::{
 
 use super::{AnyError, CONTEXT, VOCAB};
 
-/// A byte-level BPE.
+/// A byte-level BPE tokenizer.
 pub type Bpe =
     TokenizerImpl<ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
-/// Tokens to learn from and to measure with.
+/// The tokenizer, and the tokens of the training and evaluation texts.
 pub struct Text {
-    /// Learned on the training text.
+    /// The tokenizer, trained on the training text.
     pub tokenizer: Bpe,
-    /// `wiki-train.txt`.
+    /// Tokens of `wiki-train.txt`.
     pub train: Vec<u32>,
-    /// `wiki-eval.txt`.
+    /// Tokens of `wiki-eval.txt`.
     pub eval: Vec<u32>,
 }
 
 impl Text {
-    /// Learns the tokenizer from `examples/data/wiki-train.txt` and reads both texts. Error when a file cannot be read.
+    /// Trains the tokenizer on `examples/data/wiki-train.txt` and tokenizes both texts. Errors if a file cannot be read.
     pub fn read() -> Result<Self, AnyError> {
         let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
         let tokenizer = learn_tokenizer(&data.join("wiki-train.txt"))?;
@@ -50,11 +50,11 @@ fn learn_tokenizer(text: &Path) -> Result<Bpe, AnyError> {
         TokenizerImpl::new(BPE::default());
     bpe.with_pre_tokenizer(Some(bytes)).with_decoder(Some(bytes)).with_post_processor(Some(bytes));
     bpe.train_from_files(&mut trainer, vec![text.to_string_lossy().into_owned()])?;
-    // Through JSON, to the type that any tokenizer.json loads as.
+    // Converted through JSON to the type that a tokenizer.json is loaded as.
     Ok(serde_json::from_str(&bpe.to_string(false)?)?)
 }
 
-/// Windows of `CONTEXT` tokens and the one after, one after the other.
+/// Iterates over non-overlapping windows of `CONTEXT` tokens, each with the token after it.
 pub(super) fn windows(tokens: &[u32]) -> Vec<&[u32]> {
     tokens
         .chunks_exact(CONTEXT)

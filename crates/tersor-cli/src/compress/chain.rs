@@ -1,4 +1,5 @@
-//! Compression by what flows into each matrix: the calibration text goes through the network a layer at a time.
+//! Compression with calibration data: the calibration windows pass through the network one layer at a time, and each site's matrices are compressed
+//! with the statistics of its inputs.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -9,39 +10,40 @@ use tersor::core::{
     Compressed, Context, Error, Exec, Fold, FoldedRows, InputChange, LinearOp, Prepared, Result, RowSource, Site,
     StatNeeds, StatSet,
 };
-use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, Seen, SiteChanges};
+use tersor::llm::{Calibration, Checkpoint, Hooks, ObservedSite, SiteChanges, Upstream};
 use tersor::operators::online;
 
 use super::matrix::{Job, check_source, source_hash};
 use super::{rewrites, tasks};
 use crate::plan::Action;
 
-/// The stream is kept so often, where the work is not cut into tasks: what a crash costs.
-const KEEP_EVERY: Duration = Duration::from_secs(10);
+/// How often the hidden states are saved when one process does all tasks: the work that a crash loses.
+const SAVE_EVERY: Duration = Duration::from_secs(10);
 
-/// The walk of the calibration text through the layers.
+/// The pass of the calibration windows through the layers.
 pub struct Chain<'j, 'a> {
     job: &'j Job<'a>,
     checkpoint: &'j Checkpoint,
     calibration: Calibration<'j>,
-    behind: Behind,
-    /// Layers behind the stream.
+    upstream: Upstream,
+    /// Number of layers passed so far.
     passed: usize,
-    /// Hashes of the tensors that are copied, of layers that were passed.
+    /// Hashes of the copied tensors of the layers passed so far.
     sources: BTreeMap<String, String>,
 }
 
 impl<'j, 'a> Chain<'j, 'a> {
-    /// Behind as many layers as work in progress has passed, at most `most`. Tensors that were read before must still be what they were.
+    /// Starts from the latest saved hidden states after at most `max` layers, or from the embeddings. Errors if a tensor that was read before has
+    /// changed.
     pub fn start(job: &'j Job<'a>, checkpoint: &'j Checkpoint, windows: &[Vec<u32>], max: usize) -> Result<Self> {
         let plan = job.plan;
         let slices: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
         let scratch = plan.spill.then(|| job.parts.scratch());
         let all = 0..slices.len();
         let mut calibration = Calibration::new(checkpoint, &slices, all, plan.windows[1], scratch)?;
-        let behind = plan.behind()?;
+        let upstream = plan.upstream()?;
         let (mut passed, mut sources) = (0, BTreeMap::new());
-        match job.parts.farthest(max)? {
+        match job.parts.latest_stream(max)? {
             Some(before) => {
                 for (name, hash) in &before.sources {
                     let entry = plan.entry(name).map(|i| &plan.entries[i]);
@@ -51,26 +53,26 @@ impl<'j, 'a> Chain<'j, 'a> {
                 calibration.resume(&before.path)?;
                 (passed, sources) = (before.layers, before.sources);
             }
-            None => embed(job, &mut calibration, behind)?,
+            None => embed(job, &mut calibration, upstream)?,
         }
-        Ok(Self { job, checkpoint, calibration, behind, passed, sources })
+        Ok(Self { job, checkpoint, calibration, upstream, passed, sources })
     }
 
-    /// Layers behind the stream.
+    /// Returns the number of layers passed so far.
     pub fn passed(&self) -> usize {
         self.passed
     }
 
-    /// The next layer.
+    /// Compresses and passes the next layer.
     pub fn layer(&mut self) -> Result<()> {
-        let (job, plan, cx, behind) = (self.job, self.job.plan, self.job.cx, self.behind);
-        // A record that cannot be read is an error when the site is compressed.
+        let (job, plan, cx, upstream) = (self.job, self.job.plan, self.job.cx, self.upstream);
+        // An unreadable record is reported when the site is compressed.
         let needs = |site: &Site| tasks::needs(plan, &tasks::unfinished(job, site).unwrap_or_default());
         let compress = &mut |site: &Site, stats: &StatSet| {
             self::site(job, site, stats)?;
-            let replaced = |c: &tersor::core::Consumer| match behind {
-                Behind::Compressed => replacement(job, &c.weight),
-                Behind::Original => Ok(None),
+            let replaced = |c: &tersor::core::Consumer| match upstream {
+                Upstream::Compressed => replacement(job, &c.weight),
+                Upstream::Original => Ok(None),
             };
             site.consumers.iter().map(replaced).collect()
         };
@@ -82,13 +84,13 @@ impl<'j, 'a> Chain<'j, 'a> {
         };
         let smoothing_needs =
             |site: &Site| plan.smoothings.get(&site.name).map_or(StatNeeds::default(), |s| s.needs(site));
-        let rewrite = &mut |seen: &[Seen<'_>]| rewrites::smooth(job, layer, seen);
+        let rewrite = &mut |observed: &[ObservedSite<'_>]| rewrites::smooth(job, layer, observed);
         let changes = SiteChanges { needs: &smoothing_needs, rewrite };
         let rewriting = if known.is_none() { Some(changes) } else { None };
         let (seed, folds) = (plan.seed, known.unwrap_or_default());
-        let change = |site: &Site| in_front(job, site);
+        let change = |site: &Site| input_change(job, site);
         let (cancel, needs, change) = (&cx.cancel, &needs, &change);
-        let mut hooks = Hooks { behind, cancel, seed, needs, change, compress, rewriting, folds };
+        let mut hooks = Hooks { upstream, cancel, seed, needs, change, compress, rewriting, folds };
         self.calibration.layer(self.passed, &mut hooks)?;
         let network = self.checkpoint.architecture();
         for entry in plan.entries.iter().filter(|e| network.layer_of(&e.name) == Some(self.passed)) {
@@ -100,13 +102,13 @@ impl<'j, 'a> Chain<'j, 'a> {
         Ok(())
     }
 
-    /// Keeps the stream for a later run.
-    pub fn keep(&mut self) -> Result<()> {
-        self.calibration.keep(&self.job.parts.stream_path(self.passed))?;
-        self.job.parts.passed(self.passed, &self.sources)
+    /// Saves the hidden states, from which a later run can continue.
+    pub fn save(&mut self) -> Result<()> {
+        self.calibration.save(&self.job.parts.stream_path(self.passed))?;
+        self.job.parts.record_stream(self.passed, &self.sources)
     }
 
-    /// The head, once every layer is passed.
+    /// Compresses the head, after the last layer.
     pub fn head(&mut self, site_: &Site) -> Result<()> {
         let (job, plan) = (self.job, self.job.plan);
         let needs = tasks::needs(plan, &tasks::unfinished(job, site_)?);
@@ -115,19 +117,19 @@ impl<'j, 'a> Chain<'j, 'a> {
     }
 }
 
-/// The whole walk, from where work in progress left it.
+/// Passes all layers and the head, starting from the work in progress.
 pub fn run(job: &Job<'_>, checkpoint: &Checkpoint, windows: &[Vec<u32>]) -> Result<()> {
     let network = checkpoint.architecture();
     let mut chain = Chain::start(job, checkpoint, windows, network.layers())?;
     for site in network.sites().iter().filter(|s| s.layer.is_some_and(|l| l < chain.passed())) {
         job.cx.progress.advance(site.consumers.len() as u64, &site.name);
     }
-    let mut kept = Instant::now();
+    let mut saved = Instant::now();
     while chain.passed() < network.layers() {
         chain.layer()?;
-        if kept.elapsed() >= KEEP_EVERY {
-            chain.keep()?;
-            kept = Instant::now();
+        if saved.elapsed() >= SAVE_EVERY {
+            chain.save()?;
+            saved = Instant::now();
         }
     }
     match head_site(job, checkpoint)? {
@@ -136,7 +138,7 @@ pub fn run(job: &Job<'_>, checkpoint: &Checkpoint, windows: &[Vec<u32>]) -> Resu
     }
 }
 
-/// The head's site, where its matrix waits for data.
+/// Returns the site of the head if its matrix needs data and is not finished.
 pub fn head_site(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<Option<Site>> {
     for site in checkpoint.architecture().sites().into_iter().filter(|s| s.layer.is_none()) {
         for c in &site.consumers {
@@ -151,8 +153,8 @@ pub fn head_site(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<Option<Site>>
     Ok(None)
 }
 
-/// Looks up the embeddings: compressed ones where sites follow compressed matrices, else the original's.
-fn embed(job: &Job<'_>, calibration: &mut Calibration<'_>, behind: Behind) -> Result<()> {
+/// Computes the embeddings of the calibration windows, from the compressed tables if `upstream` says so, otherwise from the original ones.
+fn embed(job: &Job<'_>, calibration: &mut Calibration<'_>, upstream: Upstream) -> Result<()> {
     let mut compressed: BTreeMap<String, Option<Arc<dyn LinearOp>>> = BTreeMap::new();
     let tables = job.plan.network.as_ref().map(|n| n.embeddings()).unwrap_or_default();
     let own = |changes: &tersor::core::Changes| -> Vec<Fold> {
@@ -162,7 +164,7 @@ fn embed(job: &Job<'_>, calibration: &mut Calibration<'_>, behind: Behind) -> Re
     calibration.embed(&mut |name, row, out| {
         if !compressed.contains_key(name) {
             let mut op = None;
-            if behind == Behind::Compressed
+            if upstream == Upstream::Compressed
                 && let Some(i) = job.plan.entry(name)
                 && matches!(job.plan.entries[i].action, Action::Compress(_))
             {
@@ -182,15 +184,18 @@ fn embed(job: &Job<'_>, calibration: &mut Calibration<'_>, behind: Behind) -> Re
     })
 }
 
-/// What a finished matrix multiplies with.
+/// Returns the operator of a finished matrix; none if it is not finished.
 fn replacement(job: &Job<'_>, weight: &str) -> Result<Option<Arc<dyn LinearOp>>> {
     let Some(i) = job.plan.entry(weight) else { return Ok(None) };
     let Some(record) = job.parts.finished(i)? else { return Ok(None) };
     Ok(Some(job.parts.operator(i, &job.plan.entries[i], &record)?))
 }
 
-/// A method that was prepared for changed inputs, with the change in front of its results.
-pub fn in_front_of<'s>(change: Option<&'s InputChange>, prepared: Box<dyn Prepared + 's>) -> Box<dyn Prepared + 's> {
+/// Wraps a prepared method so that its operators apply `change` to their inputs, if there is one.
+pub fn with_input_change<'s>(
+    change: Option<&'s InputChange>,
+    prepared: Box<dyn Prepared + 's>,
+) -> Box<dyn Prepared + 's> {
     struct Changed<'s>(&'s InputChange, Box<dyn Prepared + 's>);
     impl Prepared for Changed<'_> {
         fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
@@ -204,15 +209,15 @@ pub fn in_front_of<'s>(change: Option<&'s InputChange>, prepared: Box<dyn Prepar
     }
 }
 
-/// What happens in front of the consumers of a site when the network runs.
-fn in_front(job: &Job<'_>, site: &Site) -> Result<Option<InputChange>> {
-    site.consumers.first().map_or(Ok(None), |c| rewrites::in_front(job, &c.weight))
+/// Returns the transform that the running network applies to the inputs of a site, if there is one.
+fn input_change(job: &Job<'_>, site: &Site) -> Result<Option<InputChange>> {
+    site.consumers.first().map_or(Ok(None), |c| rewrites::input_change(job, &c.weight))
 }
 
-/// Compresses the consumers of a site that are not finished, with statistics of what reaches them; those under one rule prepare once.
+/// Compresses the unfinished consumers of a site with the statistics of its inputs; consumers of the same rule share the preparation.
 pub fn site(job: &Job<'_>, site: &Site, stats: &StatSet) -> Result<()> {
     let plan = job.plan;
-    let change = in_front(job, site)?;
+    let change = input_change(job, site)?;
     let mut prepared: Vec<(Option<usize>, Box<dyn Prepared + '_>)> = Vec::new();
     for number in site.consumers.iter().filter_map(|c| plan.entry(&c.weight)) {
         let entry = &plan.entries[number];
@@ -220,7 +225,7 @@ pub fn site(job: &Job<'_>, site: &Site, stats: &StatSet) -> Result<()> {
         if job.parts.finished(number)?.is_none() {
             if !prepared.iter().any(|p| p.0 == entry.rule) {
                 let ready = method.prepare(stats, job.cx).map_err(|e| e.in_tensor(&entry.name))?;
-                let ready = in_front_of(change.as_ref(), ready);
+                let ready = with_input_change(change.as_ref(), ready);
                 prepared.push((entry.rule, ready));
             }
             let Some((_, ready)) = prepared.iter().find(|p| p.0 == entry.rule) else { continue };

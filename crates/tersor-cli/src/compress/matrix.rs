@@ -1,4 +1,4 @@
-//! One matrix at a time: compressed into a part, or copied as it is stored.
+//! Compresses one matrix into a part, or copies a tensor as it is stored.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -14,42 +14,42 @@ use super::parts::{Parts, copy_rows};
 use super::{chain, rewrites};
 use crate::plan::{Action, Entry, Plan};
 
-/// A compression under way.
+/// A compression in progress.
 pub struct Job<'a> {
     pub model: &'a Model,
     pub plan: &'a Plan,
     pub cx: &'a Context,
-    /// Where finished matrices lie.
+    /// The finished matrices.
     pub parts: Parts,
-    /// Changes of the sites of the layer that was last asked for.
+    /// Changes of the sites of the layer that was last used, with its index.
     pub smoothed: Mutex<Option<(usize, Arc<Changes>)>>,
-    /// Changes of the whole network, where there are some and they are known.
+    /// Changes of the whole network, once they are known; none without a rotation.
     pub rotated: Option<Changes>,
 }
 
 impl Job<'_> {
-    /// The layer of a tensor, where the plan smooths sites.
+    /// Returns the layer of a tensor if the plan smooths sites.
     pub fn smoothed_layer(&self, name: &str) -> Option<usize> {
         let layer = self.plan.network.as_ref().and_then(|n| n.layer_of(name));
         layer.filter(|_| !self.plan.smoothings.is_empty())
     }
 
-    /// An entry whose method needs no data, unless it is finished.
-    pub fn alone(&self, number: usize) -> Result<()> {
+    /// Compresses an entry whose method needs no data, unless it is finished.
+    pub fn without_data(&self, number: usize) -> Result<()> {
         let entry = &self.plan.entries[number];
         let Action::Compress(method) = &entry.action else { return Ok(()) };
         if self.parts.finished(number)?.is_none() {
             let none = StatSet::none();
             let prepared = method.prepare(&none, self.cx).map_err(|e| e.in_tensor(&entry.name))?;
-            let change = if self.rotated.is_some() { rewrites::in_front(self, &entry.name)? } else { None };
-            let prepared = chain::in_front_of(change.as_ref(), prepared);
+            let change = if self.rotated.is_some() { rewrites::input_change(self, &entry.name)? } else { None };
+            let prepared = chain::with_input_change(change.as_ref(), prepared);
             self.matrix(number, &*prepared)?;
         }
         self.cx.progress.advance(1, &entry.name);
         Ok(())
     }
 
-    /// The folds of a tensor. Error when the changes of its layer have not been found yet.
+    /// Returns the folds of a tensor. Errors if the changes of its layer have not been found yet.
     pub fn folds(&self, name: &str) -> Result<Vec<Fold>> {
         match (&self.rotated, self.smoothed_layer(name)) {
             (Some(changes), _) => Ok(rewrites::folds_of(changes, name)),
@@ -62,7 +62,7 @@ impl Job<'_> {
         }
     }
 
-    /// One matrix, a block of rows at a time.
+    /// Compresses one matrix with a prepared method, in blocks of rows.
     pub fn matrix(&self, number: usize, prepared: &dyn Prepared) -> Result<()> {
         let entry = &self.plan.entries[number];
         self.blocks(number, entry, prepared).map_err(|e| e.in_tensor(&entry.name))
@@ -80,8 +80,7 @@ impl Job<'_> {
         let (mut report, mut spec) = (Report::default(), None);
         let mut writer = self.parts.create(number, entry)?;
         let step = Plan::block_rows(shape, &**method);
-        // An empty matrix is one empty block.
-        // Rows that are mixtures of all others are made once.
+        // If a rotation mixes all rows, the rotated matrix is computed once.
         let mixes = |f: &Fold| f.side == Side::Output && matches!(f.transform, Transform::Rotate(_));
         let (values, whole);
         let folded: &dyn RowSource = if folds.iter().any(mixes) {
@@ -91,6 +90,7 @@ impl Job<'_> {
         } else {
             &folded
         };
+        // An empty matrix is one empty block.
         for first in (0..shape[0].max(1)).step_by(step) {
             let rows = first..(first + step).min(shape[0]);
             let done = prepared.compress(folded, rows, cx)?;
@@ -115,7 +115,7 @@ impl Job<'_> {
     }
 }
 
-/// Hash of what a tensor holds, as [`Job::matrix`] or [`copy`] would read it.
+/// Returns the hash of a tensor's values, as [`Job::matrix`] or [`copy`] reads them.
 pub fn source_hash(model: &Model, entry: &Entry) -> Result<String> {
     let Action::Compress(method) = &entry.action else {
         return copy(model, entry, None);
@@ -131,16 +131,16 @@ pub fn source_hash(model: &Model, entry: &Entry) -> Result<String> {
     Ok(rows.hash())
 }
 
-/// Error unless a tensor still has the hash that was recorded when it was read.
+/// Errors if the hash of a tensor's values is not the one that was recorded when it was read.
 pub fn check_source(model: &Model, entry: &Entry, recorded: Option<&str>) -> Result<()> {
     if Some(source_hash(model, entry)?.as_str()) != recorded {
-        let what = "its values are not those that the work in progress was made from; choose another directory";
+        let what = "its values have changed since the work in progress was made from them; choose another directory";
         return Err(Error::format(model.path().display().to_string(), what).in_tensor(&entry.name));
     }
     Ok(())
 }
 
-/// Hashes what it passes on, if there is anywhere to pass it.
+/// A sink that hashes the bytes and passes them to the next sink, if there is one.
 struct HashSink<'a> {
     hasher: blake3::Hasher,
     next: Option<&'a mut dyn TensorSink>,
@@ -157,7 +157,7 @@ impl TensorSink for HashSink<'_> {
     }
 }
 
-/// Hashes rows as they are read, in order.
+/// Rows that are hashed as they are read, in order.
 struct HashedRows<'a>(Box<dyn RowSource + 'a>, Mutex<blake3::Hasher>);
 
 impl<'a> HashedRows<'a> {
@@ -186,6 +186,7 @@ impl RowSource for HashedRows<'_> {
     }
 }
 
+/// Returns a report as JSON.
 fn report_json(r: &Report) -> Json {
     let mut out = json!({"squared_error": r.squared_error, "energy": r.energy, "relative_error": r.relative_error()});
     let mut put = |name: &str, value: Option<f64>| {
@@ -208,7 +209,7 @@ fn report_json(r: &Report) -> Json {
     out
 }
 
-/// A vector with factors folded into it, in f32. Gives the hash of what was read.
+/// Writes a vector in f32 with its folds applied. Returns the hash of the original values.
 pub fn fold(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<String> {
     let hash = copy(job.model, entry, None)?;
     let rows = job.model.rows(&entry.name)?;
@@ -221,13 +222,15 @@ pub fn fold(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<S
     Ok(hash)
 }
 
-/// A tensor as it is stored; of block types, its values. Floats are checked. Gives the hash of what was read.
+/// Copies a tensor as it is stored (GGUF block types as f32 values) into `next`, if one is given. Returns the hash of the copied bytes. Errors if a float
+/// is not finite.
 pub fn copy(model: &Model, entry: &Entry, next: Option<&mut dyn TensorSink>) -> Result<String> {
     let mut sink = HashSink { hasher: blake3::Hasher::new(), next };
     pass(model, entry, &mut sink)?;
     Ok(sink.hasher.finalize().to_hex().to_string())
 }
 
+/// Copies a tensor into a sink.
 fn pass(model: &Model, entry: &Entry, sink: &mut dyn TensorSink) -> Result<()> {
     let (name, info) = &entry.tensors[0];
     let fail = |e: Error| e.in_tensor(name);
@@ -240,7 +243,7 @@ fn pass(model: &Model, entry: &Entry, sink: &mut dyn TensorSink) -> Result<()> {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         return sink.write_shared(name, info, &bytes);
     };
-    // As the model has it: what takes factors becomes f32 only after.
+    // The type is that of the model; a folded vector is converted to f32 later.
     let info = &stored.info(name)?;
     let check = |first: usize, bytes: &[u8]| {
         if !info.dtype.is_weight() {
@@ -253,7 +256,7 @@ fn pass(model: &Model, entry: &Entry, sink: &mut dyn TensorSink) -> Result<()> {
     copy_rows(stored, name, info, check, sink)
 }
 
-/// An error in a part of a tensor that begins at entry `first`, by the row and column in the whole.
+/// Converts the position in an error from a block, which begins at index `first` of the first axis, to row and column of the whole tensor.
 fn place(e: Error, info: &TensorInfo, first: usize) -> Error {
     let Error::NonFinite { col, value, .. } = e else { return e };
     let (cols, entry) = (info.shape.last().copied().unwrap_or(1).max(1), info.shape.iter().skip(1).product::<usize>());
@@ -261,12 +264,12 @@ fn place(e: Error, info: &TensorInfo, first: usize) -> Error {
     Error::NonFinite { row: at / cols, col: at % cols, value }
 }
 
-/// Rows of so many columns that are converted or checked at once.
+/// Returns how many rows of `cols` columns are converted or checked at once.
 pub fn block_rows(cols: usize) -> usize {
     ((8usize << 20) / 4 / cols.max(1)).max(1)
 }
 
-/// Reads every row of an operator, for the checks of `verify` and the writing of `convert`.
+/// Calls `f` with every block of dequantized rows of an operator and the index of its first row. Errors if a value is not finite, or `f` fails.
 pub fn each_block(op: &dyn LinearOp, mut f: impl FnMut(usize, Vec<f32>) -> Result<()>) -> Result<()> {
     let [rows, cols] = op.shape();
     let step = block_rows(cols);

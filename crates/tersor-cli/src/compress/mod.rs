@@ -1,4 +1,4 @@
-//! `tersor compress`: a model in, a complete directory out.
+//! `tersor compress`: compresses a model into a complete model directory.
 
 mod chain;
 mod matrix;
@@ -24,31 +24,31 @@ use matrix::{Job, check_source, copy, fold};
 pub use matrix::{block_rows, each_block};
 use parts::Parts;
 
-/// Name of the file with what differs from run to run.
+/// Name of the file with timings, the only output that differs from run to run.
 pub const TIMING: &str = "timing.json";
 
 pub fn run(a: &args::Compress, json: bool) -> Result<()> {
     let model = Model::open(&a.model, &Limits::default())?;
     if output::is_compressed(&a.model) {
         return Err(Error::Unsupported {
-            what: "compressing what is already compressed",
+            what: "compressing an already compressed model",
             value: a.model.display().to_string(),
         });
     }
     let (recipe, seed, planned) = match (&a.recipe, &a.plan) {
         (Some(name), _) => (Recipe::find(name)?, a.seed, None),
         (None, Some(path)) => recipe_of(path).map(|(r, s, inputs)| (r, s, Some(inputs)))?,
-        (None, None) => return Err(ParamError::new("recipe", "missing", "needed unless --plan is given").into()),
+        (None, None) => return Err(ParamError::new("recipe", "missing", "must be given unless --plan is").into()),
     };
     let calibration = Calibration::from_args(&a.calibration, a.ctx);
     let mut plan = Plan::new(&model, recipe, seed, a.generic, &calibration)?;
-    // A plan may have been made before there was a calibration text; what it does name must hold.
+    // A plan may have been made without a calibration text; only the inputs that it records must agree.
     let differ: Vec<String> = (planned.into_iter().flatten())
         .filter(|(name, hash)| plan.inputs.get(name) != Some(hash))
         .map(|(name, _)| name)
         .collect();
     if !differ.is_empty() {
-        let what = format!("was made for another model or machine: {} changed; plan again", differ.join(", "));
+        let what = format!("it was made for other inputs: {} changed; plan again", differ.join(", "));
         return Err(Error::format("plan", what));
     }
     plan.fit(&model, calibration.max_memory)?;
@@ -65,7 +65,7 @@ pub fn run(a: &args::Compress, json: bool) -> Result<()> {
         if json {
             print_json(&json!({"task": task, "out": a.out, "peak_rss_bytes": crate::eval::peak_rss()}));
         } else {
-            crate::say!("{}: task {task} is done", a.out.display());
+            crate::outln!("{}: task {task} is done", a.out.display());
         }
         return Ok(());
     }
@@ -80,19 +80,20 @@ pub fn run(a: &args::Compress, json: bool) -> Result<()> {
             "peak_rss_bytes": crate::eval::peak_rss(),
         }));
     } else if fresh {
-        crate::say!("{}: {all:.3} bits a weight, {} in {seconds:.1} s", a.out.display(), megabytes(bytes));
+        crate::outln!("{}: {all:.3} bits per weight, {} in {seconds:.1} s", a.out.display(), megabytes(bytes));
     } else {
-        crate::say!("{} is finished already: {all:.3} bits a weight, {}", a.out.display(), megabytes(bytes));
+        crate::outln!("{} was already finished: {all:.3} bits per weight, {}", a.out.display(), megabytes(bytes));
     }
     Ok(())
 }
 
+/// Returns the seconds that compression took, from the directory's timings.
 fn recorded_seconds(dir: &Path) -> f64 {
     let timing = files::read(&dir.join(TIMING), &Limits::default());
     timing.ok().and_then(|t| t["compress_seconds"].as_f64()).unwrap_or(0.0)
 }
 
-/// What a call of `compress` is to do.
+/// Which part of the work a call of `compress` does.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
     All,
@@ -100,26 +101,27 @@ enum Part {
     Merge,
 }
 
-/// What it came to.
+/// The outcome of a call of `compress`.
 enum Outcome {
-    /// The directory is complete, now.
+    /// The directory is now complete.
     Done,
-    /// It was before.
+    /// The directory was complete before.
     DoneBefore,
-    /// The task is done.
+    /// The task of the call is done.
     Task,
 }
 
-/// Compresses into `out`, or does a part of that.
+/// Compresses a model into the directory `out`, or does a part of the work.
 fn compress(model: &Model, plan: &Plan, out: &Path, part: Part, cx: &Context) -> Result<Outcome> {
     if plan.needs_data() && plan.calibration.is_none() && plan.statistics.is_none() {
-        let rule = format!("`{}` needs a calibration text (--calib FILE) or statistics (--stats)", plan.recipe.name);
+        let rule =
+            format!("recipe `{}` needs a calibration text (--calib FILE) or statistics (--stats)", plan.recipe.name);
         return Err(ParamError::new("calib", "missing", rule).into());
     }
     let tasks = plan.tasks();
     let share = match part {
         Part::Task(k) if k >= tasks.len() => {
-            let rule = format!("must be below {}, the number of tasks of this plan", tasks.len());
+            let rule = format!("must be below {}, the number of tasks of the plan", tasks.len());
             return Err(ParamError::new("task", k, rule).into());
         }
         Part::Task(k) => Share::Task(k),
@@ -146,13 +148,13 @@ fn compress(model: &Model, plan: &Plan, out: &Path, part: Part, cx: &Context) ->
         return Ok(Outcome::Task);
     }
     if part == Part::All
-        && let Err(e) = everything(&mut job)
+        && let Err(e) = all_tasks(&mut job)
     {
-        // Where nothing has been made yet, nothing is left behind.
+        // If there is no result yet, the directory is removed.
         if !job.parts.any()? {
             work.abandon();
         } else if let Error::Cancelled = e {
-            cx.progress.warn("the same command again goes on from where this one stopped");
+            cx.progress.warn("stopped; the same command again continues from here");
         }
         return Err(e);
     }
@@ -160,10 +162,10 @@ fn compress(model: &Model, plan: &Plan, out: &Path, part: Part, cx: &Context) ->
     Ok(Outcome::Done)
 }
 
-/// All tasks, in one process.
-fn everything(job: &mut Job<'_>) -> Result<()> {
+/// Does all tasks in this process.
+fn all_tasks(job: &mut Job<'_>) -> Result<()> {
     let (plan, cx) = (job.plan, job.cx);
-    let walk = if plan.needs_data() && plan.statistics.is_none() {
+    let calibration = if plan.needs_data() && plan.statistics.is_none() {
         let checkpoint = Checkpoint::open(job.model.path(), &tersor::registry())?;
         let windows = windows::cut(plan, &checkpoint, &*cx.progress)?;
         Some((checkpoint, windows))
@@ -171,7 +173,7 @@ fn everything(job: &mut Job<'_>) -> Result<()> {
         None
     };
     if let Some(rotation) = plan.rotation.as_ref().filter(|_| plan.rotation_needs_data())
-        && let Some((checkpoint, windows)) = &walk
+        && let Some((checkpoint, windows)) = &calibration
     {
         if job.rotated.is_some() {
             rewrites::check_network(job)?;
@@ -184,21 +186,21 @@ fn everything(job: &mut Job<'_>) -> Result<()> {
     let numbers = (0..plan.entries.len()).filter(|i| matches!(plan.entries[*i].action, Action::Compress(_)));
     let numbers: Vec<usize> = numbers.collect();
     for &i in &numbers {
-        // What was made before was made of what is still there.
+        // The sources of finished matrices must not have changed.
         if let Some(record) = job.parts.finished(i)? {
             cx.cancel.check()?;
             check_source(job.model, &plan.entries[i], record.manifest["source_blake3"].as_str())?;
         }
     }
     cx.progress.begin("compress", numbers.len() as u64);
-    let network = plan.network.as_ref().filter(|_| plan.needs_walk());
+    let network = plan.network.as_ref().filter(|_| plan.needs_site_data());
     let sites = network.map(|n| n.sites()).unwrap_or_default();
     let fed = |i: &usize| {
         let reads = |s: &Site| s.consumers.iter().any(|c| c.weight == plan.entries[*i].name);
         sites.iter().any(|s| reads(s) && (s.layer.is_some() || plan.entries[*i].needs().any_data()))
     };
     for &i in numbers.iter().filter(|i| !fed(i)) {
-        job.alone(i)?;
+        job.without_data(i)?;
     }
     if let Some(statistics) = &plan.statistics {
         for site in sites.iter().filter(|s| s.consumers.iter().filter_map(|c| plan.entry(&c.weight)).any(|i| fed(&i))) {
@@ -207,14 +209,14 @@ fn everything(job: &mut Job<'_>) -> Result<()> {
             chain::site(job, site, &statistics.site(site, tasks::needs(plan, &unfinished), plan.seed)?)?;
         }
     }
-    if let Some((checkpoint, windows)) = walk.filter(|_| plan.needs_walk()) {
+    if let Some((checkpoint, windows)) = calibration.filter(|_| plan.needs_site_data()) {
         chain::run(job, &checkpoint, &windows)?;
     }
     cx.progress.end();
     Ok(())
 }
 
-/// Puts finished matrices and what is copied into the files of the result. `start`: when the work began, if one process did all of it.
+/// Writes finished matrices and copied tensors into the output files. `start` is the time at which the work began, if one process did all of it.
 fn merge(job: &Job<'_>, work: Work, start: Option<Instant>) -> Result<()> {
     let (model, plan) = (job.model, job.plan);
     let (mut tensors, mut copied, mut times) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
@@ -272,7 +274,7 @@ fn merge(job: &Job<'_>, work: Work, start: Option<Instant>) -> Result<()> {
     work.finish(&weights, &beside, (MANIFEST, files::to_bytes(&manifest)))
 }
 
-/// Error unless the model's tensors are still those that a finished directory was made from.
+/// Errors if the model's tensors have changed since a finished directory was made from them.
 fn check_finished(model: &Model, plan: &Plan, out: &Path) -> Result<()> {
     let manifest = files::read(&out.join(MANIFEST), &Limits::default())?;
     for entry in &plan.entries {

@@ -1,7 +1,7 @@
-//! Work in progress: a file for each finished matrix, and the stream between two layers.
+//! Work in progress: a file (a part) for each finished matrix, and the hidden states between two layers.
 //!
-//! A matrix is finished when its record is there; the record is written after the part. Names are numbers: names of tensors are never
-//! used as paths.
+//! A matrix is finished when its record exists; the record is written after the part. File names are numbers, because names of tensors are never used
+//! as paths.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,38 +15,38 @@ use tersor::formats::{json as files, write_atomic};
 use crate::output::hash_file;
 use crate::plan::Entry;
 
-/// The directory that finished matrices lie in.
+/// The directory of finished matrices.
 pub struct Parts {
     dir: PathBuf,
 }
 
-/// What is known of a finished matrix.
+/// The record of a finished matrix.
 pub struct Record {
-    /// What the manifest will say of it.
+    /// Its entry in the manifest.
     pub manifest: Json,
-    /// Seconds that it took.
+    /// Seconds that its compression took.
     pub seconds: f64,
     bytes: u64,
     hash: String,
 }
 
-/// How far the stream has come.
-pub struct Passed {
-    /// Layers behind it.
+/// Saved hidden states between two layers.
+pub struct SavedStream {
+    /// Number of layers before them.
     pub layers: usize,
-    /// Hashes of the tensors of those layers that are copied, as they were read.
+    /// Hashes of the copied tensors of those layers, as they were read.
     pub sources: BTreeMap<String, String>,
-    /// The file.
+    /// The file of hidden states.
     pub path: PathBuf,
 }
 
 impl Parts {
-    /// In a directory of work in progress.
+    /// Uses a directory of work in progress.
     pub fn new(work: &Path) -> Self {
         Self { dir: work.to_path_buf() }
     }
 
-    /// For files that only this run needs.
+    /// Returns the directory for temporary files.
     pub fn scratch(&self) -> &Path {
         &self.dir
     }
@@ -59,7 +59,7 @@ impl Parts {
         self.dir.join(format!("{number:06}.json"))
     }
 
-    /// Whether anything is finished.
+    /// Returns whether any result exists: a matrix, statistics, or factors.
     pub fn any(&self) -> Result<bool> {
         let entries = std::fs::read_dir(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
         let names = entries.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()));
@@ -68,14 +68,14 @@ impl Parts {
         }))
     }
 
-    /// The record of a matrix that is finished.
+    /// Returns the record of a matrix; none if it is not finished. Errors if the record is invalid.
     pub fn finished(&self, number: usize) -> Result<Option<Record>> {
         let path = self.record(number);
         if !path.is_file() {
             return Ok(None);
         }
         let json = files::read(&path, &Limits::default())?;
-        let bad = || Error::format(path.display().to_string(), "is not a record of a finished matrix; delete it");
+        let bad = || Error::format(path.display().to_string(), "it is not a record of a finished matrix; delete it");
         Ok(Some(Record {
             manifest: json["manifest"].clone(),
             seconds: json["seconds"].as_f64().unwrap_or(0.0),
@@ -84,7 +84,7 @@ impl Parts {
         }))
     }
 
-    /// A new part, for the tensors of an entry.
+    /// Starts the part of an entry.
     pub fn create(&self, number: usize, entry: &Entry) -> Result<Writer> {
         Writer::create(&self.part(number), entry.tensors.iter().cloned().collect())
     }
@@ -97,13 +97,13 @@ impl Parts {
         write_atomic(&self.record(number), &files::to_bytes(&record))
     }
 
-    /// Opens a finished part. Error when it is not what was recorded.
+    /// Opens a finished part. Errors if it has changed since it was recorded.
     pub fn open(&self, number: usize, record: &Record) -> Result<File> {
         let path = self.part(number);
         let (bytes, hash) = hash_file(&path)?;
         if (bytes, &hash) != (record.bytes, &record.hash) {
             let what = format!(
-                "is not what was written there; delete {} to have it made again",
+                "it is not what was written there; delete {} to compress the matrix again",
                 self.record(number).display()
             );
             return Err(Error::format(path.display().to_string(), what));
@@ -111,14 +111,14 @@ impl Parts {
         File::open(&path, &Limits::default())
     }
 
-    /// The operator in a finished part.
+    /// Loads the operator of a finished part.
     pub fn operator(&self, number: usize, entry: &Entry, record: &Record) -> Result<Arc<dyn LinearOp>> {
         let spec = files::to_spec(&record.manifest["spec"])?;
         let op = tersor::registry().load(&spec, &entry.name, &self.open(number, record)?);
         Ok(op.map_err(|e| e.in_tensor(&entry.name))?.into())
     }
 
-    /// Copies the tensors of a finished part.
+    /// Copies the tensors of a finished part into `sink`.
     pub fn copy(&self, number: usize, entry: &Entry, record: &Record, sink: &mut dyn TensorSink) -> Result<()> {
         let file = self.open(number, record)?;
         for (name, info) in &entry.tensors {
@@ -131,13 +131,13 @@ impl Parts {
         self.dir.join(format!("stream-{layers:06}"))
     }
 
-    /// A place for the stream behind so many layers; [`Parts::passed`] makes it count.
+    /// Returns the path for the hidden states after `layers` layers; they are used once [`Parts::record_stream`] has recorded them.
     pub fn stream_path(&self, layers: usize) -> PathBuf {
         self.stream(layers)
     }
 
-    /// Records that the stream has come so far, and removes what lies behind it.
-    pub fn passed(&self, layers: usize, sources: &BTreeMap<String, String>) -> Result<()> {
+    /// Records the saved hidden states after `layers` layers, and deletes those of earlier layers.
+    pub fn record_stream(&self, layers: usize, sources: &BTreeMap<String, String>) -> Result<()> {
         record_file(&self.stream(layers), json!({"layers": layers, "sources": sources}))?;
         for before in 0..layers {
             let path = self.stream(before);
@@ -152,28 +152,28 @@ impl Parts {
         Ok(())
     }
 
-    /// How far the stream has come, at most behind `most` layers. Error when the file is not what was recorded.
-    pub fn farthest(&self, max: usize) -> Result<Option<Passed>> {
+    /// Returns the latest saved hidden states after at most `max` layers. Errors if the file has changed since it was recorded.
+    pub fn latest_stream(&self, max: usize) -> Result<Option<SavedStream>> {
         for layers in (1..=max).rev() {
             let path = self.stream(layers);
             let Some(json) = recorded(&path)? else { continue };
             let sources = serde_json::from_value(json["sources"].clone());
             let sources =
                 sources.map_err(|e| Error::format(path.with_extension("json").display().to_string(), e.to_string()))?;
-            return Ok(Some(Passed { layers, sources, path }));
+            return Ok(Some(SavedStream { layers, sources, path }));
         }
         Ok(None)
     }
 }
 
-/// Writes beside a file, under its name with `.json`, what is to be known of it: `about`, its length and its hash. With that it counts.
+/// Writes the record of a file beside it, under its name with `.json`: `about`, the file's length and its hash.
 pub fn record_file(path: &Path, mut about: Json) -> Result<()> {
     let (bytes, hash) = hash_file(path)?;
     (about["bytes"], about["blake3"]) = (bytes.into(), hash.into());
     write_atomic(&path.with_extension("json"), &files::to_bytes(&about))
 }
 
-/// What [`record_file`] wrote; none where it has not. Error when the file is not what was recorded.
+/// Returns the record of a file that [`record_file`] wrote; none if there is none. Errors if the file has changed since.
 pub fn recorded(path: &Path) -> Result<Option<Json>> {
     let record = path.with_extension("json");
     if !record.is_file() {
@@ -182,13 +182,13 @@ pub fn recorded(path: &Path) -> Result<Option<Json>> {
     let json = files::read(&record, &Limits::default())?;
     let (bytes, hash) = hash_file(path)?;
     if json["bytes"].as_u64() != Some(bytes) || json["blake3"].as_str() != Some(&hash) {
-        let what = format!("is not what was written there; delete it and {}", record.display());
+        let what = format!("it is not what was written there; delete it and {}", record.display());
         return Err(Error::format(path.display().to_string(), what));
     }
     Ok(Some(json))
 }
 
-/// Copies a stored tensor a part at a time; `check` sees each part and the entry of the first dimension that it begins at.
+/// Copies a stored tensor in blocks; `check` receives each block with the index of its first row.
 pub fn copy_rows(
     source: &dyn TensorSource,
     name: &str,

@@ -1,4 +1,4 @@
-//! Rewrites of sites, found once, kept with the work in progress, and applied to tensors as they are read.
+//! Rewrites of sites: they are found once, stored with the work in progress, and applied to tensors as they are read.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,13 +11,13 @@ use tersor::core::{
     SeenSite, Site, StatNeeds, StatSet, TensorSink, TensorSource, Weights,
 };
 use tersor::formats::safetensors::{File, Writer};
-use tersor::llm::{Behind, Calibration, Checkpoint, Hooks, Seen, SiteChanges};
+use tersor::llm::{Calibration, Checkpoint, Hooks, ObservedSite, SiteChanges, Upstream};
 
 use super::matrix::{Job, check_source, source_hash};
 use super::parts::{record_file, recorded};
 use crate::plan::{Action, Entry};
 
-/// Changes of a layer's sites, or of the network, on disk.
+/// Writes the changes of a layer's sites, or of the network, to a file.
 fn write(path: &Path, changes: &Changes) -> Result<()> {
     let tensors = changes.to_tensors()?;
     let layout = tensors.names().into_iter().map(|n| Ok((n.clone(), tensors.info(&n)?)));
@@ -32,7 +32,7 @@ fn layer_path(job: &Job<'_>, layer: usize) -> PathBuf {
     job.parts.scratch().join(format!("factors-{layer:06}"))
 }
 
-/// The changes of a layer's sites; none where they have not been found yet.
+/// Returns the changes of a layer's sites; none if they have not been found yet.
 pub fn of_layer(job: &Job<'_>, layer: usize) -> Result<Option<Arc<Changes>>> {
     let mut known = job.smoothed.lock().unwrap_or_else(|e| e.into_inner());
     if let Some((_, changes)) = known.as_ref().filter(|(l, _)| *l == layer) {
@@ -47,18 +47,19 @@ pub fn of_layer(job: &Job<'_>, layer: usize) -> Result<Option<Arc<Changes>>> {
     Ok(Some(changes))
 }
 
-/// The folds of a tensor, those that are undone in front of it included.
+/// Returns the folds of a tensor, including those whose inverse is applied to its inputs when the network runs.
 pub fn folds_of(changes: &Changes, name: &str) -> Vec<Fold> {
     changes.folds.iter().filter(|f| f.weight == name).chain(changes.online(name)).cloned().collect()
 }
 
-/// The folds of tensors whose names begin so, without those that are undone when the network runs: how a layer is read for calibration.
+/// Returns the folds of tensors whose names begin with `prefix`, without those whose inverse is applied when the network runs: a layer is read with
+/// these for calibration.
 pub fn merged(changes: &Changes, prefix: &str) -> Vec<Fold> {
     changes.folds.iter().filter(|f| f.weight.starts_with(prefix)).cloned().collect()
 }
 
-/// What happens to the inputs of a matrix when the network runs. Error when the factors of its layer have not been found yet.
-pub fn in_front(job: &Job<'_>, weight: &str) -> Result<Option<InputChange>> {
+/// Returns the transform that the running network applies to the inputs of a matrix, if there is one.
+pub fn input_change(job: &Job<'_>, weight: &str) -> Result<Option<InputChange>> {
     let change = |changes: &Changes| changes.online(weight).map(|f| f.transform.input_change()).transpose();
     match (&job.rotated, job.smoothed_layer(weight)) {
         (Some(changes), _) => change(changes),
@@ -67,12 +68,13 @@ pub fn in_front(job: &Job<'_>, weight: &str) -> Result<Option<InputChange>> {
     }
 }
 
-/// The weights of the model as compression reads them, with folds that were found before.
+/// The weights of the model as compression reads them, with the folds found so far.
 struct Changed<'a> {
     job: &'a Job<'a>,
     folds: &'a [Fold],
 }
 
+/// Rows of [`Changed`] weights.
 struct ChangedRows<'a> {
     rows: Box<dyn RowSource + 'a>,
     policy: NonFinite,
@@ -98,16 +100,16 @@ impl RowSource for ChangedRows<'_> {
     }
 }
 
-/// Sites that were seen already.
-struct Here<'a, 's>(&'a [SeenSite<'s>]);
+/// Observations of sites that are in memory.
+struct Observed<'a, 's>(&'a [SeenSite<'s>]);
 
-impl tersor::core::Seen for Here<'_, '_> {
+impl tersor::core::Seen for Observed<'_, '_> {
     fn each(&self, f: &mut dyn FnMut(&[SeenSite<'_>]) -> Result<()>) -> Result<()> {
         f(self.0)
     }
 }
 
-/// The methods without data that stand for what the consumers of a site will become.
+/// Returns, for each consumer of a site, the data-free method with the grid that it will be quantized to, or none.
 fn plain<'p>(job: &'p Job<'_>, site: &Site) -> Vec<Option<&'p dyn Method>> {
     let entry = |weight: &str| job.plan.entry(weight).map(|i| &job.plan.entries[i].action);
     let method = |weight: &str| match entry(weight) {
@@ -117,16 +119,16 @@ fn plain<'p>(job: &'p Job<'_>, site: &Site) -> Vec<Option<&'p dyn Method>> {
     site.consumers.iter().map(|c| method(&c.weight)).collect()
 }
 
-/// Finds the changes of a layer's sites, site by site, each on weights that the ones before have changed; keeps them, and gives the folds.
-pub fn smooth(job: &Job<'_>, layer: usize, seen: &[Seen<'_>]) -> Result<Vec<Fold>> {
+/// Finds the changes of a layer's sites in order, each with the folds of the sites before it applied; stores them, and returns the folds.
+pub fn smooth(job: &Job<'_>, layer: usize, observed: &[ObservedSite<'_>]) -> Result<Vec<Fold>> {
     let mut all = Changes::default();
-    for s in seen {
+    for s in observed {
         let Some(rewrite) = job.plan.smoothings.get(&s.site.name) else { continue };
         let plain = plain(job, s.site);
         let site = [s.as_site(&plain)];
         let folds = all.folds.clone();
         let weights = Changed { job, folds: &folds };
-        all.extend(rewrite.rewrite(std::slice::from_ref(s.site), &weights, &Here(&site), job.cx)?);
+        all.extend(rewrite.rewrite(std::slice::from_ref(s.site), &weights, &Observed(&site), job.cx)?);
     }
     write(&layer_path(job, layer), &all)?;
     Ok(all.folds)
@@ -136,7 +138,8 @@ fn network_path(job: &Job<'_>) -> PathBuf {
     job.parts.scratch().join("rotations")
 }
 
-/// The changes of the network, where they are known: those that need no data are found here. Error when the file is not what was recorded.
+/// Returns the changes of the network; none if they need data and have not been found yet. Changes that need no data are computed here. Errors if the
+/// stored file has changed since it was recorded.
 pub fn of_network(job: &Job<'_>) -> Result<Option<Changes>> {
     let Some(rewrite) = &job.plan.rotation else { return Ok(None) };
     if !job.plan.rotation_needs_data() {
@@ -149,7 +152,7 @@ pub fn of_network(job: &Job<'_>) -> Result<Option<Changes>> {
     Changes::from_tensors(&File::open(&network_path(job), &Limits::default())?).map(Some)
 }
 
-/// Error unless the tensors of the model are still those that the changes of the network were found on.
+/// Errors if the tensors of the model have changed since the changes of the network were found.
 pub fn check_network(job: &Job<'_>) -> Result<()> {
     let json = recorded(&network_path(job))?.unwrap_or_default();
     for entry in sources(job) {
@@ -159,12 +162,13 @@ pub fn check_network(job: &Job<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Returns the entries whose tensors are in the model.
 fn sources<'j>(job: &Job<'j>) -> impl Iterator<Item = &'j Entry> {
     job.plan.entries.iter().filter(|e| !matches!(e.action, Action::New))
 }
 
-/// The original network, seen layer by layer on the calibration text.
-struct Walk<'a> {
+/// Observations of the original network, made layer by layer on the calibration windows.
+struct OriginalPass<'a> {
     job: &'a Job<'a>,
     rewrite: &'a dyn Rewrite,
     checkpoint: &'a Checkpoint,
@@ -172,7 +176,7 @@ struct Walk<'a> {
     folds: Vec<Fold>,
 }
 
-impl tersor::core::Seen for Walk<'_> {
+impl tersor::core::Seen for OriginalPass<'_> {
     fn each(&self, f: &mut dyn FnMut(&[SeenSite<'_>]) -> Result<()>) -> Result<()> {
         let (job, plan, cx) = (self.job, self.job.plan, self.job.cx);
         let slices: Vec<&[u32]> = self.windows.iter().map(Vec::as_slice).collect();
@@ -183,13 +187,13 @@ impl tersor::core::Seen for Walk<'_> {
         cx.progress.begin("principal directions", layers as u64);
         for layer in 0..layers {
             let needs = |site: &Site| self.rewrite.needs(site);
-            let rewrite = &mut |seen: &[Seen<'_>]| {
-                let sites: Vec<SeenSite<'_>> = seen.iter().map(|s| s.as_site(&[])).collect();
+            let rewrite = &mut |observed: &[ObservedSite<'_>]| {
+                let sites: Vec<SeenSite<'_>> = observed.iter().map(|s| s.as_site(&[])).collect();
                 f(&sites).map(|()| Vec::new())
             };
             let prefix = format!("model.layers.{layer}.");
             let mut hooks = Hooks {
-                behind: Behind::Original,
+                upstream: Upstream::Original,
                 cancel: &cx.cancel,
                 seed: plan.seed,
                 needs: &|_| StatNeeds::default(),
@@ -206,18 +210,19 @@ impl tersor::core::Seen for Walk<'_> {
     }
 }
 
-/// Finds the changes of the network on the calibration text, and keeps them.
+/// Finds the changes of the network on the calibration windows, and stores them.
 pub fn find_network(job: &Job<'_>, rewrite: &dyn Rewrite, checkpoint: &Checkpoint, windows: &[Vec<u32>]) -> Result<()> {
     let (sites, weights) = (job.plan.sites(), Changed { job, folds: &[] });
     let folds = rewrite.observed_with(&sites, &weights)?;
-    let changes = rewrite.rewrite(&sites, &weights, &Walk { job, rewrite, checkpoint, windows, folds }, job.cx)?;
+    let pass = OriginalPass { job, rewrite, checkpoint, windows, folds };
+    let changes = rewrite.rewrite(&sites, &weights, &pass, job.cx)?;
     write(&network_path(job), &changes)?;
     let hashes = sources(job).map(|e| Ok((e.name.clone(), source_hash(job.model, e)?)));
     let hashes = hashes.collect::<Result<BTreeMap<_, _>>>()?;
     record_file(&network_path(job), json!({"sources": hashes}))
 }
 
-/// Writes a tensor that the changes of the network have made.
+/// Writes a tensor that the rotation of the network adds.
 pub fn new_tensor(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<()> {
     let place = "the changes of the network; their task comes first";
     let changes = job.rotated.as_ref().ok_or_else(|| Error::missing(&entry.name, place))?;

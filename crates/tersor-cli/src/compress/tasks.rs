@@ -1,4 +1,4 @@
-//! One task of a plan, for processes that share the work.
+//! Runs one task of a plan, for processes that share the work.
 
 use tersor::core::{Error, Result, Site, StatNeeds};
 use tersor::llm::Checkpoint;
@@ -10,7 +10,7 @@ use crate::plan::{Plan, Task};
 use crate::statistics::{self, Statistics};
 use crate::windows;
 
-/// Does a task, unless it is done. Error when one that must come first is not.
+/// Does a task, unless it is done. Errors if a task that it depends on is not done.
 pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
     let plan = job.plan;
     if task != Task::Directions && plan.rotation.is_some() && job.rotated.is_none() {
@@ -33,7 +33,7 @@ pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
                 return check_source(job.model, entry, record.manifest["source_blake3"].as_str());
             }
             if !entry.needs().any_data() {
-                return job.alone(i);
+                return job.without_data(i);
             }
             let sites = plan.network.as_ref().map(|n| n.sites()).unwrap_or_default();
             let site = sites.into_iter().find(|s| s.consumers.iter().any(|c| c.weight == entry.name));
@@ -50,9 +50,9 @@ pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
         Task::Layer(layer) => {
             let sites = plan.network.as_ref().map(|n| n.sites()).unwrap_or_default();
             let checkpoint = open(job)?;
-            // Where the stream is further on, this layer is finished.
-            if let Some(passed) = job.parts.farthest(checkpoint.architecture().layers())?
-                && passed.layers > layer
+            // If hidden states of a later layer are saved, this layer is finished.
+            if let Some(saved) = job.parts.latest_stream(checkpoint.architecture().layers())?
+                && saved.layers > layer
             {
                 return Ok(());
             }
@@ -69,7 +69,7 @@ pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
                 return Err(before(chain.passed()));
             }
             chain.layer()?;
-            chain.keep()
+            chain.save()
         }
         Task::Statistics(shard) => {
             let out = job.parts.scratch().join(shard_name(shard));
@@ -83,11 +83,11 @@ pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
     }
 }
 
-/// One matrix, with the statistics that other tasks have gathered or that were given.
+/// Compresses one matrix with statistics from files or from other tasks.
 fn matrix(job: &Job<'_>, number: usize, site: Site) -> Result<()> {
     let plan = job.plan;
     let needs = plan.entries[number].needs();
-    // Its neighbours are other tasks.
+    // The other consumers of the site are other tasks.
     let alone = Site {
         consumers: site.consumers.iter().filter(|c| c.weight == plan.entries[number].name).cloned().collect(),
         ..site
@@ -106,13 +106,13 @@ fn matrix(job: &Job<'_>, number: usize, site: Site) -> Result<()> {
     chain::site(job, &alone, &stats)
 }
 
-/// Consumers of a site that are not finished.
+/// Returns the entries of a site's consumers that are not finished.
 pub fn unfinished(job: &Job<'_>, site: &Site) -> Result<Vec<usize>> {
     let all = site.consumers.iter().filter_map(|c| job.plan.entry(&c.weight));
     all.filter_map(|i| job.parts.finished(i).map(|r| r.is_none().then_some(i)).transpose()).collect()
 }
 
-/// What they need.
+/// Returns the statistics that these entries need together.
 pub fn needs(plan: &Plan, entries: &[usize]) -> StatNeeds {
     entries.iter().map(|i| plan.entries[*i].needs()).fold(StatNeeds::default(), StatNeeds::union)
 }
@@ -125,6 +125,7 @@ fn shard_name(shard: usize) -> String {
     format!("statistics-{shard:06}")
 }
 
+/// The error that an earlier layer is not done.
 fn before(passed: usize) -> Error {
     Error::format("task", format!("the task of layer {passed} comes first"))
 }

@@ -1,11 +1,11 @@
-//! GGUF files, for llama.cpp and what is built on it.
+//! `convert --to gguf:TYPE`: GGUF files for llama.cpp and programs built on it.
 
 use std::borrow::Cow;
 
 use rayon::prelude::*;
 use serde_json::{Value as Json, json};
 use tersor::core::{DType, Error, ParamError, Result, RowSource, read_finite};
-use tersor::formats::gguf::{BlockType, Heads, Interleaved, MetaWriter, Writer, gguf_meta, gguf_name};
+use tersor::formats::gguf::{BlockType, InterleavedRows, MetaWriter, RowOrder, Writer, gguf_meta, gguf_name};
 use tersor::groupwise::{Grid, GroupedLinear};
 use tersor::llm::{Tokenizer, is_embedding_or_head};
 
@@ -13,23 +13,23 @@ use super::{Source, Tensor};
 use crate::compress::block_rows;
 use crate::{args, megabytes, print_json};
 
-/// What the matrices of a file become.
+/// How the types of matrices are chosen.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Target {
-    /// One type for all; the head goes to Q6_K or Q8_0 where that is more, embedding and head of what was compressed to Q8_0 where they are not
-    /// of the type already.
+    /// One type for all matrices. The head gets Q6_K or Q8_0 if that has more bits; embedding and head of a compressed model get Q8_0 if their grid is
+    /// not that of the type.
     Type(BlockType),
-    /// llama.cpp's mixtures: this type, and Q6_K where a model is hurt most.
+    /// A mixture of llama.cpp: this type, and Q6_K for the most sensitive matrices.
     Mix(BlockType),
-    /// Each matrix to the smallest type that has its grid.
+    /// For each compressed matrix, the smallest type with the same grid.
     Exact,
 }
 
-/// Names of mixtures, and the type of most of their matrices.
+/// Names of mixtures, and the main type of each.
 const MIXES: [(&str, BlockType); 2] = [("Q4_K_M", BlockType::Q4_K), ("Q5_K_M", BlockType::Q5_K)];
 
 impl Target {
-    /// Error (bad usage) on a name that is none.
+    /// Returns the target of a name. Errors (bad usage) if the name is unknown.
     pub fn from_name(name: &str) -> Result<Self> {
         let same = |other: &str| other.eq_ignore_ascii_case(name);
         if same("exact") {
@@ -38,14 +38,14 @@ impl Target {
         if let Some((_, base)) = MIXES.iter().find(|m| same(m.0)) {
             return Ok(Target::Mix(*base));
         }
-        let kind = BlockType::ALL.into_iter().find(|t| t.is_written() && same(t.name()));
+        let kind = BlockType::ALL.into_iter().find(|t| t.can_encode() && same(t.name()));
         let rule = format!("must be one of {}", Self::names().join(", "));
         kind.map(Target::Type).ok_or_else(|| ParamError::new("gguf type", format!("`{name}`"), rule).into())
     }
 
-    /// All names.
+    /// Returns all names of targets.
     pub fn names() -> Vec<&'static str> {
-        let types = BlockType::ALL.into_iter().filter(|t| t.is_written()).map(|t| t.name());
+        let types = BlockType::ALL.into_iter().filter(|t| t.can_encode()).map(|t| t.name());
         types.chain(MIXES.map(|m| m.0)).chain(["exact"]).collect()
     }
 
@@ -57,7 +57,7 @@ impl Target {
         }
     }
 
-    /// The number by which llama.cpp calls the whole.
+    /// Returns llama.cpp's number of the file type (`general.file_type`).
     fn file_type(self) -> u32 {
         match self {
             Target::Mix(BlockType::Q4_K) => 15,
@@ -73,23 +73,25 @@ impl Target {
             Target::Type(BlockType::Q5_K) => 16,
             Target::Type(BlockType::Q6_K) => 18,
             Target::Type(BlockType::BF16) => 32,
-            // Guessed from the tensors.
+            // llama.cpp guesses the type from the tensors.
             _ => 1024,
         }
     }
 }
 
-/// A tensor of the file to be.
+/// A tensor of the output file.
 struct Item {
-    /// As the model calls it.
+    /// The tensor of the model.
     tensor: Tensor,
-    /// As the file does.
+    /// Its name in the file.
     name: String,
-    heads: Heads,
+    /// The order of its rows in the file.
+    rows: RowOrder,
+    /// Its type in the file.
     kind: BlockType,
-    /// Its codes, where they go over as they are.
+    /// Whether its codes are copied unchanged.
     codes: bool,
-    /// What it was to be, and why it is not.
+    /// The reason why it has another type than the target's.
     note: Option<String>,
 }
 
@@ -112,7 +114,7 @@ pub fn run(source: &Source, target: Target, a: &args::Convert, json: bool) -> Re
     let mut rounded = Vec::new();
     if !a.dry_run {
         if a.out.exists() {
-            let what = "exists; remove it or choose another name";
+            let what = "it exists; remove it or choose another name";
             return Err(Error::format(a.out.display().to_string(), what));
         }
         let mut layout: Vec<_> = items.iter().map(|i| (i.name.clone(), i.tensor.shape.clone(), i.kind)).collect();
@@ -121,10 +123,10 @@ pub fn run(source: &Source, target: Target, a: &args::Convert, json: bool) -> Re
         }
         let mut file = Writer::create(&a.out, &meta, &layout)?;
         for item in &items {
-            let dim = if interleaved && item.heads == Heads::Rotary { dim } else { None };
+            let dim = if interleaved && item.rows == RowOrder::Interleaved { dim } else { None };
             let dim = dim.map(|d| usize::try_from(d).unwrap_or(0));
             let error = write(source, item, dim, &mut file).map_err(|e| e.in_tensor(&item.tensor.name))?;
-            // Plain floats are not worth a word.
+            // Only compressed matrices that are quantized again are reported.
             if source.spec(&item.tensor.name).is_some() && !item.codes && item.kind.elements() > 1 {
                 rounded.push(json!({"tensor": item.tensor.name, "type": item.kind.name(), "relative_error": error}));
             }
@@ -146,21 +148,22 @@ pub fn run(source: &Source, target: Target, a: &args::Convert, json: bool) -> Re
     }
     for n in &notes {
         let word = |key: &str| n[key].as_str().unwrap_or_default().to_string();
-        crate::say!("{}: {} ({})", word("tensor"), word("type"), word("why"));
+        crate::outln!("{}: {} ({})", word("tensor"), word("type"), word("why"));
     }
     for r in &rounded {
         let error = r["relative_error"].as_f64().unwrap_or(0.0);
-        crate::say!(
-            "{}: rounded again, to {} (relative error {error:.5})",
+        crate::outln!(
+            "{}: quantized again, to {} (relative error {error:.5})",
             r["tensor"].as_str().unwrap_or_default(),
             r["type"].as_str().unwrap_or_default()
         );
     }
-    let would = if a.dry_run { "would have " } else { "" };
-    crate::say!("{}: {would}{} tensors, {}", a.out.display(), items.len(), megabytes(total as u64));
+    let would = if a.dry_run { "dry run: " } else { "" };
+    crate::outln!("{}: {would}{} tensors, {}", a.out.display(), items.len(), megabytes(total as u64));
     Ok(())
 }
 
+/// Returns the GGUF architecture of a configuration.
 fn meta_architecture(config: &Json) -> &str {
     match config["model_type"].as_str() {
         Some("mistral") => "llama",
@@ -168,7 +171,7 @@ fn meta_architecture(config: &Json) -> &str {
     }
 }
 
-/// The keys: those of a GGUF file carried over with their types, otherwise made of configuration and tokenizer; and factors of frequencies.
+/// Returns the metadata, copied from a GGUF source or built from configuration and tokenizer, and the values of `rope_freqs.weight` if there are any.
 fn meta(source: &Source, config: &Json, target: Target) -> Result<(MetaWriter, Option<Vec<f32>>)> {
     let (mut meta, frequencies) = match source.model.gguf() {
         Some(file) => {
@@ -189,7 +192,7 @@ fn meta(source: &Source, config: &Json, target: Target) -> Result<(MetaWriter, O
             if let Some(name) = source.model.path().file_name() {
                 meta.text("general.name", &name.to_string_lossy());
             }
-            Tokenizer::gguf_keys(&Tokenizer::json_of(&source.model)?, config, &mut meta)?;
+            Tokenizer::write_gguf_meta(&Tokenizer::json_of(&source.model)?, config, &mut meta)?;
             template(source, &mut meta);
             (meta, frequencies)
         }
@@ -198,7 +201,7 @@ fn meta(source: &Source, config: &Json, target: Target) -> Result<(MetaWriter, O
     Ok((meta, frequencies))
 }
 
-/// The chat template, from either of its places.
+/// Adds the chat template, from `chat_template.jinja` or `tokenizer_config.json`.
 fn template(source: &Source, meta: &mut MetaWriter) {
     let at = |name: &str| std::fs::read_to_string(source.model.path().join(name)).ok();
     let inside = || {
@@ -210,7 +213,7 @@ fn template(source: &Source, meta: &mut MetaWriter) {
     }
 }
 
-/// Every tensor and what it becomes. Error, with name and reason, where that cannot be.
+/// Returns every tensor with its type in the file. Errors, with name and reason, if a tensor cannot be converted.
 fn items(source: &Source, target: Target, config: &Json) -> Result<Vec<Item>> {
     let tied = config["tie_word_embeddings"] == true;
     let layers = config["num_hidden_layers"].as_u64().unwrap_or(0) as usize;
@@ -220,8 +223,8 @@ fn items(source: &Source, target: Target, config: &Json) -> Result<Vec<Item>> {
             value: "llama.cpp has no name for it".into(),
         });
         let known = known.map_err(|e| e.in_tensor(&tensor.name))?;
-        let (heads, name) = (known.heads, known.name);
-        let mut made = Item { tensor, name, heads, kind: BlockType::F32, codes: false, note: None };
+        let (rows, name) = (known.rows, known.name);
+        let mut made = Item { tensor, name, rows, kind: BlockType::F32, codes: false, note: None };
         // Norms and biases stay in f32.
         let [_, cols] = made.tensor.shape[..] else { return Ok(made) };
         let chosen = match source.spec(&made.tensor.name) {
@@ -234,18 +237,18 @@ fn items(source: &Source, target: Target, config: &Json) -> Result<Vec<Item>> {
     source.tensors().into_iter().map(item).collect()
 }
 
-/// The type of a matrix that is given by its values.
+/// Chooses the type of a matrix that is not compressed.
 fn original(target: Target, item: &mut Item, cols: usize, tied: bool, layers: usize) -> Result<()> {
     let fits = |t: BlockType| cols.is_multiple_of(t.elements());
     match target {
         Target::Exact => {
-            let value = "its values are no codes; name a type".to_string();
+            let value = "the matrix is not compressed, so it has no codes to copy; name a type".to_string();
             return Err(Error::Unsupported { what: "exact conversion", value });
         }
-        // As llama.cpp does, the head keeps more than the rest.
+        // As in llama.cpp, the head has more bits than the other matrices.
         Target::Type(kind) if is_head(&item.name, tied) && kind.bytes() * 8 < 7 * kind.elements() => {
             item.kind = if fits(BlockType::Q6_K) { BlockType::Q6_K } else { BlockType::Q8_0 };
-            item.note = Some("the head".into());
+            item.note = Some("it is the output head".into());
             if !fits(item.kind) {
                 item.kind = BlockType::F16;
             }
@@ -253,12 +256,12 @@ fn original(target: Target, item: &mut Item, cols: usize, tied: bool, layers: us
         Target::Type(kind) if fits(kind) => item.kind = kind,
         Target::Type(kind) => {
             let smaller = if fits(BlockType::Q8_0) { "Q4_0 to Q8_0 fit" } else { "F16 fits" };
-            let value = format!("rows of {cols} are not made of blocks of {}: {smaller}", kind.elements());
+            let value = format!("rows of {cols} are not a multiple of blocks of {}; {smaller}", kind.elements());
             return Err(Error::Unsupported { what: kind.name(), value });
         }
         Target::Mix(base) => {
             let wanted = mixed(base, &item.name, tied, layers);
-            // As llama.cpp does where a row is not made of blocks of 256; a head goes to Q8_0 at once.
+            // The fallbacks of llama.cpp for rows that are not a multiple of 256.
             let small = match wanted {
                 BlockType::Q4_K => BlockType::Q5_0,
                 BlockType::Q5_K => BlockType::Q5_1,
@@ -266,7 +269,7 @@ fn original(target: Target, item: &mut Item, cols: usize, tied: bool, layers: us
             };
             item.kind = [wanted, small, BlockType::F16].into_iter().find(|t| fits(*t)).unwrap_or(BlockType::F16);
             if item.kind != wanted {
-                item.note = Some(format!("for {}: rows of {cols} are not made of blocks of 256", wanted.name()));
+                item.note = Some(format!("instead of {}: rows of {cols} are not a multiple of 256", wanted.name()));
             }
         }
     }
@@ -277,7 +280,7 @@ fn is_head(name: &str, tied: bool) -> bool {
     name == "output.weight" || (tied && name == "token_embd.weight")
 }
 
-/// What a mixture wants for a matrix.
+/// Returns the type of a matrix in a mixture, by the rules of llama.cpp.
 fn mixed(base: BlockType, name: &str, tied: bool, layers: usize) -> BlockType {
     if is_head(name, tied) {
         return BlockType::Q6_K;
@@ -288,14 +291,14 @@ fn mixed(base: BlockType, name: &str, tied: bool, layers: usize) -> BlockType {
     if more && (name.contains("attn_v.") || name.contains("ffn_down.")) { BlockType::Q6_K } else { base }
 }
 
-/// The type that has the grid of a compressed matrix.
+/// Chooses the type with the grid of a compressed matrix.
 fn compressed(source: &Source, target: Target, item: &mut Item) -> Result<()> {
     let name = item.tensor.name.clone();
     let spec = source.spec(&name).ok_or_else(|| Error::Missing { name: name.clone(), place: "the manifest".into() })?;
     let refuse = |what: &str| {
         let to = target.name();
         let value = format!(
-            "{what}; `convert --to f32`, then `--to gguf:{}`, rounds it again",
+            "{what}; to quantize it again, `convert --to f32`, then `--to gguf:{}`",
             if to == "exact" { "TYPE" } else { to }
         );
         Err(Error::Unsupported { what: "exact conversion", value })
@@ -313,7 +316,7 @@ fn compressed(source: &Source, target: Target, item: &mut Item) -> Result<()> {
     let [_, cols] = spec.shape;
     let (bits, width) = (grid.bits().get(), grid.group().width(cols));
     let possible: &[BlockType] = match (grid.grid(), bits) {
-        // Less their zero, asymmetric codes below 8 bits are signed bytes.
+        // Asymmetric codes below 8 bits, minus their zero, fit into signed bytes.
         (Grid::Asym, ..=4) => &[BlockType::Q4_1, BlockType::Q5_1, BlockType::Q8_0],
         (Grid::Asym, 5) => &[BlockType::Q5_1, BlockType::Q8_0],
         (Grid::Asym, 6 | 7) => &[BlockType::Q8_0],
@@ -333,22 +336,22 @@ fn compressed(source: &Source, target: Target, item: &mut Item) -> Result<()> {
             (item.kind, item.codes) = (*kind, true);
             Ok(())
         }
-        // Of embedding and head llama.cpp, too, keeps more than of the rest.
+        // Embedding and head may be quantized again at 8 bits.
         _ if is_embedding_or_head(&name) && cols.is_multiple_of(32) => {
             item.kind = BlockType::Q8_0;
             Ok(())
         }
-        _ if !whole => refuse(&format!("groups of {width} in rows of {cols} are not made of blocks of 32")),
-        _ if !halves => refuse(&format!("its scales are {}, those of GGUF f16", grid.scale_dtype().name())),
+        _ if !whole => refuse(&format!("groups of {width} in rows of {cols} are not a multiple of blocks of 32")),
+        _ if !halves => refuse(&format!("its scales are {}; those of GGUF are f16", grid.scale_dtype().name())),
         _ => {
             let have: Vec<_> = possible.iter().map(|k| k.name()).collect();
-            let have = if have.is_empty() { "no type of 32".to_string() } else { have.join(", ") };
-            refuse(&format!("{bits} bits on the grid {} go into {have}", grid.grid().name()))
+            let have = if have.is_empty() { "no GGUF type".to_string() } else { have.join(", ") };
+            refuse(&format!("{bits} bits on grid {} can be stored as {have} only", grid.grid().name()))
         }
     }
 }
 
-/// Writes a tensor; gives the relative error of what was rounded.
+/// Writes a tensor; returns the relative error of its quantization (0 if its codes are copied).
 fn write(source: &Source, item: &Item, head_dim: Option<usize>, file: &mut Writer) -> Result<f64> {
     if item.codes
         && let Some(op) = source.grouped(&item.tensor.name)?
@@ -356,11 +359,11 @@ fn write(source: &Source, item: &Item, head_dim: Option<usize>, file: &mut Write
         return transcode(item, &op, head_dim, file).map(|()| 0.0);
     }
     let plain = source.rows(&item.tensor.name)?;
-    let turned;
+    let interleaved;
     let rows: &dyn RowSource = match head_dim {
         Some(dim) => {
-            turned = Interleaved::new(&*plain, dim)?;
-            &turned
+            interleaved = InterleavedRows::new(&*plain, dim)?;
+            &interleaved
         }
         None => &*plain,
     };
@@ -369,7 +372,7 @@ fn write(source: &Source, item: &Item, head_dim: Option<usize>, file: &mut Write
     let (step, kind) = (block_rows(cols), item.kind);
     for first in (0..n).step_by(step) {
         let values = read_finite(rows, first..(first + step).min(n))?;
-        // Rows do not depend on each other.
+        // Rows are encoded in parallel.
         let width = cols / kind.elements() * kind.bytes();
         let mut bytes = vec![0u8; values.len() / cols.max(1) * width];
         let encode = |(row, (x, out)): (usize, (&[f32], &mut [u8]))| {
@@ -392,7 +395,7 @@ fn write(source: &Source, item: &Item, head_dim: Option<usize>, file: &mut Write
     Ok(if energy > 0.0 { (error / energy).sqrt() } else { 0.0 })
 }
 
-/// Codes as they are, in blocks of 32; a larger group repeats its scale.
+/// Writes the codes of a compressed matrix unchanged, in blocks of 32; the scale of a larger group is repeated.
 fn transcode(item: &Item, op: &GroupedLinear, head_dim: Option<usize>, file: &mut Writer) -> Result<()> {
     use tersor::core::LinearOp;
     let ([rows, cols], kind) = (op.shape(), item.kind);
@@ -401,7 +404,7 @@ fn transcode(item: &Item, op: &GroupedLinear, head_dim: Option<usize>, file: &mu
     {
         return Err(Error::shape("rows in heads", format!("a multiple of {dim}"), rows));
     }
-    // From our zero to the type's: symmetric codes are counted from their middle.
+    // The zero that the type implies for its codes.
     let zero = match kind {
         BlockType::Q4_0 => 8i32,
         BlockType::Q5_0 => 16,
@@ -410,20 +413,20 @@ fn transcode(item: &Item, op: &GroupedLinear, head_dim: Option<usize>, file: &mu
     };
     let mut out = vec![0u8; cols / 32 * kind.bytes()];
     for r in 0..rows {
-        let from = head_dim.map_or(r, |d| Interleaved::source_of(r, d));
+        let from = head_dim.map_or(r, |d| InterleavedRows::hf_index(r, d));
         let codes: Cow<'_, [u8]> = op.row_codes(from)?.into();
         for (b, (codes, block)) in codes.chunks_exact(32).zip(out.chunks_exact_mut(kind.bytes())).enumerate() {
-            let lost = || Error::ScaleRange { row: from, group: b, value: f32::NAN, dtype: kind.name() };
-            let fit = op.quant_params_of(from, b * 32).ok_or_else(lost)?;
-            let own = i32::from(fit.zero);
+            let missing = || Error::ScaleRange { row: from, group: b, value: f32::NAN, dtype: kind.name() };
+            let affine = op.quant_params_of(from, b * 32).ok_or_else(missing)?;
+            let own = i32::from(affine.zero);
             let mut moved = [0u8; 32];
             for (m, c) in moved.iter_mut().zip(codes) {
                 *m = if zero == 0 { *c } else { (i32::from(*c) - own + zero) as u8 };
             }
-            // What a block adds is what its zero stands for: the one number that is rounded.
-            let min = if zero == 0 { -fit.scale * f32::from(fit.zero) } else { 0.0 };
-            let range = || Error::ScaleRange { row: from, group: b, value: fit.scale, dtype: kind.name() };
-            kind.pack(fit.scale, min, &moved, block).ok_or_else(range)?;
+            // The minimum of the block is rounded to f16; everything else is exact.
+            let min = if zero == 0 { -affine.scale * f32::from(affine.zero) } else { 0.0 };
+            let range = || Error::ScaleRange { row: from, group: b, value: affine.scale, dtype: kind.name() };
+            kind.pack_codes(affine.scale, min, &moved, block).ok_or_else(range)?;
         }
         file.write_blocks(&item.name, &out)?;
     }

@@ -1,4 +1,4 @@
-//! GPTQ's files, in both of their versions, as gptqmodel and transformers load them.
+//! `convert --to gptq|gptq-v2`: GPTQ checkpoints of both format versions, for gptqmodel and transformers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,17 +15,17 @@ use super::{Source, Tensor};
 use crate::output::{self, Output, Share};
 use crate::{megabytes, print_json};
 
-/// How zeros are written.
+/// The version of the format, which determines how zeros are stored.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Version {
-    /// Less one, so that a zero of 0 cannot be said.
+    /// Zeros are stored less one, so a zero of code 0 cannot be stored.
     V1,
-    /// As they are.
+    /// Zeros are stored as they are.
     V2,
 }
 
 impl Version {
-    /// By the name in `--to`.
+    /// Returns the version of a name in `--to`; none for another name.
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "gptq" => Some(Version::V1),
@@ -42,10 +42,10 @@ impl Version {
     }
 }
 
-/// Widths that the format has.
+/// Numbers of bits that the format supports.
 const BITS: [u32; 4] = [2, 3, 4, 8];
 
-/// What one matrix is, in the words of the configuration. `-1`: one group a row.
+/// Bits, group size (-1 for one group per row) and symmetry of a matrix, as in the configuration.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Kind {
     bits: u32,
@@ -66,7 +66,7 @@ pub fn run(source: &Source, version: Version, out: &Path, json: bool) -> Result<
                 kinds.insert(t.name, kind);
             }
             None => {
-                let dtype = t.kept.unwrap_or(DType::F16);
+                let dtype = t.non_float.unwrap_or(DType::F16);
                 layout.insert(t.name.clone(), TensorInfo { dtype, shape: t.shape.clone() });
                 plain.push(t);
             }
@@ -99,7 +99,7 @@ pub fn run(source: &Source, version: Version, out: &Path, json: bool) -> Result<
         print_json(&json!({"out": out, "to": version.name(), "matrices": kinds.len(), "bytes": total}));
     } else {
         let n = kinds.len();
-        crate::say!("{}: {n} matrices as {}, {}", out.display(), version.name(), megabytes(total));
+        crate::outln!("{}: {n} matrices as {}, {}", out.display(), version.name(), megabytes(total));
     }
     Ok(())
 }
@@ -108,7 +108,8 @@ fn module(weight: &str) -> &str {
     weight.strip_suffix(".weight").unwrap_or(weight)
 }
 
-/// What a matrix becomes; none for what stays in f16. Error where the format cannot say it.
+/// Returns kind and shape of a matrix that is stored in the format; none for a tensor that is stored in f16. Errors if the format does not support the
+/// matrix.
 fn kind(source: &Source, t: &Tensor) -> Result<Option<(Kind, [usize; 2])>> {
     let Some(spec) = source.spec(&t.name).filter(|_| !is_embedding_or_head(&t.name)) else { return Ok(None) };
     if spec.kind == tersor::operators::Dense::KIND {
@@ -116,25 +117,26 @@ fn kind(source: &Source, t: &Tensor) -> Result<Option<(Kind, [usize; 2])>> {
     }
     let refuse = |value: String| Err(Error::Unsupported { what: "GPTQ format", value });
     let Some(op) = source.grouped(&t.name)? else {
-        return refuse(format!("it has grids over groups, and no `{}`", spec.kind));
+        return refuse(format!("a matrix of kind `{}`; only grids over groups are", spec.kind));
     };
     let (grid, [rows, cols]) = (op.group_spec(), op.shape());
     let (bits, width) = (grid.bits().get(), grid.group().width(cols));
     if !BITS.contains(&bits) {
-        return refuse(format!("{bits} bits (it has 2, 3, 4 and 8)"));
+        return refuse(format!("{bits} bits; only 2, 3, 4 and 8 are"));
     }
     if !rows.is_multiple_of(32) || !cols.is_multiple_of(32) || !cols.is_multiple_of(width.max(1)) {
         return refuse(format!(
-            "[{rows}, {cols}] in groups of {width}: rows and columns must be multiples of 32, groups must divide them"
+            "[{rows}, {cols}] in groups of {width}; rows and columns must be multiples of 32, and groups must divide the columns"
         ));
     }
     if grid.scale_dtype() != DType::F16 {
-        return refuse(format!("scales in {} (it has f16)", grid.scale_dtype().name()));
+        return refuse(format!("scales in {}; only f16 is", grid.scale_dtype().name()));
     }
     let group = if width == cols { -1 } else { width as i64 };
     Ok(Some((Kind { bits, group, symmetric: grid.grid() != Grid::Asym }, [rows, cols])))
 }
 
+/// Returns name, type and shape of the four tensors of a matrix.
 fn tensors(module: &str, kind: Kind, [rows, cols]: [usize; 2]) -> [(String, TensorInfo); 4] {
     let groups = if kind.group < 0 { 1 } else { cols / kind.group as usize };
     let packed = |n: usize| n * kind.bits as usize / 32;
@@ -148,7 +150,7 @@ fn tensors(module: &str, kind: Kind, [rows, cols]: [usize; 2]) -> [(String, Tens
     ]
 }
 
-/// Codes run down the features, zeros and scales across the outputs.
+/// Writes the tensors of a matrix. Codes are packed along the input features, zeros along the output features.
 fn write(op: &GroupedLinear, kind: Kind, version: Version, module: &str, sink: &mut Writer) -> Result<()> {
     let (bits, [rows, cols]) = (kind.bits, op.shape());
     let width = op.group_spec().group().width(cols).max(1);
@@ -168,7 +170,7 @@ fn write(op: &GroupedLinear, kind: Kind, version: Version, module: &str, sink: &
                 Version::V2 => zero,
                 Version::V1 => zero.checked_sub(1).ok_or_else(|| Error::Unsupported {
                     what: "GPTQ format, version 1",
-                    value: format!("the zero of row {r}, group {g} is code 0, which it cannot say; choose gptq-v2"),
+                    value: format!("the zero of row {r}, group {g} is code 0, which it cannot store; choose gptq-v2"),
                 })?,
             };
             put(&mut zeros[g * rows * bits as usize / 32..], r, bits, 1, 0, stored);
@@ -185,7 +187,7 @@ fn write(op: &GroupedLinear, kind: Kind, version: Version, module: &str, sink: &
     Ok(())
 }
 
-/// Puts value `index` of a run of codes into words of 32 bits, `stride` apart, from the low bits up; a code may lie in two words.
+/// Packs code `index` of a sequence into 32-bit words that are `stride` apart, from the low bits up. A code may span two words.
 fn put(words: &mut [u32], index: usize, bits: u32, stride: usize, column: usize, code: u8) {
     let at = index * bits as usize;
     let shifted = u64::from(code) << (at % 32);
@@ -195,10 +197,11 @@ fn put(words: &mut [u32], index: usize, bits: u32, stride: usize, column: usize,
     }
 }
 
+/// Writes a tensor in f16, or in its own type if that is no float.
 fn write_plain(source: &Source, t: &Tensor, sink: &mut Writer) -> Result<()> {
-    let info = TensorInfo { dtype: t.kept.unwrap_or(DType::F16), shape: t.shape.clone() };
+    let info = TensorInfo { dtype: t.non_float.unwrap_or(DType::F16), shape: t.shape.clone() };
     let mut bytes = vec![0u8; info.bytes()?];
-    match (t.kept, source.model.stored()) {
+    match (t.non_float, source.model.stored()) {
         (Some(_), Some(stored)) => stored.read_at(&t.name, 0, &mut bytes)?,
         _ => {
             let rows = source.rows(&t.name)?;
@@ -212,7 +215,7 @@ fn write_plain(source: &Source, t: &Tensor, sink: &mut Writer) -> Result<()> {
     sink.write_shared(&t.name, &info, &bytes)
 }
 
-/// The most frequent kind for all, and by name what differs from it.
+/// Returns the quantization configuration: the most frequent kind, and under `dynamic` the matrices of other kinds.
 fn quantization(kinds: &BTreeMap<String, Kind>, version: Version) -> Json {
     let mut counts: BTreeMap<Kind, usize> = BTreeMap::new();
     kinds.values().for_each(|k| *counts.entry(*k).or_default() += 1);

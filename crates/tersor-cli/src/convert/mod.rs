@@ -1,4 +1,4 @@
-//! `tersor convert`: any model as files that other programs load.
+//! `tersor convert`: writes a model in formats that other programs load.
 
 mod gguf;
 mod gptq;
@@ -25,7 +25,7 @@ pub fn run(a: &args::Convert, json: bool) -> Result<()> {
     let gptq = gptq::Version::from_name(&a.to);
     let source = || Source::open(&a.model);
     if a.dry_run && gguf.is_none() {
-        return Err(ParamError::new("dry-run", "given", "is for gguf, whose types differ by tensor").into());
+        return Err(ParamError::new("dry-run", "given", "it is for gguf only, whose types differ by tensor").into());
     }
     match (plain, gguf, gptq) {
         (Some(dtype), ..) => plain::run(&source()?, dtype, &a.out, json),
@@ -40,21 +40,21 @@ pub fn run(a: &args::Convert, json: bool) -> Result<()> {
     }
 }
 
-/// A model to convert: an original, or what `compress` wrote.
+/// A model to convert: an original, or an output of `compress`.
 pub struct Source {
     pub model: Model,
     manifest: Option<Manifest>,
     registry: Registry,
-    /// Whether corrections of low rank are left out.
+    /// Whether low-rank corrections are left out.
     base_only: bool,
 }
 
-/// A tensor of the network, whatever it is stored as.
+/// A tensor of the network, in any stored form.
 pub struct Tensor {
     pub name: String,
     pub shape: Vec<usize>,
-    /// Its type, where that is no float.
-    pub kept: Option<DType>,
+    /// Its stored type if that is not a float, such as an integer; it is not converted then.
+    pub non_float: Option<DType>,
 }
 
 impl Source {
@@ -66,7 +66,7 @@ impl Source {
         Ok(Self { model, manifest, registry: tersor::registry(), base_only: false })
     }
 
-    /// What a conversion depends on.
+    /// Returns what a conversion depends on, as JSON with hashes.
     pub fn inputs(&self, to: &str) -> Json {
         let model = format!("{:?}{:?}", self.model.files(), self.model.tensors());
         json!({
@@ -75,18 +75,18 @@ impl Source {
         })
     }
 
-    /// The operator that a matrix was compressed to.
+    /// Returns the operator specification of a compressed matrix; none for another tensor.
     pub fn spec(&self, name: &str) -> Option<&OpSpec> {
         self.manifest.as_ref()?.specs.get(name)
     }
 
-    /// Every tensor of the network, a tied head left out.
+    /// Returns every tensor of the network, without a tied head.
     pub fn tensors(&self) -> Vec<Tensor> {
         let specs = self.manifest.as_ref().map(|m| &m.specs);
         let tied = self.model.config().is_some_and(|c| c["tie_word_embeddings"] == true);
         let compressed = specs.into_iter().flatten();
         let mut all: Vec<Tensor> = compressed
-            .map(|(name, spec)| Tensor { name: name.clone(), shape: spec.shape.to_vec(), kept: None })
+            .map(|(name, spec)| Tensor { name: name.clone(), shape: spec.shape.to_vec(), non_float: None })
             .collect();
         for t in self.model.tensors() {
             let part_of =
@@ -97,25 +97,25 @@ impl Source {
             if specs.is_some_and(|s| s.keys().any(part_of)) || tied || frequencies || keys {
                 continue;
             }
-            let kept = DType::from_name(&t.dtype).filter(|d| !d.is_weight() && *d != DType::F64);
-            all.push(Tensor { name: t.name, shape: t.shape, kept });
+            let non_float = DType::from_name(&t.dtype).filter(|d| !d.is_weight() && *d != DType::F64);
+            all.push(Tensor { name: t.name, shape: t.shape, non_float });
         }
         all
     }
 
-    /// The file that a tensor belongs in.
+    /// Returns the name of the file that a tensor belongs in.
     fn file_of(&self, name: &str) -> String {
         if self.spec(name).is_none() {
             return self.model.shard_of(name).to_string();
         }
-        // Parts of one matrix lie in one file; any of them tells which.
+        // All parts of a matrix are in the same file.
         let part =
             |t: &tersor::formats::Tensor| t.name.strip_prefix(name).is_some_and(|r| r.is_empty() || r.starts_with('.'));
         let part = self.model.tensors().into_iter().find(part);
         part.map_or("model.safetensors".into(), |t| self.model.shard_of(&t.name).to_string())
     }
 
-    /// The values of a tensor, by rows.
+    /// Returns the dequantized rows of a tensor.
     pub fn rows<'a>(&'a self, name: &'a str) -> Result<Box<dyn RowSource + 'a>> {
         match (self.spec(name), self.model.stored()) {
             (Some(spec), Some(_)) => {
@@ -130,14 +130,14 @@ impl Source {
         }
     }
 
-    /// An operator of what `compress` wrote.
+    /// Loads an operator of a compressed model.
     fn load(&self, spec: &OpSpec, prefix: &str) -> Result<Box<dyn LinearOp>> {
         let stored = self.model.stored();
         let stored = stored.ok_or_else(|| Error::Missing { name: prefix.into(), place: "the tensors".into() })?;
         self.registry.load(spec, prefix, stored)
     }
 
-    /// A matrix on a grid over groups, if it was compressed to one; how activations are rounded in front of it is left aside.
+    /// Returns a matrix that was compressed to a grid over groups, without the quantization of its inputs; none for any other matrix.
     pub fn grouped(&self, name: &str) -> Result<Option<GroupedLinear>> {
         let (Some(spec), Some(stored)) = (self.spec(name), self.model.stored()) else { return Ok(None) };
         let (spec, prefix) = at(spec, name, QuantizedInputs::KIND);
@@ -146,7 +146,7 @@ impl Source {
     }
 }
 
-/// The operator inside wrappers of a kind, and the prefix of its tensors.
+/// Returns the specification inside wrappers of kind `wrapper`, and the prefix of its tensor names.
 fn at<'s>(mut spec: &'s OpSpec, name: &str, wrapper: &str) -> (&'s OpSpec, String) {
     let mut prefix = name.to_string();
     while spec.kind == wrapper
@@ -158,7 +158,7 @@ fn at<'s>(mut spec: &'s OpSpec, name: &str, wrapper: &str) -> (&'s OpSpec, Strin
     (spec, prefix)
 }
 
-/// The rows that an operator stands for.
+/// The dequantized rows of an operator.
 struct OperatorRows(Box<dyn LinearOp>);
 
 impl RowSource for OperatorRows {

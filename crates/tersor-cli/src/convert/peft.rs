@@ -1,4 +1,4 @@
-//! A quantized network and its corrections of low rank apart: plain safetensors of the one, a LoRA adapter of the others.
+//! `convert --to peft`: the low-rank corrections of a quantized network as a LoRA adapter, and its base model as safetensors.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use super::{Source, at};
 use crate::output::{self, Output, Share};
 use crate::print_json;
 
-/// Directory beside the adapter that its base model lies in.
+/// Name of the directory with the base model, beside the adapter.
 const BASE: &str = "base";
 
 pub fn run(mut source: Source, out: &Path, json: bool) -> Result<()> {
@@ -24,7 +24,7 @@ pub fn run(mut source: Source, out: &Path, json: bool) -> Result<()> {
         let Some((spec, prefix)) = source.spec(&t.name).and_then(|s| corrected(s, &t.name)) else { continue };
         let low = spec.get_part("low_rank")?;
         if low.kind != Factored::KIND {
-            let value = format!("a correction that is a `{}`", low.kind);
+            let value = format!("the correction is of kind `{}`, not low-rank factors", low.kind);
             return Err(Error::Unsupported { what: "LoRA adapter", value }.in_tensor(&t.name));
         }
         let prefix = join(&prefix, "low_rank");
@@ -33,7 +33,7 @@ pub fn run(mut source: Source, out: &Path, json: bool) -> Result<()> {
         adapter.add(module, &*part("up")?, &*part("down")?)?;
     }
     if adapter.modules() == 0 {
-        let value = "no matrix has a correction of low rank (compress with -lqer or -l2qer)".to_string();
+        let value = "no matrix has a low-rank correction (compress with -lqer or -l2qer)".to_string();
         return Err(Error::Unsupported { what: "LoRA adapter", value });
     }
     if let Output::Open(work) = output::open(out, &inputs, &Json::Null, RECORD, Share::Alone)? {
@@ -49,12 +49,13 @@ pub fn run(mut source: Source, out: &Path, json: bool) -> Result<()> {
             &json!({"out": out, "to": "peft", "modules": adapter.modules(), "base": out.join(BASE), "base_bytes": base}),
         );
     } else {
-        crate::say!("{}: an adapter of {} modules, and its base model in {BASE}", out.display(), adapter.modules());
+        crate::outln!("{}: an adapter of {} modules, with its base model in {BASE}", out.display(), adapter.modules());
     }
     Ok(())
 }
 
-/// The specification of a correction, and the prefix of its tensors; how activations are rounded in front of it is left aside.
+/// Returns the specification of a corrected matrix, without the quantization of its inputs, and the prefix of its tensor names; none for a matrix
+/// without correction.
 pub fn corrected<'s>(spec: &'s OpSpec, name: &str) -> Option<(&'s OpSpec, String)> {
     let (spec, prefix) = at(spec, name, QuantizedInputs::KIND);
     (spec.kind == Residual::KIND).then_some((spec, prefix))

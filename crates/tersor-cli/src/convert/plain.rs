@@ -1,4 +1,4 @@
-//! Plain Hugging Face safetensors.
+//! `convert --to f16|bf16|f32`: Hugging Face safetensors.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,10 +14,10 @@ use crate::compress::block_rows;
 use crate::output::{self, Output, Share};
 use crate::{megabytes, print_json};
 
-/// File that says what a converted directory was made of.
+/// Name of the file that records the inputs of a converted directory.
 pub const RECORD: &str = "conversion.json";
 
-/// A tensor on its way: what it becomes, and where.
+/// A tensor to write: name, type, shape, and file.
 struct Item {
     name: String,
     info: TensorInfo,
@@ -30,12 +30,12 @@ pub fn run(source: &Source, dtype: DType, out: &Path, json: bool) -> Result<()> 
     if json {
         print_json(&json!({"out": out, "to": dtype.name(), "tensors": tensors, "bytes": total}));
     } else {
-        crate::say!("{}: {tensors} tensors, {} in {}", out.display(), megabytes(total), dtype.name());
+        crate::outln!("{}: {tensors} tensors, {} in {}", out.display(), megabytes(total), dtype.name());
     }
     Ok(())
 }
 
-/// Writes the directory, unless it is there; gives the bytes of its tensors.
+/// Writes the directory, unless it is finished; returns the total length of its tensors in bytes.
 pub fn write_out(source: &Source, dtype: DType, out: &Path) -> Result<u64> {
     let items = items(source, dtype);
     let inputs = source.inputs(dtype.name());
@@ -65,8 +65,8 @@ pub fn write_out(source: &Source, dtype: DType, out: &Path) -> Result<u64> {
 
 fn items(source: &Source, dtype: DType) -> Vec<Item> {
     let item = |t: super::Tensor| {
-        // Whole numbers and the like keep their type.
-        let info = TensorInfo { dtype: t.kept.unwrap_or(dtype), shape: t.shape };
+        // Tensors that are no floats keep their type.
+        let info = TensorInfo { dtype: t.non_float.unwrap_or(dtype), shape: t.shape };
         Item { file: source.file_of(&t.name), name: t.name, info }
     };
     source.tensors().into_iter().map(item).collect()
@@ -82,7 +82,7 @@ fn write(source: &Source, item: &Item, sink: &mut Writer) -> Result<()> {
     }
     let rows = source.rows(&item.name)?;
     let [n, cols] = rows.shape();
-    // What is no matrix is small, and goes out in one piece.
+    // Tensors that are no matrices are small and are written whole.
     let step = if item.info.shape.len() == 2 { block_rows(cols) } else { n.max(1) };
     for first in (0..n).step_by(step) {
         let block = read_finite(&*rows, first..(first + step).min(n))?;
@@ -94,7 +94,7 @@ fn write(source: &Source, item: &Item, sink: &mut Writer) -> Result<()> {
     Ok(())
 }
 
-/// Rounds a block of rows to the item's type; a value that becomes infinite is an error.
+/// Rounds a block of rows to the item's type and writes it. Errors if a value becomes infinite.
 fn put(item: &Item, block: Vec<f32>, [rows, cols]: [usize; 2], first: usize, sink: &mut Writer) -> Result<()> {
     let n = block.len() / cols.max(1);
     let dense = Dense::new(block, [n, cols], item.info.dtype).map_err(|e| match e {
@@ -104,7 +104,7 @@ fn put(item: &Item, block: Vec<f32>, [rows, cols]: [usize; 2], first: usize, sin
     if item.info.shape.len() == 2 {
         return dense.save_block(&item.name, RowSlot { first, total: rows }, sink);
     }
-    // A vector is one row here and an axis of its own in the file.
+    // A vector is one row here, and has a single axis in the file.
     let mut bytes = vec![0u8; item.info.bytes()?];
     let mut values = vec![0f32; n * cols];
     dense.decompress_rows(0..n, &mut values, &Exec::new())?;
@@ -112,6 +112,7 @@ fn put(item: &Item, block: Vec<f32>, [rows, cols]: [usize; 2], first: usize, sin
     sink.write_shared(&item.name, &item.info, &bytes)
 }
 
+/// Sets the type in a configuration.
 fn with_dtype(mut config: Json, dtype: DType) -> Json {
     config["torch_dtype"] = match dtype {
         DType::F16 => "float16",

@@ -1,4 +1,4 @@
-//! `tersor eval`: perplexity, agreement, size, speed.
+//! `tersor eval`: measures perplexity, agreement with another model, size and speed.
 
 mod sentences;
 
@@ -13,22 +13,22 @@ use tersor::llm::{Checkpoint, Decoder, Tokenizer, evaluate, windows};
 use crate::kv::Spec;
 use crate::{args, megabytes, print_json, progress};
 
-/// Tokens of the decoding speed test.
+/// Number of tokens in the test of decoding speed.
 const DECODED: usize = 128;
 
-/// Reads a text. Error when it is not UTF-8.
+/// Reads a text file. Errors if it is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     String::from_utf8(bytes).map_err(|e| Error::format(path.display().to_string(), format!("not UTF-8: {e}")))
 }
 
-/// The window length: as asked, else the smaller of 512 and the model's maximum. Error when it is above the maximum.
-pub fn context(asked: Option<usize>, checkpoint: &Checkpoint) -> Result<usize> {
+/// Returns the window length: the one given, else the smaller of 512 and the model's maximum. Errors if it is below 2 or above the maximum.
+pub fn context(given: Option<usize>, checkpoint: &Checkpoint) -> Result<usize> {
     let max = checkpoint.architecture().max_positions();
-    match asked {
+    match given {
         None => Ok(max.min(512)),
         Some(n) if (2..=max).contains(&n) => Ok(n),
-        Some(n) => Err(ParamError::new("ctx", n, format!("must be 2 to {max}, which the model was made for")).into()),
+        Some(n) => Err(ParamError::new("ctx", n, format!("must be 2 to {max}, the model's maximum")).into()),
     }
 }
 
@@ -36,7 +36,7 @@ pub fn run(a: &args::Eval, json: bool) -> Result<()> {
     match (&a.text, &a.sentences) {
         (Some(text), _) => decoder(a, text, json),
         (None, Some(path)) => sentences::run(a, path, json),
-        (None, None) => Err(ParamError::new("text", "missing", "or --sentences is needed").into()),
+        (None, None) => Err(ParamError::new("text", "missing", "must be given, or --sentences for an encoder").into()),
     }
 }
 
@@ -52,24 +52,27 @@ fn decoder(a: &args::Eval, text: &Path, json: bool) -> Result<()> {
     let tokens = tokenizer.encode(&read_text(text)?)?;
     let cut = windows(&tokens, ctx, a.windows)?;
     let bars = progress::bars();
-    if let Some(asked) = a.windows
-        && cut.len() < asked
+    if let Some(wanted) = a.windows
+        && cut.len() < wanted
     {
-        bars.warn(&format!("the text has {} windows of {ctx} tokens, fewer than {asked}", cut.len()));
+        bars.warn(&format!("the text has {} windows of {ctx} tokens, fewer than {wanted}", cut.len()));
     }
     let (bits, body) = checkpoint.bits_per_weight();
     let weight_bytes = checkpoint.model().weight_bytes();
     let caches = Spec::of(a.kv.as_deref(), &checkpoint)?.caches(&checkpoint)?;
     let kv = caches.bytes_per_token;
     let decoder = if a.stream { Decoder::load_streamed(checkpoint)? } else { Decoder::load(&checkpoint)? };
-    let decoder = caches.give(decoder);
+    let decoder = caches.attach(decoder);
     let original = match &a.against {
         Some(path) => {
             let other = Checkpoint::open(path, &registry)?;
             if Tokenizer::of(&other)?.encode("The quick brown fox, 1234.")?
                 != tokenizer.encode("The quick brown fox, 1234.")?
             {
-                return Err(Error::format(path.display().to_string(), "has another tokenizer"));
+                return Err(Error::format(
+                    path.display().to_string(),
+                    "it has another tokenizer, so predictions cannot be compared",
+                ));
             }
             Some(if a.stream { Decoder::load_streamed(other)? } else { Decoder::load(&other)? })
         }
@@ -96,25 +99,25 @@ fn decoder(a: &args::Eval, text: &Path, json: bool) -> Result<()> {
         print_json(&out);
         return Ok(());
     }
-    crate::say!("perplexity     {:.4} over {} tokens", found.perplexity, found.tokens);
+    crate::outln!("perplexity     {:.4} over {} tokens", found.perplexity, found.tokens);
     if let Some(against) = &found.against {
-        crate::say!("KL mean        {:.5} nats", against.kl_mean);
-        crate::say!("top-1          {:.2} % agree", against.top1 * 100.0);
+        crate::outln!("KL mean        {:.5} nats", against.kl_mean);
+        crate::outln!("top-1          {:.2} % agree", against.top1 * 100.0);
     }
-    crate::say!("bits a weight  {bits:.3} ({body:.3} without embedding and head)");
-    crate::say!("weights        {}", megabytes(weight_bytes));
-    crate::say!("cache          {kv} bytes a token");
+    crate::outln!("bits/weight    {bits:.3} ({body:.3} without embedding and head)");
+    crate::outln!("weights        {}", megabytes(weight_bytes));
+    crate::outln!("cache          {kv} bytes/token");
     if let Some((prefill, decode)) = speed {
-        crate::say!("prefill        {prefill:.0} tokens/s");
-        crate::say!("decode         {decode:.1} tokens/s");
+        crate::outln!("prefill        {prefill:.0} tokens/s");
+        crate::outln!("decode         {decode:.1} tokens/s");
     }
     if let Some(rss) = peak_rss() {
-        crate::say!("peak memory    {}", megabytes(rss));
+        crate::outln!("peak memory    {}", megabytes(rss));
     }
     Ok(())
 }
 
-/// Tokens a second: prefill of one window (logits of its last token), and decoding from an empty context. Medians of three.
+/// Returns tokens per second of prefill (one window, logits of its last token) and of decoding from an empty context; medians of three.
 fn speed(decoder: &Decoder, window: &[u32], exec: &Exec) -> Result<(f64, f64)> {
     let median = |mut v: [f64; 3]| {
         v.sort_by(f64::total_cmp);
@@ -124,18 +127,18 @@ fn speed(decoder: &Decoder, window: &[u32], exec: &Exec) -> Result<(f64, f64)> {
     let count = DECODED.min(decoder.config().max_positions);
     for i in 0..3 {
         let (mut state, start) = (decoder.state()?, Instant::now());
-        decoder.next(window, &mut state, exec)?;
+        decoder.next_logits(window, &mut state, exec)?;
         prefill[i] = window.len() as f64 / start.elapsed().as_secs_f64();
         let (mut state, start) = (decoder.state()?, Instant::now());
         for &token in window.iter().cycle().take(count) {
-            decoder.next(&[token], &mut state, exec)?;
+            decoder.next_logits(&[token], &mut state, exec)?;
         }
         decode[i] = count as f64 / start.elapsed().as_secs_f64();
     }
     Ok((median(prefill), median(decode)))
 }
 
-/// Most memory that this process has had resident, where the system tells.
+/// Returns the peak resident memory of this process in bytes, on Linux.
 pub fn peak_rss() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;

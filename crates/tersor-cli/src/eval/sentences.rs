@@ -1,4 +1,4 @@
-//! `tersor eval --sentences`: how close the embeddings of an encoder are to the original's.
+//! `tersor eval --sentences`: compares the embeddings of an encoder with those of the original.
 
 use std::path::Path;
 
@@ -13,17 +13,20 @@ pub fn run(a: &args::Eval, path: &Path, json: bool) -> Result<()> {
     let registry = tersor::registry();
     let checkpoint = Checkpoint::open(&a.model, &registry)?;
     let against = a.against.as_ref();
-    let against = against.ok_or_else(|| ParamError::new("against", "missing", "needed with --sentences"))?;
+    let against = against.ok_or_else(|| ParamError::new("against", "missing", "must be given with --sentences"))?;
     let original = Checkpoint::open(against, &registry)?;
     let ctx = context(a.ctx, &checkpoint)?;
     let tokenizer = Tokenizer::of(&checkpoint)?;
     let text = read_text(path)?;
     let tokens = windows::sentences(&tokenizer, &text, a.windows, ctx)?;
     if tokens != windows::sentences(&Tokenizer::of(&original)?, &text, a.windows, ctx)? {
-        return Err(Error::format(against.display().to_string(), "has another tokenizer"));
+        return Err(Error::format(
+            against.display().to_string(),
+            "it has another tokenizer, so embeddings cannot be compared",
+        ));
     }
     if tokens.is_empty() {
-        return Err(Error::format(path.display().to_string(), "has no sentence: one a line is needed"));
+        return Err(Error::format(path.display().to_string(), "it has no sentence; put one on each line"));
     }
     let (bits, body) = checkpoint.bits_per_weight();
     let weight_bytes = checkpoint.model().weight_bytes();
@@ -50,8 +53,8 @@ pub fn run(a: &args::Eval, path: &Path, json: bool) -> Result<()> {
         }));
         return Ok(());
     }
-    crate::say!("cosine         {mean:.5} in the mean of {} sentences, {min:.5} at least", tokens.len());
-    crate::say!("bits a weight  {bits:.3} ({body:.3} without embeddings)");
-    crate::say!("weights        {}", megabytes(weight_bytes));
+    crate::outln!("cosine         mean {mean:.5}, minimum {min:.5} over {} sentences", tokens.len());
+    crate::outln!("bits/weight    {bits:.3} ({body:.3} without embeddings)");
+    crate::outln!("weights        {}", megabytes(weight_bytes));
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! How much memory compressing takes, by term.
+//! The peak memory of compression, by term.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +12,15 @@ use crate::megabytes;
 type Terms = BTreeMap<&'static str, u64>;
 
 impl Plan {
-    /// Peak memory of `compress`, by term: of its heaviest phase, and of what is there in all of them.
+    /// Returns the peak memory of `compress` in bytes, by term: that of its phase with the largest sum, and that of all phases.
     pub fn memory(&self, model: &Model) -> Terms {
         let all = |_: &Entry| true;
         let mut phases = vec![Terms::from([("rows", self.rows(all))])];
         if self.needs_data() {
             phases.extend(self.text(model));
-            phases.extend(self.walk().into_iter().flatten());
+            phases.extend(self.calibration_phases().into_iter().flatten());
         } else {
-            // The tokenizer is only carried over.
+            // Without calibration the tokenizer is only copied.
             let copies = if model.gguf().is_some() { 12 } else { 2 };
             let json = Tokenizer::json_of(model).map_or(0, |t| t.len() as u64 * copies);
             phases[0].insert("tokenizer", json);
@@ -28,25 +28,25 @@ impl Plan {
         self.heaviest(phases)
     }
 
-    /// The same of measuring for a budget, which this is the plan of: `streams` networks of `tokens` tokens each are held, and `abreast` of them
-    /// go through a layer at once.
-    pub fn memory_of_measuring(&self, model: &Model, [streams, tokens, abreast]: [usize; 3]) -> Terms {
+    /// Returns the peak memory of the measurement for a budget, by term; the plan is that of the probing recipe. The hidden states of `streams` networks
+    /// with `tokens` tokens each are in memory, and `concurrent` of them pass a layer at once.
+    pub fn memory_of_measuring(&self, model: &Model, [streams, tokens, concurrent]: [usize; 3]) -> Terms {
         let Some(network) = &self.network else { return Terms::new() };
         let floats = |shape: [usize; 2]| shape[0] as u64 * shape[1] as u64 * 4;
         let (hidden, ctx) = (network.hidden() as u64, self.windows[1] as u64);
-        // And the holes between them, where larger buffers came and went.
+        // Includes the fragmentation of the heap between the hidden states.
         let held = 5 * (streams * tokens) as u64 * hidden;
-        let mut phases = self.walk().unwrap_or_default();
+        let mut phases = self.calibration_phases().unwrap_or_default();
         let stream = phases.first().and_then(|w| w.get("hidden states").copied()).unwrap_or(0);
         let in_layers = |e: &&Entry| network.layer_of(&e.name).is_some();
         let widest = self.entries.iter().filter(in_layers).filter_map(Entry::matrix).map(floats).max().unwrap_or(0);
         for terms in &mut phases {
-            // Whole, and what GPTQ makes of it.
+            // The whole matrix, and the working copies of GPTQ.
             terms.entry("rows").and_modify(|rows| *rows = widest * 5);
             terms.insert("networks", held);
         }
         let layer = self.entries.iter().filter(|e| network.layer_of(&e.name) == Some(0)).filter_map(Entry::matrix);
-        let at_work = abreast as u64 * tokens as u64 + rayon::current_num_threads() as u64 * ctx * 12;
+        let at_work = concurrent as u64 * tokens as u64 + rayon::current_num_threads() as u64 * ctx * 12;
         phases.push(Terms::from([
             ("networks", held),
             ("windows", at_work * 4 * hidden),
@@ -54,7 +54,7 @@ impl Plan {
             ("layer", layer.map(floats).sum()),
         ]));
         if let Architecture::Decoder(c) = network {
-            // The head, and the predictions of a block of the original and of another network.
+            // The head, and the logits of a block of tokens in the original and in another network.
             let head = floats([c.vocab, c.hidden]);
             phases.push(Terms::from([
                 ("networks", held),
@@ -66,7 +66,7 @@ impl Plan {
         self.heaviest(phases)
     }
 
-    /// Of these phases, and what is there in all.
+    /// Returns the terms of the phase with the largest sum, and the terms of all phases.
     fn heaviest(&self, phases: Vec<Terms>) -> Terms {
         let headers: u64 = self.entries.iter().map(|e| 200 + e.tensors.len() as u64 * 300).sum();
         let heaviest = phases.into_iter().max_by_key(|t| t.values().sum::<u64>()).unwrap_or_default();
@@ -75,7 +75,7 @@ impl Plan {
         terms
     }
 
-    /// Puts hidden states on disk where memory would not do. Error, with the figure, when that is not enough.
+    /// Keeps hidden states on disk if that is needed to stay within `max` bytes. Errors, with the bytes needed, if it is not enough.
     pub fn fit(&mut self, model: &Model, max: Option<u64>) -> Result<()> {
         let Some(max) = max else { return Ok(()) };
         let need = |plan: &Self| plan.memory(model).values().sum::<u64>();
@@ -88,7 +88,7 @@ impl Plan {
         Ok(())
     }
 
-    /// A block of rows of the widest matrix at work: values, values read back, stored bytes, codes and their packed form.
+    /// Returns the memory of the largest block of rows: values, dequantized values, stored bytes, codes and their packed form.
     fn rows(&self, which: impl Fn(&Entry) -> bool) -> u64 {
         let block = |e: &Entry| match (&e.action, e.matrix()) {
             (Action::Compress(m), Some(shape)) => (Self::block_rows(shape, &**m).min(shape[0]) * shape[1]) as u64 * 16,
@@ -97,7 +97,7 @@ impl Plan {
         self.entries.iter().filter(|e| which(e)).map(block).max().unwrap_or(0)
     }
 
-    /// While the calibration text is tokenized, in pieces: the tokenizer's tables, the text, and its tokens.
+    /// Returns the memory while the calibration text is tokenized: the tokenizer's tables, the text, and its tokens.
     fn text(&self, model: &Model) -> Option<Terms> {
         let text = self.calibration.as_ref().map_or(2 << 20, |t| t.content.len() as u64);
         let json = Tokenizer::json_of(model).map_or(0, |t| t.len() as u64);
@@ -105,11 +105,11 @@ impl Plan {
         self.statistics.is_none().then(|| Terms::from([("tokenizer", json * 20), ("text", pieces)]))
     }
 
-    /// While statistics are gathered, and while a site is compressed with them.
-    fn walk(&self) -> Option<Vec<Terms>> {
+    /// Returns the memory while statistics are gathered, while a site is compressed, and while principal directions are found.
+    fn calibration_phases(&self) -> Option<Vec<Terms>> {
         let network = self.network.as_ref()?;
         let in_layers = |e: &Entry| network.layer_of(&e.name).is_some();
-        // Of a matrix whose columns are compressed in runs, those of the run, what it leaves to the others, and its like for the next.
+        // Bytes per Gram element over four; larger for matrices whose columns are split into parts.
         let split = |e: &Entry| {
             let rule = e.rule.and_then(|r| self.recipe.rules.get(r));
             if rule.is_some_and(|r| !r.parts.is_empty()) { 16 } else { 11 }
@@ -118,17 +118,17 @@ impl Plan {
         let square = |[_, cols]: [usize; 2]| (cols as u64).pow(2) * 8;
         let gram = fed().map(|(_, m)| square(m)).max().unwrap_or(0);
         let factors = fed().map(|(e, m)| square(m) * split(e) / 2).max().unwrap_or(0);
-        // What each thread packs for a product, and what its allocator keeps.
+        // Packing buffers of matrix products, and what the allocator retains for each thread.
         let threads = rayon::current_num_threads() as u64 * (5 << 20);
-        // The sums so far and those of a shard; then the sums, the damped copy, its reversal and the factor, and two that are kept in f32;
-        // then what the allocator keeps of those before.
+        // While gathering: the sums so far and those of a shard. While compressing: the sums, the damped copy, its reversal, the factor, two copies
+        // in f32, and what the allocator retains.
         let mut gather = Terms::from([("gram", gram * 2), ("threads", threads)]);
         let mut compress = Terms::from([("gram", factors), ("rows", self.rows(in_layers)), ("threads", threads)]);
         if self.statistics.is_some() {
             return Some(vec![gather, compress]);
         }
         let [windows, ctx] = self.windows;
-        let (hidden, attention) = (network.hidden() as u64, network.attention() as u64);
+        let (hidden, attention) = (network.hidden() as u64, network.attention_width() as u64);
         let inner = match network {
             Architecture::Decoder(c) => c.intermediate,
             Architecture::Encoder(c) => c.intermediate,
@@ -138,17 +138,17 @@ impl Plan {
         let mut directions = Terms::from([("threads", threads)]);
         for terms in [&mut gather, &mut compress, &mut directions] {
             if !self.spill {
-                // The stream, and beside it the attention output until it is added.
+                // The hidden states, and the attention output until it is added to them.
                 terms.insert("hidden states", (windows * ctx) as u64 * 4 * (hidden + attention));
             }
-            // A layer in f32, and beside it the values of a compressed matrix.
+            // A layer in f32, and the values of one compressed matrix.
             terms.insert("layer", 4 * (layer.iter().sum::<u64>() + layer.iter().max().unwrap_or(&0)));
         }
-        // The inputs of a batch of windows and their joined copy, and the two halves of the gated product.
+        // The inputs of a batch of windows, their concatenation, and the two factors of the gated product.
         let batch = 4 * batch_tokens(ctx) as u64 * (3 * inner.max(attention) + 2 * hidden);
         gather.insert("windows", batch);
         if !self.smoothings.is_empty() {
-            // Inputs of the sample at all sites; what a module makes of them, as it was and as it would be, and the parts of that.
+            // The sample's inputs at all sites, and module outputs of the original and a trial with their intermediate results.
             let want = self
                 .sites()
                 .iter()
@@ -161,14 +161,14 @@ impl Plan {
             *gather.entry("windows").or_default() += 2 * batch_tokens(ctx) as u64 * inputs;
         }
         if self.spill {
-            // Nothing large comes between them, so the allocator keeps what they had.
+            // The allocator retains the memory of the windows while a site is compressed.
             compress.insert("windows", batch);
         }
         let mut phases = vec![gather, compress];
         if self.rotation_needs_data() {
-            // Sums of two sites and of a shard of them, those over all layers, and what finding their eigenvectors takes.
+            // Sums of two sites and of a shard, sums over all layers, and the working memory of the eigensolver.
             directions.insert("gram", hidden.pow(2) * 8 * 9);
-            // The first site's inputs, keys and values of the sample, and these again as wide floats.
+            // The sample's inputs of the first site, its keys and values, and these again in f64.
             let tokens = SAMPLE_TOKENS.min(windows * ctx).max(ctx) as u64;
             directions.insert("sample", tokens * 4 * (hidden + 6 * attention));
             let inputs = 4 * (2 * hidden + attention + inner);

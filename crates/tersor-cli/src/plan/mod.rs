@@ -1,4 +1,4 @@
-//! What a recipe makes of a model, from headers alone.
+//! Plans: the result of a recipe on a model, computed from headers alone.
 
 mod budget;
 mod memory;
@@ -18,7 +18,7 @@ use tersor::core::{
 };
 use tersor::formats::safetensors::Header;
 use tersor::formats::{Model, Tensor, json as files};
-use tersor::llm::{Architecture, Behind, StoredWeight, Tokenizer};
+use tersor::llm::{Architecture, StoredWeight, Tokenizer, Upstream};
 
 use crate::args;
 use crate::recipe::Recipe;
@@ -26,49 +26,49 @@ use crate::statistics::Statistics;
 use tersor::lowrank::rotate::SAMPLE_TOKENS;
 use tersor::lowrank::{By, Rotate};
 
-/// The name of a head.
+/// Tensor name of the output head.
 const HEAD: &str = "lm_head.weight";
 
-/// Bytes of f32 values in a block of rows.
+/// Size of a block of rows in bytes of f32 values.
 const BLOCK_BYTES: usize = 8 << 20;
 
-/// What happens to a tensor.
+/// What is done with a tensor.
 pub enum Action {
-    /// Its stored bytes are kept (of block types: its values, as f32).
+    /// The tensor is copied as it is stored; GGUF block types are converted to f32.
     Copy,
-    /// It is a vector that takes factors of the inputs of a site: its values in f32.
+    /// The tensor is a vector into which a rewrite folds factors; it is stored in f32.
     Fold,
-    /// It is a matrix and this method compresses it.
+    /// The tensor is a matrix and is compressed by this method.
     Compress(Box<dyn Method>),
-    /// The model does not have it: the rotation of the network makes it.
+    /// The tensor is not in the model; the rotation of the network adds it.
     New,
 }
 
 /// A tensor in a plan.
 pub struct Entry {
-    /// Its name.
+    /// Name of the tensor in the output.
     pub name: String,
-    /// The tensor of the model that it is made of: the same, but for a head that was the embedding.
+    /// Name of the tensor in the model: the same, except for an output head that is separated from the embedding.
     pub source: String,
-    /// Axes of the original.
+    /// Shape of the original tensor.
     pub shape: Vec<usize>,
-    /// Number of the rule, where one matched.
+    /// Index of the matching rule of the recipe; none if no rule matches.
     pub rule: Option<usize>,
-    /// What happens.
+    /// What is done with the tensor.
     pub action: Action,
-    /// Tensors that it becomes, by full name.
+    /// Name, type and shape of the tensors that are stored for it.
     pub tensors: Vec<(String, TensorInfo)>,
-    /// File that they go to.
+    /// Name of the file that they are stored in.
     pub file: String,
 }
 
 impl Entry {
-    /// Bytes of all tensors that it becomes.
+    /// Returns the total length in bytes of the tensors that are stored for it.
     pub fn bytes(&self) -> u64 {
         self.tensors.iter().map(|(_, t)| t.bytes().unwrap_or(0) as u64).sum()
     }
 
-    /// What its method must know about its inputs.
+    /// Returns the statistics of its inputs that its method needs.
     pub fn needs(&self) -> StatNeeds {
         match &self.action {
             Action::Copy | Action::Fold | Action::New => StatNeeds::default(),
@@ -76,7 +76,7 @@ impl Entry {
         }
     }
 
-    /// Rows and columns, of a matrix.
+    /// Returns rows and columns of a matrix; none for another tensor.
     pub fn matrix(&self) -> Option<[usize; 2]> {
         match self.shape[..] {
             [r, c] => Some([r, c]),
@@ -85,23 +85,23 @@ impl Entry {
     }
 }
 
-/// What calibrates, as asked for.
+/// The calibration data and memory limit given by the user.
 #[derive(Default)]
 pub struct Calibration {
-    /// The text; a plan needs none.
+    /// The calibration text, if one is given; a plan without budget needs none.
     pub text: Option<PathBuf>,
-    /// Windows of it.
+    /// Number of windows of the text.
     pub windows: usize,
-    /// Tokens of a window; the smaller of 512 and the model's maximum unless given.
+    /// Tokens per window; none for the smaller of 512 and the model's maximum.
     pub ctx: Option<usize>,
-    /// Files of statistics, instead of a text.
+    /// Files of statistics to use instead of a text.
     pub stats: Vec<PathBuf>,
-    /// Bytes of memory that compressing may take.
+    /// Maximum memory of compression in bytes, if it is limited.
     pub max_memory: Option<u64>,
 }
 
 impl Calibration {
-    /// From the command line.
+    /// Converts the arguments of the command line.
     pub fn from_args(a: &args::Calibration, ctx: Option<usize>) -> Self {
         Self { text: a.calib.clone(), windows: a.calib_windows, ctx, stats: a.stats.clone(), max_memory: a.max_memory }
     }
@@ -111,25 +111,25 @@ impl Calibration {
 pub struct Plan {
     /// The recipe.
     pub recipe: Recipe,
-    /// Every tensor, sorted by name.
+    /// Every tensor of the output, sorted by name.
     pub entries: Vec<Entry>,
-    /// How the inputs of sites are smoothed, by the names of the sites.
+    /// The smoothing of each smoothed site, by the name of the site.
     pub smoothings: BTreeMap<String, Box<dyn Rewrite>>,
-    /// How the whole network is rotated.
+    /// The rotation of the whole network, if the recipe has one.
     pub rotation: Option<Box<dyn Rewrite>>,
-    /// Seed of everything random.
+    /// Seed of all random numbers.
     pub seed: u64,
-    /// What the result depends on, each hashed.
+    /// Everything that the result depends on, as hashes by name.
     pub inputs: BTreeMap<String, String>,
-    /// The architecture, unless matrices are taken by name.
+    /// The architecture; none with `--generic`.
     pub network: Option<Architecture>,
-    /// What calibrates, for recipes that need it and where it was given.
+    /// The calibration text, if the recipe needs data and one was given.
     pub calibration: Option<Text>,
-    /// Statistics gathered before, for recipes that need them and where they were given.
+    /// Statistics from files, if the recipe needs data and they were given.
     pub statistics: Option<Statistics>,
-    /// Whether hidden states lie on disk rather than in memory.
+    /// Whether hidden states are kept on disk instead of in memory.
     pub spill: bool,
-    /// Windows of calibration and their length, as planned.
+    /// Number of calibration windows, and tokens per window.
     pub windows: [usize; 2],
 }
 
@@ -137,19 +137,19 @@ pub struct Plan {
 pub struct Text {
     /// Its content.
     pub content: String,
-    /// Where it was read, for messages.
+    /// The path that it was read from, for messages.
     pub name: String,
 }
 
 impl Plan {
-    /// Plans from headers. Error when the architecture is unknown (unless `generic`), a rule is invalid, or a
-    /// method cannot lay a matrix out.
+    /// Plans the compression of a model from its headers. Errors if the architecture is unsupported (unless `generic`), a rule is invalid, a method
+    /// cannot store a matrix of the model's shape, or the calibration data does not fit the recipe.
     pub fn new(model: &Model, recipe: Recipe, seed: u64, generic: bool, calibration: &Calibration) -> Result<Self> {
         recipe.check()?;
         let network = match (model.config(), generic) {
             (Some(_), false) => Some(Architecture::of(model)?),
             (None, false) => {
-                let place = format!("{} (with --generic, matrices are taken by name)", model.path().display());
+                let place = format!("{} (--generic takes matrices by name)", model.path().display());
                 return Err(Error::Missing { name: "config.json".into(), place });
             }
             (_, true) => None,
@@ -157,7 +157,7 @@ impl Plan {
         let tied = network.as_ref().is_some_and(Architecture::tied);
         let rotation: Option<Box<dyn Rewrite>> = match recipe.rotate.as_deref() {
             Some(how) => {
-                // All layers alike, and all matrices that read the stream.
+                // The rotation is the same for all layers, so the shares of one layer's rule hold for all.
                 let rule = recipe.rule("model.layers.0.self_attn.o_proj.weight")?;
                 Some(rotation(how, network.as_ref(), rule.and_then(|(_, r)| r.shares()))?)
             }
@@ -166,7 +166,7 @@ impl Plan {
         let sites = network.as_ref().map(Architecture::sites).unwrap_or_default();
         let smoothings = smoothing::of(&recipe, &sites)?;
         if rotation.is_some() && !smoothings.is_empty() {
-            let rule = "and smoothing exclude each other: a rotation spreads what smoothing would move";
+            let rule = "it and `smooth` exclude each other: a rotation already spreads outliers over all features";
             return Err(ParamError::new("rotate", "given", rule).into());
         }
         let mut effects: Vec<(String, Effect)> = Vec::new();
@@ -188,7 +188,7 @@ impl Plan {
         let mut own_head = false;
         for (name, effect) in &effects {
             if let Effect::Untie { from } = effect {
-                // A second copy in the file has no reader.
+                // A copy of the head in the file is not used; the head is made from the embedding.
                 tensors.retain(|(_, t)| t.name != *name);
                 let table = tensors.iter().find(|(_, t)| t.name == *from).map(|(_, t)| t.clone());
                 tensors.extend(table.map(|t| (from.clone(), Tensor { name: name.clone(), ..t })));
@@ -197,7 +197,7 @@ impl Plan {
             }
         }
         for (source, t) in tensors {
-            // The one is the other: a second copy in the file has no reader. The frequencies are in the configuration.
+            // A copy of a tied head in the file is not used. The rotary frequencies of a GGUF file are in the configuration.
             if (tied && !own_head && t.name == HEAD) || (model.gguf().is_some() && t.name == "rope_freqs.weight") {
                 continue;
             }
@@ -252,7 +252,7 @@ impl Plan {
         let max = network.as_ref().map_or(512, Architecture::max_positions);
         let ctx = calibration.ctx.unwrap_or(max.min(512));
         if ctx < 2 || ctx > max {
-            return Err(ParamError::new("ctx", ctx, format!("must be 2 to {max}, which the model was made for")).into());
+            return Err(ParamError::new("ctx", ctx, format!("must be 2 to {max}, the model's maximum")).into());
         }
         if calibration.windows == 0 {
             return Err(ParamError::new("calib-windows", 0, "must be at least 1").into());
@@ -277,28 +277,27 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Takes the calibration text, or the statistics.
+    /// Reads the calibration text, or opens the statistics. Errors if they cannot be used with the recipe.
     fn take_data(&mut self, calibration: &Calibration) -> Result<()> {
-        let mut behind = self.recipe.behind()?;
-        if !self.smoothings.is_empty() && (!calibration.stats.is_empty() || behind == Behind::Original) {
-            let rule =
-                "moves magnitude on its way through the layers: it needs a text (--calib) and sequential statistics";
+        let mut upstream = self.recipe.upstream()?;
+        if !self.smoothings.is_empty() && (!calibration.stats.is_empty() || upstream == Upstream::Original) {
+            let rule = "it changes the inputs of later sites, so it needs a text (--calib) and sequential statistics";
             return Err(ParamError::new("smooth", "given", rule).into());
         }
-        if self.rotation.is_some() && (!calibration.stats.is_empty() || behind == Behind::Original) {
-            let rule = "changes what flows into every site: it needs a text (--calib) and sequential statistics";
+        if self.rotation.is_some() && (!calibration.stats.is_empty() || upstream == Upstream::Original) {
+            let rule = "it changes the inputs of every site, so it needs a text (--calib) and sequential statistics";
             return Err(ParamError::new("rotate", "given", rule).into());
         }
         if !calibration.stats.is_empty() {
             if self.recipe.statistics.as_deref() == Some("sequential") {
-                let rule = "are of the original network, and the recipe asks for `sequential`; give a text (--calib)";
-                return Err(ParamError::new("stats", "statistics gathered before", rule).into());
+                let rule = "the files have statistics of the original network, and the recipe needs `sequential` ones; give a text (--calib)";
+                return Err(ParamError::new("stats", "given", rule).into());
             }
             let statistics = Statistics::open(&calibration.stats, self)?;
             self.inputs.extend(statistics.inputs()?);
             self.windows = statistics.windows().unwrap_or(self.windows);
             self.statistics = Some(statistics);
-            behind = Behind::Original;
+            upstream = Upstream::Original;
         } else if let Some(path) = &calibration.text {
             let content = crate::eval::read_text(path)?;
             let [windows, ctx] = self.windows;
@@ -306,41 +305,41 @@ impl Plan {
             self.inputs.insert("calibration windows".into(), format!("{windows} of {ctx}"));
             self.calibration = Some(Text { content, name: path.display().to_string() });
         }
-        let name = if behind == Behind::Original { "original" } else { "sequential" };
+        let name = if upstream == Upstream::Original { "original" } else { "sequential" };
         self.inputs.insert("statistics".into(), name.into());
         Ok(())
     }
 
-    /// Whose outputs flow into the sites.
-    pub fn behind(&self) -> Result<Behind> {
-        if self.statistics.is_some() { Ok(Behind::Original) } else { self.recipe.behind() }
+    /// Returns which weights are upstream of the sites during calibration.
+    pub fn upstream(&self) -> Result<Upstream> {
+        if self.statistics.is_some() { Ok(Upstream::Original) } else { self.recipe.upstream() }
     }
 
-    /// The sites of the network; none of one that is not known.
+    /// Returns the sites of the network; none with `--generic`.
     pub fn sites(&self) -> Vec<Site> {
         self.network.as_ref().map(Architecture::sites).unwrap_or_default()
     }
 
-    /// Whether the rotation of the network is found on data.
+    /// Returns whether the rotation of the network needs calibration data.
     pub fn rotation_needs_data(&self) -> bool {
         let found = |r: &dyn Rewrite| self.sites().iter().any(|s| r.needs(s).any_data());
         self.rotation.as_ref().is_some_and(|r| found(&**r))
     }
 
-    /// Whether something is found on data.
+    /// Returns whether calibration data is needed at all.
     pub fn needs_data(&self) -> bool {
-        self.needs_walk() || self.rotation_needs_data()
+        self.needs_site_data() || self.rotation_needs_data()
     }
 
-    /// Whether some matrix is compressed, or some site changed, by what flows into it.
-    pub fn needs_walk(&self) -> bool {
+    /// Returns whether compressing some matrix, or smoothing some site, needs calibration data.
+    pub fn needs_site_data(&self) -> bool {
         !self.smoothings.is_empty() || self.entries.iter().any(|e| e.needs().any_data())
     }
 
-    /// Error unless every matrix that wants data is one that data flows into.
+    /// Errors unless every matrix whose method needs data is a consumer of a site.
     fn check_sites(&self) -> Result<()> {
         let Some(network) = &self.network else {
-            let value = "by name patterns alone: its method needs data (choose rtn)".to_string();
+            let value = "choose a method without calibration, such as rtn".to_string();
             return Err(Error::Unsupported { what: "calibration of a model of unknown architecture", value });
         };
         let (sites, tables) = (network.sites(), network.embeddings());
@@ -351,20 +350,19 @@ impl Plan {
         };
         for e in self.entries.iter().filter(|e| e.needs().any_data()) {
             if !fed(&e.name) || tables.contains(&e.name) {
-                let value =
-                    "it is looked up before anything flows; choose a method without data, such as rtn".to_string();
+                let value = "no activations flow into it; choose a method without calibration, such as rtn".to_string();
                 return Err(Error::Unsupported { what: "calibration of this matrix", value }.in_tensor(&e.name));
             }
         }
         Ok(())
     }
 
-    /// The number of a tensor's entry.
+    /// Returns the index of a tensor's entry; none if there is no such tensor.
     pub fn entry(&self, name: &str) -> Option<usize> {
         self.entries.binary_search_by(|e| e.name.as_str().cmp(name)).ok()
     }
 
-    /// One hash of everything that the result depends on.
+    /// Returns one hash over everything that the result depends on.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for (name, hash) in &self.inputs {
@@ -373,7 +371,7 @@ impl Plan {
         hasher.finalize().to_hex().to_string()
     }
 
-    /// The tensors of each file.
+    /// Returns the stored tensors of each output file.
     pub fn files(&self) -> BTreeMap<String, BTreeMap<String, TensorInfo>> {
         let mut files: BTreeMap<String, BTreeMap<String, TensorInfo>> = BTreeMap::new();
         for e in &self.entries {
@@ -382,18 +380,18 @@ impl Plan {
         files
     }
 
-    /// Bytes of all weight files, headers included.
+    /// Returns the total length of all weight files in bytes, headers included.
     pub fn weight_bytes(&self) -> Result<u64> {
         self.files().values().map(|tensors| Ok(Header::canonical(tensors)?.0.file_len())).sum()
     }
 
-    /// The matrices and what they will take.
+    /// Returns the matrices with their stored sizes.
     pub fn weights(&self) -> Vec<StoredWeight> {
         let weight = |e: &Entry| Some(StoredWeight { name: e.name.clone(), shape: e.matrix()?, bytes: e.bytes() });
         self.entries.iter().filter_map(weight).collect()
     }
 
-    /// Rows of a block of a matrix `[rows, cols]` under a method.
+    /// Returns how many rows of a matrix `[rows, cols]` a method compresses at a time.
     pub fn block_rows([rows, cols]: [usize; 2], method: &dyn Method) -> usize {
         use tersor::core::method::ROW_UNIT;
         if method.extent() == Extent::Whole {
@@ -403,8 +401,8 @@ impl Plan {
     }
 }
 
-/// The rotation of a network by its name in a recipe: `hadamard`, `orthogonal`, `resq`, or `pca` (`resq` without rotating coefficients inside a
-/// subspace). `shares` are those of the subspaces, if matrices have any. Error when the network is no decoder.
+/// Returns the rotation of a network by its name in a recipe: `hadamard`, `orthogonal`, `resq`, or `pca` (`resq` without the random rotation inside
+/// each subspace). `shares` are the relative sizes of the subspaces, if matrices are split. Errors if the network is no decoder.
 fn rotation(how: &str, network: Option<&Architecture>, shares: Option<Vec<f64>>) -> Result<Box<dyn Rewrite>> {
     let by = match how {
         "hadamard" => By::Hadamard,
@@ -417,14 +415,14 @@ fn rotation(how: &str, network: Option<&Architecture>, shares: Option<Vec<f64>>)
         }
     };
     if !matches!(network, Some(Architecture::Decoder(_))) {
-        let rule = "is for decoders that are known: their norms leave the stream as it is";
+        let rule = "it is supported for decoders of a known architecture only";
         return Err(ParamError::new("rotate", "given", rule).into());
     }
     let rotate = Rotate::new(by).head(HEAD).split_heads(shares.is_some());
     Ok(Box::new(shares.map_or(rotate.clone(), |s| rotate.shares(s)).check()?))
 }
 
-/// Heads whose outputs side by side are what a matrix reads; 1 where it reads something else.
+/// Returns the number of heads whose outputs are concatenated in the input of a matrix; 1 if it has another input.
 fn heads_of(network: Option<&Architecture>, name: &str) -> usize {
     match network {
         Some(Architecture::Decoder(c)) if name.ends_with(".self_attn.o_proj.weight") => c.heads,
@@ -432,10 +430,12 @@ fn heads_of(network: Option<&Architecture>, name: &str) -> usize {
     }
 }
 
+/// Returns the BLAKE3 hash of bytes.
 fn hash(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
+/// Returns what a result depends on before calibration data is known, as hashes by name.
 fn inputs(model: &Model, recipe: &Recipe, seed: u64) -> Result<BTreeMap<String, String>> {
     let mut headers = blake3::Hasher::new();
     for t in model.tensors() {
@@ -458,12 +458,12 @@ fn inputs(model: &Model, recipe: &Recipe, seed: u64) -> Result<BTreeMap<String, 
     .into())
 }
 
-/// Reads a recipe, a seed and the hashed inputs back out of a plan file.
+/// Reads the recipe, the seed and the hashed inputs of a plan file. Errors if one is missing or invalid.
 pub fn recipe_of(path: &Path) -> Result<(Recipe, u64, BTreeMap<String, String>)> {
     let json = files::read(path, &Limits::default())?;
     let bad = |what: &str| Error::format(path.display().to_string(), what);
     let recipe = serde_json::from_value(json["recipe"].clone()).map_err(|e| bad(&format!("recipe: {e}")))?;
-    let seed = json["seed"].as_u64().ok_or_else(|| bad("no `seed`"))?;
+    let seed = json["seed"].as_u64().ok_or_else(|| bad("`seed` is missing or not a number"))?;
     let inputs = serde_json::from_value(json["inputs"].clone()).map_err(|e| bad(&format!("inputs: {e}")))?;
     Ok((recipe, seed, inputs))
 }

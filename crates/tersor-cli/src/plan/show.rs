@@ -1,4 +1,4 @@
-//! `tersor plan`: the plan as text, as JSON, as a file.
+//! `tersor plan`: prints a plan as text or JSON, and writes plan files.
 
 use serde_json::{Value as Json, json};
 use tersor::core::{Error, Limits, ParamError, Result};
@@ -62,7 +62,9 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
             (recipe, Some((loss, memory)))
         }
         (Some(name), None) => (Recipe::find(name)?, None),
-        (None, None) => return Err(ParamError::new("recipe", "missing", "needed, or --budget, --bits or --to").into()),
+        (None, None) => {
+            return Err(ParamError::new("recipe", "missing", "must be given, or --budget, --bits or --to").into());
+        }
     };
     let mut plan = Plan::new(&model, recipe, a.seed, a.generic, &calibration)?;
     plan.fit(&model, calibration.max_memory)?;
@@ -91,7 +93,7 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
     for e in plan.entries.iter().filter(|e| matches!(e.action, Action::Compress(_))) {
         let n = e.shape.iter().map(|&d| d as f64).product::<f64>().max(1.0);
         let rule = e.rule.map_or("-".to_string(), |r| r.to_string());
-        crate::say!(
+        crate::outln!(
             "{:width$}  rule {rule:>2}  {:6} {:6.3} bits  {:>10}",
             e.name,
             e.method_name(),
@@ -99,17 +101,17 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
             megabytes(e.bytes())
         );
     }
-    crate::say!(
-        "{all:.3} bits a weight ({body:.3} without embedding and head), {} of weights",
+    crate::outln!(
+        "{all:.3} bits per weight ({body:.3} without embedding and head), weights {}",
         megabytes(plan.weight_bytes()?)
     );
     let memory = plan.memory(&model);
-    crate::say!("{} of memory at most:", megabytes(memory.values().sum()));
+    crate::outln!("peak memory at most {}:", megabytes(memory.values().sum()));
     for (term, bytes) in memory {
-        crate::say!("  {term:13} {}", megabytes(bytes));
+        crate::outln!("  {term:13} {}", megabytes(bytes));
     }
     if let Some(memory) = chosen.and_then(|c| c.1) {
-        crate::say!("{} at most for measuring what each matrix does", megabytes(memory.values().sum()));
+        crate::outln!("peak memory of the measurement at most {}", megabytes(memory.values().sum()));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Which sites are smoothed, and what takes the factors.
+//! The smoothing of sites.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,8 @@ use tersor::core::{Error, ParamError, Result, Rewrite, Site};
 
 use crate::recipe::{Recipe, Rule};
 
-/// The smoothing of each site that has one. Error when matrices of a site ask for different ones.
+/// Returns the smoothing of each smoothed site, by the name of the site. Errors if the rules of a site's matrices differ in it, or if no site can be
+/// smoothed.
 pub fn of(recipe: &Recipe, sites: &[Site]) -> Result<BTreeMap<String, Box<dyn Rewrite>>> {
     let mut all = BTreeMap::new();
     for site in sites.iter().filter(|s| s.layer.is_some()) {
@@ -14,9 +15,9 @@ pub fn of(recipe: &Recipe, sites: &[Site]) -> Result<BTreeMap<String, Box<dyn Re
         for c in &site.consumers {
             rules.push(recipe.rule(&c.weight)?.map(|r| r.1));
         }
-        let asked = |r: &Option<&Rule>| r.and_then(|r| Some((r.smooth.clone()?, r.alpha)));
-        let first = rules.first().and_then(asked);
-        if rules.iter().any(|r| asked(r) != first) {
+        let settings = |r: &Option<&Rule>| r.and_then(|r| Some((r.smooth.clone()?, r.alpha)));
+        let first = rules.first().and_then(settings);
+        if rules.iter().any(|r| settings(r) != first) {
             let rule = format!("must be the same for all matrices that read {}", site.name);
             return Err(Error::from(ParamError::new("smooth", "different", rule)));
         }
@@ -28,7 +29,7 @@ pub fn of(recipe: &Recipe, sites: &[Site]) -> Result<BTreeMap<String, Box<dyn Re
         }
     }
     if all.is_empty() && recipe.rules.iter().any(|r| r.smooth.is_some()) {
-        let rule = "changes sites of a network that is known, and there is none here that it covers";
+        let rule = "it needs a site of a known architecture that it can change, and there is none here";
         return Err(ParamError::new("smooth", "given", rule).into());
     }
     Ok(all)

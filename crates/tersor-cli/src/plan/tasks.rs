@@ -1,35 +1,35 @@
-//! The work cut into tasks that processes can share.
+//! Tasks: parts of the work that several processes can share.
 
 use serde_json::{Value as Json, json};
-use tersor::llm::{Behind, shard_windows};
+use tersor::llm::{Upstream, shard_windows};
 
 use super::{Action, Plan};
 
-/// A piece of the work. What it writes does not depend on who does the others.
+/// A part of the work. Its output does not depend on which process does which task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Task {
-    /// A matrix, by the number of its entry.
+    /// Compress one matrix, given by the index of its entry.
     Matrix(usize),
-    /// All sites of a layer, behind the compressed ones before it.
+    /// Compress all sites of a layer, with the compressed layers upstream.
     Layer(usize),
-    /// Statistics of a shard of the windows, in the original network.
+    /// Gather the statistics of one shard of windows in the original network.
     Statistics(usize),
-    /// Principal directions of the original network, which it is rotated into.
+    /// Find the principal directions of the original network, into which it is rotated.
     Directions,
 }
 
 impl Plan {
-    /// Shards that the statistics of the original network are gathered in.
+    /// Returns the number of shards of the statistics of the original network.
     pub fn shards(&self) -> usize {
         self.windows[0].div_ceil(shard_windows(self.windows[1]))
     }
 
-    /// The tasks in an order in which they can be done.
+    /// Returns the tasks in an order in which they can be done.
     pub fn tasks(&self) -> Vec<Task> {
         let compressed = |i: &usize| matches!(self.entries[*i].action, Action::Compress(_));
         let matrices = || (0..self.entries.len()).filter(compressed);
         let needs_data = |i: &usize| self.entries[*i].needs().any_data();
-        let chain = self.needs_walk() && matches!(self.behind(), Ok(Behind::Compressed));
+        let chain = self.needs_site_data() && matches!(self.upstream(), Ok(Upstream::Compressed));
         let mut tasks = Vec::new();
         if self.rotation_needs_data() {
             tasks.push(Task::Directions);
@@ -45,14 +45,14 @@ impl Plan {
             tasks.extend(matrices().filter(|i| !fed(i) && needs_data(i)).map(Task::Matrix));
             return tasks;
         }
-        if self.needs_walk() && self.statistics.is_none() {
+        if self.needs_site_data() && self.statistics.is_none() {
             tasks.extend((0..self.shards()).map(Task::Statistics));
         }
         tasks.extend(matrices().map(Task::Matrix));
         tasks
     }
 
-    /// The tasks as a list shows them, each with the numbers of those that must be done before it.
+    /// Returns the tasks as JSON, each with the indices of the tasks that must be done before it (`after`).
     pub(super) fn tasks_json(&self) -> Vec<Json> {
         let tasks = self.tasks();
         let number = |task: Task| tasks.iter().position(|t| *t == task);

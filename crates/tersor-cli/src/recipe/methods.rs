@@ -1,4 +1,4 @@
-//! From a rule to the method that it names, with its parameters checked.
+//! Builds the method of a rule, with checked parameters. Errors of this module are bad usage.
 
 use tersor::blockwise::{Blockwise, LlmInt8};
 use tersor::core::{Bits, Check, DType, GroupSize, Method, ParamError, Result, Rewrite};
@@ -10,10 +10,10 @@ use tersor::operators::{ActPlan, ActQuant, ActRange, Cast, WithActivations};
 use super::{Group, Range, Rule};
 
 impl Rule {
-    /// How magnitude moves from inputs to weights, where these rules are those of a site's matrices, this one's first.
+    /// Returns the smoothing of a site, if the rule has one; `rules` are the rules of the site's matrices, this one first.
     pub fn smoothing(&self, rules: &[&Rule]) -> Result<Option<Box<dyn Rewrite>>> {
         if self.alpha.is_some() && self.smooth.as_deref() != Some("smoothquant") {
-            return Err(ParamError::new("alpha", "given", "is of no use without smooth = \"smoothquant\"").into());
+            return Err(ParamError::new("alpha", "given", "it has no effect without smooth = \"smoothquant\"").into());
         }
         let Some(how) = &self.smooth else { return Ok(None) };
         for rule in rules {
@@ -37,18 +37,21 @@ impl Rule {
         }))
     }
 
-    /// Error unless the method has a form without data to search factors with, where that is how factors are found.
+    /// Errors if the smoothing searches its factors by trials and the method has no data-free form for them.
     fn check_trial(&self) -> Result<()> {
         if !["awq", "adaptive"].contains(&self.smooth.as_deref().unwrap_or_default()) {
             return Ok(());
         }
         match self.weights(DType::F32)?.plain() {
             Some(_) => Ok(()),
-            None => Err(ParamError::new("smooth", "given", format!("is of no use with `{}`", self.method)).into()),
+            None => {
+                Err(ParamError::new("smooth", "given", format!("it cannot be combined with method `{}`", self.method))
+                    .into())
+            }
         }
     }
 
-    /// Groups of `dgq` and `qqq`: 128 unless given.
+    /// Returns the group size of `dgq` and `qqq`: 128 unless given.
     fn dual_group(&self) -> Result<Group> {
         match &self.group {
             None => Ok(Group::Size(128)),
@@ -60,19 +63,19 @@ impl Rule {
         }
     }
 
-    /// Shares of its runs of columns, if it has any.
+    /// Returns the shares of the rule's parts, if it has any.
     pub fn shares(&self) -> Option<Vec<f64>> {
         (!self.parts.is_empty()).then(|| self.parts.iter().map(|p| p.share).collect())
     }
 
-    /// Runs of columns by the method at their widths, activations and all. `heads` is as in [`Rule::method`].
+    /// Returns the method that compresses each part of the columns with its own bits. `heads` is as in [`Rule::method`].
     fn subspaces(&self, original: DType, heads: usize) -> Result<Box<dyn Method>> {
         let refuse = |what: &'static str, rule: &str| Err(ParamError::new(what, "given", rule).into());
         if self.bits.is_some() || self.activations.is_some() {
-            return refuse("bits or activations", "are those of the parts");
+            return refuse("bits or activations", "with `parts` they belong in each part");
         }
         if self.smooth.is_some() || self.output_clip || self.activation_range.is_some() {
-            return refuse("smooth, output_clip or activation_range", "is of no use with parts");
+            return refuse("smooth, output_clip or activation_range", "it cannot be combined with `parts`");
         }
         let mut all = Subspaces::new().heads(heads);
         if let Some(damping) = self.damping {
@@ -95,13 +98,14 @@ impl Rule {
         Ok(Box::new(all.check()?))
     }
 
-    /// The checked method for a matrix of this name; `keep` stores `original`. It reads the outputs of so many `heads` side by side, or of 1.
+    /// Returns the checked method for the matrix `tensor`. `original` is its stored type, which `keep` uses; `heads` is the number of heads whose outputs
+    /// are concatenated in its input, or 1.
     pub fn method(&self, tensor: &str, original: DType, heads: usize) -> Result<Box<dyn Method>> {
         let whole = self.parts.is_empty();
         let mut method = if whole { self.weights(original)? } else { self.subspaces(original, heads)? };
         if self.output_clip {
             if !["rtn", "gptq"].contains(&self.method.as_str()) {
-                let rule = "is for rtn and gptq";
+                let rule = "it is for rtn and gptq only";
                 return Err(ParamError::new("output_clip", "given", rule).into());
             }
             let g = self.grid()?;
@@ -109,7 +113,7 @@ impl Rule {
                 GroupSize::Size(n) => Some(n.get()),
                 _ => None,
             };
-            // What queries and keys lose shows in their products alone.
+            // As in AWQ, queries and keys are not clipped: their errors matter in their products only.
             if !["q_proj", "k_proj", "query", "key"].iter().any(|p| tensor.contains(p)) {
                 method = Box::new(
                     OutputClip::before(method).bits(g.bits).group(group).grid(g.grid).scales(g.scales).check()?,
@@ -122,7 +126,7 @@ impl Rule {
             let corrected = Corrected::lqer(method).norm(norm).rank(self.product_rank()?).factors(self.factors()?);
             method = Box::new(corrected.check()?);
         } else if product && self.method != "svd" {
-            let rule = "is of no use without low_rank";
+            let rule = "it has no effect without low_rank";
             return Err(ParamError::new("rank, rank_bits or factors", "given", rule).into());
         }
         if !whole {
@@ -134,11 +138,11 @@ impl Rule {
         })
     }
 
-    /// How activations are rounded.
+    /// Returns the quantization of activations, if the rule has one.
     fn activation_plan(&self, heads: usize) -> Result<Option<ActPlan>> {
         let given = self.activation_scale.is_some() || self.activation_range.is_some();
         let Some(bits) = self.activations else {
-            let rule = "is of no use without activations";
+            let rule = "it has no effect without activations";
             let unused = || ParamError::new("activation_scale or activation_range", "given", rule).into();
             return if given { Err(unused()) } else { Ok(None) };
         };
@@ -154,7 +158,7 @@ impl Rule {
             }
         };
         if self.activation_range.is_some() && !scale.starts_with("static") {
-            let rule = "is for static scales: others see the range as it comes";
+            let rule = "it is for static scales only";
             return Err(ParamError::new("activation_range", "given", rule).into());
         }
         Ok(Some(match scale {
@@ -170,7 +174,7 @@ impl Rule {
         }))
     }
 
-    /// The method for the weights.
+    /// Returns the method for the weights, without corrections and activations.
     fn weights(&self, original: DType) -> Result<Box<dyn Method>> {
         let cast = |dtype| Ok(Box::new(Cast::new(dtype)?) as Box<dyn Method>);
         let groups = self.bits.is_some() || self.group.is_some();
@@ -183,21 +187,21 @@ impl Rule {
             || self.on_failure.is_some();
         let refuse = |rule: &str| Err(ParamError::new("method", format!("`{}`", self.method), rule).into());
         if gptq && self.method != "gptq" {
-            return refuse("takes no act_order, static_groups, damping, block, dead or on_failure");
+            return refuse("it takes no act_order, static_groups, damping, block, dead or on_failure");
         }
         let blocks = ["nf4", "fp4", "dynamic"].contains(&self.method.as_str());
         if self.nested && !blocks {
-            return refuse("takes no nested");
+            return refuse("it takes no nested");
         }
         match self.method.as_str() {
-            _ if blocks && grid => refuse("takes no grid, scales, mse or importance"),
+            _ if blocks && grid => refuse("it takes no grid, scales, mse or importance"),
             _ if blocks => Ok(Box::new(self.blockwise()?.check()?)),
-            "svd" if grid || groups => refuse("takes no bits, group, grid, scales, mse or importance"),
+            "svd" if grid || groups => refuse("it takes no bits, group, grid, scales, mse or importance"),
             "svd" => Ok(Box::new(LowRank::new(self.product_rank()?).factors(self.factors()?).check()?)),
-            "int8" if grid || self.group.is_some() => refuse("takes no group, grid, scales, mse or importance"),
+            "int8" if grid || self.group.is_some() => refuse("it takes no group, grid, scales, mse or importance"),
             "int8" => self.has_bits(8).map(|()| Box::new(LlmInt8) as Box<dyn Method>),
-            "gptq" if self.importance => refuse("weighs errors by itself: takes no importance"),
-            "dgq" | "qqq" if grid => refuse("has its own grid: takes no grid, scales, mse or importance"),
+            "gptq" if self.importance => refuse("it already weights errors by the inputs and takes no importance"),
+            "dgq" | "qqq" if grid => refuse("it has a fixed grid and takes no grid, scales, mse or importance"),
             "dgq" => {
                 self.has_bits(4)?;
                 Ok(Box::new(Dgq::new().group(self.dual_size()?).check()?))
@@ -209,7 +213,7 @@ impl Rule {
             "rtn" => Ok(Box::new(self.rtn()?.check()?)),
             "gptq" => Ok(Box::new(self.gptq()?.check()?)),
             "keep" | "bf16" | "f16" | "f32" if grid || groups => {
-                refuse("takes no bits, group, grid, scales, mse or importance")
+                refuse("it takes no bits, group, grid, scales, mse or importance")
             }
             "keep" => cast(original),
             "bf16" => cast(DType::BF16),
@@ -226,9 +230,9 @@ impl Rule {
         }
     }
 
-    /// What a grid over groups needs, whoever finds the codes on it.
+    /// Returns the grid, groups and scales of `rtn` and `gptq`.
     fn grid(&self) -> Result<GridOptions> {
-        let needs = || ParamError::new("bits", "missing", format!("`{}` needs 2 to 8", self.method));
+        let needs = || ParamError::new("bits", "missing", format!("method `{}` needs 2 to 8", self.method));
         let bits = self.bits.ok_or_else(needs)?;
         let mxint = self.grid.as_deref() == Some("mxint");
         let group = match &self.group {
@@ -253,7 +257,11 @@ impl Rule {
         let scales = match self.scales.as_deref() {
             None if mxint => DType::E8M0,
             None => DType::F16,
-            Some(_) if mxint => return Err(ParamError::new("scales", "given", "are powers of two with mxint").into()),
+            Some(_) if mxint => {
+                return Err(
+                    ParamError::new("scales", "given", "the scales of grid mxint are always powers of two").into()
+                );
+            }
             Some(s) => DType::from_name(s)
                 .filter(|d| d.is_weight())
                 .ok_or_else(|| ParamError::new("scales", format!("`{s}`"), "must be f16, bf16 or f32"))?,
@@ -262,7 +270,7 @@ impl Rule {
         Ok(GridOptions { bits, group, grid, scales, clip })
     }
 
-    /// Which error a product of low rank is best for.
+    /// Returns the norm in which a low-rank correction minimizes the error.
     fn norm(&self, how: &str) -> Result<Norm> {
         match how {
             "lqer" => Ok(Norm::Plain),
@@ -274,7 +282,9 @@ impl Rule {
 
     fn product_rank(&self) -> Result<Rank> {
         match (self.rank, self.rank_bits) {
-            (Some(_), Some(_)) => Err(ParamError::new("rank", "and rank_bits", "only one of them may be given").into()),
+            (Some(_), Some(_)) => {
+                Err(ParamError::new("rank", "given with rank_bits", "only one of them may be given").into())
+            }
             (Some(rank), None) => Ok(Rank::Fixed(rank)),
             (None, Some(bits)) => Ok(Rank::Bits(bits)),
             (None, None) => Ok(Rank::Fixed(32)),
@@ -293,10 +303,12 @@ impl Rule {
         })
     }
 
-    /// Error when bits are given that the method does not have.
+    /// Errors if the rule gives a number of bits other than the fixed one of the method.
     fn has_bits(&self, bits: u32) -> Result<()> {
         match self.bits {
-            Some(b) if b != bits => Err(ParamError::new("bits", b, format!("`{}` has {bits}", self.method)).into()),
+            Some(b) if b != bits => {
+                Err(ParamError::new("bits", b, format!("method `{}` has {bits}", self.method)).into())
+            }
             _ => Ok(()),
         }
     }
@@ -312,7 +324,9 @@ impl Rule {
             None => how,
             Some(Group::Size(n)) => how.block(usize::try_from(*n).unwrap_or(usize::MAX)),
             Some(Group::Word(w)) => {
-                return Err(ParamError::new("group", format!("`{w}`"), "must be the values of a block").into());
+                return Err(
+                    ParamError::new("group", format!("`{w}`"), "must be a number, the values of a block").into()
+                );
             }
         };
         Ok(how.nested(self.nested))
@@ -356,6 +370,7 @@ impl Rule {
     }
 }
 
+/// Parameters of a grid over groups.
 struct GridOptions {
     bits: u32,
     group: GroupSize,

@@ -1,4 +1,4 @@
-//! Recipes: which matrix becomes what.
+//! Recipes: the method and parameters of each matrix, by name pattern.
 
 mod methods;
 mod names;
@@ -7,137 +7,138 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tersor::core::{DType, Error, NonFinite, ParamError, Result};
-use tersor::llm::Behind;
+use tersor::llm::Upstream;
 
 use crate::kv;
 
-/// Ordered rules, the first that matches a matrix wins. What no rule matches stays as it is.
+/// A recipe: settings of the whole network, and an ordered list of rules. The first rule that matches a matrix applies; a matrix that no rule matches is
+/// not compressed.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
-    /// A name for tables and directories.
+    /// Name of the recipe, for tables and directories.
     pub name: String,
-    /// Which weights calibration data comes through, for rules that need it: `"sequential"` (the default: each site sees the
-    /// outputs of those already compressed) or `"original"`.
+    /// Which weights are upstream of a site during calibration: `"sequential"` (the default: the compressed ones) or `"original"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statistics: Option<String>,
-    /// Form of the key-value cache of the network that runs: `"f32"` (the default), `"f16"`, `"int4"`, `"int4-hadamard"`, `"int4-pca-eighth"`: see [`crate::kv`].
+    /// Form of the key-value cache when the network runs: `"f32"` (the default), `"f16"`, `"int4"`, `"int4-hadamard"`, `"int4-pca-eighth"`; see
+    /// `kv.rs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv: Option<String>,
-    /// Rotates the whole network before anything else: `"hadamard"`, `"orthogonal"`, into the principal directions of what flows through it
-    /// (`"pca"`), or so that each subspace of [`Rule::parts`] is turned at random besides (`"resq"`).
+    /// Rotation of the whole network before compression: `"hadamard"`, `"orthogonal"`, `"pca"` (into the principal directions of the activations), or
+    /// `"resq"` (the same, followed by a random rotation inside each subspace of [`Rule::parts`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotate: Option<String>,
-    /// The rules.
+    /// The rules, in the order in which they are tried.
     pub rules: Vec<Rule>,
 }
 
-/// One rule.
+/// One rule of a recipe: name patterns, and the method and parameters of the matrices that match.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Name patterns with `*` and `?`.
+    /// Patterns of tensor names, with `*` and `?`.
     #[serde(rename = "match")]
     pub patterns: Patterns,
-    /// `rtn`, `gptq`, `dgq`, `qqq`, `nf4`, `fp4`, `dynamic`, `int8`, `svd`, `bf16`, `f16`, `f32` or `keep`.
+    /// Name of the method: `rtn`, `gptq`, `dgq`, `qqq`, `nf4`, `fp4`, `dynamic`, `int8`, `svd`, `bf16`, `f16`, `f32` or `keep`.
     pub method: String,
-    /// Bits of a code, 2 to 8; what `nf4`, `fp4`, `dynamic` and `int8` have anyway.
+    /// Bits of a code, 2 to 8; optional for `nf4`, `fp4`, `dynamic` and `int8`, which have a fixed number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits: Option<u32>,
-    /// Bits of the activations, 2 to 8; f32 unless given.
+    /// Bits of quantized activations, 2 to 8; activations are f32 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activations: Option<u32>,
-    /// What shares a scale: `"token"` (the default), `"asym"` (a token, or a head of the attention output, with a zero besides), `"tensor"` (all
-    /// tokens that come together), `"static"` (all ever), `"static_channel"` (each feature), or `"mxint"` (16 features of a token share a power
-    /// of two).
+    /// Granularity of activation scales: `"token"` (the default), `"asym"` (per token, or per head of the attention output, with a zero), `"tensor"` (all
+    /// tokens of a call), `"static"` (one fixed scale), `"static_channel"` (a fixed scale per feature), or `"mxint"` (a power of two per 16
+    /// features of a token).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activation_scale: Option<String>,
-    /// Runs of columns, in order, at widths of their own, in the place of `bits` and `activations`.
+    /// Parts of the columns, in order, with bits of their own; replaces `bits` and `activations`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<Part>,
-    /// Range of static ones: `"max"` (the default), `"mse"`, or a percentile of the magnitudes.
+    /// Range of static activation scales: `"max"` (the default), `"mse"`, or a percentile of the magnitudes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activation_range: Option<Range>,
-    /// Moves magnitude from the inputs of a site to its matrices, all of which must agree: `"smoothquant"`, `"awq"`, `"adaptive"` (QQQ's) or
-    /// `"percentile"` (DGQ's).
+    /// Smoothing of the site, which moves magnitude from its inputs to its matrices: `"smoothquant"`, `"awq"`, `"adaptive"` (of QQQ) or `"percentile"`
+    /// (of DGQ). It must be the same for all matrices of a site.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub smooth: Option<String>,
-    /// How much of it, 0 to 1, 0.5 unless given (SmoothQuant).
+    /// Migration strength α of SmoothQuant, 0 to 1; 0.5 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
-    /// Cuts ranges of groups by the error in their outputs, as AWQ does (`rtn` and `gptq`; not of queries and keys).
+    /// Whether ranges of groups are clipped by the error of their outputs, as in AWQ (`rtn` and `gptq`; skipped for queries and keys).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub output_clip: bool,
-    /// Features of a group, `"channel"` (the default) or `"tensor"`; of `nf4`, `fp4` and `dynamic`, values of a block, 64, 64 and 4096 unless
-    /// given.
+    /// Number of features of a group, `"channel"` (the default) or `"tensor"`. For `nf4`, `fp4` and `dynamic`, number of values of a block; 64, 64 and
+    /// 4096 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<Group>,
-    /// `"asym"` (the default), `"sym"`, `"sym_full"`, `"sym_narrow"`, or `"mxint"`: `"sym_narrow"` with powers of two as scales, of groups of 16
-    /// unless given.
+    /// Grid of codes: `"asym"` (the default), `"sym"`, `"sym_full"`, `"sym_narrow"`, or `"mxint"` (`"sym_narrow"` with powers of two as scales, in groups
+    /// of 16 unless given).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grid: Option<String>,
-    /// `"f16"` (the default), `"bf16"` or `"f32"`.
+    /// Type of the scales: `"f16"` (the default), `"bf16"` or `"f32"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scales: Option<String>,
-    /// Adds what the method got wrong, as a product of low rank: `"lqer"`, `"l2qer"` (by the magnitude of the inputs) or `"gram"` (by their
-    /// Gram matrix).
+    /// Low-rank correction of the quantization error: `"lqer"`, `"l2qer"` (error weighted by the magnitude of the inputs) or `"gram"` (by their Gram
+    /// matrix).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub low_rank: Option<String>,
-    /// Rank of that product (and of `svd`), 32 unless this or `rank_bits` is given.
+    /// Rank of the correction, or of `svd`; 32 unless this or `rank_bits` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,
-    /// Bits a weight that the product may take.
+    /// Maximum bits per weight of the correction, or of `svd`, instead of a rank.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank_bits: Option<f64>,
-    /// How its factors are stored: `"mxint8"` (the default), `"f16"`, `"bf16"` or `"f32"`.
+    /// Stored form of the low-rank factors: `"mxint8"` (the default), `"f16"`, `"bf16"` or `"f32"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub factors: Option<String>,
-    /// Whether scales are quantized too (`nf4`, `fp4`, `dynamic`).
+    /// Whether scales are quantized as well (`nf4`, `fp4`, `dynamic`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub nested: bool,
-    /// Whether ranges are searched for the least error.
+    /// Whether ranges are searched for the smallest error.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub mse: bool,
-    /// Weighs the search by how large each input feature is (round-to-nearest with `mse`); needs calibration or an importance matrix.
+    /// Whether the range search weights errors by the mean square of each input feature (`rtn` with `mse`); needs calibration or an importance matrix.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub importance: bool,
-    /// Takes columns by importance (GPTQ).
+    /// Whether GPTQ processes columns in descending order of the Hessian's diagonal.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub act_order: bool,
-    /// Fits the grids of groups before anything is rounded (GPTQ).
+    /// Whether GPTQ computes the grids of all groups before it rounds any column.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub static_groups: bool,
     /// Damping of the Hessian as a share of its mean diagonal, 0.01 unless given (GPTQ).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damping: Option<f64>,
-    /// Columns of a lazy batch, 128 unless given (GPTQ).
+    /// Number of columns of a lazy batch of GPTQ; 128 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block: Option<usize>,
-    /// Weights of features that were always zero: `"zero"` (the default) or `"keep"` (GPTQ).
+    /// What GPTQ does with weights of features that were zero on all calibration tokens: `"zero"` (the default) or `"keep"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead: Option<String>,
-    /// When no damping helps: `"rtn"` (the default) or `"error"` (GPTQ).
+    /// What GPTQ does if the Hessian is not positive definite with any damping: `"rtn"` (the default) or `"error"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_failure: Option<String>,
-    /// What happens to NaN and infinities in the weights: `"error"` (the default), `"zero"` or `"clamp"`.
+    /// Treatment of NaN and infinities in the weights: `"error"` (the default), `"zero"` or `"clamp"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub non_finite: Option<String>,
 }
 
-/// A run of columns.
+/// A contiguous part of a matrix's columns with bits of its own.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Part {
-    /// Share of all columns; those of a rule add to 1.
+    /// Share of all columns; the shares of a rule add to 1.
     pub share: f64,
-    /// Bits of its codes.
+    /// Bits of the part's weight codes.
     pub bits: u32,
-    /// Bits of its activations; f32 unless given.
+    /// Bits of the part's activations; f32 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activations: Option<u32>,
 }
 
-/// One pattern or several.
+/// One name pattern or several.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 #[allow(missing_docs)]
@@ -146,7 +147,7 @@ pub enum Patterns {
     Many(Vec<String>),
 }
 
-/// A word or a percentile.
+/// A range of static activations: a word or a percentile.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 #[allow(missing_docs)]
@@ -155,7 +156,7 @@ pub enum Range {
     Word(String),
 }
 
-/// A number of features or a word.
+/// A group size: a number of features or a word.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 #[allow(missing_docs)]
@@ -165,7 +166,7 @@ pub enum Group {
 }
 
 impl Rule {
-    /// A method for matrices of these names, with nothing else said.
+    /// Returns a rule for these name patterns with a method and no other field set.
     pub fn named(names: Patterns, method: &str) -> Self {
         Rule {
             patterns: names,
@@ -200,7 +201,7 @@ impl Rule {
 }
 
 impl Recipe {
-    /// A recipe by built-in name, or from a TOML file. Error (bad usage) when it is neither or invalid.
+    /// Returns the recipe of a built-in name or of a TOML file, checked. Errors (bad usage) if there is neither, or it is invalid.
     pub fn find(name: &str) -> Result<Self> {
         let path = Path::new(name);
         let recipe = if name.ends_with(".toml") || path.is_file() {
@@ -214,14 +215,14 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Checks every rule, used or not.
+    /// Checks the recipe and every rule of it. Errors (bad usage) on the first invalid value.
     pub fn check(&self) -> Result<()> {
         let plain = !self.name.is_empty() && self.name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         if !plain || self.name.starts_with('.') {
             let rule = "must consist of letters, digits, `-`, `_` and `.`, and not begin with `.`";
             return Err(ParamError::new("name", format!("`{}`", self.name), rule).into());
         }
-        self.behind()?;
+        self.upstream()?;
         if let Some(kv) = &self.kv {
             kv::Spec::parse(kv)?;
         }
@@ -234,18 +235,18 @@ impl Recipe {
         Ok(())
     }
 
-    /// Which weights calibration data comes through.
-    pub fn behind(&self) -> Result<Behind> {
+    /// Returns which weights are upstream of a site during calibration. Errors (bad usage) if `statistics` is invalid.
+    pub fn upstream(&self) -> Result<Upstream> {
         match self.statistics.as_deref() {
-            None | Some("sequential") => Ok(Behind::Compressed),
-            Some("original") => Ok(Behind::Original),
+            None | Some("sequential") => Ok(Upstream::Compressed),
+            Some("original") => Ok(Upstream::Original),
             Some(other) => {
                 Err(ParamError::new("statistics", format!("`{other}`"), "must be sequential or original").into())
             }
         }
     }
 
-    /// Number of the first rule that matches a name, and the rule.
+    /// Returns the first rule that matches a tensor name, and its index; none if no rule matches. Errors (bad usage) if a pattern is invalid.
     pub fn rule(&self, tensor: &str) -> Result<Option<(usize, &Rule)>> {
         for (i, rule) in self.rules.iter().enumerate() {
             if rule.matches(tensor)? {
@@ -257,6 +258,7 @@ impl Recipe {
 }
 
 impl Rule {
+    /// Returns whether a pattern of the rule matches a tensor name.
     fn matches(&self, tensor: &str) -> Result<bool> {
         let patterns = match &self.patterns {
             Patterns::One(p) => std::slice::from_ref(p),
@@ -271,7 +273,7 @@ impl Rule {
         Ok(hit)
     }
 
-    /// What happens to values that are not finite.
+    /// Returns the treatment of values that are not finite. Errors (bad usage) if the word is unknown.
     pub fn non_finite(&self) -> Result<NonFinite> {
         match self.non_finite.as_deref() {
             None | Some("error") => Ok(NonFinite::Refuse),

@@ -1,14 +1,19 @@
-//! Recipes by name: `bf16`, and `w<bits>[a<bits>[kv<bits>]][-g<group>][-smooth|-awq|-hadamard|-resq]-<method>[-sym][-ao][-mse]` (after those four the
-//! method may be left out: `rtn`, and `gptq-sym-mse` after `resq`), `w4a8[-g<group>]-dgq|qqq`, for block-wise methods
-//! `w<bits>[a<bits>][-g<block>]-<method>[-dq]`; either may end in a correction of low rank, `-lqer|l2qer[-r<rank>]`. With groups of 16 and no method
-//! before it, a correction is over MXINT: `w4a8-l2qer`.
+//! Built-in recipes and the grammar of their names:
+//!
+//! - `bf16`, `f16`, `f32`;
+//! - `w<bits>[a<bits>[kv<bits>]][-g<group>][-smooth|-awq|-hadamard|-resq]-rtn|gptq[-sym][-ao][-mse]`; after `smooth`, `awq` and `hadamard` the method is
+//!   `rtn` unless given, after `resq` it is `gptq-sym-mse`;
+//! - `w4a8[-g<group>]-dgq|qqq`;
+//! - `w<bits>[a<bits>][-g<block>]-nf4|fp4|dynamic[-dq]` and `w8[a<bits>]-int8`;
+//! - any of the forms with `w`, with a low-rank correction at the end, `-lqer|l2qer[-r<rank>]`;
+//! - a correction without method and group, over MXINT in groups of 16: `w4a8-l2qer`.
 
 use tersor::core::{ParamError, Result};
 
 use super::{Group, Part, Patterns, Recipe, Rule};
 use tersor::lowrank::rotate::SHARES;
 
-/// Methods that a name may end in, and the bits that a method has whatever it is told.
+/// Methods in names, and the bits of those that have a fixed number.
 const METHODS: [(&str, Option<u32>); 8] = [
     ("rtn", None),
     ("gptq", None),
@@ -20,18 +25,19 @@ const METHODS: [(&str, Option<u32>); 8] = [
     ("int8", Some(8)),
 ];
 
-/// What may move magnitude before a method, as names and as rules have it.
+/// Smoothings and rotations in names, and the value in a rule.
 const SMOOTHINGS: [(&str, &str); 4] =
     [("smooth", "smoothquant"), ("awq", "awq"), ("hadamard", "hadamard"), ("resq", "resq")];
 
-/// Corrections that may follow a method.
+/// Low-rank corrections in names.
 const CORRECTIONS: [&str; 2] = ["lqer", "l2qer"];
 
+/// Returns whether a method quantizes in blocks by a codebook.
 fn has_blocks(method: &str) -> bool {
     ["nf4", "fp4", "dynamic"].contains(&method)
 }
 
-/// Names to offer when one is not understood.
+/// Returns the names among which suggestions for an unknown name are searched.
 fn catalogue() -> Vec<String> {
     let mut all: Vec<String> = ["bf16", "f16", "f32"].map(String::from).to_vec();
     for (method, bits) in METHODS {
@@ -71,6 +77,7 @@ fn catalogue() -> Vec<String> {
     all
 }
 
+/// Returns the recipe of a name. Errors (bad usage), with similar names, if the name does not follow the grammar.
 pub(super) fn built_in(name: &str) -> Result<Recipe> {
     let blank = Rule::named(Patterns::One("*".into()), name);
     if matches!(name, "bf16" | "f16" | "f32") {
@@ -80,28 +87,28 @@ pub(super) fn built_in(name: &str) -> Result<Recipe> {
         let mut near = catalogue();
         near.sort_by(|a, b| strsim::jaro_winkler(b, name).total_cmp(&strsim::jaro_winkler(a, name)));
         near.truncate(4);
-        let rule = format!("is no recipe and no file; near names: {}", near.join(", "));
+        let rule = format!("there is no recipe or file of this name; near names: {}", near.join(", "));
         return Err(ParamError::new("recipe", format!("`{name}`"), rule).into());
     };
-    // An encoder's pooler reads a single token and is no part of mean pooling: nothing flows into it that could be measured.
-    let ends = ["model.embed_tokens.weight", "lm_head.weight", "*_embeddings.weight", "*pooler.dense.weight"];
-    let ends = Patterns::Many(ends.map(String::from).to_vec());
-    let ends = Rule { patterns: ends, method: "rtn".into(), bits: Some(8), ..blank };
-    // It stands where smoothing does in a name, and is no rule's but the network's.
+    // An encoder's pooler is not used with mean pooling, so it has no calibration inputs.
+    let outer = ["model.embed_tokens.weight", "lm_head.weight", "*_embeddings.weight", "*pooler.dense.weight"];
+    let outer = Patterns::Many(outer.map(String::from).to_vec());
+    let outer = Rule { patterns: outer, method: "rtn".into(), bits: Some(8), ..blank };
+    // A rotation stands in the place of smoothing in a name, but belongs to the whole network.
     let rotate = body.smooth.take_if(|s| ["hadamard", "resq"].contains(&s.as_str()));
-    // Few steps are worth a zero of their own.
+    // Below 8 bits, activations are quantized with a zero.
     if body.activations.is_some_and(|a| a < 8) {
         body.activation_scale = Some("asym".into());
     }
-    let turned = match rotate.as_deref() {
+    let key_rotation = match rotate.as_deref() {
         Some("resq") => "-pca-eighth",
         Some(_) => "-hadamard",
         None => "",
     };
-    let kv = kv.map(|bits| format!("int{bits}{turned}"));
-    let mut rules = vec![ends];
+    let kv = kv.map(|bits| format!("int{bits}{key_rotation}"));
+    let mut rules = vec![outer];
     if rotate.as_deref() == Some("resq") {
-        // Inner activations have no principal directions that could be merged into what makes them: all of them alike.
+        // The rotation of the inner activations cannot be merged into the gated product, so down projections are not split into parts.
         rules.push(Rule { patterns: Patterns::One("*.mlp.down_proj.weight".into()), ..body.clone() });
         let (bits, activations) = (body.bits.take().unwrap_or(4), body.activations.take());
         let [low, high] = SHARES;
@@ -112,12 +119,13 @@ pub(super) fn built_in(name: &str) -> Result<Recipe> {
     Ok(Recipe { name: name.into(), statistics: None, kv, rotate, rules })
 }
 
-/// The rule for all matrices but embedding and head, and the bits of the cache.
+/// Parses a name into the rule for all matrices but embedding and head, and the bits of the key-value cache. None if the name does not follow the
+/// grammar.
 fn parse(name: &str, blank: &Rule) -> Option<(Rule, Option<u32>)> {
     let mut parts = name.strip_prefix('w')?.split('-');
     let head = parts.next()?;
     let (bits, activations) = head.split_once('a').map_or((head, None), |(b, a)| (b, Some(a)));
-    // As it would be written: no sign, no leading zero.
+    // Numbers have no sign and no leading zero.
     let number = |s: &str| s.parse::<u32>().ok().filter(|n| n.to_string() == s);
     let width = |s: &str| number(s).filter(|b| (2..=8).contains(b));
     let mut rule = Rule { bits: Some(width(bits)?), ..blank.clone() };
@@ -128,13 +136,13 @@ fn parse(name: &str, blank: &Rule) -> Option<(Rule, Option<u32>)> {
         kv = cache.map(|c| width(c).ok_or(())).transpose().ok()?;
     }
     let mut part = parts.next()?;
-    // A method's name may begin with a `g`, too.
+    // `gptq` also begins with `g`.
     if let Some(group) = part.strip_prefix('g').filter(|_| part != "gptq") {
         let group = number(group).filter(|&g| g > 0)?;
         rule.group = Some(Group::Size(u64::from(group)));
         part = parts.next()?;
     }
-    // A correction alone is the paper's: over MXINT.
+    // A correction without method is the form of the LQER paper, over MXINT.
     let alone = CORRECTIONS.contains(&part) && rule.group.is_none();
     let mut rest = parts.peekable();
     if let Some((name, smooth)) = SMOOTHINGS.iter().find(|s| s.0 == part) {
@@ -160,7 +168,7 @@ fn parse(name: &str, blank: &Rule) -> Option<(Rule, Option<u32>)> {
         "qqq" => {
             rule.smooth = Some("adaptive".into());
             if rule.group.is_none() {
-                // One scale a row needs no tables.
+                // With one scale per row QQQ is GPTQ on the narrow symmetric grid.
                 rule.method = "gptq".into();
                 (rule.grid, rule.scales) = (Some("sym_narrow".into()), Some("f32".into()));
                 (rule.act_order, rule.static_groups) = (true, true);
@@ -168,7 +176,7 @@ fn parse(name: &str, blank: &Rule) -> Option<(Rule, Option<u32>)> {
         }
         _ => {}
     }
-    // Options in their one order, each at most once.
+    // Options have a fixed order, each at most once.
     let own_bits = METHODS.iter().any(|m| m.0 == part && m.1.is_some());
     if own_bits {
         rule.nested = has_blocks(part) && rest.next_if_eq(&"dq").is_some();

@@ -1,4 +1,4 @@
-//! The charts of the page.
+//! The charts of the HTML page. Each function returns none if there is nothing to draw.
 
 use std::collections::BTreeMap;
 
@@ -6,14 +6,15 @@ use serde_json::Value as Json;
 
 use super::svg::{COLOURS, ORIGINAL, Scale, Svg};
 
-/// A compressed model and what its manifest says.
+/// A compressed model and its manifest.
 pub struct Run {
     /// Name of the recipe.
     pub name: String,
-    /// `tersor.json`.
+    /// Content of `tersor.json`.
     pub manifest: Json,
 }
 
+/// Returns minimum and maximum of the finite values.
 fn span(values: impl Iterator<Item = f64>) -> Option<[f64; 2]> {
     values.filter(|v| v.is_finite()).fold(None, |s, v| match s {
         None => Some([v, v]),
@@ -21,7 +22,7 @@ fn span(values: impl Iterator<Item = f64>) -> Option<[f64; 2]> {
     })
 }
 
-/// A point for each row that has been evaluated.
+/// Draws perplexity over size, with a point for each evaluated row.
 pub fn size_against_perplexity(rows: &[Json]) -> Option<String> {
     let points: Vec<(&str, f64, f64)> = rows
         .iter()
@@ -36,13 +37,13 @@ pub fn size_against_perplexity(rows: &[Json]) -> Option<String> {
     if let Some(original) = points.iter().find(|p| p.0 == "original") {
         svg.line([70.0, y.at(original.2)], [1000.0, y.at(original.2)], ORIGINAL, true);
     }
-    // Recipes have the colours that they have in the other charts, where the original is not shown.
+    // Recipes have the same colours as in the other charts, which do not show the original.
     let mut colours = COLOURS.iter().cycle();
     let mut placed: Vec<[f64; 2]> = points.iter().map(|p| [x.at(p.1) - 40.0, y.at(p.2) + 4.0]).collect();
     for (name, size, perplexity) in &points {
         let at = [x.at(*size), y.at(*perplexity)];
         let colour = if *name == "original" { ORIGINAL } else { colours.next().unwrap_or(&ORIGINAL) };
-        // Beside its point, or as near above or below as no other label or point is in the way.
+        // The label is beside its point, or at the nearest height at which it overlaps no other label or point.
         let free = |spot: &[f64; 2]| {
             let clear = |p: &[f64; 2]| (p[0] - spot[0]).abs() >= 110.0 || (p[1] - spot[1]).abs() >= 13.0;
             (20.0..=366.0).contains(&spot[1])
@@ -59,25 +60,26 @@ pub fn size_against_perplexity(rows: &[Json]) -> Option<String> {
     Some(svg.finish())
 }
 
-/// What a chart by layer shows of one recipe: its name, and kind, layer and error of each point.
+/// The errors of one recipe in a chart by layer.
 pub struct Errors {
     name: String,
+    /// Kind, layer and error of each point.
     points: Vec<(String, usize, f64)>,
 }
 
 /// Kinds of matrices, in the order of their panels.
 pub const MATRICES: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
-/// Kinds of sites.
+/// Kinds of sites, in the order of their panels.
 pub const SITES: [&str; 4] = ["self_attn.qkv", "self_attn.o", "mlp.gate_up", "mlp.down"];
 
-/// Layer and the name inside it.
+/// Splits a name into the index of a layer and the name relative to it.
 fn in_layer(name: &str) -> Option<(usize, &str)> {
     let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
     Some((layer.parse().ok()?, part))
 }
 
-/// Of each matrix in a manifest, how far it is from the original.
+/// Returns the relative weight error of each matrix in a manifest.
 pub fn of_matrices(run: &Run) -> Errors {
     let mut points = Vec::new();
     for (name, t) in run.manifest["tensors"].as_object().into_iter().flatten() {
@@ -89,7 +91,7 @@ pub fn of_matrices(run: &Run) -> Errors {
     Errors { name: run.name.clone(), points }
 }
 
-/// Of each site in an evaluated row, how far its inputs are from the original's.
+/// Returns the relative input error of each site in an evaluated row.
 pub fn of_sites(row: &Json) -> Option<Errors> {
     let sites = row["site_errors"].as_object()?;
     let point = |(name, error): (&String, &Json)| {
@@ -99,10 +101,10 @@ pub fn of_sites(row: &Json) -> Option<Errors> {
     Some(Errors { name: row["recipe"].as_str()?.to_string(), points: sites.iter().filter_map(point).collect() })
 }
 
-/// Number of a recipe, and error by layer.
+/// Index of a recipe, and its error by layer.
 type Line = (usize, Vec<(usize, f64)>);
 
-/// A panel for each kind, a line for each recipe.
+/// Draws error over layer, with a panel for each kind and a line for each recipe.
 pub fn error_by_layer(recipes: &[Errors], kinds: &[&str]) -> Option<String> {
     let mut panels: BTreeMap<usize, Vec<Line>> = BTreeMap::new();
     let mut all = Vec::new();
@@ -121,7 +123,7 @@ pub fn error_by_layer(recipes: &[Errors], kinds: &[&str]) -> Option<String> {
     let layers = panels.values().flatten().flat_map(|(_, l)| l.iter().map(|p| p.0)).max()?;
     const COLUMNS: usize = 4;
     let top = panels.len().div_ceil(COLUMNS) as f64 * 210.0 + 30.0;
-    // Where each name goes, in as many lines as they need.
+    // The legend takes as many lines as it needs.
     let (mut legend, mut at) = (Vec::new(), (52.0, 0.0));
     for recipe in recipes {
         let width = 40.0 + 7.2 * recipe.name.len() as f64;
@@ -149,7 +151,7 @@ pub fn error_by_layer(recipes: &[Errors], kinds: &[&str]) -> Option<String> {
     Some(svg.finish())
 }
 
-/// Two bars a row.
+/// Draws two bars for each row: seconds to compress, and peak memory.
 pub fn time_and_memory(rows: &[Json]) -> Option<String> {
     let rows: Vec<&Json> = rows.iter().filter(|r| r["compress_seconds"].as_f64().is_some_and(|s| s > 0.0)).collect();
     let seconds = span(rows.iter().filter_map(|r| r["compress_seconds"].as_f64()))?[1];

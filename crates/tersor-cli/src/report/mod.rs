@@ -1,4 +1,4 @@
-//! `tersor report`: one self-contained page.
+//! `tersor report`: one self-contained HTML page.
 
 mod charts;
 mod svg;
@@ -26,12 +26,12 @@ pub fn run(a: &args::Report, json: bool) -> Result<()> {
     if json {
         print_json(&json!({"report": a.out}));
     } else {
-        crate::say!("{}", a.out.display());
+        crate::outln!("{}", a.out.display());
     }
     Ok(())
 }
 
-/// The page over what `compare`, `demo` and `compress` wrote into directories.
+/// Returns the HTML page for output directories of `compare`, `demo` and `compress`. Errors if a directory is none of these.
 pub fn page(dirs: &[PathBuf]) -> Result<String> {
     let (mut rows, mut runs, mut models) = (Vec::new(), Vec::new(), Vec::new());
     for dir in dirs {
@@ -53,7 +53,8 @@ pub fn page(dirs: &[PathBuf]) -> Result<String> {
             rows.push(row);
             runs.push(run);
         } else {
-            let what = format!("has neither {ROWS} nor {MANIFEST}: it is no output of compare, demo or compress");
+            let what =
+                format!("it has neither {ROWS} nor {MANIFEST}, so it is no output of `compare`, `demo` or `compress`");
             return Err(Error::format(dir.display().to_string(), what));
         }
     }
@@ -78,26 +79,26 @@ pub fn page(dirs: &[PathBuf]) -> Result<String> {
         charts::size_against_perplexity(&rows),
     );
     section(
-        "Error by layer and kind",
+        "Weight error by layer and kind",
         "Relative error of each matrix, the root of Σ(w−ŵ)² over Σw², on a logarithmic axis.",
         charts::error_by_layer(&runs.iter().map(charts::of_matrices).collect::<Vec<_>>(), &charts::MATRICES),
     );
     section(
-        "Error in what flows, by layer and site",
-        "How far the inputs of each site are from the original's on the evaluation text, ‖x−x₀‖ over ‖x₀‖: what calibration is for. A \
-        calibrated matrix may be further from its original than a rounded one, and its outputs nearer.",
+        "Activation error by layer and site",
+        "Relative error ‖x−x₀‖ over ‖x₀‖ of the inputs of each site on the evaluation text. Calibration reduces this error; a calibrated \
+        matrix may have a larger weight error than a rounded one and yet a smaller activation error.",
         charts::error_by_layer(&rows.iter().filter_map(charts::of_sites).collect::<Vec<_>>(), &charts::SITES),
     );
     section(
         "Time and memory",
-        "Seconds to compress, and most memory resident while compressing.",
+        "Seconds to compress, and peak resident memory while compressing.",
         charts::time_and_memory(&rows),
     );
     out += "</body></html>\n";
     Ok(out)
 }
 
-/// A row and a run from a compressed model that nobody has evaluated.
+/// Returns the row and the run of a compressed model that has not been evaluated.
 fn compressed(dir: &Path, limits: &Limits) -> Result<(Json, Run)> {
     let manifest = files::read(&dir.join(MANIFEST), limits)?;
     let name = manifest["recipe"]["name"].as_str().unwrap_or("?").to_string();
@@ -108,13 +109,14 @@ fn compressed(dir: &Path, limits: &Limits) -> Result<(Json, Run)> {
     Ok((row, Run { name, manifest }))
 }
 
+/// Returns the HTML table of all rows.
 fn table(rows: &[Json]) -> String {
     let columns: [(&str, &str, usize, f64); 8] = [
         ("perplexity", "perplexity", 3, 1.0),
         ("KL, nats", "kl_mean", 5, 1.0),
         ("top-1, %", "top1_agreement", 2, 100.0),
-        ("bits a weight", "bits_per_weight", 3, 1.0),
-        ("in the body", "body_bits_per_weight", 3, 1.0),
+        ("bits per weight", "bits_per_weight", 3, 1.0),
+        ("body", "body_bits_per_weight", 3, 1.0),
         ("prefill, tokens/s", "prefill_tokens_per_s", 0, 1.0),
         ("decode, tokens/s", "decode_tokens_per_s", 1, 1.0),
         ("compress, s", "compress_seconds", 2, 1.0),

@@ -1,6 +1,6 @@
-//! Just enough SVG: scales, axes, shapes.
+//! SVG drawing: scales, axes, shapes.
 
-/// Text as it may stand in HTML.
+/// Escapes text for HTML.
 pub fn escape(text: &str) -> String {
     text.chars()
         .map(|c| match c {
@@ -13,16 +13,16 @@ pub fn escape(text: &str) -> String {
         .collect()
 }
 
-/// Colours that stay apart, also for readers who do not see all of them.
+/// Line colours, distinguishable with colour blindness as far as possible.
 pub const COLOURS: [&str; 14] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#444444", "#8c564b", "#17806d",
     "#a50f5b", "#7f9a00", "#3b4cc0", "#c9a227",
 ];
 
-/// The original's, in every chart.
+/// Colour of the original model in every chart.
 pub const ORIGINAL: &str = "#8a97a5";
 
-/// From values to pixels.
+/// A linear or logarithmic scale from values to pixels.
 #[derive(Clone, Copy)]
 pub struct Scale {
     low: f64,
@@ -33,23 +33,23 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// Values `low ..= high` on pixels `from ..= to`; equal ends are spread.
+    /// Maps values `low ..= high` to pixels `from ..= to`. An empty range is widened.
     pub fn new([low, high]: [f64; 2], [from, to]: [f64; 2], log: bool) -> Self {
         let (low, high) = if log { (low.max(1e-12), high.max(1e-12)) } else { (low, high) };
         let (low, high) = if high > low { (low, high) } else { (low * 0.9, high * 1.1 + 1e-9) };
         Self { low, high, from, to, log }
     }
 
-    /// The pixel of a value.
+    /// Returns the pixel of a value.
     pub fn at(&self, v: f64) -> f64 {
         let f = |v: f64| if self.log { v.max(1e-12).ln() } else { v };
         let share = (f(v) - f(self.low)) / (f(self.high) - f(self.low));
         self.from + share.clamp(-0.05, 1.05) * (self.to - self.from)
     }
 
-    /// Round values to mark.
+    /// Returns the round values to mark on an axis.
     pub fn ticks(&self) -> Vec<f64> {
-        // Within a decade even steps read better, on either kind of axis.
+        // Within a decade, a logarithmic axis has evenly spaced values too.
         if self.log && self.high / self.low > 8.0 {
             let decades = (self.high / self.low).log10();
             let steps: &[f64] = if decades > 2.5 { &[1.0] } else { &[1.0, 3.0] };
@@ -66,7 +66,7 @@ impl Scale {
     }
 }
 
-/// A tick's label, as short as it can be.
+/// Returns the label of a tick.
 pub fn label(v: f64) -> String {
     if v != 0.0 && (v.abs() < 1e-3 || v.abs() >= 1e5) {
         format!("{v:.0e}")
@@ -82,19 +82,19 @@ pub struct Svg {
 }
 
 impl Svg {
-    /// Empty.
+    /// Returns an empty drawing.
     pub fn new(width: f64, height: f64) -> Self {
         Self { body: String::new(), size: [width, height] }
     }
 
-    /// A line of a colour; `dashed` or not.
+    /// Draws a line, dashed or solid.
     pub fn line(&mut self, [x1, y1]: [f64; 2], [x2, y2]: [f64; 2], colour: &str, dashed: bool) {
         let dash = if dashed { " stroke-dasharray=\"5 4\"" } else { "" };
         self.body +=
             &format!("<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke=\"{colour}\"{dash}/>");
     }
 
-    /// A line through points.
+    /// Draws a line through points.
     pub fn path(&mut self, points: &[[f64; 2]], colour: &str) {
         let list: Vec<String> = points.iter().map(|p| format!("{:.1},{:.1}", p[0], p[1])).collect();
         self.body += &format!(
@@ -103,7 +103,7 @@ impl Svg {
         );
     }
 
-    /// A filled circle with a tooltip.
+    /// Draws a filled circle with a tooltip.
     pub fn dot(&mut self, [x, y]: [f64; 2], colour: &str, tip: &str) {
         self.body += &format!(
             "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"{colour}\"><title>{}</title></circle>",
@@ -111,7 +111,7 @@ impl Svg {
         );
     }
 
-    /// A filled bar.
+    /// Draws a filled rectangle.
     pub fn bar(&mut self, [x, y]: [f64; 2], [w, h]: [f64; 2], colour: &str) {
         self.body += &format!(
             "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{h:.1}\" fill=\"{colour}\"/>",
@@ -119,7 +119,7 @@ impl Svg {
         );
     }
 
-    /// Text; `anchor` is start, middle or end.
+    /// Draws text; `anchor` is `start`, `middle` or `end`.
     pub fn text(&mut self, [x, y]: [f64; 2], anchor: &str, class: &str, text: &str) {
         self.body += &format!(
             "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" class=\"{class}\">{}</text>",
@@ -127,7 +127,7 @@ impl Svg {
         );
     }
 
-    /// Grid lines, tick labels and names of a plot.
+    /// Draws grid lines, tick labels and axis names of a plot.
     pub fn axes(&mut self, x: Scale, y: Scale, names: [&str; 2]) {
         let ([left, right], [bottom, top]) = ([x.from, x.to], [y.from, y.to]);
         for v in y.ticks() {
@@ -143,7 +143,7 @@ impl Svg {
         self.text([left, top - 8.0], "start", "axis", names[1]);
     }
 
-    /// The element.
+    /// Returns the `svg` element.
     pub fn finish(self) -> String {
         format!("<svg viewBox=\"0 0 {} {}\" role=\"img\">{}</svg>", self.size[0], self.size[1], self.body)
     }

@@ -1,34 +1,57 @@
-//! The block types: their sizes, and how a block becomes values. Layouts as llama.cpp's `ggml-quants` has them.
+//! The block types: their sizes and how their blocks are decoded. Layouts are those of llama.cpp's `ggml-quants.c`.
 
 use half::{bf16, f16};
 use tersor_core::{Error, Result};
 
-/// How the elements of a GGUF tensor are stored.
+/// How the elements of a GGUF tensor are stored: as floats, or in quantized blocks of 32 or 256 elements.
+///
+/// ```
+/// use tersor_formats::gguf::BlockType;
+/// let x: Vec<f32> = (0..32).map(|i| i as f32 / 8.0).collect();
+/// let mut block = vec![0u8; BlockType::Q8_0.bytes()];
+/// BlockType::Q8_0.encode(&x, &mut block).unwrap();
+/// let mut y = vec![0f32; 32];
+/// BlockType::Q8_0.decode(&block, &mut y).unwrap();
+/// assert!(x.iter().zip(&y).all(|(x, y)| (x - y).abs() < 0.02));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs, non_camel_case_types)]
+#[allow(non_camel_case_types)]
 pub enum BlockType {
+    /// 32-bit floats.
     F32,
+    /// IEEE half-precision floats.
     F16,
+    /// bfloat16 floats.
     BF16,
+    /// 4-bit codes in blocks of 32: `d * (code - 8)` with an f16 scale `d`.
     Q4_0,
+    /// 4-bit codes in blocks of 32: `d * code + m` with an f16 scale `d` and minimum `m`.
     Q4_1,
+    /// 5-bit codes in blocks of 32: `d * (code - 16)` with an f16 scale `d`.
     Q5_0,
+    /// 5-bit codes in blocks of 32: `d * code + m` with an f16 scale `d` and minimum `m`.
     Q5_1,
+    /// 8-bit signed codes in blocks of 32: `d * code` with an f16 scale `d`.
     Q8_0,
+    /// 2-bit codes in blocks of 256, with a 4-bit scale and a 4-bit minimum for each 16 elements.
     Q2_K,
+    /// 3-bit codes in blocks of 256, with a 6-bit scale for each 16 elements.
     Q3_K,
+    /// 4-bit codes in blocks of 256, with a 6-bit scale and a 6-bit minimum for each 32 elements.
     Q4_K,
+    /// 5-bit codes in blocks of 256, with a 6-bit scale and a 6-bit minimum for each 32 elements.
     Q5_K,
+    /// 6-bit codes in blocks of 256, with an 8-bit scale for each 16 elements.
     Q6_K,
 }
 
 use BlockType::*;
 
 impl BlockType {
-    /// Every type that is read.
+    /// All block types that [`BlockType::decode`] handles.
     pub const ALL: [BlockType; 13] = [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K];
 
-    /// The number in a file.
+    /// Returns the number that stands for this type in a GGUF file (`ggml_type`).
     pub const fn id(self) -> u32 {
         match self {
             F32 => 0,
@@ -47,15 +70,15 @@ impl BlockType {
         }
     }
 
-    /// The type with that number. Error when it is not read here.
+    /// Returns the type with the number `id` (`ggml_type`). Errors if it is none of [`BlockType::ALL`].
     pub fn from_id(id: u32) -> Result<Self> {
         Self::ALL.into_iter().find(|t| t.id() == id).ok_or_else(|| Error::Unsupported {
             what: "GGUF tensor type",
-            value: format!("number {id} (read are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K)"),
+            value: format!("number {id} (supported: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K)"),
         })
     }
 
-    /// The name that llama.cpp prints.
+    /// Returns the type's name as llama.cpp prints it, such as `Q4_K`.
     pub const fn name(self) -> &'static str {
         match self {
             F32 => "F32",
@@ -74,7 +97,7 @@ impl BlockType {
         }
     }
 
-    /// Elements of a block.
+    /// Returns the number of elements of one block: 1, 32 or 256.
     pub const fn elements(self) -> usize {
         match self {
             F32 | F16 | BF16 => 1,
@@ -83,7 +106,7 @@ impl BlockType {
         }
     }
 
-    /// Bytes of a block.
+    /// Returns the number of bytes of one block.
     pub const fn bytes(self) -> usize {
         match self {
             F32 => 4,
@@ -101,7 +124,8 @@ impl BlockType {
         }
     }
 
-    /// Decodes whole blocks. Error when the lengths do not match.
+    /// Decodes blocks of this type from `bytes` into f32 values in `out`. Errors if `out` is not a whole number of blocks, or `bytes` does not have
+    /// exactly the bytes of as many blocks.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         let blocks = out.len() / self.elements();
         if !out.len().is_multiple_of(self.elements()) || blocks.checked_mul(self.bytes()) != Some(bytes.len()) {
@@ -129,6 +153,7 @@ impl BlockType {
     }
 }
 
+/// Reads the little-endian f16 at byte `at`.
 fn half_at(b: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
 }
@@ -149,7 +174,7 @@ fn q4_1(b: &[u8], y: &mut [f32]) {
     }
 }
 
-/// The fifth bits of 32 codes lie in one little-endian word.
+/// Returns the fifth bits of codes `j` and `j + 16`, as 0 or 16. The fifth bits of all 32 codes form one little-endian word at byte `at`.
 fn fifth(b: &[u8], at: usize, j: usize) -> [u8; 2] {
     let word = u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
     [((word >> j) & 1) as u8 * 16, ((word >> (j + 16)) & 1) as u8 * 16]
@@ -178,12 +203,12 @@ fn q8_0(b: &[u8], y: &mut [f32]) {
     y.iter_mut().zip(&b[2..]).for_each(|(y, &q)| *y = f32::from(q as i8) * d);
 }
 
-/// `scales[16]`, two bits a code in 64 bytes, `d`, `dmin`.
+/// Block layout: 16 bytes of scales and minimums, 64 bytes of 2-bit codes, `d`, `dmin`.
 fn q2_k(b: &[u8], y: &mut [f32]) {
     let (scales, qs) = (&b[..16], &b[16..80]);
     let (d, dmin) = (half_at(b, 80), half_at(b, 82));
     for (i, y) in y.chunks_exact_mut(16).enumerate() {
-        // Sub-block `i`: 128 elements share 32 bytes; of these, two bits a shift, 16 bytes a sub-block.
+        // 128 elements share 32 bytes: sub-block `i` takes two bits of 16 of them.
         let (half, shift, side) = (i / 8, i % 8 / 2 * 2, i % 2);
         let (dl, ml) = (d * f32::from(scales[i] & 15), dmin * f32::from(scales[i] >> 4));
         let q = &qs[32 * half + 16 * side..][..16];
@@ -191,7 +216,7 @@ fn q2_k(b: &[u8], y: &mut [f32]) {
     }
 }
 
-/// High bits in 32 bytes, two low bits a code in 64, twelve bytes of 6-bit scales, `d`.
+/// Block layout: 32 bytes of high bits, 64 bytes of the two low bits, 12 bytes of 6-bit scales, `d`.
 fn q3_k(b: &[u8], y: &mut [f32]) {
     let (high, qs, packed) = (&b[..32], &b[32..96], &b[96..108]);
     let d = half_at(b, 108);
@@ -209,7 +234,7 @@ fn q3_k(b: &[u8], y: &mut [f32]) {
     }
 }
 
-/// Scale and minimum of sub-block `j` in the twelve bytes that Q4_K and Q5_K share.
+/// Returns the 6-bit scale and minimum of sub-block `j` from the twelve bytes `s` of a Q4_K or Q5_K block.
 fn scale_min(j: usize, s: &[u8]) -> (f32, f32) {
     let (sc, m) = if j < 4 {
         (s[j] & 63, s[j + 4] & 63)

@@ -1,10 +1,11 @@
-//! The metadata of a Llama-family file as a Hugging Face `config.json`, and the reverse.
+//! Converts the metadata of a Llama-family GGUF file to a Hugging Face `config.json`, and back.
 
 use super::{File, Meta, MetaWriter};
 use serde_json::{Value as Json, json};
 use tersor_core::{Error, Result, RowSource};
 
-/// Builds the configuration. Error when the architecture is none of `llama`, `qwen2`, `qwen3`, or a size is missing.
+/// Builds the Hugging Face `config.json` of a GGUF file from its metadata and tensors. Errors if the architecture is none of `llama`, `qwen2` and
+/// `qwen3`, a size is missing, or the rotary embedding is partial or scaled in an unsupported way.
 pub fn hf_config(file: &File) -> Result<Json> {
     let meta = file.meta();
     let missing = |key: &str| Error::Missing { name: key.into(), place: "the GGUF metadata".into() };
@@ -52,11 +53,12 @@ pub fn hf_config(file: &File) -> Result<Json> {
     Ok(config)
 }
 
-/// An f32 read from a file, as the shortest decimal that means it (1e-5, not 9.99999974e-6).
+/// Returns the f64 with the shortest decimal form that rounds to the same f32 as `v`: 1e-5 rather than 9.99999974e-6.
 fn shortest(v: f64) -> f64 {
     (v as f32).to_string().parse().unwrap_or(v)
 }
 
+/// Returns the `rope_scaling` of a configuration; none if the frequencies are not scaled. Errors if the kind of scaling is unknown.
 fn rope_scaling(file: &File, meta: &Meta, arch: &str) -> Result<Option<Json>> {
     let key = |suffix: &str| format!("{arch}.rope.scaling.{suffix}");
     if file.tensors().contains_key("rope_freqs.weight") {
@@ -78,9 +80,16 @@ fn rope_scaling(file: &File, meta: &Meta, arch: &str) -> Result<Option<Json>> {
     }
 }
 
-/// The keys that say in a file what a Hugging Face `config.json` says, and the factors of rotary frequencies (`rope_freqs.weight`) where it
-/// scales them as Llama 3 does. Error when the architecture is none of `llama`, `qwen2`, `qwen3` (`mistral` goes as `llama`), a size is missing,
-/// or the rotary scaling is another.
+/// Builds the GGUF metadata that corresponds to a Hugging Face `config.json`. Also returns the values of the tensor `rope_freqs.weight` if the
+/// configuration scales rotary frequencies as Llama 3 does: one divisor per frequency, `[head_dim / 2]`. Errors if `model_type` is none of
+/// `llama`, `mistral` (written as `llama`), `qwen2` and `qwen3`, a size is missing, or the rotary scaling is unsupported.
+///
+/// ```
+/// let config = serde_json::json!({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
+///     "intermediate_size": 128, "max_position_embeddings": 256, "vocab_size": 100, "rms_norm_eps": 1e-5});
+/// let (meta, frequencies) = tersor_formats::gguf::gguf_meta(&config).unwrap();
+/// assert!(meta.has("llama.block_count") && frequencies.is_none());
+/// ```
 pub fn gguf_meta(config: &Json) -> Result<(MetaWriter, Option<Vec<f32>>)> {
     let missing = |key: &str| Error::Missing { name: key.into(), place: "config.json".into() };
     let arch = match config["model_type"].as_str() {
@@ -88,7 +97,7 @@ pub fn gguf_meta(config: &Json) -> Result<(MetaWriter, Option<Vec<f32>>)> {
         Some("qwen2") => "qwen2",
         Some("qwen3") => "qwen3",
         other => {
-            let value = format!("`{}` (llama, mistral, qwen2 and qwen3 are)", other.unwrap_or("unknown"));
+            let value = format!("`{}` (supported: llama, mistral, qwen2, qwen3)", other.unwrap_or("unknown"));
             return Err(Error::Unsupported { what: "architecture of a GGUF file", value });
         }
     };
@@ -96,7 +105,7 @@ pub fn gguf_meta(config: &Json) -> Result<(MetaWriter, Option<Vec<f32>>)> {
     let uint = |key: &str| number(key).ok_or_else(|| missing(key));
     let (hidden, heads) = (uint("hidden_size")?, uint("num_attention_heads")?);
     let dim = number("head_dim").or(hidden.checked_div(heads)).unwrap_or(0);
-    // Newer files keep what concerns the frequencies together.
+    // Newer versions of transformers store all rotary parameters in `rope_parameters`.
     let rope = if config["rope_parameters"].is_object() { &config["rope_parameters"] } else { &config["rope_scaling"] };
     let base = config["rope_theta"].as_f64().or(rope["rope_theta"].as_f64()).unwrap_or(10_000.0);
     let mut meta = MetaWriter::new();
@@ -130,7 +139,7 @@ pub fn gguf_meta(config: &Json) -> Result<(MetaWriter, Option<Vec<f32>>)> {
             }
         }
         ("llama3", Some(factor)) => {
-            let of = |key: &str, usual: f64| rope[key].as_f64().unwrap_or(usual);
+            let of = |key: &str, default: f64| rope[key].as_f64().unwrap_or(default);
             let bounds = [of("low_freq_factor", 1.0), of("high_freq_factor", 4.0)];
             let original = of("original_max_position_embeddings", 8192.0);
             let n = dim as usize / 2;
@@ -141,15 +150,16 @@ pub fn gguf_meta(config: &Json) -> Result<(MetaWriter, Option<Vec<f32>>)> {
     Ok((meta, frequencies))
 }
 
-/// The factor of frequency `i` of `n` in Llama 3's scaling, which leaves short waves alone.
+/// Returns the divisor of rotary frequency `i` of `n` under Llama 3's scaling: 1 for wavelengths below `original / high` tokens, `factor` for
+/// those above `original / low`, interpolated between.
 fn llama3_factor(base: f64, i: usize, n: usize, factor: f64, [low, high]: [f64; 2], original: f64) -> f64 {
     let wavelength = std::f64::consts::TAU * base.powf(2.0 * i as f64 / (2.0 * n as f64));
     let smooth = ((original / wavelength - low) / (high - low)).clamp(0.0, 1.0);
     1.0 / ((1.0 - smooth) / factor + smooth)
 }
 
-/// llama.cpp stores Llama 3's scaling as a factor for each frequency; from them come the four numbers that
-/// made them, with the published bounds of 1 and 4 turns over 8192 tokens.
+/// Recovers the `rope_scaling` of Llama 3 from the divisors that llama.cpp stores in `rope_freqs.weight`. Assumes the published parameters
+/// (`low_freq_factor` 1, `high_freq_factor` 4, 8192 original positions) and errors if the stored divisors do not follow from them.
 fn llama3_scaling(file: &File, meta: &Meta, arch: &str) -> Result<Json> {
     let rows = file.rows("rope_freqs.weight")?;
     let n = rows.shape()[1];
@@ -161,7 +171,7 @@ fn llama3_scaling(file: &File, meta: &Meta, arch: &str) -> Result<Json> {
     for (i, &v) in stored.iter().enumerate() {
         let want = llama3_factor(base, i, n, factor, [low, high], original);
         if (want - f64::from(v)).abs() > 1e-3 * want {
-            let value = format!("factor {v} of frequency {i} is not Llama 3's ({want:.4})");
+            let value = format!("divisor {v} of rotary frequency {i} differs from Llama 3's ({want:.4})");
             return Err(Error::Unsupported { what: "rotary scaling", value });
         }
     }

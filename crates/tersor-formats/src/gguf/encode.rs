@@ -1,4 +1,4 @@
-//! From values to blocks, by the rules that llama.cpp's own quantizer has where it knows nothing of the data.
+//! Encodes values into blocks by the reference rules of llama.cpp (`quantize_row_*_ref`), which use no importance data.
 
 use half::{bf16, f16};
 use tersor_core::{Error, Result};
@@ -6,13 +6,14 @@ use tersor_core::{Error, Result};
 use super::BlockType::{self, *};
 
 impl BlockType {
-    /// Whether [`BlockType::encode`] writes it.
-    pub const fn is_written(self) -> bool {
+    /// Returns whether [`BlockType::encode`] handles this type: all but Q2_K and Q3_K.
+    pub const fn can_encode(self) -> bool {
         !matches!(self, Q2_K | Q3_K)
     }
 
-    /// Encodes whole blocks of finite values. Error when the lengths do not match, the type is only read, or a value or scale does not fit into
-    /// the half-precision numbers of the type.
+    /// Encodes the values `x` as blocks of this type into `out`, by llama.cpp's reference rules (without importance data). Errors if `x` is not a
+    /// whole number of blocks, `out` does not have exactly the bytes of as many, the type cannot be encoded, or a value or scale is not finite in
+    /// the type's half precision.
     pub fn encode(self, x: &[f32], out: &mut [u8]) -> Result<()> {
         let blocks = x.len() / self.elements();
         if !x.len().is_multiple_of(self.elements()) || blocks.checked_mul(self.bytes()) != Some(out.len()) {
@@ -38,7 +39,7 @@ impl BlockType {
             Q6_K => q6_k,
             Q2_K | Q3_K => {
                 let value = format!(
-                    "{} (written are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K)",
+                    "{} (supported: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K)",
                     self.name()
                 );
                 return Err(Error::Unsupported { what: "GGUF type to write", value });
@@ -46,7 +47,7 @@ impl BlockType {
         };
         for (i, (x, b)) in x.chunks_exact(self.elements()).zip(out.chunks_exact_mut(self.bytes())).enumerate() {
             let max = x.iter().fold(0f32, |m, v| if v.is_finite() { m.max(v.abs()) } else { f32::INFINITY });
-            // Squares stay finite, far above what half-precision scales reach.
+            // The bound keeps squares finite and is far above what half-precision scales can represent.
             let fits = max <= if matches!(self, F32 | BF16) { f32::MAX } else { 1e15 };
             if !fits || !one(x, b) {
                 return Err(Error::ScaleRange { row: 0, group: i, value: max, dtype: self.name() });
@@ -55,10 +56,10 @@ impl BlockType {
         Ok(())
     }
 
-    /// A block of codes as they are: `d * (code - zero)` of the types with a scale, `d * code + m` of those with a minimum. For grids that are the
-    /// type's own. None when the type is none of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, there are not 32 codes, one is too large, or a number does not
-    /// fit into half precision.
-    pub fn pack(self, d: f32, m: f32, codes: &[u8], out: &mut [u8]) -> Option<()> {
+    /// Packs one block from existing codes, without quantizing again: the block decodes to `d * (code - zero)` for Q4_0, Q5_0 and Q8_0 (zero 8, 16,
+    /// 128; `m` is ignored) and to `d * code + m` for Q4_1 and Q5_1. `out` receives [`BlockType::bytes`] bytes. None for any other type, or if
+    /// there are not exactly 32 codes, a code is too large for the type, `out` has another length, or `d` or `m` is not finite in half precision.
+    pub fn pack_codes(self, d: f32, m: f32, codes: &[u8], out: &mut [u8]) -> Option<()> {
         let max = match self {
             Q4_0 | Q4_1 => 15,
             Q5_0 | Q5_1 => 31,
@@ -86,32 +87,34 @@ impl BlockType {
     }
 }
 
-/// Writes a half; what it is when read. None when it is not finite.
+/// Writes `v` as a little-endian f16 at byte `at` and returns the rounded value. None if it is not finite.
 fn put_half(b: &mut [u8], at: usize, v: f32) -> Option<f32> {
     let half = f16::from_f32(v);
     b[at..at + 2].copy_from_slice(&half.to_le_bytes());
     half.is_finite().then(|| half.to_f32())
 }
 
+/// Returns `1 / d`, or 0 for a zero `d`.
 fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
-/// The first 16 codes in the low halves.
+/// Packs 32 4-bit codes into 16 bytes: codes 0 to 15 in the low halves, codes 16 to 31 in the high halves.
 fn nibbles(codes: &[u8], out: &mut [u8]) {
     for (j, o) in out.iter_mut().take(16).enumerate() {
         *o = (codes[j] & 15) | (codes[j + 16] & 15) << 4;
     }
 }
 
-/// The fifth bits in a word, then the rest.
+/// Packs 32 5-bit codes: the fifth bits as one little-endian word, then the low four bits as in [`nibbles`].
 fn fifths(codes: &[u8], out: &mut [u8]) {
     let word = codes.iter().enumerate().fold(0u32, |w, (j, c)| w | u32::from(c >> 4 & 1) << j);
     out[..4].copy_from_slice(&word.to_le_bytes());
     nibbles(codes, &mut out[4..]);
 }
 
-/// The element of largest magnitude, the first of equals, with its sign, becomes the lowest code.
+/// Encodes a block of Q4_0 or Q5_0. The element of largest magnitude (the first, if several are equal) gets code 0, and its sign that of the
+/// scale.
 fn symmetric<const BITS: u32>(x: &[f32], b: &mut [u8]) -> bool {
     let half = (1u32 << (BITS - 1)) as f32;
     let max = x.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
@@ -119,29 +122,31 @@ fn symmetric<const BITS: u32>(x: &[f32], b: &mut [u8]) -> bool {
     let id = inverse(d);
     let codes: [u8; 32] = std::array::from_fn(|j| ((x[j] * id + half + 0.5) as i32).clamp(0, (1 << BITS) - 1) as u8);
     let kind = if BITS == 4 { Q4_0 } else { Q5_0 };
-    kind.pack(d, 0.0, &codes, b).is_some()
+    kind.pack_codes(d, 0.0, &codes, b).is_some()
 }
 
-/// Steps from the smallest element to the largest.
+/// Encodes a block of Q4_1 or Q5_1 with evenly spaced values from the smallest element to the largest.
 fn ranged<const BITS: u32>(x: &[f32], b: &mut [u8]) -> bool {
     let (low, high) = x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), v| (l.min(*v), h.max(*v)));
     let d = (high - low) / ((1 << BITS) - 1) as f32;
     let id = inverse(d);
     let codes: [u8; 32] = std::array::from_fn(|j| (((x[j] - low) * id + 0.5) as i32).clamp(0, (1 << BITS) - 1) as u8);
     let kind = if BITS == 4 { Q4_1 } else { Q5_1 };
-    kind.pack(d, low, &codes, b).is_some()
+    kind.pack_codes(d, low, &codes, b).is_some()
 }
 
+/// Encodes a block of Q8_0 with the scale `max |x| / 127`.
 fn q8_0(x: &[f32], b: &mut [u8]) -> bool {
     let d = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
     let id = inverse(d);
-    // Halves go away from zero.
+    // llama.cpp rounds halves away from zero here.
     let codes: [u8; 32] = std::array::from_fn(|j| ((x[j] * id).round() as i32 + 128).clamp(0, 255) as u8);
-    Q8_0.pack(d, 0.0, &codes, b).is_some()
+    Q8_0.pack_codes(d, 0.0, &codes, b).is_some()
 }
 
-/// Scale and minimum (not negative) of a sub-block, by weighted least squares over steps of several sizes.
-fn fit<const MOST: i32>(x: &[f32], weights: &[f32], first: f32, steps: i32) -> (f32, f32, [u8; 32]) {
+/// Returns scale, minimum (not negative, subtracted) and codes of a sub-block by weighted least squares over several trial scales
+/// (llama.cpp's `make_qkx2_quants`). `MAX` is the largest code.
+fn least_squares<const MAX: i32>(x: &[f32], weights: &[f32], first: f32, steps: i32) -> (f32, f32, [u8; 32]) {
     let (mut low, mut high) = (x[0], x[0]);
     let (mut sum_w, mut sum_x) = (0f32, 0f32);
     for (v, w) in x.iter().zip(weights) {
@@ -152,17 +157,17 @@ fn fit<const MOST: i32>(x: &[f32], weights: &[f32], first: f32, steps: i32) -> (
     if high == low {
         return (0.0, -low, [0; 32]);
     }
-    let code = |inverse: f32, v: f32, low: f32| (inverse * (v - low)).round_ties_even().clamp(0.0, MOST as f32);
+    let code = |inverse: f32, v: f32, low: f32| (inverse * (v - low)).round_ties_even().clamp(0.0, MAX as f32);
     let error = |codes: &[u8; 32], scale: f32, low: f32| -> f32 {
         let each = |((v, w), c): ((&f32, &f32), &u8)| w * (scale * f32::from(*c) + low - v).powi(2);
         x.iter().zip(weights).zip(codes).map(each).sum()
     };
-    let inverse = MOST as f32 / (high - low);
+    let inverse = MAX as f32 / (high - low);
     let mut codes: [u8; 32] = std::array::from_fn(|j| code(inverse, x[j], low) as u8);
     let mut scale = 1.0 / inverse;
     let mut best = error(&codes, scale, low);
     for step in 0..=steps {
-        let inverse = (first + 0.1 * step as f32 + MOST as f32) / (high - low);
+        let inverse = (first + 0.1 * step as f32 + MAX as f32) / (high - low);
         let tried: [u8; 32] = std::array::from_fn(|j| code(inverse, x[j], low) as u8);
         let (mut l, mut l2, mut xl) = (0f32, 0f32, 0f32);
         for ((v, w), c) in x.iter().zip(weights).zip(&tried) {
@@ -185,25 +190,28 @@ fn fit<const MOST: i32>(x: &[f32], weights: &[f32], first: f32, steps: i32) -> (
     (scale, -low, codes)
 }
 
-/// Q4_K and Q5_K: eight sub-blocks with 6-bit scales and minimums.
+/// Encodes a block of Q4_K or Q5_K: eight sub-blocks with 6-bit scales and minimums.
 fn scales_and_minimums<const BITS: u32>(x: &[f32], b: &mut [u8]) -> bool {
     let (mut scales, mut lows, mut codes) = ([0f32; 8], [0f32; 8], [[0u8; 32]; 8]);
     for (j, x) in x.chunks_exact(32).enumerate() {
         let mean = (x.iter().map(|v| v * v).sum::<f32>() / 32.0).sqrt();
         let weights: [f32; 32] = std::array::from_fn(|l| mean + x[l].abs());
-        (scales[j], lows[j], codes[j]) =
-            if BITS == 4 { fit::<15>(x, &weights, -1.0, 20) } else { fit::<31>(x, &weights, -0.5, 15) };
+        (scales[j], lows[j], codes[j]) = if BITS == 4 {
+            least_squares::<15>(x, &weights, -1.0, 20)
+        } else {
+            least_squares::<31>(x, &weights, -0.5, 15)
+        };
     }
     let max = |v: &[f32; 8]| v.iter().fold(0f32, |m, v| m.max(*v));
-    let (most_scale, most_low) = (max(&scales), max(&lows));
+    let (max_scale, max_low) = (max(&scales), max(&lows));
     let six = |v: f32, max: f32| if max > 0.0 { (63.0 / max * v).round_ties_even().clamp(0.0, 63.0) as u8 } else { 0 };
-    let sc: [u8; 8] = std::array::from_fn(|j| six(scales[j], most_scale));
-    let m: [u8; 8] = std::array::from_fn(|j| six(lows[j], most_low));
-    let (Some(d), Some(dmin)) = (put_half(b, 0, most_scale / 63.0), put_half(b, 2, most_low / 63.0)) else {
+    let sc: [u8; 8] = std::array::from_fn(|j| six(scales[j], max_scale));
+    let m: [u8; 8] = std::array::from_fn(|j| six(lows[j], max_low));
+    let (Some(d), Some(dmin)) = (put_half(b, 0, max_scale / 63.0), put_half(b, 2, max_low / 63.0)) else {
         return false;
     };
     b[4..16].copy_from_slice(&pack_scales(&sc, &m));
-    // The codes that are best for what the scales have become.
+    // Codes are computed again for the rounded scales and minimums.
     for (j, (x, codes)) in x.chunks_exact(32).zip(&mut codes).enumerate() {
         let (scale, low) = (d * f32::from(sc[j]), dmin * f32::from(m[j]));
         if scale != 0.0 {
@@ -223,7 +231,7 @@ fn scales_and_minimums<const BITS: u32>(x: &[f32], b: &mut [u8]) -> bool {
     true
 }
 
-/// Eight scales and eight minimums of 6 bits in twelve bytes.
+/// Packs eight scales and eight minimums of 6 bits into twelve bytes, as Q4_K and Q5_K blocks store them.
 fn pack_scales(sc: &[u8; 8], m: &[u8; 8]) -> [u8; 12] {
     let mut out = [0u8; 12];
     for j in 0..4 {
@@ -234,8 +242,8 @@ fn pack_scales(sc: &[u8; 8], m: &[u8; 8]) -> [u8; 12] {
     out
 }
 
-/// A signed scale of 16 values: of steps of several sizes the one that keeps most of their energy.
-fn fit_signed(x: &[f32]) -> f32 {
+/// Returns the signed scale of 16 values with the smallest weighted squared error among several trial scales (llama.cpp's `make_qx_quants`).
+fn signed_scale(x: &[f32]) -> f32 {
     let max = x.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
     if max.abs() < 1e-15 {
         return 0.0;
@@ -259,9 +267,10 @@ fn fit_signed(x: &[f32]) -> f32 {
     scale
 }
 
+/// Encodes a block of Q6_K: sixteen sub-blocks with 8-bit signed scales.
 fn q6_k(x: &[f32], b: &mut [u8]) -> bool {
     let mut scales = [0f32; 16];
-    x.chunks_exact(16).zip(&mut scales).for_each(|(x, s)| *s = fit_signed(x));
+    x.chunks_exact(16).zip(&mut scales).for_each(|(x, s)| *s = signed_scale(x));
     let max = scales.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
     b.fill(0);
     if max.abs() < 1e-15 {

@@ -1,4 +1,4 @@
-//! The file: header, tensor table, and rows decoded on demand.
+//! Reads a GGUF file: header, tensor table, and rows dequantized on demand.
 
 use super::meta::Cursor;
 use super::{BlockType, Meta};
@@ -9,20 +9,38 @@ use std::path::Path;
 use tersor_core::rows::{check_range, rows_and_columns};
 use tersor_core::{DType, Error, Limits, Result, RowSource, TensorInfo};
 
-/// Where a tensor lies and how it is stored.
+/// Shape, stored type and position of one tensor in a GGUF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GgufTensor {
-    /// Axes, slowest first (a file stores them fastest first).
+    /// Sizes of the tensor's axes, slowest-varying first (the reverse of the order in the file).
     pub shape: Vec<usize>,
-    /// How its elements are stored.
+    /// Stored type of the tensor's elements.
     pub kind: BlockType,
-    /// Offset from the start of the file.
+    /// Offset of the tensor's data from the start of the file, in bytes.
     pub offset: u64,
-    /// Length in bytes.
+    /// Length of the tensor's data in bytes.
     pub bytes: u64,
 }
 
-/// An open GGUF file: metadata and tensor table in memory, data on disk.
+/// An open GGUF file, version 2 or 3: metadata and tensor table are in memory, tensor data is read on demand.
+///
+/// ```
+/// use tersor_core::{Limits, RowSource};
+/// use tersor_formats::gguf::{BlockType, File, MetaWriter, Writer};
+/// let dir = tempfile::tempdir().unwrap();
+/// let path = dir.path().join("model.gguf");
+/// let mut meta = MetaWriter::new();
+/// meta.text("general.architecture", "llama").uint("llama.block_count", 1);
+/// let mut out = Writer::create(&path, &meta, &[("w".into(), vec![2, 32], BlockType::Q8_0)]).unwrap();
+/// out.write("w", &[1.0; 64]).unwrap();
+/// out.finish().unwrap();
+///
+/// let file = File::open(&path, &Limits::default()).unwrap();
+/// assert_eq!(file.meta().uint("llama.block_count"), Some(1));
+/// let mut row = [0.0; 32];
+/// file.rows("w").unwrap().read_rows(1..2, &mut row).unwrap();
+/// assert!(row.iter().all(|v| (v - 1.0).abs() < 1e-3));
+/// ```
 pub struct File {
     source: Box<dyn ReadAt>,
     meta: Meta,
@@ -31,23 +49,23 @@ pub struct File {
 }
 
 impl File {
-    /// Opens a file and checks everything before its data.
+    /// Opens the file at `path` and checks header, metadata and tensor table. Errors if it cannot be opened, and as [`File::new`] does.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self> {
         Self::new(Box::new(FileAt::open(path)?), limits)
     }
 
-    /// Reads from anything. Error when the file ends early, a count is above its limit, a type or version is not
-    /// known, a name appears twice, or a tensor leaves the file or overlaps another.
+    /// Reads and checks header, metadata and tensor table of any byte source. Errors if it ends early, a count or length is above `limits`, a type
+    /// or version is unknown, a name appears twice, or a tensor reaches beyond the end of the file or overlaps another.
     pub fn new(source: Box<dyn ReadAt>, limits: &Limits) -> Result<Self> {
         let (meta, spans, tensors) = {
             let mut cursor = Cursor::new(&*source, limits);
             let magic = cursor.u32()?;
             if magic != u32::from_le_bytes(*b"GGUF") {
-                return Err(Error::format(source.name(), "does not begin with `GGUF`"));
+                return Err(Error::format(source.name(), "it does not begin with `GGUF`, so it is not a GGUF file"));
             }
             let version = cursor.u32()?;
             if !(2..=3).contains(&version) {
-                let value = format!("{version} (2 and 3 are; big-endian files are not)");
+                let value = format!("{version} (supported: 2 and 3, little-endian)");
                 return Err(Error::Unsupported { what: "GGUF version", value });
             }
             let (tensors, keys) = (cursor.u64()?, cursor.u64()?);
@@ -58,13 +76,13 @@ impl File {
         Ok(Self { source, meta, spans, tensors })
     }
 
-    /// The typed keys.
+    /// Returns the file's metadata: typed values by key.
     pub fn meta(&self) -> &Meta {
         &self.meta
     }
 
-    /// Type and value of a key as they stand in the file, for [`MetaWriter::raw`](super::MetaWriter::raw). Error when there is no such key, or the
-    /// file cannot be read.
+    /// Returns the stored bytes of a key's type and value, for copying with [`MetaWriter::raw`](super::MetaWriter::raw). Errors if there is no such
+    /// key, or the file cannot be read.
     pub fn raw_meta(&self, key: &str) -> Result<Vec<u8>> {
         let missing = || Error::Missing { name: key.into(), place: self.source.name() };
         let span = self.spans.get(key).ok_or_else(missing)?;
@@ -73,18 +91,18 @@ impl File {
         Ok(bytes)
     }
 
-    /// The tensors by the names of the file.
+    /// Returns the description of every tensor, by its name in the file.
     pub fn tensors(&self) -> &BTreeMap<String, GgufTensor> {
         &self.tensors
     }
 
-    /// Length of the file.
+    /// Returns the length of the file in bytes.
     pub fn bytes(&self) -> u64 {
         self.source.len()
     }
 
-    /// The rows of a tensor; a vector is one, and of more than two axes the last is the row. Error when there is no
-    /// such tensor.
+    /// Returns a source of the rows of the tensor `name` (its name in the file), dequantized to f32, in the order of the file. A vector is one row;
+    /// of a tensor with more than two axes, each row runs along the last axis. Errors if there is no tensor of that name.
     pub fn rows(&self, name: &str) -> Result<GgufRows<'_>> {
         let tensor = self.tensors.get(name);
         let tensor = tensor.ok_or_else(|| Error::Missing { name: name.into(), place: self.source.name() })?;
@@ -93,6 +111,7 @@ impl File {
     }
 }
 
+/// Reads and checks the tensor table of `count` entries; `len` is the length of the file.
 fn table(
     cursor: &mut Cursor<'_>,
     count: u64,
@@ -123,11 +142,11 @@ fn table(
         let offset = cursor.u64()?;
         let columns = shape.first().copied().unwrap_or(1);
         if !columns.is_multiple_of(kind.elements()) {
-            let what = format!("{columns} columns do not fill blocks of {}", kind.elements());
+            let what = format!("{columns} columns are not a whole number of blocks of {}", kind.elements());
             return Err(cursor.bad(format!("tensor `{name}`: {what}")));
         }
         shape.reverse();
-        // Checked as if nothing were empty, and at the four bytes a value that decoding takes at most.
+        // Sizes are checked for f32, the largest form that decoding gives, with empty axes counted as 1.
         let full = TensorInfo { dtype: DType::F32, shape: shape.clone() };
         let elements = full.bytes().map_err(|e| e.in_tensor(&name))? / 4;
         let bytes = (elements / kind.elements() * kind.bytes()) as u64;
@@ -143,7 +162,7 @@ fn table(
         let first = start.checked_add(tensor.offset);
         let end = first.and_then(|f| f.checked_add(tensor.bytes)).filter(|&e| e <= len);
         let (Some(first), Some(end)) = (first, end) else {
-            return Err(cursor.bad(format!("tensor `{name}` leaves the file of {len} bytes")));
+            return Err(cursor.bad(format!("tensor `{name}` reaches beyond the end of the file of {len} bytes")));
         };
         tensor.offset = first;
         spans.push((first, end, name.clone()));
@@ -160,19 +179,19 @@ fn table(
     Ok(tensors)
 }
 
-/// Rows of a GGUF tensor, decoded as they are read.
+/// The rows of one GGUF tensor as a [`RowSource`]: read from the file and dequantized to f32 on each call. [`File::rows`] makes it.
 pub struct GgufRows<'a> {
     source: &'a dyn ReadAt,
     tensor: &'a GgufTensor,
     shape: [usize; 2],
-    /// Rows of a head that are stored in pairs for interleaved rotary embeddings.
+    /// Rows per head, if the rows are stored in the order of interleaved rotary embedding and are to be un-permuted.
     interleaved: Option<usize>,
 }
 
 impl GgufRows<'_> {
-    /// Reads the rows (of a vector: the elements) in the order of Hugging Face: of each head of `head_dim` rows first
-    /// those of the first halves of the rotary pairs, then those of the second; the file has the pairs side by side.
-    /// Error when `head_dim` is odd or does not divide the rows.
+    /// Returns the same source with its rows (for a vector: its elements) un-permuted from llama.cpp's order to Hugging Face's. llama.cpp stores the
+    /// two rows of each rotary pair side by side; Hugging Face stores, within each head of `head_dim` rows, the first rows of all pairs, then the
+    /// second ones. Errors if `head_dim` is odd or does not divide the number of rows.
     pub fn unpermuted(mut self, head_dim: usize) -> Result<Self> {
         let rows = self.tensor.shape.first().copied().unwrap_or(0);
         if head_dim == 0 || !head_dim.is_multiple_of(2) || !rows.is_multiple_of(head_dim) {
@@ -182,6 +201,7 @@ impl GgufRows<'_> {
         Ok(self)
     }
 
+    /// Reads rows in the order of the file.
     fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let width = self.shape[1] / self.tensor.kind.elements() * self.tensor.kind.bytes();
         let mut bytes = vec![0u8; rows.len() * width];
@@ -190,14 +210,25 @@ impl GgufRows<'_> {
     }
 }
 
-/// Rows in the order of a Llama file: the reverse of [`GgufRows::unpermuted`].
-pub struct Interleaved<'a> {
+/// The rows of another source permuted from Hugging Face's order to that of a Llama GGUF file, for writing query and key weights: the inverse of
+/// [`GgufRows::unpermuted`].
+///
+/// ```
+/// use tersor_core::{DenseRows, RowSource};
+/// use tersor_formats::gguf::InterleavedRows;
+/// let source = DenseRows::new(&[0.0, 1.0, 2.0, 3.0], [4, 1]).unwrap();
+/// let mut out = [0.0; 4];
+/// InterleavedRows::new(&source, 4).unwrap().read_rows(0..4, &mut out).unwrap();
+/// assert_eq!(out, [0.0, 2.0, 1.0, 3.0]);
+/// ```
+pub struct InterleavedRows<'a> {
     source: &'a dyn RowSource,
     head_dim: usize,
 }
 
-impl<'a> Interleaved<'a> {
-    /// Error when `head_dim` is odd or does not divide the rows (of a vector, which is one row: its elements).
+impl<'a> InterleavedRows<'a> {
+    /// Wraps a source whose rows form heads of `head_dim` rows each; for a vector (one row), its elements do. Errors if `head_dim` is odd or does
+    /// not divide their number.
     pub fn new(source: &'a dyn RowSource, head_dim: usize) -> Result<Self> {
         let n = source.shape()[usize::from(source.shape()[0] == 1)];
         if head_dim == 0 || !head_dim.is_multiple_of(2) || !n.is_multiple_of(head_dim) {
@@ -206,14 +237,14 @@ impl<'a> Interleaved<'a> {
         Ok(Self { source, head_dim })
     }
 
-    /// Where Hugging Face has what the file has at `index`.
-    pub fn source_of(index: usize, head_dim: usize) -> usize {
+    /// Returns the row index in Hugging Face's order of the row that a Llama GGUF file stores at `index`.
+    pub fn hf_index(index: usize, head_dim: usize) -> usize {
         let (head, within) = (index / head_dim, index % head_dim);
         head * head_dim + within % 2 * (head_dim / 2) + within / 2
     }
 }
 
-impl RowSource for Interleaved<'_> {
+impl RowSource for InterleavedRows<'_> {
     fn shape(&self) -> [usize; 2] {
         self.source.shape()
     }
@@ -223,18 +254,18 @@ impl RowSource for Interleaved<'_> {
         if all == 1 {
             let mut whole = vec![0f32; cols];
             self.source.read_rows(0..1, &mut whole)?;
-            out.iter_mut().enumerate().for_each(|(i, v)| *v = whole[Self::source_of(i, self.head_dim)]);
+            out.iter_mut().enumerate().for_each(|(i, v)| *v = whole[Self::hf_index(i, self.head_dim)]);
             return Ok(());
         }
         for (r, out) in rows.zip(out.chunks_exact_mut(cols.max(1))) {
-            let from = Self::source_of(r, self.head_dim);
+            let from = Self::hf_index(r, self.head_dim);
             self.source.read_rows(from..from + 1, out)?;
         }
         Ok(())
     }
 }
 
-/// Where the file has what Hugging Face has at `index`.
+/// Returns the index in a Llama GGUF file of the row that Hugging Face stores at `index`: the inverse of [`InterleavedRows::hf_index`].
 fn interleave(index: usize, head_dim: usize) -> usize {
     let (head, within) = (index / head_dim, index % head_dim);
     let (side, pair) = (within / (head_dim / 2), within % (head_dim / 2));
@@ -257,7 +288,7 @@ impl RowSource for GgufRows<'_> {
             out.iter_mut().enumerate().for_each(|(i, v)| *v = whole[interleave(i, head_dim)]);
             return Ok(());
         }
-        // Whole heads at once: a permuted row never leaves its head.
+        // Reads whole heads, since rows are permuted only within a head.
         let heads = rows.start / head_dim..rows.end.div_ceil(head_dim);
         let mut whole = vec![0f32; head_dim * cols];
         for head in heads {

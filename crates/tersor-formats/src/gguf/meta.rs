@@ -1,33 +1,40 @@
-//! The typed keys, read within limits.
+//! GGUF metadata: typed values by key, read within limits.
 
 use crate::ReadAt;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use tersor_core::{Error, Limits, Result};
 
-/// A metadata value.
+/// One value of GGUF metadata.
 #[derive(Clone, PartialEq, Debug)]
 pub enum MetaValue {
-    /// Any unsigned width.
+    /// An unsigned integer of 8 to 64 bits.
     UInt(u64),
-    /// Any signed width.
+    /// A signed integer of 8 to 64 bits.
     Int(i64),
-    /// Either float width.
+    /// A float of 32 or 64 bits.
     Float(f64),
-    /// A truth value.
+    /// A boolean.
     Bool(bool),
-    /// A text.
+    /// A UTF-8 string.
     Text(String),
-    /// Values of one type.
+    /// A list of values of one type.
     Array(Vec<MetaValue>),
 }
 
-/// All keys of a file.
+/// The metadata of a GGUF file: its values by key.
+///
+/// ```
+/// use tersor_formats::gguf::{Meta, MetaValue};
+/// let meta = Meta([("llama.block_count".to_string(), MetaValue::UInt(2))].into());
+/// assert_eq!(meta.uint("llama.block_count"), Some(2));
+/// assert_eq!(meta.text("llama.block_count"), None);
+/// ```
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Meta(pub BTreeMap<String, MetaValue>);
 
 impl Meta {
-    /// A whole number that is not negative.
+    /// Returns the value of a key as an unsigned integer. None if the key is missing, is no integer, or is negative.
     pub fn uint(&self, key: &str) -> Option<u64> {
         match self.0.get(key)? {
             MetaValue::UInt(v) => Some(*v),
@@ -36,7 +43,7 @@ impl Meta {
         }
     }
 
-    /// A number.
+    /// Returns the value of a key as a float; integers are converted. None if the key is missing or is no number.
     pub fn float(&self, key: &str) -> Option<f64> {
         match self.0.get(key)? {
             MetaValue::Float(v) => Some(*v),
@@ -46,7 +53,7 @@ impl Meta {
         }
     }
 
-    /// A text.
+    /// Returns the value of a key as a string. None if the key is missing or is no string.
     pub fn text(&self, key: &str) -> Option<&str> {
         match self.0.get(key)? {
             MetaValue::Text(v) => Some(v),
@@ -54,7 +61,7 @@ impl Meta {
         }
     }
 
-    /// A truth value.
+    /// Returns the value of a key as a boolean. None if the key is missing or is no boolean.
     pub fn bool(&self, key: &str) -> Option<bool> {
         match self.0.get(key)? {
             MetaValue::Bool(v) => Some(*v),
@@ -62,7 +69,7 @@ impl Meta {
         }
     }
 
-    /// A list.
+    /// Returns the elements of a key's list. None if the key is missing or is no list.
     pub fn array(&self, key: &str) -> Option<&[MetaValue]> {
         match self.0.get(key)? {
             MetaValue::Array(v) => Some(v),
@@ -76,8 +83,9 @@ pub(super) struct Cursor<'a> {
     file: &'a dyn ReadAt,
     limits: &'a Limits,
     buffer: Vec<u8>,
-    /// Offset in the file of the buffer's first byte, and of the next byte inside the buffer.
+    /// Offset in the file of the buffer's first byte.
     start: u64,
+    /// Index in the buffer of the next byte.
     at: usize,
 }
 
@@ -101,7 +109,7 @@ impl<'a> Cursor<'a> {
     fn take(&mut self, n: usize) -> Result<&[u8]> {
         if self.buffer.len() - self.at < n {
             if n as u64 > self.remaining() {
-                return Err(self.bad(format!("the file ends where {n} bytes should follow")));
+                return Err(self.bad(format!("the file ends where {n} more bytes are needed")));
             }
             self.start = self.position();
             self.at = 0;
@@ -131,7 +139,7 @@ impl<'a> Cursor<'a> {
         let n = self.u64()?;
         Limits::check("length of a GGUF string", n, self.limits.string_bytes)?;
         if n > self.remaining() {
-            return Err(self.bad(format!("a string of {n} bytes leaves the file")));
+            return Err(self.bad(format!("a string of {n} bytes reaches beyond the end of the file")));
         }
         let bytes = self.take(n as usize)?.to_vec();
         String::from_utf8(bytes).map_err(|_| self.bad("a string is not UTF-8"))
@@ -149,16 +157,16 @@ impl<'a> Cursor<'a> {
             7 => match self.array::<1>()?[0] {
                 0 => MetaValue::Bool(false),
                 1 => MetaValue::Bool(true),
-                other => return Err(self.bad(format!("a truth value is {other}"))),
+                other => return Err(self.bad(format!("a boolean is stored as {other}, not as 0 or 1"))),
             },
             8 => MetaValue::Text(self.string()?),
             9 => {
                 Limits::check("nesting of GGUF arrays", depth + 1, self.limits.nesting)?;
                 let (kind, n) = (self.u32()?, self.u64()?);
                 Limits::check("entries of a GGUF array", n, self.limits.array_entries)?;
-                // Every entry takes at least a byte: a longer list than the file cannot be true.
+                // Every entry takes at least one byte, so the count is checked against the file before anything is allocated.
                 if n > self.remaining() {
-                    return Err(self.bad(format!("an array of {n} entries leaves the file")));
+                    return Err(self.bad(format!("an array of {n} entries reaches beyond the end of the file")));
                 }
                 let mut items = Vec::new();
                 for _ in 0..n {
@@ -175,7 +183,7 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// The keys, and where the type and value of each lie in the file.
+    /// Reads `count` keys; returns them, and for each the byte range of its type and value in the file.
     pub(super) fn meta(&mut self, count: u64) -> Result<(Meta, BTreeMap<String, Range<u64>>)> {
         Limits::check("number of GGUF keys", count, self.limits.keys)?;
         let (mut meta, mut spans) = (Meta::default(), BTreeMap::new());

@@ -1,4 +1,4 @@
-//! GGUF version 3 (and 2, which differs in nothing that is read here): metadata, tokenizer, tensors; version 3 written.
+//! The GGUF format: reads the metadata and tensors of versions 2 and 3, dequantizes rows, and writes version 3.
 
 pub mod blocks;
 mod config;
@@ -10,7 +10,7 @@ mod write;
 
 pub use blocks::BlockType;
 pub use config::{gguf_meta, hf_config};
-pub use file::{File, GgufRows, GgufTensor, Interleaved};
+pub use file::{File, GgufRows, GgufTensor, InterleavedRows};
 pub use meta::{Meta, MetaValue};
-pub use names::{Heads, HfTensor, gguf_name, hf_name};
+pub use names::{RowOrder, TensorName, gguf_name, hf_name};
 pub use write::{MetaWriter, Writer};

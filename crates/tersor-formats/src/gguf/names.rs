@@ -1,49 +1,57 @@
-//! llama.cpp's tensor names as Hugging Face's.
+//! Translates tensor names between llama.cpp and Hugging Face.
 
-/// What a GGUF tensor is called elsewhere.
+/// A tensor's translated name, and the order in which a Llama GGUF file stores its rows.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct HfTensor {
-    /// Its name in Hugging Face's naming.
+pub struct TensorName {
+    /// The tensor's name in the naming that was translated to: Hugging Face's from [`hf_name`], llama.cpp's from [`gguf_name`].
     pub name: String,
-    /// Which heads its rows belong to, where they are stored for interleaved rotary embeddings.
-    pub heads: Heads,
+    /// Order of the tensor's rows in a GGUF file of a Llama architecture.
+    pub rows: RowOrder,
 }
 
-/// Kinds of heads.
+/// Order in which a GGUF file of a Llama architecture stores the rows of a tensor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Heads {
-    /// Rows that belong to none.
-    None,
-    /// Query or key heads.
-    Rotary,
+pub enum RowOrder {
+    /// Rows are in the same order as in Hugging Face's files.
+    Same,
+    /// Rows belong to query or key heads and are permuted for interleaved rotary embedding; see [`GgufRows::unpermuted`](super::GgufRows::unpermuted).
+    Interleaved,
 }
 
-/// Tensors outside of layers, here and there.
-const ENDS: [(&str, &str); 3] = [
+/// Tensors outside of layers: llama.cpp's name and Hugging Face's.
+const OUTSIDE_LAYERS: [(&str, &str); 3] = [
     ("token_embd.weight", "model.embed_tokens.weight"),
     ("output_norm.weight", "model.norm.weight"),
     ("output.weight", "lm_head.weight"),
 ];
 
-/// Parts of a layer.
-const PARTS: [(&str, &str, Heads); 11] = [
-    ("attn_norm", "input_layernorm", Heads::None),
-    ("ffn_norm", "post_attention_layernorm", Heads::None),
-    ("attn_q", "self_attn.q_proj", Heads::Rotary),
-    ("attn_k", "self_attn.k_proj", Heads::Rotary),
-    ("attn_v", "self_attn.v_proj", Heads::None),
-    ("attn_output", "self_attn.o_proj", Heads::None),
-    ("attn_q_norm", "self_attn.q_norm", Heads::None),
-    ("attn_k_norm", "self_attn.k_norm", Heads::None),
-    ("ffn_gate", "mlp.gate_proj", Heads::None),
-    ("ffn_up", "mlp.up_proj", Heads::None),
-    ("ffn_down", "mlp.down_proj", Heads::None),
+/// Tensors of a layer: llama.cpp's name, Hugging Face's name, order of rows.
+const PARTS: [(&str, &str, RowOrder); 11] = [
+    ("attn_norm", "input_layernorm", RowOrder::Same),
+    ("ffn_norm", "post_attention_layernorm", RowOrder::Same),
+    ("attn_q", "self_attn.q_proj", RowOrder::Interleaved),
+    ("attn_k", "self_attn.k_proj", RowOrder::Interleaved),
+    ("attn_v", "self_attn.v_proj", RowOrder::Same),
+    ("attn_output", "self_attn.o_proj", RowOrder::Same),
+    ("attn_q_norm", "self_attn.q_norm", RowOrder::Same),
+    ("attn_k_norm", "self_attn.k_norm", RowOrder::Same),
+    ("ffn_gate", "mlp.gate_proj", RowOrder::Same),
+    ("ffn_up", "mlp.up_proj", RowOrder::Same),
+    ("ffn_down", "mlp.down_proj", RowOrder::Same),
 ];
 
-/// The Hugging Face name of a tensor of a Llama-family file; none when the name is not known.
-pub fn hf_name(gguf: &str) -> Option<HfTensor> {
-    if let Some((_, name)) = ENDS.iter().find(|e| e.0 == gguf) {
-        return Some(HfTensor { name: name.to_string(), heads: Heads::None });
+/// Translates llama.cpp's name of a Llama-family tensor to Hugging Face's. None if the name is unknown.
+///
+/// ```
+/// use tersor_formats::gguf::{RowOrder, hf_name};
+/// let q = hf_name("blk.3.attn_q.weight").unwrap();
+/// assert_eq!(q.name, "model.layers.3.self_attn.q_proj.weight");
+/// assert_eq!(q.rows, RowOrder::Interleaved);
+/// assert!(hf_name("rope_freqs.weight").is_none());
+/// ```
+pub fn hf_name(gguf: &str) -> Option<TensorName> {
+    if let Some((_, name)) = OUTSIDE_LAYERS.iter().find(|e| e.0 == gguf) {
+        return Some(TensorName { name: name.to_string(), rows: RowOrder::Same });
     }
     let rest = gguf.strip_prefix("blk.")?;
     let (layer, rest) = rest.split_once('.')?;
@@ -52,14 +60,19 @@ pub fn hf_name(gguf: &str) -> Option<HfTensor> {
     if kind != "weight" && kind != "bias" {
         return None;
     }
-    let &(_, name, heads) = PARTS.iter().find(|p| p.0 == part)?;
-    Some(HfTensor { name: format!("model.layers.{layer}.{name}.{kind}"), heads })
+    let &(_, name, rows) = PARTS.iter().find(|p| p.0 == part)?;
+    Some(TensorName { name: format!("model.layers.{layer}.{name}.{kind}"), rows })
 }
 
-/// The name in a GGUF file of a tensor that Hugging Face calls `hf`, and whose rows it has; none when the name is not known.
-pub fn gguf_name(hf: &str) -> Option<HfTensor> {
-    if let Some((name, _)) = ENDS.iter().find(|e| e.1 == hf) {
-        return Some(HfTensor { name: name.to_string(), heads: Heads::None });
+/// Translates Hugging Face's name of a Llama-family tensor to llama.cpp's: the inverse of [`hf_name`]. None if the name is unknown.
+///
+/// ```
+/// let name = tersor_formats::gguf::gguf_name("model.norm.weight").unwrap();
+/// assert_eq!(name.name, "output_norm.weight");
+/// ```
+pub fn gguf_name(hf: &str) -> Option<TensorName> {
+    if let Some((name, _)) = OUTSIDE_LAYERS.iter().find(|e| e.1 == hf) {
+        return Some(TensorName { name: name.to_string(), rows: RowOrder::Same });
     }
     let (layer, rest) = hf.strip_prefix("model.layers.")?.split_once('.')?;
     let layer: u32 = layer.parse().ok()?;
@@ -67,6 +80,6 @@ pub fn gguf_name(hf: &str) -> Option<HfTensor> {
     if kind != "weight" && kind != "bias" {
         return None;
     }
-    let &(name, _, heads) = PARTS.iter().find(|p| p.1 == part)?;
-    Some(HfTensor { name: format!("blk.{layer}.{name}.{kind}"), heads })
+    let &(name, _, rows) = PARTS.iter().find(|p| p.1 == part)?;
+    Some(TensorName { name: format!("blk.{layer}.{name}.{kind}"), rows })
 }

@@ -1,4 +1,4 @@
-//! The header, checked as the reference reader checks it, and against duplicate names besides.
+//! The header, with the checks of the reference implementation and a check for duplicate names.
 
 use crate::ReadAt;
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -6,25 +6,36 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tersor_core::{DType, Error, Limits, Result, TensorInfo};
 
-/// A tensor and where its bytes lie in the file.
+/// Type, shape and position of one tensor in a safetensors file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Type and shape.
+    /// Type and shape of the tensor.
     pub info: TensorInfo,
-    /// Offset from the start of the file.
+    /// Offset of the tensor's data from the start of the file, in bytes.
     pub offset: u64,
-    /// Length in bytes.
+    /// Length of the tensor's data in bytes.
     pub bytes: u64,
 }
 
-/// Names, types, shapes and places of all tensors of a file.
+/// The header of a safetensors file: type, shape and position of every tensor, and the file's metadata.
+///
+/// ```
+/// use tersor_core::{DType, Limits, TensorInfo};
+/// use tersor_formats::safetensors::Header;
+/// let info = TensorInfo { dtype: DType::F32, shape: vec![2] };
+/// let (header, mut file) = Header::canonical(&[("w".to_string(), info)].into()).unwrap();
+/// file.resize(header.file_len() as usize, 0);
+/// assert_eq!(Header::read(&file, &Limits::default()).unwrap(), header);
+/// file.pop();
+/// assert!(Header::read(&file, &Limits::default()).is_err());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Header {
-    /// By name.
+    /// The tensors of the file, by name.
     pub tensors: BTreeMap<String, Entry>,
-    /// The strings of `__metadata__`.
+    /// The key-value pairs of the header's `__metadata__` entry; empty if it has none.
     pub metadata: BTreeMap<String, String>,
-    /// Where the data begins.
+    /// Offset of the tensor data from the start of the file, in bytes: 8 plus the length of the JSON header.
     pub data_start: u64,
 }
 
@@ -36,7 +47,7 @@ struct RawTensor {
     data_offsets: [u64; 2],
 }
 
-/// Entries in file order, duplicates and all.
+/// Entries in file order, before the check for duplicates, and the metadata.
 struct RawHeader(Vec<(String, RawTensor)>, Vec<(String, String)>);
 
 impl<'de> Deserialize<'de> for RawHeader {
@@ -67,19 +78,20 @@ impl<'de> Deserialize<'de> for RawHeader {
 }
 
 impl Header {
-    /// Reads and checks the header of a file. Error when it is too long, not JSON, or does not describe the
-    /// file byte for byte: offsets start at 0, touch, end where the file ends, and match type times shape.
+    /// Reads and checks the header of a file. Errors if it is longer than `limits.header_bytes` or than the file, is not valid JSON, names a tensor
+    /// twice, or has an unknown type; and if the tensors' byte ranges leave a hole, overlap, disagree with type and shape, or do not end at the
+    /// end of the file.
     pub fn read(file: &dyn ReadAt, limits: &Limits) -> Result<Self> {
         let bad = |what: String| Error::format(file.name(), what);
         let mut length = [0u8; 8];
         if file.len() < 8 {
-            return Err(bad(format!("{} bytes are too few for a safetensors file", file.len())));
+            return Err(bad(format!("{} bytes are too few for a safetensors file, which has at least 8", file.len())));
         }
         file.read_at(0, &mut length)?;
         let length = u64::from_le_bytes(length);
         Limits::check("length of a safetensors header", length, limits.header_bytes)?;
         if length > file.len() - 8 {
-            return Err(bad(format!("a header of {length} bytes does not fit into the file of {}", file.len())));
+            return Err(bad(format!("a header of {length} bytes does not fit into the file of {} bytes", file.len())));
         }
         let mut json = vec![0u8; length as usize];
         file.read_at(8, &mut json)?;
@@ -133,8 +145,9 @@ impl Header {
         Ok(header)
     }
 
-    /// The header and its bytes for a file of these tensors, canonical: keys sorted, data by alignment (largest
-    /// first) then name, padded with spaces to a multiple of 8. Error when sizes overflow or a name is `__metadata__`.
+    /// Lays out a file of these tensors and returns its header and the header's bytes (length field included). The layout is canonical: JSON keys
+    /// are sorted, data is ordered by element size (largest first), then by name, and the header is padded with spaces to a multiple of 8 bytes.
+    /// Errors if a size overflows or a tensor is called `__metadata__`.
     pub fn canonical(tensors: &BTreeMap<String, TensorInfo>) -> Result<(Self, Vec<u8>)> {
         let mut order: Vec<(&String, &TensorInfo)> = tensors.iter().collect();
         order.sort_by_key(|(name, t)| (std::cmp::Reverse(t.dtype.size()), *name));
@@ -164,7 +177,7 @@ impl Header {
         Ok((Self { tensors: entries, metadata: BTreeMap::new(), data_start }, bytes))
     }
 
-    /// Length of the whole file.
+    /// Returns the length of the whole file in bytes, header included.
     pub fn file_len(&self) -> u64 {
         self.tensors.values().map(|e| e.offset + e.bytes).max().unwrap_or(self.data_start)
     }

@@ -1,4 +1,4 @@
-//! safetensors: an eight-byte header length, a JSON header, the data.
+//! The safetensors format: an eight-byte header length, a JSON header, the tensor data. Reading, sharded models, canonical writing.
 
 mod header;
 mod reader;

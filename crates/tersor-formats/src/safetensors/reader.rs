@@ -1,34 +1,46 @@
-//! One file.
+//! Reads one safetensors file.
 
 use super::{Entry, Header};
 use crate::{FileAt, ReadAt};
 use std::path::Path;
 use tersor_core::{Error, Limits, Result, TensorInfo, TensorSource};
 
-/// An open safetensors file: the header in memory, the data on disk.
+/// An open safetensors file: its header is in memory, tensor data is read on demand through [`TensorSource`].
+///
+/// ```
+/// use tersor_core::{DType, Limits, TensorInfo, TensorSource};
+/// use tersor_formats::safetensors::{File, Header};
+/// let info = TensorInfo { dtype: DType::U8, shape: vec![3] };
+/// let (_, mut bytes) = Header::canonical(&[("w".to_string(), info)].into()).unwrap();
+/// bytes.extend([7, 8, 9]);
+/// let file = File::new(Box::new(bytes), &Limits::default()).unwrap();
+/// let mut out = [0u8; 2];
+/// file.read_at("w", 1, &mut out).unwrap();
+/// assert_eq!(out, [8, 9]);
+/// ```
 pub struct File {
     source: Box<dyn ReadAt>,
     header: Header,
 }
 
 impl File {
-    /// Opens a file and checks its header.
+    /// Opens the file at `path` and checks its header. Errors if it cannot be opened, and as [`Header::read`] does.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self> {
         Self::new(Box::new(FileAt::open(path)?), limits)
     }
 
-    /// Reads from anything.
+    /// Reads and checks the header of any byte source. Errors as [`Header::read`] does.
     pub fn new(source: Box<dyn ReadAt>, limits: &Limits) -> Result<Self> {
         let header = Header::read(&*source, limits)?;
         Ok(Self { source, header })
     }
 
-    /// What is in it.
+    /// Returns the checked header of the file.
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// Length of the file.
+    /// Returns the length of the file in bytes.
     pub fn bytes(&self) -> u64 {
         self.source.len()
     }

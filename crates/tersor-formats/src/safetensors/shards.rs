@@ -1,4 +1,4 @@
-//! A model in one file, or in shards with an index.
+//! A model stored in one safetensors file, or in shards with an index.
 
 use super::File;
 use crate::json;
@@ -6,20 +6,37 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tersor_core::{Error, Limits, Result, TensorInfo, TensorSource};
 
-/// File name of the index of a sharded model.
+/// File name of the index that maps each tensor of a sharded model to its shard.
 pub const INDEX: &str = "model.safetensors.index.json";
 
-/// The safetensors files of a directory, as one set of tensors.
+/// The safetensors files of a model, opened together and read as one set of tensors through [`TensorSource`].
+///
+/// ```
+/// use tersor_core::{DType, Limits, MemTensors, TensorInfo, TensorSink, TensorSource};
+/// use tersor_formats::safetensors::{INDEX, Shards, write};
+/// let dir = tempfile::tempdir().unwrap();
+/// for (file, tensor) in [("1.safetensors", "a"), ("2.safetensors", "b")] {
+///     let mut tensors = MemTensors::default();
+///     tensors.write_rows(tensor, &TensorInfo { dtype: DType::U8, shape: vec![1] }, 0, &[5]).unwrap();
+///     write(&dir.path().join(file), &tensors).unwrap();
+/// }
+/// let index = r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
+/// std::fs::write(dir.path().join(INDEX), index).unwrap();
+/// let shards = Shards::open_dir(dir.path(), &Limits::default()).unwrap();
+/// assert_eq!(shards.names(), ["a", "b"]);
+/// assert_eq!(shards.file_of("b"), Some("2.safetensors"));
+/// ```
 pub struct Shards {
-    /// File name and content, in the order of names.
+    /// File name and open file, sorted by name.
     files: Vec<(String, File)>,
-    /// Tensor to the number of its file.
+    /// Index in `files` of each tensor's file, by tensor name.
     place: BTreeMap<String, usize>,
 }
 
 impl Shards {
-    /// Opens `model.safetensors.index.json` and the shards that it names, or else `model.safetensors`, or else the one
-    /// `.safetensors` file there is. Error naming both files when the index and the shards disagree.
+    /// Opens the weights of a directory: `model.safetensors.index.json` and its shards; without an index, `model.safetensors`; without that, the
+    /// only `.safetensors` file. Errors if there is none, if there are several without an index, if the index and the shards disagree (naming
+    /// both), or if a file breaks the format.
     pub fn open_dir(dir: &Path, limits: &Limits) -> Result<Self> {
         let index = dir.join(INDEX);
         if index.is_file() {
@@ -41,12 +58,12 @@ impl Shards {
             [] => Err(Error::Missing { name: "model.safetensors".into(), place: dir.display().to_string() }),
             _ => Err(Error::format(
                 dir.display().to_string(),
-                format!("{} safetensors files and no `{INDEX}` to say which belong together", found.len()),
+                format!("it has {} safetensors files and no `{INDEX}` that lists the shards of the model", found.len()),
             )),
         }
     }
 
-    /// Opens one file.
+    /// Opens a single safetensors file as a model. Errors as [`File::open`] does.
     pub fn open_file(path: &Path, limits: &Limits) -> Result<Self> {
         let file = File::open(path, limits)?;
         let place = file.names().into_iter().map(|n| (n, 0)).collect();
@@ -57,12 +74,15 @@ impl Shards {
     fn open_index(dir: &Path, index: &Path, limits: &Limits) -> Result<Self> {
         let bad = |what: String| Error::format(index.display().to_string(), what);
         let map = json::read(index, limits)?;
-        let map = map.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| bad("no `weight_map`".into()))?;
+        let map = map
+            .get("weight_map")
+            .and_then(|m| m.as_object())
+            .ok_or_else(|| bad("it has no object `weight_map`".into()))?;
         let mut place = BTreeMap::new();
         let mut names: Vec<String> = Vec::new();
         for (tensor, shard) in map {
             let shard = shard.as_str().ok_or_else(|| bad(format!("the shard of `{tensor}` is not a string")))?;
-            // A name, never a path.
+            // A shard must be a plain file name; a path could leave the directory.
             let plain = Path::new(shard).file_name().is_some_and(|n| n == shard) && !shard.contains(['/', '\\', '\0']);
             if !plain {
                 return Err(bad(format!("`{shard}` is not the name of a file beside the index")));
@@ -79,7 +99,7 @@ impl Shards {
         for &i in &order {
             let path = dir.join(&names[i]);
             if !path.is_file() {
-                return Err(bad(format!("names the shard `{}`, which is not there", names[i])));
+                return Err(bad(format!("it names the shard `{}`, which does not exist", names[i])));
             }
             files.push((names[i].clone(), File::open(&path, limits)?));
         }
@@ -96,21 +116,24 @@ impl Shards {
         }
         for (tensor, at) in &place {
             if home.get(tensor) != Some(at) {
-                return Err(bad(format!("says that `{tensor}` is in `{}`, which does not have it", files[*at].0)));
+                return Err(bad(format!(
+                    "it places tensor `{tensor}` in `{}`, which does not contain it",
+                    files[*at].0
+                )));
             }
         }
         if let Some((tensor, at)) = home.iter().find(|(t, _)| !place.contains_key(*t)) {
-            return Err(bad(format!("does not list `{tensor}`, which is in `{}`", files[*at].0)));
+            return Err(bad(format!("it does not list tensor `{tensor}`, which is in `{}`", files[*at].0)));
         }
         Ok(Self { files, place })
     }
 
-    /// File names and files, in order.
+    /// Iterates over the file names and open files, sorted by name.
     pub fn files(&self) -> impl Iterator<Item = (&str, &File)> {
         self.files.iter().map(|(n, f)| (n.as_str(), f))
     }
 
-    /// Name of the file that a tensor is in.
+    /// Returns the name of the file that holds a tensor; none if no file does.
     pub fn file_of(&self, tensor: &str) -> Option<&str> {
         self.place.get(tensor).map(|&i| self.files[i].0.as_str())
     }

@@ -1,4 +1,4 @@
-//! Writes one canonical file.
+//! Writes one canonical safetensors file.
 
 use super::Header;
 use crate::AtomicFile;
@@ -7,7 +7,19 @@ use std::path::Path;
 use tersor_core::tensors::rows_span;
 use tersor_core::{Error, Result, TensorInfo, TensorSink, TensorSource};
 
-/// Writes every tensor of `source` (a `MemTensors`, say) into one file. Error as of the source or the file; there is no file then.
+/// Writes every tensor of `source` into one canonical safetensors file at `path`. Errors if a tensor cannot be read or the file cannot be
+/// written; no file appears then.
+///
+/// ```
+/// use tersor_core::{DType, Limits, MemTensors, TensorInfo, TensorSink, TensorSource};
+/// use tersor_formats::safetensors::{File, write};
+/// let mut tensors = MemTensors::default();
+/// tensors.write_rows("w", &TensorInfo { dtype: DType::U8, shape: vec![2, 2] }, 0, &[1, 2, 3, 4]).unwrap();
+/// let dir = tempfile::tempdir().unwrap();
+/// let path = dir.path().join("model.safetensors");
+/// write(&path, &tensors).unwrap();
+/// assert_eq!(File::open(&path, &Limits::default()).unwrap().info("w").unwrap().shape, [2, 2]);
+/// ```
 pub fn write(path: &Path, source: &dyn TensorSource) -> Result<()> {
     let names = source.names();
     let infos = names.iter().map(|n| Ok((n.clone(), source.info(n)?))).collect::<Result<BTreeMap<_, _>>>()?;
@@ -20,17 +32,31 @@ pub fn write(path: &Path, source: &dyn TensorSource) -> Result<()> {
     file.finish()
 }
 
-/// A file being written, its tensors in any order and by blocks of rows. It appears under its name only when
-/// [`Writer::finish`] has seen every byte of every tensor.
+/// Writes a canonical safetensors file; through [`TensorSink`], its tensors come in any order and in blocks of rows. The file appears under its
+/// name when [`Writer::finish`] succeeds, which needs every byte of every tensor to have been written.
+///
+/// ```
+/// use tersor_core::{DType, TensorInfo, TensorSink};
+/// use tersor_formats::safetensors::Writer;
+/// let dir = tempfile::tempdir().unwrap();
+/// let path = dir.path().join("model.safetensors");
+/// let info = TensorInfo { dtype: DType::U8, shape: vec![2, 3] };
+/// let mut file = Writer::create(&path, [("w".to_string(), info.clone())].into()).unwrap();
+/// file.write_rows("w", &info, 1, &[4, 5, 6]).unwrap();
+/// file.write_rows("w", &info, 0, &[1, 2, 3]).unwrap();
+/// file.finish().unwrap();
+/// assert!(path.is_file());
+/// ```
 pub struct Writer {
     file: AtomicFile,
     header: Header,
-    /// Ranges written so far, merged, by tensor.
+    /// Byte ranges written so far, merged, by tensor.
     written: BTreeMap<String, Vec<(u64, u64)>>,
 }
 
 impl Writer {
-    /// Lays the file out for exactly these tensors. Equal content gives equal bytes.
+    /// Starts a file at `path` for these tensors (type and shape by name) and writes its header. Equal tensors give equal bytes, in whatever order
+    /// they are written. Errors as [`Header::canonical`] does, or if the file cannot be created.
     pub fn create(path: &Path, tensors: BTreeMap<String, TensorInfo>) -> Result<Self> {
         let (header, bytes) = Header::canonical(&tensors)?;
         let mut file = AtomicFile::create(path)?;
@@ -39,6 +65,7 @@ impl Writer {
         Ok(Self { file, header, written: BTreeMap::new() })
     }
 
+    /// Returns the offset of a tensor's data in the file. Errors if the layout has no such tensor, or another type or shape.
     fn place(&self, name: &str, info: &TensorInfo) -> Result<u64> {
         let entry = self.header.tensors.get(name);
         let entry =
@@ -49,6 +76,7 @@ impl Writer {
         Ok(entry.offset)
     }
 
+    /// Writes bytes at `start` within the tensor whose data begins at `offset`, and records the range.
     fn put(&mut self, name: &str, offset: u64, start: u64, bytes: &[u8]) -> Result<()> {
         self.file.write_at(offset + start, bytes)?;
         let ranges = self.written.entry(name.to_string()).or_default();
@@ -65,7 +93,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Syncs and renames. Error, and no file, when a byte was never written.
+    /// Completes the file: syncs it and renames it to its final name. Errors, and leaves no file, if a row of some tensor was not written.
     pub fn finish(self) -> Result<()> {
         for (name, entry) in &self.header.tensors {
             let whole = entry.bytes == 0 || self.written.get(name).is_some_and(|r| r[..] == [(0, entry.bytes)]);
@@ -92,7 +120,11 @@ impl TensorSink for Writer {
             let mut before = vec![0u8; bytes.len()];
             self.file.read_at(offset, &mut before)?;
             if before != bytes {
-                return Err(Error::format("safetensors", "blocks disagree on what they share").in_tensor(name));
+                return Err(Error::format(
+                    "safetensors",
+                    "two blocks of rows wrote different values of this shared tensor",
+                )
+                .in_tensor(name));
             }
             return Ok(());
         }

@@ -1,7 +1,6 @@
-//! Statistics of what flows into each site, a layer at a time: behind layers that are already compressed, or behind those of
-//! the original.
+//! Calibration: statistics of the inputs of each site, gathered one layer at a time, with compressed or original layers upstream.
 
-mod forks;
+mod sensitivity;
 mod steps;
 mod store;
 
@@ -18,88 +17,91 @@ use tersor_kernels::par;
 
 use crate::layer::rms_norm;
 use crate::{Architecture, Checkpoint, SiteKind};
-pub use forks::{ABREAST, Forks, Replaced};
+pub use sensitivity::{CONCURRENT_NETWORKS, Sensitivity, Substitution};
 use steps::{Effect, Steps, Window, effect};
 use store::{Filling, Rewriting, Store};
 
-/// Tokens of the windows that one shard of statistics covers at most. Shards are summed in order, whoever gathered them.
+/// Maximum number of tokens that one shard of statistics covers. Shards are summed in order, so that the result does not depend on which process
+/// gathered which shard.
 const SHARD_TOKENS: usize = 8192;
 
-/// Tokens of the windows that are worked on at once.
+/// Maximum number of tokens of the windows that are processed together.
 const BATCH_TOKENS: usize = 2048;
 
-/// Windows of one shard of statistics, for windows of at most `ctx` tokens.
+/// Returns the number of windows in one shard of statistics, for windows of at most `ctx` tokens: as many as make up 8192 tokens, at least one.
 pub fn shard_windows(ctx: usize) -> usize {
     (SHARD_TOKENS / ctx.max(1)).max(1)
 }
 
-/// Tokens whose activations are in memory at once, for windows of at most `ctx` tokens.
+/// Returns the maximum number of tokens whose activations are in memory together, for windows of at most `ctx` tokens.
 pub fn batch_tokens(ctx: usize) -> usize {
     (BATCH_TOKENS / ctx.max(1)).max(1) * ctx
 }
 
-/// Which weights a site's inputs come through.
+/// Which weights are upstream of a site when its calibration inputs are computed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Behind {
-    /// Those that are already compressed: each site makes up for the errors before it.
+pub enum Upstream {
+    /// Earlier matrices are the compressed ones, so that each site can compensate for the errors before it (sequential calibration).
     Compressed,
-    /// The original's: sites do not depend on each other.
+    /// Earlier matrices are the original ones, so that sites are independent of each other.
     Original,
 }
 
-/// What compressing a site's consumers gave: an operator each, or none for one that was left as it is.
+/// The operator that replaces each matrix of a site after compression, in the order of the site's consumers; none for a matrix that stays as it is.
 pub type Replacements = Vec<Option<Arc<dyn LinearOp>>>;
 
-/// Reads a row of a table: name of the weight, row, values.
+/// Callback that reads one row of an embedding table into a buffer: tensor name, row index, values `[hidden]`.
 pub type ReadRow<'r> = &'r mut dyn FnMut(&str, usize, &mut [f32]) -> Result<()>;
 
-/// What [`Calibration::layer`] asks its caller.
+/// Settings and callbacks of [`Calibration::layer`].
 pub struct Hooks<'h> {
-    /// Which weights the stream goes through.
-    pub behind: Behind,
-    /// Stops the work.
+    /// Whether the hidden states continue through the compressed or the original matrices of the layer.
+    pub upstream: Upstream,
+    /// Cancellation of calibration, checked between batches of windows.
     pub cancel: &'h Cancel,
-    /// Seed of the samples.
+    /// Seed of the random samples in the statistics.
     pub seed: u64,
-    /// The statistics that the consumers of a site need; none where it needs no data, or its consumers are compressed already.
+    /// Returns the statistics to gather for a site; the empty needs for a site that needs no data or whose matrices are already compressed.
     pub needs: &'h dyn Fn(&Site) -> StatNeeds,
-    /// What happens to the inputs of a site in front of its consumers, if anything does: statistics are of what they become.
+    /// Returns the transform that the running network applies to a site's inputs in front of its matrices, or none. Statistics are of the transformed
+    /// inputs.
     pub change: &'h dyn Fn(&Site) -> Result<Option<InputChange>>,
-    /// Compresses the consumers of a site.
+    /// Compresses the matrices of a site from its statistics and returns their replacements. Called for every site of the layer in order.
     pub compress: &'h mut dyn FnMut(&Site, &StatSet) -> Result<Replacements>,
-    /// Changes the sites of a layer before they are compressed.
+    /// Rewrites the sites of the layer (smoothing, for example) before they are compressed; none to compress them as they are.
     pub rewriting: Option<SiteChanges<'h>>,
-    /// Changes that are known already: the layer is read with them.
+    /// Folds that are already known, applied when the layer's weights are read; those of `rewriting` are appended.
     pub folds: Vec<Fold>,
 }
 
-/// What flows into several sites, of one window.
+/// Computes the inputs of several sites for one window.
 type Inputs<'f> = dyn Fn(&Window<'_>, &Exec) -> Result<Vec<Vec<f32>>> + Sync + 'f;
 
-/// How the sites of a layer are changed.
+/// Callbacks that rewrite the sites of a layer before compression.
 pub struct SiteChanges<'h> {
-    /// What it takes to know of a site; `sample` tokens of whole windows, from the first on.
+    /// Returns the statistics that the rewrite needs of a site. Its `sample` counts tokens, taken as whole windows from the first on.
     pub needs: &'h dyn Fn(&Site) -> StatNeeds,
-    /// All sites of the layer, as they are behind the layers before it, in order; gives the folds.
-    pub rewrite: &'h mut dyn FnMut(&[Seen<'_>]) -> Result<Vec<Fold>>,
+    /// Receives the observations of all sites of the layer, in the order of execution, and returns the folds to apply to the layer's weights.
+    pub rewrite: &'h mut dyn FnMut(&[ObservedSite<'_>]) -> Result<Vec<Fold>>,
 }
 
-/// A site of a layer that has not been changed yet.
-pub struct Seen<'s> {
-    /// The site.
+/// A site of a layer with the calibration data that a rewrite needs: statistics, sample inputs, and the output of the site's module on them.
+pub struct ObservedSite<'s> {
+    /// The observed site.
     pub site: &'s Site,
-    /// What flows into it.
+    /// Statistics of the site's inputs over all calibration windows.
     pub stats: StatSet,
-    /// Inputs of whole windows, `[tokens, features]`.
+    /// Inputs of the site for the first calibration windows, whole windows only, `[tokens, features]`.
     pub sample: Vec<f32>,
-    /// The output of the module on the sample.
+    /// Computes the output of the site's module on inputs like the sample, with other matrices in place of the site's own.
     pub output: Box<ModuleOutput<'s>>,
-    /// Keys and values of the sample, where the site makes them.
+    /// Computes the keys and values of inputs like the sample; gives none for a site without key and value matrices.
     pub keys_and_values: Box<MakesKeysAndValues<'s>>,
 }
 
-impl Seen<'_> {
-    /// Returns what a rewrite sees of the site; `plain` are the methods without data that stand for what its consumers will become.
+impl ObservedSite<'_> {
+    /// Returns the site in the form that a [`Rewrite`](tersor_core::Rewrite) takes. `plain` has, for each consumer, a data-free method with the grid
+    /// that the consumer will be quantized to, or none.
     pub fn as_site<'a>(&'a self, plain: &'a [Option<&'a dyn Method>]) -> SeenSite<'a> {
         SeenSite {
             site: self.site,
@@ -112,25 +114,55 @@ impl Seen<'_> {
     }
 }
 
-/// The stream of a run of calibration windows, on its way through the layers.
+/// The hidden states of calibration windows, moved through the network one layer at a time while statistics are gathered and matrices compressed.
+///
+/// ```
+/// use tersor_core::{Cancel, Site, StatNeeds, StatSet};
+/// use tersor_llm::{Calibration, Checkpoint, Hooks, Upstream};
+/// # fn main() -> tersor_core::Result<()> {
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
+/// let checkpoint = Checkpoint::open(path.as_ref(), &tersor_operators::registry())?;
+/// let windows: [&[u32]; 2] = [&[1, 2, 3, 4], &[5, 6, 7, 8]];
+/// let mut calibration = Calibration::new(&checkpoint, &windows, 0..2, 4, None)?;
+/// calibration.embed(&mut |name, row, out| checkpoint.model().rows(name)?.read_rows(row..row + 1, out))?;
+/// let mut sites = Vec::new();
+/// let mut hooks = Hooks {
+///     upstream: Upstream::Original,
+///     cancel: &Cancel::new(),
+///     seed: 0,
+///     needs: &|_| StatNeeds { gram: true, ..StatNeeds::default() },
+///     change: &|_| Ok(None),
+///     compress: &mut |site: &Site, stats: &StatSet| {
+///         assert_eq!(stats.require_gram()?.len(), site.features * site.features);
+///         sites.push(site.name.clone());
+///         Ok(vec![None; site.consumers.len()])
+///     },
+///     rewriting: None,
+///     folds: Vec::new(),
+/// };
+/// calibration.layer(0, &mut hooks)?;
+/// assert_eq!(sites.len(), 4);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Calibration<'a> {
     checkpoint: &'a Checkpoint,
     heads: Option<Heads>,
     tokens: Vec<u32>,
-    /// Tokens of each window.
+    /// Range of each window in `tokens`.
     spans: Vec<Range<usize>>,
-    /// Windows of a shard.
+    /// Number of windows in a shard.
     shard: usize,
-    /// Number of the first token among those of all windows.
+    /// Index of the first token among the tokens of all windows.
     first_token: u64,
     scratch: Option<PathBuf>,
     stream: Store,
 }
 
 impl<'a> Calibration<'a> {
-    /// A stream for those of the `windows` in `part`, without embeddings yet: see [`Calibration::embed`]. Windows are of at most
-    /// `ctx` tokens. With `scratch`, hidden states lie in files there. Error when there is no window, one is empty or too long, or a
-    /// token is outside the vocabulary.
+    /// Prepares the calibration on the windows of index `part` among `windows`; [`Calibration::embed`] or [`Calibration::resume`] must follow. Each
+    /// window has 1 to `ctx` tokens. Hidden states are stored in files in the directory `scratch` if one is given, otherwise in memory. Errors if
+    /// there is no window, one is empty or longer than `ctx`, `part` is out of range, or a token is outside the vocabulary.
     pub fn new(
         checkpoint: &'a Checkpoint,
         windows: &[&[u32]],
@@ -171,7 +203,8 @@ impl<'a> Calibration<'a> {
         self.checkpoint.architecture().hidden()
     }
 
-    /// Fills in the embeddings of the tokens; `read` gives rows of the tables that the architecture names.
+    /// Computes the hidden states in front of the first layer; `read` reads rows of the embedding tables that [`Architecture::embeddings`] names. Errors
+    /// if a row cannot be read or scratch files cannot be written.
     pub fn embed(&mut self, read: ReadRow<'_>) -> Result<()> {
         let hidden = self.hidden();
         let network = self.checkpoint.architecture();
@@ -199,26 +232,29 @@ impl<'a> Calibration<'a> {
         Ok(())
     }
 
-    /// Writes the stream to a file, from which [`Calibration::resume`] goes on.
-    pub fn keep(&mut self, path: &Path) -> Result<()> {
-        self.stream.keep(path)
+    /// Saves the current hidden states to a file, for [`Calibration::resume`]. Errors if the file cannot be written.
+    pub fn save(&mut self, path: &Path) -> Result<()> {
+        self.stream.save(path)
     }
 
-    /// Takes the stream from a file that [`Calibration::keep`] wrote. Error when it has another length.
+    /// Loads the hidden states from a file that [`Calibration::save`] wrote. The caller continues with the layer that was next. Errors if the file
+    /// cannot be read or has another length.
     pub fn resume(&mut self, path: &Path) -> Result<()> {
         self.stream = Store::open(path, self.tokens.len() * self.hidden(), self.scratch.is_some())?;
         Ok(())
     }
 
-    /// What flows into the head once the stream has passed every layer. Error when the last norm is missing, or the network has no head.
+    /// Gathers and returns the statistics `needs` of the output head's inputs, after the last layer; `seed` is that of random samples. Errors if the
+    /// network is an encoder, the last norm is missing, or the work is cancelled.
     pub fn head(&mut self, needs: StatNeeds, seed: u64, cancel: &Cancel) -> Result<StatSet> {
         let (hidden, config) = (self.hidden(), self.checkpoint.architecture().decoder()?);
         let norm = self.checkpoint.vector("model.norm.weight", hidden)?;
         self.gather(hidden, needs, seed, cancel, None, &|w, exec| Ok(rms_norm(w.stream, &norm, config.eps, exec)))
     }
 
-    /// Takes the stream through one layer, site by site: the inputs of a site are gathered, its consumers compressed, and the stream
-    /// goes on through what `hooks` chose.
+    /// Processes layer `index`: rewrites its sites if `hooks` ask for it; then, for each site in order, gathers the statistics of its inputs, has its
+    /// matrices compressed, and computes the hidden states after it through the matrices that `hooks.upstream` selects. Layers must be processed in
+    /// order. Errors if the layer cannot be read, a callback fails, a value is not finite, or the work is cancelled.
     pub fn layer(&mut self, index: usize, hooks: &mut Hooks<'_>) -> Result<()> {
         let sites = self.checkpoint.architecture().sites();
         let sites: Vec<&Site> = sites.iter().filter(|s| s.layer == Some(index)).collect();
@@ -238,7 +274,7 @@ impl<'a> Calibration<'a> {
             let stats = stats.map_err(|e| e.in_tensor(&format!("input of {}", site.name)))?;
             let made = (hooks.compress)(site, &stats)?;
             drop(stats);
-            if hooks.behind == Behind::Compressed {
+            if hooks.upstream == Upstream::Compressed {
                 layer.replace(kind, made);
             }
             self.advance(kind, &*layer, &mut attn_output, hooks.cancel)?;
@@ -246,7 +282,7 @@ impl<'a> Calibration<'a> {
         Ok(())
     }
 
-    /// Runs of windows that are worked on at once; none reaches across shards.
+    /// Returns the ranges of windows that are processed together. No range crosses the boundary of a shard.
     fn batches(&self) -> Vec<Range<usize>> {
         let mut out: Vec<Range<usize>> = Vec::new();
         for (w, span) in self.spans.iter().enumerate() {
@@ -260,7 +296,7 @@ impl<'a> Calibration<'a> {
         out
     }
 
-    /// `f` of each window of a batch, in the current pool, results in order.
+    /// Applies `f` to each window of a batch in the current thread pool and returns the results in order.
     fn map<T: Send>(
         &mut self,
         batch: Range<usize>,
@@ -272,7 +308,7 @@ impl<'a> Calibration<'a> {
         let stream = self.stream.read(first * hidden..last * hidden)?;
         let (attn_output, width) = match attn_output {
             Some(store) => {
-                let width = self.checkpoint.architecture().attention();
+                let width = self.checkpoint.architecture().attention_width();
                 (store.read(first * width..last * width)?, width)
             }
             None => (Default::default(), 0),
@@ -290,7 +326,7 @@ impl<'a> Calibration<'a> {
         par::map(spans.len(), true, || (), window).into_iter().collect()
     }
 
-    /// Shows all sites of a layer, as they are, to a rewrite.
+    /// Gathers the observations of all sites of a layer, passes them to a rewrite, and returns its folds.
     fn rewrite(
         &mut self,
         layer: &dyn Steps,
@@ -301,7 +337,7 @@ impl<'a> Calibration<'a> {
     ) -> Result<Vec<Fold>> {
         let needs: Vec<StatNeeds> = sites.iter().map(|s| (rewriting.needs)(s)).collect();
         let want = needs.iter().map(|n| n.sample).max().unwrap_or(0);
-        // Whole windows, at least one.
+        // The sample consists of whole windows, at least one.
         let mut windows = 0;
         while windows < self.spans.len() && want > 0 && (windows == 0 || self.spans[windows].end <= want) {
             windows += 1;
@@ -319,17 +355,17 @@ impl<'a> Calibration<'a> {
         let mut samples = vec![Vec::new(); sites.len()];
         let features: Vec<usize> = sites.iter().map(|s| s.features).collect();
         let mut number = 0;
-        let mut keep = |inputs: &[Vec<f32>]| {
+        let mut observe = |inputs: &[Vec<f32>]| {
             if number < windows {
-                let asked = samples.iter_mut().zip(inputs).zip(&needs).filter(|(_, n)| n.sample > 0);
-                asked.for_each(|((s, x), _): ((&mut Vec<f32>, _), _)| s.extend(x));
+                let sampled = samples.iter_mut().zip(inputs).zip(&needs).filter(|(_, n)| n.sample > 0);
+                sampled.for_each(|((s, x), _): ((&mut Vec<f32>, _), _)| s.extend(x));
             }
             number += 1;
         };
-        let stats = self.gather_all(&features, &plain, seed, cancel, None, &inputs, &mut keep)?;
+        let stats = self.gather_all(&features, &plain, seed, cancel, None, &inputs, &mut observe)?;
         let spans = &self.spans[..windows];
-        let seen = sites.iter().zip(SiteKind::ALL).zip(stats.into_iter().zip(samples));
-        let seen: Vec<Seen<'_>> = seen
+        let observed = sites.iter().zip(SiteKind::ALL).zip(stats.into_iter().zip(samples));
+        let observed: Vec<ObservedSite<'_>> = observed
             .map(|((site, kind), (stats, sample))| {
                 let output = move |x: &[f32], ops: &[&dyn LinearOp], through: bool| -> Result<Vec<f32>> {
                     let tokens = spans.last().map_or(0, |s| s.end);
@@ -350,13 +386,14 @@ impl<'a> Calibration<'a> {
                     }
                     Ok((kind == SiteKind::Qkv).then_some(rows))
                 };
-                Seen { site, stats, sample, output: Box::new(output), keys_and_values: Box::new(keys_and_values) }
+                let (output, keys_and_values) = (Box::new(output), Box::new(keys_and_values));
+                ObservedSite { site, stats, sample, output, keys_and_values }
             })
             .collect();
-        (rewriting.rewrite)(&seen)
+        (rewriting.rewrite)(&observed)
     }
 
-    /// Statistics of what `input` makes of each window, in shards that are summed in order.
+    /// Gathers statistics of the values `[tokens, features]` that `input` computes for each window, in shards that are summed in order.
     fn gather(
         &mut self,
         features: usize,
@@ -371,7 +408,7 @@ impl<'a> Calibration<'a> {
         all.pop().ok_or_else(|| Error::shape("inputs of a site", 1, 0))
     }
 
-    /// [`Calibration::gather`] of several inputs at once; `keep` sees those of each window, in order.
+    /// Does [`Calibration::gather`] for several inputs at once and calls `observe` with the inputs of each window, in order.
     #[allow(clippy::too_many_arguments)]
     fn gather_all(
         &mut self,
@@ -381,7 +418,7 @@ impl<'a> Calibration<'a> {
         cancel: &Cancel,
         mut attn_output: Option<&mut Store>,
         inputs: &Inputs<'_>,
-        keep: &mut dyn FnMut(&[Vec<f32>]),
+        observe: &mut dyn FnMut(&[Vec<f32>]),
     ) -> Result<Vec<StatSet>> {
         let empty = |first: u64| -> Result<Vec<StatSet>> {
             features.iter().zip(needs).map(|(f, n)| StatSet::new(*f, *n, seed, first)).collect()
@@ -402,7 +439,7 @@ impl<'a> Calibration<'a> {
                 merge(&mut total, done)?;
             }
             let windows = self.map(batch.clone(), attn_output.as_deref_mut(), inputs)?;
-            windows.iter().for_each(|w| keep(w));
+            windows.iter().for_each(|w| observe(w));
             let first = self.first_token + self.spans[batch.start].start as u64;
             let shard = match &mut shard {
                 Some(shard) => shard,
@@ -420,7 +457,7 @@ impl<'a> Calibration<'a> {
         Ok(total)
     }
 
-    /// The stream, or the attention output, after a site.
+    /// Computes the hidden states, or the attention output, after a site for all windows.
     fn advance(
         &mut self,
         kind: SiteKind,
@@ -433,7 +470,7 @@ impl<'a> Calibration<'a> {
         match effect(kind) {
             Effect::Nothing => {}
             Effect::AttnOutput => {
-                let len = self.tokens.len() * network.attention();
+                let len = self.tokens.len() * network.attention_width();
                 let mut filling = Filling::new(len, self.scratch.as_deref(), "attn_output")?;
                 for batch in self.batches() {
                     cancel.check()?;

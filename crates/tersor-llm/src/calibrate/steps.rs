@@ -1,4 +1,4 @@
-//! A layer as a list of sites: what flows into each, and what follows from it.
+//! A layer as a list of steps, one for each site: the site's input, and the output of its module.
 
 use tersor_core::{Exec, Fold, Heads, Input, LayerCache, LinearOp, Result};
 
@@ -11,25 +11,26 @@ use crate::encoder::EncoderLayer;
 use crate::layer::{apply, apply_all, rms_norm};
 use crate::{Architecture, Checkpoint, DecoderConfig, Layer, Linear, SiteKind, Weights};
 
-/// One window between two steps.
+/// The activations of one window between two steps.
 pub(super) struct Window<'w> {
-    /// The stream, `[tokens, hidden]`.
+    /// The hidden states (residual stream), `[tokens, hidden]`.
     pub stream: &'w [f32],
-    /// The attention output, where it is waiting for its matrix.
+    /// The attention output `[tokens, heads * head_dim]` between the steps of q, k, v and of o; otherwise empty.
     pub attn_output: &'w [f32],
 }
 
-/// What a step changes.
+/// What the output of a step updates.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// The attention output is computed.
+    /// The attention output.
     AttnOutput,
-    /// The stream goes on; the attention output has been used.
+    /// The hidden states; the attention output is no longer needed.
     Stream,
-    /// Nothing: the next site reads on from the same stream.
+    /// Nothing: the next step starts from the same hidden states.
     Nothing,
 }
 
+/// Returns what the step of a site updates.
 pub(super) fn effect(kind: SiteKind) -> Effect {
     match kind {
         SiteKind::Qkv => Effect::AttnOutput,
@@ -40,11 +41,12 @@ pub(super) fn effect(kind: SiteKind) -> Effect {
 
 /// A layer in memory.
 pub(super) trait Steps: Sync {
-    /// What flows into a site, `[tokens, features]`.
+    /// Returns the input of a site, `[tokens, features]`.
     fn input(&self, kind: SiteKind, window: &Window<'_>, exec: &Exec) -> Result<Vec<f32>>;
-    /// What the site's matrices and what follows them make of it: by [`effect`], the attention output or the new stream.
+    /// Returns the attention output or the new hidden states after a site's module, as [`effect`] says.
     fn output(&self, kind: SiteKind, window: &Window<'_>, exec: &Exec) -> Result<Vec<f32>>;
-    /// What the site's module makes of inputs with other matrices, as [`tersor_core::rewrite::ModuleOutput`] has it, for one window.
+    /// Returns the output of the site's module for one window `x`, with `ops` in place of its matrices; if `through`, after the next matrix as well.
+    /// See [`tersor_core::rewrite::ModuleOutput`].
     fn module(
         &self,
         kind: SiteKind,
@@ -53,16 +55,15 @@ pub(super) trait Steps: Sync {
         through: bool,
         exec: &Exec,
     ) -> Result<Vec<f32>>;
-    /// Returns the keys, after their rotary embedding, and values of inputs of the first site, of one window from its beginning; none if the layer has no
-    /// cache.
+    /// Returns the keys (after rotary embedding) and values of one window's inputs of the first site; none if the layer has no key-value cache.
     fn keys_and_values(&self, x: &Input<'_>, exec: &Exec) -> Result<Option<KeysAndValues>> {
         let _ = (x, exec);
         Ok(None)
     }
-    /// The site's matrices.
+    /// Returns the site's matrices.
     fn linears(&mut self, kind: SiteKind) -> Vec<&mut Linear>;
 
-    /// Puts operators in the place of matrices.
+    /// Replaces the site's matrices by the given operators.
     fn replace(&mut self, kind: SiteKind, made: Replacements) {
         for (linear, op) in self.linears(kind).into_iter().zip(made) {
             if let Some(op) = op {
@@ -72,7 +73,7 @@ pub(super) trait Steps: Sync {
     }
 }
 
-/// Reads a layer.
+/// Reads layer `index` with folds applied; `heads` are those of a decoder, if they are known.
 pub(super) fn layer(
     checkpoint: &Checkpoint,
     folds: &[Fold],
@@ -121,7 +122,7 @@ impl Steps for DecoderSteps {
         let tokens = w.stream.len() / c.hidden;
         let x = self.input(kind, w, exec)?;
         let x = Input::new(&x, [tokens, x.len() / tokens.max(1)])?;
-        let onto_stream = |linear: &Linear, exec: &Exec| {
+        let add_to_stream = |linear: &Linear, exec: &Exec| {
             let mut stream = w.stream.to_vec();
             linear.add_to(&x, &mut stream, exec)?;
             Ok(stream)
@@ -131,8 +132,8 @@ impl Steps for DecoderSteps {
                 let positions: Vec<u32> = (0..tokens as u32).collect();
                 l.attn_output(c, &x, &positions, &mut self.cache()?, exec)
             }
-            SiteKind::O => onto_stream(&l.o_proj, exec),
-            SiteKind::Down => onto_stream(&l.down_proj, exec),
+            SiteKind::O => add_to_stream(&l.o_proj, exec),
+            SiteKind::Down => add_to_stream(&l.down_proj, exec),
             SiteKind::GateUp => Ok(Vec::new()),
         }
     }

@@ -1,4 +1,4 @@
-//! Where the activations of all calibration windows lie between two steps: in memory, or in a file.
+//! Storage of the activations of all calibration windows between two steps: in memory, or in a file.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tersor_core::{Error, Result};
 
-/// Values of all windows, one after the other.
+/// The activations of all windows, one after the other.
 pub(super) enum Store {
     /// In memory.
     Memory(Vec<f32>),
@@ -16,7 +16,7 @@ pub(super) enum Store {
     Disk(Spill),
 }
 
-/// A file of values; deleted when dropped, unless it was kept.
+/// A file of f32 values, deleted when dropped unless it was saved.
 pub(super) struct Spill {
     path: PathBuf,
     file: File,
@@ -26,14 +26,14 @@ pub(super) struct Spill {
 impl Drop for Spill {
     fn drop(&mut self) {
         if self.temporary {
-            // Nothing can be done about a file that cannot be deleted; it lies in a directory of work in progress.
+            // Drop cannot report an error; the file is in a directory of work in progress, which is deleted as a whole.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 }
 
 impl Store {
-    /// The values in `range`.
+    /// Returns the values in `range`.
     pub(super) fn read(&mut self, range: Range<usize>) -> Result<Cow<'_, [f32]>> {
         match self {
             Store::Memory(values) => Ok(Cow::Borrowed(&values[range])),
@@ -51,20 +51,20 @@ impl Store {
         }
     }
 
-    /// Opens what [`Store::keep`] wrote, of `len` values. Error when the file has another length.
+    /// Opens a file of `len` values that [`Store::save`] wrote; reads it into memory unless `on_disk`. Errors if the file has another length.
     pub(super) fn open(path: &Path, len: usize, on_disk: bool) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
         if bytes != len as u64 * 4 {
-            let what = format!("has {bytes} bytes, and {} are needed", len as u64 * 4);
+            let what = format!("it has {bytes} bytes instead of {}", len as u64 * 4);
             return Err(Error::format(path.display().to_string(), what));
         }
         let mut store = Store::Disk(Spill { path: path.to_path_buf(), file, temporary: false });
         if on_disk { Ok(store) } else { Ok(Store::Memory(store.read(0..len)?.into_owned())) }
     }
 
-    /// Writes the values to a file that stays. The file is synced, and appears under its name when it is whole.
-    pub(super) fn keep(&mut self, path: &Path) -> Result<()> {
+    /// Saves the values to a file at `path`, which is synced and appears under its name when it is complete.
+    pub(super) fn save(&mut self, path: &Path) -> Result<()> {
         match self {
             Store::Memory(values) => {
                 let mut file = tersor_formats::AtomicFile::create(path)?;
@@ -87,14 +87,16 @@ fn le_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-/// A store being filled, from front to back.
+/// A new store that is filled from front to back.
 pub(super) enum Filling {
+    /// The values so far.
     Memory(Vec<f32>),
+    /// Path and file.
     Disk(PathBuf, BufWriter<File>),
 }
 
 impl Filling {
-    /// For `len` values, in memory or in a new file of this name in `scratch`.
+    /// Starts a store for `len` values, in memory or, if `scratch` is given, in a new file `name` there.
     pub(super) fn new(len: usize, scratch: Option<&Path>, name: &str) -> Result<Self> {
         match scratch {
             None => {
@@ -130,17 +132,19 @@ impl Filling {
     }
 }
 
-/// A store being replaced by values of the same length, from front to back: in memory in place, in a file by another file.
+/// The replacement of a store's values by as many others, from front to back.
 pub(super) enum Rewriting {
+    /// Overwrites values in memory; the number overwritten so far.
     InPlace(usize),
-    Anew(Filling),
+    /// Fills another file.
+    NewFile(Filling),
 }
 
 impl Rewriting {
     pub(super) fn new(store: &Store, len: usize, scratch: Option<&Path>, name: &str) -> Result<Self> {
         Ok(match store {
             Store::Memory(_) => Rewriting::InPlace(0),
-            Store::Disk(_) => Rewriting::Anew(Filling::new(len, scratch, name)?),
+            Store::Disk(_) => Rewriting::NewFile(Filling::new(len, scratch, name)?),
         })
     }
 
@@ -151,15 +155,15 @@ impl Rewriting {
                 *at += values.len();
                 Ok(())
             }
-            (Rewriting::Anew(filling), _) => filling.push(values),
+            (Rewriting::NewFile(filling), _) => filling.push(values),
             (Rewriting::InPlace(_), Store::Disk(spill)) => {
-                Err(Error::format(spill.path.display().to_string(), "a file is never rewritten in place"))
+                Err(Error::format(spill.path.display().to_string(), "a file cannot be rewritten in place"))
             }
         }
     }
 
     pub(super) fn finish(self, store: &mut Store) -> Result<()> {
-        if let Rewriting::Anew(filling) = self {
+        if let Rewriting::NewFile(filling) = self {
             *store = filling.finish()?;
         }
         Ok(())

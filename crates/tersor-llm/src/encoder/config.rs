@@ -1,4 +1,4 @@
-//! `config.json` of BERT-family encoders, and their sites.
+//! Configuration (`config.json`) and sites of BERT-family encoders.
 
 use serde_json::Value as Json;
 use tersor_core::{Consumer, Error, Limits, Producer, Result, Site};
@@ -8,50 +8,50 @@ use crate::SiteKind;
 use crate::architecture::check_architecture;
 use crate::config::{MAX_LAYERS, bad, optional, size, unsupported};
 
-/// Model types of encoders and the classes that go with them.
+/// `model_type` and class name of the supported encoders.
 pub(crate) const ENCODERS: [(&str, &str); 1] = [("bert", "BertModel")];
 
-/// The function between the two halves of the feed-forward part.
+/// The activation function between the two matrices of a BERT encoder's feed-forward block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Activation {
-    /// `x Φ(x)` by the error function.
+    /// Exact GELU, `x Φ(x)` with the error function.
     Gelu,
-    /// The same, by a hyperbolic tangent.
+    /// GELU in its tanh approximation.
     GeluTanh,
     /// `max(x, 0)`.
     Relu,
 }
 
-/// Sizes and switches of an encoder.
+/// Sizes and options of a BERT-family encoder, from its `config.json`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct EncoderConfig {
-    /// `bert`.
+    /// The configuration's `model_type`: `bert`.
     pub model_type: String,
-    /// What the names of its tensors begin with: empty, or `bert.`.
+    /// Common prefix of the encoder's tensor names in the model: empty, or `bert.`.
     pub prefix: String,
-    /// Width of the stream.
+    /// Number of features of the hidden states between layers.
     pub hidden: usize,
-    /// Width inside the feed-forward part.
+    /// Number of inner features of a feed-forward block.
     pub intermediate: usize,
-    /// Number of layers.
+    /// Number of encoder layers.
     pub layers: usize,
-    /// Heads; divides `hidden`.
+    /// Number of attention heads; divides `hidden`.
     pub heads: usize,
-    /// Tokens in the vocabulary.
+    /// Number of tokens in the vocabulary.
     pub vocab: usize,
-    /// Kinds of tokens (first and second text of a pair).
+    /// Number of token types (segments): 2 for the first and second text of a pair.
     pub types: usize,
-    /// Most positions that the model was made for.
+    /// Maximum number of tokens of a text: the number of learned position embeddings.
     pub max_positions: usize,
-    /// Epsilon of the norms.
+    /// Epsilon that the layer norms add to the variance.
     pub eps: f32,
-    /// Between the halves of the feed-forward part.
+    /// Activation function of the feed-forward blocks.
     pub activation: Activation,
 }
 
 impl EncoderConfig {
-    /// Reads a configuration. Error naming the key when one is missing, has another type, or asks for something that does not run
-    /// here.
+    /// Parses the `config.json` of an encoder; `prefix` is left empty. Errors, naming the key, if one is missing, has another type, or has an
+    /// unsupported value.
     pub fn from_json(json: &Json) -> Result<Self> {
         let model_type = check_architecture(json, &ENCODERS)?;
         let (hidden, heads) = (size(json, "hidden_size")?, size(json, "num_attention_heads")?);
@@ -92,29 +92,29 @@ impl EncoderConfig {
         Ok(config)
     }
 
-    /// Takes the prefix that the tensors of a model have.
+    /// Sets `prefix` to the one that the model's tensor names have.
     pub(crate) fn find_prefix(&mut self, model: &Model) {
         let known = ["", "bert."].into_iter().find(|p| model.tensor(&word_embeddings(p)).is_ok());
         self.prefix = known.unwrap_or_default().into();
     }
 
-    /// Features of a head.
+    /// Returns the number of features of one attention head.
     pub fn head_dim(&self) -> usize {
         self.hidden / self.heads
     }
 
-    /// Names of the tables of tokens, positions and kinds.
+    /// Returns the tensor names of the three embedding tables: tokens, positions, token types.
     pub fn embeddings(&self) -> [String; 3] {
         let name = |part: &str| format!("{}embeddings.{part}_embeddings.weight", self.prefix);
         [word_embeddings(&self.prefix), name("position"), name("token_type")]
     }
 
-    /// The name of a part of a layer.
+    /// Returns the full name of a part of a layer.
     pub(crate) fn part(&self, layer: usize, part: &str) -> String {
         format!("{}encoder.layer.{layer}.{part}", self.prefix)
     }
 
-    /// The matrices that read a site, by the names inside a layer, and their shapes.
+    /// Returns name (relative to a layer) and shape `[out_features, in_features]` of each matrix that reads a site.
     pub(crate) fn consumers(&self, kind: SiteKind) -> Vec<(&'static str, [usize; 2])> {
         let (h, i) = (self.hidden, self.intermediate);
         match kind {
@@ -125,7 +125,8 @@ impl EncoderConfig {
         }
     }
 
-    /// The network's sites, in the order in which they run. Nothing folds into what produces them: each norm also feeds the stream.
+    /// Returns the network's sites in the order of execution, four for each layer. Nothing can be folded into the layer norms that produce their
+    /// inputs, because the residual connection reads the norms' outputs too.
     pub fn sites(&self) -> Vec<Site> {
         let mut sites = Vec::new();
         for layer in 0..self.layers {
@@ -161,7 +162,7 @@ impl EncoderConfig {
         sites
     }
 
-    /// Error unless tokens fit the positions.
+    /// Errors unless the number of tokens is 1 to `max_positions`.
     pub(crate) fn check_len(&self, tokens: usize) -> Result<()> {
         if tokens == 0 || tokens > self.max_positions {
             return Err(Error::shape("tokens of a text", format!("1 to {}", self.max_positions), tokens));

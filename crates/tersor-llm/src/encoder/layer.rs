@@ -1,4 +1,4 @@
-//! One layer of an encoder.
+//! One layer of a BERT-family encoder.
 
 use std::sync::Arc;
 
@@ -16,27 +16,29 @@ pub(crate) struct Norm {
 }
 
 impl Norm {
+    /// Reads the norm called `name`, of `features` features.
     pub(crate) fn read(weights: Weights<'_>, name: &str, features: usize) -> Result<Self> {
         let vector = |part: &str| weights.vector(&format!("{name}.{part}"), features);
         Ok(Self { weight: vector("weight")?, bias: vector("bias")? })
     }
 
-    /// `(x - mean) / sqrt(variance + eps) * weight + bias`, in place, for each run of features.
+    /// Computes `(x - mean) / sqrt(variance + eps) * weight + bias` in place, for each token of `x` `[tokens, features]`.
     pub(crate) fn apply(&self, x: &mut [f32], eps: f32, exec: &Exec) {
         vector::layer_norm(exec.isa(), x, &self.weight, &self.bias, eps);
     }
 }
 
-/// Weights of a layer, in memory.
+/// The weights of a layer, in memory.
 pub(crate) struct EncoderLayer {
     config: EncoderConfig,
-    /// Query, key, value; attention output; the two of the feed-forward part.
+    /// Matrices by site: query, key and value; attention output; first and second matrix of the feed-forward block.
     pub(crate) linears: [Vec<Linear>; 4],
     attention_norm: Norm,
     output_norm: Norm,
 }
 
 impl EncoderLayer {
+    /// Reads layer `layer`. Errors if a tensor is missing, has another shape, or holds a value that is not finite.
     pub(crate) fn read(weights: Weights<'_>, config: &EncoderConfig, layer: usize) -> Result<Self> {
         let mut linears = [const { Vec::new() }; 4];
         for (kind, linears) in SiteKind::ALL.into_iter().zip(&mut linears) {
@@ -51,22 +53,23 @@ impl EncoderLayer {
         Ok(Self { config: config.clone(), linears, attention_norm, output_norm })
     }
 
+    /// Returns the number of features of the hidden states.
     pub(crate) fn hidden(&self) -> usize {
         self.config.hidden
     }
 
-    /// Values of the stream's width as an input.
+    /// Wraps hidden states `[tokens, hidden]` as an input of matrices.
     pub(crate) fn block<'v>(&self, values: &'v [f32]) -> Result<Input<'v>> {
         Input::new(values, [values.len() / self.config.hidden, self.config.hidden])
     }
 
-    /// Attention of one text to itself: `[tokens, hidden]` to `[tokens, hidden]`.
+    /// Returns the self-attention output `[tokens, hidden]` of one text from its hidden states `[tokens, hidden]`.
     pub(crate) fn attend(&self, x: &Input<'_>, exec: &Exec) -> Result<Vec<f32>> {
         let [q, k, v] = [0, 1, 2].map(|i| self.linears[0][i].apply(x, exec));
         self.attend_qkv([q?, k?, v?], exec)
     }
 
-    /// Attention over queries, keys and values, `[tokens, hidden]` each.
+    /// Returns the attention output `[tokens, hidden]` from queries, keys and values, `[tokens, hidden]` each.
     pub(crate) fn attend_qkv(&self, [q, k, v]: [Vec<f32>; 3], exec: &Exec) -> Result<Vec<f32>> {
         let (hidden, heads, dim) = (self.config.hidden, self.config.heads, self.config.head_dim());
         let tokens = q.len() / hidden;
@@ -92,21 +95,21 @@ impl EncoderLayer {
         Ok(out)
     }
 
-    /// The stream after attention: `norm(stream + W attn_output)`.
+    /// Updates the hidden states after attention: `stream = norm(stream + attn_output Wᵀ)`.
     pub(crate) fn join(&self, stream: &mut [f32], attn_output: &Input<'_>, exec: &Exec) -> Result<()> {
         self.linears[1][0].add_to(attn_output, stream, exec)?;
         self.attention_norm.apply(stream, self.config.eps, exec);
         Ok(())
     }
 
-    /// The inner activations of the feed-forward part, `[tokens, intermediate]`.
+    /// Returns the inner activations of the feed-forward block, `[tokens, intermediate]`.
     pub(crate) fn inner(&self, stream: &Input<'_>, exec: &Exec) -> Result<Vec<f32>> {
         let mut inner = self.linears[2][0].apply(stream, exec)?;
         self.activate(&mut inner, exec);
         Ok(inner)
     }
 
-    /// The function between the two halves of the feed-forward part, in place.
+    /// Applies the activation function of the feed-forward block in place.
     pub(crate) fn activate(&self, inner: &mut [f32], exec: &Exec) {
         let parts = inner.len().div_ceil(CHUNK);
         let part = |_, x: &mut [f32], _: &mut [()]| match self.config.activation {
@@ -117,14 +120,14 @@ impl EncoderLayer {
         par::pairs(inner, CHUNK, &mut vec![(); parts], 1, exec.parallel(), part);
     }
 
-    /// The stream after the feed-forward part: `norm(stream + W inner)`.
+    /// Updates the hidden states after the feed-forward block: `stream = norm(stream + inner Wᵀ)`.
     pub(crate) fn finish(&self, stream: &mut [f32], inner: &Input<'_>, exec: &Exec) -> Result<()> {
         self.linears[3][0].add_to(inner, stream, exec)?;
         self.output_norm.apply(stream, self.config.eps, exec);
         Ok(())
     }
 
-    /// All of it, in place.
+    /// Applies the whole layer to the hidden states `[tokens, hidden]` in place.
     pub(crate) fn forward(&self, stream: &mut [f32], tokens: usize, exec: &Exec) -> Result<()> {
         let shape = [tokens, self.config.hidden];
         let attn_output = self.attend(&Input::new(stream, shape)?, exec)?;

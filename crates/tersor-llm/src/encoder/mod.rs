@@ -13,12 +13,26 @@ pub(crate) use layer::{EncoderLayer, Norm};
 
 use crate::Checkpoint;
 
-/// The norm over the sum of the three embeddings.
+/// Reads the layer norm that is applied to the sum of the three embeddings.
 pub(crate) fn embedding_norm(checkpoint: &Checkpoint, config: &EncoderConfig) -> Result<Norm> {
     Norm::read(checkpoint.into(), &format!("{}embeddings.LayerNorm", config.prefix), config.hidden)
 }
 
-/// An encoder over operators, all of it in memory.
+/// A BERT-family encoder with mean pooling, over dense or compressed operators, with all weights in memory.
+///
+/// Tokens come from [`Tokenizer::encode_with_special_tokens`](crate::Tokenizer::encode_with_special_tokens).
+///
+/// ```
+/// use tersor_core::Exec;
+/// use tersor_llm::{Checkpoint, Encoder};
+/// # fn main() -> tersor_core::Result<()> {
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden-encoders/bert");
+/// let encoder = Encoder::load(&Checkpoint::open(path.as_ref(), &tersor_operators::registry())?)?;
+/// let embedding = encoder.embed(&[1, 2, 3], &Exec::new())?;
+/// assert_eq!(embedding.len(), encoder.config().hidden);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Encoder {
     config: EncoderConfig,
     tables: [Arc<dyn LinearOp>; 3],
@@ -27,7 +41,8 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Loads everything. Error when the model is no encoder, or a tensor is missing, misshapen or not finite.
+    /// Loads all weights of a checkpoint. Errors if the model is no encoder, or a tensor is missing, has another shape, or holds a value that is
+    /// not finite.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
         let config = checkpoint.architecture().encoder()?.clone();
         let [words, positions, types] = config.embeddings();
@@ -42,12 +57,12 @@ impl Encoder {
         Ok(Self { config, tables, norm, layers })
     }
 
-    /// Sizes and switches.
+    /// Returns the encoder's sizes and options.
     pub fn config(&self) -> &EncoderConfig {
         &self.config
     }
 
-    /// The last layer's output for each token, `[tokens, hidden]`. Error when there are none, more than there are positions, or one is
+    /// Returns the last layer's output for each token, `[tokens, hidden]`. Errors if there are no tokens, more than `max_positions`, or one is
     /// outside the vocabulary.
     pub fn forward(&self, tokens: &[u32], exec: &Exec) -> Result<Vec<f32>> {
         self.config.check_len(tokens.len())?;
@@ -71,7 +86,7 @@ impl Encoder {
         Ok(stream)
     }
 
-    /// The mean of the tokens' outputs, `[hidden]`. Error as for [`Encoder::forward`].
+    /// Returns the embedding of a text: the mean of its tokens' outputs, `[hidden]`, not normalized. Errors as [`Encoder::forward`] does.
     pub fn embed(&self, tokens: &[u32], exec: &Exec) -> Result<Vec<f32>> {
         let out = self.forward(tokens, exec)?;
         let mut mean = vec![0f32; self.config.hidden];

@@ -1,4 +1,4 @@
-//! Tokenizers in GGUF keys, and as `tokenizer.json`.
+//! Converts tokenizers between GGUF metadata and `tokenizer.json`.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,8 @@ use serde_json::{Value as Json, json};
 use tersor_core::{Error, Result};
 use tersor_formats::gguf::{self, Meta, MetaValue, MetaWriter};
 
-/// Pre-tokenizers by llama.cpp's names. Patterns are those of the models' own `tokenizer.json`.
+/// Returns the pre-tokenizer, as in a `tokenizer.json`, of a llama.cpp name. The patterns are those of the models' own files. Errors if the name is
+/// unknown.
 fn pre_tokenizer(name: &str) -> Result<Json> {
     const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
     const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -31,16 +32,16 @@ fn missing(key: &str) -> Error {
     Error::Missing { name: key.into(), place: "the GGUF metadata".into() }
 }
 
-/// A list of texts in the metadata.
+/// Returns a key's list of strings. Errors if the key is missing or another type.
 fn texts<'a>(meta: &'a Meta, key: &str) -> Result<Vec<&'a str>> {
     let text = |v: &'a MetaValue| match v {
         MetaValue::Text(s) => Ok(s.as_str()),
-        _ => Err(Error::format(key, "holds something else than texts")),
+        _ => Err(Error::format(key, "it must be a list of strings only")),
     };
     meta.array(key).ok_or_else(|| missing(key))?.iter().map(text).collect()
 }
 
-/// The `tokenizer.json` that means what the keys of a file say.
+/// Builds the `tokenizer.json` that corresponds to the metadata of a GGUF file. Errors if a key is missing or the kind of tokenizer is unknown.
 pub(super) fn read(file: &gguf::File) -> Result<Json> {
     let meta = file.meta();
     let tokens = texts(meta, "tokenizer.ggml.tokens")?;
@@ -71,7 +72,10 @@ pub(super) fn read(file: &gguf::File) -> Result<Json> {
             let merges = texts(meta, "tokenizer.ggml.merges")?;
             let merges = merges.iter().map(|m| match m.split_once(' ') {
                 Some((a, b)) => Ok(json!([a, b])),
-                None => Err(Error::format("tokenizer.ggml.merges", format!("`{m}` is not a pair"))),
+                None => Err(Error::format(
+                    "tokenizer.ggml.merges",
+                    format!("the merge `{m}` is not a pair of tokens separated by a space"),
+                )),
             });
             let normalizer = if pre == "qwen2" { json!({"type": "NFC"}) } else { Json::Null };
             let decoder =
@@ -108,8 +112,8 @@ pub(super) fn read(file: &gguf::File) -> Result<Json> {
     }
 }
 
-/// SentencePiece merges the neighbours whose union has the best score: as a list of merges, every way to cut a token in
-/// two tokens, best score of the whole first.
+/// Returns the BPE merges that correspond to SentencePiece scores. SentencePiece merges the two neighbours whose union has the highest score, so the
+/// list has every split of a token into two tokens, in descending order of the whole token's score.
 fn merges_by_score(tokens: &[&str], scores: &[MetaValue]) -> Vec<Json> {
     let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(i, t)| (*t, i)).collect();
     let score = |i: usize| match scores.get(i) {
@@ -129,7 +133,7 @@ fn merges_by_score(tokens: &[&str], scores: &[MetaValue]) -> Vec<Json> {
     all.into_iter().map(|(_, _, _, a, b)| json!([a, b])).collect()
 }
 
-/// The keys that a `tokenizer.json` becomes.
+/// Adds the GGUF keys that correspond to a `tokenizer.json`; see [`super::Tokenizer::write_gguf_meta`].
 pub(super) fn write(json: &Json, config: &Json, meta: &mut MetaWriter) -> Result<()> {
     let model = &json["model"];
     let unknown = |what: &str, value: &Json| -> Result<()> {
@@ -146,7 +150,7 @@ pub(super) fn write(json: &Json, config: &Json, meta: &mut MetaWriter) -> Result
         let kind = if t["special"] == true { 3 } else { 4 };
         (t["content"].as_str().unwrap_or_default(), t["id"].as_u64(), kind)
     });
-    // A table may have more rows than there are tokens.
+    // The embedding may have more rows than the tokenizer has tokens; the others get placeholder names.
     let rows = config["vocab_size"].as_u64().unwrap_or(0) as usize;
     let mut tokens: Vec<(String, i32)> = (0..rows).map(|i| (format!("[PAD{i}]"), 5)).collect();
     for (text, id, kind) in entries.chain(special) {
@@ -155,10 +159,11 @@ pub(super) fn write(json: &Json, config: &Json, meta: &mut MetaWriter) -> Result
         *slot = (text.to_string(), kind);
     }
     let merges: Option<Vec<String>> = model["merges"].as_array().into_iter().flatten().map(merge).collect();
-    let merges = merges.ok_or_else(|| Error::format("tokenizer.json", "`merges` holds something else than pairs"))?;
+    let merges =
+        merges.ok_or_else(|| Error::format("tokenizer.json", "`merges` must be a list of pairs of tokens only"))?;
     if model["byte_fallback"] == true {
         meta.text("tokenizer.ggml.model", "llama").text("tokenizer.ggml.pre", "default");
-        // What merges first scores best; what no merge makes is found by itself.
+        // The score is the negative rank of the merge that makes a token; tokens that no merge makes score 0.
         let mut rank: HashMap<String, usize> = HashMap::new();
         for (i, m) in merges.iter().enumerate() {
             rank.entry(m.replacen(' ', "", 1)).or_insert(i);
@@ -185,7 +190,7 @@ pub(super) fn write(json: &Json, config: &Json, meta: &mut MetaWriter) -> Result
     meta.texts("tokenizer.ggml.tokens", tokens.iter().map(|t| t.0.as_str()));
     meta.ints("tokenizer.ggml.token_type", &tokens.iter().map(|t| t.1).collect::<Vec<_>>());
     for (name, id) in [("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")] {
-        // Several ends of a text: the first.
+        // GGUF has one end-of-text token: the first of several.
         let id = config[id].as_u64().or_else(|| config[id].as_array()?.first()?.as_u64());
         if let Some(id) = id.and_then(|id| u32::try_from(id).ok()) {
             meta.uint(&format!("tokenizer.ggml.{name}_token_id"), id);
@@ -199,10 +204,10 @@ pub(super) fn write(json: &Json, config: &Json, meta: &mut MetaWriter) -> Result
     Ok(())
 }
 
-/// Names of pre-tokenizers that files are written with.
+/// llama.cpp's names of the pre-tokenizers that [`write`] recognizes.
 const NAMES: [&str; 4] = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
 
-/// A merge as a GGUF file has it, from either form of `tokenizer.json`.
+/// Returns a merge as GGUF stores it, `left right`, from either of its forms in `tokenizer.json`; none if it is neither.
 fn merge(pair: &Json) -> Option<String> {
     match pair {
         Json::String(s) => Some(s.clone()),
@@ -211,7 +216,7 @@ fn merge(pair: &Json) -> Option<String> {
     }
 }
 
-/// What a pre-tokenizer does, without what does not change its tokens.
+/// Returns the steps of a pre-tokenizer for comparison, without options that do not change the tokens.
 fn steps(pre: &Json) -> Vec<Json> {
     if pre["type"] == "Sequence" {
         return pre["pretokenizers"].as_array().into_iter().flatten().flat_map(steps).collect();

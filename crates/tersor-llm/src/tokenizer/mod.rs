@@ -1,4 +1,4 @@
-//! Text to tokens and back, by the `tokenizers` crate.
+//! Tokenizers of models, on top of the `tokenizers` crate.
 
 mod keys;
 
@@ -9,17 +9,18 @@ use tersor_formats::gguf::MetaWriter;
 
 use crate::Checkpoint;
 
-/// Bytes that are tokenized at once: the work takes some 150 times as many.
+/// Bytes of text that are tokenized at once. Tokenizing takes some 150 bytes of memory per byte of text.
 const PIECE: usize = 1 << 16;
 
-/// Bytes that two neighbouring pieces share.
+/// Bytes of text by which two neighbouring pieces overlap.
 const OVERLAP: usize = 1 << 12;
 
-/// Tokens on either side of a seam on which both pieces must agree.
+/// Number of tokens before and after a seam that must be the same in both pieces.
 const AGREE: usize = 16;
 
-/// Where the tokens of a text so far and those of its next piece, which begins at byte `first`, can be joined: how many of the former to
-/// keep, how many of the latter to leave out. In the middle of what both have seen neither end shows.
+/// Finds where the tokens `all` of a text so far and the tokens `piece` of its next piece, which begins at byte `first`, can be joined. Each token
+/// comes with its byte offset. Returns how many tokens of `all` to keep and how many of `piece` to skip; none if the two disagree. The search starts
+/// in the middle of the overlap, where tokens do not depend on where a piece was cut.
 fn seam(all: &[(u32, usize)], piece: &[(u32, usize)], first: usize) -> Option<[usize; 2]> {
     let middle = first + OVERLAP / 2;
     let from = all.partition_point(|t| t.1 < middle);
@@ -31,22 +32,35 @@ fn seam(all: &[(u32, usize)], piece: &[(u32, usize)], first: usize) -> Option<[u
     })
 }
 
-/// A model's tokenizer.
+/// The tokenizer of a model: byte-level BPE, SentencePiece-style BPE, WordPiece, or any other kind that a `tokenizer.json` describes.
+///
+/// ```
+/// use tersor_llm::{Checkpoint, Tokenizer};
+/// # fn main() -> tersor_core::Result<()> {
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
+/// let tokenizer = Tokenizer::of(&Checkpoint::open(path.as_ref(), &tersor_operators::registry())?)?;
+/// let tokens = tokenizer.encode("The river flows.")?;
+/// assert_eq!(tokenizer.decode(&tokens)?, "The river flows.");
+/// # Ok(())
+/// # }
+/// ```
 pub struct Tokenizer(tokenizers::Tokenizer);
 
-/// Runs code of the `tokenizers` crate, which panics at some files that are no tokenizer. Errors if it does.
+/// Runs code of the `tokenizers` crate, which panics on some invalid files, and turns a panic into an error.
 fn no_panic<R>(f: impl FnOnce() -> R) -> Result<R> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(f))
-        .map_err(|_| Error::format("tokenizer.json", "the tokenizers crate cannot work with it"))
+        .map_err(|_| Error::format("tokenizer.json", "the tokenizers crate cannot process it"))
 }
 
 impl Tokenizer {
-    /// From `tokenizer.json` beside the weights, or from GGUF metadata.
+    /// Loads the tokenizer of a checkpoint: from `tokenizer.json` beside the weights, or from the metadata of a GGUF file. Errors as
+    /// [`Tokenizer::json_of`] and [`Tokenizer::from_json`] do.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
         Self::from_json(&Self::json_of(checkpoint.model())?)
     }
 
-    /// The `tokenizer.json` of a model; of a GGUF file, one that means the same. Error when there is none, or its kind is unknown.
+    /// Returns the content of a model's `tokenizer.json`; for a GGUF file, an equivalent one built from its metadata. Errors if there is none, or a GGUF
+    /// file's kind of tokenizer or pre-tokenizer is unknown.
     pub fn json_of(model: &Model) -> Result<Vec<u8>> {
         match model.gguf() {
             Some(file) => Ok(keys::read(file)?.to_string().into_bytes()),
@@ -62,24 +76,26 @@ impl Tokenizer {
         }
     }
 
-    /// The keys that say in a GGUF file what a `tokenizer.json` says; `config` names the special tokens. Error when its kind is not one that
-    /// llama.cpp has under a name known here.
-    pub fn gguf_keys(json: &[u8], config: &Json, meta: &mut MetaWriter) -> Result<()> {
+    /// Adds to `meta` the GGUF keys that correspond to a `tokenizer.json`. `json` is that file's content; `config` is the model's `config.json`, which
+    /// names the special tokens and the size of the vocabulary. Errors if it is no BPE tokenizer, or its pre-tokenizer has no known name in llama.cpp.
+    pub fn write_gguf_meta(json: &[u8], config: &Json, meta: &mut MetaWriter) -> Result<()> {
         let json = serde_json::from_slice(json).map_err(|e| Error::format("tokenizer.json", e.to_string()))?;
         keys::write(&json, config, meta)
     }
 
-    /// Returns the tokenizer of a `tokenizer.json`. Errors if it is not valid JSON, or describes no tokenizer.
+    /// Parses the content of a `tokenizer.json`. Its padding and truncation settings are ignored. Errors if it is not valid JSON or describes no
+    /// tokenizer.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         let bad = |e: Box<dyn std::error::Error + Send + Sync>| Error::format("tokenizer.json", e.to_string());
         serde_json::from_slice::<serde::de::IgnoredAny>(json).map_err(|e| bad(e.into()))?;
         let mut tokenizer = no_panic(|| tokenizers::Tokenizer::from_bytes(json))?.map_err(bad)?;
-        // Some files ask for every text to be cut and padded to one length.
+        // Some files set truncation and padding to a fixed length.
         tokenizer.with_padding(None).with_truncation(None).map_err(bad)?;
         Ok(Self(tokenizer))
     }
 
-    /// Tokens of a text; none are added around it. Memory does not grow with the text but for the tokens.
+    /// Returns the tokens of a text, without special tokens. A long text is tokenized in overlapping pieces, with the same result and bounded memory
+    /// beside the tokens. Errors if the tokenizer fails on the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         if text.len() <= PIECE {
             return Ok(self.tokens_at(text, 0)?.into_iter().map(|t| t.0).collect());
@@ -95,7 +111,7 @@ impl Tokenizer {
                 all.truncate(keep);
                 all.extend_from_slice(&piece[skip..]);
             } else {
-                // A tokenizer for which far away matters: the text as a whole.
+                // The tokens depend on text outside of the piece, so the text is tokenized as a whole.
                 let whole = self.tokens_at(text, 0)?;
                 return Ok(whole.into_iter().map(|t| t.0).collect());
             }
@@ -106,25 +122,25 @@ impl Tokenizer {
         }
     }
 
-    /// Tokens, each with the byte where it begins, `base` being the first.
+    /// Returns the tokens of `text` with the byte offset of each; `base` is the offset of the first byte.
     fn tokens_at(&self, text: &str, base: usize) -> Result<Vec<(u32, usize)>> {
         let encoding = no_panic(|| self.0.encode(text, false))?.map_err(|e| Error::format("text", e.to_string()))?;
         Ok(encoding.get_ids().iter().zip(encoding.get_offsets()).map(|(id, at)| (*id, base + at.0)).collect())
     }
 
-    /// Tokens of a text with those that the model wants around it (`[CLS]`, `[SEP]`), at most `most`: of a longer text the end is left
-    /// out, and its last token stays.
-    pub fn encode_framed(&self, text: &str, most: usize) -> Result<Vec<u32>> {
+    /// Returns the tokens of a text with the special tokens that the model adds around it (`[CLS]`, `[SEP]`), at most `max` in all. A longer sequence
+    /// is truncated before its last token, so that a final `[SEP]` remains. Errors if the tokenizer fails on the text.
+    pub fn encode_with_special_tokens(&self, text: &str, max: usize) -> Result<Vec<u32>> {
         let encoding =
             no_panic(|| self.0.encode_fast(text, true))?.map_err(|e| Error::format("text", e.to_string()))?;
         let mut tokens = encoding.get_ids().to_vec();
-        if tokens.len() > most {
-            tokens.drain(most.saturating_sub(1)..tokens.len() - 1);
+        if tokens.len() > max {
+            tokens.drain(max.saturating_sub(1)..tokens.len() - 1);
         }
         Ok(tokens)
     }
 
-    /// The text of tokens, special ones left out.
+    /// Returns the text of tokens, without special tokens. Errors if the tokenizer fails on them.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         self.0.decode(tokens, true).map_err(|e| Error::format("tokens", e.to_string()))
     }

@@ -1,11 +1,11 @@
-//! A recipe from a budget: bits, group, grid and method for each matrix, by what it does to the predictions.
+//! Chooses a recipe for a budget: bits, group, grid and range search of each matrix, by its effect on the predictions.
 //!
-//! Every matrix of the network is quantized at three bits, alone, and the divergence of the predictions on some of the calibration text is
-//! measured ([`measure`]). From there its loss when stored in other ways is in proportion to its error ([`ways`]). Losses add, and a dynamic
-//! program spends the budget.
+//! Each matrix in turn is quantized to three bits, with all others original, and the divergence of the predictions on a part of the calibration text
+//! is measured ([`measure`]). The loss of another storage option is assumed proportional to its quantization error ([`options`]), and losses are
+//! assumed to add. Dynamic programming then minimizes the total loss within the budget.
 
 mod measure;
-mod ways;
+mod options;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,22 +15,22 @@ use tersor::core::{Context, Error, Limits, ParamError, Result};
 use tersor::formats::{Model, json as files, write_atomic};
 use tersor::groupwise::mixed::{Choice, allocate};
 
-use self::ways::{Item, Way};
+use self::options::{Item, StorageOption};
 use super::{Action, Calibration, Plan};
 use crate::recipe::{Group, Patterns, Recipe, Rule};
 use crate::{cancel_on_signals, megabytes, progress};
 
-/// What the result may take.
+/// The maximum size of the result.
 #[derive(Clone, Copy, Debug)]
 pub enum Limit {
-    /// Bytes of all weight files.
+    /// Maximum total length of all weight files in bytes.
     Bytes(u64),
-    /// Bits a weight.
+    /// Maximum number of stored bits per weight.
     Bits(f64),
 }
 
 impl Limit {
-    /// In bytes of what is counted.
+    /// Returns the limit in bytes.
     fn bytes(self, plan: &Plan) -> u64 {
         match self {
             Limit::Bytes(bytes) => bytes,
@@ -38,15 +38,15 @@ impl Limit {
         }
     }
 
-    /// What a plan takes of it.
-    fn takes(self, plan: &Plan) -> Result<u64> {
+    /// Returns the size of a plan in bytes, counted as this limit counts.
+    fn used(self, plan: &Plan) -> Result<u64> {
         match self {
             Limit::Bytes(_) => plan.weight_bytes(),
             Limit::Bits(_) => Ok(plan.weights().iter().map(|w| w.bytes).sum()),
         }
     }
 
-    /// That at least so many bytes are needed.
+    /// Returns the error that at least `min` bytes are needed.
     fn too_small(self, plan: &Plan, min: u64) -> Error {
         match self {
             Limit::Bytes(b) => ParamError::new("budget", b, format!("must be at least {min}")),
@@ -58,34 +58,34 @@ impl Limit {
     }
 }
 
-/// Elements of all weights.
+/// Returns the number of elements of all weights.
 fn elements(plan: &Plan) -> f64 {
     plan.weights().iter().map(|w| w.shape[0] as f64 * w.shape[1] as f64).sum()
 }
 
-/// Before minutes are spent on measuring.
+/// Errors if the limit is below the size of the smallest choices. Called before the measurement, which takes minutes.
 fn refuse_too_small(plan: &Plan, limit: Limit) -> Result<()> {
-    let mut min = limit.takes(plan)?;
+    let mut min = limit.used(plan)?;
     for entry in &plan.entries {
         if let (Action::Compress(method), Some(shape)) = (&entry.action, entry.matrix()) {
-            min = min - entry.bytes() + Way::min(method.needs().gram).bytes(shape)?.min(entry.bytes());
+            min = min - entry.bytes() + StorageOption::smallest(method.needs().gram).bytes(shape)?.min(entry.bytes());
         }
     }
     if min > limit.bytes(plan) { Err(limit.too_small(plan, min)) } else { Ok(()) }
 }
 
-/// What was chosen.
+/// The recipe chosen for a budget.
 pub struct Chosen {
     pub recipe: Recipe,
-    /// The sum of losses that it was chosen by.
+    /// The predicted total loss of the recipe.
     pub loss: f64,
-    /// Memory that measuring was to take at most, by term; none where it was measured before.
+    /// Planned peak memory of the measurement in bytes, by term; none if it was read from a file.
     pub memory: Option<BTreeMap<&'static str, u64>>,
 }
 
-/// Chooses. Error when there is no calibration text, the network is not known, the budget is below what the smallest choices take, or measuring
-/// takes more memory than is allowed. What was measured is kept in `measured`, or taken from there, when it is of the same model, text and
-/// version.
+/// Chooses the recipe with the smallest predicted loss within a limit. The measurement is read from the file `measured` if it exists, and written there
+/// otherwise. Errors if there is no calibration text, the architecture is unsupported, the limit is below the size of the smallest choices, the
+/// measurement needs more memory than allowed, or the file has a measurement of another model, text or version.
 pub fn choose(
     model: &Model,
     limit: Limit,
@@ -97,13 +97,13 @@ pub fn choose(
     if let Limit::Bits(bits) = limit
         && !(bits.is_finite() && bits > 0.0)
     {
-        return Err(ParamError::new("bits", bits, "must be a positive number of bits a weight").into());
+        return Err(ParamError::new("bits", bits, "must be a positive number of bits per weight").into());
     }
     if calibration.text.is_none() || generic {
-        let rule = "a budget is spent by what flows through a network that is known: give a text (--calib), not --generic or --stats";
+        let rule = "a budget needs a text (--calib), and neither --generic nor --stats: the effect of each matrix is measured on the text";
         return Err(ParamError::new("calib", "missing", rule).into());
     }
-    // Where errors are measured, and what is left as it is.
+    // The plan of the probing recipe gives the tensors that do not change, and the memory of the measurement.
     let probe = Recipe::find("w3-g64-gptq")?;
     let plan = Plan::new(model, probe, seed, false, calibration)?;
     let cx = Context::new().with_seed(seed).with_progress(progress::bars());
@@ -112,20 +112,20 @@ pub fn choose(
         && model.weight_bytes() <= max
     {
         let own = megabytes(model.weight_bytes());
-        cx.progress.warn(&format!("the model's own files take {own} and fit the budget as they are"));
+        cx.progress.warn(&format!("the files of the model have {own} and fit the budget as they are"));
     }
-    let kept = measured.filter(|m| m.is_file());
-    let memory = kept.is_none().then(|| measure::memory(&plan, model));
-    let mut items = match kept {
+    let saved = measured.filter(|m| m.is_file());
+    let memory = saved.is_none().then(|| measure::memory(&plan, model));
+    let mut items = match saved {
         Some(path) => load(path, &plan)?,
         None => {
             refuse_too_small(&plan, limit)?;
-            let takes: u64 = memory.iter().flat_map(BTreeMap::values).sum();
-            if let Some(max) = calibration.max_memory.filter(|max| *max < takes) {
-                let rule = format!("must be at least {takes} bytes ({}) for measuring", megabytes(takes));
+            let peak: u64 = memory.iter().flat_map(BTreeMap::values).sum();
+            if let Some(max) = calibration.max_memory.filter(|max| *max < peak) {
+                let rule = format!("must be at least {peak} bytes ({}) for measuring", megabytes(peak));
                 return Err(ParamError::new("max-memory", max, rule).into());
             }
-            cx.progress.begin(&format!("measure, in {} at most", megabytes(takes)), measure::steps(&plan));
+            cx.progress.begin(&format!("measure (memory at most {})", megabytes(peak)), measure::steps(&plan));
             let items = measure::measure(&plan, model, &cx)?;
             cx.progress.end();
             items
@@ -138,43 +138,45 @@ pub fn choose(
     items.sort_by(|a, b| a.name.cmp(&b.name));
     let choices: Vec<Vec<Choice>> = items.iter().map(Item::choices).collect();
     let chosen: u64 = items.iter().filter_map(|i| Some(plan.entries[plan.entry(&i.name)?].bytes())).sum();
-    // What else the files hold: other tensors, and headers, which change a little with the types.
-    let mut beside = limit.takes(&plan)? - chosen;
+    // Bytes of other tensors and of the headers, whose length depends a little on the chosen types.
+    let mut others = limit.used(&plan)? - chosen;
     let max = limit.bytes(&plan);
     for _ in 0..8 {
         let min: u64 = choices.iter().filter_map(|c| c.iter().map(|c| c.cost).min()).sum();
-        let Some(spare) = max.checked_sub(beside).filter(|s| *s >= min) else {
-            return Err(limit.too_small(&plan, min + beside));
+        let Some(available) = max.checked_sub(others).filter(|s| *s >= min) else {
+            return Err(limit.too_small(&plan, min + others));
         };
-        let picks = allocate(&choices, spare)?;
+        let picks = allocate(&choices, available)?;
         let recipe = recipe(limit, &items, &picks);
         let made = Plan::new(model, recipe.clone(), seed, false, calibration)?;
-        let takes = limit.takes(&made)?;
-        if takes <= max {
+        let used = limit.used(&made)?;
+        if used <= max {
             let loss = choices.iter().zip(&picks).map(|(c, p)| c[*p].loss).sum();
             return Ok(Chosen { recipe, loss, memory });
         }
-        beside += takes - max;
+        others += used - max;
     }
-    Err(Error::Numerical("the headers of the files grow faster than the budget".into()))
+    Err(Error::Numerical(
+        "no choice within the budget was found, because the file headers grow with the choices".into(),
+    ))
 }
 
-/// One rule for each way that some matrix is stored.
+/// Returns the recipe of the chosen options, with one rule for each storage option and method that some matrix uses.
 fn recipe(limit: Limit, items: &[Item], picks: &[usize]) -> Recipe {
-    let mut rules: BTreeMap<(Way, &str), Vec<String>> = BTreeMap::new();
+    let mut rules: BTreeMap<(StorageOption, &str), Vec<String>> = BTreeMap::new();
     for (item, pick) in items.iter().zip(picks) {
-        rules.entry((item.ways[*pick], &item.method)).or_default().push(glob::Pattern::escape(&item.name));
+        rules.entry((item.options[*pick], &item.method)).or_default().push(glob::Pattern::escape(&item.name));
     }
     let mut all: Vec<Rule> = (rules.into_iter())
-        .map(|((way, method), names)| Rule {
-            bits: Some(way.bits),
-            group: (way.group > 0).then_some(Group::Size(way.group as u64)),
-            grid: way.sym.then(|| "sym".into()),
-            mse: way.mse,
+        .map(|((option, method), names)| Rule {
+            bits: Some(option.bits),
+            group: (option.group > 0).then_some(Group::Size(option.group as u64)),
+            grid: option.sym.then(|| "sym".into()),
+            mse: option.mse,
             ..Rule::named(Patterns::Many(names), method)
         })
         .collect();
-    // What nothing flows into is rounded, as by the recipes that have a name.
+    // Other matrices are rounded to 8 bits, as in the named recipes.
     all.push(Rule { bits: Some(8), ..Rule::named(Patterns::One("*".into()), "rtn") });
     let name = match limit {
         Limit::Bytes(bytes) => format!("budget-{:.1}MB", bytes as f64 / 1e6),
@@ -183,17 +185,17 @@ fn recipe(limit: Limit, items: &[Item], picks: &[usize]) -> Recipe {
     Recipe { name, statistics: None, kv: None, rotate: None, rules: all }
 }
 
-/// What was measured before. Error when it was of another model, text or version.
+/// Reads a saved measurement. Errors if it is of another model, text or version.
 fn load(path: &Path, plan: &Plan) -> Result<Vec<Item>> {
     let json = files::read(path, &Limits::default())?;
     let bad = |what: &str| Error::format(path.display().to_string(), what);
     if json["inputs"] != json!(plan.inputs) {
-        return Err(bad("was measured on another model, text or version; remove it or choose another name"));
+        return Err(bad("it was measured with another model, text or version; remove it or choose another name"));
     }
     let items: Vec<Item> = serde_json::from_value(json["matrices"].clone()).map_err(|e| bad(&e.to_string()))?;
-    let whole = |i: &Item| i.is_whole() && plan.entry(&i.name).is_some();
+    let whole = |i: &Item| i.is_complete() && plan.entry(&i.name).is_some();
     if items.is_empty() || !items.iter().all(whole) {
-        return Err(bad("does not fit the model"));
+        return Err(bad("its matrices are not those of the model; remove it or choose another name"));
     }
     Ok(items)
 }

@@ -1,4 +1,4 @@
-//! In how many ways a matrix can be stored, and what each gets wrong.
+//! The storage options of a matrix, with size and error of each.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -12,26 +12,26 @@ use tersor::groupwise::gptq::HessianFactor;
 use tersor::groupwise::mixed::Choice;
 use tersor::groupwise::{Clip, Gptq, Grid, Rtn};
 
-/// Width and group at which the effect of a matrix is measured.
+/// Bits and group size at which the effect of a matrix is measured.
 const MEASURED: (u32, usize) = (3, 64);
 
-/// Groups of the body to choose from.
+/// Group sizes to choose from, for matrices of layers.
 const GROUPS: [usize; 3] = [32, 64, 128];
 
-/// Widths that GPTQ is tried at. Of larger ones the errors fall as rounding's, and ranges are not searched.
-const SOLVED: RangeInclusive<u32> = 2..=4;
+/// Bits at which GPTQ is tried. For more bits its error is taken to fall like that of rounding, and ranges are not searched.
+const GPTQ_BITS: RangeInclusive<u32> = 2..=4;
 
-/// Errors are those of so many rows at most, evenly spread.
+/// Maximum number of rows, evenly spaced, on which errors are computed.
 const ROWS: usize = 512;
 
-/// The search of ranges, as `mse` in a rule.
+/// The search of ranges, as with `mse` in a rule.
 const SEARCH: Clip = Clip::Search { norm: 2.4 };
 
-/// A way to store a matrix.
+/// One option of storing a matrix.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Way {
+pub struct StorageOption {
     pub bits: u32,
-    /// 0 is the row.
+    /// Features of a group; 0 for one group per row.
     pub group: usize,
     /// Whether the grid is symmetric.
     pub sym: bool,
@@ -39,44 +39,46 @@ pub struct Way {
     pub mse: bool,
 }
 
-/// A matrix with its ways to be stored.
+/// A matrix with its storage options.
 #[derive(Serialize, Deserialize)]
 pub struct Item {
     pub name: String,
-    /// The method of the rule, in all ways.
+    /// Name of the method, the same for all options.
     pub method: String,
-    pub ways: Vec<Way>,
-    /// What each takes.
+    #[serde(rename = "ways")]
+    pub options: Vec<StorageOption>,
+    /// Stored bytes of each option.
     pub bytes: Vec<u64>,
-    /// Error of each, in one unit.
+    /// Squared error of each option.
     errors: Vec<f64>,
-    /// The same of what was measured.
+    /// Squared error of the option whose effect was measured, in the same unit.
     measured: f64,
-    /// What that did to the predictions.
+    /// Measured divergence of the predictions with that option.
     pub effect: f64,
 }
 
 impl Item {
-    /// A matrix that is rounded: the embedding, and a head of its own.
-    pub fn rounded(name: &str, rows: &dyn RowSource) -> Result<Self> {
+    /// Returns the options of a matrix that is rounded to nearest: the embedding, or an output head of its own.
+    pub fn by_rounding(name: &str, rows: &dyn RowSource) -> Result<Self> {
         let sample = Sample::new(rows)?;
         let mut item = Self::new(name, "rtn");
         for bits in 3..=8 {
             for group in [32, 64, 128, 0] {
                 for sym in [false, true] {
-                    let way = Way { bits, group, sym, mse: false };
-                    let (plain, searched) = (sample.error(way)?, sample.error(Way { mse: true, ..way })?);
-                    item.add(Way { mse: searched < plain, ..way }, plain.min(searched), rows.shape())?;
+                    let option = StorageOption { bits, group, sym, mse: false };
+                    let (plain, searched) =
+                        (sample.error(option)?, sample.error(StorageOption { mse: true, ..option })?);
+                    item.add(StorageOption { mse: searched < plain, ..option }, plain.min(searched), rows.shape())?;
                 }
             }
         }
         let (bits, group) = MEASURED;
-        item.measured = sample.error(Way { bits, group, sym: false, mse: false })?;
+        item.measured = sample.error(StorageOption { bits, group, sym: false, mse: false })?;
         Ok(item)
     }
 
-    /// A matrix that something flows into, which has the Hessian of `factor`, by GPTQ. Gives what is measured, too.
-    pub fn solved(
+    /// Returns the options of a matrix that GPTQ compresses with the Hessian factor of its site, and the operator whose effect is to be measured.
+    pub fn by_gptq(
         name: &str,
         rows: &dyn RowSource,
         factor: &HessianFactor,
@@ -87,35 +89,35 @@ impl Item {
             let clip = if mse { SEARCH } else { Clip::None };
             Gptq::new().bits(bits).group(MEASURED.1).clip(clip).check()
         };
-        // In groups of 64: what GPTQ gets wrong, in the norm of the inputs, as ranges are or searched, whichever is better; and how many times
-        // rounding's error, in the norm of the weights, that is.
+        // For each number of bits, in groups of 64: whether searched ranges are better, and the ratio of GPTQ's error in the norm of the inputs to
+        // the error of rounding in the norm of the weights, with the better ranges and without search.
         let mut scales: BTreeMap<u32, (bool, f64, f64)> = BTreeMap::new();
-        for bits in SOLVED {
+        for bits in GPTQ_BITS {
             let run = |mse: bool| -> Result<f64> {
                 let (_, report) = gptq(bits, mse)?.quantize_with(&sample.view()?, factor, cx)?;
                 Ok(report.data_error.unwrap_or(report.squared_error))
             };
             let (plain, searched) = (run(false)?, run(true)?);
-            let rounding = sample.error(Way { bits, group: MEASURED.1, sym: false, mse: false })?;
+            let rounding = sample.error(StorageOption { bits, group: MEASURED.1, sym: false, mse: false })?;
             let scale = |error: f64| error / rounding.max(f64::MIN_POSITIVE);
             scales.insert(bits, (searched < plain, scale(plain.min(searched)), scale(plain)));
         }
         let mut item = Self::new(name, "gptq");
-        for bits in *SOLVED.start()..=8 {
+        for bits in *GPTQ_BITS.start()..=8 {
             let Some((at, &(search, best, plain))) = scales.range(..=bits).next_back() else { continue };
             let (mse, scale) = if *at == bits { (search, best) } else { (false, plain) };
-            // Where so few codes are left, an offset is worth more than the bits it takes.
+            // At few bits only the asymmetric grid is offered: its zero is worth the bits that it takes.
             let grids: &[bool] = if *at == bits { &[false] } else { &[false, true] };
             for group in GROUPS {
                 for &sym in grids {
-                    let rounding = sample.error(Way { bits, group, sym, mse: false })?;
-                    item.add(Way { bits, group, sym, mse }, rounding * scale, rows.shape())?;
+                    let rounding = sample.error(StorageOption { bits, group, sym, mse: false })?;
+                    item.add(StorageOption { bits, group, sym, mse }, rounding * scale, rows.shape())?;
                 }
             }
         }
-        let is_measured = |way: &Way| (way.bits, way.group) == MEASURED && !way.sym;
-        let at = item.ways.iter().position(is_measured);
-        let (search, measured) = at.map_or((false, 0.0), |i| (item.ways[i].mse, item.errors[i]));
+        let is_measured = |o: &StorageOption| (o.bits, o.group) == MEASURED && !o.sym;
+        let at = item.options.iter().position(is_measured);
+        let (search, measured) = at.map_or((false, 0.0), |i| (item.options[i].mse, item.errors[i]));
         item.measured = measured;
         let values = read_finite(rows, 0..rows.shape()[0])?;
         let whole = MatView::new(&values, rows.shape())?;
@@ -124,42 +126,42 @@ impl Item {
     }
 
     fn new(name: &str, method: &str) -> Self {
-        let (ways, bytes, errors) = (Vec::new(), Vec::new(), Vec::new());
-        Self { name: name.into(), method: method.into(), ways, bytes, errors, measured: 0.0, effect: 0.0 }
+        let (options, bytes, errors) = (Vec::new(), Vec::new(), Vec::new());
+        Self { name: name.into(), method: method.into(), options, bytes, errors, measured: 0.0, effect: 0.0 }
     }
 
-    fn add(&mut self, way: Way, error: f64, shape: [usize; 2]) -> Result<()> {
-        self.bytes.push(way.bytes(shape)?);
-        self.ways.push(way);
+    fn add(&mut self, option: StorageOption, error: f64, shape: [usize; 2]) -> Result<()> {
+        self.bytes.push(option.bytes(shape)?);
+        self.options.push(option);
         self.errors.push(error);
         Ok(())
     }
 
-    /// Whether every way has its figures.
-    pub fn is_whole(&self) -> bool {
-        [self.bytes.len(), self.errors.len()].iter().all(|n| *n == self.ways.len())
+    /// Returns whether every option has a size and an error.
+    pub fn is_complete(&self) -> bool {
+        [self.bytes.len(), self.errors.len()].iter().all(|n| *n == self.options.len())
     }
 
-    /// Costs and losses.
+    /// Returns cost and predicted loss of each option.
     pub fn choices(&self) -> Vec<Choice> {
         let scale = self.effect / self.measured.max(f64::MIN_POSITIVE);
         self.bytes.iter().zip(&self.errors).map(|(cost, e)| Choice { cost: *cost, loss: e * scale }).collect()
     }
 }
 
-impl Way {
-    /// The smallest, of a matrix that something flows into or of another.
-    pub fn min(fed: bool) -> Self {
-        let (bits, group) = if fed { (*SOLVED.start(), GROUPS[2]) } else { (3, 0) };
-        Self { bits, group, sym: !fed, mse: false }
+impl StorageOption {
+    /// Returns the smallest option of a matrix, which GPTQ compresses or not.
+    pub fn smallest(gptq: bool) -> Self {
+        let (bits, group) = if gptq { (*GPTQ_BITS.start(), GROUPS[2]) } else { (3, 0) };
+        Self { bits, group, sym: !gptq, mse: false }
     }
 
-    /// What a matrix takes.
+    /// Returns the stored bytes of a matrix of shape `[rows, cols]`.
     pub fn bytes(self, shape: [usize; 2]) -> Result<u64> {
         Ok(self.rtn().check()?.layout(shape)?.bits()? / 8)
     }
 
-    /// Rounding in this way.
+    /// Returns round-to-nearest with this option.
     fn rtn(self) -> Rtn {
         let rtn = Rtn::new().bits(self.bits).clip(if self.mse { SEARCH } else { Clip::None });
         let rtn = if self.sym { rtn.symmetric() } else { rtn.grid(Grid::Asym) };
@@ -167,7 +169,7 @@ impl Way {
     }
 }
 
-/// Some rows of a matrix.
+/// Evenly spaced rows of a matrix.
 struct Sample {
     values: Vec<f32>,
     shape: [usize; 2],
@@ -189,16 +191,17 @@ impl Sample {
         MatView::new(&self.values, self.shape)
     }
 
-    /// Squared error of rounding.
-    fn error(&self, way: Way) -> Result<f64> {
-        Ok(way.rtn().quantize(&self.view()?)?.1.squared_error)
+    /// Returns the squared error of rounding with an option.
+    fn error(&self, option: StorageOption) -> Result<f64> {
+        Ok(option.rtn().quantize(&self.view()?)?.1.squared_error)
     }
 }
 
-/// What is measured of a matrix that is rounded. Blocks of rows at a time: an embedding in f32 may be most of a model.
-pub fn coarse(rows: &dyn RowSource) -> Result<Arc<dyn LinearOp>> {
+/// Returns the rounded operator whose effect is measured for the embedding or the head. Works on blocks of rows, since an embedding in f32 may be most
+/// of a model.
+pub fn probe(rows: &dyn RowSource) -> Result<Arc<dyn LinearOp>> {
     let (bits, group) = MEASURED;
-    let method = Way { bits, group, sym: false, mse: false }.rtn();
+    let method = StorageOption { bits, group, sym: false, mse: false }.rtn();
     let [total, cols] = rows.shape();
     let (mut tensors, mut spec) = (MemTensors::new(), None);
     let step = crate::compress::block_rows(cols);
