@@ -145,7 +145,7 @@ fn wrong_or_missing_tensors_are_named() {
     assert!(fails(1, &["eval", s(&model), "--text", TEXT]).contains("model.layers.1.self_attn.v_proj.weight"));
     let mut tiny = Tiny::llama();
     tiny.add("model.layers.1.self_attn.v_proj.weight", &[48, 24]);
-    let model = tiny.write(&dir.path().join("turned"));
+    let model = tiny.write(&dir.path().join("transposed"));
     let said = fails(1, &["eval", s(&model), "--text", TEXT]);
     assert!(said.contains("v_proj") && said.contains("[24, 48]"), "{said}");
     let mut tiny = Tiny::llama();

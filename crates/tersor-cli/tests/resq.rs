@@ -127,9 +127,9 @@ fn each_piece_is_worth_something_and_costs_what_it_says() {
     };
     let (resq, plain) = made("w4a4kv4-resq");
     let (rounded, _) = made("w4a4kv4-resq-rtn");
-    let (turned, _) = made("w4a4kv4-hadamard");
+    let (rotated, _) = made("w4a4kv4-hadamard");
     let (nothing, _) = made("w4a4kv4-rtn");
-    assert!(kl(&resq) < kl(&rounded) && kl(&rounded) < kl(&turned) && kl(&turned) < kl(&nothing));
+    assert!(kl(&resq) < kl(&rounded) && kl(&rounded) < kl(&rotated) && kl(&rotated) < kl(&nothing));
     assert!(kl(&plain) < kl(&resq));
     // Four layers, two kept heads of 32 dimensions: 28 of 4 bits, 4 of 8, each with a scale and a minimum.
     assert_eq!(resq["kv_bytes_per_token"], 4 * 2 * 2 * (14 + 4 + 4 + 4));

@@ -72,10 +72,10 @@ fn bytes(op: &dyn LinearOp) -> MemTensors {
 /// Returns the result of the algorithm as in the paper, one column at a time over whole rows, in f64.
 fn plain(w: &[f32], k: usize, h: &[f64], spec: &GroupSpec, order: &[usize], groups: Groups) -> Vec<f32> {
     let mean = (0..k).map(|i| h[i * k + i]).sum::<f64>() / k as f64;
-    let turned: Vec<f64> = (0..k * k)
+    let damped: Vec<f64> = (0..k * k)
         .map(|i| h[order[i / k] * k + order[i % k]] + if i / k == i % k { 0.01 * mean } else { 0.0 })
         .collect();
-    let u = tersor_linalg::inverse_factor(&turned, k).unwrap();
+    let u = tersor_linalg::inverse_factor(&damped, k).unwrap();
     let (isa, width) = (Isa::SCALAR, spec.group().width(k));
     let mut out = vec![0f32; w.len()];
     for (row, out) in w.chunks_exact(k).zip(out.chunks_exact_mut(k)) {

@@ -111,11 +111,11 @@ fn a_layer_loses_as_much_behind_our_hadamard_as_behind_theirs() {
         let hadamard = if order > 1 { tersor_linalg::hadamard(order).unwrap() } else { vec![1] };
         let factor: Vec<f32> = hadamard.into_iter().map(|v| f32::from(v) / (order as f32).sqrt()).collect();
         let seeds = 32;
-        let turned = |seed: u64| {
+        let error = |seed: u64| {
             let signs: Vec<f32> = noise(100 + seed, k).into_iter().map(|v| if v < 0.0 { -1.0 } else { 1.0 }).collect();
             loss(Some(&Rotation::new(&factor, k / order, &signs).unwrap()))
         };
-        let rotated: f64 = (0..seeds).map(turned).sum();
+        let rotated: f64 = (0..seeds).map(error).sum();
         let ratio = rotated / seeds as f64 / g["rotated"].as_f64().unwrap();
         assert!((ratio - 1.0).abs() < 0.01, "{k}: {ratio}");
     }

@@ -37,7 +37,7 @@ fn gram(x: &[f32], d: usize) -> Vec<f64> {
 }
 
 /// Returns rows in the basis whose directions are the rows of `u`.
-fn turned(x: &[f32], u: &[f64], d: usize) -> Vec<f32> {
+fn rotated(x: &[f32], u: &[f64], d: usize) -> Vec<f32> {
     let x: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
     let t: Vec<f64> = (0..d * d).map(|i| u[i % d * d + i / d]).collect();
     matmul(&x, [x.len() / d, d], &t, d).unwrap().into_iter().map(|v| v as f32).collect()
@@ -77,7 +77,7 @@ fn the_basis_is_orthogonal_and_its_variances_rise() {
     let plain = basis(&gram, &Blocks::identity(&[d - r, r])).unwrap();
     check(&plain);
     let variances = |u: &[f64]| -> Vec<f64> {
-        let y = turned(&x, u, d);
+        let y = rotated(&x, u, d);
         (0..d).map(|c| y.iter().skip(c).step_by(d).map(|v| f64::from(*v).powi(2)).sum()).collect()
     };
     assert!(variances(&plain).windows(2).all(|w| w[0] <= w[1] * 1.0001));
@@ -116,7 +116,7 @@ fn the_projection_is_optimal_on_gaussians() {
         let (k_low, k_high) = (kappa(d - r, 4), kappa(r, 8));
         let blocks = Blocks::random(&[d - r, r], &mut rng(3)).unwrap();
         let at = |u: &[f64]| {
-            let y = turned(&x, u, d);
+            let y = rotated(&x, u, d);
             let high: Vec<f32> = y.chunks_exact(d).flat_map(|row| row[d - r..].to_vec()).collect();
             let lost: Vec<f32> = y.iter().zip(rounded(&y, d, r, 4, 8)).map(|(a, b)| a - b).collect();
             let bound = k_low * mean_norm(&y, d) - (k_low - k_high) * mean_norm(&high, r);
@@ -154,7 +154,7 @@ fn errors_have_the_order_of_the_paper() {
     };
     let identity: Vec<f64> = (0..d * d).map(|i| f64::from(u8::from(i / d == i % d))).collect();
     let errors = |u: &[f64], r: usize| {
-        let (y, v) = (turned(&x, u, d), turned(&w, u, d));
+        let (y, v) = (rotated(&x, u, d), rotated(&w, u, d));
         let (yq, vq) = (rounded(&y, d, r, 4, 8), rounded(&v, d, r, 4, 8));
         let product = |a: &[f32], b: &[f32]| -> Vec<f32> {
             let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();

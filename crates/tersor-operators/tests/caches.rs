@@ -19,7 +19,7 @@ fn integers(parts: &[(usize, u32)]) -> Box<dyn KvStore> {
     Box::new(IntegerRows::new(parts, None).unwrap())
 }
 
-/// A Walsh-Hadamard rotation behind alternating signs.
+/// A Walsh-Hadamard rotation after a diagonal of signs.
 fn rotation(dim: usize) -> Arc<Rotation> {
     let signs: Vec<f32> = (0..dim).map(|i| if i % 3 == 0 { -1.0 } else { 1.0 }).collect();
     Arc::new(Rotation::new(&[1.0], dim, &signs).unwrap())

@@ -154,10 +154,10 @@ fn lqer_over_a_dual_grained_grid() {
 fn resq_over_another_method() {
     let (rows, cols) = (10, 32);
     let w = values(rows * cols, 4);
-    let mut turned = w.clone();
-    rotation(cols).forward(Isa::detect(), &mut turned);
+    let mut rotated = w.clone();
+    rotation(cols).forward(Isa::detect(), &mut rotated);
     let part =
-        |range: Range<usize>| -> Vec<f32> { turned.chunks(cols).flat_map(|r| r[range.clone()].to_vec()).collect() };
+        |range: Range<usize>| -> Vec<f32> { rotated.chunks(cols).flat_map(|r| r[range.clone()].to_vec()).collect() };
     let low = Box::new(DualGrained::new(&part(0..28), [rows, 28], 7));
     let high = Box::new(Dense::new(part(28..32), [rows, 4], DType::BF16).unwrap());
     let order: Vec<u32> = (0..cols as u32).rev().collect();
@@ -174,9 +174,9 @@ fn resq_over_another_method() {
 fn hadamard_over_eight_bit_activations_over_four_bit_weights() {
     let (rows, cols) = (9, 64);
     let w = values(rows * cols, 6);
-    let mut turned = w.clone();
-    rotation(cols).forward(Isa::detect(), &mut turned);
-    let weights = Box::new(DualGrained::new(&turned, [rows, cols], 16));
+    let mut rotated = w.clone();
+    rotation(cols).forward(Isa::detect(), &mut rotated);
+    let weights = Box::new(DualGrained::new(&rotated, [rows, cols], 16));
     let act = ActQuant::per_token(8).unwrap();
     let op = Rotated::new(rotation(cols), Box::new(QuantizedInputs::new(act, weights).unwrap())).unwrap();
     round_trip(&op, false);

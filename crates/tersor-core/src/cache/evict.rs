@@ -161,7 +161,7 @@ impl LayerCache {
         done
     }
 
-    /// Merges rows of each head, then removes all but those that stay.
+    /// Merges rows of each head, then removes all rows except the retained ones.
     fn merge_and_retain(&mut self, keep: &[Vec<u32>], merges: &[Vec<Merge>], exec: &Exec) -> Result<()> {
         let share = self.heads.value_heads() / self.heads.key_heads();
         self.evicted = true;
