@@ -34,7 +34,8 @@ pub fn sqnr_db(signal: &[f32], approximation: &[f32]) -> f64 {
     if noise == 0.0 { f64::INFINITY } else { 10.0 * (energy(signal) / noise).log10() }
 }
 
-/// Returns the cosine of the angle between two vectors; 1 for two zero vectors, 0 if only one is zero.
+/// Returns the cosine of the angle between two vectors of the same length; 1 for two zero vectors, 0 if only one is zero. Values of the longer vector
+/// past the length of the shorter one count as if the shorter one had zeros there.
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot: f64 = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
     let (x, y) = (energy(a), energy(b));

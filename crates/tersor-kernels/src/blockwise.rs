@@ -60,8 +60,8 @@ pub fn relabel(isa: Isa, labels: &[u8; 256], few: bool, codes: &mut [u8]) {
 }
 
 versions! {
-    /// Packs codes of 4 bits two to a byte, the first in the high half, over the shorter of the codes and `out`. If the number of codes is
-    /// odd, the low half of the last byte is `last`.
+    /// Packs 4-bit codes two to a byte, the first in the high half, until the codes or the bytes of `out` end; later bytes of `out` are
+    /// unchanged. If the codes end in the middle of a byte, its low half is `last`. Bits above the lowest four of a code are cut off.
     pub fn pack_nibbles(isa: Isa, codes: &[u8], last: u8, out: &mut [u8]) {
         let (pairs, rest) = codes.as_chunks::<2>();
         out.iter_mut().zip(pairs).for_each(|(o, [a, b])| *o = a << 4 | b & 15);

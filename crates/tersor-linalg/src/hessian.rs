@@ -141,7 +141,8 @@ pub struct HessianFactor {
 }
 
 impl HessianFactor {
-    /// Returns `U`, `[features, features]` row-major, with both axes in [`order`](Self::order); None if the factorization failed.
+    /// Returns the upper triangular factor `U` with `H⁻¹ = UᵀU` of the damped Hessian `H`, `[features, features]` row-major, with both axes in
+    /// [`order`](Self::order); None if the factorization failed.
     pub fn upper(&self) -> Option<&[f32]> {
         self.u.as_deref()
     }

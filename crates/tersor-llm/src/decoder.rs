@@ -216,7 +216,8 @@ impl Decoder {
         Ok(out)
     }
 
-    /// Returns the logits `[tokens, vocab]` of final hidden states `[tokens, hidden]`, as [`Decoder::forward`] returns them.
+    /// Returns the logits `[tokens, vocab]` of hidden states `[tokens, hidden]` that [`Decoder::forward`] returned: the output head alone is applied.
+    /// Errors if the length of `hidden` is not a multiple of the hidden size, or a value is not finite.
     pub fn logits(&self, hidden: &[f32], exec: &Exec) -> Result<Vec<f32>> {
         let x = Input::new(hidden, [hidden.len() / self.config.hidden, self.config.hidden])?;
         apply(&*self.head, None, &x, exec)

@@ -150,7 +150,7 @@ impl OptimizerConfig {
         Self::new(Rule::RmsProp, 1e-2, Decay::Gradient).betas(0.0, 0.99)
     }
 
-    /// Returns Adagrad: learning rate 1e-2, eps 1e-10, decay added to the gradient.
+    /// Returns Adagrad: learning rate 1e-2, eps 1e-10, weight decay 0; a weight decay that is set is added to the gradient (not decoupled).
     pub fn adagrad() -> Self {
         Self::new(Rule::Adagrad, 1e-2, Decay::Gradient).eps(1e-10)
     }

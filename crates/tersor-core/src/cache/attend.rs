@@ -27,11 +27,11 @@ pub(super) struct Attention<'c> {
     pub keys: &'c [Box<dyn KvStore>],
     pub values: &'c [Box<dyn KvStore>],
     pub positions: &'c Positions,
-    /// `[tokens, query_heads * key_dim]`.
+    /// Queries as their projection gives them, before the rotary embedding and without scale, `[tokens, query_heads * key_dim]` row-major.
     pub queries: &'c [f32],
-    /// The positions of the queries.
+    /// The positions of the queries in the text, one for each token.
     pub at: &'c [u32],
-    /// The angles of these positions; empty without rotary embedding.
+    /// The rotary angles of the queries' positions; empty without a rotary embedding.
     pub angles: &'c [Arc<Angles>],
 }
 

@@ -74,7 +74,8 @@ impl<'l> CacheLoading<'l> {
         self.source
     }
 
-    /// Loads a store whose tensors lie under `prefix`. Errors as [`CacheRegistry::load_store`].
+    /// Loads the store that `spec` describes (kind, shape, parameters) from the tensors named `prefix` or `prefix.…` in the source. Errors as
+    /// [`CacheRegistry::load_store`].
     pub fn store(&self, spec: &OpSpec, prefix: &str) -> Result<Box<dyn KvStore>> {
         let loader = find(&self.registry.stores, "kind of key-value store", &spec.kind);
         let store = loader.and_then(|load| load(spec, prefix, self)).map_err(|e| e.in_tensor(prefix))?;

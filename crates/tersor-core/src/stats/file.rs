@@ -13,7 +13,7 @@ use crate::{DType, Error, Result, TensorInfo, TensorSink, TensorSource};
 /// The sizes that determine the shapes of saved statistics, beside features and needs.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct StatExtent {
-    /// The number of tokens of weight above 0, which a sample is taken from.
+    /// The number of observed tokens whose weight is above 0. A saved sample of tokens has been drawn from them; this is not its size.
     pub tokens: u64,
     /// The number of windows in saved statistics.
     pub windows: usize,

@@ -37,7 +37,8 @@ impl<'a> Weights<'a> {
         given.chain(std::iter::repeat_n(1.0, if self.0.is_some() { 0 } else { usize::MAX }))
     }
 
-    /// Returns `sum` plus the weights, added in the order of tokens.
+    /// Returns `sum` plus the weights of the first `tokens` tokens, added one after another in the order of tokens. A token without a given weight counts
+    /// as 1 if no weights are given, and as 0 otherwise.
     pub fn add_to(self, sum: f64, tokens: usize) -> f64 {
         self.each().take(tokens).fold(sum, |sum, w| sum + w)
     }
