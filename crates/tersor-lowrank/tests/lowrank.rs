@@ -249,7 +249,7 @@ fn wrong_parameters_and_statistics_are_named() {
         assert!(found.contains(what), "{found}");
     }
     let gptq = Box::new(Gptq::new().bits(3).check().unwrap());
-    assert!(Corrected::lqer(rtn(3)).factors(gptq).check().err().unwrap().to_string().contains("no data"));
+    assert!(Corrected::lqer(rtn(3)).factors(gptq).check().err().unwrap().to_string().contains("no calibration data"));
     let how = Corrected::l2qer(rtn(3)).check().unwrap();
     assert!(matches!(how.prepare(&StatSet::none(), &Context::new()).err(), Some(Error::Missing { .. })));
     let empty = StatSet::new(8, how.needs(), 0, 0).unwrap();
