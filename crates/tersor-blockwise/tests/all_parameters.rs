@@ -25,7 +25,7 @@ impl Model {
 }
 
 #[test]
-fn a_step_of_all_parameters_is_that_of_each() {
+fn a_step_of_all_parameters_equals_steps_of_each() {
     for config in [OptimizerConfig::adamw(), OptimizerConfig::lamb(), OptimizerConfig::momentum().percentile(5)] {
         let mut together = BlockwiseOptimizer::new(config.clone()).unwrap();
         let mut alone = BlockwiseOptimizer::new(config).unwrap();

@@ -36,7 +36,7 @@ fn digest(values: &[f32]) -> String {
 }
 
 #[test]
-fn maps_are_those_of_bitsandbytes() {
+fn maps_equal_bitsandbytes() {
     let golden = golden();
     for (name, values) in golden["maps"].as_object().unwrap() {
         let (ours, theirs) = (map(name), floats(values));
@@ -47,7 +47,7 @@ fn maps_are_those_of_bitsandbytes() {
 }
 
 #[test]
-fn codes_scales_and_values_are_those_of_bitsandbytes() {
+fn codes_scales_and_values_equal_bitsandbytes() {
     let golden = golden();
     for (name, tensor) in golden["tensors"].as_object().unwrap() {
         let x = floats(&tensor["x"]);
@@ -85,7 +85,7 @@ fn codes_scales_and_values_are_those_of_bitsandbytes() {
 
 /// For f32 the library rounds values to a grid of 65536 points, which lacks zero, and looks codes up there: its codes are those of the rounded values.
 #[test]
-fn the_table_of_the_native_library_is_understood() {
+fn codes_of_the_native_lookup_table_are_explained() {
     let (golden, map) = (golden(), Map::dynamic(true));
     let nearest = |v: f64| {
         let far = |c: &usize| (f64::from(map.values()[*c]) - v).abs();

@@ -109,7 +109,7 @@ impl Reference {
 }
 
 #[test]
-fn every_rule_is_its_definition() {
+fn every_rule_equals_its_definition() {
     let n = 700;
     for (name, how) in all() {
         let how = how.bits(32).check().unwrap();
@@ -129,7 +129,7 @@ fn every_rule_is_its_definition() {
 }
 
 #[test]
-fn the_first_step_is_that_of_32_bits_and_later_ones_are_near() {
+fn the_first_step_equals_f32_and_later_ones_are_near() {
     let n = 5000;
     for (name, how) in all() {
         let runs = [8u32, 32].map(|bits| {
@@ -208,7 +208,7 @@ fn one_outlier_changes_no_other_block() {
 }
 
 #[test]
-fn threads_do_not_show() {
+fn results_do_not_depend_on_threads() {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
@@ -252,7 +252,7 @@ fn zero_gradients_may_be_skipped() {
 }
 
 #[test]
-fn percentile_clipping_is_its_definition() {
+fn percentile_clipping_equals_its_definition() {
     let how = OptimizerConfig::momentum().bits(32).betas(0.0, 0.0).lr(1.0).percentile(5).check().unwrap();
     let (mut p, mut state) = (vec![0f32; 3], how.state(3).unwrap());
     let mut norms = vec![0f64; 100];
@@ -412,7 +412,7 @@ fn broken_states_are_refused() {
 }
 
 #[test]
-fn a_group_keeps_what_is_its_own() {
+fn a_group_keeps_parameters_and_states_by_tensor() {
     let mut group = BlockwiseOptimizer::new(OptimizerConfig::adamw()).unwrap();
     group.keep_f32("embed").unwrap();
     group.set("head", |o| o.lr(0.0)).unwrap();
@@ -467,7 +467,7 @@ fn halves_are_stepped_in_f32_and_rounded_once() {
 
 /// In a block with a very heavy tail small squares are rounded to 0, and the next step divides by eps alone. Smaller blocks avoid that.
 #[test]
-fn small_squares_beside_a_large_one_are_lost_and_smaller_blocks_help() {
+fn small_squares_beside_a_large_one_round_to_zero_and_smaller_blocks_help() {
     let lost = |block: usize| {
         let how = OptimizerConfig::adam().min_8bit_size(0).block(block).check().unwrap();
         let (mut p, mut state) = (vec![0f32; 256], how.state(256).unwrap());
@@ -481,7 +481,7 @@ fn small_squares_beside_a_large_one_are_lost_and_smaller_blocks_help() {
 
 proptest! {
     #[test]
-    fn any_length_and_block_steps_like_its_parts(n in 0usize..1000, block in 1usize..300, seed in 0u64..1000) {
+    fn a_step_equals_steps_of_whole_blocks(n in 0usize..1000, block in 1usize..300, seed in 0u64..1000) {
         let how = OptimizerConfig::adamw().min_8bit_size(0).block(block).check().unwrap();
         let (mut p, mut state) = (values(seed, n), how.state(n).unwrap());
         let grads = [values(seed + 1, n), values(seed + 2, n)];

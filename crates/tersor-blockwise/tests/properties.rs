@@ -96,7 +96,7 @@ proptest! {
     }
 
     #[test]
-    fn what_codes_stand_for_has_those_codes(x in values(), block in block(), nested in any::<bool>()) {
+    fn values_of_codes_are_encoded_as_these_codes(x in values(), block in block(), nested in any::<bool>()) {
         for map in maps() {
             let x = of(&map, &x);
             let q = Blockwise::new(map).block(block).nested(nested).quantize_values(&x).unwrap();
@@ -119,7 +119,7 @@ proptest! {
     }
 
     #[test]
-    fn blocks_know_nothing_of_each_other(x in values(), block in block(), at in 0usize..1000, to in value()) {
+    fn blocks_are_independent(x in values(), block in block(), at in 0usize..1000, to in value()) {
         prop_assume!(!x.is_empty());
         let at = at % x.len();
         for map in maps() {
@@ -155,7 +155,7 @@ proptest! {
     }
 
     #[test]
-    fn pieces_come_to_the_whole(x in values(), block in block(), cuts in prop::collection::vec(0usize..1000, 0..6), seed in any::<Option<u64>>()) {
+    fn a_stream_of_pieces_equals_the_whole(x in values(), block in block(), cuts in prop::collection::vec(0usize..1000, 0..6), seed in any::<Option<u64>>()) {
         for map in maps() {
             let x = of(&map, &x);
             let mut how = Blockwise::new(map).block(block).nested(true);
@@ -183,7 +183,7 @@ proptest! {
     }
 
     #[test]
-    fn halves_are_their_values(x in values(), block in block()) {
+    fn f16_and_bf16_equal_their_f32_values(x in values(), block in block()) {
         let f: Vec<f16> = x.iter().map(|v| f16::from_f32(v.clamp(-6e4, 6e4))).collect();
         let b: Vec<bf16> = x.iter().map(|v| bf16::from_f32(*v)).collect();
         for map in [Map::dynamic(true), Map::nf4(), Map::linear(true)] {
@@ -295,7 +295,7 @@ fn errors_are_ordered_as_the_papers_say() {
 }
 
 #[test]
-fn drawing_is_right_on_average() {
+fn stochastic_rounding_is_unbiased() {
     let x = normal(256);
     for map in [Map::dynamic(true), Map::nf4(), Map::linear(true)] {
         let draws = 2000;
@@ -323,7 +323,7 @@ fn drawing_is_right_on_average() {
 }
 
 #[test]
-fn degenerate_tensors_have_their_results() {
+fn degenerate_tensors_are_quantized() {
     for map in maps() {
         let how = Blockwise::new(map.clone()).block(64);
         // Nothing at all: no bits.
@@ -355,7 +355,7 @@ fn degenerate_tensors_have_their_results() {
 }
 
 #[test]
-fn what_means_nothing_is_refused_by_name() {
+fn invalid_parameters_and_values_are_refused_by_name() {
     let usage = |e: Error| assert!(e.is_usage(), "{e}");
     usage(Blockwise::nf4().block(0).quantize_values(&[1f32]).unwrap_err());
     usage(Blockwise::nf4().block(usize::MAX).quantize_values(&[1f32]).unwrap_err());
@@ -428,7 +428,7 @@ fn what_means_nothing_is_refused_by_name() {
 }
 
 #[test]
-fn blocks_of_any_size_are_those_of_their_values_alone() {
+fn blocks_of_any_size_depend_on_their_values_alone() {
     let x: Vec<f32> = (0..20_011).map(|i| (i as f32 * 0.77).sin() * (1.0 + (i % 997) as f32)).collect();
     for map in [Map::dynamic(true), Map::dynamic(false), Map::linear(true), Map::nf4()] {
         for block in [1, 7, 64, 65, 511, 513, 700, 3000, 4096, 5000, 1 << 20] {
@@ -480,7 +480,7 @@ fn a_map_without_zero_refuses_a_mask() {
 }
 
 #[test]
-fn layouts_know_the_element_type() {
+fn layouts_contain_the_element_type() {
     use tersor_core::{LinearOp, MatView};
     let w: Vec<half::bf16> = (0..64).map(|i| half::bf16::from_f32((i as f32 * 0.7).sin())).collect();
     for how in [Blockwise::nf4(), Blockwise::dynamic().nested(true)] {

@@ -31,7 +31,7 @@ fn output(x: &[f32], ops: &[&dyn LinearOp], _: bool) -> Result<Vec<f32>> {
 }
 
 #[test]
-fn factors_and_ranges_are_those_of_the_reference() {
+fn factors_and_clip_limits_equal_the_reference() {
     let golden: Json = serde_json::from_str(include_str!("golden/awq.json")).unwrap();
     let w = noise(1, O * K);
     let mut x = noise(2, N * K);

@@ -103,7 +103,7 @@ fn plain(w: &[f32], k: usize, h: &[f64], spec: &GroupSpec, order: &[usize], grou
 }
 
 #[test]
-fn worked_numbers_come_out_code_by_code() {
+fn codes_equal_worked_numbers() {
     let golden: Json = serde_json::from_str(include_str!("golden/gptq_small.json")).unwrap();
     let table = |key: &str| -> Vec<f64> {
         let rows = golden[key].as_array().unwrap().iter();
@@ -128,7 +128,7 @@ fn worked_numbers_come_out_code_by_code() {
 }
 
 #[test]
-fn it_is_the_published_algorithm() {
+fn codes_equal_the_published_algorithm() {
     let (rows, k) = (70, 150);
     let w = noise(rows * k, 4);
     let h = gram(&tokens(600, k, 7), k);
@@ -163,7 +163,7 @@ fn it_is_the_published_algorithm() {
 }
 
 #[test]
-fn less_error_in_the_outputs_than_rounding() {
+fn output_error_is_smaller_than_of_rounding() {
     let (rows, k) = (48, 120);
     let w = noise(rows * k, 1);
     let h = gram(&tokens(800, k, 2), k);
@@ -245,7 +245,7 @@ fn one_two_and_three_threads_write_the_same_bytes() {
 }
 
 #[test]
-fn the_size_of_blocks_does_not_matter() {
+fn results_do_not_depend_on_the_block_size() {
     let (rows, k) = (64, 160);
     let (w, h) = (noise(rows * k, 1), gram(&tokens(500, k, 2), k));
     let m = MatView::new(&w, [rows, k]).unwrap();
@@ -281,7 +281,7 @@ fn dead_features_are_zeroed_or_kept_and_counted() {
 }
 
 #[test]
-fn hessians_that_cannot_be_are_answered_for() {
+fn invalid_hessians_are_refused_or_fall_back() {
     let (rows, k) = (4, 6);
     let w = noise(rows * k, 3);
     let m = MatView::new(&w, [rows, k]).unwrap();

@@ -50,7 +50,7 @@ proptest! {
 }
 
 #[test]
-fn more_never_hurts_and_bad_input_is_refused() {
+fn larger_budgets_lose_less_and_bad_input_is_refused() {
     let matrices: Vec<Vec<Choice>> = (1..40u64)
         .map(|i| (2..9u64).map(|b| Choice { cost: b * i * 1000 + 7, loss: i as f64 / 4f64.powi(b as i32) }).collect())
         .collect();

@@ -65,7 +65,7 @@ proptest! {
     }
 
     #[test]
-    fn requantizing_what_came_back_changes_nothing(rtn in any_rtn(), rows in 1usize..6, cols in 1usize..70, salt: u64) {
+    fn requantizing_dequantized_weights_is_exact(rtn in any_rtn(), rows in 1usize..6, cols in 1usize..70, salt: u64) {
         let w = values(rows * cols, salt);
         let op = rtn.quantize(&MatView::new(&w, [rows, cols]).unwrap()).unwrap().0;
         let mut back = vec![0f32; w.len()];
@@ -90,7 +90,7 @@ proptest! {
     }
 
     #[test]
-    fn applying_equals_multiplying_by_what_it_decompresses_to(rtn in any_rtn(), rows in 1usize..200, cols in 1usize..50, tokens in 0usize..6, salt: u64) {
+    fn applying_equals_multiplying_by_decompressed_weights(rtn in any_rtn(), rows in 1usize..200, cols in 1usize..50, tokens in 0usize..6, salt: u64) {
         let w = values(rows * cols, salt);
         let op = rtn.quantize(&MatView::new(&w, [rows, cols]).unwrap()).unwrap().0;
         let mut back = vec![0f32; w.len()];
@@ -248,7 +248,7 @@ fn bytes_at_any_alignment_widen_alike() {
 }
 
 #[test]
-fn importance_moves_the_range_to_what_matters() {
+fn importance_weights_the_clip_search() {
     use tersor_core::StatNeeds;
     let (rows, cols) = (40, 96);
     let w = values(rows * cols, 5);
@@ -283,7 +283,7 @@ fn importance_moves_the_range_to_what_matters() {
 }
 
 #[test]
-fn groups_that_kernels_do_not_take_are_refused_by_plans() {
+fn groups_that_kernels_do_not_support_are_refused_by_layouts() {
     let cols = 80_000;
     let layout = |group: usize| {
         let rtn = Rtn::new().group(group).check().unwrap().layout([4, cols]);
@@ -320,7 +320,7 @@ fn coders_refuse_a_sweep_of_another_matrix() {
 
 /// This crate exports all names that a custom coder or rewrite needs.
 #[test]
-fn one_crate_suffices() {
+fn one_crate_exports_all_names() {
     use tersor_groupwise as one;
     fn named<T: ?Sized>() {}
     named::<dyn one::Rewrite>();

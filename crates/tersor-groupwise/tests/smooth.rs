@@ -117,7 +117,7 @@ fn w8a8() -> WithActivations {
 }
 
 #[test]
-fn smoothquant_meets_in_the_middle_and_pays_with_outliers() {
+fn smoothquant_balances_magnitudes_and_helps_with_outliers() {
     let (x, a, b) = (outlier(1), normal(2, N * K), normal(3, N * K));
     let s = factors(&SmoothQuant::new().check().unwrap(), &x, [&a, &b]).unwrap();
     let column = |m: &[f32], k: usize| m.iter().skip(k).step_by(K).fold(0f32, |m, v| m.max(v.abs()));
@@ -161,7 +161,7 @@ fn awq_loses_no_more_than_rounding() {
 }
 
 #[test]
-fn matrices_of_a_site_are_tried_as_what_each_becomes() {
+fn each_matrix_of_a_site_is_tried_with_its_own_method() {
     // One matrix is hardly rounded, so the factors are to serve the other: it wants the large features enlarged, the first the small ones.
     let x = outlier(4);
     let (a, mut b) = (normal(5, N * K), normal(6, N * K));
@@ -254,7 +254,7 @@ fn folds_cancel_out() {
 }
 
 #[test]
-fn ranges_are_cut_where_outputs_gain() {
+fn ranges_are_clipped_where_outputs_gain() {
     let x = normal(16, TOKENS * K);
     let mut w = normal(17, N * K);
     // One large weight a group, on a feature that is never large.

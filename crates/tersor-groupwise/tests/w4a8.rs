@@ -186,7 +186,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn no_weight_leaves_the_bytes(seed in any::<u64>(), group in 1usize..40, scale in -30i32..7, spread in 0f32..12.0) {
+    fn expanded_weights_fit_eight_bits(seed in any::<u64>(), group in 1usize..40, scale in -30i32..7, spread in 0f32..12.0) {
         let (rows, cols) = (5, 37);
         let mut w = normal(seed, rows * cols);
         for (i, v) in w.iter_mut().enumerate() {

@@ -21,7 +21,7 @@ fn noise(seed: u64, n: usize) -> Vec<f32> {
 }
 
 #[test]
-fn errors_are_those_of_an_independent_decomposition() {
+fn errors_equal_an_independent_decomposition() {
     let golden: Json = serde_json::from_str(include_str!("golden/lqer.json")).unwrap();
     let w = noise(1, O * K);
     let mut x = noise(2, N * K);
@@ -59,7 +59,7 @@ fn floats(json: &Json) -> Vec<f32> {
 }
 
 #[test]
-fn hadamard_transforms_are_those_of_quarot() {
+fn hadamard_transforms_equal_quarot() {
     let golden: Json = serde_json::from_str(include_str!("golden/hadamard.json")).unwrap();
     for g in golden["exact"].as_array().unwrap() {
         let (k, order) = (g["features"].as_u64().unwrap() as usize, g["order"].as_u64().unwrap() as usize);
@@ -75,7 +75,7 @@ fn hadamard_transforms_are_those_of_quarot() {
 }
 
 #[test]
-fn a_layer_loses_as_much_behind_our_hadamard_as_behind_theirs() {
+fn quantization_errors_after_our_hadamard_and_quarots_agree() {
     let golden: Json = serde_json::from_str(include_str!("golden/hadamard.json")).unwrap();
     let (o, n) = (64, 256);
     for g in golden["errors"].as_array().unwrap() {

@@ -128,7 +128,7 @@ fn a_common_factor_of_the_inputs_does_not_matter() {
 }
 
 #[test]
-fn bits_of_the_paper() {
+fn average_bits_equal_the_paper() {
     // 4096 x 4096 with rank 32 in MXINT: 4.5 + 8.5 * 32 * 8192 / 4096^2.
     let mx = |bits| Box::new(Rtn::mxint(bits).check().unwrap()) as Box<dyn Method>;
     let how = Corrected::l2qer(mx(4)).factors(mx(8)).check().unwrap();
@@ -169,7 +169,7 @@ fn rank_by_error() {
 }
 
 #[test]
-fn over_any_method_saved_and_run() {
+fn corrections_of_any_method_are_saved_loaded_and_applied() {
     let (shape, w, x) = ([64, 96], normal(1, 64 * 96), inputs(300, 96));
     let stats = stats(&x, 96);
     let bases: [(&str, Box<dyn Method>); 4] = [
@@ -249,7 +249,7 @@ fn wrong_parameters_and_statistics_are_named() {
         assert!(found.contains(what), "{found}");
     }
     let gptq = Box::new(Gptq::new().bits(3).check().unwrap());
-    assert!(Corrected::lqer(rtn(3)).factors(gptq).check().err().unwrap().to_string().contains("no data"));
+    assert!(Corrected::lqer(rtn(3)).factors(gptq).check().err().unwrap().to_string().contains("no calibration data"));
     let how = Corrected::l2qer(rtn(3)).check().unwrap();
     assert!(matches!(how.prepare(&StatSet::none(), &Context::new()).err(), Some(Error::Missing { .. })));
     let empty = StatSet::new(8, how.needs(), 0, 0).unwrap();

@@ -188,7 +188,7 @@ fn rows_of(op: &dyn LinearOp) -> Vec<f32> {
 
 /// Returns the result of GPTQ with two grids for each row, column by column in f64, without lazy updates.
 #[test]
-fn two_runs_of_gptq_are_one_gptq_with_two_grids() {
+fn two_spans_of_gptq_equal_one_gptq_with_two_grids() {
     let (rows, d, r) = (9, 24, 6);
     let x = inputs(300, d, 0.5, 2, 4.0, 21);
     let w: Vec<f32> = gaussian(rows * d, &mut rng(22)).into_iter().map(|v| v as f32).collect();
@@ -243,7 +243,7 @@ fn two_runs_of_gptq_are_one_gptq_with_two_grids() {
 }
 
 #[test]
-fn any_methods_share_a_matrix_and_come_back() {
+fn spans_of_any_methods_are_saved_and_loaded() {
     let (rows, d) = (70, 40);
     let x = inputs(200, d, 0.5, 2, 4.0, 31);
     let w: Vec<f32> = gaussian(rows * d, &mut rng(32)).into_iter().map(|v| v as f32).collect();
@@ -371,7 +371,7 @@ fn shares_are_checked() {
 }
 
 #[test]
-fn dropped_weights_stay_zero_in_every_run() {
+fn dropped_weights_stay_zero_in_every_span() {
     let (rows, k) = (70, 24);
     let noise =
         |n: usize, salt: usize| -> Vec<f32> { (0..n).map(|i| ((i * 37 + salt) as f32 * 0.618).sin()).collect() };

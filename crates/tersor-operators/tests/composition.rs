@@ -327,7 +327,7 @@ fn blocks_of_rows_save_as_the_whole() {
 }
 
 #[test]
-fn misfits_and_hostile_specifications_are_refused() {
+fn mismatched_and_hostile_specifications_are_refused() {
     let dense =
         |r: usize, c: usize| Box::new(Dense::new(vec![0.5; r * c], [r, c], DType::F32).unwrap()) as Box<dyn LinearOp>;
     assert!(Residual::new(dense(2, 3), dense(2, 4)).is_err());

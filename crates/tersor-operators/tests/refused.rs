@@ -70,7 +70,7 @@ fn statistics_of_activations_must_be_of_the_matrix() {
 }
 
 #[test]
-fn plans_that_no_constructor_made_are_checked_when_used() {
+fn plans_made_without_a_constructor_are_checked_when_used() {
     let needs = ActPlan::fixed(8, ActRange::Mse, false).unwrap().needs().with_channel();
     let mut stats = StatSet::new(2, needs, 0, 0).unwrap();
     stats.observe(&MatView::new(&[1f32, 2.0, 3.0, 4.0], [2, 2]).unwrap()).unwrap();
@@ -129,7 +129,7 @@ fn grids_that_cannot_be_stored() {
 }
 
 #[test]
-fn groups_that_kernels_do_not_take() {
+fn groups_that_kernels_do_not_support() {
     let group = |n| GroupSize::size(n).unwrap();
     for (group, cols, fits) in [
         (group(40_000), 80_000, false),
@@ -158,7 +158,7 @@ fn groups_that_kernels_do_not_take() {
 }
 
 #[test]
-fn sizes_are_looked_at_before_memory_is_asked_for() {
+fn sizes_are_checked_before_memory_is_allocated() {
     let own = spec(4, GroupSize::Channel, Grid::Asym, DType::F16);
     let none = |_: usize, _: &[f32], _: &mut [Affine]| -> Result<()> { Ok(()) };
     let made = |shape| GroupedLinear::encode(own, shape, &[], Isa::detect(), none).map(|op| op.shape());
@@ -195,7 +195,7 @@ fn rows_of_integers_decompress_to_finite_values() {
 
 /// This crate exports all names that a custom stored form or method needs.
 #[test]
-fn one_crate_suffices() {
+fn one_crate_exports_all_names() {
     struct Rows([usize; 2]);
     impl RowSource for Rows {
         fn shape(&self) -> [usize; 2] {
