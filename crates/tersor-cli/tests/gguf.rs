@@ -100,9 +100,9 @@ fn what_does_not_fit_is_refused_by_name() {
     assert!(said.contains("down_proj") && said.contains("rows of 384") && said.contains("Q8_0 fit"), "{said}");
     assert!(to(&shipped(), "gguf:exact").contains("name a type"));
     for (recipe, kind, why) in [
-        ("w4-g32-rtn", "Q4_0", "4 bits on the grid asym"),
+        ("w4-g32-rtn", "Q4_0", "4 bits on grid asym"),
         ("w4-g16-rtn-sym", "Q4_0", "groups of 16"),
-        ("w8-g32-rtn", "exact", "8 bits on the grid asym"),
+        ("w8-g32-rtn", "exact", "8 bits on grid asym"),
         ("w4-nf4", "exact", "no `blockwise`"),
     ] {
         let out = dir.path().join(recipe);

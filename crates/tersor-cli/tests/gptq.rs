@@ -81,7 +81,7 @@ fn codes_zeros_and_scales_mean_what_was_compressed() {
 fn what_the_format_cannot_say_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let shipped = root().join("examples/models/tiny-wiki");
-    for (recipe, why) in [("w5-g32-rtn", "5 bits"), ("w4-g40-rtn", "groups of 40"), ("w4-nf4", "no `blockwise`")] {
+    for (recipe, why) in [("w5-g32-rtn", "5 bits"), ("w4-g40-rtn", "groups of 40"), ("w4-nf4", "kind `blockwise`")] {
         let out = dir.path().join(recipe);
         tersor_json(&["compress", s(&shipped), "--recipe", recipe, "--out", s(&out)]);
         let said = fails(1, &["convert", s(&out), "--to", "gptq", "--out", s(&dir.path().join("x"))]);
