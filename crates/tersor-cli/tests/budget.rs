@@ -1,4 +1,4 @@
-//! `plan --budget`: within the budget, better than one width for all, the same for the same input.
+//! `plan --budget`: results are within the budget, better than uniform recipes, and the same for the same input.
 
 mod common;
 
@@ -31,7 +31,7 @@ fn the_budget_is_kept_and_spent_better_than_evenly() {
         let planned = tersor_json(&plan(model, &more, calib));
         assert!(planned["weight_bytes"].as_u64().unwrap() <= bytes);
         assert!(planned["weight_bytes"].as_f64().unwrap() > 0.98 * bytes as f64, "little is left over");
-        // Measured once; in no more memory than was said before, but for what the allocator keeps.
+        // The measurement is done once, within the planned memory, apart from what the allocator retains.
         let terms = planned["measuring_peak_memory_bytes"].as_object();
         assert_eq!(terms.is_some(), even == "w3-g64-gptq");
         if let Some(terms) = terms {
@@ -43,7 +43,7 @@ fn the_budget_is_kept_and_spent_better_than_evenly() {
         assert_eq!(made, planned["weight_bytes"].as_u64().unwrap(), "the plan's size is the file's");
         assert!(better < perplexity * slack, "{even}: {better} for {perplexity}");
     }
-    // In bits a weight; a plan file does as well as a recipe.
+    // A limit in bits per weight; a plan file gives the same result as a recipe.
     let file = dir.path().join("plan.json");
     let more = ["--bits", "4.2", "--measured", s(&measured), "--out", s(&file)];
     let planned = tersor_json(&plan(model, &more, calib));
@@ -103,7 +103,7 @@ fn what_cannot_be_is_refused() {
     more(&[]);
     let keep = ["--bits", "5", "--measured", s(&measured)];
     tersor_json(&plan(s(&model), &keep, s(&calib)));
-    // A budget that the model is within is no error, but worth a word; measuring in less memory than it takes is one.
+    // A budget above the size of the model is a warning; a memory limit below that of the measurement is an error.
     let out = tersor(&plan(s(&model), &["--budget", "100MB", "--measured", s(&measured)], s(&calib)));
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(out.status.success() && said.contains("fit the budget as they are"), "{said}");

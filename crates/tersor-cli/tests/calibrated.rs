@@ -1,4 +1,4 @@
-//! Compression by calibration data: the same bytes whoever did which part of it, and no bytes from inputs that changed.
+//! Compression with calibration data: the bytes do not depend on how the work was distributed, and changed inputs are refused.
 
 mod common;
 
@@ -11,7 +11,7 @@ use common::*;
 use rand_core::RngCore;
 use tersor::core::Context;
 
-/// Of the calibration text.
+/// Windows of the calibration text, and tokens per window.
 const WINDOWS: [&str; 2] = ["90", "128"];
 
 const SEQUENTIAL: &str = "w3-g32-gptq";
@@ -20,7 +20,7 @@ fn refused(code: i32, args: &[String], more: &[&str]) -> String {
     fails(code, &with(args, more))
 }
 
-/// A recipe whose statistics are the original network's.
+/// A recipe with statistics of the original network.
 fn original(dir: &Path) -> String {
     let path = dir.join("original.toml");
     let text = "name = \"w3-original\"\nstatistics = \"original\"\n[[rules]]\nmatch = [\"*embed_tokens*\", \"lm_head*\"]\nmethod = \"rtn\"\nbits = 8\n\
@@ -29,7 +29,7 @@ fn original(dir: &Path) -> String {
     s(&path).to_string()
 }
 
-/// Matrices of work in progress that are finished.
+/// Finished matrices of the work in progress.
 fn finished(out: &Path) -> usize {
     let names = fs::read_dir(out.join(".tersor")).into_iter().flatten().map(|e| e.unwrap().file_name());
     names.filter(|n| n.to_str().is_some_and(|n| n.starts_with('0') && n.ends_with(".json"))).count()
@@ -98,7 +98,7 @@ fn tasks_of_a_chain_killed_and_repeated_merge_to_the_same_bytes() {
             assert!(refused(1, &list, &["--task", "4"]).contains("task of layer"));
         }
         run(&task, &[]);
-        // A second time it has nothing to do.
+        // The second time there is nothing to do.
         run(&task, &[]);
     }
     run(&list, &["--merge"]);
@@ -120,7 +120,7 @@ fn processes_that_share_the_work_and_files_of_statistics_give_the_same_bytes() {
     let tasks = run(&plan, &[])["tasks"].as_array().unwrap().clone();
     let shards = tasks.iter().filter(|t| t["kind"] == "statistics").count();
     assert_eq!((shards, tasks[0]["shard"].as_str()), (2, Some("1/2")));
-    // Matrices wait for statistics; else any order will do, at the same time.
+    // Matrices depend on statistics; apart from that, tasks run in any order and concurrently.
     assert!(refused(1, &list, &["--task", "10"]).contains("shard 1"));
     for range in [0..shards, shards..tasks.len()] {
         let mut waiting: Vec<usize> = range.rev().collect();
@@ -156,12 +156,12 @@ fn processes_that_share_the_work_and_files_of_statistics_give_the_same_bytes() {
         run(&stats(files, name, &recipe), &[]);
         assert!(result(&dir.path().join(name)) == want, "{name}");
     }
-    // A recipe that says nothing of statistics takes them as they are; one that wants the chain does not.
+    // A recipe without `statistics` accepts statistics of the original network; a sequential recipe does not.
     run(&stats(s(&all), "default", SEQUENTIAL), &[]);
     let chain = dir.path().join("chain.toml");
     fs::write(&chain, fs::read_to_string(&recipe).unwrap().replace("\"original\"", "\"sequential\"")).unwrap();
     assert!(refused(2, &stats(s(&all), "x", s(&chain)), &[]).contains("sequential"));
-    // Parts that are missing, there twice, of another text, or no statistics.
+    // Parts that are missing, duplicated, of another text, or no statistics at all.
     assert!(refused(1, &stats(s(&one), "x", &recipe), &[]).contains("in no file"));
     assert!(refused(1, &stats(s(&two), "x", &recipe), &[]).contains("windows 0 to"));
     assert!(refused(1, &stats(&format!("{},{}", s(&one), s(&all)), "x", &recipe), &[]).contains("another file"));
@@ -190,7 +190,7 @@ fn processes_that_share_the_work_and_files_of_statistics_give_the_same_bytes() {
     let mixed = format!("{},{}", s(&one), s(&other));
     assert!(refused(1, &stats(&mixed, "x", &recipe), &[]).contains("calibration text differs"));
     assert!(refused(2, &stats(s(&all), "x", &recipe), &["--calib", &text]).contains("--calib"));
-    // Cut short at any of some places.
+    // The process is stopped at several points.
     let bytes = fs::read(&all).unwrap();
     for cut in (0..bytes.len()).step_by(bytes.len() / 23 + 1) {
         fs::write(&other, &bytes[..cut]).unwrap();
@@ -232,7 +232,7 @@ fn work_in_progress_of_other_inputs_is_refused_by_name() {
     assert!(refused(1, &list, &[]).contains("version changed"));
     fs::write(&state, &good).unwrap();
 
-    // A byte of the model: of a matrix that is finished, of a norm that the stream has passed, of one that it has not.
+    // A changed byte of the model: in a finished matrix, in a norm of a finished layer, in a norm of a later layer.
     let weights = model.join("model.safetensors");
     let stored = fs::read(&weights).unwrap();
     let file = tersor::formats::safetensors::File::open(&weights, &tersor::core::Limits::default()).unwrap();
@@ -247,14 +247,14 @@ fn work_in_progress_of_other_inputs_is_refused_by_name() {
     {
         flip(name);
         for more in [&[][..], &["--task", "3"]] {
-            // A task looks at what it stands on: the stream.
+            // A task checks the hidden states that it starts from.
             if more.is_empty() || name.contains("norm") {
                 let said = refused(1, &list, more);
                 assert!(said.contains(name) && said.contains("another directory"), "{said}");
             }
         }
     }
-    // A part or a stream that is not what was written.
+    // A changed part, or changed hidden states.
     fs::write(&weights, &stored).unwrap();
     for name in [".tersor/000003.part", ".tersor/stream-000002"] {
         let path = out.join(name);
@@ -273,7 +273,7 @@ fn work_in_progress_of_other_inputs_is_refused_by_name() {
     let whole = dir.path().join("whole");
     run(&compress(&model, SEQUENTIAL, &whole, WINDOWS), &[]);
     assert!(result(&out) == result(&whole));
-    // A finished directory is of the model that it was made from.
+    // A finished directory is refused for another model.
     flip("model.norm.weight");
     assert!(refused(1, &list, &[]).contains("model.norm.weight"));
 }
@@ -318,7 +318,7 @@ fn a_full_disk_leaves_no_result_and_the_work_goes_on_after() {
     let (whole, out) = (dir.path().join("whole"), dir.path().join("out"));
     run(&compress(&shipped(), SEQUENTIAL, &whole, WINDOWS), &[]);
     let list = compress(&shipped(), SEQUENTIAL, &out, WINDOWS);
-    // No file may grow beyond so many blocks of 512 bytes: the embedding's part, the stream on disk, the result.
+    // Limits on the file size, in blocks of 512 bytes: below the embedding's part, the hidden states on disk, the result.
     for blocks in [1, 100, 1000] {
         let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
         let mut limited = Command::new("sh");
@@ -369,7 +369,7 @@ fn a_task_is_done_by_one_process_at_a_time() {
     shared.lock_shared().unwrap();
     own.lock().unwrap();
     assert!(refused(1, &list, &["--task", "1"]).contains("task 1"));
-    // Neither the whole nor the merge may begin while a task is at work; other tasks may.
+    // While a task is running, the whole work and the merge are refused, and other tasks may run.
     for more in [&[][..], &["--merge"]] {
         assert!(refused(1, &list, more).contains("another process"));
     }
@@ -400,7 +400,7 @@ fn calibration_that_cannot_be_is_refused() {
     assert!(refused(2, &with(&["--calib-windows", "0"]), &[]).contains("at least 1"));
     assert!(refused(2, &with(&["--ctx", "1"]), &[]).contains("must be 2 to"));
     assert!(refused(2, &with(&["--ctx", "100000"]), &[]).contains("must be 2 to"));
-    // Fewer windows than asked for, fewer tokens than features: done, and said.
+    // Fewer windows than requested, or fewer tokens than features, give a warning.
     fs::write(&text, "The river runs to the sea. ".repeat(12)).unwrap();
     let few = with(&["--ctx", "16", "--calib-windows", "3"]);
     let done = Command::new(env!("CARGO_BIN_EXE_tersor")).args(&few).output().unwrap();
@@ -411,7 +411,7 @@ fn calibration_that_cannot_be_is_refused() {
     let done = Command::new(env!("CARGO_BIN_EXE_tersor")).args(&many).output().unwrap();
     assert!(String::from_utf8_lossy(&done.stderr).contains("fewer than 300"));
 
-    // Activations that overflow are an error of the site, not NaN in the result.
+    // Activations that overflow give an error that names the site, and no NaN in the result.
     let mut tiny = Tiny::llama();
     for i in 0..48 {
         tiny.set("model.layers.0.input_layernorm.weight", i, 3e38);
@@ -436,7 +436,7 @@ fn calibration_that_cannot_be_is_refused() {
     );
     assert!(said.contains("layers.0") && (said.contains("NaN") || said.contains("inf")), "{said}");
     assert!(!out.join("tersor.json").exists());
-    // A recipe that wants data for what is looked up, or for a model that nobody knows.
+    // A recipe that needs data for an embedding table, or for a model of unknown architecture.
     let toml = dir.path().join("all.toml");
     fs::write(&toml, "name = \"all\"\n[[rules]]\nmatch = \"*\"\nmethod = \"gptq\"\nbits = 4\n").unwrap();
     let said = fails(1, &["plan", s(&model), "--recipe", s(&toml)]);

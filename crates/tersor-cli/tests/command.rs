@@ -1,4 +1,4 @@
-//! The command as a user meets it: exit codes, messages, what is refused and what runs.
+//! The command line: exit codes, messages, refused and accepted arguments.
 
 mod common;
 
@@ -52,7 +52,7 @@ fn missing_files_and_bad_texts_exit_with_1() {
     let said = fails(1, &["eval", SHIPPED, "--text", s(&path("short"))]);
     assert!(said.contains("256"), "{said}");
     fails(1, &["generate", SHIPPED, "--prompt", ""]);
-    // Fewer windows than asked for: a warning.
+    // Fewer windows than requested give a warning.
     let text: String = std::fs::read_to_string(TEXT).unwrap().chars().take(4000).collect();
     std::fs::write(path("some"), text).unwrap();
     let out = tersor(&["eval", SHIPPED, "--text", s(&path("some")), "--windows", "50", "--no-speed", "--json"]);
@@ -74,7 +74,7 @@ fn architectures_must_be_known_and_agree() {
     fails(1, &["eval", s(&model), "--text", TEXT]);
     fails(1, &["generate", s(&model), "--prompt", "a"]);
     assert!(!out.exists());
-    // Listing and converting need no architecture, and `--generic` takes matrices by name.
+    // `inspect` and `convert` need no known architecture, and `--generic` takes matrices by name.
     tersor_json(&["inspect", s(&model)]);
     let half = dir.path().join("half");
     assert_eq!(tersor_json(&["convert", s(&model), "--to", "f16", "--out", s(&half)])["tensors"], tiny.tensors.len());
@@ -110,7 +110,7 @@ fn values_that_are_not_finite_are_named() {
             let _ = std::fs::remove_dir_all(&out);
         }
     }
-    // Where a recipe allows it they are replaced, counted and reported.
+    // If the recipe allows it, they are replaced, counted and reported.
     let mut tiny = Tiny::llama();
     tiny.set("model.layers.1.mlp.up_proj.weight", 3, f32::NAN);
     tiny.set("model.layers.1.mlp.up_proj.weight", 7, f32::INFINITY);
@@ -125,7 +125,7 @@ fn values_that_are_not_finite_are_named() {
     assert_eq!(manifest["tensors"]["model.layers.1.mlp.up_proj.weight"]["report"]["replaced"], 2);
     tersor_json(&["verify", s(&out)]);
 
-    // A value that only the chosen type cannot hold.
+    // A value that overflows in the target type.
     let mut tiny = Tiny::llama();
     tiny.set("model.layers.0.mlp.up_proj.weight", 1, 1e30);
     let model = tiny.write(&dir.path().join("large"));
@@ -212,7 +212,7 @@ fn a_plan_is_a_promise() {
         assert_eq!(plan[key], eval[key], "{key}");
     }
     assert_eq!(plan["weight_bytes"], std::fs::metadata(out.join("model.safetensors")).unwrap().len());
-    // The plan is bound to the model that it was made for.
+    // A plan is refused for another model.
     let mut other = Tiny::llama();
     other.config["rope_theta"] = 5000.0.into();
     let other = other.write(&dir.path().join("other"));

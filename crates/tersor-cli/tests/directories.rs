@@ -1,4 +1,4 @@
-//! Output directories: complete or resumable, the same bytes whatever happened on the way.
+//! Output directories: they are complete or resumable, with the same bytes after any interruption.
 
 mod common;
 
@@ -34,7 +34,7 @@ fn a_finished_directory_says_so_and_others_are_left_alone() {
     assert_eq!(tersor_json(&args)["finished_before"], true);
     assert_eq!(files(&out), whole, "untouched");
 
-    // Another recipe, seed or model: refused, naming what differs.
+    // Another recipe, seed or model is refused with the name of what differs.
     let said = fails(1, &compress(s(&model), "w3-g32-rtn", s(&out)));
     assert!(said.contains("recipe changed"), "{said}");
     let seed = [&args[..], &["--seed", "5"]].concat();
@@ -99,7 +99,7 @@ fn killed_at_any_moment_and_started_again_the_bytes_are_the_same() {
         let _ = child.kill();
         killed += usize::from(!child.wait().unwrap().success());
         if !out.join("tersor.json").exists() && out.exists() {
-            // What is there is not a model.
+            // The directory is not a model.
             fails(1, &["verify", s(&out)]);
         }
         assert!(run().status().unwrap().success());
@@ -192,7 +192,7 @@ fn what_is_compressed_converts_back_to_the_same_predictions() {
     assert_eq!(names, ["config.json", "conversion.json", "model.safetensors", "tokenizer.json"]);
     let text = root().join("examples/data/wiki-eval.txt");
     let eval = |m| tersor_json(&["eval", s(m), "--text", s(&text), "--ctx", "64", "--windows", "2", "--no-speed"]);
-    // Integer products and float ones round differently, and no more than that.
+    // Integer and float products differ by rounding only.
     let perplexity = |m| eval(m)["perplexity"].as_f64().unwrap();
     assert!((perplexity(&out) / perplexity(&plain) - 1.0).abs() < 1e-6);
     tersor_json(&["convert", s(&out), "--to", "f32", "--out", s(&plain)]);

@@ -1,4 +1,4 @@
-//! GGUF files: the same network, codes as they are, and refusals by name.
+//! GGUF files: converted networks are the same, codes are unchanged, and refusals name the tensor.
 
 mod common;
 
@@ -36,13 +36,13 @@ fn a_file_is_the_same_network() {
         assert_eq!(made["fallbacks"], Json::Array(Vec::new()));
         let found = perplexity(&out);
         assert!((found / original - 1.0).abs() < max, "{to}: {found} for {original}");
-        // And again: keys and order of rows go from file to file.
+        // Converted again: keys and the order of rows are preserved.
         let again = dir.path().join("again.gguf");
         convert(&out, "gguf:F32", &again);
         assert_eq!(perplexity(&again), found, "{to}");
         std::fs::remove_file(again).unwrap();
     }
-    // Other families: biases, norms of heads, rows in their own order.
+    // Other families have biases, norms of heads, and rows that are not permuted.
     for (kind, class) in [("qwen2", "Qwen2ForCausalLM"), ("qwen3", "Qwen3ForCausalLM"), ("llama", "LlamaForCausalLM")] {
         let (model, out) = (dir.path().join(kind), dir.path().join(format!("{kind}.gguf")));
         let mut tiny = Tiny::new(kind, class);
@@ -54,7 +54,7 @@ fn a_file_is_the_same_network() {
         }
         tiny.write(&model);
         convert(&model, "gguf:F32", &out);
-        // The factors of frequencies are stored in f32.
+        // The divisors of rotary frequencies are stored in f32.
         assert!((perplexity(&out) / perplexity(&model) - 1.0).abs() < 1e-5, "{kind}");
     }
 }
@@ -81,7 +81,7 @@ fn codes_go_over_as_they_are_where_a_type_has_their_grid() {
             let tensor = made["tensors"].as_array().unwrap().iter().find(|t| t["name"] == query).unwrap();
             assert_eq!((&tensor["type"], &tensor["exact"]), (&kind.into(), &true.into()), "{recipe}");
             let (ours, theirs) = (values(&plain, query), values(&file, query));
-            // Rounded is a minimum, to half precision.
+            // Only the minimum is rounded, to half precision.
             let max = ours.iter().fold(0f32, |m, v| m.max(v.abs())) * if exact { 0.0 } else { 1.0 / 2048.0 };
             let far = ours.iter().zip(&theirs).find(|(a, b)| (*a - *b).abs() > max);
             assert_eq!(far, None, "{recipe} to {to}");
@@ -100,9 +100,9 @@ fn what_does_not_fit_is_refused_by_name() {
     assert!(said.contains("down_proj") && said.contains("rows of 384") && said.contains("Q8_0 fit"), "{said}");
     assert!(to(&shipped(), "gguf:exact").contains("name a type"));
     for (recipe, kind, why) in [
-        ("w4-g32-rtn", "Q4_0", "4 bits on the grid asym"),
+        ("w4-g32-rtn", "Q4_0", "4 bits on grid asym"),
         ("w4-g16-rtn-sym", "Q4_0", "groups of 16"),
-        ("w8-g32-rtn", "exact", "8 bits on the grid asym"),
+        ("w8-g32-rtn", "exact", "8 bits on grid asym"),
         ("w4-nf4", "exact", "no `blockwise`"),
     ] {
         let out = dir.path().join(recipe);
@@ -129,20 +129,20 @@ fn mixtures_fall_back_by_width_and_say_where() {
     let args = ["convert", s(&model), "--to", "gguf:Q4_K_M", "--out", s(&file), "--dry-run"];
     let planned = tersor_json(&args);
     assert!(!file.exists() && planned["written"] == false);
-    // The plan says the same, and nothing else that a plan is for goes with it.
+    // `plan --to` gives the same output, and excludes the other options of `plan`.
     let listed = tersor_json(&["plan", s(&model), "--to", "gguf:Q4_K_M"]);
     assert_eq!((&listed["tensors"], &listed["fallbacks"]), (&planned["tensors"], &planned["fallbacks"]));
     fails(2, &["plan", s(&model), "--to", "gptq"]);
     fails(2, &["plan", s(&model), "--to", "gguf:Q4_K_M", "--bits", "4"]);
     let made = convert(&shipped(), "gguf:Q4_K_M", &file);
     assert_eq!((&planned["tensors"], &planned["fallbacks"]), (&made["tensors"], &made["fallbacks"]));
-    // No row here is made of blocks of 256: 28 matrices and the embedding, which is the head.
+    // No row here is a multiple of 256: 28 matrices, and the embedding, which is also the head.
     let fallbacks = made["fallbacks"].as_array().unwrap();
     assert_eq!(fallbacks.len(), 29);
     let of = |name: &str| fallbacks.iter().find(|f| f["tensor"] == name).unwrap()["type"].clone();
     assert_eq!(of("model.embed_tokens.weight"), "Q8_0");
     assert_eq!(of("model.layers.0.mlp.up_proj.weight"), "Q5_0");
-    // Of four layers none is in the first eighth; the last is in the last, the third by the rule of three.
+    // With four layers, no layer is in the first eighth; the last one is in the last eighth, and the third one is selected as every third.
     let down: Vec<Json> = (0..4).map(|l| of(&format!("model.layers.{l}.mlp.down_proj.weight"))).collect();
     assert_eq!(down, ["Q5_0", "Q5_0", "Q8_0", "Q8_0"]);
     assert!(perplexity(&file) / perplexity(&shipped()) < 1.05);

@@ -1,4 +1,4 @@
-//! GPTQ's files, unpacked by their published layout.
+//! GPTQ checkpoints, unpacked by their published layout.
 
 mod common;
 
@@ -14,7 +14,7 @@ fn words(model: &Model, name: &str) -> Vec<u32> {
     bytes.chunks(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
-/// Value `i` of a run of codes in words that are `stride` apart.
+/// Code `i` of a sequence in words that are `stride` apart.
 fn code(words: &[u32], i: usize, bits: usize, stride: usize, column: usize) -> u32 {
     (0..bits)
         .map(|b| i * bits + b)
@@ -64,7 +64,7 @@ fn codes_zeros_and_scales_mean_what_was_compressed() {
         assert_eq!((&q["bits"], &q["sym"]), (&(bits as u64).into(), &recipe.ends_with("sym").into()));
         assert_eq!(q["checkpoint_format"], if less == 1 { "gptq" } else { "gptq_v2" });
     }
-    // Matrices that differ from the most are named.
+    // Matrices with other settings than the majority are listed by name.
     let (mixed, made) = (dir.path().join("mixed"), dir.path().join("mixed-made"));
     let recipe = dir.path().join("mixed.toml");
     let rule = |m: &str, b: u32| format!("[[rules]]\nmatch = \"{m}\"\nmethod = \"rtn\"\nbits = {b}\ngroup = 32\n");
@@ -81,19 +81,19 @@ fn codes_zeros_and_scales_mean_what_was_compressed() {
 fn what_the_format_cannot_say_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let shipped = root().join("examples/models/tiny-wiki");
-    for (recipe, why) in [("w5-g32-rtn", "5 bits"), ("w4-g40-rtn", "groups of 40"), ("w4-nf4", "no `blockwise`")] {
+    for (recipe, why) in [("w5-g32-rtn", "5 bits"), ("w4-g40-rtn", "groups of 40"), ("w4-nf4", "kind `blockwise`")] {
         let out = dir.path().join(recipe);
         tersor_json(&["compress", s(&shipped), "--recipe", recipe, "--out", s(&out)]);
         let said = fails(1, &["convert", s(&out), "--to", "gptq", "--out", s(&dir.path().join("x"))]);
         assert!(said.contains("model.layers.0.") && said.contains(why), "{said}");
     }
-    // Rows of 48 are not made of words.
+    // Rows of 48 are not a multiple of 32.
     let model = Tiny::llama().write(&dir.path().join("m"));
     let out = dir.path().join("out");
     tersor_json(&["compress", s(&model), "--recipe", "w4-g16-rtn", "--out", s(&out)]);
     let said = fails(1, &["convert", s(&out), "--to", "gptq-v2", "--out", s(&dir.path().join("y"))]);
     assert!(said.contains("multiples of 32"), "{said}");
-    // A group without negative values has its zero at code 0, which version 1 counts from -1.
+    // A group without negative values has its zero at code 0, which version 1 cannot store.
     let plain = dir.path().join("plain");
     tersor_json(&["convert", s(&shipped), "--to", "f32", "--out", s(&plain)]);
     let file = plain.join("model.safetensors");

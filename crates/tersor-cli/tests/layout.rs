@@ -1,4 +1,4 @@
-//! Plan, operator and disk agree on every bit, for any recipe and shape.
+//! The sizes in plan, operator and files agree to the bit for any recipe and shape.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Calibration by other means than windows of a text: sentences for an encoder, an importance matrix of another tool.
+//! Calibration with other data than windows of a text: sentences for an encoder, and an importance matrix of llama.cpp.
 
 mod common;
 
@@ -16,7 +16,7 @@ fn an_importance_matrix_weighs_the_search_and_does_no_more() {
     let text = "name = \"weighted\"\n[[rules]]\nmatch = [\"*embed*\"]\nmethod = \"rtn\"\nbits = 8\n\
         [[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 3\ngroup = 16\nmse = true\nimportance = true\n";
     fs::write(&recipe, text).unwrap();
-    // What llama.cpp would write: every matrix by its name there.
+    // An importance matrix as llama.cpp writes it, with llama.cpp's names.
     let mut file = 14i32.to_le_bytes().to_vec();
     for layer in 0..2 {
         for (name, n) in [
@@ -61,7 +61,7 @@ fn an_importance_matrix_weighs_the_search_and_does_no_more() {
     tersor_json(&["compress", s(&model), "--recipe", s(&alike), "--out", s(&plain)]);
     assert!(result(&weighted)["model.safetensors"] != result(&plain)["model.safetensors"]);
 
-    // The same recipe takes a text, too; GPTQ needs more than an importance matrix knows.
+    // The same recipe accepts a text as well; GPTQ needs more than an importance matrix has.
     let calib = root().join("examples/data/wiki-calib.txt");
     let by_text = out("by-text");
     tersor_json(&[
@@ -101,7 +101,7 @@ fn an_encoder_is_calibrated_on_sentences_and_measured_by_cosine() {
     for name in ["config.json", "model.safetensors"] {
         fs::copy(model.join(name), copy.join(name)).unwrap();
     }
-    // A vocabulary of forty words between the two tokens that frame a text.
+    // A vocabulary of forty words, and the two special tokens around a text.
     let words: serde_json::Map<String, serde_json::Value> = (0..40)
         .map(|i| (if i < 3 { ["[UNK]", "[CLS]", "[SEP]"][i].into() } else { format!("w{i}") }, i.into()))
         .collect();
@@ -140,10 +140,10 @@ fn an_encoder_is_calibrated_on_sentences_and_measured_by_cosine() {
     };
     let (eight, three, gptq) = (cosine("w8-rtn", &[]), cosine("w3-g16-rtn", &[]), cosine("w3-g16-gptq", &[]));
     assert!(eight > 0.999 && gptq > three && three > 0.5, "{eight} {three} {gptq}");
-    // On disk, the same.
+    // The result is the same with hidden states on disk.
     assert_eq!(cosine("w3-g16-gptq", &["--threads", "1"]), gptq);
     assert_eq!(tersor_json(&["eval", s(&copy), "--sentences", s(&eval), "--against", s(&copy)])["cosine_mean"], 1.0);
-    // Each measure is for its own kind of model.
+    // `--text` is for decoders, `--sentences` for encoders.
     let text = root().join("examples/data/wiki-eval.txt");
     assert!(fails(1, &["eval", s(&copy), "--text", s(&text)]).contains("--sentences"));
     assert!(

@@ -1,4 +1,4 @@
-//! Corrections of low rank as adapters.
+//! Low-rank corrections as adapters.
 
 mod common;
 
@@ -16,7 +16,7 @@ fn base_and_adapter_make_the_whole() {
     tersor_json(&["convert", s(&out), "--to", "f32", "--out", s(&whole)]);
     let made = tersor_json(&["convert", s(&out), "--to", "peft", "--out", s(&apart)]);
     assert_eq!(made["modules"], 28);
-    // Twice is once.
+    // Repeating the command changes nothing.
     tersor_json(&["convert", s(&out), "--to", "peft", "--out", s(&apart)]);
     let config = json::read(&apart.join("adapter_config.json"), &Limits::default()).unwrap();
     assert_eq!((&config["r"], &config["lora_alpha"]), (&8.into(), &8.into()));

@@ -1,4 +1,4 @@
-//! The command on real models, where `scripts/fetch-models.sh` has brought them.
+//! The command on real models, if `scripts/fetch-models.sh` has fetched them.
 
 mod common;
 
@@ -8,7 +8,7 @@ use common::*;
 fn minilm_keeps_its_embeddings() {
     let model = root().join("models/minilm");
     if !model.exists() {
-        eprintln!("skipped: models/minilm is not there (scripts/fetch-models.sh brings it)");
+        eprintln!("skipped: models/minilm is missing (scripts/fetch-models.sh fetches it)");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -29,7 +29,7 @@ fn minilm_keeps_its_embeddings() {
 fn smollm2_is_calibrated_within_the_memory_that_the_plan_says() {
     let model = root().join("models/smollm2-135m.gguf");
     if !model.exists() {
-        eprintln!("skipped: models/smollm2-135m.gguf is not there (scripts/fetch-models.sh brings it)");
+        eprintln!("skipped: models/smollm2-135m.gguf is missing (scripts/fetch-models.sh fetches it)");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -56,7 +56,7 @@ fn smollm2_is_calibrated_within_the_memory_that_the_plan_says() {
 fn what_looks_at_whole_layers_stays_within_the_plan_too() {
     let model = root().join("models/smollm2-135m.gguf");
     if !model.exists() {
-        eprintln!("skipped: models/smollm2-135m.gguf is not there (scripts/fetch-models.sh brings it)");
+        eprintln!("skipped: models/smollm2-135m.gguf is missing (scripts/fetch-models.sh fetches it)");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Networks rotated into the principal directions of what flows through them: the same predictions until something is rounded, the same bytes
-//! whoever does the work, and what the method promises.
+//! Networks rotated into the principal directions of their activations: predictions are unchanged without rounding, the bytes do not depend on how the
+//! work is distributed, and the errors are in the order that the paper claims.
 
 mod common;
 
@@ -7,7 +7,7 @@ use common::*;
 use serde_json::Value as Json;
 use tersor::core::{Exec, Input, Limits, MatViewMut, OpSpec, Rotation, TensorSource, Write, metrics};
 
-/// Of the calibration text.
+/// Windows of the calibration text, and tokens per window.
 const WINDOWS: [&str; 2] = ["16", "64"];
 
 #[test]
@@ -30,7 +30,7 @@ fn principal_directions_change_nothing_until_something_is_rounded() {
     for model in &models {
         for how in ["resq", "pca"] {
             let toml = dir.path().join("exact.toml");
-            // Values in f32 in runs of columns, so that the attention output is put in the order of its subspaces.
+            // Parts of the columns with f32 values, so that the attention output is permuted into the order of its subspaces.
             let text = format!(
                 "name = \"exact\"\nrotate = \"{how}\"\n[[rules]]\nmatch = \"*_proj.weight\"\nmethod = \"f32\"\n\
                  [[rules]]\nmatch = \"*\"\nmethod = \"f32\"\n"
@@ -44,14 +44,14 @@ fn principal_directions_change_nothing_until_something_is_rounded() {
             let found = eval(&out, model, &[]);
             assert!(kl(&found) < 1e-8, "{} {how}: {found}", model.display());
             tersor_json(&["verify", s(&out)]);
-            // Others see a network as any other.
+            // Other programs load it like any network.
             let plain = dir.path().join("plain");
             tersor_json(&["convert", s(&out), "--to", "f32", "--out", s(&plain)]);
             assert!(kl(&eval(&plain, model, &[])) < 1e-8);
             let kept = tersor::formats::Model::open(&plain, &Limits::default()).unwrap().tensors();
             assert!(!kept.iter().any(|t| t.name.contains("rotation")));
             std::fs::remove_dir_all(plain).unwrap();
-            // Eight bits in the directions of the keys, too.
+            // Eight bits, also in the directions of the keys.
             assert!(kl(&eval(&out, model, &["--kv", "int8-pca"])) < 1e-3);
             std::fs::remove_dir_all(out).unwrap();
         }
@@ -72,7 +72,7 @@ fn tasks_threads_and_interruptions_give_the_same_bytes() {
         assert_eq!(tasks[0]["kind"], "directions");
         assert!(tasks[1..].iter().any(|t| t["after"].as_array().unwrap().contains(&0.into())));
         let list = compress(&model, recipe, &parts, WINDOWS);
-        // Nothing is made before the directions are known.
+        // No matrix is compressed before the directions are known.
         assert!(fails(1, &with(&list, &["--task", "1"])).contains("principal directions"));
         for task in 0..tasks.len() {
             let number = task.to_string();
@@ -80,7 +80,7 @@ fn tasks_threads_and_interruptions_give_the_same_bytes() {
         }
         tersor_json(&with(&list, &["--merge"]));
         assert_eq!(result(&whole), result(&parts), "{recipe}");
-        // The text decides the directions, the seed what turns the coefficients.
+        // The text determines the directions, and the seed the random rotation of the coefficients.
         let other = dir.path().join("other");
         run(&compress(&model, recipe, &other, WINDOWS), &["--seed", "9"]);
         assert_ne!(result(&whole)["model.safetensors"], result(&other)["model.safetensors"]);
@@ -95,7 +95,7 @@ fn directions_of_another_model_are_not_taken() {
     let out = dir.path().join("out");
     let list = compress(&model, "w4a4kv4-resq", &out, WINDOWS);
     tersor_json(&with(&list, &["--task", "0"]));
-    // Done once, and known to be.
+    // The directions are found once.
     let found = std::fs::read(out.join(".tersor/rotations")).unwrap();
     tersor_json(&with(&list, &["--task", "0"]));
     assert_eq!(found, std::fs::read(out.join(".tersor/rotations")).unwrap());
@@ -131,9 +131,9 @@ fn each_piece_is_worth_something_and_costs_what_it_says() {
     let (nothing, _) = made("w4a4kv4-rtn");
     assert!(kl(&resq) < kl(&rounded) && kl(&rounded) < kl(&rotated) && kl(&rotated) < kl(&nothing));
     assert!(kl(&plain) < kl(&resq));
-    // Four layers, two kept heads of 32 dimensions: 28 of 4 bits, 4 of 8, each with a scale and a minimum.
+    // Four layers, two key/value heads of 32 dimensions: 28 of 4 bits, 4 of 8, each part with a scale and a minimum.
     assert_eq!(resq["kv_bytes_per_token"], 4 * 2 * 2 * (14 + 4 + 4 + 4));
-    // Without directions of its own a model has no cache in them.
+    // A model without stored rotations cannot use them in its cache.
     let text = root().join("examples/data/wiki-eval.txt");
     let said = fails(1, &["eval", s(&model), "--text", s(&text), "--kv", "int4-pca", "--windows", "1"]);
     assert!(said.contains("k_rotation") && said.contains("resq"), "{said}");
@@ -158,7 +158,7 @@ fn other_methods_take_the_subspaces() {
     let parts =
         format!("parts = [{}, {}, {}]\nactivation_scale = \"asym\"", part(0.125, 2), part(0.75, 4), part(0.125, 6));
     let rule = |more: &str| format!("[[rules]]\nmatch = \"*.layers.*\"\n{more}\n");
-    // The paper's variant of equal bits, a correction on top of it, another rotation, none.
+    // The paper's variant with equal bits, the same with a correction, another rotation, and none.
     let resq = "rotate = \"resq\"";
     let equal = run(resq, &rule(&format!("method = \"gptq\"\n{parts}")));
     let even = run(
@@ -184,24 +184,24 @@ fn what_cannot_be_is_refused() {
     };
     let rtn = "[[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 4\n";
     let gptq = "[[rules]]\nmatch = \"*.layers.*\"\nmethod = \"gptq\"\nbits = 4\n";
-    // Statistics of the network as it was say nothing of the rotated one.
+    // Statistics of the original network cannot be used for the rotated one.
     for how in ["resq", "hadamard"] {
         let said = refuse(2, &format!("rotate = \"{how}\"\nstatistics = \"original\"\n{gptq}"), &[]);
         assert!(said.contains("rotate") && said.contains("sequential"), "{said}");
     }
     assert!(refuse(2, &format!("kv = \"int4-pca-high\"\n{rtn}"), &[]).contains("kv"));
-    // No text, no directions.
+    // Without a text there are no directions.
     std::fs::write(&toml, format!("name = \"r\"\nrotate = \"resq\"\n{rtn}")).unwrap();
     let said = fails(2, &["compress", s(&model), "--recipe", s(&toml), "--out", s(&out)]);
     assert!(said.contains("--calib"), "{said}");
     assert!(!out.exists() || files(&out).keys().all(|n| !n.ends_with(".safetensors")));
-    // A value that is not finite is found on the way, by name.
+    // A value that is not finite gives an error with the name of the tensor.
     let mut tiny = Tiny::llama();
     tiny.set("model.layers.1.self_attn.k_proj.weight", 2, f32::NAN);
     let bad = tiny.write(&dir.path().join("m"));
     let said = fails(1, &with(&compress(&bad, "w4a4kv4-resq", &out, WINDOWS), &[]));
     assert!(said.contains("k_proj"), "{said}");
-    // Rotations of keys that are none are refused when the model runs.
+    // Stored key rotations that are not orthogonal are refused when the model runs.
     let list = compress(&model, "w4a4kv4-resq-rtn", &out, WINDOWS);
     tersor_json(&with(&list, &[]));
     let file = out.join("model.safetensors");
@@ -219,7 +219,7 @@ fn what_cannot_be_is_refused() {
     assert!(said.contains("k_rotation"), "{said}");
 }
 
-/// What an operator makes of inputs when every rounding is done in floats, from its specification and its tensors alone.
+/// Computes the output of an operator from its specification and tensors alone, with every rounding done in floats.
 fn in_floats(spec: &OpSpec, name: &str, file: &dyn TensorSource, x: &[f32]) -> Vec<f64> {
     let [rows, cols] = spec.shape;
     let bytes = |tensor: &str| {

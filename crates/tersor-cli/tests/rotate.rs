@@ -1,4 +1,4 @@
-//! Rotated networks and caches of integers: the same predictions until something is rounded, the same bytes whoever does the work.
+//! Rotated networks and quantized caches: predictions are unchanged without rounding, and the bytes do not depend on how the work is distributed.
 
 mod common;
 
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use common::*;
 
-/// Of the calibration text.
+/// Windows of the calibration text, and tokens per window.
 const WINDOWS: [&str; 2] = ["16", "64"];
 
 #[test]
@@ -16,7 +16,7 @@ fn a_rotated_network_predicts_the_same() {
     for (kind, class) in [("qwen2", "Qwen2ForCausalLM"), ("qwen3", "Qwen3ForCausalLM"), ("llama", "LlamaForCausalLM")] {
         let mut tiny = Tiny::new(kind, class);
         if kind == "llama" {
-            // A head of its own, and norms that are zero somewhere.
+            // A head that is not tied, and norms with zeros.
             tiny.config["tie_word_embeddings"] = false.into();
             tiny.add("lm_head.weight", &[2048, 48]);
             tiny.set("model.layers.1.input_layernorm.weight", 3, 0.0);
@@ -41,7 +41,7 @@ fn a_rotated_network_predicts_the_same() {
             let (a, b) =
                 (found["perplexity"].as_f64().unwrap(), eval(model, model, &[])["perplexity"].as_f64().unwrap());
             assert!((a / b - 1.0).abs() < 1e-4, "{a} {b}");
-            // The stream itself is another one.
+            // The hidden states are different.
             let embedding = |m: &Path| {
                 let plain = dir.path().join("plain");
                 tersor_json(&["convert", s(m), "--to", "f32", "--out", s(&plain)]);
@@ -74,14 +74,14 @@ fn tasks_and_threads_give_the_same_bytes() {
     }
     run(&list, &["--merge"]);
     assert_eq!(result(&whole), result(&parts));
-    // Both the table and the head, which was the table, are there.
+    // The embedding and the head, which were tied, are both stored.
     let inspected = tersor_json(&["inspect", s(&whole)]);
     let tensors = inspected["tensors"].as_array().unwrap();
     let has = |n: &str| tensors.iter().any(|t| t["name"].as_str().unwrap().starts_with(n));
     assert!(has("lm_head.weight") && has("model.embed_tokens.weight"));
     let found = eval(&whole, &model, &[]);
     assert!(found["kl_mean"].as_f64().unwrap() < 0.5, "{found}");
-    // The seed is the rotation's.
+    // The seed determines the rotation.
     let other = dir.path().join("other");
     run(&compress(&model, recipe, &other, WINDOWS), &["--seed", "7"]);
     assert_ne!(result(&whole)["model.safetensors"], result(&other)["model.safetensors"]);
@@ -100,7 +100,7 @@ fn figures_of_channels_are_those_behind_the_rotation() {
         run(&compress(&model, s(&toml), &out, WINDOWS), &[]);
         kl(&eval(&out, &model, &[]))
     };
-    // A correction by the magnitudes of inputs, and static ranges of them, need figures of what the down projections really see.
+    // A correction by the magnitude of the inputs, and static ranges, need statistics of the rotated inputs of the down projections.
     let (plain, corrected) = (far(""), far("low_rank = \"l2qer\"\nrank = 16"));
     assert!(corrected < 0.8 * plain, "{corrected} {plain}");
     let fixed = far("activations = 8\nactivation_scale = \"static\"");
@@ -113,7 +113,7 @@ fn caches_are_as_the_recipe_says_unless_asked_otherwise() {
     let (model, out) = (shipped(), dir.path().join("out"));
     run(&compress(&model, "w8a8kv4-rtn", &out, WINDOWS), &[]);
     let (recorded, plain) = (eval(&out, &model, &[]), eval(&out, &model, &["--kv", "f32"]));
-    // Four layers, two kept heads of 32: floats, or codes of 4 bits with a scale and a minimum.
+    // Four layers, two key/value heads of 32 dimensions: floats, or 4-bit codes with a scale and a minimum.
     assert_eq!(
         (&plain["kv_bytes_per_token"], &recorded["kv_bytes_per_token"]),
         (&2048.into(), &(4 * 2 * 2 * (16 + 4)).into())

@@ -1,4 +1,5 @@
-//! Smoothing from the recipe to the directory: nothing changes until something is rounded, and the bytes do not depend on who does what.
+//! Smoothing from the recipe to the output directory: predictions are unchanged without rounding, and the bytes do not depend on how the work is
+//! distributed.
 
 mod common;
 
@@ -6,10 +7,10 @@ use std::path::Path;
 
 use common::*;
 
-/// Of the calibration text.
+/// Windows of the calibration text, and tokens per window.
 const WINDOWS: [&str; 2] = ["8", "64"];
 
-/// A recipe that smooths and rounds nothing.
+/// A recipe that smooths without rounding.
 fn exact(dir: &Path, how: &str) -> String {
     let path = dir.join(format!("{how}.toml"));
     let text = format!(
@@ -22,7 +23,8 @@ fn exact(dir: &Path, how: &str) -> String {
 #[test]
 fn folding_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    // Heads that share values leave the output projection alone; with as many, its factors fold into the values, biases and all.
+    // With grouped heads the output projection is not smoothed. With as many key/value heads as query heads, its factors are folded into the values and
+    // their biases.
     let mut whole = Tiny::new("qwen2", "Qwen2ForCausalLM");
     whole.config["num_key_value_heads"] = 4.into();
     for layer in 0..2 {
@@ -39,7 +41,7 @@ fn folding_changes_nothing() {
             let out = dir.path().join(format!("{name}-{how}"));
             run(&compress(model, &exact(dir.path(), how), &out, WINDOWS), &[]);
             let found = eval(&out, model, &[]);
-            // With nothing to lose AWQ and QQQ find nothing to gain.
+            // Without a quantization error AWQ and QQQ find no factors.
             assert!(found["kl_mean"].as_f64().unwrap() < 1e-6, "{name} {how}: {found}");
             let (a, b) =
                 (found["perplexity"].as_f64().unwrap(), eval(model, model, &[])["perplexity"].as_f64().unwrap());
@@ -72,7 +74,7 @@ fn the_papers_methods_run_and_help() {
         std::fs::remove_dir_all(out).unwrap();
         found
     };
-    // Each against rounding on the grid that it has.
+    // Each method compared with rounding on the same grid.
     let narrow = dir.path().join("narrow.toml");
     let ends = "[[rules]]\nmatch = [\"*embed_tokens*\", \"lm_head*\"]\nmethod = \"rtn\"\nbits = 8\n";
     let rule = "[[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 4\ngrid = \"sym_narrow\"\nactivations = 8\n";
@@ -83,7 +85,7 @@ fn the_papers_methods_run_and_help() {
         let (plain, found) = (far(plain), far(better));
         assert!(found < plain, "{better}: {found} for {plain}");
     }
-    // Compositions that no paper has.
+    // Combinations that are in no paper.
     let toml = dir.path().join("mixed.toml");
     let text = "name = \"mixed\"\n[[rules]]\nmatch = \"model.layers.*\"\nmethod = \"dgq\"\nsmooth = \"percentile\"\nactivations = 8\n\
         low_rank = \"l2qer\"\nrank = 8\n";
@@ -130,7 +132,7 @@ fn what_cannot_be_smoothed_is_refused() {
     assert!(refuse(&original).contains("sequential"));
     let said = fails(2, &["compress", s(&shipped()), "--recipe", "w4a8-dgq", "--out", s(&out)]);
     assert!(said.contains("--calib"), "{said}");
-    // Weights that are not finite are named, and leave nothing behind.
+    // Weights that are not finite give an error with their name, and no output.
     let mut tiny = Tiny::llama();
     tiny.set("model.layers.1.mlp.up_proj.weight", 5, f32::NAN);
     let model = tiny.write(&dir.path().join("m"));
@@ -168,7 +170,7 @@ fn activations_of_every_kind_run() {
         let found = far(&more);
         assert!(found < max, "{more}: {found}");
     }
-    // Of a token, coarser scales lose more.
+    // Coarser activation scales have a larger error.
     assert!(token < far(&scale("tensor")));
 }
 

@@ -13,7 +13,7 @@ use tersor_core::{Error, Limits, Result, RowSource};
 pub struct Importance {
     /// Sum of the squared activations of each input feature, `[in_features]`.
     pub squares: Vec<f64>,
-    /// Number of terms in the sums, as the file counts them: tokens in GGUF files, batches in the older format.
+    /// Number of terms in the sums, as the file counts them: tokens, or batches of tokens.
     pub count: u64,
 }
 

@@ -5,6 +5,13 @@ use std::path::Path;
 use tersor_core::{Error, Limits, OpSpec, Result, Value};
 
 /// Reads and parses a JSON file. Errors if it cannot be read, is longer than `limits.json_bytes`, or is not valid JSON.
+///
+/// ```
+/// use tersor_core::Limits;
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki/config.json");
+/// let config = tersor_formats::json::read(path.as_ref(), &Limits::default()).unwrap();
+/// assert_eq!(config["model_type"], "llama");
+/// ```
 pub fn read(path: &Path, limits: &Limits) -> Result<Json> {
     let len = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
     Limits::check("length of a JSON file", len, limits.json_bytes)

@@ -28,6 +28,16 @@ pub trait ReadAt: Send + Sync {
 }
 
 /// A regular file opened for positioned reads. Its length is read once, when it is opened.
+///
+/// ```
+/// use tersor_formats::{FileAt, ReadAt};
+/// let path = tempfile::NamedTempFile::new().unwrap();
+/// std::fs::write(&path, b"abcd").unwrap();
+/// let file = FileAt::open(path.path()).unwrap();
+/// let mut out = [0u8; 2];
+/// file.read_at(2, &mut out).unwrap();
+/// assert_eq!((file.len(), &out), (4, b"cd"));
+/// ```
 #[derive(Debug)]
 pub struct FileAt {
     file: File,

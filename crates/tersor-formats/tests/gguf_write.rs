@@ -1,4 +1,4 @@
-//! Blocks as llama.cpp writes them, and files that are read again.
+//! Encoded blocks compared with llama.cpp's, and written files that are read again.
 
 use tersor_core::{Limits, RowSource};
 use tersor_formats::gguf::{BlockType, File, MetaWriter, Writer, gguf_name, hf_name};
@@ -43,7 +43,7 @@ fn errors_are_ordered_as_bits_are() {
         (sum / x.len() as f64).sqrt()
     };
     use BlockType::*;
-    // The figures of independent implementations on normal values.
+    // Errors of independent implementations on normal values.
     for (kind, want) in [(Q8_0, 0.0053), (Q6_K, 0.0177), (Q5_K, 0.0357), (Q4_K, 0.0714), (Q4_1, 0.0778), (Q4_0, 0.0851)]
     {
         let found = error(kind);
@@ -117,7 +117,7 @@ fn a_file_is_read_again() {
     assert_eq!(out, back(BlockType::Q8_0, &w));
     read.rows("a.weight").unwrap().read_rows(0..1, &mut out[..64]).unwrap();
     assert_eq!(out[..64], norm);
-    // Keys go from file to file with their types.
+    // Keys are copied from file to file with their types.
     let mut again = MetaWriter::new();
     read.meta().0.keys().for_each(|k| {
         again.raw(k, &read.raw_meta(k).unwrap());

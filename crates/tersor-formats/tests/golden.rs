@@ -1,4 +1,4 @@
-//! Block types against other implementations: bytes decoded by llama.cpp's Python package, and worked examples.
+//! Block types compared with other implementations: bytes decoded by llama.cpp's Python package, and worked examples.
 
 use serde_json::Value as Json;
 use tersor_formats::gguf::BlockType;
@@ -29,7 +29,7 @@ fn random_blocks_of_every_type_decode_as_in_llama_cpp() {
             .collect();
         assert_eq!(got.len(), want.len(), "{name}");
         for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-            // Products of three factors may be rounded in another order.
+            // Products of three factors may be computed in another order.
             assert!((g - w).abs() <= 4e-7 * w.abs().max(1e-3), "{name}[{i}]: {g} and {w}");
         }
     }
@@ -54,7 +54,7 @@ fn worked_examples_decode() {
 fn packed_scales_of_q4_k_are_read_as_they_are_packed() {
     let golden: Json = serde_json::from_str(include_str!("golden/kquant_scale_pack.json")).unwrap();
     let numbers = |key: &str| golden[key].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as f32);
-    // d = dmin = 1, every code 1: element e is scale - minimum of its sub-block.
+    // With d = dmin = 1 and every code 1, element e is scale - minimum of its sub-block.
     let mut block = vec![0x00, 0x3c, 0x00, 0x3c];
     block.extend(numbers("bytes12").map(|v| v as u8));
     block.extend([0x11; 128]);

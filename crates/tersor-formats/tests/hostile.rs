@@ -1,4 +1,4 @@
-//! Files that lie, end early, or were changed: an error for each, in bounded time and memory.
+//! Files that are inconsistent, truncated or corrupted: each gives an error, in bounded time and memory.
 
 mod common;
 
@@ -65,7 +65,7 @@ fn safetensors_headers_that_lie() {
         bytes.extend(b"{}");
         assert!(read_safetensors(bytes).is_err());
     }
-    // Two tensors whose names differ by case, hold a NUL, dots, or a megabyte, are just names.
+    // Tensor names may differ by case only, contain a NUL or dots, and be a megabyte long.
     let long = "n".repeat(1 << 20);
     for name in ["A", "../../etc/passwd", r"\u0000", "", &long] {
         let header = format!(r#"{{"a":{},"{name}":{}}}"#, t("U8", "[1]", 0, 1), t("U8", "[1]", 1, 2));
@@ -89,7 +89,7 @@ fn gguf_headers_that_lie() {
         change(&mut g.tensors[1]);
         read_gguf(g.bytes())
     };
-    // A dimension count of 2^32 - 1, written without so many dimensions behind it.
+    // A dimension count of 2^32 - 1 that is not followed by as many dimensions.
     let mut bytes = g().bytes();
     let at = bytes.windows(9).position(|w| w == [1, 0, 0, 0, 0, 0, 0, 0, b'x']).unwrap() + 9;
     bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
@@ -124,7 +124,7 @@ fn gguf_headers_that_lie() {
     let mut truth = g();
     truth.keys.push(("odd".into(), 7, vec![2]));
     refused(keyed(truth), "boolean");
-    // Lists and texts that claim more than there is, or more than is allowed.
+    // Lists and strings with a length beyond the file or above the limit.
     for n in [1 << 40, u64::MAX, 1 << 23] {
         let mut list = 0u32.to_le_bytes().to_vec();
         list.extend(u64::to_le_bytes(n));

@@ -1,4 +1,4 @@
-//! Importance matrices in both of llama.cpp's formats, whole and broken.
+//! Importance matrices in both of llama.cpp's formats, valid and invalid.
 
 mod common;
 
@@ -6,7 +6,7 @@ use common::{Gguf, GgufEntry, string};
 use tersor_core::Limits;
 use tersor_formats::imatrix;
 
-/// The older file: two matrices, then the number of chunks and the name of the data.
+/// A file of the older format: two matrices, then the number of chunks and the name of the data.
 fn binary() -> Vec<u8> {
     let mut out = 2i32.to_le_bytes().to_vec();
     for (name, count, values) in [("blk.0.attn_q.weight", 3i32, [1.5f32, 0.0, 4.0]), ("odd", 1, [2.0, 3.0, 5.0])] {
@@ -19,7 +19,7 @@ fn binary() -> Vec<u8> {
     out
 }
 
-/// The newer one; the second matrix has two experts.
+/// A file of the newer format; the second matrix has two experts.
 fn gguf() -> Gguf {
     let entry =
         |name: &str, dims: &[u64], offset| GgufEntry { name: name.into(), dims: dims.to_vec(), kind: 0, offset };
@@ -67,7 +67,7 @@ fn broken_files_are_errors() {
     };
     for whole in [binary(), gguf().bytes()] {
         for cut in 0..whole.len() {
-            // Of the GGUF file's last tensor only the first 8 bytes count; the rest is padding.
+            // The last tensor of the GGUF file has 8 bytes; the rest is padding.
             if whole.starts_with(b"GGUF") && cut >= whole.len() - 24 {
                 continue;
             }
@@ -79,7 +79,7 @@ fn broken_files_are_errors() {
         bytes[at..at + with.len()].copy_from_slice(with);
         bytes
     };
-    assert!(fails(&patch(0, &(-1i32).to_le_bytes())).contains("-1 entries"));
+    assert!(fails(&patch(0, &(-1i32).to_le_bytes())).contains("number of entries is -1"));
     assert!(fails(&patch(0, &0i32.to_le_bytes())).contains("no entries"));
     assert!(fails(&patch(0, &i32::MAX.to_le_bytes())).contains("entries"));
     assert!(fails(&patch(4, &i32::MAX.to_le_bytes())).contains("middle of an entry"));

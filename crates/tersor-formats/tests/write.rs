@@ -1,4 +1,4 @@
-//! Canonical files: equal content is equal bytes, nothing half-written ever bears its final name.
+//! Canonical files: equal content gives equal bytes, and an incomplete file never has its final name.
 
 use std::collections::BTreeMap;
 use tersor_core::{DType, Limits, TensorInfo, TensorSink, TensorSource};

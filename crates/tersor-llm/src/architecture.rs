@@ -9,6 +9,19 @@ use crate::encoder::ENCODERS;
 use crate::{DecoderConfig, EncoderConfig};
 
 /// A supported network: its kind and its configuration.
+///
+/// ```
+/// use tersor_core::Limits;
+/// use tersor_formats::Model;
+/// use tersor_llm::Architecture;
+/// # fn main() -> tersor_core::Result<()> {
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
+/// let network = Architecture::of(&Model::open(path.as_ref(), &Limits::default())?)?;
+/// assert_eq!(network.sites().len(), 4 * network.layers() + 1);
+/// assert!(network.decoder().is_ok() && network.encoder().is_err());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, PartialEq, Debug)]
 pub enum Architecture {
     /// A Llama-family decoder, which predicts the next token.

@@ -30,6 +30,13 @@ impl Manifest {
     pub const FORMAT: u64 = 1;
 
     /// Parses a manifest. Errors if its format version is not [`Manifest::FORMAT`], or an operator's specification is invalid.
+    ///
+    /// ```
+    /// let json = serde_json::json!({"format": 1, "tensors": {"w": {"spec": {"kind": "dense", "shape": [2, 3]}}}});
+    /// let manifest = tersor_llm::Manifest::from_json(json).unwrap();
+    /// assert_eq!(manifest.specs["w"].shape, [2, 3]);
+    /// assert!(tersor_llm::Manifest::from_json(serde_json::json!({"format": 2})).is_err());
+    /// ```
     pub fn from_json(json: Json) -> Result<Self> {
         let bad = |what: String| Error::format(MANIFEST, what);
         match json.get("format").and_then(Json::as_u64) {
@@ -194,6 +201,18 @@ pub fn is_key_rotation(name: &str) -> bool {
 }
 
 /// The weights of a checkpoint with folds (scales, permutations, rotations merged into weights) applied as they are read.
+///
+/// ```
+/// use tersor_llm::{Checkpoint, Weights};
+/// # fn main() -> tersor_core::Result<()> {
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
+/// let checkpoint = Checkpoint::open(path.as_ref(), &tersor_operators::registry())?;
+/// let weights = Weights::folded(&checkpoint, &[]);
+/// let hidden = checkpoint.architecture().hidden();
+/// assert_eq!(weights.vector("model.norm.weight", hidden)?.len(), hidden);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy)]
 pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,

@@ -154,7 +154,7 @@ impl Decoder {
         self.forward_observed(tokens, state, exec, &mut |_, _, _| Ok(()))
     }
 
-    /// Does [`Decoder::forward`] and calls `observe(layer, site, input)` with the input of each site as it is computed. Tokens are processed in
+    /// Like [`Decoder::forward`], and calls `observe(layer, site, input)` with the input of each site as it is computed. Tokens are processed in
     /// blocks of up to 512, with one call for each block and site. Errors as [`Decoder::forward`] does, or if `observe` fails.
     pub fn forward_observed(
         &self,
@@ -223,7 +223,7 @@ impl Decoder {
         apply(&*self.head, None, &x, exec)
     }
 
-    /// Does [`Decoder::logits`] into the buffer `out`, `[tokens, vocab]`. Errors if a length does not fit.
+    /// Writes the logits of final hidden states `[tokens, hidden]` into the buffer `out`, `[tokens, vocab]`. Errors if a length does not fit.
     pub fn logits_into(&self, hidden: &[f32], out: &mut [f32], exec: &Exec) -> Result<()> {
         let shape = [hidden.len() / self.config.hidden, self.config.hidden];
         let x = Input::new(hidden, shape)?;

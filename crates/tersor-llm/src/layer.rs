@@ -73,6 +73,18 @@ pub enum SiteKind {
 }
 
 /// The weights of one decoder layer, with the field names of Hugging Face's files.
+///
+/// ```
+/// use tersor_llm::{Checkpoint, Layer};
+/// # fn main() -> tersor_core::Result<()> {
+/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
+/// let checkpoint = Checkpoint::open(path.as_ref(), &tersor_operators::registry())?;
+/// let config = checkpoint.architecture().decoder()?;
+/// let layer = Layer::read(&checkpoint, config, 0)?;
+/// assert_eq!(layer.down_proj.op.shape(), [config.hidden, config.intermediate]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Layer {
     /// Weight of the RMS norm in front of attention, `[hidden]`.
     pub input_layernorm: Vec<f32>,

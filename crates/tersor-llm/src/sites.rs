@@ -184,9 +184,9 @@ impl Decoder {
         self.config().sites()
     }
 
-    /// Returns the output of a site's module on stored inputs `x`, with `weights` in place of the site's own matrices: for q, k and v the attention
-    /// output, `[tokens, heads * head_dim]`; for gate and up the gated product, `[tokens, intermediate]`; for o and down the product,
-    /// `[tokens, hidden]`. `x` is `[tokens, features]` and holds whole windows of `window` tokens, each attending only to itself. Errors if a
+    /// Returns the output of a site's module (the matrices that read the site, and what follows up to the next site) on stored inputs `x`, with
+    /// `weights` in place of the site's own matrices: for q, k and v the attention output, `[tokens, heads * head_dim]`; for gate and up the gated
+    /// product, `[tokens, intermediate]`; for o and down the product, `[tokens, hidden]`. `x` is `[tokens, features]` and holds whole windows of `window` tokens, each attending only to itself. Errors if a
     /// shape does not fit, or there is no layer `layer`.
     pub fn site_output(
         &self,

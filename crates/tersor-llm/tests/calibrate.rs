@@ -1,4 +1,4 @@
-//! Statistics gathered a layer at a time, against those of a plain forward pass; in parts, on disk, and resumed.
+//! Statistics gathered layer by layer, compared with those of a plain forward pass; in parts, on disk, and resumed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ fn open(name: &str) -> Checkpoint {
     Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name), &registry()).unwrap()
 }
 
-/// Windows of 12 tokens (of the last: 5).
+/// Windows of 12 tokens; the last has 5.
 fn windows(count: usize) -> Vec<Vec<u32>> {
     (0..count as u32)
         .map(|w| (0..if w + 1 == count as u32 { 5 } else { 12 }).map(|t| (w * 7 + t * t) % 40).collect())
@@ -28,7 +28,7 @@ fn gather(
     scratch: Option<&Path>,
 ) -> Vec<StatSet> {
     let slices: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
-    // Windows of 2048 tokens at most: shards of four.
+    // Windows of at most 2048 tokens make shards of four windows.
     let mut calibration = Calibration::new(checkpoint, &slices, part, 2048, scratch).unwrap();
     embed(checkpoint, &mut calibration);
     let mut seen = Vec::new();
@@ -89,7 +89,7 @@ fn a_layer_at_a_time_sees_what_a_forward_pass_sees() {
         assert_eq!(got.tokens(), 65);
         assert!(close(got.gram().unwrap(), want.gram().unwrap(), 1e-5), "site {i}");
         assert!(close(&got.channel().unwrap().sum_abs, &want.channel().unwrap().sum_abs, 1e-5), "site {i}");
-        // The same tokens are in the sample.
+        // The sample has the same tokens.
         let [a, b] = [got, want].map(|s| s.sample().unwrap().iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
         assert!(close(&a, &b, 1e-5), "site {i}");
     }
@@ -177,7 +177,7 @@ fn what_replaces_a_matrix_is_what_later_sites_see() {
         let mut energies = Vec::new();
         let mut compress = |site: &Site, stats: &StatSet| {
             energies.push(stats.channel().unwrap().sum_sq.iter().sum::<f64>());
-            // Nothing comes out of attention; the other matrices stay.
+            // The attention output becomes zero; the other matrices are unchanged.
             let zero = |c: &tersor_core::Consumer| -> tersor_core::Result<Option<Arc<dyn LinearOp>>> {
                 let values = vec![0f32; c.shape[0] * c.shape[1]];
                 Ok(if c.weight.contains("v_proj") {

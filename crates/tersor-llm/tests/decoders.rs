@@ -1,5 +1,5 @@
-//! The decoder against transformers, on small random models of every architecture and rotary variant
-//! (`scripts/golden_decoders.py` makes them), and against itself: in parts, streamed, site by site.
+//! The decoder compared with transformers, on small random models of every architecture and rotary variant
+//! (made by `scripts/golden_decoders.py`), and with itself: in parts, streamed, site by site.
 
 use std::path::{Path, PathBuf};
 
@@ -90,11 +90,11 @@ fn a_site_with_its_own_weights_gives_what_the_layer_computes() {
                 site.consumers.iter().map(|c| checkpoint.matrix(&c.weight, c.shape).unwrap()).collect();
             let ops: Vec<&dyn LinearOp> = ops.iter().map(|o| &**o).collect();
             let out = decoder.site_output(*layer, *kind, x, tokens.len(), &ops, &exec).unwrap();
-            // The next site of the layer reads what this one's module makes, where no norm stands between.
+            // The output of this site's module is the input of the next site, unless a norm is between them.
             if matches!(kind, SiteKind::Qkv | SiteKind::GateUp) {
                 assert_eq!(out, seen[i + 1].2, "{name}, {}", site.name);
             }
-            // Other weights, another output; a sample that is no whole window is refused.
+            // Other weights give another output; a sample that is not a whole window is refused.
             assert_eq!(out.len() % tokens.len(), 0);
             assert!(decoder.site_output(*layer, *kind, &x[1..], tokens.len(), &ops, &exec).is_err());
             assert!(decoder.site_output(*layer, *kind, x, tokens.len(), &ops[1..], &exec).is_err());

@@ -1,4 +1,4 @@
-//! The encoder against transformers, on small random models (`scripts/golden_encoders.py` makes them).
+//! The encoder compared with transformers, on small random models (made by `scripts/golden_encoders.py`).
 
 use std::path::{Path, PathBuf};
 
@@ -50,7 +50,7 @@ fn what_does_not_fit_is_refused() {
         assert!(encoder.embed(bad, &exec).is_err(), "{bad:?}");
     }
     assert!(encoder.embed(&[1; 32], &exec).is_ok());
-    // An encoder writes no text, and a decoder embeds none.
+    // An encoder cannot generate text, and a decoder cannot embed sentences.
     let Err(e) = Decoder::load(&checkpoint) else { panic!("a decoder of an encoder") };
     assert!(e.to_string().contains("bert"), "{e}");
     let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");

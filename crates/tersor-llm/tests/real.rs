@@ -1,4 +1,4 @@
-//! SmolLM2, where `scripts/fetch-models.sh` has brought it; figures of transformers 5.23 on the same file, in float32.
+//! SmolLM2, if `scripts/fetch-models.sh` has fetched it, compared with figures of transformers 5.23 on the same file in float32.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ fn open() -> Option<(Decoder, Tokenizer)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let path = root.join("models/smollm2-135m.gguf");
     if !path.is_file() {
-        eprintln!("skipped: {} is not there (scripts/fetch-models.sh brings it)", path.display());
+        eprintln!("skipped: {} is missing (scripts/fetch-models.sh fetches it)", path.display());
         return None;
     }
     let checkpoint = Checkpoint::open(&path, &registry()).unwrap();

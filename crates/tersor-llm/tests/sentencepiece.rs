@@ -31,10 +31,10 @@ fn pieces_merge_by_score_and_unknown_bytes_fall_back() {
     let model = Model::open(&path, &Limits::default()).unwrap();
     let tokenizer = Tokenizer::from_json(&Tokenizer::json_of(&model).unwrap()).unwrap();
     let id = |p: &str| pieces.iter().position(|q| q.0 == p).unwrap() as u32;
-    // `▁t` (best score) first, then `he`, then both make `▁the`; a space is put in front.
+    // `▁t` (best score) is merged first, then `he`, then both into `▁the`; a space is prepended.
     assert_eq!(tokenizer.encode("the a").unwrap(), [id("▁the"), id("▁a")]);
     assert_eq!(tokenizer.encode("ther").unwrap(), [id("▁the"), id("r")]);
-    // `é` is no piece: its two bytes.
+    // `é` is not in the vocabulary and becomes its two bytes.
     assert_eq!(tokenizer.encode("né").unwrap(), [id("▁"), id("n"), id("<0xC3>"), id("<0xA9>")]);
     assert_eq!(tokenizer.encode("a</s>").unwrap()[1..], [id("</s>")]);
     for text in ["the a", "ther né", "an  e"] {

@@ -1,4 +1,4 @@
-//! Long texts are tokenized in pieces; the tokens are those of the whole.
+//! Long texts are tokenized in pieces; the tokens are the same as those of the whole text.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use tersor_core::Limits;
 use tersor_formats::Model;
 use tersor_llm::Tokenizer;
 
-/// Prose, then what has no spaces, runs of line ends, and letters of several bytes.
+/// Prose, then text without spaces, repeated newlines, and characters of several bytes.
 fn text() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let prose = std::fs::read_to_string(root.join("examples/data/wiki-eval.txt")).unwrap();
@@ -22,7 +22,7 @@ fn pieces_give_the_tokens_of_the_whole() {
     for name in ["examples/models/tiny-wiki", "models/smollm2-135m.gguf", "models/minilm"] {
         let path = root.join(name);
         if !path.exists() {
-            eprintln!("skipped: {name} is not there (scripts/fetch-models.sh brings it)");
+            eprintln!("skipped: {name} is missing (scripts/fetch-models.sh fetches it)");
             continue;
         }
         let json = Tokenizer::json_of(&Model::open(&path, &Limits::default()).unwrap()).unwrap();
@@ -37,7 +37,7 @@ fn pieces_give_the_tokens_of_the_whole() {
 fn framed_texts_keep_their_last_token() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/minilm");
     if !path.exists() {
-        eprintln!("skipped: models/minilm is not there (scripts/fetch-models.sh brings it)");
+        eprintln!("skipped: models/minilm is missing (scripts/fetch-models.sh fetches it)");
         return;
     }
     let model = Model::open(&path, &Limits::default()).unwrap();
@@ -45,6 +45,6 @@ fn framed_texts_keep_their_last_token() {
     let all = tokenizer.encode_with_special_tokens("A quick brown fox.", 512).unwrap();
     assert_eq!(all, [101, 1037, 4248, 2829, 4419, 1012, 102]);
     assert_eq!(tokenizer.encode_with_special_tokens("A quick brown fox.", 4).unwrap(), [101, 1037, 4248, 102]);
-    // The file asks for padding to 128 tokens; nobody else does.
+    // The file sets padding to 128 tokens, which is ignored.
     assert_eq!(tokenizer.encode_with_special_tokens("", 512).unwrap(), [101, 102]);
 }

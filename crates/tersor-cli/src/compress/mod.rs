@@ -48,7 +48,7 @@ pub fn run(a: &args::Compress, json: bool) -> Result<()> {
         .map(|(name, _)| name)
         .collect();
     if !differ.is_empty() {
-        let what = format!("it was made for other inputs: {} changed; plan again", differ.join(", "));
+        let what = format!("it was made for another model or machine: {} changed; plan again", differ.join(", "));
         return Err(Error::format("plan", what));
     }
     plan.fit(&model, calibration.max_memory)?;

@@ -109,7 +109,7 @@ impl Plan {
     fn calibration_phases(&self) -> Option<Vec<Terms>> {
         let network = self.network.as_ref()?;
         let in_layers = |e: &Entry| network.layer_of(&e.name).is_some();
-        // Bytes per Gram element over four; larger for matrices whose columns are split into parts.
+        // Memory per element of the Gram matrix, in units of 4 bytes; larger for matrices whose columns are split into parts.
         let split = |e: &Entry| {
             let rule = e.rule.and_then(|r| self.recipe.rules.get(r));
             if rule.is_some_and(|r| !r.parts.is_empty()) { 16 } else { 11 }

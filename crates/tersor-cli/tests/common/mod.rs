@@ -1,4 +1,4 @@
-//! A command to run and small models to run it on.
+//! Runs the command on small models.
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ pub fn tersor(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tersor")).args(args).output().unwrap()
 }
 
-/// Runs it, demands success, and reads the object that it prints.
+/// Runs `tersor` with `--json`, asserts success, and returns the object that it prints.
 pub fn tersor_json(args: &[&str]) -> Json {
     let mut args = args.to_vec();
     args.push("--json");
@@ -28,7 +28,7 @@ pub fn tersor_json(args: &[&str]) -> Json {
     serde_json::from_slice(&out.stdout).unwrap()
 }
 
-/// The model that ships in the repository.
+/// The model included in the repository.
 pub fn shipped() -> PathBuf {
     root().join("examples/models/tiny-wiki")
 }
@@ -45,17 +45,17 @@ pub fn compress(model: &Path, recipe: &str, out: &Path, [windows, ctx]: [&str; 2
     list.iter().chain(&["--calib-windows", windows, "--ctx", ctx]).map(|a| a.to_string()).collect()
 }
 
-/// Arguments, and more of them.
+/// Arguments followed by more arguments.
 pub fn with<'a>(args: &'a [String], more: &[&'a str]) -> Vec<&'a str> {
     args.iter().map(String::as_str).chain(more.iter().copied()).collect()
 }
 
-/// [`tersor_json`] of arguments, and more of them.
+/// [`tersor_json`] of arguments followed by more arguments.
 pub fn run(args: &[String], more: &[&str]) -> Json {
     tersor_json(&with(args, more))
 }
 
-/// What `eval` says of a model beside another, on 8 windows of 64 tokens.
+/// The output of `eval` for a model compared with another, on 8 windows of 64 tokens.
 pub fn eval(model: &Path, against: &Path, more: &[&str]) -> Json {
     let text = data("wiki-eval.txt");
     let args =
@@ -63,12 +63,12 @@ pub fn eval(model: &Path, against: &Path, more: &[&str]) -> Json {
     tersor_json(&[&args[..], more].concat())
 }
 
-/// The mean divergence in what `eval` says.
+/// The mean divergence in the output of `eval`.
 pub fn kl(found: &Json) -> f64 {
     found["kl_mean"].as_f64().unwrap()
 }
 
-/// Runs it, demands this exit code and nothing on stdout, and gives what it said on stderr.
+/// Runs `tersor`, asserts this exit code and no output on stdout, and returns the output on stderr.
 pub fn fails(code: i32, args: &[&str]) -> String {
     let out = tersor(args);
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
@@ -93,14 +93,14 @@ pub fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     out
 }
 
-/// What a compressed directory holds, but for the times.
+/// All files of a compressed directory except the timings.
 pub fn result(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut all = files(dir);
     assert!(all.remove("timing.json").is_some());
     all
 }
 
-/// A small random model of some architecture, with the shipped tokenizer.
+/// A small random model of some architecture, with the tokenizer of the included model.
 pub struct Tiny {
     pub config: Json,
     pub tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
@@ -108,7 +108,7 @@ pub struct Tiny {
 }
 
 impl Tiny {
-    /// Two layers of 4 heads over 2, hidden 48, with what the architecture has besides.
+    /// Two layers with 4 query heads, 2 key/value heads and 48 features, and the additional tensors of the architecture.
     pub fn new(model_type: &str, class: &str) -> Self {
         let config = json!({
             "model_type": model_type, "architectures": [class], "hidden_size": 48, "intermediate_size": 80,
@@ -164,7 +164,7 @@ impl Tiny {
         self.tensors.get_mut(name).unwrap().1[index] = value;
     }
 
-    /// Writes the directory.
+    /// Writes the model directory.
     pub fn write(&self, dir: &Path) -> PathBuf {
         std::fs::create_dir_all(dir).unwrap();
         std::fs::write(dir.join("config.json"), self.config.to_string()).unwrap();
@@ -173,7 +173,7 @@ impl Tiny {
         dir.to_path_buf()
     }
 
-    /// Writes the tensors that `keep` names.
+    /// Writes the tensors whose names `keep` accepts.
     pub fn write_weights(&self, path: &Path, keep: impl Fn(&str) -> bool) {
         let info = |shape: &Vec<usize>| TensorInfo { dtype: self.dtype, shape: shape.clone() };
         let kept = self.tensors.iter().filter(|(n, _)| keep(n));

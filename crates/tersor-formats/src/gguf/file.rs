@@ -214,9 +214,9 @@ impl GgufRows<'_> {
 /// [`GgufRows::unpermuted`].
 ///
 /// ```
-/// use tersor_core::{DenseRows, RowSource};
+/// use tersor_core::{MatView, RowSource};
 /// use tersor_formats::gguf::InterleavedRows;
-/// let source = DenseRows::new(&[0.0, 1.0, 2.0, 3.0], [4, 1]).unwrap();
+/// let source = MatView::new(&[0.0f32, 1.0, 2.0, 3.0], [4, 1]).unwrap();
 /// let mut out = [0.0; 4];
 /// InterleavedRows::new(&source, 4).unwrap().read_rows(0..4, &mut out).unwrap();
 /// assert_eq!(out, [0.0, 2.0, 1.0, 3.0]);

@@ -33,7 +33,7 @@ impl MetaWriter {
         self
     }
 
-    /// Sets a key to a 32-bit unsigned integer.
+    /// Sets a key to a 32-bit unsigned integer. Like the other setters, returns the metadata for chaining.
     pub fn uint(&mut self, key: &str, v: u32) -> &mut Self {
         self.raw(key, &[4u32.to_le_bytes(), v.to_le_bytes()].concat())
     }

@@ -1,4 +1,4 @@
-//! Small files made in memory, and ways to break them.
+//! Small files made in memory, and functions that corrupt them.
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ pub fn small_safetensors() -> Vec<u8> {
     bytes
 }
 
-/// Opens safetensors bytes and reads everything in them.
+/// Opens safetensors bytes and reads all tensors.
 pub fn read_safetensors(bytes: Vec<u8>) -> Result<usize, Error> {
     let file = safetensors::File::new(Box::new(bytes), &Limits::default())?;
     let mut total = 0;
@@ -51,7 +51,7 @@ pub struct Gguf {
     pub key_count: Option<u64>,
 }
 
-/// A line of the tensor table, dimensions fastest first.
+/// An entry of the tensor table, dimensions fastest-varying first.
 #[derive(Clone)]
 pub struct GgufEntry {
     pub name: Vec<u8>,
@@ -87,7 +87,7 @@ impl Gguf {
         self
     }
 
-    /// An array of items of one type, already in bytes.
+    /// Adds an array of items of one type, given as bytes.
     pub fn array(mut self, key: &str, kind: u32, items: &[Vec<u8>]) -> Self {
         let mut value = kind.to_le_bytes().to_vec();
         value.extend((items.len() as u64).to_le_bytes());
@@ -96,7 +96,7 @@ impl Gguf {
         self
     }
 
-    /// A tensor whose data follows that of the one before, at a multiple of 32.
+    /// Adds a tensor whose data follows that of the previous one, at a multiple of 32.
     pub fn tensor(mut self, name: &str, dims: &[u64], kind: u32, data: &[u8]) -> Self {
         self.data.resize(self.data.len().next_multiple_of(32), 0);
         let offset = self.data.len() as u64;

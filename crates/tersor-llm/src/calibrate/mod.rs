@@ -87,7 +87,7 @@ pub struct SiteChanges<'h> {
 
 /// A site of a layer with the calibration data that a rewrite needs: statistics, sample inputs, and the output of the site's module on them.
 pub struct ObservedSite<'s> {
-    /// The observed site.
+    /// The site whose inputs were observed.
     pub site: &'s Site,
     /// Statistics of the site's inputs over all calibration windows.
     pub stats: StatSet,
@@ -408,7 +408,7 @@ impl<'a> Calibration<'a> {
         all.pop().ok_or_else(|| Error::shape("inputs of a site", 1, 0))
     }
 
-    /// Does [`Calibration::gather`] for several inputs at once and calls `observe` with the inputs of each window, in order.
+    /// Like [`Calibration::gather`], for several inputs at once; calls `observe` with the inputs of each window, in order.
     #[allow(clippy::too_many_arguments)]
     fn gather_all(
         &mut self,

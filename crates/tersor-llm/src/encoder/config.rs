@@ -52,6 +52,13 @@ pub struct EncoderConfig {
 impl EncoderConfig {
     /// Parses the `config.json` of an encoder; `prefix` is left empty. Errors, naming the key, if one is missing, has another type, or has an
     /// unsupported value.
+    ///
+    /// ```
+    /// let json = serde_json::json!({"model_type": "bert", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
+    ///     "intermediate_size": 128, "vocab_size": 100});
+    /// let config = tersor_llm::EncoderConfig::from_json(&json).unwrap();
+    /// assert_eq!((config.head_dim(), config.max_positions), (16, 512));
+    /// ```
     pub fn from_json(json: &Json) -> Result<Self> {
         let model_type = check_architecture(json, &ENCODERS)?;
         let (hidden, heads) = (size(json, "hidden_size")?, size(json, "num_attention_heads")?);
