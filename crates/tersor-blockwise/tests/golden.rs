@@ -83,7 +83,8 @@ fn codes_scales_and_values_equal_bitsandbytes() {
     }
 }
 
-/// For f32 the library rounds values to a grid of 65536 points, which lacks zero, and looks codes up there: its codes are those of the rounded values.
+/// For f32 the library rounds values to a grid of 65536 points, which lacks zero, and looks codes up there: its codes are those of the rounded
+/// values.
 #[test]
 fn codes_of_the_native_lookup_table_are_explained() {
     let (golden, map) = (golden(), Map::dynamic(true));

@@ -114,8 +114,8 @@ impl Permuted {
     /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "permuted";
 
-    /// Returns `op`, an operator for permuted inputs, with the permutation of the original inputs in front: its feature `i` is feature `order[i]` of the
-    /// input. Errors unless `order` holds each feature of `op` once.
+    /// Returns `op`, an operator for permuted inputs, with the permutation of the original inputs in front: its feature `i` is feature `order[i]`
+    /// of the input. Errors unless `order` holds each feature of `op` once.
     pub fn new(order: Vec<u32>, op: Box<dyn LinearOp>) -> Result<Self> {
         check_width(&*op, order.len())?;
         FeatureMap::permutation(order.clone())?;
@@ -128,8 +128,8 @@ impl ScaledInputs {
     /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "scaled_inputs";
 
-    /// Returns `op`, an operator for scaled inputs, with the multiplication of the original inputs by `scales`, `[in_features]`, in front. Errors unless
-    /// there is a finite factor for each feature.
+    /// Returns `op`, an operator for scaled inputs, with the multiplication of the original inputs by `scales`, `[in_features]`, in front. Errors
+    /// unless there is a finite factor for each feature.
     pub fn new(scales: Vec<f32>, op: Box<dyn LinearOp>) -> Result<Self> {
         check_width(&*op, scales.len())?;
         check_finite(&scales, scales.len(), 0)?;
@@ -142,9 +142,9 @@ impl QuantizedInputs {
     /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
     pub const KIND: &'static str = "quantized_inputs";
 
-    /// Returns `op` with the quantizer `act` in front, which quantizes its inputs. Errors if `act` is for another number of features. Errors also if `act` is asymmetric
-    /// with one span and `op`, or an operator inside of it, quantizes activations too: the offset of a token is added to the result of `op`, which
-    /// must be linear.
+    /// Returns `op` with the quantizer `act` in front, which quantizes its inputs. Errors if `act` is for another number of features. Errors also
+    /// if `act` is asymmetric with one span and `op`, or an operator inside of it, quantizes activations too: the offset of a token is added to the
+    /// result of `op`, which must be linear.
     pub fn new(act: ActQuant, op: Box<dyn LinearOp>) -> Result<Self> {
         act.check(op.shape()[1])?;
         if act.spans() == Some(1) && rounds_inputs(&op.spec()) {
