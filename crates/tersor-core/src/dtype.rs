@@ -90,7 +90,7 @@ impl Element for bf16 {
 /// assert_eq!((DType::BF16.size(), DType::from_name("bf16")), (2, Some(DType::BF16)));
 /// let mut values = [0f32; 1];
 /// assert!(DType::F16.widen_bytes(&[0x00, 0x3c], &mut values) && values == [1.0]);
-/// assert!(DType::I8.is_weight() == false);
+/// assert!(!DType::I8.is_weight());
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[allow(missing_docs)]

@@ -100,8 +100,8 @@ fn rotations_fit(all: &[Rotation], features: usize) -> bool {
 
 /// Rotates the spans of a row: each rotation rotates the same number of consecutive spans.
 fn rotate(isa: Isa, all: &[Rotation], row: &mut [f32]) {
-    let run = row.len() / all.len().max(1);
-    row.chunks_exact_mut(run.max(1)).zip(all).for_each(|(run, r)| r.forward(isa, run));
+    let span = row.len() / all.len().max(1);
+    row.chunks_exact_mut(span.max(1)).zip(all).for_each(|(span, r)| r.forward(isa, span));
 }
 
 /// A change of a matrix's inputs, applied before it multiplies them.
@@ -445,16 +445,16 @@ mod tests {
     fn heads_have_rotations_of_their_own() {
         let w: Vec<f32> = (0..16).map(|v| (v * v % 7) as f32).collect();
         let m = MatView::new(&w, [2, 8]).unwrap();
-        let turn = |signs: &[f32]| Rotation::new(&[1.0], 2, signs).unwrap();
-        let (a, b) = (turn(&[1.0, -1.0]), turn(&[-1.0, -1.0]));
+        let rotation = |signs: &[f32]| Rotation::new(&[1.0], 2, signs).unwrap();
+        let (a, b) = (rotation(&[1.0, -1.0]), rotation(&[-1.0, -1.0]));
         let fold =
             |all: Vec<Rotation>| [Fold { weight: "w".into(), side: Side::Input, transform: Transform::Rotate(all) }];
         let folds = fold(vec![a.clone(), b.clone()]);
         let found = crate::read_finite(&FoldedRows::new(&m, "w", &folds).unwrap(), 0..2).unwrap();
         // Four spans of two features: two for each rotation.
         let mut want = w.clone();
-        for (i, run) in want.chunks_exact_mut(2).enumerate() {
-            if i % 4 < 2 { a.forward(Isa::detect(), run) } else { b.forward(Isa::detect(), run) }
+        for (i, span) in want.chunks_exact_mut(2).enumerate() {
+            if i % 4 < 2 { a.forward(Isa::detect(), span) } else { b.forward(Isa::detect(), span) }
         }
         assert_eq!(found, want);
         let wide = Rotation::new(&[1.0], 4, &[1.0; 4]).unwrap();

@@ -87,8 +87,8 @@ versions! {
     /// (`rotate_half`). `sin` is as long as `cos`; values after the last whole row are left unchanged.
     pub fn apply_rotary(isa: Isa, x: &mut [f32], cos: &[f32], sin: &[f32]) {
         let half = cos.len();
-        for run in x.chunks_exact_mut((2 * half).max(1)) {
-            let (a, b) = run.split_at_mut(half);
+        for row in x.chunks_exact_mut((2 * half).max(1)) {
+            let (a, b) = row.split_at_mut(half);
             for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
                 (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
             }

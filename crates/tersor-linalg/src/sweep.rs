@@ -256,9 +256,9 @@ impl Tile {
         let (done, later) = self.errors.split_at_mut(at(i + 1));
         let errors = &mut done[at(i)..];
         errors.iter_mut().for_each(|e| *e /= u[i]);
-        let beside = later[..at(coded) - at(i + 1)].chunks_exact_mut(n);
+        let coded_columns = later[..at(coded) - at(i + 1)].chunks_exact_mut(n);
         let rest = self.w[at(coded)..].chunks_exact_mut(n);
-        for (column, factor) in beside.chain(rest).zip(&u[i + 1..]) {
+        for (column, factor) in coded_columns.chain(rest).zip(&u[i + 1..]) {
             vector::axpy(isa, -factor, errors, column);
         }
     }

@@ -34,7 +34,7 @@ fn forms() -> Vec<(&'static str, Box<dyn LinearOp>)> {
     // A reflection of three features, and a Hadamard matrix of 32.
     let factor: Vec<f32> = (0..9).map(|i| if i % 4 == 0 { 1.0 / 3.0 } else { -2.0 / 3.0 }).collect();
     let signs: Vec<f32> = (0..COLS).map(|i| if i % 5 == 2 { -1.0 } else { 1.0 }).collect();
-    let turn = Rotation::new(&factor, 32, &signs).unwrap();
+    let rotation = Rotation::new(&factor, 32, &signs).unwrap();
     vec![
         ("f32", dense([ROWS, COLS], 3)),
         ("bf16", Box::new(Dense::new(values.clone(), [ROWS, COLS], DType::BF16).unwrap())),
@@ -49,7 +49,7 @@ fn forms() -> Vec<(&'static str, Box<dyn LinearOp>)> {
         ("factors", Box::new(Factored::new(dense([ROWS, 5], 4), dense([5, COLS], 5)).unwrap())),
         ("sum", Box::new(Residual::new(grouped(4), dense([ROWS, COLS], 6)).unwrap())),
         ("parts", Box::new(Split::new(vec![grouped(8), dense([ROWS, 10], 7)]).unwrap())),
-        ("rotated", Box::new(Rotated::new(turn, grouped(4)).unwrap())),
+        ("rotated", Box::new(Rotated::new(rotation, grouped(4)).unwrap())),
         ("ordered", Box::new(Permuted::new((0..COLS as u32).rev().collect(), grouped(4)).unwrap())),
         ("scaled", Box::new(ScaledInputs::new((1..=COLS).map(|i| i as f32 / 9.0).collect(), grouped(4)).unwrap())),
         ("rounded inputs", Box::new(QuantizedInputs::new(ActQuant::per_token(8).unwrap(), grouped(4)).unwrap())),

@@ -80,7 +80,7 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    /// Returns a pass with seed 0 at step 0.
+    /// Returns a pass that runs on `exec`, with seed 0 at step 0.
     pub fn new(exec: &'a Exec) -> Self {
         Self { exec, seed: 0, step: 0 }
     }

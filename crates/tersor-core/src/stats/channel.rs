@@ -72,14 +72,14 @@ impl ChannelStats {
     }
 
     /// Returns the statistics of a range of features, which must exist.
-    pub(super) fn columns(&self, run: &Range<usize>) -> Self {
+    pub(super) fn columns(&self, columns: &Range<usize>) -> Self {
         Self {
-            min: self.min[run.clone()].to_vec(),
-            max: self.max[run.clone()].to_vec(),
-            sum: self.sum[run.clone()].to_vec(),
-            sum_abs: self.sum_abs[run.clone()].to_vec(),
-            sum_sq: self.sum_sq[run.clone()].to_vec(),
-            max_mean_abs: self.max_mean_abs[run.clone()].to_vec(),
+            min: self.min[columns.clone()].to_vec(),
+            max: self.max[columns.clone()].to_vec(),
+            sum: self.sum[columns.clone()].to_vec(),
+            sum_abs: self.sum_abs[columns.clone()].to_vec(),
+            sum_sq: self.sum_sq[columns.clone()].to_vec(),
+            max_mean_abs: self.max_mean_abs[columns.clone()].to_vec(),
         }
     }
 }

@@ -47,8 +47,8 @@ impl Sample {
     }
 
     /// Returns the sample of a range of features, which must exist.
-    pub fn columns(&self, run: &Range<usize>) -> Self {
-        let rows = self.rows.iter().map(|row| row[run.clone()].to_vec()).collect();
+    pub fn columns(&self, columns: &Range<usize>) -> Self {
+        let rows = self.rows.iter().map(|row| row[columns.clone()].to_vec()).collect();
         Self { want: self.want, seed: self.seed, keys: self.keys.clone(), rows }
     }
 }

@@ -88,10 +88,10 @@ impl Windows {
     }
 
     /// Returns the windows of a range of features, which must exist.
-    pub fn columns(&self, run: &Range<usize>) -> Self {
+    pub fn columns(&self, columns: &Range<usize>) -> Self {
         let some = |w: &WindowStats| WindowStats {
-            mean: w.mean[run.clone()].to_vec(),
-            variance: w.variance[run.clone()].to_vec(),
+            mean: w.mean[columns.clone()].to_vec(),
+            variance: w.variance[columns.clone()].to_vec(),
             tokens: w.tokens,
         };
         Self { first: self.first, numbers: self.numbers.clone(), stats: self.stats.iter().map(some).collect() }

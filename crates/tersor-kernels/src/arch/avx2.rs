@@ -75,9 +75,9 @@ impl Coding {
         let sign = _mm256_set1_ps(-0.0);
         let rest = |i: usize| _mm256_castps_si256(_mm256_andnot_ps(sign, _mm256_sub_ps(product[i], rounded[i])));
         // The bits of positive floats are ordered as the floats are, and NaN, also of what was infinite, is above all.
-        let most = _mm256_max_epi32(_mm256_max_epi32(rest(0), rest(1)), _mm256_max_epi32(rest(2), rest(3)));
+        let max = _mm256_max_epi32(_mm256_max_epi32(rest(0), rest(1)), _mm256_max_epi32(rest(2), rest(3)));
         let sure = _mm256_castps_si256(_mm256_set1_ps(SURE));
-        if _mm256_movemask_epi8(_mm256_cmpgt_epi32(most, sure)) == 0 {
+        if _mm256_movemask_epi8(_mm256_cmpgt_epi32(max, sure)) == 0 {
             self.store(rounded, codes);
         } else {
             self.divide(x, codes);

@@ -208,7 +208,7 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
         _ => (8, 3),
     };
     // Blocks whose pair sums are added in 16 bits: 8 quads, see the head of this file.
-    let run = if BITS == 8 { usize::MAX } else { 8 / quads };
+    let span = if BITS == 8 { usize::MAX } else { 8 / quads };
     let ones = _mm256_set1_epi16(1);
     let [groups, each, in_last] = w.cuts();
     let (lines, offsets) = (w.lines(panel).as_ptr(), x.offsets(block_of_tokens).as_ptr());
@@ -238,7 +238,7 @@ unsafe fn multiply<const BITS: u32, const V: usize, const D: usize>(
         }
         let end = first + if group + 1 == groups { in_last } else { each };
         while first < end {
-            let last = end.min(first.saturating_add(run));
+            let last = end.min(first.saturating_add(span));
             if few && BITS < 8 {
                 for line in first * lines_of_block..last * lines_of_block {
                     _mm_prefetch::<_MM_HINT_T1>(lines.wrapping_add(line + AHEAD).cast());

@@ -10,11 +10,11 @@ pub(crate) fn look_up(planes: &[[u8; 256]; 4], codes: &[[u8; 64]], scale: f32, o
     let tables: [[__m512i; 4]; 4] = std::array::from_fn(|p| std::array::from_fn(|q| load(p, q)));
     let factor = _mm512_set1_ps(scale);
     // Four codes from each quarter side by side, so that the joined bytes are in order.
-    let turn = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let lanes = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     for (codes, out) in codes.iter().zip(out) {
         // SAFETY: 64 bytes.
         let codes = unsafe { _mm512_loadu_si512(codes.as_ptr().cast()) };
-        let codes = _mm512_permutexvar_epi32(turn, codes);
+        let codes = _mm512_permutexvar_epi32(lanes, codes);
         let upper = _mm512_movepi8_mask(codes);
         let byte = |t: &[__m512i; 4]| {
             let low = _mm512_permutex2var_epi8(t[0], codes, t[1]);
