@@ -52,7 +52,7 @@ impl CacheRegistry {
 fn find<L: Copy>(loaders: &BTreeMap<&'static str, L>, what: &'static str, kind: &str) -> Result<L> {
     loaders.get(kind).copied().ok_or_else(|| {
         let known: Vec<_> = loaders.keys().copied().collect();
-        Error::Unsupported { what, value: format!("`{kind}` (known here: {})", known.join(", ")) }
+        Error::Unsupported { what, value: format!("`{kind}` (registered: {})", known.join(", ")) }
     })
 }
 
