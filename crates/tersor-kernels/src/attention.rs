@@ -19,7 +19,8 @@ use crate::{Fault, Isa, fault, vector};
 /// more than it saves.
 pub const MATRIX_MIN_TOKENS: usize = 4;
 
-/// The kind of the products of queries with keys and of probabilities with values. Both kinds agree up to rounding.
+/// How products of queries with keys and of probabilities with values are computed: as dot products and scaled rows one by one
+/// ([`Vector`](Self::Vector), the default), or as matrix products ([`Matrix`](Self::Matrix)). Both agree up to rounding.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Product {
     /// One dot product (or one scaled row) at a time, by the loops of this crate: the same bits on every instruction set.

@@ -23,9 +23,10 @@ pub const fn packed_len(n: usize, bits: u32) -> usize {
     (n / 8).saturating_mul(bits as usize).saturating_add(((n % 8) * bits as usize).div_ceil(8))
 }
 
-/// Packs `codes` of `bits` bits (1 to 8; other widths count as the nearer of these) into `out`, which should be [`packed_len`] bytes long:
-/// a shorter `out` takes the codes that fit, the excess of a longer one is left unchanged. Bits of a code above `bits` are dropped; unused
-/// bits of the last byte are zero.
+/// Packs `codes` of `bits` bits (1 to 8; other widths count as the nearer of these), little-endian: code `i` occupies bits `i * bits` to
+/// `(i + 1) * bits - 1` of `out`, the lowest bit of a byte first. `out` should be [`packed_len`] bytes long: a shorter `out` takes the
+/// codes that fit, the excess of a longer one is left unchanged. Bits of a code above `bits` are dropped; unused bits of the last byte are
+/// zero.
 pub fn pack(isa: Isa, codes: &[u8], bits: u32, out: &mut [u8]) {
     let bits = bits.clamp(1, 8);
     #[cfg(target_arch = "x86_64")]
@@ -111,8 +112,8 @@ const fn low_bits(bits: u32, step: u32) -> u64 {
     word
 }
 
-/// Unpacks `out.len()` codes of `bits` bits (1 to 8; other widths count as the nearer of these) from `packed`, beginning with code number
-/// `first`. Codes past the end of `packed` are 0.
+/// Unpacks `out.len()` codes of `bits` bits (1 to 8; other widths count as the nearer of these), packed as by [`pack`], from `packed` into
+/// `out`, one a byte, beginning with code number `first`. Codes past the end of `packed` are 0.
 pub fn unpack(isa: Isa, packed: &[u8], bits: u32, first: usize, out: &mut [u8]) {
     let bits = bits.clamp(1, 8);
     // There are at most eight codes in a byte.

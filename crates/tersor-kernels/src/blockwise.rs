@@ -72,7 +72,7 @@ versions! {
 }
 
 /// Dequantizes packed codes of 4 bits (the first of a byte in its high half): `out[i] = values[c] * scales[i / block]` with code `c` number
-/// `first + i` of `packed`. Elements of `out` without a code or a scale are left unchanged.
+/// `first + i` of `packed`. A `block` of 0 counts as 1. Elements of `out` without a code or a scale are left unchanged.
 pub fn look_up_nibbles(
     isa: Isa,
     values: &[f32; 16],

@@ -5,16 +5,18 @@ use crate::convert::f16_value;
 use crate::isa::versions;
 use crate::{Fault, Isa, fault};
 
-/// Returns the bytes of a row whose parts have these widths and bits: for each part its packed codes
-/// ([`packed_len`]), its scale and its minimum, both f16. Saturates.
+/// Returns the number of bytes of a row of integers that is quantized in parts. `parts` has the number of values and the bits of each part;
+/// a part is stored as its packed codes ([`packed_len`]), then its scale and its minimum, both f16, little-endian. Returns `usize::MAX` if
+/// the number overflows.
 #[must_use]
 pub fn row_bytes(parts: &[(usize, u32)]) -> usize {
     parts.iter().fold(0, |sum: usize, (n, b)| sum.saturating_add(packed_len(*n, *b).saturating_add(4)))
 }
 
-/// Writes `out[t, i] = minimum + scale * code[t, i]` for the rows in `bytes`, `[tokens, row_bytes(parts)]`; `out` is
-/// `[tokens, sum of the widths]`. Fails, with `out` unchanged, with `Fault::Length` or `Fault::Overflow` when a length
-/// is wrong, and with `Fault::Range` when bits are not 1 to 8 or a row is empty.
+/// Dequantizes rows that are quantized in parts, `bytes` `[tokens, row_bytes(parts)]` in the layout of [`row_bytes`]: writes
+/// `minimum + scale * code`, with the scale and the minimum of its part, for each code. `out` is `[tokens, dim]`, with `dim` the sum of the
+/// numbers of values in `parts`. Fails, with `out` unchanged, with `Fault::Length` or `Fault::Overflow` if a length does not match, and
+/// with `Fault::Range` if bits are not 1 to 8 or `dim` is 0.
 pub fn dequantize(isa: Isa, bytes: &[u8], parts: &[(usize, u32)], out: &mut [f32]) -> Result<(), Fault> {
     let (stored, mut dim) = (row_bytes(parts), 0usize);
     for (n, b) in parts {

@@ -148,8 +148,9 @@ impl Codebook {
         codes.iter_mut().zip(x).for_each(|(c, x)| *c = below(x * scale));
     }
 
-    /// Writes to `codes[i]` the index of the codebook value nearest to `x[i] * scales[i / block]`, over the shorter of `x` and `codes`. Of
-    /// two values equally near, the lower index is taken; the code of a NaN is unspecified. Codes beyond the last scale are left unchanged.
+    /// Writes to `codes[i]` the index of the codebook value nearest to `x[i] * scales[i / block]`, over the shorter of `x` and `codes`. A
+    /// `block` of 0 counts as 1. Of two values equally near, the lower index is taken; the code of a NaN is unspecified. Codes beyond the
+    /// last scale are left unchanged.
     pub fn nearest_blocks(&self, isa: Isa, x: &[f32], scales: &[f32], block: usize, codes: &mut [u8]) {
         let block = block.max(1);
         #[cfg(target_arch = "x86_64")]

@@ -9,10 +9,10 @@
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Decades {
     pub signed: bool,
-    /// Bits of the largest float of each piece.
+    /// Bits of the largest float in each piece of the range of magnitudes: the seven decades and the value 1.
     pub edges: [i32; 8],
     /// Constants `[c, f]` of an approximate logarithm of a float, from its upper 16 bits `u`: `floor((u - c) * f / 65536)`. It is the index
-    /// of the float's piece or of the one below.
+    /// of the piece (decade) that contains the float, or the index below.
     pub log: [u16; 2],
     pub slopes: [f32; 8],
     pub offsets: [f32; 8],
@@ -23,7 +23,8 @@ pub(crate) struct Decades {
 pub(crate) const NEAR: f32 = 1.0 / 8192.0;
 
 impl Decades {
-    /// Returns the constants if `values` are the 256 values of a dynamic map and `middles` their midpoints; None otherwise.
+    /// Returns the constants by which codes of a dynamic map are computed, if `values` are the 256 ascending values of such a map and
+    /// `middles` the 255 midpoints of neighbours; None otherwise.
     pub fn of(values: &[f32], middles: &[f32]) -> Option<Self> {
         let signed = *values.first()? < 0.0;
         let (zero, scale) = if signed { (127, 1) } else { (0, 2) };

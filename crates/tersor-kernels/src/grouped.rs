@@ -25,13 +25,13 @@ use crate::{Fault, Isa, bits, fault, par};
 /// The shape of a group-wise quantized row: its columns, the groups they are cut into, and the width of the codes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Groups {
-    /// Columns of the matrix.
+    /// The number of columns of the matrix that is quantized by groups.
     pub cols: usize,
-    /// Columns of a quantization group; the last group of a row has the remaining columns.
+    /// The number of columns of a quantization group; the last group of a row has the remaining columns.
     pub group: usize,
     /// Bits of a packed code, 1 to 8.
     pub bits: u32,
-    /// The range that codes are limited to.
+    /// The range to which codes are limited when a matrix is quantized.
     pub range: RangeInclusive<u8>,
 }
 

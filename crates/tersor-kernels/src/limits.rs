@@ -23,7 +23,7 @@ pub fn read(words: &[u64]) -> u64 {
     lanes.iter().chain(rest).fold(0, |a, b| a.wrapping_add(*b))
 }
 
-/// Kinds of arithmetic whose peak rate [`arithmetic`] measures.
+/// Kinds of arithmetic whose peak rate [`arithmetic`] measures: multiply-adds of f32, or of bytes with sums of 32 or 16 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Arithmetic {
     /// Fused multiply-adds of f32.

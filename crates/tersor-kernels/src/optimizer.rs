@@ -40,7 +40,7 @@ pub struct SlowMean {
 
 versions! {
     /// Writes `out = g * scale + decay * p`: the gradient after clipping or unscaling, with L2 weight decay of the parameters `p`. With a
-    /// `decay` of 0 the values of `p` are not read into the result.
+    /// `decay` of 0 the values of `p` are not read into the result. Works over the shortest of the slices.
     pub fn effective(isa: Isa, g: &[f32], scale: f32, p: &[f32], decay: f32, out: &mut [f32]) {
         let n = g.len().min(p.len()).min(out.len());
         let (g, p, out) = (&g[..n], &p[..n], &mut out[..n]);
@@ -51,8 +51,8 @@ versions! {
         }
     }
 
-    /// Adam (arXiv 1412.6980): updates the mean `m` and the mean of squares `v` by the gradient `g`, and writes the direction `u = (m /
-    /// correction1) / (sqrt(v) / correction2 + eps)`.
+    /// Adam (arXiv 1412.6980): updates the mean `m` and the mean of squares `v` by the gradient `g`, and writes the direction
+    /// `u = (m / correction1) / (sqrt(v) / correction2 + eps)`. Works over the shortest of the slices.
     pub fn adam(isa: Isa, k: Adam, g: &[f32], m: &mut [f32], v: &mut [f32], u: &mut [f32]) {
         let n = g.len().min(m.len()).min(v.len()).min(u.len());
         let (g, m, v, u) = (&g[..n], &mut m[..n], &mut v[..n], &mut u[..n]);
@@ -66,7 +66,8 @@ versions! {
     }
 
     /// AdEMAMix (arXiv 2409.03137): updates the fast and the slow mean (`means`, in this order) and the mean of squares `v` by the gradient
-    /// `g`, and writes the direction `u = (fast / correction1 + alpha * slow) / (sqrt(v) / correction2 + eps)`.
+    /// `g`, and writes the direction `u = (fast / correction1 + alpha * slow) / (sqrt(v) / correction2 + eps)`. Works over the shortest of
+    /// the slices.
     pub fn ademamix(isa: Isa, k: Adam, slow: SlowMean, g: &[f32], means: [&mut [f32]; 2], v: &mut [f32], u: &mut [f32]) {
         let [m, s] = means;
         let n = g.len().min(m.len()).min(s.len()).min(v.len()).min(u.len());
@@ -80,8 +81,8 @@ versions! {
         }
     }
 
-    /// SGD with momentum: updates `m = beta * m + g` (`m = g` at the `first` step) and writes the direction `u = m`, or with `nesterov` `u
-    /// = g + beta * m`.
+    /// SGD with momentum: updates `m = beta * m + g` (`m = g` at the `first` step) and writes the direction `u = m`, or with `nesterov`
+    /// `u = g + beta * m`. Works over the shortest of the slices.
     pub fn momentum(isa: Isa, beta: f32, first: bool, nesterov: bool, g: &[f32], m: &mut [f32], u: &mut [f32]) {
         let n = g.len().min(m.len()).min(u.len());
         let (g, m, u) = (&g[..n], &mut m[..n], &mut u[..n]);
@@ -93,8 +94,8 @@ versions! {
         }
     }
 
-    /// Lion (arXiv 2302.06675): writes the direction `u = sign(beta1 * m + (1 - beta1) * g)`, with `sign(0) = 0`, then updates `m = beta2 *
-    /// m + (1 - beta2) * g`.
+    /// Lion (arXiv 2302.06675): writes the direction `u = sign(beta1 * m + (1 - beta1) * g)`, with `sign(0) = 0`, then updates
+    /// `m = beta2 * m + (1 - beta2) * g`. Works over the shortest of the slices.
     pub fn lion(isa: Isa, beta1: f32, beta2: f32, g: &[f32], m: &mut [f32], u: &mut [f32]) {
         let n = g.len().min(m.len()).min(u.len());
         let (g, m, u) = (&g[..n], &mut m[..n], &mut u[..n]);
@@ -106,8 +107,8 @@ versions! {
         }
     }
 
-    /// Updates a running sum of squares, `s = decay * s + new * g²`, and writes the direction `u = g / (sqrt(s) + eps)`. RMSProp has `new =
-    /// 1 - decay`; Adagrad (JMLR 12, 2011) has 1 for both.
+    /// Updates a running sum of squares, `s = decay * s + new * g²`, and writes the direction `u = g / (sqrt(s) + eps)`. RMSProp has
+    /// `new = 1 - decay`; Adagrad (JMLR 12, 2011) has 1 for both. Works over the shortest of the slices.
     pub fn scaled(isa: Isa, decay: f32, new: f32, eps: f32, g: &[f32], s: &mut [f32], u: &mut [f32]) {
         let n = g.len().min(s.len()).min(u.len());
         let (g, s, u) = (&g[..n], &mut s[..n], &mut u[..n]);
@@ -117,20 +118,21 @@ versions! {
         }
     }
 
-    /// Updates parameters by a direction: `p = (p * before - step * u) * after`. The factors hold decoupled weight decay.
+    /// Updates parameters `p` by a direction `u`: `p = (p * before - step * u) * after`, over the shorter of the slices. `before` and
+    /// `after` are factors of decoupled weight decay, 1 for none.
     pub fn advance(isa: Isa, u: &[f32], step: f32, before: f32, after: f32, p: &mut [f32]) {
         p.iter_mut().zip(u).for_each(|(p, u)| *p = (*p * before - step * u) * after);
     }
 
-    /// Sets `new[i]` back to `old[i]` wherever the gradient `g[i]` is zero.
+    /// Sets `new[i]` back to `old[i]` wherever the gradient `g[i]` is zero. Works over the shortest of the slices.
     pub fn restore(isa: Isa, g: &[f32], old: &[f32], new: &mut [f32]) {
         for ((new, old), g) in new.iter_mut().zip(old).zip(g) {
             *new = if *g == 0.0 { *old } else { *new };
         }
     }
 
-    /// Lowers by one the codes that are `zero` where `x[i]` is negative, so that no negative value dequantizes to 0. A `zero` of 0 has no
-    /// lower code; codes are unchanged then.
+    /// Lowers by one the codes that are `zero` where `x[i]` is negative, over the shorter of `x` and `codes`, so that no negative value
+    /// dequantizes to 0. A `zero` of 0 has no lower code; codes are unchanged then.
     pub fn keep_signs(isa: Isa, x: &[f32], zero: u8, codes: &mut [u8]) {
         codes.iter_mut().zip(x).for_each(|(c, x)| *c = c.saturating_sub(u8::from(*x < 0.0) & u8::from(*c == zero)));
     }

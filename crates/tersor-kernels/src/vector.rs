@@ -59,7 +59,7 @@ versions! {
     }
 
     /// LayerNorm (arXiv 1607.06450), in place: `(x - mean) / sqrt(variance + eps) * weight + bias` for each row of `weight.len()` values.
-    /// `bias` is as long as `weight`; values after the last whole row are left unchanged.
+    /// `bias` should be as long as `weight`: the values of a row past its end are left unchanged, as are values after the last whole row.
     pub fn layer_norm(isa: Isa, x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
         let n = weight.len().max(1);
         for x in x.chunks_exact_mut(n) {
@@ -84,7 +84,7 @@ versions! {
 
     /// Rotary position embedding (RoPE, arXiv 2104.09864), in place, of rows of `2 * cos.len()` values: rotates value `i` of the first half
     /// of a row and value `i` of its second half by the angle with cosine `cos[i]` and sine `sin[i]`. This is the layout of Hugging Face
-    /// (`rotate_half`). `sin` is as long as `cos`; values after the last whole row are left unchanged.
+    /// (`rotate_half`). `sin` should be as long as `cos`: pairs past its end are left unchanged, as are values after the last whole row.
     pub fn apply_rotary(isa: Isa, x: &mut [f32], cos: &[f32], sin: &[f32]) {
         let half = cos.len();
         for row in x.chunks_exact_mut((2 * half).max(1)) {

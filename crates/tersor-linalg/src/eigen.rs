@@ -16,7 +16,7 @@ pub struct Eigen {
 
 /// Returns all eigenvalues and eigenvectors of a symmetric matrix `a` `[n, n]`. The vectors of equal eigenvalues are a basis of their
 /// space, the same one every time. Errors if the length does not match, the matrix is not finite or not symmetric to `1e-6` of its largest
-/// magnitude, or the iteration does not converge.
+/// magnitude, the iteration does not converge, or a result exceeds the range of f64.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {

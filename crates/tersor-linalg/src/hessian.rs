@@ -59,10 +59,10 @@ impl Damping {
         self.by_importance
     }
 
-    /// Damps and factors a Hessian `XᵀX`, `[features, features]` row-major; any positive multiple of it gives the same sweep. Features
-    /// whose diagonal element is zero (dead features) do not affect others. If no damping makes the Hessian positive definite, the result
-    /// holds a [`failure`](HessianFactor::failure) and no factor. Errors if the matrix is not finite or not symmetric, or a diagonal
-    /// element is negative.
+    /// Damps and factors a Hessian `XᵀX`, `[features, features]` row-major. A positive multiple of it serves as well: the compensation in a
+    /// [`Sweep`](crate::Sweep) does not depend on the scale. Features whose diagonal element is zero (dead features) do not affect others.
+    /// If no damping makes the Hessian positive definite, the result holds a [`failure`](HessianFactor::failure) and no factor. Errors if
+    /// the length does not match, the matrix is not finite or not symmetric, or a diagonal element is negative.
     pub fn factor(&self, hessian: &[f64], features: usize) -> Result<HessianFactor> {
         let k = features;
         check_symmetric(hessian, k)?;
@@ -115,7 +115,7 @@ impl Damping {
 /// Why a Hessian could not be factored; converts into [`Error::NotPositiveDefinite`].
 #[derive(Clone, PartialEq, Debug)]
 pub struct Failure {
-    /// The feature at which the damped Hessian is not positive definite.
+    /// The index of the input feature, in the features' own order, at whose pivot the last factorization of the damped Hessian failed.
     pub pivot: usize,
     /// The dampings that were tried without success, as fractions of the mean diagonal.
     pub damping_tried: Vec<f64>,
@@ -152,22 +152,24 @@ impl HessianFactor {
         self.features
     }
 
-    /// Returns the feature at each place of the column order; None if columns are in their own order.
+    /// Returns the order of the columns, `[features]`: element `i` is the feature at place `i`. None if columns are in their own order or
+    /// the factorization failed.
     pub fn order(&self) -> Option<&[u32]> {
         self.order.as_deref()
     }
 
-    /// Returns for each feature, in its own order, whether it was always zero.
+    /// Returns for each feature, in its own order, whether it is dead: its diagonal element of the Hessian is zero, since the input was
+    /// always zero.
     pub fn dead(&self) -> &[bool] {
         &self.dead
     }
 
-    /// Returns the number of features that were always zero.
+    /// Returns the number of [`dead`](Self::dead) features.
     pub fn dead_columns(&self) -> usize {
         self.dead.iter().filter(|d| **d).count()
     }
 
-    /// Returns `λ`, the number that was added to the diagonal.
+    /// Returns `λ`, the number that was added to the diagonal of the Hessian; 0 if the factorization failed.
     pub fn added(&self) -> f64 {
         self.added
     }

@@ -4,7 +4,8 @@ use tersor_core::method::ROW_UNIT;
 use tersor_core::{Error, Result};
 use tersor_kernels::{dense, par};
 
-/// A Gram matrix `[features, features]` in f32, for the losses of many candidates.
+/// A Gram matrix `H = XᵀX` `[features, features]` of inputs in f32, from which the squared output errors `tr E H Eᵀ` of many candidate
+/// weight errors `E` are computed.
 ///
 /// ```
 /// use tersor_linalg::Gram;
@@ -23,7 +24,7 @@ pub struct Gram {
 }
 
 impl Gram {
-    /// Returns a Gram matrix `[features, features]` times `scale`, rounded to f32. Errors if it has another length.
+    /// Returns the Gram matrix `gram` `[features, features]` times `scale`, rounded to f32. Errors if the length does not match.
     pub fn new(gram: &[f64], features: usize, scale: f64) -> Result<Self> {
         if features.checked_mul(features) != Some(gram.len()) {
             return Err(Error::shape("Gram matrix", [features, features], gram.len()));
@@ -41,15 +42,16 @@ impl Gram {
         &self.values
     }
 
-    /// Returns the Gram matrix of the features from `first` on, `width` of them or as many as there are.
+    /// Returns the square block of the Gram matrix of the features `first..first + width`, as far as they exist.
     pub fn block(&self, first: usize, width: usize) -> Self {
         let span = first.min(self.features)..first.saturating_add(width).min(self.features);
         let row = |r: usize| &self.values[r * self.features + span.start..r * self.features + span.end];
         Self { values: span.clone().flat_map(row).copied().collect(), features: span.len() }
     }
 
-    /// Returns the loss `e H eᵀ` of each row `e` of `errors`, `[rows, features]`, with products in f32 and sums in f64. `scratch` is memory
-    /// for reuse. Errors if the length is no multiple of the features.
+    /// Returns the squared output error `e H eᵀ` of each row `e` of the weight errors `errors` `[rows, features]`, with `H` this Gram
+    /// matrix, products in f32 and sums in f64. `scratch` is overwritten; its memory is reused. Errors if the length of `errors` is not a
+    /// multiple of the features.
     pub fn row_losses(&self, errors: &[f32], scratch: &mut Vec<f32>) -> Result<Vec<f64>> {
         let n = self.features.max(1);
         self.product(errors, scratch)?;
@@ -57,8 +59,8 @@ impl Gram {
         Ok(errors.chunks_exact(n).zip(scratch.chunks_exact(n)).map(row).collect())
     }
 
-    /// Returns `tr E H Eᵀ` of `errors` `[rows, features]`, with products in f32 and sums in f64, in the current pool. Errors if the length
-    /// is no multiple of the features.
+    /// Returns the squared output error `tr E H Eᵀ` of weight errors `E` (`errors`, `[rows, features]`), with `H` this Gram matrix,
+    /// products in f32 and sums in f64, in the current pool. Errors if the length of `errors` is not a multiple of the features.
     pub fn loss(&self, errors: &[f32]) -> Result<f64> {
         let n = self.features;
         if n == 0 || !errors.len().is_multiple_of(n) {
@@ -82,8 +84,8 @@ impl Gram {
     }
 }
 
-/// Returns `tr E H Eᵀ` of `errors` `[rows, features]` with a Gram matrix `[features, features]` in f64, at least 0. Errors if a length does
-/// not match or the loss is not finite.
+/// Returns the squared output error `tr E H Eᵀ` of weight errors `E` (`errors`, `[rows, features]`) with the Gram matrix `H` of the inputs
+/// (`gram`, `[features, features]`, rounded to f32), at least 0. Errors if a length does not match or the loss is not finite.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {

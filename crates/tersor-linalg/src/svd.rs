@@ -6,20 +6,21 @@ use tersor_core::{Error, ParamError, Result};
 use crate::eigen::leads_negative;
 use crate::{backend, check, check_result, gaussian, matmul, transposed};
 
-/// A thin singular value decomposition `A = U diag(s) Vᵀ` of a matrix `[m, n]`, or the best approximation of rank `k`.
+/// A thin singular value decomposition `A = U diag(s) Vᵀ` of a matrix `[m, n]` with `k = min(m, n)`, from [`svd`], or the best
+/// approximation of rank `k`, from [`svd_truncated`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Svd {
     /// The left singular vectors of an [`Svd`] as columns, `[m, k]` row-major, orthonormal; the component of largest magnitude of each (the
     /// first of equals) is positive.
     pub u: Vec<f64>,
-    /// The `k` singular values, largest first.
+    /// The `k` singular values of an [`Svd`], largest first: `min(m, n)` of them, or the rank of a truncated one.
     pub s: Vec<f64>,
     /// The right singular vectors of an [`Svd`] as rows, `[k, n]` row-major, orthonormal.
     pub vt: Vec<f64>,
 }
 
 /// Returns the thin singular value decomposition of `a` `[m, n]`, row-major, with `k = min(m, n)`. Errors if the length does not match, a
-/// value is not finite, or the iteration does not converge.
+/// value is not finite, the iteration does not converge, or a result exceeds the range of f64.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {
@@ -47,9 +48,9 @@ pub fn svd(a: &[f64], [m, n]: [usize; 2]) -> Result<Svd> {
 }
 
 /// Returns the `rank` largest singular values of `a` `[m, n]`, row-major, and their vectors, by randomized range finding with `oversample`
-/// additional columns and `power` power iterations (Halko, Martinsson and Tropp 2011, Algorithms 4.4 and 5.1); by [`svd`] if that is no
-/// more work. Errors if `rank` is 0 or above `min(m, n)`, the length does not match, a value is not finite, or the iteration does not
-/// converge.
+/// additional columns, drawn from `rng`, and `power` power iterations (Halko, Martinsson and Tropp 2011, Algorithms 4.4 and 5.1); by
+/// [`svd`] if that is no more work. Errors if `rank` is 0 or above `min(m, n)`, the length does not match, a value is not finite, the
+/// iteration does not converge, or a result exceeds the range of f64.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {
@@ -109,8 +110,8 @@ pub struct Qr {
     pub r: Vec<f64>,
 }
 
-/// Returns the thin QR decomposition of `a` `[m, n]`, row-major, with `k = min(m, n)`. Errors if the length does not match or a value is
-/// not finite.
+/// Returns the thin QR decomposition of `a` `[m, n]`, row-major, with `k = min(m, n)`. Errors if the length does not match, a value is not
+/// finite, or a factor exceeds the range of f64.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {

@@ -14,11 +14,13 @@ use crate::HessianFactor;
 /// The largest number of columns that are coded at once.
 const MAX_WIDTH: usize = 16;
 
-/// A function that chooses the mask of a block of columns when the sweep reaches it, from the range of the columns, their updated values
-/// `[rows, block]`, and the diagonal of the factor `[cols]`. The mask is `[rows, block]`. Errors stop the sweep.
+/// A function that chooses which weights of a block of columns are kept when a [`Sweep`] reaches it (SparseGPT). Takes the range of the
+/// columns (places in the order of the sweep), their updated values `[rows, range.len()]`, and the diagonal of [`HessianFactor::upper`] for
+/// all columns, `[features]`. Returns the mask of the block, `[rows, range.len()]`. Errors stop the sweep.
 pub type ChooseMask<'m> = dyn FnMut(Range<usize>, MatView<'_, f32>, &[f32]) -> Result<Mask> + Send + 'm;
 
-/// The weights that a sweep keeps. The others are pruned, and later columns compensate for them.
+/// The weights that [`Sweep::run`] keeps: all, those of a mask, or those that a function chooses block by block. The others become 0, and
+/// later columns compensate for them.
 pub enum Kept<'m> {
     /// Every weight is kept.
     All,
@@ -28,12 +30,15 @@ pub enum Kept<'m> {
     Chosen(&'m mut ChooseMask<'m>),
 }
 
-/// The result of [`Sweep::run`]: the coded values and their output error. The codes are in the coder.
+/// The result of [`Sweep::run`]: the dequantized values and their output error. The codes stay in the [`ColumnCoder`] that the sweep was
+/// run with.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Swept {
-    /// The values that the codes of a sweep stand for, `[rows, cols]`, columns in the order of the sweep.
+    /// The dequantized weights after a [`Sweep`], `[rows, features]` row-major, columns in the order of the sweep
+    /// ([`HessianFactor::order`]).
     pub values: Vec<f32>,
-    /// The squared error of the outputs after a sweep, `tr (W - Ŵ) H (W - Ŵ)ᵀ`, with the Hessian without damping.
+    /// The squared error of the outputs after a [`Sweep`], `tr (W - Ŵ) H (W - Ŵ)ᵀ`, for the weights `W` before and `Ŵ` after the sweep and
+    /// the Hessian `H` without damping.
     pub data_error: f64,
 }
 
@@ -74,8 +79,8 @@ pub struct Sweep<'f> {
 }
 
 impl<'f> Sweep<'f> {
-    /// Returns a sweep in blocks of `block` columns: the errors of a block are moved to all later columns in one product, so `block`
-    /// changes speed and, by rounding, the last bits. Errors if the factorization failed or `block` is 0.
+    /// Returns a sweep with a factored Hessian in blocks of `block` columns: the errors of a block are moved to all later columns in one
+    /// product, so `block` changes speed and, by rounding, the last bits. Errors if the factorization failed or `block` is 0.
     pub fn new(factor: &'f HessianFactor, block: usize) -> Result<Self> {
         if block == 0 {
             return Err(ParamError::new("block", 0, "must be at least 1").into());
@@ -84,10 +89,13 @@ impl<'f> Sweep<'f> {
         Ok(Self { factor, upper: factor.upper().ok_or_else(failed)?, block })
     }
 
-    /// Sweeps the rows `w`, `[rows, features]` row-major in the features' own order, with a coder that was made for as many rows. Rows
-    /// depend on each other only through the coder and the function of [`Kept::Chosen`]; if these treat rows independently, callers cut a
-    /// matrix into [spans of rows](in_row_spans) and sweep these in parallel. Errors if the shapes do not match, a value is not finite or
-    /// becomes too large, or the coder or the function errors.
+    /// Sweeps the weights `w`, `[rows, features]` row-major in the features' own order: `coder` (a [`ColumnCoder`] made for as many rows)
+    /// codes the columns in the order of the factor, and the error of each column is moved to the later ones. Rows depend on each other
+    /// only through the coder and the function of [`Kept::Chosen`]; if these treat rows independently, callers cut a matrix into
+    /// [spans of rows](in_row_spans) and sweep these in parallel.
+    ///
+    /// Errors if the shapes do not match, a value is not finite or becomes too large, the coder cannot code a pruned weight as 0, or the
+    /// coder or the function errors.
     pub fn run(&self, mut w: Vec<f32>, coder: &mut dyn ColumnCoder, mut kept: Kept<'_>, exec: &Exec) -> Result<Swept> {
         let cols = self.factor.features();
         let rows = w.len().checked_div(cols).unwrap_or(0);
@@ -279,9 +287,9 @@ impl Tile {
     }
 }
 
-/// Runs `f` for spans of rows of a matrix of `rows` rows, with `parallel` in the current pool, and returns the results in order. Spans are
-/// long enough for the products between blocks and short enough for several threads; how they are cut depends on `rows` alone. Errors with
-/// the first error of `f`.
+/// Calls `f` with consecutive ranges of rows that together are `0..rows`, with `parallel` in the current pool, and returns the results in
+/// order. The ranges are long enough for the products between blocks and short enough for several threads; how they are cut depends on
+/// `rows` alone. Errors with the first error of `f`.
 pub fn in_row_spans<R: Send>(
     rows: usize,
     parallel: bool,

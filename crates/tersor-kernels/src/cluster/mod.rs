@@ -92,7 +92,8 @@ impl Sums {
         Self { vectors: vec![0.0; count * dims], weights: vec![0.0; count], objective: 0.0 }
     }
 
-    /// Adds the sums of other points, for the same numbers of clusters and dimensions.
+    /// Adds the sums of other points, for the same numbers of clusters and dimensions. If these differ, the elements that both have are
+    /// added.
     pub fn add(&mut self, other: &Sums) {
         self.vectors.iter_mut().zip(&other.vectors).for_each(|(a, b)| *a += b);
         self.weights.iter_mut().zip(&other.weights).for_each(|(a, b)| *a += b);
@@ -100,8 +101,9 @@ impl Sums {
     }
 }
 
-/// Writes the index of the nearest centroid of each point to `out`, over the shorter of `points` (`[out.len(), dims]`) and `out`. Scores
-/// that are not finite never win; the index is 0 if no score is below infinity.
+/// Writes the index of the nearest centroid of each point to `out`, over the shorter of `points` (`[out.len(), dims]`) and `out`. The
+/// nearest centroid `c` of a point `x` has the smallest `‖c‖² − 2 x·c` in f32; of equal values the lowest index wins. Centroids for which
+/// this is NaN or plus infinity are passed over; the index is 0 if all are.
 pub fn nearest(isa: Isa, centroids: &Centroids, points: &[f32], out: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]
     macro_rules! by_dims {
@@ -222,7 +224,8 @@ versions! {
     }
 
     /// Lowers `best[i]` to the squared distance from point `i` to `centre` if that is smaller, as k-means++ does for each new centre. The
-    /// points are columns, `[centre.len(), best.len()]`. Returns `Σ weights[i] * best[i]` (weights are 1 without `weights`) in f64, summed
+    /// points are columns, `[centre.len(), best.len()]`; with fewer columns than elements of `centre`, or more, only the dimensions of both
+    /// count. Returns `Σ weights[i] * best[i]` (weights are 1 without `weights`) over the shorter of `weights` and `best`, in f64, summed
     /// in 8 interleaved lanes that are added in order.
     pub fn min_distances(isa: Isa, columns: &[f32], centre: &[f32], weights: Option<&[f32]>, best: &mut [f32]) -> f64 {
         const BLOCK: usize = 64;

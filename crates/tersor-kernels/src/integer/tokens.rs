@@ -165,20 +165,23 @@ impl TokenView<'_> {
         block.first * self.x.planes() * self.each
     }
 
-    /// Returns the codes of a block, `[quad, token, plane]`.
+    /// Returns the 8-bit codes of the tokens of a block, `[cols / 4, tokens, planes]`, each element the codes of four neighbouring columns
+    /// (a quad). `planes` are those of [`Activations`], `cols` are padded.
     pub fn quads(&self, block: TokenBlock) -> &[[i8; 4]] {
         let n = block.tokens * self.x.planes() * self.each;
         &self.quads[self.start(block)..][..n]
     }
 
-    /// Returns the codes of a block in 16 bits, `[quad, token, plane]`.
+    /// Returns the codes of the tokens of a block as [`quads`](Self::quads) does, widened to 16 bits, the four columns of an element in the
+    /// order 0, 2, 1, 3. Panics if the layout does not store them.
     #[cfg(target_arch = "x86_64")]
     pub fn pairs(&self, block: TokenBlock) -> &[[i16; 4]] {
         let n = block.tokens * self.x.planes() * self.each;
         &self.pairs[self.start(block)..][..n]
     }
 
-    /// Returns the offsets of a block, `[token, plane, group]`.
+    /// Returns the initial values of the integer sums of a block, `[tokens, planes, groups]`: the negative sum of the codes of a group of
+    /// columns, times the zero point if all groups of the weights have the same.
     pub fn offsets(&self, block: TokenBlock) -> &[i32] {
         let each = self.x.planes() * self.x.padding().groups();
         &self.offsets[block.first * each..][..block.tokens * each]

@@ -46,7 +46,8 @@ impl<'a> Data<'a> {
         Ok(data)
     }
 
-    /// Errors unless `x`, rows of `dims` values, is finite and its squared distances are within f32.
+    /// Errors unless the values of points or centroids `x`, `[count, dims]` with the `dims` of this data, are finite and small enough that
+    /// squared distances do not overflow f32.
     pub fn check_values(&self, x: &[f32]) -> Result<()> {
         let parts = x.len().div_ceil(1 << 16);
         let part = |i: usize, (): &mut ()| cluster::max_abs(self.isa, &x[i << 16..x.len().min((i + 1) << 16)]);
@@ -69,7 +70,7 @@ impl<'a> Data<'a> {
         Ok(())
     }
 
-    /// Errors unless `k` points have a positive weight.
+    /// Errors unless at least `k` points have a positive weight.
     pub fn at_least(&self, k: usize) -> Result<()> {
         let found = self.weights.map_or(self.n, |w| w.iter().filter(|w| **w > 0.0).count());
         if found < k {
@@ -90,8 +91,9 @@ impl<'a> Data<'a> {
         self.weights.map_or(1.0, |w| w[i])
     }
 
-    /// Assigns all points and sums them by cluster, in blocks whose sums are added in order. A block has at least two points for each
-    /// centroid, so that the sums of all blocks take no more memory than the points, or twice that if there is one block.
+    /// Writes the index of the nearest centroid of each point to `assignment`, `[n]`, and returns the sums of the points by cluster. Blocks
+    /// of points run in parallel, and their sums are added in order. A block has at least two points for each centroid, so that the sums of
+    /// all blocks take no more memory than the points, or twice that if there is one block.
     pub fn step(&self, centroids: &Centroids, assignment: &mut [u32]) -> Sums {
         let (k, dims) = (centroids.count(), self.dims);
         let block = BLOCK.max(k.saturating_mul(2));
@@ -124,7 +126,8 @@ impl<'a> Data<'a> {
         all
     }
 
-    /// Returns the means of clusters. A cluster without weight gets the point of the largest weighted squared distance to its centroid in
+    /// Returns the new centroids `[k, dims]`: the weighted mean of each cluster, from the sums of the points under their `assignment`
+    /// (`[n]`) to the centroids `old`. A cluster without weight gets the point of the largest weighted squared distance to its centroid in
     /// `old`, the lowest index of equal ones and each point once; if no such distance is above 0, it keeps its centroid.
     pub fn means(&self, sums: &Sums, old: &Centroids, assignment: &[u32]) -> Vec<f32> {
         let (dims, mut rows) = (self.dims, old.rows().to_vec());

@@ -2,7 +2,7 @@
 
 use tersor_core::{Check, ParamError};
 
-/// The choice of the initial centroids, a parameter of [`KMeans`].
+/// The choice of the initial centroids, a parameter of [`KMeans`]: by k-means++ (the default), random points, or given centroids.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Seeding {
     /// k-means++ (Arthur and Vassilvitskii 2007): each centroid is a point drawn with a probability proportional to its weight times its
@@ -73,9 +73,9 @@ impl KMeans {
         Self { seeding, ..self }
     }
 
-    /// Updates centroids by batches of `size` points (at most `n`), drawn by weight with replacement, at a learning rate of one over the
-    /// number of points that the centroid has received so far (Sculley 2010, "Web-scale k-means clustering"); all points are assigned at
-    /// the end.
+    /// Replaces Lloyd's iteration by mini-batches (Sculley 2010, "Web-scale k-means clustering"): updates centroids by batches of `size`
+    /// points (or the number of all points, if that is less), drawn by weight with replacement, at a learning rate of one over the number
+    /// of points that the centroid has received so far. All points are assigned at the end.
     pub fn mini_batch(self, size: usize) -> Self {
         Self { mini_batch: Some(size), ..self }
     }
