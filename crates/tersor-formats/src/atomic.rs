@@ -52,14 +52,16 @@ impl AtomicFile {
         self.file.set_len(len).map_err(|e| Error::io(&self.temporary, e))
     }
 
-    /// Writes bytes at `offset` from the start of the file. Errors if the system cannot write.
+    /// Writes bytes at `offset` from the start of the file and moves the current position to their end. A gap before `offset` is filled with zeros.
+    /// Errors if the system cannot write.
     pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         use std::io::{Seek, SeekFrom};
         let done = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.write_all(bytes));
         done.map_err(|e| Error::io(&self.temporary, e))
     }
 
-    /// Fills `bytes` with what was written at `offset`. Errors if the file ends earlier.
+    /// Fills `bytes` with what was written from `offset` on and moves the current position to their end. Errors if the file ends earlier, or the
+    /// system cannot read.
     pub fn read_at(&mut self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         use std::io::{Read, Seek, SeekFrom};
         let done = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.read_exact(bytes));

@@ -8,18 +8,18 @@ use crate::gguf::{self, hf_name};
 use crate::{FileAt, ReadAt};
 use tersor_core::{Error, Limits, Result, RowSource};
 
-/// The importance data of one weight matrix: the diagonal of `Σ x xᵀ` over its calibration inputs.
+/// The importance data of one weight matrix: the diagonal of `Σ x xᵀ` over its calibration inputs `x`, `[in_features]`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Importance {
     /// Sum of the squared activations of each input feature, `[in_features]`.
     pub squares: Vec<f64>,
-    /// Number of terms in the sums, as the file counts them: tokens, or batches of tokens.
+    /// Number of terms in each sum, as the file states it: tokens in llama.cpp's GGUF format, batches of tokens in its older binary format.
     pub count: u64,
 }
 
-/// Reads an importance-matrix file and returns the data of each matrix by name. llama.cpp's tensor names are translated to Hugging Face's
-/// where [`hf_name`] knows them. Errors if the file has neither of the two formats, is truncated, is above `limits`, or holds a value that is
-/// negative or not finite.
+/// Reads an importance-matrix file of llama.cpp, in GGUF or in the older binary format, and returns the data of each matrix by name. llama.cpp's
+/// tensor names are translated to Hugging Face's where [`hf_name`] knows them. Errors if the file cannot be read, has neither format, is truncated,
+/// exceeds `limits`, or holds a value that is negative or not finite.
 ///
 /// ```
 /// use tersor_core::Limits;

@@ -21,7 +21,7 @@ pub struct Tensor {
     pub bytes: u64,
 }
 
-/// The format of an open model, with its files.
+/// The format of an open model, safetensors or GGUF, with its open files.
 pub enum ModelKind {
     /// A directory of safetensors files, or one such file.
     Safetensors(Shards),
@@ -162,7 +162,7 @@ impl Model {
 
     /// Returns a source of the rows of the tensor `name`, dequantized to f32, in Hugging Face's order (the query and key rows of a Llama GGUF file
     /// are un-permuted). A vector is one row; of a tensor with more than two axes, each row runs along the last axis. Errors if there is no tensor
-    /// of that name.
+    /// of that name, or its type in a safetensors file is not F32, F16 or BF16.
     pub fn rows<'a>(&'a self, name: &'a str) -> Result<Box<dyn RowSource + 'a>> {
         match &self.kind {
             ModelKind::Safetensors(s) => Ok(Box::new(StoredRows::new(s, name)?)),
@@ -218,7 +218,7 @@ impl Model {
         }
     }
 
-    /// Returns whether a stored type, given by its name such as `Q4_0`, is a block-quantized GGUF type (and not a float).
+    /// Returns whether a stored type, given by its name such as `Q4_0`, is a block-quantized GGUF type. False for floats and for unknown names.
     pub fn is_block_quantized(dtype: &str) -> bool {
         BlockType::ALL.iter().any(|t| t.name() == dtype && t.elements() > 1)
     }

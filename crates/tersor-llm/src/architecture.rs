@@ -8,7 +8,7 @@ use crate::config::{DECODERS, bad, unsupported};
 use crate::encoder::ENCODERS;
 use crate::{DecoderConfig, EncoderConfig};
 
-/// A supported network: its kind and its configuration.
+/// A supported network with its configuration: a Llama-family decoder or a BERT-family encoder.
 ///
 /// ```
 /// use tersor_core::Limits;
@@ -50,7 +50,7 @@ impl Architecture {
         Ok(Self::Decoder(DecoderConfig::from_json(json)?))
     }
 
-    /// Returns the network's sites in the order of execution.
+    /// Returns the network's [sites](Site) in the order of execution.
     pub fn sites(&self) -> Vec<Site> {
         match self {
             Self::Decoder(c) => c.sites(),

@@ -19,7 +19,7 @@ pub const MANIFEST: &str = "tersor.json";
 /// The parsed manifest `tersor.json` of a compressed model.
 #[derive(Clone, Debug)]
 pub struct Manifest {
-    /// The whole manifest as JSON: recipe, fingerprint, report of each matrix.
+    /// The whole manifest as JSON: recipe, fingerprint (one hash of everything that the compressed weights depend on), report of each matrix.
     pub json: Json,
     /// The operator specification of each compressed matrix, by tensor name.
     pub specs: BTreeMap<String, OpSpec>,
@@ -226,7 +226,7 @@ impl<'a> From<&'a Checkpoint> for Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    /// Returns the weights of a checkpoint with these folds applied; `From<&Checkpoint>` gives them without folds.
+    /// Returns the weights of a checkpoint with these [folds](Fold) applied; `From<&Checkpoint>` gives them without folds.
     pub fn folded(checkpoint: &'a Checkpoint, folds: &'a [Fold]) -> Self {
         Self { checkpoint, folds }
     }
@@ -236,8 +236,9 @@ impl<'a> Weights<'a> {
         self.checkpoint.has(name)
     }
 
-    /// Loads the matrix `name` as an operator: the compressed one, or a dense f32 one from the original's values with the folds applied. Errors if it
-    /// is missing, its shape is not `shape`, it holds a value that is not finite, or a fold applies to a compressed matrix.
+    /// Loads the matrix `name` as an operator: the compressed one, or a dense f32 one from the original's values with the folds applied. Errors if
+    /// it is missing, its shape after the folds is not `shape` (`[out_features, in_features]`), it holds a value that is not finite, or a fold
+    /// applies to a compressed matrix.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Box<dyn LinearOp>> {
         let Checkpoint { model, manifest, registry, .. } = self.checkpoint;
         let op = match (manifest.as_ref().and_then(|m| m.specs.get(name)), model.stored()) {
@@ -258,8 +259,8 @@ impl<'a> Weights<'a> {
         Ok(op)
     }
 
-    /// Loads the vector `name` of `len` elements in f32, with the folds applied. Errors if it is missing, has another length, or holds a value that is
-    /// not finite.
+    /// Loads the vector `name` in f32, with the folds applied; `len` is its number of elements before them. Errors if it is missing, has another
+    /// length, holds a value that is not finite, or a fold does not fit it.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let rows = self.checkpoint.model.rows(name)?;
         if rows.shape() != [1, len] {

@@ -149,13 +149,14 @@ impl Decoder {
     }
 
     /// Appends tokens to the text in `state` and returns their final hidden states, after the last norm, `[tokens, hidden]`. Errors if a token is
-    /// outside the vocabulary or the text would exceed 2^32 positions.
+    /// outside the vocabulary, the text would exceed 2^32 positions, an activation is not finite, or a cache refuses the tokens.
     pub fn forward(&self, tokens: &[u32], state: &mut State, exec: &Exec) -> Result<Vec<f32>> {
         self.forward_observed(tokens, state, exec, &mut |_, _, _| Ok(()))
     }
 
-    /// Like [`Decoder::forward`], and calls `observe(layer, site, input)` with the input of each site as it is computed. Tokens are processed in
-    /// blocks of up to 512, with one call for each block and site. Errors as [`Decoder::forward`] does, or if `observe` fails.
+    /// Like [`Decoder::forward`], and calls `observe(layer, site, input)` with the input of each [site](SiteKind) as it is computed,
+    /// `[tokens, features]`. Tokens are processed in blocks of up to 512, with one call for each block and site. Errors as [`Decoder::forward`]
+    /// does, or if `observe` fails.
     pub fn forward_observed(
         &self,
         tokens: &[u32],
@@ -223,7 +224,8 @@ impl Decoder {
         apply(&*self.head, None, &x, exec)
     }
 
-    /// Writes the logits of final hidden states `[tokens, hidden]` into the buffer `out`, `[tokens, vocab]`. Errors if a length does not fit.
+    /// Writes the logits of final hidden states `[tokens, hidden]` into the buffer `out`, `[tokens, vocab]`. Errors if a length does not fit these
+    /// shapes, or a value of `hidden` is not finite.
     pub fn logits_into(&self, hidden: &[f32], out: &mut [f32], exec: &Exec) -> Result<()> {
         let shape = [hidden.len() / self.config.hidden, self.config.hidden];
         let x = Input::new(hidden, shape)?;

@@ -11,7 +11,7 @@ const BLOCK: usize = 64;
 /// Number of tokens of each window whose site inputs are compared with the original's: those of all tokens would not fit in memory.
 const COMPARED: usize = 16;
 
-/// The result of [`evaluate`].
+/// The result of [`evaluate`]: perplexity, and the agreement with the original network.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Evaluation {
     /// Perplexity: `exp` of the mean negative log-probability of the scored tokens.
@@ -29,8 +29,10 @@ pub struct Agreement {
     pub kl_mean: f64,
     /// Share of scored tokens, 0 to 1, for which both networks give the largest logit to the same token.
     pub top1: f64,
-    /// Name and relative input error `‖x - x₀‖ / ‖x₀‖` of each site, in the order of execution, where `x` is the site's input in this network and
-    /// `x₀` that in the original, over 16 tokens of each window. Empty if the sites of the two networks differ.
+    /// Name and relative input error `‖x - x₀‖ / ‖x₀‖` of each [site](tersor_core::Site) of the layers, in the order of execution. `x` has the
+    /// site's inputs in this network and `x₀` those in the original, for evenly spaced tokens of all windows together: all of a window of up to 31
+    /// tokens, 16 to 31 of a longer one. Wrong for windows of more than 512 tokens, where `x` and `x₀` are not of the same tokens. Empty if the sites
+    /// of the two networks differ.
     pub sites: Vec<(String, f64)>,
 }
 
@@ -54,9 +56,9 @@ pub fn windows(tokens: &[u32], ctx: usize, count: Option<usize>) -> Result<Vec<&
     Ok(all)
 }
 
-/// Measures the perplexity of a decoder on `windows` of tokens and, if `original` is given, the agreement with its predictions. Reports each window
-/// to `progress`; `cancel` stops between windows. Errors if a token is outside the vocabulary, the two vocabularies differ, a logit is not finite,
-/// or the work is cancelled.
+/// Measures the perplexity of a decoder on `windows`, each of at least 2 tokens, and, if `original` is given, the agreement with its predictions.
+/// Reports each window to `progress`; `cancel` stops between windows. Errors if a token is outside the vocabulary, the two vocabularies differ, a
+/// logit is not finite, or the work is cancelled. Panics if a window is empty; the perplexity is NaN if no window has 2 tokens.
 ///
 /// ```
 /// use tersor_core::{Cancel, Exec, Silent};

@@ -6,7 +6,7 @@ use tersor_core::{Error, Exec, ParamError, Result, metrics};
 
 use crate::Decoder;
 
-/// How [`generate`] chooses the next token from the logits.
+/// How [`generate`] chooses the next token from the logits: the most probable one, or a random one at a temperature.
 pub enum Sampling {
     /// Takes the token of the largest logit; among equal ones, that of the lowest number.
     Greedy,
@@ -50,8 +50,8 @@ impl Sampling {
 }
 
 /// Continues the token sequence `prompt` by up to `count` tokens, chosen by `sampling`, and returns the new tokens. Calls `each` with every new
-/// token and stops when it returns false, or at an end-of-text token of the model, which is not returned. Errors if the prompt is empty or a token
-/// is outside the vocabulary.
+/// token and stops after it returns false, or at an end-of-text token of the model, which is not returned. Errors if the prompt is empty, and as
+/// [`Decoder::next_logits`] and [`State::seal`](crate::State::seal) do.
 ///
 /// ```
 /// use tersor_core::Exec;

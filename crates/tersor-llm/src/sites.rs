@@ -12,7 +12,7 @@ impl SiteKind {
     /// The four sites of a layer, in the order of execution.
     pub const ALL: [SiteKind; 4] = [SiteKind::Qkv, SiteKind::O, SiteKind::GateUp, SiteKind::Down];
 
-    /// Returns the names of the weight matrices that read the site, relative to a decoder layer and without `.weight`: `self_attn.q_proj`.
+    /// Returns the names of the weight matrices that read the site, relative to a decoder layer and without `.weight`, such as `self_attn.q_proj`.
     pub fn consumers(self) -> &'static [&'static str] {
         match self {
             SiteKind::Qkv => &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -55,7 +55,7 @@ impl SiteKind {
 }
 
 impl DecoderConfig {
-    /// Returns the network's sites in the order of execution: four for each layer, then the site of the output head.
+    /// Returns the network's [sites](Site) in the order of execution: four for each layer, then the site of the output head.
     pub fn sites(&self) -> Vec<Site> {
         let weight = |layer: usize, part: &str| format!("model.layers.{layer}.{part}.weight");
         let mut writers = vec!["model.embed_tokens.weight".to_string()];
@@ -109,8 +109,8 @@ impl DecoderConfig {
         sites
     }
 
-    /// Returns the couplings of each layer for structured pruning: key/value heads with their query heads, and feed-forward neurons. Biases are
-    /// listed whether the model has them or not.
+    /// Returns the [couplings](Coupling) of each layer for structured pruning: key/value heads with their query heads, and feed-forward neurons.
+    /// Biases are listed whether the model has them or not.
     pub fn couplings(&self) -> Vec<Coupling> {
         let mut all = Vec::new();
         for layer in 0..self.layers {
@@ -179,15 +179,16 @@ impl Layer {
 }
 
 impl Decoder {
-    /// Returns the network's sites in the order of execution: four for each layer, then the site of the output head.
+    /// Returns the network's [sites](Site) in the order of execution: four for each layer, then the site of the output head.
     pub fn sites(&self) -> Vec<Site> {
         self.config().sites()
     }
 
-    /// Returns the output of a site's module (the matrices that read the site, and what follows up to the next site) on stored inputs `x`, with
-    /// `weights` in place of the site's own matrices: for q, k and v the attention output, `[tokens, heads * head_dim]`; for gate and up the gated
-    /// product, `[tokens, intermediate]`; for o and down the product, `[tokens, hidden]`. `x` is `[tokens, features]` and holds whole windows of `window` tokens, each attending only to itself. Errors if a
-    /// shape does not fit, or there is no layer `layer`.
+    /// Returns the output of a [site's](SiteKind) module (the matrices that read the site, and what follows up to the next site) on stored inputs
+    /// `x`, with `weights` in place of the site's own matrices, in the order of [`SiteKind::consumers`]: for q, k and v the attention output,
+    /// `[tokens, heads * head_dim]`; for gate and up the gated product, `[tokens, intermediate]`; for o and down the product, `[tokens, hidden]`.
+    /// `x` is `[tokens, features]` and holds whole windows of `window` tokens, each attending only to itself. Errors if a shape does not fit, or
+    /// there is no layer `layer`.
     pub fn site_output(
         &self,
         layer: usize,

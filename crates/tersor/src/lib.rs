@@ -18,7 +18,8 @@ pub use tersor_lowrank as lowrank;
 pub use tersor_operators as operators;
 pub use tersor_operators::registry;
 
-/// Returns a registry with the loaders of every cache store and cache set of the enabled crates, for caches that were saved.
+/// Returns a registry with the loaders of every [`KvStore`](core::KvStore) and [`CacheSet`](core::CacheSet) kind of the enabled crates, which reads
+/// back saved caches.
 ///
 /// ```
 /// use tersor::core::{MemTensors, OpSpec};

@@ -237,7 +237,8 @@ impl<'a> InterleavedRows<'a> {
         Ok(Self { source, head_dim })
     }
 
-    /// Returns the row index in Hugging Face's order of the row that a Llama GGUF file stores at `index`.
+    /// Returns the index in Hugging Face's order of the row that a Llama GGUF file stores at `index`. `head_dim`, the number of rows of a head, is
+    /// even. Panics if it is 0.
     pub fn hf_index(index: usize, head_dim: usize) -> usize {
         let (head, within) = (index / head_dim, index % head_dim);
         head * head_dim + within % 2 * (head_dim / 2) + within / 2

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use tersor_core::{Error, Limits, Result};
 
-/// One value of GGUF metadata.
+/// One value of GGUF metadata: an integer, a float, a boolean, a string, or a list of these.
 #[derive(Clone, PartialEq, Debug)]
 pub enum MetaValue {
     /// An unsigned integer of 8 to 64 bits.

@@ -1,6 +1,7 @@
 //! Translates tensor names between llama.cpp and Hugging Face.
 
-/// A tensor's translated name, and the order in which a Llama GGUF file stores its rows.
+/// A tensor's name translated between llama.cpp and Hugging Face, and the order in which a GGUF file of a Llama architecture stores its rows.
+/// [`hf_name`] and [`gguf_name`] return it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TensorName {
     /// The tensor's name in the naming that was translated to: Hugging Face's from [`hf_name`], llama.cpp's from [`gguf_name`].
@@ -9,12 +10,14 @@ pub struct TensorName {
     pub rows: RowOrder,
 }
 
-/// Order in which a GGUF file of a Llama architecture stores the rows of a tensor.
+/// Order in which a GGUF file of a Llama architecture stores the rows of a tensor: as in Hugging Face's files, or permuted for interleaved rotary
+/// embedding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RowOrder {
     /// Rows are in the same order as in Hugging Face's files.
     Same,
-    /// Rows belong to query or key heads and are permuted for interleaved rotary embedding; see [`GgufRows::unpermuted`](super::GgufRows::unpermuted).
+    /// Rows belong to query or key heads and are permuted for interleaved rotary embedding; see
+    /// [`GgufRows::unpermuted`](super::GgufRows::unpermuted).
     Interleaved,
 }
 

@@ -27,7 +27,7 @@ impl MetaWriter {
         Self::default()
     }
 
-    /// Sets a key to the stored bytes of a type and value, as [`File::raw_meta`](super::File::raw_meta) returns them.
+    /// Sets a key to the stored bytes of a type and value, as [`File::raw_meta`](super::File::raw_meta) returns them. The bytes are not checked.
     pub fn raw(&mut self, key: &str, bytes: &[u8]) -> &mut Self {
         self.0.insert(key.into(), bytes.to_vec());
         self
@@ -158,8 +158,9 @@ impl Writer {
         Ok(Self { file, tensors: placed })
     }
 
-    /// Encodes the next values of a tensor and appends them; `values` is a whole number of blocks. Errors if the layout has no such tensor, as
-    /// [`BlockType::encode`] does, or if the tensor would get more data than its shape allows.
+    /// Encodes the next values of a tensor, row-major, and appends them. Errors if the layout has no such tensor, `values` is not a whole number of
+    /// blocks, a value cannot be encoded (see [`BlockType::encode`]), the tensor would get more data than its shape allows, or the system cannot
+    /// write.
     pub fn write(&mut self, name: &str, values: &[f32]) -> Result<()> {
         let missing = || Error::Missing { name: name.into(), place: "the layout of the file".into() };
         let kind = self.tensors.get(name).ok_or_else(missing)?.0;
@@ -168,7 +169,8 @@ impl Writer {
         self.write_blocks(name, &bytes)
     }
 
-    /// Appends encoded blocks to a tensor. Errors if the layout has no such tensor, or it would get more data than its shape allows.
+    /// Appends bytes of encoded blocks to the data of a tensor; one call may end within a block. Errors if the layout has no such tensor, it would
+    /// get more data than its shape allows, or the system cannot write.
     pub fn write_blocks(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let missing = || Error::Missing { name: name.into(), place: "the layout of the file".into() };
         let (_, _, offset, all, done) = self.tensors.get_mut(name).ok_or_else(missing)?;

@@ -28,17 +28,19 @@ const SHARD_TOKENS: usize = 8192;
 /// Maximum number of tokens of the windows that are processed together.
 const BATCH_TOKENS: usize = 2048;
 
-/// Returns the number of windows in one shard of statistics, for windows of at most `ctx` tokens: as many as make up 8192 tokens, at least one.
+/// Returns the number of windows whose statistics are gathered as one shard, for windows of at most `ctx` tokens: as many as make up 8192 tokens,
+/// at least one. Shards are summed in order, so that the sums do not depend on which process gathered which shard.
 pub fn shard_windows(ctx: usize) -> usize {
     (SHARD_TOKENS / ctx.max(1)).max(1)
 }
 
-/// Returns the maximum number of tokens whose activations are in memory together, for windows of at most `ctx` tokens.
+/// Returns the maximum number of tokens whose activations are in memory together, for windows of at most `ctx` tokens: the largest multiple of
+/// `ctx` up to 2048, or `ctx` itself if it is larger.
 pub fn batch_tokens(ctx: usize) -> usize {
     (BATCH_TOKENS / ctx.max(1)).max(1) * ctx
 }
 
-/// Which weights are upstream of a site when its calibration inputs are computed.
+/// Whether the weights upstream of a [site](Site) are the compressed or the original ones when its calibration inputs are computed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Upstream {
     /// Earlier matrices are the compressed ones, so that each site can compensate for the errors before it (sequential calibration).
@@ -47,7 +49,7 @@ pub enum Upstream {
     Original,
 }
 
-/// The operator that replaces each matrix of a site after compression, in the order of the site's consumers; none for a matrix that stays as it is.
+/// The operator that replaces each matrix of a site after compression, in the order of [`Site::consumers`]; none for a matrix that stays as it is.
 pub type Replacements = Vec<Option<Arc<dyn LinearOp>>>;
 
 /// Callback that reads one row of an embedding table into a buffer: tensor name, row index, values `[hidden]`.
@@ -61,47 +63,57 @@ pub struct Hooks<'h> {
     pub cancel: &'h Cancel,
     /// Seed of the random samples in the statistics.
     pub seed: u64,
-    /// Returns the statistics to gather for a site; the empty needs for a site that needs no data or whose matrices are already compressed.
+    /// Returns the statistics to gather for a [site](Site); [`StatNeeds::none`] for a site that needs no data or whose matrices are already
+    /// compressed.
     pub needs: &'h dyn Fn(&Site) -> StatNeeds,
-    /// Returns the transform that the running network applies to a site's inputs in front of its matrices, or none. Statistics are of the transformed
-    /// inputs.
+    /// Returns the transform that is applied at run time to the inputs of a [site](Site) in front of its matrices, or none. The statistics are those
+    /// of the transformed inputs.
     pub change: &'h dyn Fn(&Site) -> Result<Option<InputChange>>,
-    /// Compresses the matrices of a site from its statistics and returns their replacements. Called for every site of the layer in order.
+    /// Compresses the matrices of a [site](Site) from the statistics of its inputs and returns their [`Replacements`]. Called once for every site
+    /// of the layer, in the order of execution.
     pub compress: &'h mut dyn FnMut(&Site, &StatSet) -> Result<Replacements>,
-    /// Rewrites the sites of the layer (smoothing, for example) before they are compressed; none to compress them as they are.
+    /// Callbacks that rewrite the [sites](Site) of the layer (smoothing, for example) before they are compressed; none to compress them as they
+    /// are.
     pub rewriting: Option<SiteChanges<'h>>,
-    /// Folds that are already known, applied when the layer's weights are read; those of `rewriting` are appended.
+    /// [Folds](Fold) to apply to the layer's weights when they are read. [`Calibration::layer`] appends those that `rewriting` returns.
     pub folds: Vec<Fold>,
 }
 
 /// Computes the inputs of several sites for one window.
 type Inputs<'f> = dyn Fn(&Window<'_>, &Exec) -> Result<Vec<Vec<f32>>> + Sync + 'f;
 
-/// Callbacks that rewrite the sites of a layer before compression.
+/// Callbacks that rewrite the [sites](Site) of a layer before compression.
 pub struct SiteChanges<'h> {
-    /// Returns the statistics that the rewrite needs of a site. Its `sample` counts tokens, taken as whole windows from the first on.
+    /// Returns the statistics that the rewrite needs of a [site](Site). [`ObservedSite::sample`] then consists of the first windows that together
+    /// have at most [`StatNeeds::sample`] tokens (the largest number for any site of the layer), at least one window; it is empty if that number is
+    /// 0 for the site.
     pub needs: &'h dyn Fn(&Site) -> StatNeeds,
-    /// Receives the observations of all sites of the layer, in the order of execution, and returns the folds to apply to the layer's weights.
+    /// Receives the observations of all sites of the layer, in the order of execution, and returns the [folds](Fold) to apply to the layer's
+    /// weights.
     pub rewrite: &'h mut dyn FnMut(&[ObservedSite<'_>]) -> Result<Vec<Fold>>,
 }
 
-/// A site of a layer with the calibration data that a rewrite needs: statistics, sample inputs, and the output of the site's module on them.
+/// A [site](Site) of a layer with the calibration data that a rewrite needs: statistics, sample inputs, and the output of the site's module (its
+/// matrices and what follows up to the next site) for those inputs.
 pub struct ObservedSite<'s> {
     /// The site whose inputs were observed.
     pub site: &'s Site,
     /// Statistics of the site's inputs over all calibration windows.
     pub stats: StatSet,
-    /// Inputs of the site for the first calibration windows, whole windows only, `[tokens, features]`.
+    /// Inputs of the site for the first calibration windows, whole windows only, `[tokens, features]`; empty if the rewrite needs no sample of the
+    /// site.
     pub sample: Vec<f32>,
-    /// Computes the output of the site's module on inputs like the sample, with other matrices in place of the site's own.
+    /// Computes the output of the site's module with other matrices in place of the site's own, from inputs of the same tokens as `sample`,
+    /// `[tokens, features]`; see [`ModuleOutput`]. Errors if a shape does not fit.
     pub output: Box<ModuleOutput<'s>>,
-    /// Computes the keys and values of inputs like the sample; gives none for a site without key and value matrices.
+    /// Computes keys and values, `[tokens, kv_heads * head_dim]` each, from inputs of the same tokens as `sample`, `[tokens, features]`; see
+    /// [`MakesKeysAndValues`]. Gives none unless the site feeds key and value matrices of a decoder.
     pub keys_and_values: Box<MakesKeysAndValues<'s>>,
 }
 
 impl ObservedSite<'_> {
-    /// Returns the site in the form that a [`Rewrite`](tersor_core::Rewrite) takes. `plain` has, for each consumer, a data-free method with the grid
-    /// that the consumer will be quantized to, or none.
+    /// Returns the site in the form that a [`Rewrite`](tersor_core::Rewrite) takes. `plain` has one entry for each of [`Site::consumers`] (the
+    /// number is not checked): a data-free method with the grid that the matrix will be quantized to, or none.
     pub fn as_site<'a>(&'a self, plain: &'a [Option<&'a dyn Method>]) -> SeenSite<'a> {
         SeenSite {
             site: self.site,
@@ -160,9 +172,10 @@ pub struct Calibration<'a> {
 }
 
 impl<'a> Calibration<'a> {
-    /// Prepares the calibration on the windows of index `part` among `windows`; [`Calibration::embed`] or [`Calibration::resume`] must follow. Each
-    /// window has 1 to `ctx` tokens. Hidden states are stored in files in the directory `scratch` if one is given, otherwise in memory. Errors if
-    /// there is no window, one is empty or longer than `ctx`, `part` is out of range, or a token is outside the vocabulary.
+    /// Prepares the calibration on the windows `windows[part]`, each of 1 to `ctx` tokens; [`Calibration::embed`] or [`Calibration::resume`] must
+    /// follow. The windows before `part` only determine the token numbers that random samples depend on. Hidden states are stored in files in the
+    /// directory `scratch` if one is given, otherwise in memory. Errors if `windows` is empty, one of them is empty or longer than `ctx`, `part`
+    /// ends beyond them, or a token is outside the vocabulary.
     pub fn new(
         checkpoint: &'a Checkpoint,
         windows: &[&[u32]],
@@ -203,8 +216,8 @@ impl<'a> Calibration<'a> {
         self.checkpoint.architecture().hidden()
     }
 
-    /// Computes the hidden states in front of the first layer; `read` reads rows of the embedding tables that [`Architecture::embeddings`] names. Errors
-    /// if a row cannot be read or scratch files cannot be written.
+    /// Computes the hidden states in front of the first layer; `read` reads rows of the embedding tables that [`Architecture::embeddings`] names.
+    /// Errors if a row cannot be read or scratch files cannot be written.
     pub fn embed(&mut self, read: ReadRow<'_>) -> Result<()> {
         let hidden = self.hidden();
         let network = self.checkpoint.architecture();
@@ -232,7 +245,8 @@ impl<'a> Calibration<'a> {
         Ok(())
     }
 
-    /// Saves the current hidden states to a file, for [`Calibration::resume`]. Errors if the file cannot be written.
+    /// Saves the current hidden states to a file, as little-endian f32 `[tokens, hidden]`, for [`Calibration::resume`]. Errors if the file cannot
+    /// be written.
     pub fn save(&mut self, path: &Path) -> Result<()> {
         self.stream.save(path)
     }
@@ -244,17 +258,18 @@ impl<'a> Calibration<'a> {
         Ok(())
     }
 
-    /// Gathers and returns the statistics `needs` of the output head's inputs, after the last layer; `seed` is that of random samples. Errors if the
-    /// network is an encoder, the last norm is missing, or the work is cancelled.
+    /// Gathers and returns the statistics `needs` of the output head's inputs; to be called after the last layer. `seed` is the seed of random
+    /// samples. Errors if the network is an encoder, the last norm is missing, a value is not finite, or the work is cancelled.
     pub fn head(&mut self, needs: StatNeeds, seed: u64, cancel: &Cancel) -> Result<StatSet> {
         let (hidden, config) = (self.hidden(), self.checkpoint.architecture().decoder()?);
         let norm = self.checkpoint.vector("model.norm.weight", hidden)?;
         self.gather(hidden, needs, seed, cancel, None, &|w, exec| Ok(rms_norm(w.stream, &norm, config.eps, exec)))
     }
 
-    /// Processes layer `index`: rewrites its sites if `hooks` ask for it; then, for each site in order, gathers the statistics of its inputs, has its
-    /// matrices compressed, and computes the hidden states after it through the matrices that `hooks.upstream` selects. Layers must be processed in
-    /// order. Errors if the layer cannot be read, a callback fails, a value is not finite, or the work is cancelled.
+    /// Processes layer `index`: rewrites its sites if `hooks.rewriting` is set; then, for each site in order, gathers the statistics of its inputs,
+    /// calls `hooks.compress`, and computes the hidden states after it through the matrices that `hooks.upstream` selects. The caller processes the
+    /// layers in order, which is not checked. Errors if the layer cannot be read, a callback fails, statistics of windows ([`StatNeeds::windows`])
+    /// are requested, a value is not finite, or the work is cancelled.
     pub fn layer(&mut self, index: usize, hooks: &mut Hooks<'_>) -> Result<()> {
         let sites = self.checkpoint.architecture().sites();
         let sites: Vec<&Site> = sites.iter().filter(|s| s.layer == Some(index)).collect();

@@ -19,13 +19,13 @@ pub const CONCURRENT_NETWORKS: usize = 16;
 
 /// A matrix of a layer that a network of [`Sensitivity`] replaces by another operator.
 pub struct Substitution {
-    /// The site that the replaced matrix reads.
+    /// The input of the replaced matrix, as one of the [sites](SiteKind) of its layer.
     pub site: SiteKind,
-    /// Index of the replaced matrix among the site's consumers.
+    /// Index of the replaced matrix among those that read the site, in the order of [`Site::consumers`](tersor_core::Site::consumers).
     pub index: usize,
     /// Tensor name of the replaced matrix, which identifies the network in the result.
     pub name: String,
-    /// The operator that takes the place of the matrix, of the same shape.
+    /// The operator that takes the place of the matrix, of the same shape `[out_features, in_features]`.
     pub op: Arc<dyn LinearOp>,
 }
 
@@ -92,15 +92,17 @@ impl<'a> Sensitivity<'a> {
     }
 
     /// Adds a network, called `name`, with another embedding, whose rows `read` reads, and with another output head if `head` is given (for a head
-    /// that shares the embedding's matrix). To be called before the first layer. Errors if a row cannot be read.
+    /// that shares the embedding's matrix), `[vocab, hidden]`. To be called before the first layer, which is not checked. Errors if a row cannot be
+    /// read.
     pub fn add_embedding(&mut self, name: &str, head: Option<Arc<dyn LinearOp>>, read: ReadRow<'_>) -> Result<()> {
         let stream = self.embedded(read)?;
         self.networks.push(Network { name: name.into(), stream, head });
         Ok(())
     }
 
-    /// Passes the hidden states of every network through layer `index`, and adds one network for each substitution in that layer. Layers must be
-    /// processed in order. Errors if the layer cannot be read, a substitution's index or shape does not fit, or the work is cancelled.
+    /// Passes the hidden states of every network through layer `index`, and adds one network for each substitution in that layer. The caller
+    /// processes the layers in order, which is not checked. Errors if the layer cannot be read, a substitution's index or shape does not fit, or
+    /// the work is cancelled.
     pub fn layer(&mut self, index: usize, substitutions: Vec<Substitution>, cancel: &Cancel) -> Result<()> {
         let (calibration, before) = (&self.calibration, self.networks.len());
         let mut layer = steps::layer(calibration.checkpoint, &[], calibration.heads.as_ref(), index)?;
@@ -131,15 +133,16 @@ impl<'a> Sensitivity<'a> {
         Ok(())
     }
 
-    /// Adds a network, called `name`, with the output head `op`. To be called after the last layer.
+    /// Adds a network, called `name`, with the output head `op` of a decoder, `[vocab, hidden]`. To be called after the last layer. Neither order
+    /// nor shape is checked here.
     pub fn add_head(&mut self, name: &str, op: Arc<dyn LinearOp>) {
         self.networks.push(Network { name: name.into(), stream: self.original.clone(), head: Some(op) });
     }
 
-    /// Returns name and divergence from the original of each network, in the order in which they were added; to be called after the last layer. For a
-    /// decoder the divergence is the mean KL divergence of the next-token distributions over all tokens, in nats; for an encoder it is the squared
-    /// error of the outputs relative to their energy. Errors if the last norm or the head is missing, an output is not finite, or the work is
-    /// cancelled.
+    /// Returns name and divergence from the original of each network, in the order in which they were added; to be called after the last layer. For
+    /// a decoder, the divergence is the mean KL divergence `KL(original ‖ network)` of the next-token distributions over all tokens, in nats; for
+    /// an encoder, the sum of the squared differences of the outputs over that of the original's squared outputs. Errors, for a decoder, if the
+    /// last norm or the head is missing, a logit is not finite, or the work is cancelled.
     pub fn finish(self, cancel: &Cancel) -> Result<Vec<(String, f64)>> {
         let checkpoint = self.calibration.checkpoint;
         let config = match checkpoint.architecture() {

@@ -15,7 +15,7 @@ use crate::{Architecture, Checkpoint, DecoderConfig, Layer, Linear, SiteKind, We
 pub(super) struct Window<'w> {
     /// The hidden states (residual stream), `[tokens, hidden]`.
     pub stream: &'w [f32],
-    /// The attention output `[tokens, heads * head_dim]` between the steps of q, k, v and of o; otherwise empty.
+    /// The attention output, `[tokens, heads * head_dim]`, from its computation until the output matrix has read it; empty at other times.
     pub attn_output: &'w [f32],
 }
 

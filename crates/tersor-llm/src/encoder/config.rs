@@ -11,7 +11,7 @@ use crate::config::{MAX_LAYERS, bad, optional, size, unsupported};
 /// `model_type` and class name of the supported encoders.
 pub(crate) const ENCODERS: [(&str, &str); 1] = [("bert", "BertModel")];
 
-/// The activation function between the two matrices of a BERT encoder's feed-forward block.
+/// The activation function between the two matrices of a BERT encoder's feed-forward block: GELU (exact or in tanh approximation) or ReLU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Activation {
     /// Exact GELU, `x Φ(x)` with the error function.
@@ -132,8 +132,8 @@ impl EncoderConfig {
         }
     }
 
-    /// Returns the network's sites in the order of execution, four for each layer. Nothing can be folded into the layer norms that produce their
-    /// inputs, because the residual connection reads the norms' outputs too.
+    /// Returns the network's [sites](Site) in the order of execution, four for each layer. Nothing can be folded into the layer norms that produce
+    /// their inputs, because the residual connection reads the norms' outputs too.
     pub fn sites(&self) -> Vec<Site> {
         let mut sites = Vec::new();
         for layer in 0..self.layers {

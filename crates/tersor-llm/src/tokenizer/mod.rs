@@ -59,8 +59,8 @@ impl Tokenizer {
         Self::from_json(&Self::json_of(checkpoint.model())?)
     }
 
-    /// Returns the content of a model's `tokenizer.json`; for a GGUF file, an equivalent one built from its metadata. Errors if there is none, or a GGUF
-    /// file's kind of tokenizer or pre-tokenizer is unknown.
+    /// Returns the content of a model's `tokenizer.json`; for a GGUF file, an equivalent one built from its metadata. Errors if there is none, or a
+    /// GGUF file's kind of tokenizer or pre-tokenizer is unknown.
     pub fn json_of(model: &Model) -> Result<Vec<u8>> {
         match model.gguf() {
             Some(file) => Ok(keys::read(file)?.to_string().into_bytes()),
@@ -76,8 +76,9 @@ impl Tokenizer {
         }
     }
 
-    /// Adds to `meta` the GGUF keys that correspond to a `tokenizer.json`. `json` is that file's content; `config` is the model's `config.json`, which
-    /// names the special tokens and the size of the vocabulary. Errors if it is no BPE tokenizer, or its pre-tokenizer has no known name in llama.cpp.
+    /// Adds to `meta` the GGUF keys that correspond to a `tokenizer.json`. `json` is that file's content; `config` is the model's `config.json`,
+    /// which names the special tokens and the size of the vocabulary. Errors if it is no BPE tokenizer, or its pre-tokenizer has no known name in
+    /// llama.cpp.
     pub fn write_gguf_meta(json: &[u8], config: &Json, meta: &mut MetaWriter) -> Result<()> {
         let json = serde_json::from_slice(json).map_err(|e| Error::format("tokenizer.json", e.to_string()))?;
         keys::write(&json, config, meta)
@@ -128,8 +129,8 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().zip(encoding.get_offsets()).map(|(id, at)| (*id, base + at.0)).collect())
     }
 
-    /// Returns the tokens of a text with the special tokens that the model adds around it (`[CLS]`, `[SEP]`), at most `max` in all. A longer sequence
-    /// is truncated before its last token, so that a final `[SEP]` remains. Errors if the tokenizer fails on the text.
+    /// Returns the tokens of a text with the special tokens that the model adds around it (`[CLS]`, `[SEP]`), at most `max` in all (one if `max` is
+    /// 0). A longer sequence is truncated before its last token, so that a final `[SEP]` remains. Errors if the tokenizer fails on the text.
     pub fn encode_with_special_tokens(&self, text: &str, max: usize) -> Result<Vec<u32>> {
         let encoding =
             no_panic(|| self.0.encode_fast(text, true))?.map_err(|e| Error::format("text", e.to_string()))?;
@@ -140,7 +141,7 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// Returns the text of tokens, without special tokens. Errors if the tokenizer fails on them.
+    /// Returns the text of tokens, without special tokens; a token outside the vocabulary is skipped. Errors if the tokenizer fails on them.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
         self.0.decode(tokens, true).map_err(|e| Error::format("tokens", e.to_string()))
     }
