@@ -210,7 +210,7 @@ impl BlockwiseForm<'_> {
     }
 
     /// Writes the values `q` as the rows from `first` on. Errors unless these begin with a whole block and a whole byte (quantized scales: with row
-    /// 0), or as the sink.
+    /// 0), or if the sink fails.
     fn save(&self, q: &Quantized, first: usize, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let at = first.saturating_mul(self.shape[1]);
         let per_byte = if self.map.bits() == 4 { 2 } else { 1 };
