@@ -41,8 +41,8 @@ impl GramBlocks {
         self.whole.loss(d)
     }
 
-    /// Returns for each row and group of `w`, `[rows, features]`, the index below `candidates` (at most 256) of the candidate with the smallest `d
-    /// H dᵀ` (the first of equal ones), as `[rows, groups]`: `d` is the error of the group's weights and `H` the group's block of the Gram matrix.
+    /// Returns for each row and group of `w`, `[rows, features]`, as `[rows, groups]` the index below `candidates` (at most 256) of the candidate
+    /// with the smallest `d H dᵀ` (the first of equal ones): `d` is the error of the group's weights and `H` the group's block of the Gram matrix.
     /// `make(candidate, row, group, w, out)` writes the group's weights `w` under a candidate to `out`. Values after the last whole row are
     /// ignored. Errors if a product with the Gram matrix fails. Runs in the current thread pool.
     pub fn best_of(

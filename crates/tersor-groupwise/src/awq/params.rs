@@ -2,7 +2,8 @@
 
 /// The [`Rewrite`](tersor_core::Rewrite) that scales the input features of each [`Site`](tersor_core::Site) (matrices with the same input, such as
 /// q, k and v) by AWQ's factors `s = a^ρ` (arXiv 2306.00978, section 3.2), with `a` the mean magnitude of each feature: the columns of the matrices
-/// are multiplied by `s`, the norm or the matrix that produces the inputs is divided by it.
+/// are multiplied by `s`, the norm or the matrix that produces the inputs is divided by it, or, with
+/// [`Producer::Opaque`](tersor_core::Producer::Opaque), the inputs when the network runs.
 ///
 /// For each site, `ρ` is the one of `0, 1/20, …, 19/20` with the smallest squared error of the module's output on a sample of 4096 tokens: the
 /// outputs of q, k and v are compared after the output projection, those of gate and up after the down projection. During the search weights are

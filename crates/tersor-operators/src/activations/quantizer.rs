@@ -264,8 +264,9 @@ impl ActQuant {
         Encoded::Codes(Codes { codes, scales: vec![scale; x.len() / cols], offsets: Vec::new() })
     }
 
-    /// Quantizes `x`, rows of `cols` values, symmetrically with one scale for each row, whatever the granularity. Returns the codes, `[rows,
-    /// cols]`, and the scales, `[rows]`; values after the last whole row are ignored. Errors if a value is not finite, naming its row and column.
+    /// Quantizes `x`, rows of `cols` values, symmetrically with one scale for each row, even if this quantizer has another granularity. Returns the
+    /// codes, `[rows, cols]`, and the scales, `[rows]`; values after the last whole row are ignored. Errors if a value is not finite, naming its
+    /// row and column.
     pub fn encode(&self, isa: Isa, x: &[f32], cols: usize) -> Result<(Vec<i8>, Vec<f32>)> {
         let rows = x.len() / cols.max(1);
         let (mut codes, mut scales) = (vec![0i8; rows * cols], vec![1f32; rows]);
