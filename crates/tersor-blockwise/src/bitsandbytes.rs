@@ -37,8 +37,8 @@ struct State {
 }
 
 /// Reads the 4-bit weight (NF4 or FP4) stored under `name`, for example `layer.weight`. Returns its values and its shape, of any number of axes.
-/// Nested scales with another map or block size than bitsandbytes' default are dequantized. Errors if a tensor is missing, or sizes, types or the
-/// description contradict each other.
+/// Nested scales with another map or block size than bitsandbytes' default are dequantized. Errors if a tensor is missing, or its size or type
+/// contradicts the JSON description `quant_state`.
 pub fn read_4bit(name: &str, source: &dyn TensorSource) -> Result<(Quantized, Vec<usize>)> {
     for kind in [MapKind::Nf4, MapKind::Fp4] {
         if source.info(&join(name, &format!("quant_state.bitsandbytes__{}", kind.name()))).is_ok() {
@@ -141,7 +141,7 @@ fn read_vector(name: &str, len: Option<usize>, source: &dyn TensorSource) -> Res
 }
 
 /// Writes `w` as the module `module` of LLM.int8, for example `model.layers.0.mlp.up_proj`: the tensors `weight` (i8), `SCB` (f32, largest
-/// magnitudes of rows) and `weight_format`. Errors as the sink.
+/// magnitudes of rows) and `weight_format` (u8, the scalar 0: row-major). Errors if `sink` fails.
 pub fn write_int8(w: &RowwiseInt8, module: &str, sink: &mut dyn TensorSink) -> Result<()> {
     w.save_as([&join(module, "weight"), &join(module, "SCB")], RowSlot::whole(w.shape()[0]), sink)?;
     let info = TensorInfo { dtype: DType::U8, shape: Vec::new() };

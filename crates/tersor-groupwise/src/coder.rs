@@ -10,9 +10,9 @@ use tersor_operators::{GroupSpec, GroupedLinear, Permuted, spans};
 /// When the scale and zero point of a group are computed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Groups {
-    /// When the sweep reaches the first column of the group, from the weights as updated by the errors of earlier columns.
+    /// When the first column of the group is rounded, from the weights as updated by the errors of earlier columns.
     Dynamic,
-    /// Before the sweep, from the original weights (the option `static_groups` of GPTQ's released code).
+    /// Before any column is rounded, from the original weights (the option `static_groups` of GPTQ's released code).
     Static,
 }
 
@@ -50,8 +50,9 @@ pub struct GroupCoder {
 }
 
 impl GroupCoder {
-    /// Returns a coder for the rows `w`, `[rows, cols]`; `first` is the index of the first of them in the matrix, for error messages. With one
-    /// scale a row, grids are computed here whatever `groups` says. Errors if a scale does not fit its stored type.
+    /// Returns a coder for the rows `w`, `[rows, cols]`, whose first is row `first` of the matrix in error messages; values after the last whole
+    /// row are ignored. With one scale a row, grids are computed here even with [`Groups::Dynamic`]. Errors if a scale does not fit its stored
+    /// type.
     pub fn new(spec: GroupSpec, groups: Groups, w: &[f32], cols: usize, first: usize, isa: Isa) -> Result<Self> {
         let rows = w.len().checked_div(cols).unwrap_or(0);
         let dynamic = groups == Groups::Dynamic && matches!(spec.group(), GroupSize::Size(_));
@@ -65,9 +66,10 @@ impl GroupCoder {
         Ok(Self { spec, isa, rows, cols, first, dynamic, order, params, codes, scales, zeros, piece })
     }
 
-    /// Returns the matrix of the codes, `[rows, cols]`. Its columns are in the natural order, except with dynamic groups and a sweep in another
-    /// order: groups then run along that order, and so do the columns (see [`with_column_order`]). Errors if the codes are not on their grids, as
-    /// those of columns that the sweep has not reached.
+    /// Returns the matrix of the codes, `[rows, cols]`. Its columns are in the natural order, except with dynamic groups and columns that were
+    /// rounded in another order: groups and columns then follow that order (see [`with_column_order`]). Errors if a code is not on its grid
+    /// (columns not rounded yet have the code 0, which [`Grid::SymNarrow`](tersor_operators::Grid::SymNarrow) lacks), or groups are wider than the
+    /// kernels support.
     pub fn into_linear(self) -> Result<GroupedLinear> {
         const TILE: usize = 64;
         let (rows, cols) = (self.rows, self.cols);

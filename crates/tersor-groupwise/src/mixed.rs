@@ -5,9 +5,9 @@ use tersor_core::{Error, ParamError, Result};
 /// One way to store a matrix: its cost and its loss.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Choice {
-    /// The cost, in the unit of the budget (bytes, for example).
+    /// Storage cost of the matrix in this form, in the unit of the budget (bytes, for example).
     pub cost: u64,
-    /// The loss, finite; the total loss is the sum over the matrices.
+    /// Loss of the network if the matrix is stored in this form (an error, or the increase of it), finite. Losses of matrices are added.
     pub loss: f64,
 }
 

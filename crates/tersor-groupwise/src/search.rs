@@ -13,7 +13,8 @@ pub(crate) struct GramBlocks {
 }
 
 impl GramBlocks {
-    /// Takes the Gram matrix of `stats`, for groups of `width(features)` features. Errors if the statistics have none, or have seen no token.
+    /// Returns the mean Gram matrix `XᵀX / tokens` of `stats`, with the diagonal block of each group of `width(features)` features. Errors if the
+    /// statistics have none, or have seen no token.
     pub fn of(stats: &StatSet, width: impl Fn(usize) -> usize) -> Result<Self> {
         let (gram, features) = (stats.require_gram()?, stats.features());
         let width = width(features).max(1);
@@ -28,18 +29,22 @@ impl GramBlocks {
         self.whole.features()
     }
 
-    /// Returns `d H dᵀ` of each row of the errors `d`, `[rows, features]`, as `[rows]`. `scratch` is overwritten.
+    /// Returns `d H dᵀ`, with the mean Gram matrix `H`, for each row `d` of the errors `d`, `[rows, features]`, as `[rows]`. `scratch` is
+    /// overwritten. Errors if the length is not a multiple of the number of features.
     pub fn losses(&self, d: &[f32], scratch: &mut Vec<f32>) -> Result<Vec<f64>> {
         self.whole.row_losses(d, scratch)
     }
 
-    /// Returns `tr D H Dᵀ` of the errors `d`, `[rows, features]`. Errors if the length is not a multiple of the number of features.
+    /// Returns `tr D H Dᵀ` of the errors `d` (the matrix `D`, `[rows, features]`), with the mean Gram matrix `H`. Errors if the length is not a
+    /// multiple of the number of features.
     pub fn loss(&self, d: &[f32]) -> Result<f64> {
         self.whole.loss(d)
     }
 
-    /// Returns for each row and group of `w`, `[rows, features]`, the index of the candidate with the smallest loss (the first of equal ones), as
-    /// `[rows, groups]`. `make(candidate, row, group, w, out)` writes the group's weights under a candidate to `out`. Runs in the current pool.
+    /// Returns for each row and group of `w`, `[rows, features]`, as `[rows, groups]` the index below `candidates` (at most 256) of the candidate
+    /// with the smallest `d H dᵀ` (the first of equal ones): `d` is the error of the group's weights and `H` the group's block of the Gram matrix.
+    /// `make(candidate, row, group, w, out)` writes the group's weights `w` under a candidate to `out`. Values after the last whole row are
+    /// ignored. Errors if a product with the Gram matrix fails. Runs in the current thread pool.
     pub fn best_of(
         &self,
         w: &[f32],

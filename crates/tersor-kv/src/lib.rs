@@ -5,7 +5,7 @@ mod integers;
 pub use integers::{CheckedIntegers, IntegerCaches, Integers};
 pub use tersor_core::{CacheRegistry, Check, Error, KvCache, ParamError, Result};
 
-/// Adds every kind of cache set of this crate to a registry.
+/// Registers the loader of [`IntegerCaches`], by its kind.
 pub fn register_caches(registry: &mut CacheRegistry) {
     registry.register_set(IntegerCaches::KIND, integers::load);
 }

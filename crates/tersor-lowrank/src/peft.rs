@@ -20,13 +20,13 @@ use std::collections::BTreeMap;
 use tersor_core::tensors::join;
 use tersor_core::{DType, Exec, LinearOp, Result, TensorInfo, TensorSink, TensorSource};
 
-/// File name of the adapter's weights.
+/// File name of the weights of a LoRA adapter in PEFT's format.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// File name of the adapter's configuration.
+/// File name of the configuration of a LoRA adapter in PEFT's format.
 pub const CONFIG: &str = "adapter_config.json";
 
-/// An adapter under construction: the factors of each module, in memory.
+/// A LoRA adapter in PEFT's format under construction: the factors `lora_A` and `lora_B` of each module, in memory.
 #[derive(Default)]
 pub struct Adapter {
     tensors: tersor_core::MemTensors,
@@ -59,18 +59,18 @@ impl Adapter {
         Ok(())
     }
 
-    /// Returns the number of modules.
+    /// Returns the number of modules that have a correction.
     pub fn modules(&self) -> usize {
         self.ranks.len()
     }
 
-    /// Returns the tensors of the file [`WEIGHTS`].
+    /// Returns the tensors of the file [`WEIGHTS`], such as `base_model.model.<module>.lora_A.weight`, in f32.
     pub fn tensors(&self) -> &dyn TensorSource {
         &self.tensors
     }
 
-    /// Returns the content of the file [`CONFIG`], with `base` as the name of the base model. `lora_alpha` is the rank, so that factors are not
-    /// scaled.
+    /// Returns the JSON content of the file [`CONFIG`], with `base` as the name of the base model. `lora_alpha` is the rank, so that factors are
+    /// not scaled.
     pub fn config(&self, base: &str) -> Value {
         let max = self.ranks.values().copied().max().unwrap_or(1);
         let others: BTreeMap<&String, usize> =

@@ -81,8 +81,8 @@ impl RowwiseInt8 {
         out
     }
 
-    /// Writes the codes and the largest magnitudes under two given names; the rows are the block `at` of a larger matrix, or the whole. Errors as
-    /// the sink.
+    /// Writes the codes under the first name and the largest magnitudes of rows under the second; the rows are the block `at` of a larger matrix,
+    /// or the whole. Errors if `sink` fails.
     pub fn save_as(&self, names: [&str; 2], at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
         let codes: Vec<u8> = self.codes().iter().map(|c| *c as u8).collect();
         let absmax: Vec<u8> = self.absmax.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -91,8 +91,8 @@ impl RowwiseInt8 {
         sink.write_rows(names[1], &s, at.first, &absmax)
     }
 
-    /// Reads a matrix of this shape whose codes and largest magnitudes are stored under two given names. Errors if a tensor is missing or has
-    /// another type or shape, or as [`RowwiseInt8::from_parts`].
+    /// Reads a matrix of this shape whose codes are stored under the first name and whose largest magnitudes of rows are stored under the second.
+    /// Errors if a tensor is missing or has another type or shape, or as [`RowwiseInt8::from_parts`].
     pub fn load_as(names: [&str; 2], shape: [usize; 2], source: &dyn TensorSource) -> Result<Self> {
         elements(shape)?;
         let [w, s] = Self::infos(shape);

@@ -83,14 +83,14 @@ impl CheckedConfig {
         self.step_with(&self.options(param.len()), state, param, grad, &Exec::new())
     }
 
-    /// Returns the options of [`CheckedConfig::step`] for a tensor of `len` elements: the configured learning rate, weight decay, all elements
-    /// active, no factor of the gradient.
+    /// Returns the options of [`CheckedConfig::step`] for a tensor of `len` elements: the configured learning rate, gradient factor 1, weight decay
+    /// on, all elements active.
     pub fn options(&self, len: usize) -> StepOptions {
         StepOptions { lr: self.0.lr, grad_scale: 1.0, decay: true, active: 0..len }
     }
 
-    /// Updates `param` and `state` as [`CheckedConfig::step`], with options, in the pool of `exec`. Errors also if the learning rate or the factor
-    /// of the gradient is negative or not finite, or the active range leaves the tensor.
+    /// Updates `param` and `state` as [`CheckedConfig::step`], with `options`, in the thread pool of `exec`. Errors also if the learning rate or
+    /// the factor of the gradient is negative or not finite, or the active range is not inside `0..param.len()`.
     pub fn step_with<P: Element, G: Element>(
         &self,
         options: &StepOptions,

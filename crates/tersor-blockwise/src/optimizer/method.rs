@@ -63,8 +63,9 @@ impl BlockwiseOptimizer {
         Ok(Self { max_norm: Some(max_norm), ..self })
     }
 
-    /// Sets the parameters of the tensor `name` to `own(base)`. To be called before the tensor's first step: a state made with other parameters may
-    /// be refused. Errors if a parameter is out of range.
+    /// Sets the parameters of the tensor `name` to `own(base)`, with `base` the parameters of all tensors. To be called before the tensor's first
+    /// step: later steps fail if its state has another rule, other bits or, in 8 bits, another block size or map, or has no norms for percentile
+    /// clipping. Errors if a parameter is out of range.
     pub fn set(&mut self, name: &str, own: impl FnOnce(OptimizerConfig) -> OptimizerConfig) -> Result<()> {
         self.own.insert(name.to_string(), own(self.base.clone()).check()?);
         Ok(())

@@ -48,7 +48,7 @@ impl Rule {
     }
 }
 
-/// How weight decay enters a step.
+/// How weight decay enters a step: added to the gradient, or decoupled from it, before or after the update.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Decay {
     /// `weight_decay * p` is added to the gradient (L2 regularization).
@@ -209,8 +209,8 @@ impl OptimizerConfig {
         Self { decay, ..self }
     }
 
-    /// Sets the largest norm of an update relative to the norm of the tensor's parameters; 0 for no limit. Parameters that are all zero have no
-    /// limit.
+    /// Sets the largest Euclidean norm of an update relative to that of the tensor's parameters, finite and at least 0; 0 for no limit. Parameters
+    /// that are all zero have no limit.
     pub fn max_update(self, max_update: f32) -> Self {
         Self { max_update, ..self }
     }
@@ -242,7 +242,8 @@ impl OptimizerConfig {
         Self { skip_zeros, ..self }
     }
 
-    /// Sets the 8-bit maps of signed moments, and of a square that follows another moment. For comparisons with the default dynamic maps.
+    /// Sets the codebooks of 8-bit moments: `signed`, and `unsigned` for a `square` that follows another moment. The default is [`Map::dynamic`].
+    /// Each must have 8-bit codes (more than 16 values).
     pub fn maps(self, signed: Map, unsigned: Map) -> Self {
         Self { maps: [signed, unsigned], ..self }
     }

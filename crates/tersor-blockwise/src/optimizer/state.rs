@@ -138,7 +138,7 @@ impl State {
         matches!(self.moments.first(), Some(Moment::Full(_)))
     }
 
-    /// Returns the bytes of the moments, their scales and the norms.
+    /// Returns the bytes of the moments, their scales and, with percentile clipping, the last 100 gradient norms.
     pub fn bytes(&self) -> usize {
         let moment = |m: &Moment| match m {
             Moment::Full(v) => 4 * v.len(),
@@ -171,7 +171,7 @@ impl State {
     }
 
     /// Writes the state as tensors under `prefix`: `state` (u8, JSON); each moment under its name, as f32 or as `codes` (u8), `absmax` (f32, one
-    /// for each block) and `map` (f32, the values of the codes); and with percentile clipping `norms` (f32, 100). Errors as the sink.
+    /// for each block) and `map` (f32, the values of the codes); and with percentile clipping `norms` (f32, 100). Errors if `sink` fails.
     pub fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let header = Header {
             rule: self.rule.name().into(),

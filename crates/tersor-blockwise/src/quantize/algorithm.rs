@@ -21,7 +21,8 @@ impl CheckedBlockwise {
         if self.map().bits() == 4 { len.div_ceil(2) } else { len }
     }
 
-    /// Quantizes the values `x` in consecutive blocks. Errors if a value is not finite; the error names its index as the column.
+    /// Quantizes the values `x` in consecutive blocks. Errors if a value is not finite, naming its index as the column, or with nested scales if a
+    /// dequantized scale overflows f32.
     pub fn quantize_values<T: Element>(&self, x: &[T]) -> Result<Quantized> {
         let mut codes = vec![0u8; self.code_bytes(x.len())];
         let mut absmax = vec![0f32; x.len().div_ceil(self.block())];

@@ -79,7 +79,7 @@ impl<T: Element> Stream<T> {
         self.params.encode(x, first, &mut self.codes[codes..], &mut self.absmax[absmax..], &Exec::new())
     }
 
-    /// Returns the quantized values. Errors only if a scale does not fit its stored form, as [`CheckedBlockwise::quantize_values`].
+    /// Returns the quantized values of all pieces. Errors only with nested scales, if a dequantized scale overflows f32.
     pub fn finish(mut self) -> Result<Quantized> {
         let rest = std::mem::take(&mut self.rest);
         self.append(&rest, self.len)?;

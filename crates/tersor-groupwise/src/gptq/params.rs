@@ -94,7 +94,7 @@ impl Gptq {
         Self { rtn: self.rtn.grid(grid), ..self }
     }
 
-    /// Sets the symmetric grid for the bits set so far, as `-sym` in a recipe: [`Grid::SymNarrow`] at 8 bits, [`Grid::SymFull`] below.
+    /// Sets the symmetric grid for the bits set so far, as [`Grid::symmetric`]: [`Grid::SymNarrow`] at 8 bits, [`Grid::SymFull`] below.
     pub fn symmetric(self) -> Self {
         Self { rtn: self.rtn.symmetric(), ..self }
     }

@@ -79,7 +79,7 @@ impl Rtn {
         Self { grid, ..self }
     }
 
-    /// Sets the symmetric grid for the bits set so far, as `-sym` in a recipe: [`Grid::SymNarrow`] at 8 bits, [`Grid::SymFull`] below.
+    /// Sets the symmetric grid for the bits set so far, as [`Grid::symmetric`]: [`Grid::SymNarrow`] at 8 bits, [`Grid::SymFull`] below.
     pub fn symmetric(self) -> Self {
         Self { grid: if self.bits == 8 { Grid::SymNarrow } else { Grid::SymFull }, ..self }
     }

@@ -75,9 +75,10 @@ pub(crate) fn rewrite(
     Ok(changes)
 }
 
-/// Returns the folds that divide the inputs of a site by `factors`, `[features]`: the columns of its consumers are multiplied by them, and the norm
-/// or the rows and bias of the matrix that produces the inputs divided by them. With an opaque producer there are folds of the consumers only, and
-/// the inputs must be divided when the network runs.
+/// Returns the changes of weights ([`Fold`]s) that divide the inputs of `site` by `factors`, `[features]`: the columns of the matrices that read
+/// the inputs are multiplied by the factors, and the norm, or the rows and bias of the matrix, that produces the inputs is divided by them. With
+/// [`Producer::Opaque`] only the columns are changed, and the inputs must be divided when the network runs. The number of factors is not checked
+/// here.
 pub fn smoothed(site: &Site, factors: &[f32]) -> Vec<Fold> {
     let fold = |weight: String, side, factors: Vec<f32>| Fold { weight, side, transform: Transform::Scale(factors) };
     let inverse: Vec<f32> = factors.iter().map(|s| s.recip()).collect();

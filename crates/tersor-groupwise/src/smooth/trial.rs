@@ -20,9 +20,9 @@ pub(crate) struct Trial<'a> {
 }
 
 impl<'a> Trial<'a> {
-    /// Computes the module's output with the original `weights` on the site's sample. `activations` holds one quantizer of inputs for each matrix,
-    /// one for all, or none; with `through`, outputs are compared after the next matrix of the network. Errors on another number of quantizers, a
-    /// weight that is not finite, or an empty sample.
+    /// Returns a trial of the site `seen`, with the module's output for the original `weights` (one for each matrix of the site) on the site's
+    /// sample of inputs. `activations` holds one quantizer of inputs for each matrix, one for all, or none; with `through`, outputs are compared
+    /// after the next matrix of the network. Errors on another number of quantizers, a weight that is not finite, or an empty sample.
     pub fn new(
         seen: &'a SeenSite<'a>,
         weights: &'a [&'a dyn RowSource],

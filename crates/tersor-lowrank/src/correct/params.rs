@@ -77,7 +77,8 @@ impl Check for Corrected {
     }
 }
 
-/// Checked parameters of a correction, and its [`Method`]. Refuses masks: a sum with a product of factors keeps no zeros.
+/// Checked parameters of a correction, and its [`Method`]. Compressing fails for weights with a [`Mask`](tersor_core::Mask) that sets some to zero:
+/// the sum with a product of factors would not keep the zeros.
 pub struct CheckedCorrected {
     pub(super) base: Box<dyn Method>,
     pub(super) norm: Norm,

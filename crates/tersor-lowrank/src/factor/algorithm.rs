@@ -17,14 +17,14 @@ const MIN_MAGNITUDE: f64 = 1e-4;
 /// Damping of a Gram matrix, as a share of its mean diagonal.
 const DAMPING: f64 = 0.01;
 
-/// Two factors of a matrix: `E ≈ up · down`.
+/// Two factors of a matrix `E`, `[out_features, in_features]`: `E ≈ up · down`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Factors {
     /// Left singular vectors times singular values, `[out_features, rank]` row-major.
     pub up: Vec<f32>,
     /// Right singular vectors, with the weighting of the norm undone, `[rank, in_features]` row-major.
     pub down: Vec<f32>,
-    /// The rank: number of singular directions in the factors.
+    /// Rank of the factorization: the number of singular directions in both factors.
     pub rank: usize,
 }
 
@@ -109,8 +109,8 @@ impl Weights {
 /// Returns the best factors of `e`, of the shape `[out_features, in_features]`, in a norm (Eckart and Young). `bits` is the storage of one value of a
 /// factor in bits, for [`Rank::Bits`]. Ranks far below full use a randomized decomposition, whose draws depend on the seed of `cx` and on the shape.
 ///
-/// Errors if the rank is out of range, `stats` lack what the norm needs or have another number of features, a value is not finite, or the
-/// decomposition does not converge.
+/// Errors if the length of `e` does not match the shape, the rank is out of range, `stats` lack what the norm needs or have another number of
+/// features, a value is not finite, or the decomposition does not converge.
 ///
 /// ```
 /// use tersor_lowrank::{Context, Norm, Rank, StatSet, factorize};

@@ -21,7 +21,7 @@ pub enum Rank {
 }
 
 impl Rank {
-    /// Checks the numbers. Errors if a rank is 0, the bits are not finite and above 0, or the tolerance is not above 0 and below 1.
+    /// Checks the parameters. Errors if a rank is 0, the bits are not finite and above 0, or the tolerance is not above 0 and below 1.
     pub fn check(self) -> Result<(), ParamError> {
         match self {
             Rank::Fixed(0) | Rank::Error { max: 0, .. } => Err(ParamError::new("rank", 0, "must be at least 1")),
@@ -35,7 +35,7 @@ impl Rank {
         }
     }
 
-    /// Returns the largest rank that a matrix `[rows, cols]` can get, if the factors take `bits` bits a value.
+    /// Returns the largest rank that a matrix `[rows, cols]` can get. `bits` is the storage of one value of a factor, for [`Rank::Bits`].
     pub fn max_rank(self, [rows, cols]: [usize; 2], bits: f64) -> usize {
         let full = rows.min(cols);
         match self {
@@ -124,7 +124,8 @@ impl Check for LowRank {
     }
 }
 
-/// Checked parameters of a factorization, and its [`Method`]. Refuses masks: a product of factors keeps no zeros.
+/// Checked parameters of a factorization, and its [`Method`]. Compressing fails for weights with a [`Mask`](tersor_core::Mask) that sets some to
+/// zero: a product of factors would not keep the zeros.
 pub struct CheckedLowRank {
     pub(super) norm: Norm,
     pub(super) rank: Rank,

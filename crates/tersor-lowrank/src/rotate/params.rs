@@ -2,13 +2,15 @@
 
 use tersor_core::{Check, ParamError};
 
-/// Number of tokens, of whole windows, on which the principal directions of keys and values are found.
+/// Number of calibration tokens on whose keys and values their principal directions are computed ([`By::Principal`]). They are whole windows:
+/// sequences that attention is computed over.
 pub const SAMPLE_TOKENS: usize = 4096;
 
-/// Default shares of the subspaces: one eighth of all directions for more bits (ResQ, arXiv 2412.14363, section 4.1).
+/// Default shares of all features in the two subspaces of principal directions: 7/8 with the smallest variances, for few bits, and 1/8 with the
+/// largest, for more bits (ResQ, arXiv 2412.14363, section 4.1).
 pub const SHARES: [f64; 2] = [0.875, 0.125];
 
-/// The kind of rotation matrices of [`Rotate`].
+/// The kind of rotation matrices of [`Rotate`]: random ones, or principal directions of calibration data.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum By {
     /// Random Hadamard matrices.
@@ -23,7 +25,7 @@ pub enum By {
 }
 
 /// Unchecked parameters of the rotation of a decoder. By default the subspaces are those of [`SHARES`], the features of the attention output keep
-/// their order, and a new head is named `lm_head.weight`.
+/// their order, and an output head that is tied to the embedding becomes a weight of its own, `lm_head.weight`.
 ///
 /// ```
 /// use tersor_core::Rewrite;
@@ -60,7 +62,7 @@ impl Rotate {
         Self { split_heads, ..self }
     }
 
-    /// Sets the name of the new weight of a head that is tied to the embedding.
+    /// Sets the name of the output head's weight if the head was tied to the embedding: it becomes a weight of its own. Must not be empty.
     pub fn head(self, name: &str) -> Self {
         Self { head: name.into(), ..self }
     }

@@ -6,13 +6,13 @@ use tersor_core::{Error, Producer, Result, Role, Site};
 pub(super) struct Parts<'s> {
     /// Number of features of the residual stream.
     pub hidden: usize,
-    /// Each site that reads the stream through a norm, with the name of the norm's weight.
+    /// Each [`Site`] (matrices with the same input) that reads the residual stream through a norm, with the name of the norm's weight.
     pub normed: Vec<(&'s Site, &'s str)>,
-    /// Name of the embedding's weight.
+    /// Name of the token embedding's weight.
     pub embedding: &'s str,
-    /// Whether the head is tied to the embedding.
+    /// Whether the output head (the projection to logits) shares the weight of the token embedding.
     pub tied: bool,
-    /// The layers, in order.
+    /// Names of the matrices and numbers of heads of each decoder layer, in order.
     pub layers: Vec<LayerParts<'s>>,
 }
 
@@ -37,8 +37,9 @@ pub(super) struct LayerParts<'s> {
 }
 
 impl<'s> Parts<'s> {
-    /// Finds the parts among the sites of a network. Errors unless the head reads the residual stream through a norm and has the embedding among the
-    /// writers of its stream, and each layer has keys, values, an attention output and a down projection.
+    /// Returns the names and sizes of the matrices of a decoder that rotations change, found among the `sites` of the network. Errors unless the
+    /// output head reads the residual stream through a norm, the embedding is the first writer of that stream, and each layer has a key, a value,
+    /// an output and a down projection.
     pub fn find(sites: &'s [Site]) -> Result<Self> {
         let missing = |what: &str| Error::Unsupported {
             what: "rotation of a network",

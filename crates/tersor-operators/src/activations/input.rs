@@ -33,9 +33,10 @@ pub(crate) fn offsets(x: &Input<'_>) -> Option<Arc<Codes>> {
     x.attached::<Codes>(CODES).filter(|c| !c.offsets.is_empty())
 }
 
-/// Returns the input as planes of 8-bit codes for an integer product, computed once for each layout `padding`. A quantized input has one plane, its
-/// codes; another one has as many planes as reproduce its f32 values. Errors if the layout is for another number of features, or a value is not
-/// finite.
+/// Returns the input `x`, `[tokens, features]`, as 8-bit codes for integer matrix products, with columns laid out and padded by `padding`; `x`
+/// caches the result of each padding. An input that was quantized with one scale for each token gives its codes. Any other input gives three planes
+/// of codes, which represent it within 2^-23 of the token's largest magnitude. Errors if `padding` is for another number of features or has groups
+/// or blocks of no columns, or a value is not finite.
 pub fn integers(x: &Input<'_>, isa: Isa, padding: Padding) -> Result<Arc<Activations>> {
     let key = (padding.cols as u128) << 64 | (padding.group as u128) << 16 | padding.block as u128;
     // The key contains the whole layout, so a shared value always has this one.

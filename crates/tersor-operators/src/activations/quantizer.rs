@@ -56,11 +56,11 @@ pub(crate) enum Encoded {
 
 /// Activations as integers: `x[t, k] = scales[t] * codes[t, k] + offsets[t]`.
 pub(crate) struct Codes {
-    /// Codes, `[tokens, features]`.
+    /// Codes of quantized activations, 8 bits each, `[tokens, features]`.
     pub codes: Vec<i8>,
-    /// Scales, `[tokens]`.
+    /// Scale of each token, by which its codes are multiplied, `[tokens]`.
     pub scales: Vec<f32>,
-    /// Offsets, `[tokens]`, or empty if all are zero.
+    /// Offset of each token, added to its scaled codes, `[tokens]`; empty if all are zero.
     pub offsets: Vec<f32>,
 }
 
@@ -264,8 +264,9 @@ impl ActQuant {
         Encoded::Codes(Codes { codes, scales: vec![scale; x.len() / cols], offsets: Vec::new() })
     }
 
-    /// Quantizes `x`, rows of `cols` values, symmetrically with one scale for each row, whatever the granularity. Returns the codes,
-    /// `[rows, cols]`, and the scales, `[rows]`. Errors if a value is not finite, naming its row and column.
+    /// Quantizes `x`, rows of `cols` values, symmetrically with one scale for each row, even if this quantizer has another granularity. Returns the
+    /// codes, `[rows, cols]`, and the scales, `[rows]`; values after the last whole row are ignored. Errors if a value is not finite, naming its
+    /// row and column.
     pub fn encode(&self, isa: Isa, x: &[f32], cols: usize) -> Result<(Vec<i8>, Vec<f32>)> {
         let rows = x.len() / cols.max(1);
         let (mut codes, mut scales) = (vec![0i8; rows * cols], vec![1f32; rows]);
@@ -274,8 +275,8 @@ impl ActQuant {
         Ok((codes, scales))
     }
 
-    /// Returns the values `scale * code + offset` of `codes`, `[tokens, cols]`, with one scale and one offset for each token; an empty `offsets`
-    /// stands for zeros.
+    /// Returns the values `scale * code + offset` of `codes`, `[tokens, cols]`, with one scale and one offset for each token; missing offsets count
+    /// as 0. Only tokens with whole codes and a scale are returned.
     pub fn decode(codes: &[i8], scales: &[f32], offsets: &[f32], cols: usize) -> Vec<f32> {
         let rows = codes.chunks_exact(cols.max(1)).zip(scales).enumerate();
         rows.flat_map(|(t, (row, scale))| {

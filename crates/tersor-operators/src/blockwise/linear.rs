@@ -153,13 +153,13 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct BlockwiseForm<'a> {
-    /// The codebook.
+    /// Codebook that the codes of the values refer to.
     pub map: &'a Map,
-    /// The number of values of a block, at least 1.
+    /// Number of consecutive values that share a scale (a block), at least 1.
     pub block: usize,
     /// Whether the scales are quantized too (double quantization).
     pub nested: bool,
-    /// The type of the original values; its name is stored.
+    /// Type of the values before quantization; its name is stored.
     pub dtype: DType,
     /// The shape of the matrix, `[out_features, in_features]`.
     pub shape: [usize; 2],
@@ -210,7 +210,7 @@ impl BlockwiseForm<'_> {
     }
 
     /// Writes the values `q` as the rows from `first` on. Errors unless these begin with a whole block and a whole byte (quantized scales: with row
-    /// 0), or as the sink.
+    /// 0), or if the sink fails.
     fn save(&self, q: &Quantized, first: usize, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let at = first.saturating_mul(self.shape[1]);
         let per_byte = if self.map.bits() == 4 { 2 } else { 1 };

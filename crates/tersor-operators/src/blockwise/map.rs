@@ -255,7 +255,8 @@ impl Map {
         self.relabel(isa, codes);
     }
 
-    /// Writes codes as [`Map::encode`], with one scale for each `block` values of `x`.
+    /// Writes codes as [`Map::encode`], with one of `scales` for each `block` values of `x`, in order. Codes beyond the last scale are left
+    /// unchanged.
     pub fn encode_blocks(&self, isa: Isa, x: &[f32], scales: &[f32], block: usize, codes: &mut [u8]) {
         self.0.search.nearest_blocks(isa, x, scales, block, codes);
         self.relabel(isa, codes);
@@ -285,13 +286,14 @@ impl Map {
         }
     }
 
-    /// Writes `values[code] * scale` for packed 4-bit codes to `out`, beginning with code number `first` of `packed`; `scales` holds one scale for
-    /// each `block` values, that of code `first` first.
+    /// Writes `values[code] * scale` to `out` for packed 4-bit codes (two a byte, the first in the high half), beginning with code number `first`
+    /// of `packed`; `scales` holds one scale for each `block` elements of `out`. Elements of `out` without a code or a scale are left unchanged.
     pub fn decode_packed(&self, isa: Isa, packed: &[u8], first: usize, scales: &[f32], block: usize, out: &mut [f32]) {
         blockwise::look_up_nibbles(isa, &self.0.first, packed, first, scales, block, out);
     }
 
-    /// Writes `values[code] * scale` for codes of one byte to `out`. The shorter of the two slices sets the length.
+    /// Writes `values[code] * scale` for codes of one byte to `out`; codes above the last one count as the last. The shorter of the two slices sets
+    /// the length.
     pub fn decode(&self, isa: Isa, codes: &[u8], scale: f32, out: &mut [f32]) {
         self.0.look_up.look_up(isa, codes, scale, out);
     }

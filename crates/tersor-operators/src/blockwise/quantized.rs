@@ -53,7 +53,7 @@ impl Scales {
         }
     }
 
-    /// Returns the stored bits of the scales, the offset included.
+    /// Returns the stored bits of the scales: 32 for each f32; if they are quantized, codes, outer scales and offset.
     pub fn bits(&self) -> u64 {
         match self {
             Scales::Plain(s) => s.len() as u64 * 32,
@@ -203,14 +203,14 @@ impl Quantized {
         if self.len == 0 { 0.0 } else { bits as f64 / self.len as f64 }
     }
 
-    /// Returns the values, rounded to the type `T`.
+    /// Returns the values, `[len]`, rounded to the type `T`. Does not fail.
     pub fn dequantize<T: Element>(&self) -> Result<Vec<T>> {
         let mut out = vec![T::ZERO; self.len];
         self.dequantize_into(&mut out, &Exec::new())?;
         Ok(out)
     }
 
-    /// Writes the values to `out`, rounded to the type `T`, in the pool of `exec`. Errors if the length differs.
+    /// Writes the values to `out`, rounded to the type `T`, in the thread pool of `exec`. Errors if `out` has another length.
     pub fn dequantize_into<T: Element>(&self, out: &mut [T], exec: &Exec) -> Result<()> {
         if out.len() != self.len {
             return Err(Error::shape("length of the output", self.len, out.len()));

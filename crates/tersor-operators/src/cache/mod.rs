@@ -11,14 +11,15 @@ pub use integers::IntegerRows;
 pub use set::DenseCaches;
 pub use tersor_kernels::cached_rows::row_bytes as integer_row_bytes;
 
-/// Adds every kind of store and of cache set of this crate to a registry.
+/// Registers the loaders of this crate's stores of cached rows ([`DenseRows`], [`IntegerRows`]) and of its caches of all layers ([`DenseCaches`]),
+/// by their kinds.
 pub fn register_caches(registry: &mut CacheRegistry) {
     registry.register_store(DenseRows::KIND, dense::load);
     registry.register_store(IntegerRows::KIND, integers::load);
     registry.register_set(DenseCaches::KIND, set::load);
 }
 
-/// Returns a registry with every kind of store and of cache set of this crate.
+/// Returns a registry with the loaders that [`register_caches`] adds.
 ///
 /// ```
 /// use tersor_core::{CacheSet, MemTensors};

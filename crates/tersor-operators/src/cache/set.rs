@@ -37,7 +37,7 @@ impl DenseCaches {
         Self { dtype: DType::F32 }
     }
 
-    /// Returns the empty cache of one layer.
+    /// Returns the empty cache of one layer with these heads. Does not fail for heads that [`Heads::new`] accepts.
     pub fn layer(&self, heads: &Heads) -> Result<LayerCache> {
         let stores = |n: usize, dim: usize| {
             let store = |_| -> Result<Box<dyn KvStore>> { Ok(Box::new(DenseRows::new(dim, self.dtype)?)) };

@@ -5,7 +5,8 @@ use tersor_core::{DType, Error, InputChange, Layout, LinearOp, Result, Rotation,
 use super::{Permuted, Rotated, ScaledInputs};
 
 /// Returns `op` with `change` applied to its inputs, `[tokens, features]`: a [`ScaledInputs`], [`Permuted`] or [`Rotated`]. Errors if the change is
-/// of another number of features, a factor is not finite, or there is not exactly one rotation.
+/// for another number of features than `op` has, a factor is not finite, an order is not a permutation, or [`InputChange::Rotate`] does not hold
+/// exactly one rotation.
 ///
 /// ```
 /// use tersor_operators::*;
@@ -26,8 +27,9 @@ pub fn online(op: Box<dyn LinearOp>, change: &InputChange) -> Result<Box<dyn Lin
     })
 }
 
-/// Returns the tensors that the result of [`online`] stores in addition to those of the operator, which has `features` input features. The values
-/// of a scale or a permutation may be left out. Errors if there is not exactly one rotation.
+/// Returns the tensors that the result of [`online`] stores in addition to those of the operator, which has `features` input features. Factors and
+/// orders are not read: an [`InputChange::Scale`] or [`InputChange::Permute`] may be empty. Errors if [`InputChange::Rotate`] does not hold exactly
+/// one rotation.
 pub fn online_layout(change: &InputChange, features: usize) -> Result<Layout> {
     let vector = |name: &str, dtype| (name.to_string(), TensorInfo { dtype, shape: vec![features] });
     let tensors = match change {

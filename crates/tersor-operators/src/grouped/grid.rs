@@ -26,12 +26,12 @@ pub enum Grid {
 }
 
 impl Grid {
-    /// Returns the symmetric grid that `-sym` stands for in a recipe: [`Grid::SymNarrow`] at 8 bits, [`Grid::SymFull`] below.
+    /// Returns the usual symmetric grid for codes of `bits` bits: [`Grid::SymNarrow`] at 8 bits, [`Grid::SymFull`] below.
     pub fn symmetric(bits: Bits) -> Self {
         if bits.get() == 8 { Grid::SymNarrow } else { Grid::SymFull }
     }
 
-    /// Returns the name in specifications and recipes: `asym`, `sym_full` or `sym_narrow`.
+    /// Returns the name in stored specifications: `asym`, `sym_full` or `sym_narrow`.
     pub fn name(self) -> &'static str {
         match self {
             Grid::Asym => "asym",

@@ -5,7 +5,8 @@ use tersor_core::{Check, ParamError};
 /// Unchecked parameters of SmoothQuant (arXiv 2211.10438, equation 4): factors `s_j = max|X_j|^α / max|W_j|^(1 - α)` for each feature `j`, with the
 /// maximum over the tokens seen in calibration and over the rows of all matrices that read the feature. By default `α` is 0.5.
 ///
-/// Applies to inputs that come from a norm, as in the paper, and to inputs whose producer takes no factors. Needs channel ranges.
+/// Applies to inputs that come from a norm, as in the paper, and to inputs that can only be divided when the network runs
+/// ([`Producer::Opaque`](tersor_core::Producer::Opaque)). Needs the extremes of each input channel.
 ///
 /// ```
 /// use tersor_groupwise::{Check, Rewrite, SmoothQuant};
@@ -39,7 +40,7 @@ impl SmoothQuant {
     }
 }
 
-/// Checked parameters of SmoothQuant, and its [`Rewrite`](tersor_core::Rewrite): it needs the channel ranges of the inputs and folds factors into
+/// Checked parameters of SmoothQuant, and its [`Rewrite`](tersor_core::Rewrite): it needs the extremes of each input channel and folds factors into
 /// norms and weights.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct CheckedSmoothQuant {
