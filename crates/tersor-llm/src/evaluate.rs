@@ -1,5 +1,7 @@
 //! Perplexity of a decoder, and the agreement of its predictions with those of another.
 
+use std::collections::VecDeque;
+
 use tersor_core::{Cancel, Error, Exec, Input, Progress, Result, metrics};
 use tersor_kernels::par;
 
@@ -30,9 +32,8 @@ pub struct Agreement {
     /// Share of scored tokens, 0 to 1, for which both networks give the largest logit to the same token.
     pub top1: f64,
     /// Name and relative input error `‖x - x₀‖ / ‖x₀‖` of each [site](tersor_core::Site) of the layers, in the order of execution. `x` has the
-    /// site's inputs in this network and `x₀` those in the original, for evenly spaced tokens of all windows together: all of a window of up to 31
-    /// tokens, 16 to 31 of a longer one. Wrong for windows of more than 512 tokens, where `x` and `x₀` are not of the same tokens. Empty if the sites
-    /// of the two networks differ.
+    /// site's inputs in this network and `x₀` those in the original, for evenly spaced tokens of all windows together: of each block of 512 tokens,
+    /// all if it has up to 31, else 16 to 31. Empty if the sites of the two networks differ.
     pub sites: Vec<(String, f64)>,
 }
 
@@ -57,8 +58,8 @@ pub fn windows(tokens: &[u32], ctx: usize, count: Option<usize>) -> Result<Vec<&
 }
 
 /// Measures the perplexity of a decoder on `windows`, each of at least 2 tokens, and, if `original` is given, the agreement with its predictions.
-/// Reports each window to `progress`; `cancel` stops between windows. Errors if a token is outside the vocabulary, the two vocabularies differ, a
-/// logit is not finite, or the work is cancelled. Panics if a window is empty; the perplexity is NaN if no window has 2 tokens.
+/// Reports each window to `progress`; `cancel` stops between windows. Errors if a window is shorter, a token is outside the vocabulary, the two
+/// vocabularies differ, a logit is not finite, or the work is cancelled.
 ///
 /// ```
 /// use tersor_core::{Cancel, Exec, Silent};
@@ -86,6 +87,13 @@ pub fn evaluate(
         && o.config().vocab != vocab
     {
         return Err(Error::shape("vocabulary of the original", vocab, o.config().vocab));
+    }
+    if let Some(window) = windows.iter().find(|w| w.len() < 2) {
+        return Err(Error::shape(
+            "tokens of a window",
+            "at least 2, of which all but the first are scored",
+            window.len(),
+        ));
     }
     let (mut nll, mut kl, mut same, mut scored) = (0f64, 0f64, 0u64, 0u64);
     let (mut state, mut state_o) = (decoder.state()?, original.map(Decoder::state).transpose()?);
@@ -172,8 +180,8 @@ pub fn evaluate(
 /// Accumulates the relative error of site inputs against the original network.
 struct Drift {
     names: Vec<String>,
-    /// The original's inputs in the current window, by site.
-    seen: Vec<Vec<f32>>,
+    /// The original's inputs in the current window, by site, one entry for each block of tokens.
+    seen: Vec<VecDeque<Vec<f32>>>,
     /// `Σ (x - x₀)²` and `Σ x₀²` of each site.
     sums: Vec<(f64, f64)>,
 }
@@ -187,7 +195,7 @@ impl Drift {
         let n = ours.len();
         (ours == theirs).then(|| Self {
             names: ours.into_iter().map(|s| s.0).collect(),
-            seen: vec![Vec::new(); n],
+            seen: vec![VecDeque::new(); n],
             sums: vec![(0.0, 0.0); n],
         })
     }
@@ -196,7 +204,7 @@ impl Drift {
         layer * SiteKind::ALL.len() + SiteKind::ALL.iter().position(|k| *k == kind).unwrap_or(0)
     }
 
-    /// Returns the inputs of the compared tokens, which are evenly spaced in the window.
+    /// Returns the inputs of the compared tokens, which are evenly spaced in the block.
     fn rows<'x>(x: &'x Input<'_>) -> impl Iterator<Item = &'x [f32]> {
         let [tokens, features] = x.shape();
         x.data().chunks_exact(features.max(1)).step_by((tokens / COMPARED).max(1))
@@ -204,15 +212,15 @@ impl Drift {
 
     fn original(&mut self, layer: usize, kind: SiteKind, x: &Input<'_>) {
         if let Some(seen) = self.seen.get_mut(Self::site(layer, kind)) {
-            seen.clear();
-            seen.extend(Self::rows(x).flatten());
+            seen.push_back(Self::rows(x).flatten().copied().collect());
         }
     }
 
     fn compare(&mut self, layer: usize, kind: SiteKind, x: &Input<'_>) {
         let at = Self::site(layer, kind);
-        if let (Some(seen), Some(sums)) = (self.seen.get(at), self.sums.get_mut(at)) {
-            for (x, o) in Self::rows(x).flatten().zip(seen) {
+        let seen = self.seen.get_mut(at).and_then(VecDeque::pop_front);
+        if let (Some(seen), Some(sums)) = (seen, self.sums.get_mut(at)) {
+            for (x, o) in Self::rows(x).flatten().zip(&seen) {
                 sums.0 += f64::from(x - o).powi(2);
                 sums.1 += f64::from(*o).powi(2);
             }

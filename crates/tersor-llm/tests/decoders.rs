@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use tersor_core::{Exec, Limits, LinearOp, TensorSource};
+use tersor_core::{Cancel, Exec, Limits, LinearOp, Silent, TensorSource};
 use tersor_formats::safetensors::File;
-use tersor_llm::{Checkpoint, Decoder, SiteKind};
+use tersor_llm::{Checkpoint, Decoder, SiteKind, evaluate};
 use tersor_operators::registry;
 
 const VARIANTS: [&str; 7] = ["llama", "llama-linear", "llama-llama3", "llama-yarn", "mistral-window", "qwen2", "qwen3"];
@@ -120,4 +120,17 @@ fn tokens_outside_the_vocabulary_are_refused() {
     let decoder = Decoder::load(&open("llama")).unwrap();
     let e = decoder.forward(&[3, 40], &mut decoder.state().unwrap(), &Exec::new()).unwrap_err().to_string();
     assert!(e.contains("40"), "{e}");
+}
+
+#[test]
+fn a_network_agrees_with_itself_in_windows_of_several_blocks() {
+    let decoder = Decoder::load(&open("llama")).unwrap();
+    let vocab = decoder.config().vocab as u32;
+    let window: Vec<u32> = (0..700).map(|i| (i * 7 + i / 3) % vocab).collect();
+    let run = |window: &[u32]| {
+        evaluate(&decoder, Some(&decoder), &[window], &Exec::new(), &Silent, &Cancel::new()).map(|e| e.against.unwrap())
+    };
+    let found = run(&window).unwrap();
+    assert!(found.sites.len() == 8 && found.sites.iter().all(|(_, error)| *error == 0.0), "{:?}", found.sites);
+    assert!(run(&window[..1]).is_err() && run(&[]).is_err());
 }

@@ -175,7 +175,7 @@ impl<'a> Calibration<'a> {
     /// Prepares the calibration on the windows `windows[part]`, each of 1 to `ctx` tokens; [`Calibration::embed`] or [`Calibration::resume`] must
     /// follow. The windows before `part` only determine the token numbers that random samples depend on. Hidden states are stored in files in the
     /// directory `scratch` if one is given, otherwise in memory. Errors if `windows` is empty, one of them is empty or longer than `ctx`, `part`
-    /// ends beyond them, or a token is outside the vocabulary.
+    /// is reversed or ends beyond them, or a token is outside the vocabulary.
     pub fn new(
         checkpoint: &'a Checkpoint,
         windows: &[&[u32]],
@@ -184,7 +184,11 @@ impl<'a> Calibration<'a> {
         scratch: Option<&Path>,
     ) -> Result<Self> {
         let (network, mut at) = (checkpoint.architecture(), 0);
-        if windows.is_empty() || windows.iter().any(|w| w.is_empty() || w.len() > ctx) || part.end > windows.len() {
+        if windows.is_empty()
+            || windows.iter().any(|w| w.is_empty() || w.len() > ctx)
+            || part.end > windows.len()
+            || part.start > part.end
+        {
             let want = format!("at least one, of 1 to {ctx} tokens");
             return Err(Error::shape("calibration windows", want, windows.len()));
         }

@@ -93,8 +93,11 @@ impl<'a> Sensitivity<'a> {
 
     /// Adds a network, called `name`, with another embedding, whose rows `read` reads, and with another output head if `head` is given (for a head
     /// that shares the embedding's matrix), `[vocab, hidden]`. To be called before the first layer, which is not checked. Errors if a row cannot be
-    /// read.
+    /// read, or the head has another shape.
     pub fn add_embedding(&mut self, name: &str, head: Option<Arc<dyn LinearOp>>, read: ReadRow<'_>) -> Result<()> {
+        if let Some(head) = &head {
+            self.check_head(name, &**head)?;
+        }
         let stream = self.embedded(read)?;
         self.networks.push(Network { name: name.into(), stream, head });
         Ok(())
@@ -133,10 +136,23 @@ impl<'a> Sensitivity<'a> {
         Ok(())
     }
 
-    /// Adds a network, called `name`, with the output head `op` of a decoder, `[vocab, hidden]`. To be called after the last layer. Neither order
-    /// nor shape is checked here.
-    pub fn add_head(&mut self, name: &str, op: Arc<dyn LinearOp>) {
+    /// Adds a network, called `name`, with the output head `op` of a decoder, `[vocab, hidden]`. To be called after the last layer, which is not
+    /// checked. Errors if the head has another shape.
+    pub fn add_head(&mut self, name: &str, op: Arc<dyn LinearOp>) -> Result<()> {
+        self.check_head(name, &*op)?;
         self.networks.push(Network { name: name.into(), stream: self.original.clone(), head: Some(op) });
+        Ok(())
+    }
+
+    /// Errors unless an output head has the shape `[vocab, hidden]`.
+    fn check_head(&self, name: &str, op: &dyn LinearOp) -> Result<()> {
+        let config = self.calibration.checkpoint.architecture().decoder()?;
+        let shape = [config.vocab, config.hidden];
+        if op.shape() != shape {
+            Err(Error::shape("shape of a head", shape, op.shape()).in_tensor(name))
+        } else {
+            Ok(())
+        }
     }
 
     /// Returns name and divergence from the original of each network, in the order in which they were added; to be called after the last layer. For

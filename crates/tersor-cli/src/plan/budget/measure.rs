@@ -97,7 +97,7 @@ pub fn measure(plan: &Plan, model: &Model, cx: &Context) -> Result<Vec<Item>> {
         cx.progress.advance(1, &format!("layer {layer}"));
     }
     if let Some(name) = head.filter(|h| checkpoint.has(h)) {
-        networks.add_head(name, quantized(name)?);
+        networks.add_head(name, quantized(name)?)?;
     }
     drop(calibration);
     let effects: BTreeMap<String, f64> = networks.finish(&cx.cancel)?.into_iter().collect();
