@@ -80,8 +80,9 @@ pub struct Ahead<'a> {
 }
 
 impl<'a> Ahead<'a> {
-    /// Returns a view of `rows` rows: `tile` `[block.len(), rows]` holds the columns `block` of the current block, `rest` `[rows, cols]`
-    /// holds the columns after it. Errors if a length does not match.
+    /// Returns a view of `rows` rows of a matrix of `cols` columns, which is swept in blocks. `tile` `[block.len(), rows]` holds the
+    /// columns `block`, one after the other. `rest` `[rows, cols]` holds whole rows, of which only the columns from `block.end` on are
+    /// read. Errors if the block leaves the columns or a length does not match.
     pub fn new(tile: &'a [f32], block: Range<usize>, rest: &'a [f32], [rows, cols]: [usize; 2]) -> Result<Self> {
         if block.start > block.end || block.end > cols || tile.len() != block.len() * rows || rest.len() != rows * cols
         {
@@ -96,19 +97,20 @@ impl<'a> Ahead<'a> {
         self.rows
     }
 
-    /// Returns the number of columns of the whole sweep.
+    /// Returns the number of columns of the whole sweep, coded ones included.
     pub fn cols(&self) -> usize {
         self.cols
     }
 
-    /// Returns the values of column `at` of the current block, one for each row; empty for other columns.
+    /// Returns the values of column `at`, counted from the first column of the sweep, one for each row; empty if the current block does not
+    /// have it.
     pub fn column(&self, at: usize) -> &'a [f32] {
         let (start, end) = self.block;
         if at < start || at >= end { &[] } else { &self.tile[(at - start) * self.rows..][..self.rows] }
     }
 
-    /// Appends the values of the columns `columns` of row `row` to `out`. Columns before the current block and past the last column are
-    /// left out; nothing is appended if there is no such row.
+    /// Appends the values of the columns `columns`, counted from the first column of the sweep, of row `row` to `out`. Columns before the
+    /// current block and past the last column are left out; nothing is appended if there is no such row.
     pub fn read(&self, row: usize, columns: Range<usize>, out: &mut Vec<f32>) {
         let (start, end) = self.block;
         if row >= self.rows {

@@ -56,9 +56,9 @@ pub struct Coupling {
 pub struct Coupled {
     /// The name of the coupled weight.
     pub weight: String,
-    /// The axis of the weight that consists of units.
+    /// The axis of the coupled weight that consists of units: columns or rows.
     pub side: Side,
-    /// The number of features of one unit along the axis.
+    /// The number of features that one unit has along the coupled axis of the weight.
     pub width: usize,
 }
 

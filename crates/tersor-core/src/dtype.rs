@@ -89,7 +89,7 @@ impl Element for bf16 {
 /// use tersor_core::DType;
 /// assert_eq!((DType::BF16.size(), DType::from_name("bf16")), (2, Some(DType::BF16)));
 /// let mut values = [0f32; 1];
-/// assert!(DType::F16.widen_bytes(&[0x00, 0x3c], &mut values) && values == [1.0]);
+/// assert!(DType::F16.widen_bytes(&[0x00, 0x3c], &mut values).is_ok() && values == [1.0]);
 /// assert!(!DType::I8.is_weight());
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -171,7 +171,7 @@ impl DType {
         matches!(self, DType::F32 | DType::F16 | DType::BF16)
     }
 
-    /// Returns whether scales can be stored in this type: a type of weights, or powers of two.
+    /// Returns whether scales can be stored in this type: F32, F16, BF16 or E8M0.
     pub const fn is_scale(self) -> bool {
         self.is_weight() || matches!(self, DType::E8M0)
     }
@@ -184,8 +184,8 @@ impl DType {
         if expected != bytes { Err(Error::shape("bytes of values", expected, bytes)) } else { Ok(()) }
     }
 
-    /// Converts little-endian bytes (of any alignment) of this type to f32. Errors, with `out` unchanged, if the type is not one of weights or
-    /// scales or the lengths do not match.
+    /// Converts little-endian bytes (of any alignment) of this type to f32. Errors, with `out` unchanged, if [`DType::is_scale`] is false
+    /// for the type or `bytes` is not [`DType::size`] times as long as `out`.
     pub fn widen_bytes(self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         self.check_lengths(out.len(), bytes.len())?;
         match self {
@@ -202,8 +202,9 @@ impl DType {
         Ok(())
     }
 
-    /// Rounds f32 values to little-endian bytes of this type. Powers of two are rounded down; values that have none (zero, negative, not
-    /// finite) become 255. Errors, with `out` unchanged, if the type is not one of weights or scales or the lengths do not match.
+    /// Rounds f32 values to little-endian bytes of this type: to nearest, ties to even. [`DType::E8M0`] rounds down to a power of two and
+    /// stores values that have none (zero, negative, not finite) as 255. Errors, with `out` unchanged, if [`DType::is_scale`] is false for
+    /// the type or `out` is not [`DType::size`] times as long as `values`.
     pub fn narrow_bytes(self, values: &[f32], out: &mut [u8]) -> Result<()> {
         self.check_lengths(values.len(), out.len())?;
         match self {
@@ -252,7 +253,8 @@ fn narrow_chunks<T: Element>(values: &[f32], out: &mut [u8], write: impl Fn(T) -
         }
     }
 }
-/// The power of two at or above a positive normal value; infinite above the largest one.
+/// Returns the smallest power of two that is at least `v`, for a positive normal `v`; infinity above 2^127. Zero and subnormal values give
+/// 0, NaN gives infinity. A negative value gives the power of two at or below its magnitude.
 pub fn power_of_two_above(v: f32) -> f32 {
     let down = f32::from_bits(v.to_bits() & 0x7f80_0000);
     if down < v { down * 2.0 } else { down }

@@ -176,8 +176,8 @@ fn plain(value: impl std::fmt::Debug) -> String {
 }
 
 impl Error {
-    /// Returns the error with a flat index, stored as column of row 0, converted to row and column of a matrix with `cols` columns. Errors
-    /// other than [`Error::NonFinite`] are unchanged.
+    /// Returns an [`Error::NonFinite`] of row 0, whose column is an index into a whole row-major matrix, with the row and column of that
+    /// index in a matrix of `cols` columns. Other errors are unchanged; so is every error if `cols` is 0.
     pub fn in_columns(self, cols: usize) -> Self {
         match self {
             Error::NonFinite { row: 0, col, value } if cols > 0 => {
@@ -187,8 +187,8 @@ impl Error {
         }
     }
 
-    /// Returns the error with the name of the tensor that it concerns. A name that it has already stays; cancellation and system errors get
-    /// none.
+    /// Returns an [`Error::Tensor`] with this error and the name of the tensor that it concerns. Errors that have a name already,
+    /// [`Error::Cancelled`] and [`Error::Io`] are unchanged.
     pub fn in_tensor(self, tensor: &str) -> Self {
         match self {
             Error::Tensor { .. } | Error::Cancelled | Error::Io { .. } => self,

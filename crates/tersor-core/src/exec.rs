@@ -94,7 +94,7 @@ impl Exec {
         work()
     }
 
-    /// Returns `len` values, all zero, that live until the result is dropped. Their memory is reused by later calls.
+    /// Returns `len` f32 values, all zero, that live until the result is dropped. Their memory is reused by later calls.
     pub fn scratch(&self, len: usize) -> Scratch<'_> {
         let mut values = self.scratch.lock().unwrap_or_else(|e| e.into_inner()).pop().unwrap_or_default();
         values.clear();

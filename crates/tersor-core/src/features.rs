@@ -31,14 +31,15 @@ pub struct FeatureMap {
 }
 
 impl FeatureMap {
-    /// Returns the permutation whose new feature `i` is the old feature `order[i]`. Errors unless `order` holds each of its indices once.
+    /// Returns the permutation whose new feature `i` is the old feature `order[i]`. Errors unless `order` holds each of `0..order.len()`
+    /// exactly once.
     pub fn permutation(order: Vec<u32>) -> Result<Self> {
         let features = order.len();
         Self::selection(order, features)
     }
 
-    /// Returns the map of `from` features whose new feature `i` is the old feature `kept[i]`; the others are dropped. Errors if an index is
-    /// out of range or occurs twice.
+    /// Returns the map of `from` features whose new feature `i` is the old feature `kept[i]`; features that `kept` does not list are
+    /// dropped. Errors if an index is out of range or occurs twice.
     pub fn selection(kept: Vec<u32>, from: usize) -> Result<Self> {
         let mut seen = vec![false; from];
         for (place, &index) in kept.iter().enumerate() {

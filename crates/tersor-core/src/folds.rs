@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::rows::check_range;
 use crate::{Error, Exec, FeatureMap, Isa, Mask, Result, Rotation, RowSource};
 
-/// The axis of a matrix that a fold changes: the columns that it reads, or the rows that it produces.
+/// The axis of a matrix that a fold changes: the columns, which are input features, or the rows, which are output features.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Side {
     /// The columns: the features that the matrix reads.
@@ -14,7 +14,7 @@ pub enum Side {
     Output,
 }
 
-/// The change that a fold makes along its axis: factors, a feature map, rotations, or new values. [`Fold`] has an example.
+/// The change that a fold makes along one axis of a matrix: factors, a feature map, rotations, or new values. [`Fold`] has an example.
 #[derive(Clone, Debug)]
 pub enum Transform {
     /// Multiplies each feature by its factor.
@@ -29,7 +29,8 @@ pub enum Transform {
 }
 
 impl Transform {
-    /// Returns the permutation whose new feature `i` is the old feature `order[i]`. Errors unless `order` holds each of its indices once.
+    /// Returns the permutation whose new feature `i` is the old feature `order[i]`. Errors unless `order` holds each of `0..order.len()`
+    /// exactly once.
     pub fn permute(order: Vec<u32>) -> Result<Self> {
         FeatureMap::permutation(order).map(Transform::Map)
     }
@@ -57,7 +58,8 @@ impl Transform {
         }
     }
 
-    /// Returns the number of features that an axis of `features` features has after the transform.
+    /// Returns the number of features that an axis of `features` features has after the transform: the number of new features of a map,
+    /// `features` for other transforms.
     pub fn features_after(&self, features: usize) -> usize {
         if let Transform::Map(m) = self { m.to() } else { features }
     }
@@ -127,7 +129,8 @@ pub enum InputChange {
 }
 
 impl InputChange {
-    /// Changes inputs `[tokens, features]` in place. Errors if the change is for another number of features or is no permutation.
+    /// Changes inputs `[tokens, features]` in place; values after the last whole token are unchanged. Errors if the change is for another
+    /// number of features, `features` is 0, or a permutation is invalid.
     pub fn apply(&self, inputs: &mut [f32], features: usize, exec: &Exec) -> Result<()> {
         let fits = match self {
             InputChange::Scale(s) => s.len() == features,
@@ -169,7 +172,7 @@ fn not_of_inputs() -> Error {
     Error::Unsupported { what: "change of inputs", value }
 }
 
-/// A change of one matrix that a rewrite computed. It is stored with the plan and applied when the matrix is read.
+/// A change of one matrix that a [`Rewrite`](crate::Rewrite) computed. It is stored with the plan and applied when the matrix is read.
 ///
 /// ```
 /// use tersor_core::{Fold, FoldedRows, MatView, Side, Transform, read_finite};
@@ -190,9 +193,9 @@ fn not_of_inputs() -> Error {
 pub struct Fold {
     /// The name of the weight that the fold changes.
     pub weight: String,
-    /// The axis of the weight that the fold changes.
+    /// The axis of the weight that the fold changes: its columns or its rows.
     pub side: Side,
-    /// The change along the axis.
+    /// The change that the fold makes along one axis of the weight, such as factors or a permutation.
     pub transform: Transform,
 }
 

@@ -118,7 +118,7 @@ impl<'a> Input<'a> {
     }
 
     /// Returns another form of this input (rotated, scaled, permuted), `[tokens, features]`, computed once: `make` changes a copy of the
-    /// values in place. `key` is as for [`Input::cached`].
+    /// values in place. `key` is as for [`Input::cached`], which it calls; as `make` cannot fail, the result is always Ok.
     pub fn form(&self, key: u128, make: impl FnOnce(&mut [f32])) -> Result<Arc<Input<'static>>> {
         self.cached(key, |x| {
             let mut data = x.data().to_vec();

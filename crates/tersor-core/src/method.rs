@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::{ColumnCoder, Context, DType, Error, LinearOp, Result, RowSource, StatNeeds, StatSet, TensorInfo, metrics};
 
-/// The unit of row blocks: blocks of a matrix start at multiples of this many rows.
+/// The unit of row blocks: the blocks of rows in which a matrix is compressed start at multiples of this many rows.
 pub const ROW_UNIT: usize = 64;
 
 /// The tensors that a compressed matrix will be stored in, known from its shape alone.
@@ -36,7 +36,7 @@ impl Layout {
         Self { tensors, exact: true }
     }
 
-    /// Returns the layout of a matrix of which this one is the part `name`: suffixes are prefixed by `name`.
+    /// Returns the layout of a matrix of which this one is the part `name`: each suffix becomes `name.suffix`, an empty one `name`.
     pub fn nested(mut self, name: &str) -> Self {
         for (suffix, _) in &mut self.tensors {
             *suffix = if suffix.is_empty() { name.to_string() } else { format!("{name}.{suffix}") };
@@ -44,7 +44,7 @@ impl Layout {
         self
     }
 
-    /// Returns the number of bits of all tensors. Errors on overflow.
+    /// Returns the number of bits of all tensors. Errors if a size overflows.
     pub fn bits(&self) -> Result<u64> {
         self.tensors.iter().try_fold(0u64, |sum, (_, t)| {
             let bits = (t.bytes()? as u64).checked_mul(8).and_then(|b| b.checked_add(sum));
@@ -69,7 +69,7 @@ impl Extent {
         if self == Extent::Whole { self } else { other }
     }
 
-    /// Errors if the extent is [`Extent::Whole`] and `rows` are not all of the matrix's `total` rows.
+    /// Errors with [`Error::Range`] if the extent is [`Extent::Whole`] and `rows` are not all of the matrix's `total` rows.
     pub fn check(self, rows: &Range<usize>, total: usize) -> Result<()> {
         if self == Extent::Whole && *rows != (0..total) {
             return Err(Error::range("rows of a matrix that is compressed as a whole", 0..total, rows.clone()));
@@ -81,7 +81,8 @@ impl Extent {
 /// A way to compress a weight matrix, with its parameters already checked.
 ///
 /// A compression has three steps: [`needs`](Self::needs) says which statistics of the inputs are gathered, [`prepare`](Self::prepare) does
-/// the work that all matrices of a site share, [`Prepared::compress`] compresses blocks of rows.
+/// the work that all matrices of a [site](crate::Site) (those that read the same input) share, [`Prepared::compress`] compresses blocks of
+/// rows.
 ///
 /// ```
 /// use std::ops::Range;
@@ -182,7 +183,8 @@ pub trait Method: Send + Sync {
     }
 }
 
-/// A method with the work done that all matrices of a site share; made by [`Method::prepare`].
+/// A [`Method`] after the work that all matrices of a [site](crate::Site) (those that read the same input) share; made by
+/// [`Method::prepare`].
 pub trait Prepared: Send + Sync {
     /// Compresses the rows of a range of `w`: all of them, or a block that starts at a multiple of [`ROW_UNIT`]. Weights that the mask of
     /// `w` prunes are zero in the result. Errors if a value is not finite, with its row and column, if the range is invalid, or if `cx` is
@@ -210,13 +212,15 @@ pub struct Compressed {
 /// ```
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Report {
-    /// The squared error of the weights, `Σ (w - ŵ)²`.
+    /// The squared error of the weights, `Σ (w - ŵ)²` over original weights `w` and compressed ones `ŵ`.
     pub squared_error: f64,
     /// The sum of squares of the original weights, `Σ w²`.
     pub energy: f64,
-    /// The squared error of the outputs, `tr (W - Ŵ) H (W - Ŵ)ᵀ` with the Gram matrix `H` of the inputs; None if there was no Gram matrix.
+    /// The squared error of the outputs, `tr (W - Ŵ) H (W - Ŵ)ᵀ` with the original weights `W`, the compressed ones `Ŵ` and the Gram matrix
+    /// `H` of the inputs; None if there was no Gram matrix.
     pub data_error: Option<f64>,
-    /// The squared outputs, `tr W H Wᵀ`, which `data_error` is relative to; None if there was no Gram matrix.
+    /// The squared outputs, `tr W H Wᵀ` with the original weights `W` and the Gram matrix `H` of the inputs, which `data_error` is relative
+    /// to; None if there was no Gram matrix.
     pub data_energy: Option<f64>,
     /// The damping of the Hessian with which its factorization succeeded, as a fraction of the mean diagonal; None without a factorization.
     pub damping: Option<f64>,
@@ -231,7 +235,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Returns the report of `values` that decompress to `back`, after work of the given duration.
+    /// Returns the report of weights `values` that decompress to `back`, after work of the given duration. If the lengths differ,
+    /// `squared_error` covers the shorter one and `energy` all of `values`.
     pub fn of(values: &[f32], back: &[f32], took: Duration) -> Self {
         Self {
             squared_error: metrics::squared_error(values, back),
@@ -241,7 +246,8 @@ impl Report {
         }
     }
 
-    /// Adds the report of another block of the same matrix: errors and times add, damping and dead columns are the larger ones.
+    /// Adds the report of another block of the same matrix: errors, energies, counts of replaced weights and times add; of damping and dead
+    /// columns the larger one is taken; fallbacks are joined without repetition.
     pub fn merge(&mut self, other: &Report) {
         let add = |a: Option<f64>, b: Option<f64>| {
             if a.is_none() && b.is_none() { None } else { Some(a.unwrap_or(0.0) + b.unwrap_or(0.0)) }
@@ -264,7 +270,7 @@ impl Report {
         self.seconds += other.seconds;
     }
 
-    /// Returns `sqrt(Σ (w - ŵ)² / Σ w²)`; 0 for a matrix of zeros.
+    /// Returns `sqrt(Σ (w - ŵ)² / Σ w²)`, the root of `squared_error / energy`; 0 for a matrix of zeros.
     pub fn relative_error(&self) -> f64 {
         if self.energy > 0.0 { (self.squared_error / self.energy).sqrt() } else { 0.0 }
     }

@@ -28,14 +28,15 @@ pub fn energy(a: &[f32]) -> f64 {
 }
 
 /// Returns the signal-to-quantization-noise ratio in decibels, `10 log10(Σ s² / Σ (s - a)²)` for a signal `s` and its approximation `a`;
-/// infinite if they are equal.
+/// infinite if they are equal, minus infinity if only `s` is all zeros. If the lengths differ, the noise is summed over the shorter slice
+/// and the signal over all of `s`.
 pub fn sqnr_db(signal: &[f32], approximation: &[f32]) -> f64 {
     let noise = squared_error(signal, approximation);
     if noise == 0.0 { f64::INFINITY } else { 10.0 * (energy(signal) / noise).log10() }
 }
 
-/// Returns the cosine of the angle between two vectors of the same length; 1 for two zero vectors, 0 if only one is zero. Values of the longer vector
-/// past the length of the shorter one count as if the shorter one had zeros there.
+/// Returns the cosine of the angle between two vectors; 1 for two zero vectors, 0 if only one is zero. If the lengths differ, the shorter
+/// vector is continued by zeros.
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot: f64 = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
     let (x, y) = (energy(a), energy(b));
@@ -59,17 +60,18 @@ pub fn log_sum_exp(x: &[f32]) -> f64 {
     max + x.iter().map(|&v| (f64::from(v) - max).exp()).sum::<f64>().ln()
 }
 
-/// Returns the Kullback-Leibler divergence `Σ p log(p / q)` in nats between the softmax of the logits `p` and that of the logits `q`; 0 for
-/// empty slices. A logit of minus infinity in `p` contributes 0; one in `q` alone makes the result infinite. NaN if a logit is NaN or plus
-/// infinity, or all of `p` are minus infinity; [`kl_checked`] returns an error instead.
+/// Returns the Kullback-Leibler divergence `Σ p log(p / q)` in nats between the softmax of the logits `p` and that of the logits `q`; 0 if
+/// a slice is empty. A logit of minus infinity in `p` contributes 0; one in `q` alone makes the result infinite. If `p` is longer than `q`,
+/// its further logits are ignored; if it is shorter, the missing ones count as minus infinity. NaN if a logit is NaN or plus infinity, or
+/// all of `p` are minus infinity; [`kl_checked`] returns an error instead.
 pub fn kl_from_logits(p: &[f32], q: &[f32]) -> f64 {
     kl_with_norm(p, q, log_sum_exp(q))
 }
 
-/// Returns [`kl_from_logits`] for a known `norm_q = log_sum_exp(q)`, in one pass of exponentials.
+/// Returns [`kl_from_logits`] for a known `norm_q`, which is [`log_sum_exp`] of `q`, in one pass of exponentials. Slices of different
+/// lengths are treated as there.
 ///
-/// Rounding errors below 0 are returned as 0. A result further below 0, which means that `norm_q` is not the norm of `q`, is returned as it
-/// is.
+/// Rounding errors below 0 are returned as 0. A result further below 0, which means that `norm_q` is not that of `q`, is returned as it is.
 pub fn kl_with_norm(p: &[f32], q: &[f32], norm_q: f64) -> f64 {
     if p.is_empty() || q.is_empty() {
         return 0.0;
@@ -115,7 +117,8 @@ pub fn kl_checked(p: &[f32], q: &[f32]) -> Result<f64> {
     if kl.is_nan() { Err(Error::Numerical("the divergence of the logits is not a number".into())) } else { Ok(kl) }
 }
 
-/// Returns the index of the largest value, the lowest of equals; 0 for an empty slice.
+/// Returns the index of the largest value, the lowest of equals; 0 for an empty slice. NaN is never larger, but one at index 0 is returned
+/// as the largest.
 pub fn argmax(x: &[f32]) -> usize {
     let mut best = 0;
     for (i, v) in x.iter().enumerate() {

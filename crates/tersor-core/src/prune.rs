@@ -55,7 +55,8 @@ pub trait Pruner: Send + Sync {
     fn prepare<'s>(&'s self, stats: &StatSet, cx: &Context) -> Result<Box<dyn PreparedPruner + 's>>;
 }
 
-/// A pruner with the work done that all matrices of a site share; made by [`Pruner::prepare`].
+/// A [`Pruner`] after the work that all matrices of a [site](crate::Site) (those that read the same input) share; made by
+/// [`Pruner::prepare`].
 pub trait PreparedPruner: Send + Sync {
     /// Prunes the rows of a range of `dense`: all of them, or a block that starts at a multiple of [`ROW_UNIT`](crate::method::ROW_UNIT).
     /// `start` is the result of another pruner for the same rows, for pruners that refine one. Errors if a value is not finite, with its

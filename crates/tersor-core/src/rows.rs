@@ -121,12 +121,13 @@ pub struct Repaired<'a> {
 }
 
 impl<'a> Repaired<'a> {
-    /// Wraps a source. With [`NonFinite::Refuse`] rows are passed on unchanged.
+    /// Wraps a source, whose values are replaced as `policy` says when rows are read. With [`NonFinite::Refuse`] rows are passed on
+    /// unchanged.
     pub fn new(source: &'a dyn RowSource, policy: NonFinite) -> Self {
         Self { source, policy, count: AtomicU64::new(0) }
     }
 
-    /// Returns the number of values replaced so far; a row that was read twice counts twice.
+    /// Returns the number of values replaced so far; values of a row that was read twice count twice.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
@@ -159,7 +160,8 @@ impl RowSource for Repaired<'_> {
     }
 }
 
-/// Errors unless the range `rows` is inside of a matrix of `shape` and `out`, the number of elements of an output, is that of these rows.
+/// Errors with [`Error::Range`] unless the range `rows` is inside of a matrix `shape`, `[rows, cols]`, and with [`Error::Shape`] unless
+/// `out`, the number of elements of an output, is that of these rows.
 pub fn check_range(shape: [usize; 2], rows: &Range<usize>, out: usize) -> Result<()> {
     if rows.start > rows.end || rows.end > shape[0] {
         return Err(Error::range("rows", 0..shape[0], rows.clone()));
@@ -170,8 +172,8 @@ pub fn check_range(shape: [usize; 2], rows: &Range<usize>, out: usize) -> Result
     Ok(())
 }
 
-/// Returns a tensor's axes as `[rows, cols]`: the last axis is the row, the product of the others the number of rows. Errors if that
-/// exceeds the address space.
+/// Returns a tensor's axes as `[rows, cols]`: `cols` is the last axis, `rows` the product of the others, 1 if there are none; `[1, 1]` for
+/// no axes. Errors if the matrix exceeds the address space.
 pub fn rows_and_columns(axes: &[usize]) -> Result<[usize; 2]> {
     let (last, leading) = axes.split_last().map_or((1, axes), |(l, r)| (*l, r));
     let rows = leading.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
@@ -203,8 +205,8 @@ pub struct StoredRows<'a> {
 }
 
 impl<'a> StoredRows<'a> {
-    /// Opens the tensor `name` as a matrix. A vector is one row; with more than two axes the last one is the row. Errors if the tensor is
-    /// missing, its type is not F32, F16 or BF16, or its size exceeds the address space.
+    /// Opens the tensor `name` as a matrix with the shape of [`rows_and_columns`]: a vector is one row, and the last of several axes is the
+    /// row. Errors if the tensor is missing, its type is not F32, F16 or BF16, or its size exceeds the address space.
     pub fn new(source: &'a dyn TensorSource, name: &'a str) -> Result<Self> {
         let info = source.info(name)?;
         let shape = rows_and_columns(&info.shape).map_err(|e| e.in_tensor(name))?;

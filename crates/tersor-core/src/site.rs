@@ -27,7 +27,7 @@ pub struct Site {
     pub features: usize,
     /// The matrices that read the site's input, in order.
     pub consumers: Vec<Consumer>,
-    /// The origin of the site's input.
+    /// The origin of the site's input: a norm, a matrix, or anything else.
     pub producer: Producer,
     /// If the site reads the residual stream through a norm: the names of all weights that wrote to the stream before, in order. Empty
     /// otherwise.
@@ -93,19 +93,21 @@ pub enum Producer {
     Opaque,
 }
 
-/// The place of factors that divide the inputs of a site.
+/// Where the inputs of a [`Site`] can be divided by one factor for each feature, as smoothing does (the weights are multiplied by the same
+/// factors).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Folding {
-    /// Into the producer of the inputs: nothing is left to compute at run time.
+    /// In the producer of the inputs, whose weights are divided: nothing is left to compute at run time.
     Producer,
-    /// In front of the matrices, computed at run time.
+    /// In front of the site's matrices: the division is computed at run time.
     Online,
-    /// Nowhere: the producer's features are used several times and would have to share a factor.
+    /// Nowhere without loss: the producer's features are used several times, so that the copies of a feature would have to share a factor.
     Shared,
 }
 
 impl Site {
-    /// Returns the place of factors that divide the inputs of this site.
+    /// Returns where the inputs of this site can be divided by factors: in the producer if it is a norm, or a matrix whose features are
+    /// used once; nowhere if it is a matrix whose features are repeated; at run time otherwise.
     pub fn folding(&self) -> Folding {
         match self.producer {
             Producer::Norm { .. } | Producer::Linear { repeat: 1, .. } => Folding::Producer,

@@ -38,7 +38,8 @@ pub struct OpSpec {
     pub shape: [usize; 2],
     /// The parameters of the operator, by name.
     pub params: BTreeMap<String, Value>,
-    /// The specifications of the operators inside, by name; their tensors are stored under `prefix.name`.
+    /// The specifications of the operators inside of this one, by name. The tensors of the part `name` are stored under the operator's own
+    /// prefix followed by `.name`.
     pub parts: BTreeMap<String, OpSpec>,
 }
 

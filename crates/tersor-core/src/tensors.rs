@@ -20,8 +20,8 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// Returns the size of the tensor in bytes. Errors if that exceeds the address space; for an empty tensor, if its other axes alone
-    /// would.
+    /// Returns the size of the tensor in bytes; 0 if an axis is empty. Errors if the size exceeds the address space, where an empty axis
+    /// counts as 1.
     pub fn bytes(&self) -> Result<usize> {
         let full = self.shape.iter().try_fold(self.dtype.size(), |n, &d| n.checked_mul(d.max(1)));
         match full.filter(|&n| n <= isize::MAX as usize) {
@@ -69,7 +69,8 @@ pub trait TensorSource: Send + Sync {
     fn read_at(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()>;
 }
 
-/// Returns all bytes of a tensor. Errors if it is missing or does not have the type and shape that are expected.
+/// Returns all bytes of the tensor `name`, little-endian and row-major. Errors if it is missing, does not have the type `dtype` and the
+/// shape `shape`, or cannot be read.
 pub fn read_expected(source: &dyn TensorSource, name: &str, dtype: DType, shape: &[usize]) -> Result<Vec<u8>> {
     let info = source.info(name)?;
     if info.dtype != dtype || info.shape != shape {
@@ -82,8 +83,8 @@ pub fn read_expected(source: &dyn TensorSource, name: &str, dtype: DType, shape:
     Ok(bytes)
 }
 
-/// Returns all values of an f32 tensor. Errors if it is missing or does not have this type and shape; NaN and infinities are returned as
-/// they are.
+/// Returns all values of the f32 tensor `name`, row-major. Errors if it is missing, does not have this type and shape, or cannot be read;
+/// NaN and infinities are returned as they are.
 pub fn read_floats(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
     let bytes = read_expected(source, name, DType::F32, shape)?;
     Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
@@ -157,8 +158,8 @@ impl MemTensors {
     }
 }
 
-/// Returns the range of a tensor's bytes that `bytes` bytes of entries from `first` on along its first axis take. Errors unless they are
-/// whole entries inside of the tensor.
+/// Returns the range of bytes, in a tensor of type and shape `info`, of a block of `bytes` bytes that begins at index `first` of the first
+/// axis. Errors if the block is not a whole number of entries of that axis or leaves the tensor.
 pub fn rows_span(info: &TensorInfo, first: usize, bytes: usize) -> Result<std::ops::Range<usize>> {
     let total = info.bytes()?;
     let rows = info.shape.first().copied().unwrap_or(1);

@@ -125,7 +125,7 @@ impl<'a, T: Element> MatView<'a, T> {
         }
     }
 
-    /// Returns the matrix in f32, row-major: borrowed if it is stored so, copied otherwise.
+    /// Returns the matrix in f32, row-major: borrowed if it is contiguous f32 in that order, copied otherwise.
     pub fn to_f32(&self) -> Cow<'a, [f32]> {
         if let Some(slice) = self.as_slice().and_then(T::as_f32) {
             return Cow::Borrowed(slice);
@@ -226,13 +226,13 @@ impl<'a> MatViewMut<'a> {
         Ok(MatViewMut { data, shape: [self.shape[0], range.len()], stride: self.stride })
     }
 
-    /// Returns the elements and the row stride, as the kernels take an output.
+    /// Returns the elements and the row stride as the output argument of the kernels, whose rows begin at multiples of the stride.
     pub fn into_out(self) -> tersor_kernels::dense::Out<'a> {
         tersor_kernels::dense::Out { data: self.data, stride: self.stride }
     }
 }
 
-/// Returns `rows * cols`. Errors if so many f64 exceed the address space of this machine; for an empty matrix, if one row or column would.
+/// Returns `rows * cols`. Errors if that many f64 values exceed the address space of this machine, where an empty axis counts as 1.
 pub fn elements([rows, cols]: [usize; 2]) -> Result<usize> {
     let full = rows.max(1).checked_mul(cols.max(1)).and_then(|n| n.checked_mul(8));
     match full.filter(|&b| b <= isize::MAX as usize) {

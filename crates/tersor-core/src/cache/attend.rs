@@ -9,7 +9,8 @@ use super::positions::Positions;
 use super::{Angles, Heads, KvStore, Prepared, Probs, Product, TokenScorer};
 use crate::{Error, Exec, MatView, Result};
 
-/// Number of multiply-adds from which attention is computed by several threads.
+/// Number of multiply-adds of one block of queries, `query_heads * tokens * cached tokens * key_dim`, from which several threads compute its
+/// attention.
 pub const FORK: usize = 1 << 19;
 
 /// Query tokens of one unit of work: few enough that their scores stay in the processor's cache, and that most later keys are skipped.
@@ -27,11 +28,12 @@ pub(super) struct Attention<'c> {
     pub keys: &'c [Box<dyn KvStore>],
     pub values: &'c [Box<dyn KvStore>],
     pub positions: &'c Positions,
-    /// Queries as their projection gives them, before the rotary embedding and without scale, `[tokens, query_heads * key_dim]` row-major.
+    /// Queries as their projection gives them, `[tokens, query_heads * key_dim]` row-major: before the rotary embedding, and not yet multiplied by
+    /// [`Heads::scale`].
     pub queries: &'c [f32],
     /// The positions of the queries in the text, one for each token.
     pub at: &'c [u32],
-    /// The rotary angles of the queries' positions; empty without a rotary embedding.
+    /// The rotary angles of each query token, in the order of `at`; empty without a rotary embedding.
     pub angles: &'c [Arc<Angles>],
 }
 
@@ -71,8 +73,8 @@ struct Scratch {
 }
 
 impl Attention<'_> {
-    /// Writes the attention output `[tokens, query_heads * value_dim]`, and passes probabilities to the scorer. Errors if a query sees no token or rows cannot be
-    /// fetched.
+    /// Writes the attention output into `out`, `[tokens, query_heads * value_dim]`, whose length the caller has checked, and passes probabilities to
+    /// the scorer if there is one. Errors if a query sees no cached token or rows cannot be fetched.
     pub fn run(&self, out: &mut [f32], mut scorer: Option<&mut dyn TokenScorer>, exec: &Exec) -> Result<()> {
         let scorer = &mut scorer;
         let visible: Vec<Vec<Range<usize>>> = self.positions.lists().iter().map(|l| self.visible(l)).collect();

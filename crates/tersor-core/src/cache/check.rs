@@ -6,17 +6,18 @@ use std::sync::Arc;
 use super::{Heads, KvCache, KvStep, KvStore, LayerCache, Rotary};
 use crate::{Error, Exec, Result};
 
-/// Width of the heads of [`store_equals_its_rows`].
+/// Width of the key and value heads in [`store_equals_its_rows`], in values.
 pub const DIM: usize = 32;
 
-/// The relative deviation that [`store_equals_its_rows`] allows.
+/// The deviation that [`store_equals_its_rows`] allows, as a fraction of the largest output.
 pub const TOLERANCE: f64 = 1e-4;
 
-/// Compares attention over stores that `make(dim)` returns, for keys and for values, with attention over the rows that they read back, computed in f64.
+/// Compares attention over stores, of keys and of values, with attention over the rows that they read back, computed in f64. `make(dim)` returns an
+/// empty store of rows of width `dim`, which is [`DIM`]; it is called for every head of every case.
 ///
-/// Covers 1 to 40 tokens in one append, one by one, and in other splits (all splits of up to five tokens); 1, 3 and 4 query heads per key head;
-/// sliding windows; full and partial rotary embeddings; and that the rows do not depend on the split. Errors, naming the case, if outputs deviate by
-/// more than [`TOLERANCE`] of the largest output, or rows or sizes by anything.
+/// The cases are 1 to 40 tokens, appended at once, one by one, and in other splits (all splits of up to five tokens); 1, 3 and 4 query heads per key
+/// head; sliding windows; full and partial rotary embeddings. Errors, naming the case, if an output deviates by more than [`TOLERANCE`] times the
+/// largest output, if the rows read back or the size in bytes differ between two splits of the same tokens, or if a store errors.
 ///
 /// ```ignore
 /// #[test]

@@ -6,21 +6,23 @@ use std::sync::Arc;
 use super::{KvStore, LayerCache};
 use crate::{Error, Exec, MatView, Result, TensorSink, TensorSource, check_finite};
 
-/// The attention probabilities that a scorer observes. They are reduced where they are computed; nothing else of them is stored.
+/// The attention probabilities that a [`TokenScorer`] observes: none, sums over queries, those of the last queries of a step, or all. Only these are
+/// stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Probs {
-    /// None.
+    /// No probabilities.
     #[default]
     None,
-    /// For each block of queries, the sums over its queries and the query heads of the group.
+    /// The sums over the queries of a block and the query heads that share a key head: one value for each cached token.
     Sums,
-    /// The probabilities of the last so many queries of each step.
+    /// The probabilities of the last queries of each step, as many as the number given.
     Last(usize),
     /// The probabilities of every query.
     Rows,
 }
 
-/// A score of importance for each cached token of a layer: attention received, norm of the key, recency, or another rule.
+/// Computes an importance score for each cached token of a layer, from the attention it received, the norm of its key, its position, or another
+/// rule. Tokens with the lowest scores are evicted first.
 pub trait TokenScorer: Send + Sync {
     /// Returns which attention probabilities [`observe`](Self::observe) receives.
     fn needs(&self) -> Probs;
@@ -66,7 +68,7 @@ pub trait TokenScorer: Send + Sync {
     }
 }
 
-/// The number of tokens that each key head retains. One budget may serve all layers; it receives the scores of each layer before the first eviction.
+/// Chooses how many tokens each key head retains. One budget may serve all layers; it receives the scores of each layer before the first eviction.
 pub trait Budget: Send + Sync {
     /// Records the scores of a layer at the end of the prompt, `[key_heads][cached tokens]`.
     fn sealed(&self, layer: usize, scores: &[Vec<f32>]) {
@@ -81,17 +83,19 @@ pub trait Budget: Send + Sync {
 /// A merge of evicted tokens into one that is retained: `row[into] = own * row[into] + Σ weight * row[from]`, of keys and of values.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Merge {
-    /// Number of the retained token among the cached tokens of its head, counted before the eviction.
+    /// Number of the retained token of a merge among the cached tokens of its head, counted before the eviction.
     pub into: u32,
-    /// The factor on the row of the retained token itself.
+    /// The factor on the row of the token `into` in a merge.
     pub own: f32,
-    /// The evicted tokens, each as its number before the eviction and the factor on its row.
+    /// The evicted tokens that are merged into the token `into`: the number of each among the cached tokens before the eviction, and the factor on
+    /// its row.
     pub from: Vec<(u32, f32)>,
 }
 
 /// A rule that merges evicted tokens into retained ones.
 pub trait Recall: Send + Sync {
-    /// Returns the merges of each key head, given the stores of its keys and the numbers of evicted and retained tokens.
+    /// Returns the merges of each key head, `[key_heads][merges]`, given the stores of keys and, for each key head, the ascending numbers of the
+    /// evicted and of the retained tokens among the cached ones. Errors if rows of a store cannot be fetched.
     fn merges(
         &mut self,
         keys: &[Box<dyn KvStore>],
@@ -110,7 +114,7 @@ pub struct Eviction {
 }
 
 impl Eviction {
-    /// Returns the eviction of layer `layer` of a network, without merges.
+    /// Returns the eviction of layer `layer` of a network, counted from 0 and passed to the budget, without merges.
     pub fn new(layer: usize, scorer: Box<dyn TokenScorer>, budget: Arc<dyn Budget>) -> Self {
         Self { layer, scorer, budget, recall: None }
     }

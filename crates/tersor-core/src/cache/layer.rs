@@ -10,9 +10,9 @@ use super::positions::Positions;
 use super::{Angles, Eviction, Heads, KvCache, KvStep, KvStore, Rope, TokenScorer};
 use crate::{Error, Exec, MatView, Result, check_finite};
 
-/// The cache of one layer: a store of keys per key head, a store of values per value head, and the positions of the cached tokens.
-/// It appends blocks of tokens, attends in parallel by a cut that depends on shapes alone, evicts tokens by an [`Eviction`], and gives its rows back. Forms of
-/// stores, and examples, are in `tersor-operators`.
+/// The cache of one layer: a store of keys per key head, a store of values per value head, and the positions of the cached tokens. It appends blocks
+/// of tokens, computes their attention output, evicts tokens by an [`Eviction`], and returns the cached rows. Work is divided among threads by sizes
+/// alone, so that results do not depend on the number of threads. Implementations of stores, and examples, are in `tersor-operators`.
 pub struct LayerCache {
     pub(super) heads: Heads,
     pub(super) keys: Vec<Box<dyn KvStore>>,
@@ -70,7 +70,8 @@ impl LayerCache {
         })
     }
 
-    /// Returns the same cache with eviction. The scorer has observed none of the cached tokens; [`LayerCache::load`] restores one that has.
+    /// Returns the same cache with eviction. The scorer is not given the keys and attention probabilities of tokens that are cached already;
+    /// [`LayerCache::load`] restores a cache together with what its scorer has observed.
     pub fn with_eviction(self, eviction: Eviction) -> Self {
         Self { eviction: Some(eviction), ..self }
     }

@@ -18,7 +18,7 @@ impl Positions {
         }
     }
 
-    /// The lists: one, or one per head.
+    /// Returns the lists of positions: a single one if all key heads cache the same tokens, else one for each key head.
     pub fn lists(&self) -> &[Vec<u32>] {
         match self {
             Self::Shared(all) => std::slice::from_ref(all),
@@ -49,7 +49,7 @@ impl Positions {
         self.lists_mut().iter_mut().for_each(|l| l.truncate(l.len().saturating_sub(tokens)));
     }
 
-    /// Leaves the tokens of these numbers, ascending, of each head.
+    /// Keeps, for each key head `h`, the positions with the ascending indices `keep[h]`; an index past the end is ignored.
     pub fn retain(&mut self, keep: &[Vec<u32>]) {
         let select = |(h, keep): (usize, &Vec<u32>)| -> Vec<u32> {
             keep.iter().filter_map(|&i| self.of(h).get(i as usize).copied()).collect()

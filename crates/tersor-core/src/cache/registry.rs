@@ -8,10 +8,12 @@ use super::{CacheSet, KvStore};
 use crate::registry::Shared;
 use crate::{Error, OpSpec, Result, TensorSource};
 
-/// A function that loads one kind of [`KvStore`] from its specification, the prefix of its tensors, and a [`CacheLoading`].
+/// A function that loads one kind of [`KvStore`] from its specification, the prefix of the names of its tensors, and a [`CacheLoading`] that has the
+/// source and the shared parts. Errors if tensors are missing or not what the specification says.
 pub type StoreLoader = fn(&OpSpec, &str, &CacheLoading<'_>) -> Result<Box<dyn KvStore>>;
 
-/// A function that loads one kind of [`CacheSet`] from its specification, the prefix of its tensors, and a [`CacheLoading`].
+/// A function that loads one kind of [`CacheSet`] from its specification, the prefix of the names of its tensors, and a [`CacheLoading`] that has
+/// the source and the shared parts. Errors if tensors are missing or not what the specification says.
 pub type CacheSetLoader = fn(&OpSpec, &str, &CacheLoading<'_>) -> Result<Box<dyn CacheSet>>;
 
 /// A table from the kinds of stores, and of cache sets, to their loaders.
@@ -74,8 +76,8 @@ impl<'l> CacheLoading<'l> {
         self.source
     }
 
-    /// Loads the store that `spec` describes (kind, shape, parameters) from the tensors named `prefix` or `prefix.…` in the source. Errors as
-    /// [`CacheRegistry::load_store`].
+    /// Loads the store that `spec` describes (kind, shape, parameters) from the tensors `prefix` and `prefix.…` of the source. Errors as
+    /// [`CacheRegistry::load_store`], and if the loaded store has another shape than `spec`.
     pub fn store(&self, spec: &OpSpec, prefix: &str) -> Result<Box<dyn KvStore>> {
         let loader = find(&self.registry.stores, "kind of key-value store", &spec.kind);
         let store = loader.and_then(|load| load(spec, prefix, self)).map_err(|e| e.in_tensor(prefix))?;

@@ -44,17 +44,19 @@ pub enum RotaryScaling {
     },
 }
 
-/// Cosines and sines of the rotary angles of one position: dimension `i` is rotated together with dimension `i + dims / 2`.
+/// Cosines and sines of the rotary angles of one position. `dims`, the number of rotated dimensions of a head, is twice the number of angles;
+/// dimension `i` is rotated together with dimension `i + dims / 2`.
 #[derive(Debug)]
 pub struct Angles {
-    /// Cosines of the angles, `[dims / 2]`.
+    /// Cosine of the rotary angle of each pair of rotated dimensions at one position, times [`Rotary::attention`].
     pub cos: Vec<f32>,
-    /// Sines of the angles, `[dims / 2]`.
+    /// Sine of the rotary angle of each pair of rotated dimensions at one position, times [`Rotary::attention`].
     pub sin: Vec<f32>,
 }
 
 impl Angles {
-    /// Rotates the first `dims` values of each vector of `dim` values in `rows`, in place; the other values are unchanged.
+    /// Rotates the first `2 * cos.len()` values of each vector of `dim` values in `rows`, in place. The other values, values after the last whole
+    /// vector, and vectors that are shorter than the rotated part are unchanged.
     pub fn apply(&self, isa: Isa, rows: &mut [f32], dim: usize) {
         let dims = 2 * self.cos.len();
         if dims == dim {
@@ -151,12 +153,12 @@ impl Rotary {
         &self.frequencies
     }
 
-    /// Returns the factor on cosines and sines: 1 but for YaRN.
+    /// Returns the factor on cosines and sines: that of [`RotaryScaling::Yarn`], 1 for other scalings.
     pub fn attention(&self) -> f32 {
         self.attention
     }
 
-    /// Returns cosines and sines of a position. Those of the first 2^14 positions that are used are stored.
+    /// Returns cosines and sines of a position. The angles of up to 2^14 positions are kept in memory for later calls.
     pub fn angles(&self, position: u32) -> Arc<Angles> {
         if let Some(known) = self.known.read().unwrap_or_else(|e| e.into_inner()).get(&position) {
             return Arc::clone(known);

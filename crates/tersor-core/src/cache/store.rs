@@ -17,16 +17,17 @@ pub enum Rope {
     After,
 }
 
-/// Queries in the form in which one store multiplies them: rows in the basis of the stored rows, or tables.
+/// Queries in the form in which a store multiplies them with its keys, written by [`KvStore::prepare`]: rows of floats in the basis of the stored
+/// rows (rotated if the store rotates its rows), integer codes, or lookup tables.
 #[derive(Clone, Default, Debug)]
 pub struct Prepared {
-    /// The queries as floats; [`KvStore::prepare`] writes `[queries, dim]` by default, other stores may write tables.
+    /// The prepared queries as floats: `[queries, dim]`, times the scale of attention, by default; lookup tables in stores that use them.
     pub floats: Vec<f32>,
-    /// The queries as bytes, codes or tables, for stores that multiply integers; empty otherwise.
+    /// The prepared queries as bytes, integer codes or lookup tables, for stores that multiply integers; empty otherwise.
     pub bytes: Vec<u8>,
     /// The number of prepared queries.
     pub queries: usize,
-    /// Which product a store computes: one row at a time or as a matrix.
+    /// Which product of prepared queries and keys a store computes: one row at a time or as a matrix.
     pub product: Product,
 }
 
@@ -60,8 +61,8 @@ pub trait KvStore: Send + Sync {
     /// Appends a block `[tokens, dim]` that [`admit`](Self::admit) accepted; `positions` are those of its tokens in the text.
     fn append(&mut self, block: MatView<'_, f32>, positions: &[u32], exec: &Exec);
 
-    /// Writes rows in f32, `[rows.len(), dim]`, in the basis of the stored rows, in which prepared queries are
-    /// too. Errors if rows cannot be fetched.
+    /// Writes rows in f32, `[rows.len(), dim]`, in the basis of the stored rows (rotated if the store rotates its rows), which is also that of
+    /// prepared queries. Errors if rows cannot be fetched.
     fn decode(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()>;
 
     /// Writes rows in f32, `[rows.len(), dim]`, in the basis in which they were appended. A form that rotates rows undoes it here. Errors if rows
@@ -129,8 +130,8 @@ pub trait KvStore: Send + Sync {
 /// Rows that are decoded at once for [`Product::Vector`]: few enough that they stay in the processor's cache.
 const ROWS: usize = 32;
 
-/// Decodes rows a block at a time, all at once for [`Product::Matrix`], and calls `work` with the number of a block's first row, counted from the start of
-/// `rows`, and the block `[tokens, dim]`. Errors if rows cannot be fetched, or `work` does.
+/// Decodes the rows `rows` of a store, which lie inside `0..len()`, a block at a time, all at once for [`Product::Matrix`]. Calls `work` with the
+/// number of a block's first row, counted from the start of `rows`, and the block `[tokens, dim]`. Errors if rows cannot be fetched, or `work` does.
 pub fn by_blocks<S: KvStore + ?Sized>(
     store: &S,
     product: Product,
@@ -150,8 +151,8 @@ pub fn by_blocks<S: KvStore + ?Sized>(
     Ok(())
 }
 
-/// Writes scores as [`KvStore::dot`] does, for queries that are rows of floats, from keys that are decoded by [`by_blocks`]. Errors if rows cannot be
-/// fetched.
+/// Writes scores `[queries, rows.len()]` as [`KvStore::dot`] does, for prepared queries that are rows of floats, from keys that are decoded by
+/// [`by_blocks`]. Errors if rows cannot be fetched or a length does not match.
 pub fn dot_decoded<S: KvStore + ?Sized>(
     store: &S,
     q: &Prepared,
@@ -166,7 +167,8 @@ pub fn dot_decoded<S: KvStore + ?Sized>(
     })
 }
 
-/// Adds weighted values as [`KvStore::add_weighted`] does, from values that are decoded by [`by_blocks`]. Errors if rows cannot be fetched.
+/// Adds weighted values to `out` `[queries, dim]` as [`KvStore::add_weighted`] does, from values that are decoded by [`by_blocks`]. Errors if rows
+/// cannot be fetched or a length does not match.
 pub fn add_weighted_decoded<S: KvStore + ?Sized>(
     store: &S,
     p: &[f32],
@@ -181,7 +183,7 @@ pub fn add_weighted_decoded<S: KvStore + ?Sized>(
     })
 }
 
-/// Replaces the content of `out` by the rows of a view. Errors if they do not fit the address space.
+/// Replaces the content of `out` by the rows of a view, row-major. Errors if they do not fit the address space.
 pub fn copy_rows(view: MatView<'_, f32>, out: &mut Vec<f32>) -> Result<()> {
     let shape = view.shape();
     out.clear();

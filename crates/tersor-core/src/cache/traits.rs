@@ -2,20 +2,21 @@
 
 use crate::{Context, Exec, Heads, Layout, OpSpec, Result, TensorSink};
 
-/// The new tokens of one layer, as the projections gave them: before the rotary embedding.
+/// The new tokens of one layer: their positions, and queries, keys and values as the projections gave them, before the rotary embedding.
 #[derive(Clone, Copy, Debug)]
 pub struct KvStep<'a> {
-    /// Keys, `[tokens, key_heads * key_dim]`.
+    /// Keys of the new tokens before the rotary embedding, `[tokens, key_heads * key_dim]` row-major.
     pub keys: &'a [f32],
-    /// Values, `[tokens, value_heads * value_dim]`.
+    /// Values of the new tokens, `[tokens, value_heads * value_dim]` row-major.
     pub values: &'a [f32],
-    /// Queries, `[tokens, query_heads * key_dim]`.
+    /// Queries of the new tokens before the rotary embedding, `[tokens, query_heads * key_dim]` row-major.
     pub queries: &'a [f32],
-    /// Positions of the tokens in the text, ascending, above those of earlier steps.
+    /// Positions of the new tokens in the text, ascending, above those of earlier steps.
     pub positions: &'a [u32],
 }
 
-/// The key-value cache of one attention layer.
+/// The key-value cache of one attention layer: it appends tokens, returns the attention output of their queries, and evicts or removes tokens. A
+/// decoder uses caches through this trait; [`LayerCache`](super::LayerCache) implements it.
 pub trait KvCache: Send {
     /// Appends the tokens of `step`, then writes the attention output of their queries, `[tokens, query_heads * value_dim]`. A token attends to cached
     /// tokens at its own and earlier positions. Errors, with the cache unchanged, if a length is wrong, positions do not ascend, or a value is not
@@ -24,7 +25,7 @@ pub trait KvCache: Send {
     fn step(&mut self, step: KvStep<'_>, out: &mut [f32], exec: &Exec) -> Result<()>;
 
     /// Scores the tokens of the prompt, which has ended, and reports the scores to a budget that spans layers. Called on the caches of all layers
-    /// before the first of them is sealed.
+    /// before the first of them is sealed. Errors if a score is NaN or cannot be computed.
     fn score_prompt(&mut self, exec: &Exec) -> Result<()> {
         let _ = exec;
         Ok(())
@@ -66,12 +67,12 @@ pub trait CacheMethod: Send + Sync {
     fn layout(&self, layers: &[Heads]) -> Result<CacheLayout>;
 }
 
-/// The sizes of a network's caches.
+/// The sizes of what a [`CacheMethod`] stores for a network: bytes of each cached token, and the learned tensors.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct CacheLayout {
-    /// Bytes of one token in the caches of all layers, before eviction.
+    /// Bytes that one token takes in the caches of all layers together, before eviction.
     pub bytes_per_token: usize,
-    /// The tensors that [`CacheSet::save`] writes.
+    /// The learned tensors that [`CacheSet::save`] writes.
     pub tensors: Layout,
 }
 
@@ -87,7 +88,7 @@ pub struct CacheNeeds {
 /// Keys, values and queries of calibration tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheSample<'s> {
-    /// The sizes of each layer's attention.
+    /// The heads of each layer of the network, in order: numbers, widths, window and rotary embedding.
     pub heads: &'s [Heads],
     /// Keys, values and queries of the calibration tokens of each layer, before the rotary embedding; empty if no tokens were needed. Queries are empty
     /// if they were not needed.

@@ -9,14 +9,14 @@ use crate::{Error, Exec, Result};
 const STEP: f64 = 6e-6;
 
 /// Compares the gradients of `function` in f64 with central differences in every element of every input; an input is given by its values
-/// and shape. Outputs that are not a single value are summed with fixed, unequal weights first, so that every output counts. The
-/// [module](super) has an example.
+/// and shape. The step of a difference is 6e-6 times the larger of 1 and the element's magnitude. Outputs that are not a single value are
+/// summed with fixed, unequal weights first, so that every output counts. The [module](super) has an example.
 ///
-/// Errors, naming input and element, unless `|a - d| <= tolerance * max(1, |a|, |d|)` for a gradient `a` and its difference `d`; and if the
-/// function errors.
+/// Errors, naming input and element, unless `|a - d| <= tolerance * max(1, |a|, |d|)` for a gradient `a` and its difference `d`; if an
+/// input has another number of values than its shape; and if the function errors.
 ///
-/// Differences of a function that rounds are meaningless. Its surrogate gradient is compared with a twin without rounding, whose offsets
-/// `rounded - original` are constants taken at one point: see [`check_surrogate`].
+/// A function that rounds is constant between steps, so that its differences do not show its surrogate gradient. For such functions see
+/// [`check_surrogate`].
 pub fn check_gradients(
     function: &dyn DynDifferentiable<f64>,
     inputs: &[(&[f64], &[usize])],
@@ -25,8 +25,9 @@ pub fn check_gradients(
     check_surrogate(function, function, inputs, tolerance)
 }
 
-/// Compares the gradients of `surrogate` with central differences of `smooth`, a differentiable function with the same inputs and outputs:
-/// the surrogate with its rounding replaced by the addition of constants. Otherwise as [`check_gradients`].
+/// Compares the gradients of `surrogate`, a function that rounds, with central differences of `smooth`, a differentiable function with the
+/// same inputs and outputs: the surrogate with each rounding replaced by adding the constant `rounded - original`, computed once at the
+/// given inputs. Inputs, tolerance and errors are those of [`check_gradients`].
 pub fn check_surrogate(
     surrogate: &dyn DynDifferentiable<f64>,
     smooth: &dyn DynDifferentiable<f64>,

@@ -109,7 +109,7 @@ pub trait Rewrite: Send + Sync {
     /// Returns which sites the rewrite gets at once.
     fn scope(&self) -> Scope;
     /// Returns the statistics that the rewrite needs of the inputs of a site; none for a site that it leaves unchanged. The `sample` tokens
-    /// are those of whole windows, from the first window on.
+    /// are those of whole windows (calibration sequences), from the first window on.
     fn needs(&self, site: &Site) -> StatNeeds;
     /// Returns every tensor that the rewrite will change or add, with the effect, from the sites alone. Errors if the network cannot be
     /// rewritten this way.
@@ -131,12 +131,13 @@ pub trait Weights: Sync {
     fn rows<'w>(&'w self, name: &'w str) -> Result<Box<dyn RowSource + 'w>>;
 }
 
-/// The observations of a network on calibration data, for rewrites.
+/// The observations of a network on calibration data, for a [`Rewrite`].
 pub trait Seen: Sync {
     /// Calls `f` with the observed sites, those of one layer at a time, in the order of the network. Errors if `f` does or the sites cannot
     /// be observed.
     fn each(&self, f: &mut dyn FnMut(&[SeenSite<'_>]) -> Result<()>) -> Result<()>;
-    /// Returns the divergence of the network's predictions from the original's with these folds applied; None if it is not measured.
+    /// Returns how far the predictions of the network with these folds applied are from those of the original, in a measure that the
+    /// implementation chooses; None, the default, if it is not measured. Errors if the network cannot be run.
     fn effect(&self, folds: &[Fold]) -> Option<Result<f64>> {
         let _ = folds;
         None
@@ -152,16 +153,19 @@ impl Seen for Unseen {
     }
 }
 
-/// The output of the module that a site belongs to, `[tokens, out_features]`, as a function of inputs `[tokens, features]`, of operators in
-/// place of the site's matrices, and of a flag. If the flag is set, the output also passes through the next matrix of the network with its
-/// original weights (the attention output through the output projection, the inner activations through the down projection).
+/// A function that returns the output of the module that a [`Site`] belongs to, `[tokens, out_features]`. Its arguments are inputs
+/// `[tokens, features]` for the tokens of [`SeenSite::sample`], one operator for each matrix of the site, in order, and a flag. If the flag
+/// is set, the output also passes through the next matrix of the network with its original weights (the attention output through the output
+/// projection, the inner activations through the down projection). Errors if the module cannot be computed, for example because an input is
+/// not finite.
 pub type ModuleOutput<'a> = dyn Fn(&[f32], &[&dyn LinearOp], bool) -> Result<Vec<f32>> + Sync + 'a;
 
-/// The keys, with rotary embedding applied, and the values of some tokens, `[tokens, kv_heads * head_dim]` each: the content of a cache.
+/// The keys, with rotary embedding applied, and the values of some tokens, `[tokens, kv_heads * head_dim]` each: the content of the cache
+/// of one layer.
 pub type KeysAndValues = [Vec<f32>; 2];
 
-/// The keys and values of tokens as a function of a site's inputs `[tokens, features]`, which are those of whole windows; None if the site
-/// does not produce keys and values.
+/// A function that returns the keys and values of a [`Site`] for inputs `[tokens, features]`, for the tokens of [`SeenSite::sample`]; None
+/// if the site does not produce keys and values. Errors if they cannot be computed, for example because an input is not finite.
 pub type MakesKeysAndValues<'a> = dyn Fn(&[f32]) -> Result<Option<KeysAndValues>> + Sync + 'a;
 
 /// The observations of one site on calibration data: statistics and samples of its inputs, and the outputs of its module.
@@ -170,13 +174,14 @@ pub struct SeenSite<'a> {
     pub site: &'a Site,
     /// The statistics of the observed site's inputs.
     pub stats: &'a StatSet,
-    /// Inputs of the observed site for whole windows, `[tokens, features]`.
+    /// Inputs of the observed site, `[tokens, features]`, for the first windows (whole calibration sequences) one after the other.
     pub sample: &'a [f32],
-    /// The output of the module that the observed site belongs to, as a function of its inputs and operators.
+    /// The output of the module that the observed site belongs to, as a function of the site's inputs and of operators in place of its
+    /// matrices.
     pub output: &'a ModuleOutput<'a>,
-    /// The keys and values of the observed site, as a function of its inputs.
+    /// The keys and values of the observed site, as a function of the site's inputs.
     pub keys_and_values: &'a MakesKeysAndValues<'a>,
-    /// For each consumer of the observed site, the method without data that has the stored form it will be compressed to; None if that is
-    /// not known.
+    /// For each consumer of the observed site, the method without data that has the stored form it will be compressed to, or None if that
+    /// is not known. Empty if it is not known for any consumer.
     pub plain: &'a [Option<&'a dyn Method>],
 }

@@ -22,7 +22,7 @@ impl StatSet {
         self.tokens
     }
 
-    /// Returns the sum of the weights of the observed tokens, which sums are divided by for means; the number of tokens if no weights were
+    /// Returns the sum of the weights of the observed tokens, by which sums are divided for means; the number of tokens if no weights were
     /// given.
     pub fn weight(&self) -> f64 {
         self.weight.unwrap_or(self.tokens as f64)
@@ -69,7 +69,7 @@ impl StatSet {
         self.sample.as_ref().map(|s| s.in_order())
     }
 
-    /// Returns the mean and variance of each window, in the order of window numbers; None if they were not requested.
+    /// Returns the mean and variance of each window (a whole sequence), in the order of window numbers; None if they were not requested.
     pub fn windows(&self) -> Option<&[WindowStats]> {
         self.windows.as_ref().map(|w| &w.stats[..])
     }
@@ -79,7 +79,7 @@ impl StatSet {
         self.windows.as_ref().map(|w| &w.numbers[..])
     }
 
-    /// Returns the number of this shard's first window in the whole stream; None if windows were not requested.
+    /// Returns the number of this shard's first window (a whole sequence) in the whole stream; None if windows were not requested.
     pub fn first_window(&self) -> Option<u64> {
         self.windows.as_ref().map(|w| w.first)
     }

@@ -4,22 +4,23 @@ use std::ops::Range;
 
 use super::weights::Weights;
 
-/// Sums and extremes of each input feature over tokens, each a vector `[features]`. `w` is the weight of a token, 1 by default. Read with
-/// [`StatSet::channel`](crate::StatSet::channel).
+/// Sums and extremes of each input feature over tokens, each a vector `[features]`. In the formulas `x` is the value of a feature and `w`
+/// the weight of its token, 1 by default. Read with [`StatSet::channel`](crate::StatSet::channel).
 #[derive(Clone, PartialEq, Debug)]
 pub struct ChannelStats {
-    /// Minimum of each feature over the tokens of weight above 0; infinity if there are none.
+    /// Minimum of each input feature over the tokens of weight above 0; infinity if there are none.
     pub min: Vec<f32>,
-    /// Maximum of each feature over the tokens of weight above 0; minus infinity if there are none.
+    /// Maximum of each input feature over the tokens of weight above 0; minus infinity if there are none.
     pub max: Vec<f32>,
-    /// Weighted sum of each feature over tokens, `Σ w x`.
+    /// Weighted sum of each feature over tokens, `Σ w x` for values `x` and token weights `w`.
     pub sum: Vec<f64>,
-    /// Weighted sum of each feature's magnitude over tokens, `Σ w |x|`. Batches are summed separately, so the rounding depends on how the
-    /// stream is cut into batches.
+    /// Weighted sum of each feature's magnitude over tokens, `Σ w |x|` for values `x` and token weights `w`. Batches are summed separately,
+    /// so the rounding depends on how the stream is cut into batches.
     pub sum_abs: Vec<f64>,
-    /// Weighted sum of each feature's square over tokens, `Σ w x²`.
+    /// Weighted sum of each feature's square over tokens, `Σ w x²` for values `x` and token weights `w`.
     pub sum_sq: Vec<f64>,
-    /// Maximum over batches of each feature's mean magnitude in a batch, `Σ w |x| / Σ w`: it depends on how the stream is cut into batches.
+    /// Maximum over batches of each feature's mean magnitude in a batch, `Σ w |x| / Σ w` for values `x` and token weights `w`: it depends
+    /// on how the stream is cut into batches.
     pub max_mean_abs: Vec<f64>,
 }
 
@@ -71,7 +72,7 @@ impl ChannelStats {
         zip(&mut self.max_mean_abs, &other.max_mean_abs, f64::max);
     }
 
-    /// Returns the statistics of a range of features, which must exist.
+    /// Returns the statistics of a range of features; panics if it is not inside of the features.
     pub(super) fn columns(&self, columns: &Range<usize>) -> Self {
         Self {
             min: self.min[columns.clone()].to_vec(),

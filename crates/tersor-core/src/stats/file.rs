@@ -10,10 +10,11 @@ use super::{ChannelStats, StatNeeds, StatSet, WindowStats};
 use crate::tensors::{join, read_expected, read_floats};
 use crate::{DType, Error, Result, TensorInfo, TensorSink, TensorSource};
 
-/// The sizes that determine the shapes of saved statistics, beside features and needs.
+/// The sizes that determine the shapes of saved statistics, beside the number of features and the [`StatNeeds`].
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct StatExtent {
-    /// The number of observed tokens whose weight is above 0. A saved sample of tokens has been drawn from them; this is not its size.
+    /// The number of observed tokens whose weight is above 0. Only the shape of a saved sample depends on it, which holds this many tokens
+    /// but at most as many as were requested. [`StatSet::extent`] of statistics with a sample has the number of sampled tokens here.
     pub tokens: u64,
     /// The number of windows in saved statistics.
     pub windows: usize,

@@ -19,7 +19,7 @@ pub struct StatNeeds {
     pub gram: bool,
     /// The number of whole tokens that are needed as a sample; 0 for none.
     pub sample: usize,
-    /// Whether mean and variance of each feature in each window are needed.
+    /// Whether mean and variance of each feature in each window (a whole sequence) are needed.
     pub windows: bool,
 }
 
@@ -49,7 +49,7 @@ impl StatNeeds {
         Self { sample: tokens, ..self }
     }
 
-    /// Returns these needs with mean and variance of each feature in each window.
+    /// Returns these needs with mean and variance of each feature in each window (a whole sequence).
     pub const fn with_windows(self) -> Self {
         Self { windows: true, ..self }
     }

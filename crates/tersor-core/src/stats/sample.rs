@@ -7,7 +7,7 @@ use std::ops::Range;
 pub(super) struct Sample {
     pub want: usize,
     pub seed: u64,
-    /// Key and number of each sampled token, ascending by key.
+    /// Key and number of each sampled token, ascending by key. The key is a hash of the seed and the number.
     pub keys: Vec<(u64, u64)>,
     pub rows: Vec<Vec<f32>>,
 }
@@ -17,7 +17,8 @@ impl Sample {
         Self { want, seed, keys: Vec::new(), rows: Vec::new() }
     }
 
-    /// Adds the token `number` if its key is among the smallest. A number that is in the sample already changes nothing.
+    /// Adds the token `number`, whose values `row` returns (`[features]`), if its key is among the `want` smallest; the token with the
+    /// largest key is dropped if there are more. A number that is in the sample already changes nothing.
     pub fn offer(&mut self, number: u64, row: impl FnOnce() -> Vec<f32>) {
         let key = (mix(self.seed ^ mix(number)), number);
         let at = match self.keys.binary_search(&key) {
@@ -46,7 +47,7 @@ impl Sample {
         order.into_iter().flat_map(|i| self.rows[i].iter().copied()).collect()
     }
 
-    /// Returns the sample of a range of features, which must exist.
+    /// Returns the sample with the features of a range only; panics if it is not inside of the features.
     pub fn columns(&self, columns: &Range<usize>) -> Self {
         let rows = self.rows.iter().map(|row| row[columns.clone()].to_vec()).collect();
         Self { want: self.want, seed: self.seed, keys: self.keys.clone(), rows }

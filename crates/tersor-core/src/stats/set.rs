@@ -9,7 +9,7 @@ use super::windows::Windows;
 use super::{ChannelStats, StatNeeds, WindowStats, gram};
 use crate::{Error, IntoMat, MatView, Result};
 
-/// Statistics of the inputs of one site: a value that is updated by batches, adds to others, and is saved and loaded.
+/// Statistics of the inputs of one [site](crate::Site): a value that is updated by batches, adds to others, and is saved and loaded.
 ///
 /// Sums of squares are part of channel statistics, and the diagonal of a Gram matrix: statistics with one of these have
 /// [squares](StatSet::squares) too. Those of a Gram matrix carry the rounding of its f32 products.
@@ -72,7 +72,7 @@ impl StatSet {
         Ok(Self { features, first_token, tokens: 0, weight: None, squares, channel, gram, sample, windows })
     }
 
-    /// Returns statistics that consist of the sums of squares of each feature, `[features]`, over so many tokens: the content of an
+    /// Returns statistics that consist of the sums of squares of each feature, `[features]`, over `tokens` tokens: the content of an
     /// importance matrix. Errors if a sum is negative or not finite.
     pub fn from_squares(squares: Vec<f64>, tokens: u64) -> Result<Self> {
         if let Some(i) = squares.iter().position(|v| !v.is_finite() || *v < 0.0) {
@@ -276,7 +276,8 @@ impl StatSet {
         }
     }
 
-    /// Returns the statistics of a range of features. Errors if it is not inside of the features.
+    /// Returns the statistics with the features of a range only, `columns.len()` features. Errors if the range is not inside of the
+    /// features.
     pub fn columns(&self, columns: Range<usize>) -> Result<Self> {
         let k = self.features;
         if columns.start > columns.end || columns.end > k {

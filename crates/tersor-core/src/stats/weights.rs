@@ -9,7 +9,8 @@ pub(super) struct Weights<'a>(Option<&'a [f32]>);
 impl<'a> Weights<'a> {
     pub const NONE: Self = Self(None);
 
-    /// Checks weights. Errors if there is not one for each of the `tokens`, one is negative or not finite, or all are 0.
+    /// Returns the checked weights of `tokens` tokens; None as argument means 1 for each. Errors if there is not one for each token, one is
+    /// negative or not finite, or all are 0.
     pub fn check(weights: Option<&'a [f32]>, tokens: usize) -> Result<Self> {
         let Some(all) = weights else { return Ok(Self::NONE) };
         if all.len() != tokens {
@@ -31,19 +32,19 @@ impl<'a> Weights<'a> {
         self.0
     }
 
-    /// Returns the weight of each token; endless if all are 1.
+    /// Returns the weight of each token in order; an endless sequence of ones if all weights are 1.
     pub fn each(self) -> impl Iterator<Item = f64> + 'a {
         let given = self.0.unwrap_or_default().iter().map(|w| f64::from(*w));
         given.chain(std::iter::repeat_n(1.0, if self.0.is_some() { 0 } else { usize::MAX }))
     }
 
-    /// Returns `sum` plus the weights of the first `tokens` tokens, added one after another in the order of tokens. A token without a given weight counts
-    /// as 1 if no weights are given, and as 0 otherwise.
+    /// Returns `sum` plus the weights of the first `tokens` tokens, added one after another in order. Tokens past the end of the given
+    /// weights add nothing; if no weights are given, every token adds 1.
     pub fn add_to(self, sum: f64, tokens: usize) -> f64 {
         self.each().take(tokens).fold(sum, |sum, w| sum + w)
     }
 
-    /// Returns the sum of the weights of a batch of so many tokens.
+    /// Returns the sum of the weights of a batch of `tokens` tokens.
     pub fn total(self, tokens: usize) -> f64 {
         if self.0.is_none() { tokens as f64 } else { self.add_to(0.0, tokens) }
     }

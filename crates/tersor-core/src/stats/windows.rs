@@ -42,9 +42,9 @@ impl WindowStats {
 /// The windows that were observed, in the order of their numbers.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Windows {
-    /// The number of this shard's first window in the whole stream.
+    /// The number of this shard's first window in the whole stream of calibration sequences.
     pub first: u64,
-    /// The number of each of `stats`, ascending.
+    /// The number of each observed window in the whole stream, ascending; `stats` has their statistics in this order.
     pub numbers: Vec<u64>,
     pub stats: Vec<WindowStats>,
 }
@@ -54,7 +54,8 @@ impl Windows {
         Self { first, numbers: Vec::new(), stats: Vec::new() }
     }
 
-    /// Returns the number of the next window to observe. Errors if another shard has a window of this number.
+    /// Returns the number of the next window to observe: that of the first window plus the number of windows observed. Errors if it
+    /// overflows or another shard has a window of this number.
     pub fn next(&self) -> Result<u64> {
         let next = self.first.checked_add(self.numbers.len() as u64);
         let next = next.ok_or_else(|| Error::Overflow { what: "the number of a window".into() })?;
@@ -68,12 +69,12 @@ impl Windows {
         }
     }
 
-    /// Errors if a window is in both.
+    /// Errors with [`Error::Order`] if both have a window of the same number.
     pub fn check_disjoint(&self, other: &Self) -> Result<()> {
         other.numbers.iter().try_for_each(|n| self.check_new(*n))
     }
 
-    /// Adds a window by its number; a window of the same number stays.
+    /// Adds a window by its number; if there is one of this number already, it stays and `stats` is dropped.
     pub fn insert(&mut self, number: u64, stats: WindowStats) {
         if let Err(at) = self.numbers.binary_search(&number) {
             self.numbers.insert(at, number);
@@ -87,7 +88,7 @@ impl Windows {
         }
     }
 
-    /// Returns the windows of a range of features, which must exist.
+    /// Returns the windows with the features of a range only; panics if it is not inside of the features.
     pub fn columns(&self, columns: &Range<usize>) -> Self {
         let some = |w: &WindowStats| WindowStats {
             mean: w.mean[columns.clone()].to_vec(),
