@@ -257,6 +257,10 @@ impl RowSource for GgufRows<'_> {
             out.iter_mut().enumerate().for_each(|(i, v)| *v = whole[interleave(i, head_dim)]);
             return Ok(());
         }
+        // Of no rows, a head has any size.
+        if rows.is_empty() {
+            return Ok(());
+        }
         // Whole heads at once: a permuted row never leaves its head.
         let heads = rows.start / head_dim..rows.end.div_ceil(head_dim);
         let mut whole = vec![0f32; head_dim * cols];
