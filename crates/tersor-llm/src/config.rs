@@ -18,6 +18,9 @@ pub(crate) const DECODERS: [(&str, &str); 4] = [
 
 pub(crate) const MAX_LAYERS: u64 = 1024;
 
+/// Dimensions of a head, at most: a table of its rotary frequencies is made before any tensor confirms the size.
+const MAX_HEAD_DIM: u64 = 1 << 16;
+
 /// Sizes and switches of a decoder.
 #[derive(Clone, PartialEq, Debug)]
 pub struct DecoderConfig {
@@ -115,6 +118,7 @@ impl DecoderConfig {
         };
         // Far above any model; a site names all that wrote to the stream before it, so this bounds the list of sites.
         Limits::check("num_hidden_layers", config.layers as u64, MAX_LAYERS)?;
+        Limits::check("head_dim", head_dim as u64, MAX_HEAD_DIM)?;
         for (a, b) in [(heads, head_dim), (config.vocab, hidden), (config.intermediate, hidden)] {
             tersor_core::view::elements([a, b])?;
         }
@@ -208,7 +212,7 @@ mod tests {
     #[test]
     fn wrong_configurations_are_refused_by_key() {
         assert!(DecoderConfig::from_json(&base()).is_ok());
-        let cases: [(&str, Json, &str); 13] = [
+        let cases: [(&str, Json, &str); 14] = [
             ("num_hidden_layers", json!(4_000_000), "num_hidden_layers"),
             ("model_type", json!("gpt2"), "gpt2"),
             ("architectures", json!(["GPT2LMHeadModel"]), "GPT2LMHeadModel"),
@@ -218,6 +222,7 @@ mod tests {
             ("hidden_size", json!("64"), "hidden_size"),
             ("num_key_value_heads", json!(3), "num_key_value_heads"),
             ("head_dim", json!(15), "odd"),
+            ("head_dim", json!(4_000_000_000u32), "head_dim"),
             ("hidden_act", json!("gelu"), "gelu"),
             ("rope_scaling", json!({"rope_type": "dynamic", "factor": 2.0}), "dynamic"),
             ("rope_scaling", json!({"rope_type": "linear"}), "factor"),
