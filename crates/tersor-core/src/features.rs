@@ -25,16 +25,15 @@ impl FeatureMap {
 
     /// Returns the map that keeps the features `kept` of `from`, in that order. Errors if an index is outside or occurs twice.
     pub fn selection(kept: Vec<u32>, from: usize) -> Result<Self> {
-        let mut seen = vec![false; from];
-        for (place, &index) in kept.iter().enumerate() {
-            match seen.get_mut(index as usize) {
-                None => return Err(Error::range("features that are selected", 0..from, index)),
-                Some(true) => {
-                    let rule = "every feature at most once";
-                    return Err(Error::order("features that are selected", rule, format!("{index} again at {place}")));
-                }
-                Some(fresh) => *fresh = true,
-            }
+        if let Some(index) = kept.iter().find(|i| **i as usize >= from) {
+            return Err(Error::range("features that are selected", 0..from, index));
+        }
+        // Sorted, since a file may say any number of features: no table of all of them is made.
+        let mut sorted: Vec<(u32, usize)> = kept.iter().copied().zip(0..).collect();
+        sorted.sort_unstable();
+        if let Some(w) = sorted.windows(2).find(|w| w[0].0 == w[1].0) {
+            let rule = "every feature at most once";
+            return Err(Error::order("features that are selected", rule, format!("{} again at {}", w[1].0, w[1].1)));
         }
         let bijective = kept.len() == from;
         let entries = kept.iter().enumerate().map(|(to, f)| (to as u32, *f, 1.0)).collect();
