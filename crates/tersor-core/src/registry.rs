@@ -40,6 +40,19 @@ impl Registry {
     }
 }
 
+/// Length of an axis whose other axis is empty, at most. Such a matrix has no bytes, so that the length of its file bounds nothing.
+const MAX_EMPTY_AXIS: usize = 1 << 24;
+
+/// Errors if a matrix of no elements has an axis above [`MAX_EMPTY_AXIS`].
+pub(crate) fn check_empty_axes([a, b]: [usize; 2]) -> Result<()> {
+    let longest = a.max(b);
+    if a.min(b) == 0 && longest > MAX_EMPTY_AXIS {
+        let (found, limit) = (longest as u64, MAX_EMPTY_AXIS as u64);
+        return Err(Error::Limit { what: "axis of a matrix without elements", found, limit });
+    }
+    Ok(())
+}
+
 /// The loading of one or more operators from a source: the registry, the source, and the parts that operators share, by name.
 pub struct Loading<'l> {
     registry: &'l Registry,
@@ -64,6 +77,7 @@ impl<'l> Loading<'l> {
             let (found, limit) = (spec.depth() as u64, Registry::MAX_DEPTH as u64);
             return Err(Error::Limit { what: "nesting of operators", found, limit }.in_tensor(prefix));
         }
+        check_empty_axes(spec.shape).map_err(|e| e.in_tensor(prefix))?;
         let loader = self.registry.0.get(spec.kind.as_str()).ok_or_else(|| {
             let known: Vec<_> = self.registry.kinds().collect();
             let value = format!("`{}` (known here: {})", spec.kind, known.join(", "));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{CacheSet, KvStore};
-use crate::registry::Shared;
+use crate::registry::{Shared, check_empty_axes};
 use crate::{Error, OpSpec, Result, TensorSource};
 
 /// Loads one kind of store: its specification, the prefix of its tensors, and what else loading needs.
@@ -76,6 +76,7 @@ impl<'l> CacheLoading<'l> {
 
     /// Loads a store whose tensors lie under `prefix`. Errors as [`CacheRegistry::load_store`].
     pub fn store(&self, spec: &OpSpec, prefix: &str) -> Result<Box<dyn KvStore>> {
+        check_empty_axes(spec.shape).map_err(|e| e.in_tensor(prefix))?;
         let loader = find(&self.registry.stores, "kind of key-value store", &spec.kind);
         let store = loader.and_then(|load| load(spec, prefix, self)).map_err(|e| e.in_tensor(prefix))?;
         let shape = [store.len(), store.dim()];
