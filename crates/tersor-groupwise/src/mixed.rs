@@ -18,12 +18,14 @@ const STEPS: u64 = 1 << 16;
 /// cheapest choices. The best there is where that difference is at most 65 536 times the greatest common divisor of all costs' differences; else
 /// costs are rounded up to a 65 536th of it, and what the rounding leaves over is spent on what gains most for it.
 ///
-/// Error when a matrix has no choice, a loss is not finite, or the cheapest choices are above the budget.
+/// Error when a matrix has no choice, a loss or a sum of losses is not finite, or the cheapest choices are above the budget.
 pub fn allocate(matrices: &[Vec<Choice>], budget: u64) -> Result<Vec<usize>> {
-    let mut min = 0u64;
+    let (mut min, mut largest) = (0u64, 0f64);
     for (i, choices) in matrices.iter().enumerate() {
         let bad = |what: &'static str| Error::shape(what, "at least one, with finite losses", format!("matrix {i}"));
-        if choices.iter().any(|c| !c.loss.is_finite()) {
+        largest += choices.iter().map(|c| c.loss.abs()).fold(0.0, f64::max);
+        // Sums of losses must stay finite, too.
+        if choices.iter().any(|c| !c.loss.is_finite()) || !largest.is_finite() {
             return Err(bad("losses of choices"));
         }
         let cheapest = choices.iter().map(|c| c.cost).min().ok_or_else(|| bad("choices"))?;
@@ -164,6 +166,8 @@ mod tests {
         assert!(allocate(&matrices, 10).unwrap_err().to_string().contains("at least"));
         assert!(allocate(&[vec![]], 10).is_err());
         assert!(allocate(&[vec![Choice { cost: 1, loss: f64::NAN }]], 10).is_err());
+        let large = [9, 0].map(|cost| Choice { cost, loss: f64::MAX }).to_vec();
+        assert!(allocate(&[large.clone(), large], 10).is_err());
         assert!(allocate(&[], 0).unwrap().is_empty());
         let huge = vec![Choice { cost: u64::MAX, loss: 0.0 }];
         assert!(allocate(&[huge.clone(), huge], 10).is_err());
