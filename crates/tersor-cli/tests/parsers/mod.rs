@@ -9,7 +9,7 @@ mod operators;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-use tersor::blockwise::optimizer::{BlockwiseOptimizer, OptimizerConfig};
+use tersor::blockwise::optimizer::{BlockwiseOptimizer, OptimizerConfig, Rule};
 use tersor::core::gradients::Optimizer;
 use tersor::core::{MatView, MemTensors, StatNeeds, StatSet, TensorSink, TensorSource};
 use tersor::formats::{Model, gguf, json, safetensors};
@@ -207,7 +207,10 @@ fn configs() -> Vec<Vec<u8>> {
 fn config(bytes: &[u8]) -> bool {
     let Some(json) = parsed(bytes) else { return false };
     let heads = |c: &DecoderConfig| match c.attention_heads() {
-        Ok(h) => h.rotary().is_some_and(|r| !r.angles(7).cos.is_empty()) && gguf::gguf_meta(&json).is_ok(),
+        Ok(h) => {
+            let _ = gguf::gguf_meta(&json);
+            h.rotary().is_some_and(|r| !r.angles(7).cos.is_empty())
+        }
         Err(_) => false,
     };
     let decoder = DecoderConfig::from_json(&json).is_ok_and(|c| !c.sites().is_empty() && heads(&c));
@@ -297,22 +300,22 @@ fn statistic(bytes: &[u8]) -> bool {
     true
 }
 
-/// The optimizers whose states are loaded.
-fn optimizer_configs() -> [OptimizerConfig; 6] {
+/// The optimizers whose states are loaded, each with its rule.
+fn optimizer_configs() -> [(Rule, OptimizerConfig); 6] {
     [
-        OptimizerConfig::adamw().percentile(5),
-        OptimizerConfig::ademamix(),
-        OptimizerConfig::momentum(),
-        OptimizerConfig::lion().bits(32),
-        OptimizerConfig::rmsprop(),
-        OptimizerConfig::adagrad().bits(32),
+        (Rule::Adam, OptimizerConfig::adamw().percentile(5)),
+        (Rule::AdEmaMix, OptimizerConfig::ademamix()),
+        (Rule::Momentum, OptimizerConfig::momentum()),
+        (Rule::Lion, OptimizerConfig::lion().bits(32)),
+        (Rule::RmsProp, OptimizerConfig::rmsprop()),
+        (Rule::Adagrad, OptimizerConfig::adagrad().bits(32)),
     ]
-    .map(|config| config.smallest(0))
+    .map(|(rule, config)| (rule, config.smallest(0)))
 }
 
 /// Returns the states of each optimizer after a step of a tensor of 20 parameters.
 fn optimizers() -> Vec<Vec<u8>> {
-    let save = |config: OptimizerConfig| {
+    let save = |(_, config): (Rule, OptimizerConfig)| {
         let mut optimizer = BlockwiseOptimizer::new(config).unwrap();
         optimizer.step_tensor("w", &mut [0.5f32; 20], &[0.1f32; 20]).unwrap();
         let mut tensors = MemTensors::new();
@@ -322,11 +325,14 @@ fn optimizers() -> Vec<Vec<u8>> {
     optimizer_configs().map(save).into()
 }
 
-/// Loads states into the optimizers that take them, and steps each tensor.
+/// Loads states into the optimizers whose rule the file names, and steps each tensor.
 fn optimizer(bytes: &[u8]) -> bool {
-    // Their maps take longer to make than a state to load.
-    thread_local!(static OPTIMIZERS: RefCell<Vec<BlockwiseOptimizer>> =
-        RefCell::new(optimizer_configs().map(|config| BlockwiseOptimizer::new(config).unwrap()).into()));
+    // Their codebooks take longer to make than a state to load, and so do those of a file.
+    type Optimizers = Vec<(Rule, BlockwiseOptimizer)>;
+    thread_local!(static OPTIMIZERS: RefCell<Optimizers> = RefCell::new(
+        optimizer_configs().map(|(rule, config)| (rule, BlockwiseOptimizer::new(config).unwrap())).into(),
+    ));
+    let named = |rule: Rule| bytes.windows(rule.name().len()).any(|w| w == rule.name().as_bytes());
     let Some(file) = stored(bytes) else { return false };
     let names: Vec<String> = file.names().iter().filter_map(|n| Some(n.strip_suffix(".state")?.into())).collect();
     let steps = |optimizer: &mut BlockwiseOptimizer| {
@@ -345,7 +351,7 @@ fn optimizer(bytes: &[u8]) -> bool {
         assert!(again.is_ok(), "what was saved does not load: {}", again.err().unwrap());
         true
     };
-    OPTIMIZERS.with_borrow_mut(|all| all.iter_mut().any(steps))
+    OPTIMIZERS.with_borrow_mut(|all| all.iter_mut().any(|(rule, optimizer)| named(*rule) && steps(optimizer)))
 }
 
 fn recipe_names() -> Vec<Vec<u8>> {
