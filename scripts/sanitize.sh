@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The tests of tersor-kernels, where all `unsafe` code is, under tools that check memory and threads: valgrind (which has AVX2, and no AVX-512) and the address
-# sanitizer (all levels of this processor), or those that are named, among them the thread sanitizer and Miri (plain Rust): `sanitize.sh thread miri`.
+# The tests of tersor-kernels, where all `unsafe` code is, under tools that check memory and threads: valgrind (which has AVX2, and no AVX-512) and
+# the address sanitizer (all levels of this processor), or those that are named, among them the thread sanitizer and Miri (plain Rust):
+# `sanitize.sh thread miri`.
 # To be run after a change to `unsafe` code or to how threads share work; CI does not run it.
 #
-# Valgrind and the address sanitizer need the stable toolchain. The thread sanitizer and Miri need the nightly one and the sources of its standard library:
-# `rustup toolchain install nightly --profile minimal -c miri -c rust-src`.
+# Valgrind and the address sanitizer need the stable toolchain. The thread sanitizer and Miri need the nightly one and the sources of its standard
+# library: `rustup toolchain install nightly --profile minimal -c miri -c rust-src`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 host=x86_64-unknown-linux-gnu

@@ -3,8 +3,8 @@
 #[path = "../../tests/parsers/mod.rs"]
 pub mod parsers;
 
-/// Lets panics unwind, as they do in the library's users, where libFuzzer would abort at each: the library catches those of the `tokenizers` crate, which
-/// are not printed. A panic that no one catches still ends the program.
+/// Lets panics unwind, as they do in programs that use the library, where libFuzzer would abort at each: the library catches panics of the `tokenizers`
+/// crate, which are not printed. A panic that is not caught still ends the program.
 pub fn unwind() {
     std::panic::set_hook(Box::new(|panic| {
         if !panic.location().is_some_and(|l| l.file().contains("/tokenizers-")) {
