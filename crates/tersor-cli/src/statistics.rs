@@ -171,7 +171,7 @@ impl Gathered {
                 };
                 return Err(Error::format(name, what));
             }
-            next += count;
+            next = next.saturating_add(count);
         }
         if next != windows {
             let name = paths.last().map_or(String::new(), |p| p.display().to_string());

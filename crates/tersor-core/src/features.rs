@@ -41,16 +41,15 @@ impl FeatureMap {
     /// Returns the map of `from` features whose new feature `i` is the old feature `kept[i]`; features that `kept` does not list are
     /// dropped. Errors if an index is out of range or occurs twice.
     pub fn selection(kept: Vec<u32>, from: usize) -> Result<Self> {
-        let mut seen = vec![false; from];
-        for (place, &index) in kept.iter().enumerate() {
-            match seen.get_mut(index as usize) {
-                None => return Err(Error::range("selected features", 0..from, index)),
-                Some(true) => {
-                    let rule = "each must occur at most once";
-                    return Err(Error::order("selected features", rule, format!("{index} again at {place}")));
-                }
-                Some(fresh) => *fresh = true,
-            }
+        if let Some(index) = kept.iter().find(|i| **i as usize >= from) {
+            return Err(Error::range("selected features", 0..from, index));
+        }
+        // Sorted rather than marked in a table of `from` entries: `from` may come from a file.
+        let mut sorted: Vec<(u32, usize)> = kept.iter().copied().zip(0..).collect();
+        sorted.sort_unstable();
+        if let Some(w) = sorted.windows(2).find(|w| w[0].0 == w[1].0) {
+            let rule = "each must occur at most once";
+            return Err(Error::order("selected features", rule, format!("{} again at {}", w[1].0, w[1].1)));
         }
         let bijective = kept.len() == from;
         let entries = kept.iter().enumerate().map(|(to, f)| (to as u32, *f, 1.0)).collect();

@@ -61,6 +61,19 @@ impl Registry {
     }
 }
 
+/// Maximum length of an axis whose other axis has length 0. Such a matrix has no bytes, so the length of its file does not bound the axis.
+const MAX_EMPTY_AXIS: usize = 1 << 24;
+
+/// Errors if a matrix of no elements has an axis above [`MAX_EMPTY_AXIS`].
+pub(crate) fn check_empty_axes([a, b]: [usize; 2]) -> Result<()> {
+    let longest = a.max(b);
+    if a.min(b) == 0 && longest > MAX_EMPTY_AXIS {
+        let (found, limit) = (longest as u64, MAX_EMPTY_AXIS as u64);
+        return Err(Error::Limit { what: "axis of a matrix without elements", found, limit });
+    }
+    Ok(())
+}
+
 /// The loading of one or more operators from a source of tensors: holds the registry, the source, and the parts that operators share, by
 /// name.
 ///
@@ -97,6 +110,7 @@ impl<'l> Loading<'l> {
     /// specification says, or operators are nested deeper than [`Registry::MAX_DEPTH`].
     pub fn load(&self, spec: &OpSpec, prefix: &str) -> Result<Box<dyn LinearOp>> {
         Registry::check_depth(spec).map_err(|e| e.in_tensor(prefix))?;
+        check_empty_axes(spec.shape).map_err(|e| e.in_tensor(prefix))?;
         let loader = self.registry.0.get(spec.kind.as_str()).ok_or_else(|| {
             let known: Vec<_> = self.registry.kinds().collect();
             let value = format!("`{}` (registered: {})", spec.kind, known.join(", "));

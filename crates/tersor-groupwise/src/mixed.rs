@@ -20,7 +20,7 @@ const STEPS: u64 = 1 << 16;
 /// times the greatest common divisor of the differences of costs. Above that, costs are rounded up to a 65 536th of the spare budget, and the
 /// budget that rounding leaves unused is then spent greedily by gain per cost.
 ///
-/// Errors if a matrix has no choice, a loss is not finite, the cheapest choices together exceed the budget, or costs overflow.
+/// Errors if a matrix has no choice, a loss or a sum of losses is not finite, the cheapest choices together exceed the budget, or costs overflow.
 ///
 /// ```
 /// use tersor_groupwise::mixed::{Choice, allocate};
@@ -33,10 +33,14 @@ const STEPS: u64 = 1 << 16;
 /// # }
 /// ```
 pub fn allocate(matrices: &[Vec<Choice>], budget: u64) -> Result<Vec<usize>> {
-    let mut min = 0u64;
+    let (mut min, mut largest) = (0u64, 0f64);
     for (i, choices) in matrices.iter().enumerate() {
-        if choices.iter().any(|c| !c.loss.is_finite()) {
-            return Err(Error::Numerical(format!("matrix {i} has a choice whose loss is not finite")));
+        largest += choices.iter().map(|c| c.loss.abs()).fold(0.0, f64::max);
+        // Sums of losses must be finite, too.
+        if choices.iter().any(|c| !c.loss.is_finite()) || !largest.is_finite() {
+            return Err(Error::Numerical(format!(
+                "the losses of the choices of matrix {i}, or their sum, are not finite"
+            )));
         }
         let cheapest = choices
             .iter()

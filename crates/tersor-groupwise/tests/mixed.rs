@@ -63,6 +63,8 @@ fn larger_budgets_lose_less_and_bad_input_is_refused() {
     assert!(allocate(&matrices, 10).unwrap_err().to_string().contains("at least"));
     assert!(allocate(&[vec![]], 10).is_err());
     assert!(allocate(&[vec![Choice { cost: 1, loss: f64::NAN }]], 10).is_err());
+    let large = [9, 0].map(|cost| Choice { cost, loss: f64::MAX }).to_vec();
+    assert!(allocate(&[large.clone(), large], 10).is_err());
     assert!(allocate(&[], 0).unwrap().is_empty());
     let huge = vec![Choice { cost: u64::MAX, loss: 0.0 }];
     assert!(allocate(&[huge.clone(), huge], 10).is_err());

@@ -19,6 +19,9 @@ pub(crate) const DECODERS: [(&str, &str); 4] = [
 /// Largest accepted number of layers.
 pub(crate) const MAX_LAYERS: u64 = 1024;
 
+/// Largest accepted number of features of a head: the table of its rotary frequencies is made before any tensor confirms the size.
+const MAX_HEAD_DIM: u64 = 1 << 16;
+
 /// Sizes and options of a Llama-family decoder, from its `config.json`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct DecoderConfig {
@@ -123,6 +126,7 @@ impl DecoderConfig {
         };
         // Each site lists all earlier writers to the residual stream, so the total length of these lists grows with the square of the layers.
         Limits::check("num_hidden_layers", config.layers as u64, MAX_LAYERS)?;
+        Limits::check("head_dim", head_dim as u64, MAX_HEAD_DIM)?;
         for (a, b) in [(heads, head_dim), (config.vocab, hidden), (config.intermediate, hidden)] {
             tersor_core::view::elements([a, b])?;
         }
@@ -222,7 +226,7 @@ mod tests {
     #[test]
     fn wrong_configurations_are_refused_by_key() {
         assert!(DecoderConfig::from_json(&base()).is_ok());
-        let cases: [(&str, Json, &str); 13] = [
+        let cases: [(&str, Json, &str); 14] = [
             ("num_hidden_layers", json!(4_000_000), "num_hidden_layers"),
             ("model_type", json!("gpt2"), "gpt2"),
             ("architectures", json!(["GPT2LMHeadModel"]), "GPT2LMHeadModel"),
@@ -232,6 +236,7 @@ mod tests {
             ("hidden_size", json!("64"), "hidden_size"),
             ("num_key_value_heads", json!(3), "num_key_value_heads"),
             ("head_dim", json!(15), "odd"),
+            ("head_dim", json!(4_000_000_000u32), "head_dim"),
             ("hidden_act", json!("gelu"), "gelu"),
             ("rope_scaling", json!({"rope_type": "dynamic", "factor": 2.0}), "dynamic"),
             ("rope_scaling", json!({"rope_type": "linear"}), "factor"),

@@ -1,8 +1,5 @@
 #![no_main]
 
-#[path = "../../tests/parsers/mod.rs"]
-mod parsers;
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    (parsers::parser("manifest").parse)(bytes);
+libfuzzer_sys::fuzz_target!(init: tersor_fuzz::unwind(), |bytes: &[u8]| {
+    (tersor_fuzz::parsers::parser("manifest").parse)(bytes);
 });

@@ -1,16 +1,19 @@
-//! Every parser of files, as a function of bytes that says whether it took them for valid, with valid files to begin with.
+//! Every parser of files, as a function of bytes that returns whether it took them for valid, with valid files to begin with.
 
 #[path = "../../../tersor-formats/tests/common/mod.rs"]
 mod binary;
+mod caches;
+mod networks;
+mod operators;
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-use tersor::blockwise::optimizer::{BlockwiseOptimizer, OptimizerConfig};
+use tersor::blockwise::optimizer::{BlockwiseOptimizer, OptimizerConfig, Rule};
 use tersor::core::gradients::Optimizer;
-use tersor::core::{Exec, LinearOp, MatView, MemTensors, OpSpec, StatNeeds, StatSet, TensorSink, TensorSource};
-use tersor::formats::{Model, json, safetensors};
-use tersor::llm::{DecoderConfig, Manifest, Tokenizer};
-use tersor::operators::{ActQuant, QuantizedInputs};
+use tersor::core::{MatView, MemTensors, StatNeeds, StatSet, TensorSink, TensorSource};
+use tersor::formats::{Model, gguf, json, safetensors};
+use tersor::llm::{DecoderConfig, EncoderConfig, Manifest, Tokenizer};
 use tersor_cli::recipe::Recipe;
 
 /// A parser, by name.
@@ -23,39 +26,36 @@ pub struct Parser {
 }
 
 /// All parsers.
-pub const PARSERS: [Parser; 12] = [
+pub const PARSERS: [Parser; 17] = [
     Parser {
         name: "safetensors",
         seeds: || vec![binary::small_safetensors()],
         parse: |b| binary::read_safetensors(b.to_vec()).is_ok(),
     },
-    Parser {
-        name: "gguf",
-        seeds: || vec![binary::small_gguf().bytes()],
-        parse: |b| binary::read_gguf(b.to_vec()).is_ok(),
-    },
-    Parser { name: "gguf_tokenizer", seeds: gguf_tokenizers, parse: gguf_tokenizer },
     Parser { name: "shard_index", seeds: shard_indices, parse: shard_index },
-    Parser { name: "config", seeds: configs, parse: config },
+    Parser { name: "gguf", seeds: ggufs, parse: gguf },
+    Parser { name: "gguf_tokenizer", seeds: gguf_tokenizers, parse: gguf_tokenizer },
     Parser {
         name: "tokenizer",
         seeds: tokenizers,
         parse: |b| Tokenizer::from_json(b).and_then(|t| t.encode("abc cab")).is_ok(),
     },
+    Parser { name: "config", seeds: configs, parse: config },
+    Parser { name: "network", seeds: networks::networks, parse: networks::network },
     Parser { name: "manifest", seeds: manifests, parse: manifest },
-    Parser { name: "recipe", seeds: || vec![read("examples/recipes/mixed.toml")], parse: recipe },
+    Parser { name: "operators", seeds: operators::operators, parse: operators::operator },
+    Parser { name: "bitsandbytes", seeds: operators::bitsandbytes_files, parse: operators::bitsandbytes_file },
+    Parser { name: "caches", seeds: caches::caches, parse: caches::cache },
+    Parser { name: "changes", seeds: networks::changes, parse: networks::changed },
+    Parser { name: "statistics", seeds: statistics, parse: statistic },
     Parser {
         name: "imatrix",
         seeds: imatrices,
         parse: |b| with_file(b, |path| tersor::formats::imatrix::read(path, &Default::default()).is_ok()),
     },
-    Parser {
-        name: "statistics",
-        seeds: statistics,
-        parse: |b| stored(b).is_some_and(|f| StatSet::load("s", &f).is_ok()),
-    },
-    Parser { name: "operators", seeds: operators, parse: operator },
-    Parser { name: "optimizer", seeds: optimizers, parse: |b| stored(b).is_some_and(|f| optimizer().load(&f).is_ok()) },
+    Parser { name: "optimizer", seeds: optimizers, parse: optimizer },
+    Parser { name: "recipe", seeds: || vec![read("examples/recipes/mixed.toml")], parse: recipe },
+    Parser { name: "recipe_name", seeds: recipe_names, parse: recipe_name },
 ];
 
 /// Returns the parser of this name.
@@ -91,6 +91,12 @@ fn stored(bytes: &[u8]) -> Option<safetensors::File> {
     safetensors::File::new(Box::new(bytes.to_vec()), &Default::default()).ok()
 }
 
+/// Returns the two parts of a file that begins with the length of the first, in 4 bytes. None if the first is longer than the file.
+fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = bytes.split_first_chunk::<4>()?;
+    rest.split_at_checked(u32::from_le_bytes(*len) as usize)
+}
+
 /// Returns tensors as a safetensors file.
 fn file_of(tensors: &MemTensors) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
@@ -102,6 +108,44 @@ fn file_of(tensors: &MemTensors) -> Vec<u8> {
     }
     writer.finish().unwrap();
     std::fs::read(path).unwrap()
+}
+
+/// Returns a file with keys of every type, and one that says the architecture of a network.
+fn ggufs() -> Vec<Vec<u8>> {
+    let network = binary::Gguf::new()
+        .text("general.architecture", "llama")
+        .u32("llama.embedding_length", 4)
+        .u32("llama.block_count", 1)
+        .u32("llama.feed_forward_length", 6)
+        .u32("llama.attention.head_count", 2)
+        .u32("llama.attention.head_count_kv", 1)
+        .u32("llama.context_length", 16)
+        .u32("llama.rope.dimension_count", 2)
+        .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+        .tensor("token_embd.weight", &[4, 2], 0, &[0; 32])
+        .tensor("blk.0.attn_q.weight", &[4, 4], 1, &[0; 32])
+        .tensor("blk.0.attn_k.weight", &[4, 2], 1, &[0; 16]);
+    vec![binary::small_gguf().bytes(), network.bytes()]
+}
+
+/// Decodes all tensors, reads the configuration, and reads the tensors as a model's.
+fn gguf(bytes: &[u8]) -> bool {
+    let decoded = binary::read_gguf(bytes.to_vec()).is_ok();
+    if let Ok(config) = gguf::File::new(Box::new(bytes.to_vec()), &Default::default()).and_then(|f| gguf::hf_config(&f))
+    {
+        let _ = DecoderConfig::from_json(&config).map(|c| c.attention_heads());
+        with_file(bytes, |path| {
+            let Ok(model) = Model::open(path, &Default::default()) else { return };
+            for tensor in model.tensors() {
+                let Ok(rows) = model.rows(&tensor.name) else { continue };
+                let [n, cols] = rows.shape();
+                if n.saturating_mul(cols) < 1 << 12 {
+                    let _ = rows.read_rows(0..n, &mut vec![0.0; n * cols]);
+                }
+            }
+        });
+    }
+    decoded
 }
 
 fn gguf_tokenizers() -> Vec<Vec<u8>> {
@@ -143,14 +187,34 @@ fn shard_index(bytes: &[u8]) -> bool {
 }
 
 fn configs() -> Vec<Vec<u8>> {
-    let llama3 = br#"{"model_type":"llama","hidden_size":64,"intermediate_size":96,"num_attention_heads":4,
-        "num_hidden_layers":2,"vocab_size":300,"rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,
-        "high_freq_factor":4.0,"original_max_position_embeddings":8192},"eos_token_id":[1,2]}"#;
-    vec![read("examples/models/tiny-wiki/config.json"), llama3.to_vec()]
+    let scaled = |scaling: &str| {
+        format!(
+            r#"{{"model_type":"llama","hidden_size":64,"intermediate_size":96,"num_attention_heads":4,
+            "num_hidden_layers":2,"vocab_size":300,"rope_scaling":{{{scaling}}},"eos_token_id":[1,2]}}"#
+        )
+    };
+    let llama3 = r#""rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,
+        "original_max_position_embeddings":8192"#;
+    let yarn = r#""type":"yarn","factor":4.0,"original_max_position_embeddings":32768"#;
+    let encoder = r#"{"model_type":"bert","hidden_size":8,"intermediate_size":6,"num_attention_heads":2,
+        "num_hidden_layers":1,"vocab_size":3,"max_position_embeddings":4,"type_vocab_size":1,"hidden_act":"gelu"}"#;
+    let mistral = r#"{"architectures":["MistralForCausalLM"],"hidden_size":8,"intermediate_size":6,"head_dim":4,
+        "num_attention_heads":2,"num_key_value_heads":1,"num_hidden_layers":1,"vocab_size":3,"sliding_window":5}"#;
+    let all = [scaled(llama3), scaled(yarn), encoder.into(), mistral.into()];
+    [read("examples/models/tiny-wiki/config.json")].into_iter().chain(all.map(String::into_bytes)).collect()
 }
 
 fn config(bytes: &[u8]) -> bool {
-    parsed(bytes).is_some_and(|j| DecoderConfig::from_json(&j).is_ok_and(|c| !c.sites().is_empty()))
+    let Some(json) = parsed(bytes) else { return false };
+    let heads = |c: &DecoderConfig| match c.attention_heads() {
+        Ok(h) => {
+            let _ = gguf::gguf_meta(&json);
+            h.rotary().is_some_and(|r| !r.angles(7).cos.is_empty())
+        }
+        Err(_) => false,
+    };
+    let decoder = DecoderConfig::from_json(&json).is_ok_and(|c| !c.sites().is_empty() && heads(&c));
+    decoder || EncoderConfig::from_json(&json).is_ok_and(|c| !c.sites().is_empty())
 }
 
 fn tokenizers() -> Vec<Vec<u8>> {
@@ -160,35 +224,15 @@ fn tokenizers() -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Returns a compressed matrix `[4, 20]` and its tensors.
-fn small_operator() -> (OpSpec, MemTensors) {
-    let w: Vec<f32> = (0..80).map(|i| (i as f32).sin()).collect();
-    let rtn = tersor::groupwise::Rtn::new().bits(3).group(8);
-    let op = rtn.quantize(&MatView::new(&w, [4, 20]).unwrap()).unwrap().0;
-    let op = QuantizedInputs::new(ActQuant::per_token(8).unwrap(), Box::new(op)).unwrap();
-    let mut tensors = MemTensors::new();
-    op.save("w", &mut tensors).unwrap();
-    (op.spec(), tensors)
-}
-
-/// Loads an operator and reads its rows.
-fn loads(spec: &OpSpec, source: &dyn TensorSource) -> bool {
-    tersor::registry().load(spec, "w", source).is_ok_and(|op| {
-        let [rows, cols] = op.shape();
-        let size = rows.checked_mul(cols).filter(|n| *n < 1 << 20);
-        size.is_none_or(|n| op.decompress_rows(0..rows, &mut vec![0.0; n], &Exec::serial()).is_ok())
-    })
-}
-
 fn manifests() -> Vec<Vec<u8>> {
-    let spec = json::from_spec(&small_operator().0);
+    let spec = json::from_spec(&operators::small().0);
     vec![serde_json::json!({"format": 1, "tensors": {"w": {"spec": spec}}}).to_string().into_bytes()]
 }
 
 fn manifest(bytes: &[u8]) -> bool {
-    thread_local!(static STORED: MemTensors = small_operator().1);
+    thread_local!(static STORED: MemTensors = operators::small().1);
     let specs = parsed(bytes).and_then(|j| Manifest::from_json(j).ok()).map(|m| m.specs);
-    STORED.with(|stored| specs.is_some_and(|s| s.values().all(|s| loads(s, stored))))
+    STORED.with(|stored| specs.is_some_and(|s| s.values().all(|s| operators::loads(s, stored))))
 }
 
 fn recipe(bytes: &[u8]) -> bool {
@@ -218,38 +262,104 @@ fn imatrices() -> Vec<Vec<u8>> {
     vec![older, newer.bytes()]
 }
 
+/// Returns statistics of all kinds, with a sample and with windows.
 fn statistics() -> Vec<Vec<u8>> {
+    let tokens = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0];
+    let batch = MatView::new(&tokens, [3, 3]).unwrap();
     let needs = StatNeeds { squares: true, channel: true, gram: true, sample: 2, windows: false };
-    let mut stats = StatSet::new(3, needs, 1, 0).unwrap();
-    stats.observe(&MatView::new(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], [3, 3]).unwrap()).unwrap();
+    let mut sampled = StatSet::new(3, needs, 1, 0).unwrap();
+    sampled.observe(&batch).unwrap();
+    let mut windowed = StatSet::new(3, StatNeeds { windows: true, ..needs }, 1, 0).unwrap();
+    windowed.observe_window(&batch, Some(&[0.5, 1.0, 2.0])).unwrap();
+    let save = |stats: StatSet| {
+        let mut tensors = MemTensors::new();
+        stats.save("s", &mut tensors).unwrap();
+        file_of(&tensors)
+    };
+    [sampled, windowed].map(save).into()
+}
+
+/// Loads statistics, and merges, cuts and saves them.
+fn statistic(bytes: &[u8]) -> bool {
+    let Some(stats) = stored(bytes).and_then(|f| StatSet::load("s", &f).ok()) else { return false };
     let mut tensors = MemTensors::new();
     stats.save("s", &mut tensors).unwrap();
-    vec![file_of(&tensors)]
+    let again = StatSet::load("s", &tensors);
+    assert!(again.is_ok(), "what was saved does not load: {}", again.err().unwrap());
+    let (features, needs) = (stats.features(), stats.needs());
+    let _ = stats.columns(features / 2..features);
+    let _ = (stats.squares(), stats.sample(), stats.weight());
+    // Of the tokens that follow, and of the same tokens, which is an error.
+    let all = stats.tokens().checked_add(stats.first_window().unwrap_or(0)).unwrap_or(0);
+    if let Ok(mut next) = StatSet::new(features.min(1 << 10), needs, 0, all) {
+        let _ = next.merge(&stats);
+    }
+    let mut own = stats.columns(0..features).unwrap();
+    let _ = own.merge(&stats);
+    own.only(StatNeeds { squares: true, ..StatNeeds::default() });
+    true
 }
 
-/// A length in 4 bytes, the specification as JSON, and a safetensors file.
-fn operators() -> Vec<Vec<u8>> {
-    let (spec, tensors) = small_operator();
-    let spec = json::from_spec(&spec).to_string().into_bytes();
-    vec![[&(spec.len() as u32).to_le_bytes()[..], &spec, &file_of(&tensors)].concat()]
+/// The optimizers whose states are loaded, each with its rule.
+fn optimizer_configs() -> [(Rule, OptimizerConfig); 6] {
+    [
+        (Rule::Adam, OptimizerConfig::adamw().percentile(5)),
+        (Rule::AdEmaMix, OptimizerConfig::ademamix()),
+        (Rule::Momentum, OptimizerConfig::momentum()),
+        (Rule::Lion, OptimizerConfig::lion().bits(32)),
+        (Rule::RmsProp, OptimizerConfig::rmsprop()),
+        (Rule::Adagrad, OptimizerConfig::adagrad().bits(32)),
+    ]
+    .map(|(rule, config)| (rule, config.min_8bit_size(0)))
 }
 
-fn operator(bytes: &[u8]) -> bool {
-    let Some((len, rest)) = bytes.split_first_chunk::<4>() else { return false };
-    let Some((spec, file)) = rest.split_at_checked(u32::from_le_bytes(*len) as usize) else { return false };
-    let spec = parsed(spec).and_then(|j| json::to_spec(&j).ok());
-    spec.zip(stored(file)).is_some_and(|(spec, file)| loads(&spec, &file))
-}
-
-fn optimizer() -> BlockwiseOptimizer {
-    BlockwiseOptimizer::new(OptimizerConfig::adamw().min_8bit_size(0).percentile(5)).unwrap()
-}
-
+/// Returns the states of each optimizer after a step of a tensor of 20 parameters.
 fn optimizers() -> Vec<Vec<u8>> {
-    let mut adam = optimizer();
-    let (mut w, g) = (vec![0.5f32; 300], vec![0.1f32; 300]);
-    adam.step_tensor("w", &mut w, &g).unwrap();
-    let mut tensors = MemTensors::new();
-    adam.save(&mut tensors).unwrap();
-    vec![file_of(&tensors)]
+    let save = |(_, config): (Rule, OptimizerConfig)| {
+        let mut optimizer = BlockwiseOptimizer::new(config).unwrap();
+        optimizer.step_tensor("w", &mut [0.5f32; 20], &[0.1f32; 20]).unwrap();
+        let mut tensors = MemTensors::new();
+        optimizer.save(&mut tensors).unwrap();
+        file_of(&tensors)
+    };
+    optimizer_configs().map(save).into()
+}
+
+/// Loads states into the optimizers whose rule the file names, and steps each tensor.
+fn optimizer(bytes: &[u8]) -> bool {
+    // Their codebooks take longer to make than a state to load, and so do those of a file.
+    type Optimizers = Vec<(Rule, BlockwiseOptimizer)>;
+    thread_local!(static OPTIMIZERS: RefCell<Optimizers> = RefCell::new(
+        optimizer_configs().map(|(rule, config)| (rule, BlockwiseOptimizer::new(config).unwrap())).into(),
+    ));
+    let named = |rule: Rule| bytes.windows(rule.name().len()).any(|w| w == rule.name().as_bytes());
+    let Some(file) = stored(bytes) else { return false };
+    let names: Vec<String> = file.names().iter().filter_map(|n| Some(n.strip_suffix(".state")?.into())).collect();
+    let steps = |optimizer: &mut BlockwiseOptimizer| {
+        if optimizer.load(&file).is_err() {
+            return false;
+        }
+        for name in &names {
+            let len = optimizer.state(name).unwrap().len();
+            if len < 1 << 16 {
+                let _ = optimizer.step_tensor(name, &mut vec![0.5f32; len], &vec![0.1f32; len]);
+            }
+        }
+        let mut tensors = MemTensors::new();
+        optimizer.save(&mut tensors).unwrap();
+        let again = optimizer.load(&tensors);
+        assert!(again.is_ok(), "what was saved does not load: {}", again.err().unwrap());
+        true
+    };
+    OPTIMIZERS.with_borrow_mut(|all| all.iter_mut().any(|(rule, optimizer)| named(*rule) && steps(optimizer)))
+}
+
+fn recipe_names() -> Vec<Vec<u8>> {
+    ["w4-g128-rtn-sym-mse", "w3-g64-awq-gptq", "w4a8-g128-qqq", "w4a4kv4-resq", "w4-nf4-dq", "bf16"]
+        .map(|n| n.as_bytes().to_vec())
+        .into()
+}
+
+fn recipe_name(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok_and(|name| Recipe::find(name).is_ok_and(|r| r.rule("lm_head.weight").is_ok()))
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{CacheSet, KvStore};
-use crate::registry::Shared;
+use crate::registry::{Shared, check_empty_axes};
 use crate::{Error, OpSpec, Result, TensorSource};
 
 /// A function that loads one kind of [`KvStore`] from its specification, the prefix of the names of its tensors, and a [`CacheLoading`] that has the
@@ -79,6 +79,7 @@ impl<'l> CacheLoading<'l> {
     /// Loads the store that `spec` describes (kind, shape, parameters) from the tensors `prefix` and `prefix.…` of the source. Errors as
     /// [`CacheRegistry::load_store`], and if the loaded store has another shape than `spec`.
     pub fn store(&self, spec: &OpSpec, prefix: &str) -> Result<Box<dyn KvStore>> {
+        check_empty_axes(spec.shape).map_err(|e| e.in_tensor(prefix))?;
         let loader = find(&self.registry.stores, "kind of key-value store", &spec.kind);
         let store = loader.and_then(|load| load(spec, prefix, self)).map_err(|e| e.in_tensor(prefix))?;
         let shape = [store.len(), store.dim()];

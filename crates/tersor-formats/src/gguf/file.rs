@@ -289,6 +289,10 @@ impl RowSource for GgufRows<'_> {
             out.iter_mut().enumerate().for_each(|(i, v)| *v = whole[interleave(i, head_dim)]);
             return Ok(());
         }
+        // A matrix without rows may have heads of any size: nothing is allocated for it.
+        if rows.is_empty() {
+            return Ok(());
+        }
         // Reads whole heads, since rows are permuted only within a head.
         let heads = rows.start / head_dim..rows.end.div_ceil(head_dim);
         let mut whole = vec![0f32; head_dim * cols];

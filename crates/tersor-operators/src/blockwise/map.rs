@@ -1,7 +1,7 @@
 //! [`Map`]: the codebook of block-wise quantization, with the value of each code relative to the largest magnitude of its block.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use tersor_core::{Isa, ParamError};
 use tersor_kernels::blockwise;
@@ -154,16 +154,12 @@ impl Map {
 
     /// Returns the named map that has these values, else [`Map::custom`] of them. Errors as [`Map::custom`].
     pub fn known(values: &[f32]) -> Result<Self, ParamError> {
-        let named = [
-            Self::dynamic(true),
-            Self::dynamic(false),
-            Self::linear(true),
-            Self::linear(false),
-            Self::nf4(),
-            Self::fp4(),
-        ];
-        match named.into_iter().find(|m| m.values() == values) {
-            Some(map) => Ok(map),
+        // Made once: their tables take longer to make than a matrix to load.
+        static NAMED: LazyLock<[Map; 6]> = LazyLock::new(|| {
+            [Map::dynamic(true), Map::dynamic(false), Map::linear(true), Map::linear(false), Map::nf4(), Map::fp4()]
+        });
+        match NAMED.iter().find(|m| m.values() == values) {
+            Some(map) => Ok(map.clone()),
             None => Self::custom(values),
         }
     }
