@@ -97,7 +97,7 @@ impl<'a> Ahead<'a> {
         self.rows
     }
 
-    /// Returns the number of columns of the whole sweep, coded ones included.
+    /// Returns the number of columns of the matrix that is quantized column by column: those already quantized and those still to come.
     pub fn cols(&self) -> usize {
         self.cols
     }

@@ -109,8 +109,9 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Takes integer tables `[tokens, blocks]` and one scale for each token. Fails with `Fault::Length` if the number of tables is not
-    /// `tokens * blocks`, and with `Fault::Range` if there are more than 65 536 blocks.
+    /// Takes integer tables `[tokens, blocks]`, row-major, for `tokens = scales.len()` tokens. A weight row selects one entry of each block's table by
+    /// its code; the product is the sum of the selected entries times the token's scale. Fails with `Fault::Length` if the number of tables is
+    /// not `tokens * blocks`, and with `Fault::Range` if there are more than 65 536 blocks.
     pub fn new(tables: &[[i16; 16]], scales: &[f32], blocks: usize) -> Result<Self, Fault> {
         let tokens = scales.len();
         fault::matrix("tables", [tokens, blocks], tables.len())?;

@@ -94,8 +94,10 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a model directory, a `.gguf` file, or an output directory of `tersor compress`, within the default limits. `registry` loads the kinds of
-    /// operators in a compressed model. Errors if a file is missing or breaks its format, or the architecture is unsupported.
+    /// Opens a model directory, a `.gguf` file, or an output directory of `tersor compress`, within the bounds of
+    /// [`Limits::default`] on sizes that a file states. `registry` loads the kinds of
+    /// operators in a compressed model. Errors if a file is missing, breaks its format or exceeds a limit, or the architecture is
+    /// unsupported.
     pub fn open(path: &Path, registry: &Registry) -> Result<Self> {
         let limits = Limits::default();
         let model = Model::open(path, &limits)?;

@@ -144,7 +144,7 @@ impl Layer {
 
     /// Applies the layer (attention, then feed-forward block, each added to the residual stream) to the hidden states `stream`, `[tokens, hidden]`,
     /// in place. `positions` has the position of each token; their keys and values are appended to `cache`; `observe` receives the input of each
-    /// site. Errors if a length does not fit, the cache refuses the tokens, or `observe` fails.
+    /// [site](SiteKind) (of q, k and v; of o; of gate and up; of down), `[tokens, features]`, in this order. Errors if a length does not fit, the cache refuses the tokens, or `observe` fails.
     pub fn forward(
         &self,
         config: &DecoderConfig,

@@ -84,7 +84,7 @@ impl<'a, T: Real> Tensor<'a, T> {
         [self.len().checked_div(cols).unwrap_or(0), cols]
     }
 
-    /// Returns all values in the function's type: borrowed if they are stored in it, converted otherwise.
+    /// Returns all values as `T`, row-major: borrowed if they are stored as `T`, otherwise converted, rounded to nearest where `T` is narrower.
     pub fn values(&self) -> Cow<'a, [T]> {
         if let Data::Own(values) = self.data {
             return Cow::Borrowed(values);

@@ -37,8 +37,9 @@ pub enum Effect {
     },
 }
 
-/// A change of sites before compression, such as smoothing, rotation, structured pruning or the allocation of parameters. Its effects are
-/// known from headers, so that plans are exact.
+/// A change of [`Site`]s (matrices that read the same input, and what produces it) before compression, such as smoothing, rotation, structured
+/// pruning or the allocation of parameters. [`plan`](Self::plan) states from names and shapes alone which tensors it will change and how, so that
+/// stored sizes are exact before any weight is read; [`rewrite`](Self::rewrite) computes the changes.
 ///
 /// ```
 /// use tersor_core::*;

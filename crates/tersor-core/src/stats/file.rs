@@ -13,7 +13,7 @@ use crate::{DType, Error, Result, TensorInfo, TensorSink, TensorSource};
 /// The sizes that determine the shapes of saved statistics, beside the number of features and the [`StatNeeds`].
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct StatExtent {
-    /// The number of observed tokens whose weight is above 0. Only the shape of a saved sample depends on it, which holds this many tokens
+    /// The number of observed tokens, without those to which the caller gave the weight 0. Only the shape of a saved sample depends on it, which holds this many tokens
     /// but at most as many as were requested. [`StatSet::extent`] of statistics with a sample has the number of sampled tokens here.
     pub tokens: u64,
     /// The number of windows in saved statistics.
@@ -70,9 +70,9 @@ impl StatSet {
         }
     }
 
-    /// Errors unless the statistics saved under `prefix` are of `features` input features and include what `needs` requests: with
-    /// [`Error::Missing`] if a tensor is missing, by its name. Only names, types and widths are checked. Squares may be those of channel
-    /// statistics or a Gram matrix.
+    /// Checks names, types and widths of the tensors saved in `source` under `prefix`, without reading values. Errors unless they are statistics of
+    /// `features` input features that include what `needs` requests: [`Error::Missing`] names a tensor that is missing. A request for sums of
+    /// squares of the inputs is also met by channel statistics or by the diagonal of a Gram matrix.
     pub fn check_saved(prefix: &str, source: &dyn TensorSource, features: usize, needs: StatNeeds) -> Result<()> {
         for (suffix, want) in Self::layout(features, needs, 0) {
             let implied = ["squares", "sum_sq", "gram"].map(|n| join(prefix, n));

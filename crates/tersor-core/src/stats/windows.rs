@@ -12,7 +12,7 @@ pub struct WindowStats {
     pub mean: Vec<f32>,
     /// Weighted variance of each feature over the tokens of the window, `[features]`: `Σ w (x - mean)² / Σ w`, 0 for one token.
     pub variance: Vec<f32>,
-    /// The number of tokens of the window, those of weight 0 included.
+    /// The number of tokens of this calibration window, including those to which the caller gave the weight 0.
     pub tokens: u64,
 }
 

@@ -227,8 +227,9 @@ pub struct InterleavedRows<'a> {
 }
 
 impl<'a> InterleavedRows<'a> {
-    /// Wraps a source whose rows form heads of `head_dim` rows each; for a vector (one row), its elements do. Errors if `head_dim` is odd or does
-    /// not divide their number.
+    /// Wraps a source whose rows form heads of `head_dim` consecutive rows, as Hugging Face orders them. The rows that it reads are those of a
+    /// Llama GGUF: within a head, a row of the first half and the corresponding row of the second half alternate. In a vector (a source of one row)
+    /// the elements are reordered instead. Errors if `head_dim` is odd or does not divide the number of rows (of elements, for a vector).
     pub fn new(source: &'a dyn RowSource, head_dim: usize) -> Result<Self> {
         let n = source.shape()[usize::from(source.shape()[0] == 1)];
         if head_dim == 0 || !head_dim.is_multiple_of(2) || !n.is_multiple_of(head_dim) {

@@ -28,8 +28,8 @@ const SHARD_TOKENS: usize = 8192;
 /// Maximum number of tokens of the windows that are processed together.
 const BATCH_TOKENS: usize = 2048;
 
-/// Returns the number of windows whose statistics are gathered as one shard, for windows of at most `ctx` tokens: as many as make up 8192 tokens,
-/// at least one. Shards are summed in order, so that the sums do not depend on which process gathered which shard.
+/// Returns the number of windows whose statistics are gathered as one shard, for windows of at most `ctx` tokens: `8192 / ctx` rounded down,
+/// at least one; a `ctx` of 0 counts as 1. Shards are summed in order, so that the sums do not depend on which process gathered which shard.
 pub fn shard_windows(ctx: usize) -> usize {
     (SHARD_TOKENS / ctx.max(1)).max(1)
 }

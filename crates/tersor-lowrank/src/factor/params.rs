@@ -92,7 +92,8 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    /// Returns the parameters of a factorization of this rank.
+    /// Returns the parameters of a factorization `up · down` of a matrix with the given rank: the error is minimized in the plain Frobenius norm, and
+    /// factors are stored in f16, unless [`norm`](Self::norm) and [`factors`](Self::factors) set otherwise.
     pub fn new(rank: Rank) -> Self {
         Self { norm: Norm::Plain, rank, factors: None }
     }
