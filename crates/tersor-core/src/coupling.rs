@@ -72,7 +72,9 @@ impl Coupling {
         Ok(self.parts.iter().map(|p| (p.weight.as_str(), p.side, range(p))).collect())
     }
 
-    /// Returns the folds that keep the units `units`, in this order, and remove all others from every part. Errors if a unit is out of
+    /// Returns one [`Fold`] (a change of the rows or columns of a tensor) for each part (a range of rows or columns that belongs to the units, such as
+    /// heads or neurons), in the order of the parts. Together they keep the units with the indices `units`, in this order, and remove all
+    /// others. Errors if a unit is out of
     /// range or occurs twice, or if no unit is kept.
     pub fn keep(&self, units: &[usize]) -> Result<Vec<Fold>> {
         if units.is_empty() {

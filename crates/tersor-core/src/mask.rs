@@ -113,7 +113,8 @@ impl Mask {
     }
 }
 
-/// A source with a mask: pruned weights read as zero, and quantizers leave them at zero. The mask of the source itself still applies.
+/// A [`RowSource`] of a weight matrix with a [`Mask`]: pruned weights read as zero, and quantizers leave them at zero. If the source has a mask of
+/// its own, weights that either prunes are zero.
 pub struct Masked<'a> {
     source: &'a dyn RowSource,
     mask: &'a Mask,

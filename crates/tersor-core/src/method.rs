@@ -230,7 +230,7 @@ pub struct Report {
     pub replaced: u64,
     /// Sentences about deviations from the plan, such as a failed factorization.
     pub fallbacks: Vec<String>,
-    /// Seconds of work, summed over all threads.
+    /// Measured seconds that the compression took, summed over its blocks of rows (not the elapsed time of the whole).
     pub seconds: f64,
 }
 

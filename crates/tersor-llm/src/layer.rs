@@ -114,7 +114,8 @@ pub struct Layer {
 pub type Observer<'a> = &'a mut dyn FnMut(SiteKind, &Input<'_>) -> Result<()>;
 
 impl Layer {
-    /// Reads layer `index` of a decoder from a checkpoint, with optional folds applied. Errors if a tensor is missing, has another shape, or holds a
+    /// Reads layer `index` of a decoder from a checkpoint, or from a checkpoint with [`Fold`](tersor_core::Fold)s, which are applied as rows are read.
+    /// Errors if a tensor is missing, has another shape, or holds a
     /// value that is not finite.
     pub fn read<'w>(weights: impl Into<Weights<'w>>, c: &DecoderConfig, index: usize) -> Result<Self> {
         let weights: Weights<'_> = weights.into();

@@ -242,8 +242,9 @@ impl OptimizerConfig {
         Self { skip_zeros, ..self }
     }
 
-    /// Sets the codebooks of 8-bit moments: `signed`, and `unsigned` for a `square` that follows another moment. The default is [`Map::dynamic`].
-    /// Each must have 8-bit codes (more than 16 values).
+    /// Sets the codebooks of 8-bit moments: `unsigned` for the running mean of squared gradients of a rule that has another moment too, as Adam's
+    /// second moment; `signed` for all others. The default is [`Map::dynamic`], signed and unsigned. `check` errors unless each has more than
+    /// 16 values, so that its codes have 8 bits.
     pub fn maps(self, signed: Map, unsigned: Map) -> Self {
         Self { maps: [signed, unsigned], ..self }
     }

@@ -113,7 +113,8 @@ pub struct ObservedSite<'s> {
 
 impl ObservedSite<'_> {
     /// Returns the site in the form that a [`Rewrite`](tersor_core::Rewrite) takes. `plain` has one entry for each of [`Site::consumers`] (the
-    /// number is not checked): a data-free method with the grid that the matrix will be quantized to, or none.
+    /// number is not checked): a data-free method with the grid that the matrix will be quantized to, or none if there is no such
+    /// method, which the searches of AWQ and QQQ refuse.
     pub fn as_site<'a>(&'a self, plain: &'a [Option<&'a dyn Method>]) -> SeenSite<'a> {
         SeenSite {
             site: self.site,
@@ -389,6 +390,13 @@ impl<'a> Calibration<'a> {
                 let output = move |x: &[f32], ops: &[&dyn LinearOp], through: bool| -> Result<Vec<f32>> {
                     let tokens = spans.last().map_or(0, |s| s.end);
                     let width = x.len() / tokens.max(1);
+                    if width * tokens != x.len() {
+                        return Err(Error::shape(
+                            "inputs of the sampled tokens",
+                            format!("a multiple of {tokens}"),
+                            x.len(),
+                        ));
+                    }
                     let window = |i: usize, (): &mut ()| {
                         let x = &x[spans[i].start * width..spans[i].end * width];
                         layer.module(kind, &Input::new(x, [spans[i].len(), width])?, ops, through, &Exec::new())
@@ -398,6 +406,10 @@ impl<'a> Calibration<'a> {
                 };
                 let keys_and_values = move |x: &[f32]| -> Result<Option<KeysAndValues>> {
                     let (mut rows, width) = (KeysAndValues::default(), site.features);
+                    let expected = spans.last().map_or(0, |s| s.end) * width;
+                    if x.len() != expected {
+                        return Err(Error::shape("inputs of the sampled tokens", expected, x.len()));
+                    }
                     for span in spans.iter().filter(|_| kind == SiteKind::Qkv) {
                         let x = Input::new(&x[span.start * width..span.end * width], [span.len(), width])?;
                         let Some(more) = layer.keys_and_values(&x, &Exec::new())? else { return Ok(None) };

@@ -155,10 +155,12 @@ impl<'a> Sensitivity<'a> {
         }
     }
 
-    /// Returns name and divergence from the original of each network, in the order in which they were added; to be called after the last layer. For
+    /// Returns name and divergence from the original of each network (the original with one matrix replaced), in the order in which
+    /// [`layer`](Self::layer), [`add_embedding`](Self::add_embedding) and [`add_head`](Self::add_head) added them; to be called after the last layer,
+    /// which is not checked. For
     /// a decoder, the divergence is the mean KL divergence `KL(original ‖ network)` of the next-token distributions over all tokens, in nats; for
-    /// an encoder, the sum of the squared differences of the outputs over that of the original's squared outputs. Errors, for a decoder, if the
-    /// last norm or the head is missing, a logit is not finite, or the work is cancelled.
+    /// an encoder, the sum of the squared differences of the outputs over that of the original's squared outputs. Errors, for a decoder, if the checkpoint
+    /// lacks the last norm or the head, a logit is not finite, or the work is cancelled.
     pub fn finish(self, cancel: &Cancel) -> Result<Vec<(String, f64)>> {
         let checkpoint = self.calibration.checkpoint;
         let config = match checkpoint.architecture() {

@@ -57,15 +57,15 @@ impl Subspaces {
         Self { heads: Some(heads), ..self }
     }
 
-    /// Sets the damping of the Gram matrix with which errors of a span are compensated in later spans, as a share of its mean diagonal; finite and
-    /// above 0.
+    /// Sets the damping of the inputs' Gram matrix with which errors of one part (a range of columns) are compensated in the parts after it, as a
+    /// share of the mean diagonal; 0.01 by default. `check` errors unless it is finite and above 0.
     pub fn damping(self, damping: f64) -> Self {
         Self { damping: Some(damping), ..self }
     }
 
     /// Checks the parameters and compresses `w`, `[out_features, in_features]`, for inputs with the statistics `stats`; [`StatSet::none`] suffices
-    /// if no method needs any. Returns a [`Split`](tersor_operators::Split). Errors if a parameter is out of range, the features are not a multiple
-    /// of the heads, the statistics lack what a method needs, or a weight is not finite.
+    /// if no method needs any. Returns a [`Split`](tersor_operators::Split). Errors if a parameter is out of range, `in_features` is not a
+    /// multiple of the number of heads that [`heads`](Self::heads) sets, the statistics lack what a method needs, or a weight is not finite.
     pub fn quantize<T: Element>(self, w: &impl IntoMat<T>, stats: &StatSet) -> Result<(Box<dyn LinearOp>, Report)> {
         crate::typed(&self.check()?, w, stats)
     }

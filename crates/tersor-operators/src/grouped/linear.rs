@@ -306,7 +306,8 @@ fn params_index(spec: &GroupSpec, cols: usize, row: usize, group: usize) -> usiz
     if spec.group() == GroupSize::Tensor { 0 } else { row * spec.group().count(cols) + group }
 }
 
-/// Returns the range of columns of each group in a row of `cols` columns, in order.
+/// Returns the range of columns of each group in a row of `cols` columns, in order; together they cover the row. The last one is shorter if the group
+/// size does not divide `cols`.
 pub fn spans(spec: &GroupSpec, cols: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let width = spec.group().width(cols);
     (0..spec.group().count(cols)).map(move |g| g * width..((g + 1) * width).min(cols))
