@@ -103,7 +103,7 @@ pub fn cache(bytes: &[u8]) -> bool {
         DenseCaches::KIND | IntegerCaches::KIND => {
             registry.load_set(&spec, "w", &file).is_ok_and(|set| set_works(&*set))
         }
-        _ => registry.load_store(&spec, "w", &file).is_ok_and(|store| store_works(store)),
+        _ => registry.load_store(&spec, "w", &file).is_ok_and(store_works),
     }
 }
 
