@@ -51,7 +51,8 @@ pub trait ColumnCoder: Send {
     fn finish(self: Box<Self>) -> Result<Box<dyn LinearOp>>;
 }
 
-/// The updated values of the columns that a sweep has not coded yet, for some rows.
+/// The current values of the columns that are not quantized yet, for some rows. A sweep quantizes columns in order and adds the error of each to the
+/// columns after it (as in GPTQ); it passes these values to [`ColumnCoder::code`].
 ///
 /// ```
 /// use tersor_core::Ahead;

@@ -58,7 +58,8 @@ pub struct Coupled {
     pub weight: String,
     /// The axis of the coupled weight that consists of units: columns or rows.
     pub side: Side,
-    /// The number of features that one unit has along the coupled axis of the weight.
+    /// The number of neighbouring rows or columns of this weight that belong to one unit (a head, neuron or channel): the head dimension for
+    /// heads, 1 for neurons.
     pub width: usize,
 }
 

@@ -21,7 +21,7 @@
 pub struct Site {
     /// The name of the site, unique in its network, such as `model.layers.3.self_attn.qkv`.
     pub name: String,
-    /// The transformer layer of the site, counted from 0; None for embedding and head.
+    /// The transformer layer that the [`Site`] (the matrices that read one input) belongs to, counted from 0; None for embedding and head.
     pub layer: Option<usize>,
     /// The number of features of the site's input.
     pub features: usize,
@@ -71,7 +71,7 @@ pub enum Role {
     Linear,
 }
 
-/// The origin of a site's input: a norm, a matrix, or anything else.
+/// The origin of the input of a [`Site`]: a norm, a matrix, or anything else. Scales and rotations of the input can be folded into a norm or a matrix.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Producer {
     /// A norm with an elementwise weight, into which factors can be folded.

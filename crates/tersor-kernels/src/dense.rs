@@ -103,7 +103,8 @@ pub struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    /// Returns the product of `x` `[tokens, k]` with `w` `[n, k]`, both contiguous and row-major. Fails with `Fault::Length` or
+    /// Prepares the product `y[t, r] = Σ_k x[t, k] * w[r, k]` of `x` `[tokens, k]` with `w` `[n, k]`, both contiguous and row-major, without
+    /// computing it; [`run_tasks`](crate::run_tasks) does. Fails with `Fault::Length` or
     /// `Fault::Overflow` if a length does not match.
     pub fn new(isa: Isa, x: &'a [f32], [tokens, k]: [usize; 2], w: &'a [f32], n: usize) -> Result<Self, Fault> {
         fault::matrix("input", [tokens, k], x.len())?;

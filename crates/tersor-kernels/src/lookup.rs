@@ -145,8 +145,9 @@ impl Tables {
     }
 
     /// Builds the tables for [`Codes::of_bits`] from activations `[tokens, cols]` in 8 bits and a scale for each token: sums of the
-    /// selected ones of four neighbouring activations, times the power of two of the bit. The product is exact. Fails with `Fault::Length`
-    /// if the number of activations is wrong, and with `Fault::Range` if `bits` is not 1 to 4 or there are more than 65 536 blocks.
+    /// selected ones of four neighbouring activations, times the power of two of the bit. The product is exact. A token has `bits` blocks
+    /// for every four columns; missing columns of the last count as 0. Fails with [`Fault::Length`] if `x` has not `scales.len() * cols` values,
+    /// and with [`Fault::Range`] if `bits` is not 1 to 4 or a token has more than 65 536 blocks.
     pub fn of_bits(x: &[i8], scales: &[f32], cols: usize, bits: u32) -> Result<Self, Fault> {
         fault::matrix("activations", [scales.len(), cols], x.len())?;
         fault::bits(bits, 4)?;

@@ -44,7 +44,8 @@ pub struct DualLinear {
     row_scales: Vec<f32>,
 }
 
-/// The largest group scale, and the largest magnitude of an expanded weight, of a [`DualLinear`].
+/// The largest integer scale of a group of a [`DualLinear`], and the largest magnitude of an expanded weight, the 8-bit integer
+/// `(code - zero) * group scale` that is multiplied.
 pub const MAX_EXPANDED: i32 = 127;
 
 impl DualLinear {

@@ -85,8 +85,8 @@ impl KMeans {
         Self { restarts, ..self }
     }
 
-    /// Sets the name of the context's random stream, `k-means` by default. Clusterings that should not share their random choices take
-    /// different names.
+    /// Sets the name of the random stream that the clustering draws from, `k-means` by default. The stream depends on this name and the seed of
+    /// the [`Context`](tersor_core::Context) alone: clusterings of one name draw the same numbers.
     pub fn stream(self, name: impl Into<String>) -> Self {
         Self { stream: name.into(), ..self }
     }

@@ -256,8 +256,9 @@ impl<'a> Calibration<'a> {
         self.stream.save(path)
     }
 
-    /// Loads the hidden states from a file that [`Calibration::save`] wrote. The caller continues with the layer that was next. Errors if the file
-    /// cannot be read or has another length.
+    /// Replaces the hidden states by those of a file that [`Calibration::save`] wrote. The file does not hold the number of the layer: the caller
+    /// continues with the layer that was next when it was saved. Errors if the file cannot be read, or its length is not that of the hidden
+    /// states of this calibration.
     pub fn resume(&mut self, path: &Path) -> Result<()> {
         self.stream = Store::open(path, self.tokens.len() * self.hidden(), self.scratch.is_some())?;
         Ok(())

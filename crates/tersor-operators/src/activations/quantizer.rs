@@ -124,7 +124,9 @@ impl ActQuant {
         self.bits
     }
 
-    /// Returns which values share a scale, as the name in specifications: `token`, `tensor`, `fixed`, `channels`, `mxint` or `asymmetric`.
+    /// Returns which activations share a scale, by its name in an [`OpSpec`](tersor_core::OpSpec): `token` (those of a token), `tensor` (all of an
+    /// input, measured at run time), `fixed` (all, one static scale), `channels` (those of a feature, static scales), `mxint` (blocks of
+    /// neighbouring features of a token), `asymmetric` (spans of features of a token, with a zero point).
     pub fn granularity(&self) -> &'static str {
         match self.granularity {
             Granularity::Token => "token",
