@@ -218,3 +218,15 @@ fn one_crate_exports_all_names() {
     assert!(packed.is_ok() && Rows([2, 3]).shape() == [2, 3]);
     let _: Option<InputChange> = None;
 }
+
+#[test]
+fn operators_that_could_not_be_loaded_are_not_saved() {
+    let nested = |depth: usize| -> Box<dyn LinearOp> {
+        (1..depth).fold(dense([1, 2]), |op, _| Box::new(Residual::new(op, dense([1, 2])).unwrap()))
+    };
+    let (mut file, limit) = (MemTensors::new(), Registry::MAX_DEPTH);
+    nested(limit).save("w", &mut file).unwrap();
+    assert!(registry().load(&nested(limit).spec(), "w", &file).is_ok());
+    let mut none = MemTensors::new();
+    assert!(matches!(nested(limit + 1).save("w", &mut none), Err(Error::Limit { .. })) && none.is_empty());
+}

@@ -407,16 +407,19 @@ impl<'a> Calibration<'a> {
                 };
                 let keys_and_values = move |x: &[f32]| -> Result<Option<KeysAndValues>> {
                     let (mut rows, width) = (KeysAndValues::default(), site.features);
+                    if kind != SiteKind::Qkv {
+                        return Ok(None);
+                    }
                     let expected = spans.last().map_or(0, |s| s.end) * width;
                     if x.len() != expected {
                         return Err(Error::shape("inputs of the sampled tokens", expected, x.len()));
                     }
-                    for span in spans.iter().filter(|_| kind == SiteKind::Qkv) {
+                    for span in spans {
                         let x = Input::new(&x[span.start * width..span.end * width], [span.len(), width])?;
                         let Some(more) = layer.keys_and_values(&x, &Exec::new())? else { return Ok(None) };
                         rows.iter_mut().zip(more).for_each(|(all, more)| all.extend(more));
                     }
-                    Ok((kind == SiteKind::Qkv).then_some(rows))
+                    Ok(Some(rows))
                 };
                 let (output, keys_and_values) = (Box::new(output), Box::new(keys_and_values));
                 ObservedSite { site, stats, sample, output, keys_and_values }
