@@ -4,9 +4,11 @@ pub mod bitsandbytes;
 mod int8;
 pub mod optimizer;
 mod quantize;
+mod stages;
 
 pub use int8::LlmInt8;
 pub use quantize::{Blockwise, CheckedBlockwise, Stream};
+pub use stages::register_stages;
 pub use tersor_core::{
     Check, DType, Element, Error, Exec, Input, IntoMat, Isa, LinearOp, LinearOpExt, MatView, MatViewMut, MemTensors,
     Method, ParamError, Registry, Report, Result, Write,

@@ -25,6 +25,7 @@ mod rotation;
 pub mod rows;
 mod site;
 mod spec;
+pub mod stages;
 mod stats;
 pub mod tensors;
 pub mod view;

@@ -10,6 +10,7 @@ pub mod qqq;
 mod rtn;
 mod search;
 pub mod smooth;
+mod stages;
 
 pub use awq::{Awq, OutputClip};
 pub use dgq::Dgq;
@@ -17,6 +18,7 @@ pub use gptq::Gptq;
 pub use qqq::Qqq;
 pub use rtn::{CheckedRtn, Rtn};
 pub use smooth::{Adaptive, Percentile, SmoothQuant};
+pub use stages::register_stages;
 pub use tersor_core::{
     Changes, Check, ColumnCoder, Context, DType, Element, Error, Exec, GroupSize, Input, IntoMat, Isa, LinearOp,
     LinearOpExt, Mask, Masked, MatView, MatViewMut, MemTensors, Method, OpSpec, ParamError, Registry, Report, Result,

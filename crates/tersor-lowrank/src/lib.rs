@@ -5,12 +5,14 @@ mod factor;
 pub mod peft;
 mod principal;
 pub mod rotate;
+mod stages;
 mod subspace;
 
 pub use correct::{CheckedCorrected, Corrected};
 pub use factor::{CheckedLowRank, Factors, LowRank, Norm, Rank, factorize};
 pub use principal::{Blocks, basis, principal_rotation};
 pub use rotate::{By, CheckedRotate, Rotate};
+pub use stages::register_stages;
 pub use subspace::{CheckedSubspaces, Subspaces, widths};
 pub use tersor_core::{
     Check, Context, DType, Error, Exec, Input, IntoMat, LinearOp, LinearOpExt, MatView, MatViewMut, Method, ParamError,

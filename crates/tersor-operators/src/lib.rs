@@ -23,7 +23,7 @@ pub use dense::Dense;
 pub use dual::{DualLinear, MAX_EXPANDED};
 pub use grouped::{Clip, Grid, GroupSpec, GroupedLinear, QuantParams, round_scale, spans};
 pub use half::f16;
-pub use methods::{Cast, WithActivations};
+pub use methods::{Cast, WithActivations, register_stages};
 pub use rowwise::RowwiseInt8;
 pub use table::TableLinear;
 pub use tersor_core::operator::{apply_all, storage_bits_of};
@@ -37,7 +37,8 @@ pub use tersor_kernels::integer::Padding;
 #[cfg(feature = "ndarray")]
 pub use tersor_core::ndarray;
 
-/// Registers the loaders of all operators of this crate, by their kinds.
+/// Adds the loaders of all operators of this crate to `registry`, each under the `KIND` of its type. Each replaces a loader that the
+/// registry has for its kind.
 ///
 /// ```
 /// use tersor_operators::{Dense, Registry, register};
@@ -61,7 +62,7 @@ pub fn register(registry: &mut Registry) {
     registry.register(QuantizedInputs::KIND, composed::load_quantized);
 }
 
-/// Returns a registry with the loaders of all operators of this crate.
+/// Returns a new registry with the loaders of all operators of this crate, as [`register`] adds them.
 ///
 /// ```
 /// use tersor_operators::*;

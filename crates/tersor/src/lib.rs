@@ -18,8 +18,10 @@ pub use tersor_lowrank as lowrank;
 pub use tersor_operators as operators;
 pub use tersor_operators::registry;
 
-/// Returns a registry with the loaders of every [`KvStore`](core::KvStore) and [`CacheSet`](core::CacheSet) kind of the enabled crates, which reads
-/// back saved caches.
+/// Returns a registry that loads saved key-value caches from their specification and tensors. It has loaders of the
+/// [`KvStore`](core::KvStore) kinds (the cached keys or values of one head) `dense-rows` and `integer-rows`, and of the
+/// [`CacheSet`](core::CacheSet) kinds (the caches of all layers) `dense-caches` and, with the feature `kv`, `integer-caches`. Loading any
+/// other kind errors.
 ///
 /// ```
 /// use tersor::core::{MemTensors, OpSpec};
@@ -33,6 +35,33 @@ pub fn cache_registry() -> core::CacheRegistry {
     #[cfg(feature = "kv")]
     tersor_kv::register_caches(&mut registry);
     registry
+}
+
+/// Returns the registry that makes stages with default parameters by the names of their kinds; whoever adds kinds clones it. A stage is one step of the compression of a
+/// matrix, such as smoothing, quantization or a low-rank correction; a recipe lists the stages for each matrix. The kinds are those of the
+/// crate [`operators`] (float types and quantized activations) and, with the features `groupwise`, `blockwise` and `lowrank`, of the crates
+/// of these names.
+///
+/// ```
+/// let stages = tersor::stages();
+/// assert_eq!(stages.make("gptq")?.kind(), "gptq");
+/// assert!(stages.make("gtpq").is_err_and(|e| e.to_string().contains("gptq")));
+/// # Ok::<(), tersor::core::Error>(())
+/// ```
+pub fn stages() -> &'static core::stages::Stages {
+    // Registered once: each registration makes a stage, some of which make tables.
+    static ALL: std::sync::LazyLock<core::stages::Stages> = std::sync::LazyLock::new(|| {
+        let mut stages = core::stages::Stages::new();
+        tersor_operators::register_stages(&mut stages);
+        #[cfg(feature = "groupwise")]
+        tersor_groupwise::register_stages(&mut stages);
+        #[cfg(feature = "blockwise")]
+        tersor_blockwise::register_stages(&mut stages);
+        #[cfg(feature = "lowrank")]
+        tersor_lowrank::register_stages(&mut stages);
+        stages
+    });
+    &ALL
 }
 
 /// The examples of the design page, as documentation tests.

@@ -196,6 +196,8 @@ impl Plan {
                 own_head = true;
             }
         }
+        let site_of: BTreeMap<&str, &Site> =
+            sites.iter().flat_map(|s| s.consumers.iter().map(move |c| (c.weight.as_str(), s))).collect();
         for (source, t) in tensors {
             // A copy of a tied head in the file is not used. The rotary frequencies of a GGUF file are in the configuration.
             if (tied && !own_head && t.name == HEAD) || (model.gguf().is_some() && t.name == "rope_freqs.weight") {
@@ -207,7 +209,10 @@ impl Plan {
             let original = stored.filter(|d| d.is_weight()).unwrap_or(DType::F32);
             let (action, tensors) = if is_float && let [rows, cols] = t.shape[..] {
                 let method = match rule {
-                    Some((_, rule)) => rule.method(&t.name, original, heads_of(network.as_ref(), &t.name))?,
+                    Some((_, rule)) => {
+                        let site = site_of.get(t.name.as_str()).copied();
+                        rule.method(&t.name, original, heads_of(network.as_ref(), &t.name), site)?
+                    }
                     None => Box::new(tersor::operators::Cast::new(original)?),
                 };
                 let mut layout = method.layout([rows, cols]).map_err(|e| e.in_tensor(&t.name))?;

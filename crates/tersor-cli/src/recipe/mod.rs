@@ -3,6 +3,8 @@
 mod methods;
 mod names;
 
+pub use methods::smoothing;
+
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -66,7 +68,8 @@ pub struct Rule {
     /// Migration strength α of SmoothQuant, 0 to 1; 0.5 unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
-    /// Whether ranges of groups are clipped by the error of their outputs, as in AWQ (`rtn` and `gptq`; skipped for queries and keys).
+    /// Whether ranges of groups are clipped by the error of their outputs, as in AWQ (`rtn` and `gptq`; skipped for queries and keys of a known
+    /// architecture).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub output_clip: bool,
     /// Number of features of a group, `"channel"` (the default) or `"tensor"`. For `nf4`, `fp4` and `dynamic`, number of values of a block; 64, 64 and
@@ -227,8 +230,8 @@ impl Recipe {
             kv::Spec::parse(kv)?;
         }
         for rule in &self.rules {
-            rule.method("", DType::F32, 1)?;
-            rule.smoothing(&[rule])?;
+            rule.method("", DType::F32, 1, None)?;
+            smoothing(None, &[rule])?;
             rule.non_finite()?;
             rule.matches("")?;
         }
@@ -310,6 +313,7 @@ mod tests {
             recipe.check()
         };
         toml("method = \"rtn\"\nbits = 4\ngroup = \"tensor\"\nscales = \"f32\"\ngrid = \"sym\"").unwrap();
+        toml("method = \"rtn\"\nbits = 4\nscales = \"F32\"\ngroup = 5000000000").unwrap();
         toml("method = \"nf4\"\ngroup = 128\nnested = true").unwrap();
         toml("method = \"int8\"\nbits = 8\nactivations = 8").unwrap();
         toml("method = \"rtn\"\nbits = 4\ngrid = \"mxint\"\nactivations = 8\nlow_rank = \"l2qer\"").unwrap();
@@ -357,6 +361,12 @@ mod tests {
             "method = \"bf16\"\nnon_finite = \"ignore\"",
             "method = \"nf4\"\nbits = 8",
             "method = \"nf4\"\ngroup = \"channel\"",
+            "method = \"nf4\"\nblock = 32",
+            "method = \"mxint\"",
+            "method = \"split\"",
+            "method = \"rtn\"\nbits = 4\nsmooth = \"clip\"",
+            "method = \"rtn\"\nbits = 8\ngrid = \"sym\"\nscales = \"e8m0\"",
+            "method = \"rtn\"\nbits = 4\nactivations = 8\nactivation_range = \"max\"",
             "method = \"fp4\"\ngroup = 0",
             "method = \"dynamic\"\nbits = 4",
             "method = \"nf4\"\ngrid = \"sym\"",

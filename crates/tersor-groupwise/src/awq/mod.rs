@@ -7,3 +7,4 @@ mod params;
 
 pub use crate::output_clip::{CheckedOutputClip, OutputClip};
 pub use params::Awq;
+pub(crate) use params::AwqStage;

@@ -5,4 +5,5 @@ mod algorithm;
 mod method;
 mod params;
 
+pub(crate) use params::GROUP;
 pub use params::{CheckedDgq, Dgq};

@@ -1,11 +1,13 @@
 //! Parameters of dual-grained quantization.
 
+use tersor_core::stages::{Fields, Part, Slot, StageSpec, Target};
 use tersor_core::{Check, Context, Element, GroupSize, IntoMat, ParamError, Report, Result, StatSet};
 use tersor_operators::DualLinear;
 
 use crate::{CheckedRtn, Rtn};
 
-/// Unchecked parameters of dual-grained quantization (DGQ, arXiv 2310.04836, section 3.2): 4-bit codes, by default in groups of 128 features.
+/// Unchecked parameters of dual-grained quantization (DGQ, arXiv 2310.04836, section 3.2): 4-bit codes, an integer scale and a zero point
+/// for each group of input features, and an f16 scale for each row. The only parameter is the group size, by default 128 features.
 ///
 /// ```
 /// use tersor_groupwise::*;
@@ -33,25 +35,33 @@ impl Default for Dgq {
 }
 
 impl Dgq {
-    /// Returns the default parameters.
+    /// Returns the default parameters: groups of 128 input features. Codes always have 4 bits.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets the number of input features that share an integer scale, at least 1; the last group of a row may be shorter.
+    /// Sets the number of consecutive input features of a row that share an integer scale and a zero point; 128 by default. The last group
+    /// of a row may be shorter. `check()` errors for 0. Quantizing errors if `group` is above 32 768, unless it is a multiple of 32 768 or
+    /// at least the number of input features.
     pub fn group(self, group: usize) -> Self {
         Self { group }
     }
 
-    /// Checks the parameters and quantizes `w`, `[out_features, in_features]`, for inputs with the statistics `stats`, which must have the Gram
-    /// matrix. Errors if the group is 0, the Gram matrix is missing or has another number of features, or a weight is not finite.
+    /// Checks the parameters and quantizes `w`, `[out_features, in_features]`. `stats` are calibration statistics of the inputs of `w` and
+    /// must hold their Gram matrix `XᵀX`. Returns the quantized matrix, and a report with the squared errors of weights and outputs.
+    ///
+    /// Errors if the group size is invalid (see [`Dgq::group`]), the Gram matrix is missing or of another number of features, `stats` have
+    /// seen no token of a weight above 0, a weight is not finite, the scale of a row overflows f16, or there are more than 131 072 input
+    /// features.
     pub fn quantize<T: Element>(self, w: &impl IntoMat<T>, stats: &StatSet) -> Result<(DualLinear, Report)> {
         let checked = self.check()?;
         w.with_mat(|m| checked.ready(stats)?.dual(&m, 0..m.shape()[0], &Context::new()))
     }
 }
 
-/// Checked parameters of DGQ, and its [`Method`](tersor_core::Method): it needs the Gram matrix of the inputs and makes a [`DualLinear`].
+/// Checked parameters of DGQ, made by `check()` of a [`Dgq`]. As a [`Method`](tersor_core::Method) it needs the Gram matrix of the inputs
+/// and makes a [`DualLinear`]: `weight = row_scale * group_scale * (code - zero)` with 4-bit codes, an f16 scale for each row, and an
+/// integer scale and a zero point for each group.
 #[derive(Clone, PartialEq, Debug)]
 pub struct CheckedDgq {
     pub(super) group: GroupSize,
@@ -63,5 +73,27 @@ impl Check for Dgq {
     type Checked = CheckedDgq;
     fn check(self) -> Result<CheckedDgq, ParamError> {
         Ok(CheckedDgq { group: GroupSize::size(self.group)?, rtn: Rtn::new().group(self.group).check()? })
+    }
+}
+
+/// Help of the field `group` of methods whose groups have a size.
+pub(crate) const GROUP: &str = "Number of consecutive input features of a row that share a scale.";
+
+impl StageSpec for Dgq {
+    fn kind(&self) -> &'static str {
+        "dgq"
+    }
+    fn help(&self) -> &'static str {
+        "Rounds to 4 bits with integer scales of groups under one scale a row (arXiv 2310.04836)."
+    }
+    fn slot(&self) -> Slot {
+        Slot::Quantize
+    }
+    fn fields(&mut self, f: &mut dyn Fields) -> Result<()> {
+        f.int("bits", "Bits of a code.", 4..=4, &mut 4)?;
+        f.int("group", GROUP, 1..=i64::MAX, &mut self.group)
+    }
+    fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
+        Ok(vec![Part::Base(Box::new(self.check()?))])
     }
 }

@@ -6,3 +6,4 @@ mod method;
 mod params;
 
 pub use params::{CheckedOutputClip, OutputClip};
+pub(crate) use params::{ClipStage, clip_part};

@@ -4,4 +4,5 @@ mod algorithm;
 mod method;
 mod params;
 
+pub(crate) use params::Mxint;
 pub use params::{CheckedRtn, Rtn};

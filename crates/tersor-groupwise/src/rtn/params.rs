@@ -1,9 +1,11 @@
 //! Parameters of round-to-nearest.
 
+use tersor_core::stages::{Fields, Part, Slot, StageSpec, Target};
 use tersor_core::{Check, Context, DType, Element, GroupSize, IntoMat, ParamError, Report, Result, StatSet};
 use tersor_operators::{Clip, Grid, GroupSpec, GroupedLinear};
 
-/// Unchecked parameters of round-to-nearest. By default: 4 bits, one scale a row, asymmetric grid, f16 scales, no clip search.
+/// Unchecked parameters of round-to-nearest: each weight becomes the nearest code of the grid of its group (weights that share a scale and
+/// zero point). By default: 4 bits, one scale for each row, asymmetric grid, f16 scales, no clip search.
 ///
 /// ```
 /// use tersor_groupwise::{LinearOp, MatView, Rtn};
@@ -20,20 +22,31 @@ use tersor_operators::{Clip, Grid, GroupSpec, GroupedLinear};
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Rtn {
     bits: u32,
-    group: Option<usize>,
-    per_tensor: bool,
+    group: Group,
     grid: Grid,
     scales: DType,
     clip: Clip,
     importance: bool,
 }
 
+/// The weights that share a scale and zero point, unchecked.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Group {
+    Channel,
+    Tensor,
+    Size(usize),
+}
+
+/// Returns the usual symmetric grid for codes of `bits` bits.
+fn usual_grid(bits: u32) -> Grid {
+    if bits == 8 { Grid::SymNarrow } else { Grid::SymFull }
+}
+
 impl Default for Rtn {
     fn default() -> Self {
         Self {
             bits: 4,
-            group: None,
-            per_tensor: false,
+            group: Group::Channel,
             grid: Grid::Asym,
             scales: DType::F16,
             clip: Clip::None,
@@ -43,79 +56,99 @@ impl Default for Rtn {
 }
 
 impl Rtn {
-    /// Returns the default parameters.
+    /// Returns the default parameters: 4 bits, one scale for each row, asymmetric grid, f16 scales, no clip search.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Returns the parameters of MXINT (arXiv 2402.02446, section 3.1): signed codes of `bits` bits, and for every 16 features a scale that is a
-    /// power of two.
+    /// Returns the parameters of MXINT (arXiv 2402.02446, section 3.1): signed codes of `bits` bits, without the lowest code
+    /// ([`Grid::SymNarrow`]), and for every 16 consecutive input features of a row a scale that is a power of two ([`DType::E8M0`]).
+    /// `check()` errors unless `bits` is 2 to 8.
     pub fn mxint(bits: u32) -> Self {
         Self::new().bits(bits).group(16).grid(Grid::SymNarrow).scales(DType::E8M0)
     }
 
-    /// Sets the bits of a code, 2 to 8.
+    /// Sets the bits of a weight's code; 4 by default. `check()` errors unless it is 2 to 8.
     pub fn bits(self, bits: u32) -> Self {
         Self { bits, ..self }
     }
 
-    /// Sets the number of input features that share a scale, at least 1; the last group of a row may be shorter.
+    /// Sets the number of consecutive input features of a row that share a scale and zero point; by default all of a row share them. The
+    /// last group of a row may be shorter. `check()` errors for 0. Quantizing errors if `group` is above 32 768, unless it is a multiple of
+    /// 32 768 or at least the number of input features.
     pub fn group(self, group: usize) -> Self {
-        Self { group: Some(group), per_tensor: false, ..self }
+        Self { group: Group::Size(group), ..self }
     }
 
-    /// Gives each row one scale.
+    /// Gives each row (output feature) one scale and zero point. This is the default; it undoes an earlier [`Rtn::group`] or
+    /// [`Rtn::per_tensor`].
     pub fn per_channel(self) -> Self {
-        Self { group: None, per_tensor: false, ..self }
+        Self { group: Group::Channel, ..self }
     }
 
-    /// Gives the matrix one scale.
+    /// Gives the whole matrix one scale and zero point, instead of one for each row or group.
     pub fn per_tensor(self) -> Self {
-        Self { group: None, per_tensor: true, ..self }
+        Self { group: Group::Tensor, ..self }
     }
 
-    /// Sets the grid of the codes: asymmetric or symmetric.
+    /// Sets the grid of the codes: asymmetric with a zero point ([`Grid::Asym`], the default), symmetric with all codes
+    /// ([`Grid::SymFull`]), or symmetric without the lowest code ([`Grid::SymNarrow`]).
     pub fn grid(self, grid: Grid) -> Self {
         Self { grid, ..self }
     }
 
-    /// Sets the symmetric grid for the bits set so far, as [`Grid::symmetric`]: [`Grid::SymNarrow`] at 8 bits, [`Grid::SymFull`] below.
+    /// Sets the usual symmetric grid for the bits set so far: [`Grid::SymNarrow`] (without the lowest code) at 8 bits, otherwise
+    /// [`Grid::SymFull`] (all codes). Call it after [`Rtn::bits`], which does not change the grid.
     pub fn symmetric(self) -> Self {
-        Self { grid: if self.bits == 8 { Grid::SymNarrow } else { Grid::SymFull }, ..self }
+        Self { grid: usual_grid(self.bits), ..self }
     }
 
-    /// Sets the stored type of the scales: f16, bf16, f32, or on [`Grid::SymNarrow`] powers of two ([`DType::E8M0`]).
+    /// Sets the type in which scales are stored: f16 (the default), bf16 or f32; on [`Grid::SymNarrow`] also powers of two
+    /// ([`DType::E8M0`]). `check()` errors for other types.
     pub fn scales(self, dtype: DType) -> Self {
         Self { scales: dtype, ..self }
     }
 
-    /// Sets how the range that the grid of a group covers is chosen: all values, or a clip search.
+    /// Sets which range of values the grid of a group covers. With [`Clip::None`], the default, it is the whole range of the group's
+    /// values. With [`Clip::Search`] it is the whole range times one of the 80 factors `1, 0.99, …, 0.21`: the factor with the smallest
+    /// rounding error `Σ |w - ŵ|^norm` over the group's values `w` and their quantized values `ŵ`. Values outside the range are clamped to
+    /// it. `check()` errors unless the `norm` of a search is finite and at least 1.
     pub fn clip(self, clip: Clip) -> Self {
         Self { clip, ..self }
     }
 
-    /// Sets whether the clip search weights the error of each weight by the mean square of its input feature, from the statistics or an importance
-    /// matrix. Needs [`Clip::Search`], and statistics in [`Rtn::quantize_with`] or in [`Method::prepare`](tersor_core::Method::prepare).
+    /// Sets whether the clip search weights the rounding error of each weight by the mean square of its input feature, from calibration
+    /// statistics or an importance matrix. False by default. `check()` errors if it is set without [`Clip::Search`]. The statistics are
+    /// given to [`Rtn::quantize_with`] or [`Method::prepare`](tersor_core::Method::prepare), which error if they hold no squares of the
+    /// inputs.
     pub fn importance(self, importance: bool) -> Self {
         Self { importance, ..self }
     }
 
-    /// Checks the parameters and quantizes `w`, `[out_features, in_features]`. Errors if a parameter is out of range, a weight is not finite, a
-    /// scale does not fit its stored type, or [`Rtn::importance`] is set, which needs [`Rtn::quantize_with`].
+    /// Checks the parameters and quantizes `w`, `[out_features, in_features]`, without calibration data. Returns the quantized matrix, and
+    /// a report with the squared error of the weights. Errors if a parameter is out of range, the group size is not allowed for `w` (see
+    /// [`Rtn::group`]), a weight is not finite, or a scale becomes infinite or 0 in its stored type. Errors also if [`Rtn::importance`] is
+    /// set, which needs the statistics of [`Rtn::quantize_with`].
     pub fn quantize<T: Element>(self, w: &impl IntoMat<T>) -> Result<(GroupedLinear, Report)> {
         self.quantize_with(w, &StatSet::none())
     }
 
-    /// Quantizes as [`Rtn::quantize`], for inputs with the statistics `stats`. [`Rtn::importance`] needs their mean squares: errors also if these are
-    /// missing, or of another number of features than `w` has.
+    /// Checks the parameters and quantizes `w`, `[out_features, in_features]`. Returns the quantized matrix, and a report with the squared
+    /// error of the weights. `stats` are calibration statistics of the inputs of `w`; they are used only with [`Rtn::importance`], which
+    /// needs the squares of the inputs.
+    ///
+    /// Errors if a parameter is out of range, the group size is not allowed for `w` (see [`Rtn::group`]), a weight is not finite, or a
+    /// scale becomes infinite or 0 in its stored type. With [`Rtn::importance`], errors also if the statistics hold no squares or have
+    /// another number of features than `w`.
     pub fn quantize_with<T: Element>(self, w: &impl IntoMat<T>, stats: &StatSet) -> Result<(GroupedLinear, Report)> {
         let checked = self.check()?;
         w.with_mat(|m| checked.ready(stats)?.grouped(&m, 0..m.shape()[0], &Context::new()))
     }
 }
 
-/// Checked parameters of round-to-nearest, and its [`Method`](tersor_core::Method): it makes a [`GroupedLinear`], and needs mean squares of the
-/// inputs only with [`Rtn::importance`].
+/// Checked parameters of round-to-nearest, made by `check()` of an [`Rtn`]. As a [`Method`](tersor_core::Method) it makes a
+/// [`GroupedLinear`] (codes with a scale for each group) and needs no calibration data, except the squares of the inputs with
+/// [`Rtn::importance`].
 #[derive(Clone, PartialEq, Debug)]
 pub struct CheckedRtn {
     pub(super) spec: GroupSpec,
@@ -125,7 +158,7 @@ pub struct CheckedRtn {
 }
 
 impl CheckedRtn {
-    /// Returns the bits, group size, grid and scale type.
+    /// Returns the bits, group size, grid, scale type and clip search of the codes.
     pub fn spec(&self) -> &GroupSpec {
         &self.spec
     }
@@ -135,9 +168,9 @@ impl Check for Rtn {
     type Checked = CheckedRtn;
     fn check(self) -> Result<CheckedRtn, ParamError> {
         let group = match self.group {
-            Some(n) => GroupSize::size(n)?,
-            None if self.per_tensor => GroupSize::Tensor,
-            None => GroupSize::Channel,
+            Group::Size(n) => GroupSize::size(n)?,
+            Group::Channel => GroupSize::Channel,
+            Group::Tensor => GroupSize::Tensor,
         };
         if self.importance && self.clip == Clip::None {
             return Err(ParamError::new(
@@ -152,5 +185,94 @@ impl Check for Rtn {
             return Ok(plain);
         }
         Ok(CheckedRtn { spec: of(self.clip)?, importance: self.importance, plain: Some(Box::new(plain)) })
+    }
+}
+
+/// The exponent of the errors in the range search of a recipe, that of GPTQ's released code.
+const MSE_CLIP: Clip = Clip::Search { norm: 2.4 };
+
+impl Rtn {
+    /// Shows the fields of a grid over groups to `f`: bits, group, grid, type of the scales, and whether ranges are searched.
+    pub(crate) fn grid_fields(&mut self, f: &mut dyn Fields) -> Result<()> {
+        f.int("bits", "Bits of a code.", 2..=8, &mut self.bits)?;
+        f.int_or_word(
+            ("group", "Number of consecutive input features of a row that share a scale; or those of a row, or of the matrix."),
+            1..=i64::MAX,
+            &[("channel", Group::Channel), ("tensor", Group::Tensor)],
+            (
+                |n| usize::try_from(n).ok().map(Group::Size),
+                |group| if let Group::Size(n) = group { i64::try_from(n).ok() } else { None },
+            ),
+            &mut self.group,
+        )?;
+        let usual = usual_grid(self.bits);
+        let grids =
+            [("asym", Grid::Asym), ("sym", usual), ("sym_full", Grid::SymFull), ("sym_narrow", Grid::SymNarrow)];
+        f.choice(
+            "grid",
+            "Codes: with a zero point, or symmetric with or without the lowest code.",
+            &grids,
+            &mut self.grid,
+        )?;
+        let types = [("f16", DType::F16), ("bf16", DType::BF16), ("f32", DType::F32), ("e8m0", DType::E8M0)];
+        f.choice("scales", "Type in which scales are stored.", &types, &mut self.scales)?;
+        let mut search = self.clip != Clip::None;
+        f.flag("mse", "Whether the range of each group is searched for the smallest rounding error.", &mut search)?;
+        self.clip = match (search, self.clip) {
+            (false, _) => Clip::None,
+            (true, Clip::None) => MSE_CLIP,
+            (true, clip) => clip,
+        };
+        Ok(())
+    }
+}
+
+impl StageSpec for Rtn {
+    fn kind(&self) -> &'static str {
+        "rtn"
+    }
+    fn help(&self) -> &'static str {
+        "Rounds each weight to the nearest code of its group."
+    }
+    fn slot(&self) -> Slot {
+        Slot::Quantize
+    }
+    fn fields(&mut self, f: &mut dyn Fields) -> Result<()> {
+        self.grid_fields(f)?;
+        let help = "Whether the range search weights errors by the mean square of each input feature.";
+        f.flag("importance", help, &mut self.importance)
+    }
+    fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
+        Ok(vec![Part::Base(Box::new(self.check()?))])
+    }
+}
+
+/// MXINT in recipes: [`Rtn::mxint`], whose only parameter is the number of bits.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Mxint {
+    bits: u32,
+}
+
+impl Default for Mxint {
+    fn default() -> Self {
+        Self { bits: 4 }
+    }
+}
+
+impl StageSpec for Mxint {
+    fn kind(&self) -> &'static str {
+        "mxint"
+    }
+    fn help(&self) -> &'static str {
+        "Rounds to signed integers with a power of two as the scale of every 16 input features."
+    }
+    fn slot(&self) -> Slot {
+        Slot::Quantize
+    }
+    fn fields(&mut self, f: &mut dyn Fields) -> Result<()> {
+        f.int("bits", "Bits of a code.", 2..=8, &mut self.bits)
+    }
+    fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
+        Ok(vec![Part::Base(Box::new(Rtn::mxint(self.bits).check()?))])
     }
 }

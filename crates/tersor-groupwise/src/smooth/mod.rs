@@ -8,6 +8,7 @@ mod smoothquant;
 mod trial;
 
 pub use adaptive::Adaptive;
+pub(crate) use adaptive::AdaptiveStage;
 pub use percentile::Percentile;
 pub use rewrite::smoothed;
 pub(crate) use rewrite::{Factors, largest_magnitudes};

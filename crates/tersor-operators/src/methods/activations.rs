@@ -9,8 +9,11 @@ use tersor_core::{
 
 use crate::{ActPlan, ActQuant, QuantizedInputs};
 
-/// The [`Method`] that compresses a matrix by another method and puts a quantizer of activations in front of the result. The other method sees the
-/// statistics of inputs that are not quantized. Stores the tensors of the other method under `op`, and static scales as `activation_scales` (f32).
+/// The [`Method`] that compresses a matrix by another method and puts a quantizer of activations in front of the result
+/// ([`QuantizedInputs`]). The other method sees the statistics of inputs that are not quantized. The tensors of the other method are stored
+/// under `op`, static scales as `activation_scales` (f32, `[1]` or `[features]`). Compressing errors if the other method errors, or if
+/// [`QuantizedInputs::new`] errors, for example because the quantizer has scales for another number of features than the matrix has
+/// columns. Compressing also errors if static scales were computed from statistics of another number of features.
 ///
 /// ```
 /// use tersor_operators::*;
@@ -28,12 +31,16 @@ pub struct WithActivations {
 }
 
 impl WithActivations {
-    /// Returns `method` with the quantizer `act`, which needs no calibration.
+    /// Returns the method that compresses by `method` and quantizes inputs by `act`, which needs no calibration. Does not fail. Compressing
+    /// a matrix errors later if `act` has scales for another number of features than the matrix has columns, or if `act` cuts tokens into a
+    /// number of equal runs that does not divide the columns.
     pub fn new(act: ActQuant, method: Box<dyn Method>) -> Self {
         Self::planned(ActPlan::Ready(act), method)
     }
 
-    /// Returns `method` with a quantizer whose static scales are computed from the statistics that [`Method::prepare`] receives.
+    /// Returns the method that compresses by `method` and quantizes inputs as `act` plans: its static scales are computed from the
+    /// statistics that [`Method::prepare`] receives. Does not fail; [`Method::prepare`] errors if the statistics lack what
+    /// [`ActPlan::needs`] names.
     pub fn planned(act: ActPlan, method: Box<dyn Method>) -> Self {
         Self { act, method }
     }

@@ -10,8 +10,8 @@ use tersor_core::{
 
 use crate::Dense;
 
-/// The [`Method`] that stores a matrix as f32, f16 or bf16, each value rounded to nearest even. It needs no data and makes a [`Dense`]. Compressing
-/// fails if a weight is not finite, or becomes infinite in the type.
+/// The [`Method`] that stores a matrix as f32, f16 or bf16, each value rounded to nearest even. It needs no calibration data, and its
+/// result is a [`Dense`]. Compressing errors if a weight is not finite, or becomes infinite in the type.
 ///
 /// ```
 /// use tersor_operators::{Cast, DType, Method};
@@ -25,7 +25,7 @@ use crate::Dense;
 pub struct Cast(DType);
 
 impl Cast {
-    /// Returns the method that stores values as `dtype`. Errors unless it is f32, f16 or bf16.
+    /// Returns the method that stores weights as `dtype`. Errors unless `dtype` is f32, f16 or bf16.
     pub fn new(dtype: DType) -> Result<Self, ParamError> {
         if dtype.is_weight() {
             Ok(Self(dtype))

@@ -2,6 +2,8 @@
 
 mod activations;
 mod cast;
+mod stages;
 
 pub use activations::WithActivations;
 pub use cast::Cast;
+pub use stages::register_stages;

@@ -6,3 +6,4 @@ mod method;
 mod params;
 
 pub use params::Adaptive;
+pub(crate) use params::AdaptiveStage;

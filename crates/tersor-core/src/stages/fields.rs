@@ -1,0 +1,350 @@
+//! [`Fields`]: the visitor of a stage's parameters.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use super::{Slot, StageSpec};
+use crate::{ParamError, Result, Value};
+
+/// A parameter of a stage (a step of the compression of a matrix, such as quantization), or of an element of a list in a stage: its name,
+/// what it means, and which values it may have.
+#[derive(Clone, Debug)]
+pub struct Field {
+    /// The name of the parameter, by which recipes set it, such as `bits`.
+    pub name: &'static str,
+    /// What the parameter means, in one sentence.
+    pub help: &'static str,
+    /// The values that the parameter may have: a type with a range, or words.
+    pub kind: FieldKind,
+}
+
+/// The values that a parameter of a stage (a [`Field`]) may have: numbers of a range, words, a truth value, or a list.
+#[derive(Clone, PartialEq, Debug)]
+pub enum FieldKind {
+    /// An integer of this range.
+    Int(RangeInclusive<i64>),
+    /// A finite number of this range.
+    Float(RangeInclusive<f64>),
+    /// `true` or `false`.
+    Flag,
+    /// One of these words.
+    Word(Vec<&'static str>),
+    /// An integer of this range or one of these words.
+    IntOrWord(RangeInclusive<i64>, Vec<&'static str>),
+    /// A number of this range or one of these words.
+    FloatOrWord(RangeInclusive<f64>, Vec<&'static str>),
+    /// A list of stages of one of these slots.
+    Stages(Vec<Slot>),
+    /// A list of tables.
+    List,
+}
+
+impl Field {
+    /// Errors (bad usage), naming the parameter and what is valid, unless `value` is of the type of this parameter and in its range, or one
+    /// of its words. An integer in range is valid for a parameter that is a floating-point number. No value is valid for a parameter that
+    /// is a list.
+    pub fn check(&self, value: &Value) -> Result<(), ParamError> {
+        let int = |range: &RangeInclusive<i64>| matches!(value, Value::Int(n) if range.contains(n));
+        let float = |range: &RangeInclusive<f64>| match value {
+            Value::Float(x) => x.is_finite() && range.contains(x),
+            Value::Int(n) => range.contains(&(*n as f64)),
+            _ => false,
+        };
+        let word = |words: &[&str]| matches!(value, Value::Text(t) if words.contains(&t.as_str()));
+        let valid = match &self.kind {
+            FieldKind::Int(range) => int(range),
+            FieldKind::Float(range) => float(range),
+            FieldKind::Flag => matches!(value, Value::Bool(_)),
+            FieldKind::Word(words) => word(words),
+            FieldKind::IntOrWord(range, words) => int(range) || word(words),
+            FieldKind::FloatOrWord(range, words) => float(range) || word(words),
+            FieldKind::Stages(_) | FieldKind::List => false,
+        };
+        let shown = match value {
+            Value::Bool(v) => v.to_string(),
+            Value::Int(v) => v.to_string(),
+            Value::Float(v) => v.to_string(),
+            Value::Text(v) => format!("`{v}`"),
+        };
+        if valid { Ok(()) } else { Err(ParamError::new(self.name, shown, format!("must be {}", self.kind))) }
+    }
+}
+
+/// Says which values are valid, as a phrase such as `2 to 8`.
+impl fmt::Display for FieldKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let int = |r: &RangeInclusive<i64>| match *r.end() {
+            i64::MAX => format!("an integer of at least {}", r.start()),
+            max if max == *r.start() => format!("{max}"),
+            max => format!("an integer of {} to {max}", r.start()),
+        };
+        let float = |r: &RangeInclusive<f64>| match (*r.start(), *r.end()) {
+            (f64::MIN_POSITIVE, f64::MAX) => "a number above 0".to_string(),
+            (f64::MIN_POSITIVE, max) => format!("a number above 0 and at most {max}"),
+            (min, f64::MAX) => format!("a number of at least {min}"),
+            (min, max) => format!("a number of {min} to {max}"),
+        };
+        match self {
+            FieldKind::Int(r) => f.write_str(&int(r)),
+            FieldKind::Float(r) => f.write_str(&float(r)),
+            FieldKind::Flag => f.write_str("true or false"),
+            FieldKind::Word(words) => write!(f, "one of {}", words.join(", ")),
+            FieldKind::IntOrWord(r, words) => write!(f, "{} or one of {}", int(r), words.join(", ")),
+            FieldKind::FloatOrWord(r, words) => write!(f, "{} or one of {}", float(r), words.join(", ")),
+            FieldKind::Stages(_) => f.write_str("a list of stages"),
+            FieldKind::List => f.write_str("a list of tables"),
+        }
+    }
+}
+
+/// A type with parameters that it can show to a visitor ([`Fields`]), such as the elements of a list that a stage has as a parameter.
+pub trait HasFields {
+    /// Shows every field to `f`, in the order in which they are printed; `f` reads or replaces it. Errors if `f` does.
+    fn fields(&mut self, f: &mut dyn Fields) -> Result<()>;
+}
+
+/// A list of tables, which are elements with parameters of their own, as a parameter of a stage. A visitor ([`Fields`]) sets the length and
+/// visits the parameters of each element. `Vec<T>` implements it if `T` implements [`HasFields`] and `Default`.
+pub trait List {
+    /// Returns the number of elements.
+    fn len(&self) -> usize;
+    /// Makes the list `len` elements long: removes the last ones, or adds ones with default values.
+    fn resize(&mut self, len: usize);
+    /// Shows the fields of the element `index`, which must exist, to `f`. Errors if `f` does.
+    fn fields(&mut self, index: usize, f: &mut dyn Fields) -> Result<()>;
+    /// Returns whether the list has no element.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<T: HasFields + Default> List for Vec<T> {
+    fn len(&self) -> usize {
+        self.len()
+    }
+    fn resize(&mut self, len: usize) {
+        self.resize_with(len, T::default);
+    }
+    fn fields(&mut self, index: usize, f: &mut dyn Fields) -> Result<()> {
+        self[index].fields(f)
+    }
+}
+
+/// A visitor of the parameters of a stage (a step of the compression of a matrix), such as a parser, which replaces their values, or a
+/// printer, which reads them. A stage shows its parameters to it in [`StageSpec::fields`], by the typed methods of `dyn Fields`, such as
+/// `int`. A visitor implements the methods of this trait, which the typed methods call.
+pub trait Fields {
+    /// Visits a boolean, number or string; `value` is None if the field has no value, which only optional fields may have. Errors if the
+    /// visitor refuses the field, for example because the value in a file is out of range.
+    fn value(&mut self, field: &Field, value: &mut Option<Value>) -> Result<()>;
+
+    /// Visits a list of stages; by default leaves it unchanged. Errors as [`value`](Self::value).
+    fn nested(&mut self, _field: &Field, _value: &mut Vec<Box<dyn StageSpec>>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Visits a list of tables; by default leaves it unchanged. Errors as [`value`](Self::value).
+    fn tables(&mut self, _field: &Field, _value: &mut dyn List) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl dyn Fields + '_ {
+    /// Shows the parameter `name` of a stage, an integer, to this visitor, which may read or replace its value `v`. `help` says what the
+    /// parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check. Errors, with `v` unchanged,
+    /// if the visitor refuses the value, removes it, or replaces it by one that is not an integer or does not fit `T`.
+    pub fn int<T>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        within: RangeInclusive<i64>,
+        v: &mut T,
+    ) -> Result<()>
+    where
+        T: Copy + TryFrom<i64> + TryInto<i64>,
+    {
+        let mut own = Some(*v);
+        self.optional_int(name, help, within, &mut own)?;
+        *v = own.ok_or_else(|| needed(name))?;
+        Ok(())
+    }
+
+    /// Shows the parameter `name` of a stage, an integer or None (no value), to this visitor, which may read, replace or remove its value
+    /// `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check.
+    /// Errors, with `v` unchanged, if the visitor refuses the value, or replaces it by one that is not an integer or does not fit `T`.
+    pub fn optional_int<T>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        within: RangeInclusive<i64>,
+        v: &mut Option<T>,
+    ) -> Result<()>
+    where
+        T: Copy + TryFrom<i64> + TryInto<i64>,
+    {
+        let mut value = v.and_then(|v| v.try_into().ok()).map(Value::Int);
+        self.value(&Field { name, help, kind: FieldKind::Int(within) }, &mut value)?;
+        *v = match value {
+            Some(Value::Int(n)) => Some(T::try_from(n).map_err(|_| wrong(name, "a representable integer"))?),
+            Some(_) => return Err(wrong(name, "an integer")),
+            None => None,
+        };
+        Ok(())
+    }
+
+    /// Shows the parameter `name` of a stage, a finite number, to this visitor, which may read or replace its value `v`. `help` says what
+    /// the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check. Errors, with `v`
+    /// unchanged, if the visitor refuses the value, removes it, or replaces it by one that is not a number; an integer is a number.
+    pub fn float(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        within: RangeInclusive<f64>,
+        v: &mut f64,
+    ) -> Result<()> {
+        let mut own = Some(*v);
+        self.optional_float(name, help, within, &mut own)?;
+        *v = own.ok_or_else(|| needed(name))?;
+        Ok(())
+    }
+
+    /// Shows the parameter `name` of a stage, a finite number or None (no value), to this visitor, which may read, replace or remove its
+    /// value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to
+    /// check. Errors, with `v` unchanged, if the visitor refuses the value, or replaces it by one that is not a number; an integer is a
+    /// number.
+    pub fn optional_float(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        within: RangeInclusive<f64>,
+        v: &mut Option<f64>,
+    ) -> Result<()> {
+        let mut value = v.map(Value::Float);
+        self.value(&Field { name, help, kind: FieldKind::Float(within) }, &mut value)?;
+        *v = match value {
+            Some(Value::Float(x)) => Some(x),
+            Some(Value::Int(n)) => Some(n as f64),
+            Some(_) => return Err(wrong(name, "a number")),
+            None => None,
+        };
+        Ok(())
+    }
+
+    /// Shows the parameter `name` of a stage, which is true or false, to this visitor, which may read or replace its value `v`. `help` says
+    /// what the parameter means, in one sentence. Errors, with `v` unchanged, if the visitor refuses the value, removes it, or replaces it
+    /// by one that is not a truth value.
+    pub fn flag(&mut self, name: &'static str, help: &'static str, v: &mut bool) -> Result<()> {
+        let mut value = Some(Value::Bool(*v));
+        self.value(&Field { name, help, kind: FieldKind::Flag }, &mut value)?;
+        match value {
+            Some(Value::Bool(b)) => *v = b,
+            _ => return Err(wrong(name, "true or false")),
+        }
+        Ok(())
+    }
+
+    /// Shows the parameter `name` of a stage, whose values are words in recipes, to this visitor, which may read or replace its value `v`.
+    /// `help` says what the parameter means, in one sentence. `words` has each word with its value. If no word has the value `v`, the
+    /// visitor gets no value. If the visitor leaves no value, `v` stays as it is. Errors, with `v` unchanged, if the visitor refuses the
+    /// value, or replaces it by one that is not among the words.
+    pub fn choice<T: Copy + PartialEq>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        words: &[(&'static str, T)],
+        v: &mut T,
+    ) -> Result<()> {
+        let mut value = words.iter().find(|(_, t)| t == v).map(|(w, _)| Value::Text(w.to_string()));
+        let kind = FieldKind::Word(words.iter().map(|(w, _)| *w).collect());
+        self.value(&Field { name, help, kind }, &mut value)?;
+        if let Some(value) = value {
+            *v = word(name, words, &value)?;
+        }
+        Ok(())
+    }
+
+    /// Shows the parameter `name` of a stage, which is an integer or a word in recipes, to this visitor, which may read or replace its
+    /// value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid integers, which the visitor is to
+    /// check. `words` has each word with its value. `from` returns the value for an integer, or None if it is not valid, and `to` the
+    /// number of a value, or None for a value that has a word. If the visitor removes the value, `v` stays as it is. Errors, with `v`
+    /// unchanged, if the visitor refuses the value, or replaces it by an integer that is not valid or by anything else that is not among
+    /// the words.
+    pub fn int_or_word<T: Copy + PartialEq>(
+        &mut self,
+        (name, help): (&'static str, &'static str),
+        within: RangeInclusive<i64>,
+        words: &[(&'static str, T)],
+        (from, to): (impl Fn(i64) -> Option<T>, impl Fn(T) -> Option<i64>),
+        v: &mut T,
+    ) -> Result<()> {
+        let text = || words.iter().find(|(_, t)| t == v).map(|(w, _)| Value::Text(w.to_string()));
+        let mut value = text().or_else(|| to(*v).map(Value::Int));
+        let kind = FieldKind::IntOrWord(within, words.iter().map(|(w, _)| *w).collect());
+        self.value(&Field { name, help, kind }, &mut value)?;
+        *v = match value {
+            Some(Value::Int(n)) => from(n).ok_or_else(|| wrong(name, "a valid integer"))?,
+            Some(value) => word(name, words, &value)?,
+            None => return Ok(()),
+        };
+        Ok(())
+    }
+
+    /// Shows the parameter `name` of a stage, which is a finite number or a word in recipes, to this visitor, which may read or replace its
+    /// value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid numbers, which the visitor is to
+    /// check. `words` has each word with its value. `from` returns the value for a number, and `to` the number of a value, or None for a
+    /// value that has a word. If the visitor removes the value, `v` stays as it is. Errors, with `v` unchanged, if the visitor refuses the
+    /// value, or replaces it by one that is neither a number nor among the words.
+    pub fn float_or_word<T: Copy + PartialEq>(
+        &mut self,
+        (name, help): (&'static str, &'static str),
+        within: RangeInclusive<f64>,
+        words: &[(&'static str, T)],
+        (from, to): (impl Fn(f64) -> T, impl Fn(T) -> Option<f64>),
+        v: &mut T,
+    ) -> Result<()> {
+        let text = || words.iter().find(|(_, t)| t == v).map(|(w, _)| Value::Text(w.to_string()));
+        let mut value = text().or_else(|| to(*v).map(Value::Float));
+        let kind = FieldKind::FloatOrWord(within, words.iter().map(|(w, _)| *w).collect());
+        self.value(&Field { name, help, kind }, &mut value)?;
+        *v = match value {
+            Some(Value::Int(n)) => from(n as f64),
+            Some(Value::Float(x)) => from(x),
+            Some(value) => word(name, words, &value)?,
+            None => return Ok(()),
+        };
+        Ok(())
+    }
+
+    /// Shows the parameter `name` of a stage, a list of other stages (steps of the compression), to this visitor, which may read or replace
+    /// its value `v`. `help` says what the parameter means, in one sentence. `slots` has the slots (what a stage works on, such as
+    /// [`Slot::Quantize`]) that these stages may have, which the visitor is to check. Errors if the visitor refuses the list.
+    pub fn stages(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        slots: &[Slot],
+        v: &mut Vec<Box<dyn StageSpec>>,
+    ) -> Result<()> {
+        self.nested(&Field { name, help, kind: FieldKind::Stages(slots.to_vec()) }, v)
+    }
+
+    /// Shows the parameter `name` of a stage, a list of tables (elements with parameters of their own), to this visitor, which may read or
+    /// replace its value `v`. `help` says what the parameter means, in one sentence. Errors if the visitor refuses the list or a parameter
+    /// of an element.
+    pub fn list(&mut self, name: &'static str, help: &'static str, v: &mut dyn List) -> Result<()> {
+        self.tables(&Field { name, help, kind: FieldKind::List }, v)
+    }
+}
+
+fn word<T: Copy>(name: &'static str, words: &[(&'static str, T)], value: &Value) -> Result<T> {
+    let found = words.iter().find(|(w, _)| matches!(value, Value::Text(t) if t == w));
+    found.map(|(_, t)| *t).ok_or_else(|| wrong(name, "one of its words"))
+}
+
+fn needed(name: &'static str) -> crate::Error {
+    ParamError::new(name, "missing", "it must have a value").into()
+}
+
+fn wrong(name: &'static str, expected: &str) -> crate::Error {
+    ParamError::new(name, "of another type", format!("it must be {expected}")).into()
+}

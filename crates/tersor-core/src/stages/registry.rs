@@ -1,0 +1,43 @@
+//! [`Stages`]: the kinds of stages that recipes may name.
+
+use std::collections::BTreeMap;
+
+use super::StageSpec;
+use crate::{ParamError, Result};
+
+/// A registry of the kinds of stages (steps of the compression) that recipes may name, such as `gptq`. Each method crate has a function
+/// `register_stages` that adds those of the crate.
+///
+/// ```
+/// use tersor_core::stages::Stages;
+/// assert_eq!(Stages::new().kinds().count(), 0);
+/// ```
+#[derive(Clone, Default)]
+pub struct Stages(BTreeMap<&'static str, Box<dyn StageSpec>>);
+
+impl Stages {
+    /// Returns a registry without kinds of stages.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the kind of `stage`, by the name [`StageSpec::kind`]; it replaces a kind of the same name. The parameters of `stage` become the
+    /// default parameters of the kind.
+    pub fn register(&mut self, stage: impl StageSpec + 'static) {
+        self.0.insert(stage.kind(), Box::new(stage));
+    }
+
+    /// Returns the stage of each kind with default parameters, in the alphabetical order of the kinds' names.
+    pub fn kinds(&self) -> impl Iterator<Item = &dyn StageSpec> {
+        self.0.values().map(|stage| &**stage)
+    }
+
+    /// Returns a new stage of the kind `kind` (its name in recipes, such as `gptq`), with default parameters. Errors (bad usage) if there
+    /// is no such kind; the message lists all kinds.
+    pub fn make(&self, kind: &str) -> Result<Box<dyn StageSpec>> {
+        self.0.get(kind).cloned().ok_or_else(|| {
+            let known: Vec<&str> = self.0.keys().copied().collect();
+            ParamError::new("kind", format!("`{kind}`"), format!("must be one of {}", known.join(", "))).into()
+        })
+    }
+}
