@@ -36,9 +36,16 @@ struct State {
     nested_offset: Option<f64>,
 }
 
-/// Reads the 4-bit weight (NF4 or FP4) stored under `name`, for example `layer.weight`. Returns its values and its shape, of any number of axes.
-/// Nested scales with another map or block size than bitsandbytes' default are dequantized. Errors if a tensor is missing, or its size or type
-/// contradicts the JSON description `quant_state`.
+/// Reads the 4-bit weight (NF4 or FP4) that bitsandbytes' `Linear4bit` stored in `source` under the tensor name `name`, for example
+/// `layer.weight`. Returns the codes with their block scales, and the shape of the weight. The shape may have any number of axes; for a
+/// linear layer it is `[out_features, in_features]`. Values are in row-major order.
+///
+/// Double-quantized scales stay double-quantized if they use bitsandbytes' default, the dynamic map in blocks of 256. With another codebook
+/// or block size they are dequantized to f32.
+///
+/// Errors if the weight, a tensor of its scales or codebooks, or its JSON description is missing. The description is the tensor
+/// `name.quant_state.bitsandbytes__nf4` or `name.quant_state.bitsandbytes__fp4`. Errors also if the description is malformed, a size or
+/// type contradicts it, a codebook is not one that [`Map::custom`] accepts, or a scale is not finite.
 pub fn read_4bit(name: &str, source: &dyn TensorSource) -> Result<(Quantized, Vec<usize>)> {
     for kind in [MapKind::Nf4, MapKind::Fp4] {
         if source.info(&join(name, &format!("quant_state.bitsandbytes__{}", kind.name()))).is_ok() {
@@ -49,8 +56,10 @@ pub fn read_4bit(name: &str, source: &dyn TensorSource) -> Result<(Quantized, Ve
     Err(Error::Missing { name, place: "the state dictionary, and no quant_state of `fp4` either".into() })
 }
 
-/// Reads the weight of the module `module`, for example `model.layers.0.mlp.up_proj`: 8-bit if it has a tensor `SCB`, else 4-bit. Errors as
-/// [`read_int8`] and [`read_4bit`], or if the weight does not have two axes.
+/// Reads the weight of the module `module`, for example `model.layers.0.mlp.up_proj`, as a matrix `[out_features, in_features]`. The weight
+/// is taken as 8-bit if `source` has the tensor `module.SCB`, and is then read by [`read_int8`]; otherwise the tensor `module.weight` is
+/// read by [`read_4bit`]. Errors if a tensor is missing, malformed or of another size, or in any other case in which that function errors.
+/// Errors also if the weight does not have two axes.
 pub fn read_linear(module: &str, source: &dyn TensorSource) -> Result<Box<dyn LinearOp>> {
     if source.info(&join(module, "SCB")).is_ok() {
         return Ok(Box::new(read_int8(module, source)?));
@@ -140,8 +149,10 @@ fn read_vector(name: &str, len: Option<usize>, source: &dyn TensorSource) -> Res
     read_floats(source, name, &[len])
 }
 
-/// Writes `w` as the module `module` of LLM.int8, for example `model.layers.0.mlp.up_proj`: the tensors `weight` (i8), `SCB` (f32, largest
-/// magnitudes of rows) and `weight_format` (u8, the scalar 0: row-major). Errors if `sink` fails.
+/// Writes `w`, `[out_features, in_features]`, as the module `module` of LLM.int8 (bitsandbytes' `Linear8bitLt`), for example
+/// `model.layers.0.mlp.up_proj`. Three tensors are written: `module.weight` (i8, `[out_features, in_features]`), `module.SCB` (f32,
+/// `[out_features]`, the largest magnitude of each row) and `module.weight_format` (u8, a scalar with the value 0, which stands for
+/// row-major). Errors only if `sink` errors.
 pub fn write_int8(w: &RowwiseInt8, module: &str, sink: &mut dyn TensorSink) -> Result<()> {
     w.save_as([&join(module, "weight"), &join(module, "SCB")], RowSlot::whole(w.shape()[0]), sink)?;
     let info = TensorInfo { dtype: DType::U8, shape: Vec::new() };
@@ -149,8 +160,10 @@ pub fn write_int8(w: &RowwiseInt8, module: &str, sink: &mut dyn TensorSink) -> R
     sink.write_shared(&join(module, "weight_format"), &info, &[0])
 }
 
-/// Reads the module `module` of LLM.int8, as [`write_int8`] writes it. Errors if a tensor is missing or has another type or shape, a scale is
-/// negative or not finite, or `weight_format` names another order than row-major.
+/// Reads the matrix `[out_features, in_features]` of the module `module` of LLM.int8 from the tensors that [`write_int8`] writes:
+/// `module.weight` (i8), `module.SCB` (f32, the largest magnitude of each row) and `module.weight_format` (0 for row-major, which is
+/// assumed if the tensor is missing). Errors if `weight` or `SCB` is missing or has another type or shape, a value of `SCB` is negative or
+/// not finite, or `weight_format` is not 0.
 pub fn read_int8(module: &str, source: &dyn TensorSource) -> Result<RowwiseInt8> {
     let format = join(module, "weight_format");
     if let Ok(info) = source.info(&format) {

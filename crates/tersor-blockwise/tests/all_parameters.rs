@@ -3,9 +3,10 @@
 mod common;
 
 use common::values;
-use tersor_blockwise::optimizer::{BlockwiseOptimizer, OptimizerConfig};
+use tersor_blockwise::Check;
+use tersor_blockwise::optimizer::{BlockwiseOptimizer, OptimizerConfig, StepOptions};
 use tersor_core::gradients::{Optimizer, Param, Params};
-use tersor_core::{Exec, Result};
+use tersor_core::{Exec, MemTensors, Result};
 
 /// Parameters with gradients, in order.
 #[derive(Clone)]
@@ -135,4 +136,60 @@ fn inactive_elements_keep_value_and_state() {
     assert_eq!(model.0, [0.75; 4]);
     model.2 = 2..5;
     assert!(sgd().step(1, &mut model, &Exec::new()).is_err());
+}
+
+#[test]
+fn elements_without_gradient_step_in_a_block_that_is_partly_active() {
+    struct Part(Vec<f32>, Vec<f32>, std::ops::Range<usize>);
+    impl Params for Part {
+        fn each(&mut self, f: &mut dyn FnMut(Param<'_>) -> Result<()>) -> Result<()> {
+            f(Param { active: self.2.clone(), ..Param::new("w", &mut self.0, &self.1) })
+        }
+    }
+    for config in [OptimizerConfig::momentum().bits(32), OptimizerConfig::adam().bits(32)] {
+        let run = |active: std::ops::Range<usize>| {
+            let mut optimizer = BlockwiseOptimizer::new(config.clone()).unwrap();
+            let mut model = Part(values(1, 300), values(2, 300), 0..300);
+            optimizer.step(1, &mut model, &Exec::new()).unwrap();
+            (model.1, model.2) = (vec![0.0; 300], active);
+            optimizer.step(2, &mut model, &Exec::new()).unwrap();
+            (model.0, optimizer.state("w").unwrap().moment("mean").unwrap())
+        };
+        let ((whole, means), (part, part_means)) = (run(0..300), run(10..290));
+        assert_eq!((&part[10..290], &part_means[10..290]), (&whole[10..290], &means[10..290]));
+        assert!(part[0] != whole[0] && part[299] != whole[299]);
+    }
+}
+
+#[test]
+fn gradients_that_are_too_large_once_scaled_are_refused() {
+    let config = OptimizerConfig::adam().bits(32).check().unwrap();
+    let step = |scale: f32, g: f32| {
+        let mut state = config.state(1).unwrap();
+        let options = StepOptions { grad_scale: scale, ..config.options(1) };
+        config.step_with(&options, &mut state, &mut [1.0f32], &[g], &Exec::new())
+    };
+    assert!(step(1.0, 1e15).is_ok() && step(1e10, 1e5).is_ok() && step(1e-10, 1e15).is_ok());
+    assert!(step(1e10, 1e15).is_err() && step(1.0, 1.1e15).is_err());
+}
+
+#[test]
+fn moments_in_f32_keep_the_other_parameters_of_a_tensor() {
+    let mut optimizer = BlockwiseOptimizer::new(OptimizerConfig::adam()).unwrap();
+    optimizer.set("embed", |o| o.lr(0.5)).unwrap();
+    optimizer.keep_f32("embed").unwrap();
+    let (mut p, g) = (vec![1.0f32; 5000], vec![1.0f32; 5000]);
+    optimizer.step_tensor("embed", &mut p, &g).unwrap();
+    assert!((p[0] - 0.5).abs() < 1e-3, "a learning rate of 0.5: {}", p[0]);
+    assert!(optimizer.state("embed").unwrap().codes("mean").is_none());
+}
+
+#[test]
+fn an_optimizer_before_its_first_step_is_saved_and_loaded() {
+    let mut optimizer = BlockwiseOptimizer::new(OptimizerConfig::adam()).unwrap();
+    let mut file = MemTensors::new();
+    optimizer.save(&mut file).unwrap();
+    optimizer.load(&file).unwrap();
+    tersor_core::tensors::write_floats(&mut file, "weights", &[1], &[1.0]).unwrap();
+    assert!(optimizer.load(&file).is_err(), "a file of something else");
 }

@@ -4,20 +4,25 @@ use std::ops::Range;
 
 use crate::{LinearOp, MatView, Result};
 
-/// Codes some rows of a matrix, a few columns at a time, while a sweep from the first column to the last moves the error of each coded
-/// column to the columns after it (GPTQ, arXiv 2210.17323; SparseGPT, arXiv 2301.00774).
+/// A quantizer that a method implements for a column sweep, as in GPTQ (arXiv 2210.17323) and SparseGPT (arXiv 2301.00774). The sweep goes
+/// through the columns of a weight matrix, or of some of its rows, from the first to the last. The coder quantizes a few columns at a time.
+/// The sweep then changes the columns that are not quantized yet so that they make up for the error of the quantized ones.
 ///
-/// The sweep goes through the columns in blocks. It calls [`begin`](Self::begin) once, [`enter`](Self::enter) at each block,
-/// [`code`](Self::code) for each [`width`](Self::width) columns, and its caller calls [`finish`](Self::finish) at the end. The crate
-/// `tersor-linalg` has the sweep and an example of a coder.
+/// The sweep cuts the columns into blocks of neighbouring columns. It calls [`begin`](Self::begin) once for the whole sweep, and
+/// [`enter`](Self::enter) once for each block. Inside of a block it calls [`code`](Self::code) for [`width`](Self::width) columns and some
+/// of the rows at a time. After the last column, the caller of the sweep calls [`finish`](Self::finish) for the operator that stores all
+/// codes. The first error of the coder ends the sweep, which returns this error. The crate `tersor-linalg` has the sweep and an example of
+/// a coder.
 pub trait ColumnCoder: Send {
-    /// Returns the number of columns that are coded at once, 1 to 16. All blocks of the sweep but the last are multiples of it.
+    /// Returns the number of columns that are coded at once, 1 to 16; the sweep errors on other numbers. The default is 1. Every block of
+    /// columns but the last is a multiple of it.
     fn width(&self) -> usize {
         1
     }
 
-    /// Called before the sweep with the order of the columns: `order[i]` is the feature at place `i`; None for their own order. Errors if
-    /// the coder does not support the order.
+    /// Called once before the sweep, with the order of the columns, `[cols]`: `order[i]` is the feature (counted from 0) that is coded at
+    /// place `i`; None if the features are coded in their own order. An implementation errors if it does not support the order; the default
+    /// supports None only.
     fn begin(&mut self, order: Option<&[u32]>) -> Result<()> {
         match order {
             None => Ok(()),
@@ -28,31 +33,41 @@ pub trait ColumnCoder: Send {
         }
     }
 
-    /// Returns the end of the block that begins at column `start`: at most `block` columns later and at most `cols`, the number of all
-    /// columns. A coder whose groups get their quantization parameters during the sweep ends blocks where groups end.
+    /// Returns the place after the last column of the block that begins at place `start`, in the order of the sweep. It must be above
+    /// `start` and at most `cols`, the number of all columns, or the sweep errors; `start + block`, or `cols` if that is less, is the end
+    /// that the sweep prefers, and the default. A coder whose groups get their quantization parameters during the sweep ends blocks where
+    /// groups end.
     fn block_end(&self, start: usize, block: usize, cols: usize) -> usize {
         (start + block).min(cols)
     }
 
-    /// Called when the sweep reaches the columns `block`. `ahead` holds the updated values of these columns and of all later ones for all
-    /// rows of the coder, `[rows, cols - block.start]`; `diagonal` is the diagonal of the factor of the inverse Hessian, `[cols]`, in the
-    /// order of the sweep. Errors if the coder cannot choose quantization parameters.
+    /// Called when the sweep reaches the columns `block`. `ahead`, `[rows, cols - block.start]`, holds the weights of these columns and of
+    /// all later ones, corrected for the quantization errors of all earlier blocks, for all rows of the coder. `diagonal`, `[cols]`, is the
+    /// diagonal of the upper triangular factor `U` of the inverse Hessian, `H⁻¹ = UᵀU`, in the order of the sweep. An implementation errors
+    /// if it cannot choose quantization parameters; the default does nothing.
     fn enter(&mut self, block: Range<usize>, ahead: MatView<'_, f32>, diagonal: &[f32]) -> Result<()> {
         let _ = (block, ahead, diagonal);
         Ok(())
     }
 
-    /// Codes the columns from place `at` on for the rows `rows` of the coder, as many columns as `out` holds, and writes the values that
-    /// the codes stand for into `out`, `[columns, rows]`. `ahead` holds the updated values of these rows. Errors if a scale cannot be
-    /// stored.
+    /// Codes the columns from place `at` on, in the order of the sweep, for the rows `rows` of the coder, and writes the dequantized values
+    /// of the codes to `out`, `[columns, rows.len()]`, one column after the other; the length of `out` gives the number of columns. `ahead`
+    /// holds the weights of these rows alone, corrected for the errors of columns that are quantized already as [`Ahead`] says; its row 0
+    /// is row `rows.start` of the coder. Pruned weights of the columns to code are 0 in `ahead` and must be coded as 0, or the sweep
+    /// errors. An implementation errors if a scale cannot be stored.
     fn code(&mut self, rows: Range<usize>, at: usize, ahead: &Ahead<'_>, out: &mut [f32]) -> Result<()>;
 
-    /// Returns the operator of all coded columns, in the order of the sweep. Errors if the codes cannot be packed.
+    /// Returns the operator of all coded rows and columns, with the columns in the order of the sweep. Called once, after the last column.
+    /// Errors if the codes cannot be packed.
     fn finish(self: Box<Self>) -> Result<Box<dyn LinearOp>>;
 }
 
-/// The current values of the columns that are not quantized yet, for some rows. A sweep quantizes columns in order and adds the error of each to the
-/// columns after it (as in GPTQ); it passes these values to [`ColumnCoder::code`].
+/// The current values of some rows of a weight matrix during a column sweep, as in GPTQ: those of the current block of columns and of all
+/// columns after this block. The sweep quantizes the columns in order, in blocks of neighbouring columns, and changes later columns so that
+/// they make up for the error of the quantized ones. Columns of the current block that are quantized already hold the dequantized values of
+/// their codes; the other columns of the block make up for all errors so far. Columns after the current block make up for the errors of
+/// earlier blocks only. [`ColumnCoder::code`] gets such a view. Rows are counted from 0 in the view, columns from 0 in the order of the
+/// sweep.
 ///
 /// ```
 /// use tersor_core::Ahead;
@@ -81,19 +96,23 @@ pub struct Ahead<'a> {
 }
 
 impl<'a> Ahead<'a> {
-    /// Returns a view of `rows` rows of a matrix of `cols` columns, which is swept in blocks. `tile` `[block.len(), rows]` holds the
-    /// columns `block`, one after the other. `rest` `[rows, cols]` holds whole rows, of which only the columns from `block.end` on are
-    /// read. Errors if the block leaves the columns or a length does not match.
+    /// Returns a view of `rows` rows of a matrix of `cols` columns, for a sweep that quantizes the columns in order, in blocks, and
+    /// corrects later columns for the errors of earlier ones, as in GPTQ. The current block is the columns `block`. `tile` holds its
+    /// values, `[block.len(), rows]`, one column after the other: the dequantized values of columns that are quantized already, and the
+    /// weights of the others as corrected so far. `rest` holds whole rows, `[rows, cols]` row-major; only its columns from `block.end` on
+    /// are read, which are weights as corrected for earlier blocks. `block` may be empty. Errors with [`Error::Shape`](crate::Error::Shape)
+    /// if `block` starts after its own end or ends after `cols`, if `tile` does not have `block.len() * rows` values, or if `rest` does not
+    /// have `rows * cols` values.
     pub fn new(tile: &'a [f32], block: Range<usize>, rest: &'a [f32], [rows, cols]: [usize; 2]) -> Result<Self> {
-        if block.start > block.end || block.end > cols || tile.len() != block.len() * rows || rest.len() != rows * cols
-        {
+        let fits = |values: &[f32], cols: usize| rows.checked_mul(cols) == Some(values.len());
+        if block.start > block.end || block.end > cols || !fits(tile, block.len()) || !fits(rest, cols) {
             let expected = format!("columns {block:?} of {rows} rows, and {rows} rows of {cols}");
             return Err(crate::Error::shape("values of a sweep", expected, (tile.len(), rest.len())));
         }
         Ok(Self { tile, block: (block.start, block.end), rows, rest, cols })
     }
 
-    /// Returns the number of rows.
+    /// Returns the number of rows of this view.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -103,15 +122,19 @@ impl<'a> Ahead<'a> {
         self.cols
     }
 
-    /// Returns the values of column `at`, counted from the first column of the sweep, one for each row; empty if the current block does not
-    /// have it.
+    /// Returns the values of column `at`, one for each row: its weights as corrected so far for the errors of columns that are quantized
+    /// already or, if column `at` is quantized already, the dequantized values of its codes. Columns are counted from 0 in the order in
+    /// which they are quantized. The result is empty if the column is not in the block of columns that is being quantized; [`Ahead::read`]
+    /// reads later columns too.
     pub fn column(&self, at: usize) -> &'a [f32] {
         let (start, end) = self.block;
         if at < start || at >= end { &[] } else { &self.tile[(at - start) * self.rows..][..self.rows] }
     }
 
-    /// Appends the values of the columns `columns`, counted from the first column of the sweep, of row `row` to `out`. Columns before the
-    /// current block and past the last column are left out; nothing is appended if there is no such row.
+    /// Appends the values of row `row` in the columns `columns` to `out`: the weights as corrected so far for the errors of columns that
+    /// are quantized already or, if the column itself is one of these, the dequantized value of its code. Rows are counted from 0, columns
+    /// from 0 in the order in which they are quantized. Columns before the block of columns that is being quantized, and past the last
+    /// column, are left out. Nothing is appended if there is no such row.
     pub fn read(&self, row: usize, columns: Range<usize>, out: &mut Vec<f32>) {
         let (start, end) = self.block;
         if row >= self.rows {

@@ -6,7 +6,10 @@ use rand_core::SeedableRng;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A listener to the progress and the warnings of long work. Every method does nothing unless overridden.
+/// A listener to the progress and the warnings of long work, which applications implement, for example as a progress bar or a log. Work
+/// consists of stages, one after the other: [`begin`](Self::begin) announces a stage and its number of steps, [`advance`](Self::advance)
+/// reports steps that are done, [`end`](Self::end) closes the stage. Every method does nothing unless overridden, may be called from any
+/// thread, and cannot stop the work.
 ///
 /// ```
 /// use std::sync::{Arc, Mutex};
@@ -27,15 +30,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// assert_eq!(*log.0.lock().unwrap(), ["damping was raised"]);
 /// ```
 pub trait Progress: Send + Sync {
-    /// Called when a stage of `total` steps begins.
+    /// Called when a stage begins, with its name, such as `compress`, and its number of steps.
     fn begin(&self, stage: &str, total: u64) {
         let _ = (stage, total);
     }
-    /// Called when `steps` more steps of the stage are done; `item` names what was worked on.
+    /// Called when `steps` more steps of the current stage are done. `item` names what was worked on, such as a tensor or a layer; it may
+    /// be empty.
     fn advance(&self, steps: u64, item: &str) {
         let _ = (steps, item);
     }
-    /// Called when the stage ends.
+    /// Called when the current stage is complete, but not if it ends with an error.
     fn end(&self) {}
     /// Called with a message that the user should see and that does not stop the work.
     fn warn(&self, message: &str) {
@@ -43,11 +47,12 @@ pub trait Progress: Send + Sync {
     }
 }
 
-/// A [`Progress`] that ignores everything.
+/// A [`Progress`] listener that ignores all progress and all warnings.
 pub struct Silent;
 impl Progress for Silent {}
 
-/// A flag that stops running work at its next check. Clones share the flag.
+/// A flag that asks running work to stop. The work calls [`Cancel::check`] between its steps and ends with [`Error::Cancelled`] once the
+/// flag is set. Clones share the flag, so that another thread can set it. A set flag stays set.
 ///
 /// ```
 /// use tersor_core::{Cancel, Error};
@@ -64,18 +69,19 @@ impl Cancel {
     pub fn new() -> Self {
         Self::default()
     }
-    /// Sets the flag: work that checks it stops with [`Error::Cancelled`].
+    /// Sets the flag, for all clones. Work that shares it ends with [`Error::Cancelled`] when it next calls [`Cancel::check`]. This call
+    /// does not wait for that.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
-    /// Errors with [`Error::Cancelled`] if [`Cancel::cancel`] was called.
+    /// Errors with [`Error::Cancelled`] if [`Cancel::cancel`] was called on this flag or a clone of it. Returns Ok otherwise.
     pub fn check(&self) -> Result<()> {
         if self.0.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     }
 }
 
-/// The environment of compressing: seed, progress listener, cancellation, memory limit, threads and instruction set. Results depend on the
-/// seed and the instruction set, not on the number of threads.
+/// The environment in which matrices are compressed: the random seed, the listener to progress, the flag that cancels the work, a memory
+/// limit, the thread pool and the instruction set. Results depend on the seed and the instruction set, not on the number of threads.
 ///
 /// ```
 /// use rand_core::RngCore;
@@ -88,15 +94,18 @@ impl Cancel {
 /// ```
 #[derive(Clone)]
 pub struct Context {
-    /// The seed of every random stream of the context.
+    /// The seed of all random streams of the context ([`Context::stream`]); 0 by default. Any value is valid.
     pub seed: u64,
-    /// The listener to progress and warnings of the context's work.
+    /// The listener that gets the progress and the warnings of the context's work; by default [`Silent`], which ignores them.
     pub progress: Arc<dyn Progress>,
-    /// The flag by which the context's work is cancelled.
+    /// The flag that stops the context's work; not set by default. After [`Cancel::cancel`], the work ends with [`Error::Cancelled`] when
+    /// it next checks the flag.
     pub cancel: Cancel,
-    /// Bytes of memory that work may use, as far as it has a choice; None for no limit.
+    /// A memory limit in bytes, for methods that can choose how much memory they use; None (the default) for no limit. It is a request and
+    /// not enforced: the methods of Tersor do not read it.
     pub max_memory: Option<u64>,
-    /// Instruction set, thread pool and scratch memory of the context's work.
+    /// The instruction set, the thread pool and the scratch memory (reused buffers of f32) with which the context's work runs;
+    /// [`Exec::new`] by default.
     pub exec: Exec,
 }
 
@@ -107,47 +116,54 @@ impl Default for Context {
 }
 
 impl Context {
-    /// Returns a context with seed 0, no listener, an unset cancel flag, no memory limit, and the thread pool of the caller.
+    /// Returns a context with seed 0, a listener that ignores everything, a cancel flag that is not set, no memory limit, and the
+    /// processor's best instruction set. Work runs in the rayon pool of the calling thread (without the feature `rayon`, on the calling
+    /// thread alone).
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Returns this context with another seed.
+    /// Returns this context with the seed `seed` for its random streams.
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// Returns this context with another listener.
+    /// Returns this context with the listener `progress`, which replaces the one that it had.
     pub fn with_progress(mut self, progress: Arc<dyn Progress>) -> Self {
         self.progress = progress;
         self
     }
 
-    /// Returns this context with a pool to run in, instead of the pool of the caller.
+    /// Returns this context with the rayon pool `pool`, in which the context's work then runs; a pool that was set before is replaced.
+    /// Without this call, work runs in the pool of the calling thread. If the context's `exec` uses the calling thread alone
+    /// ([`Exec::serial`]), it continues to do so, and `pool` is not used.
     #[cfg(feature = "rayon")]
     pub fn with_pool(self, pool: Arc<rayon::ThreadPool>) -> Self {
         Self { exec: self.exec.with_pool(pool), ..self }
     }
 
-    /// Returns this context with another instruction set for the loops of Tersor. The libraries for factorizations and products of matrices
-    /// choose their own; see [`Isa::fingerprint`].
+    /// Returns this context with the instruction set `isa` for the loops of Tersor's own kernels. Every [`Isa`] value is one that this
+    /// processor has. The libraries for factorizations and float matrix products choose their own instruction set; see
+    /// [`Isa::fingerprint`].
     pub fn with_isa(self, isa: Isa) -> Self {
         Self { exec: self.exec.with_isa(isa), ..self }
     }
 
-    /// Returns the instruction set of the loops.
+    /// Returns the instruction set that the loops of Tersor's own kernels use.
     pub fn isa(&self) -> Isa {
         self.exec.isa()
     }
 
-    /// Runs `work` in the pool of this context and returns the result.
+    /// Runs `work`, waits for it, and returns its result. The work runs in the rayon pool of this context, or in the pool of the calling
+    /// thread if the context has none. It runs on the calling thread alone if [`Exec::parallel`] of the context's `exec` is false, as it is
+    /// without the feature `rayon`. A panic of `work` is passed on to the caller.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.exec.run(work)
     }
 
-    /// Returns the random stream of a tensor, or of anything else that has a name. It depends on the seed and the name alone, not on the
-    /// order of the work.
+    /// Returns a new random generator (ChaCha8) for the tensor or other item with the name `name`. Its numbers depend on the seed of the
+    /// context and the name alone: every call with the same name returns the same sequence from its start, in any order of the work.
     pub fn stream(&self, name: &str) -> ChaCha8Rng {
         stream(self.seed, 0, name)
     }
@@ -162,8 +178,8 @@ pub(crate) fn stream(seed: u64, step: u64, name: &str) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
-/// Returns the 128-bit FNV-1a hash of `bytes`, which identifies contents inside of one process; it gives no protection against an
-/// adversary.
+/// Returns the 128-bit FNV-1a hash of `bytes`, for keys that identify contents inside of one process. It is not cryptographic: somebody who
+/// wants to can find different bytes with the same hash.
 pub fn fingerprint(bytes: &[u8]) -> u128 {
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
     let start = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;

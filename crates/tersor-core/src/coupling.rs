@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use crate::{Error, Fold, Result, Side, Transform};
 
-/// The kind of unit that a [`Coupling`] consists of, such as heads or neurons.
+/// The kind of the equal units that a [`Coupling`] (a part of a network that is pruned by whole units) consists of: attention heads,
+/// key/value heads with the query heads that share them, neurons of a feed-forward block, or channels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Unit {
     /// Query heads, each with a key/value head of its own.
@@ -17,8 +18,8 @@ pub enum Unit {
     Channel,
 }
 
-/// A part of a network that consists of equal units, with every range of rows and columns that belongs to a unit: removing a unit removes
-/// these.
+/// A part of a network that consists of equal units, such as the neurons of a feed-forward block, with the rows and columns of all weights
+/// that belong to each unit. Structured pruning removes a unit by removing these rows and columns.
 ///
 /// ```
 /// use tersor_core::{Coupled, Coupling, Side, Unit};
@@ -40,49 +41,59 @@ pub enum Unit {
 /// ```
 #[derive(Clone, PartialEq, Debug)]
 pub struct Coupling {
-    /// The name of the coupling, unique in its network, such as `model.layers.3.mlp`.
+    /// The name of the part of the network that is made of equal units, such as `model.layers.3.mlp`. It is unique in the network.
     pub name: String,
-    /// The kind of unit that the coupling consists of.
+    /// The kind of the equal units that this part of the network is made of, such as heads or neurons.
     pub unit: Unit,
-    /// The number of units of the coupling.
+    /// The number of equal units, such as heads or neurons, that this part of the network is made of. They are counted from 0.
     pub count: usize,
-    /// The axes of matrices and vectors that are made of a span of features for each unit.
+    /// The axes of weights that are made of units: along each of these axes, every unit owns the same number of neighbouring rows or
+    /// columns. The neurons of a feed-forward block, for example, are the rows of the up projection and the columns of the down projection.
     pub parts: Vec<Coupled>,
 }
 
-/// One axis of a matrix (or a vector, whose features count as columns) in a coupling: unit `i` has the features `i * width .. (i + 1) *
-/// width`.
+/// One axis (the rows or the columns) of a weight, made of the units of a [`Coupling`], such as heads or neurons. The units lie side by
+/// side: unit `i`, counted from 0, owns the rows or columns `i * width .. (i + 1) * width`. A vector, such as a bias, counts as a matrix of
+/// one row, so that its elements are columns.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Coupled {
-    /// The name of the coupled weight.
+    /// The name of the weight, as in the model file.
     pub weight: String,
-    /// The axis of the coupled weight that consists of units: columns or rows.
+    /// The axis that is made of units, such as heads or neurons: the columns ([`Side::Input`]) or the rows ([`Side::Output`]).
     pub side: Side,
-    /// The number of neighbouring rows or columns of this weight that belong to one unit (a head, neuron or channel): the head dimension for
-    /// heads, 1 for neurons.
+    /// The number of neighbouring rows or columns that one unit owns: 1 if units are neurons, the head dimension if they are heads. If a
+    /// unit is a key/value head with several query heads, it owns the head dimension times the number of these query heads in the query and
+    /// output projections.
     pub width: usize,
 }
 
 impl Coupling {
-    /// Returns the weight, the axis and the range of features of everything that belongs to unit `unit`. Errors if there is no such unit.
+    /// Returns the rows and columns of weights that belong to unit `unit`, such as one head or neuron, counted from 0. For each of
+    /// [`Coupling::parts`], in order, this is the name of the weight, the axis (columns or rows), and the range of columns or rows. Errors
+    /// if there is no such unit, or if all units together own more than 2^32 rows or columns of a weight.
     pub fn ranges(&self, unit: usize) -> Result<Vec<(&str, Side, Range<usize>)>> {
         if unit >= self.count {
             return Err(Error::range("unit", 0..self.count, unit).in_tensor(&self.name));
         }
+        self.check_widths()?;
         let range = |p: &Coupled| unit * p.width..(unit + 1) * p.width;
         Ok(self.parts.iter().map(|p| (p.weight.as_str(), p.side, range(p))).collect())
     }
 
-    /// Returns one [`Fold`] (a change of the rows or columns of a tensor) for each part (a range of rows or columns that belongs to the units, such as
-    /// heads or neurons), in the order of the parts. Together they keep the units with the indices `units`, in this order, and remove all
-    /// others. Errors if a unit is out of
-    /// range or occurs twice, or if no unit is kept.
+    /// Returns the changes of weights that keep the units `units`, in this order, and remove all others. Units (such as heads or neurons)
+    /// are counted from 0. There is one [`Fold`] (a change of the rows or columns of a weight) for each of [`Coupling::parts`], in order.
+    /// Errors if `units` is empty, if one of them is out of range or occurs twice, or if all units together own more than 2^32 rows or
+    /// columns of a weight.
     pub fn keep(&self, units: &[usize]) -> Result<Vec<Fold>> {
         if units.is_empty() {
             return Err(
                 Error::range("number of units to keep", format!("1 to {}", self.count), 0).in_tensor(&self.name)
             );
         }
+        if let Some(unit) = units.iter().find(|u| **u >= self.count) {
+            return Err(Error::range("unit", 0..self.count, unit).in_tensor(&self.name));
+        }
+        self.check_widths()?;
         let fold = |p: &Coupled| -> Result<Fold> {
             let features = |u: &usize| (u * p.width..(u + 1) * p.width).map(|f| f as u32);
             let kept = units.iter().flat_map(features).collect();
@@ -90,6 +101,15 @@ impl Coupling {
             Ok(Fold { weight: p.weight.clone(), side: p.side, transform })
         };
         self.parts.iter().map(fold).collect()
+    }
+
+    /// Errors if a weight has more features than a fold can name, 2^32.
+    fn check_widths(&self) -> Result<()> {
+        let fits = |p: &Coupled| self.count.checked_mul(p.width).is_some_and(|n| n <= 1 << 32);
+        match self.parts.iter().find(|p| !fits(p)) {
+            Some(p) => Err(Error::Overflow { what: "the features of all units".into() }.in_tensor(&p.weight)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -131,6 +151,9 @@ mod tests {
         }
         assert_eq!(coupling.ranges(3).unwrap()[2], ("down", Side::Input, 3..4));
         assert!(coupling.ranges(4).is_err() && coupling.keep(&[]).is_err());
+        assert!(
+            coupling.keep(&[4]).is_err() && coupling.keep(&[1 << 32]).is_err() && coupling.keep(&[usize::MAX]).is_err()
+        );
         assert!(coupling.keep(&[0, 4]).is_err() && coupling.keep(&[1, 1]).is_err());
     }
 }

@@ -5,15 +5,16 @@ use tersor_kernels::Isa;
 
 use crate::{Error, Result};
 
-/// A float type of weights and activations in memory: f32, f16 or bf16. Sealed: there are no other implementations.
+/// A float type of weights and activations in memory: f32, f16 or bf16, with conversions from and to f32. The trait is sealed: other types
+/// cannot implement it.
 pub trait Element: Copy + Send + Sync + 'static + private::Sealed {
     /// The [`DType`] of this type.
     const DTYPE: DType;
-    /// Returns the value in f32; exact.
+    /// Returns the value in f32, exactly.
     fn to_f32(self) -> f32;
-    /// Converts `from` to f32, exactly, over the shorter of the two slices.
+    /// Converts the elements of `from` to f32, exactly, and writes them to `to`, as many as the shorter slice has.
     fn widen(isa: Isa, from: &[Self], to: &mut [f32]);
-    /// Rounds `from` to this type (nearest, ties to even), over the shorter of the two slices.
+    /// Rounds the elements of `from` to this type (to nearest, ties to even) and writes them to `to`, as many as the shorter slice has.
     fn narrow(isa: Isa, from: &[f32], to: &mut [Self]);
     /// The value 0.
     const ZERO: Self;
@@ -83,7 +84,9 @@ impl Element for bf16 {
     }
 }
 
-/// The element type of a stored tensor, with the names of safetensors.
+/// The element type of a stored tensor: one of the floats `F64`, `F32`, `F16` and `BF16`, the integers `I8` to `I64` and `U8` to `U64` (8,
+/// 16, 32 or 64 bits), `Bool` (one byte), or `E8M0` (a power of two in one byte, for the scales of MX formats). [`DType::name`] gives the
+/// name of a type in a safetensors file.
 ///
 /// ```
 /// use tersor_core::DType;
@@ -113,7 +116,7 @@ pub enum DType {
 }
 
 impl DType {
-    /// Every element type, in the order of declaration.
+    /// Every element type, in the order in which the variants are declared.
     pub const ALL: [DType; 14] = [
         DType::F64,
         DType::F32,
@@ -141,7 +144,7 @@ impl DType {
         }
     }
 
-    /// Returns the type's name in a safetensors header.
+    /// Returns the type's name in a safetensors header, in capitals, such as `BF16`; `F8_E8M0` for E8M0.
     pub const fn name(self) -> &'static str {
         match self {
             DType::F64 => "F64",
@@ -161,7 +164,8 @@ impl DType {
         }
     }
 
-    /// Returns the type with this name in a safetensors header, ignoring case; None if there is none.
+    /// Returns the type with the name `name` in a safetensors header, such as `BF16`; lower-case letters are accepted too. None if no type
+    /// has this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|d| d.name().eq_ignore_ascii_case(name))
     }
@@ -184,8 +188,9 @@ impl DType {
         if expected != bytes { Err(Error::shape("bytes of values", expected, bytes)) } else { Ok(()) }
     }
 
-    /// Converts little-endian bytes (of any alignment) of this type to f32. Errors, with `out` unchanged, if [`DType::is_scale`] is false
-    /// for the type or `bytes` is not [`DType::size`] times as long as `out`.
+    /// Converts `bytes`, elements of this type in little-endian order at any alignment, to f32 and writes them to `out`; exact. The E8M0
+    /// byte 255 becomes NaN. Errors, with `out` unchanged, unless the type is F32, F16, BF16 or E8M0 and `bytes` has `out.len()` times
+    /// [`DType::size`] bytes.
     pub fn widen_bytes(self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         self.check_lengths(out.len(), bytes.len())?;
         match self {
@@ -202,9 +207,10 @@ impl DType {
         Ok(())
     }
 
-    /// Rounds f32 values to little-endian bytes of this type: to nearest, ties to even. [`DType::E8M0`] rounds down to a power of two and
-    /// stores values that have none (zero, negative, not finite) as 255. Errors, with `out` unchanged, if [`DType::is_scale`] is false for
-    /// the type or `out` is not [`DType::size`] times as long as `values`.
+    /// Converts `values` to this type and writes them to `out` in little-endian order. F32 is exact. F16 and BF16 round to nearest, ties to
+    /// even; values too large become infinite, and NaN stays NaN. [`DType::E8M0`] rounds down to a power of two, at least 2^-127; zero,
+    /// negative values, NaN and infinities become the byte 255 (NaN). Errors, with `out` unchanged, if the type is not F32, F16, BF16 or
+    /// E8M0, or if `out` does not have `values.len()` times [`DType::size`] bytes.
     pub fn narrow_bytes(self, values: &[f32], out: &mut [u8]) -> Result<()> {
         self.check_lengths(values.len(), out.len())?;
         match self {
@@ -253,8 +259,9 @@ fn narrow_chunks<T: Element>(values: &[f32], out: &mut [u8], write: impl Fn(T) -
         }
     }
 }
-/// Returns the smallest power of two that is at least `v`, for a positive normal `v`; infinity above 2^127. Zero and subnormal values give
-/// 0, NaN gives infinity. A negative value gives the power of two at or below its magnitude.
+/// Returns the smallest power of two that is at least `v`, for a positive normal `v`. The result is infinity if this power is above 2^127.
+/// Zero and subnormal values of either sign give 0. NaN and both infinities give infinity. A negative normal `v` gives the largest power of
+/// two, a positive number, that is at most `-v`.
 pub fn power_of_two_above(v: f32) -> f32 {
     let down = f32::from_bits(v.to_bits() & 0x7f80_0000);
     if down < v { down * 2.0 } else { down }

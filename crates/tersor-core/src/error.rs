@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use tersor_kernels::Fault;
 
-/// The result of every fallible function of the workspace.
+/// The result of a fallible function: Ok with a `T`, or an error, which is an [`Error`] unless another type is given for `E`.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An error, with the offending values and, where there is one, the remedy.
+/// The error type of the workspace. Its variants are invalid parameters, values, shapes, ranges and orders, violated file formats and
+/// limits, missing and unsupported input, numerical failures, errors of the operating system, and cancellation. The message has the
+/// offending values and, where there is one, the remedy.
 ///
 /// ```
 /// use tersor_core::{Error, MatView};
@@ -28,15 +30,15 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
-    /// A parameter out of range.
+    /// An invalid value of a parameter.
     #[error(transparent)]
     Param(#[from] ParamError),
     /// A NaN or infinite value in data that must be finite.
     #[error("value {value} at row {row}, column {col}: every value must be finite")]
     NonFinite {
-        /// Row of the first value that is not finite.
+        /// Row of the first value that is not finite, counted from 0.
         row: usize,
-        /// Column of the first value that is not finite.
+        /// Column of the first value that is not finite, counted from 0.
         col: usize,
         /// The value that is not finite.
         value: f32,
@@ -76,9 +78,9 @@ pub enum Error {
         "the scale {value:e} of row {row}, group {group} cannot be stored as {dtype}; choose wider scales (`scales = \"f32\"`)"
     )]
     ScaleRange {
-        /// Row of the group whose scale cannot be stored.
+        /// Row of the group whose scale cannot be stored, counted from 0.
         row: usize,
-        /// Index of the group inside of its row.
+        /// Index of the group inside of its row, counted from 0.
         group: usize,
         /// The scale before rounding.
         value: f32,
@@ -131,7 +133,7 @@ pub enum Error {
         if damping_tried.is_empty() { String::new() } else { format!(" (damping tried: {damping_tried:?})") }
     )]
     NotPositiveDefinite {
-        /// Index of the first pivot that is not positive.
+        /// Index of the first pivot that is not positive, counted from 0.
         pivot: usize,
         /// The dampings that were tried without success, as fractions of the mean diagonal.
         damping_tried: Vec<f64>,
@@ -176,8 +178,10 @@ fn plain(value: impl std::fmt::Debug) -> String {
 }
 
 impl Error {
-    /// Returns an [`Error::NonFinite`] of row 0, whose column is an index into a whole row-major matrix, with the row and column of that
-    /// index in a matrix of `cols` columns. Other errors are unchanged; so is every error if `cols` is 0.
+    /// Returns this error with the flat index in an [`Error::NonFinite`] converted to a row and a column. If the row of the `NonFinite` is
+    /// 0, its column is taken as an index into a row-major matrix of `cols` columns: the result has the row `index / cols` and the column
+    /// `index % cols`. A `NonFinite` with another row or inside of an [`Error::Tensor`] is returned unchanged, and so is every other error.
+    /// If `cols` is 0, every error is returned unchanged.
     pub fn in_columns(self, cols: usize) -> Self {
         match self {
             Error::NonFinite { row: 0, col, value } if cols > 0 => {
@@ -187,8 +191,8 @@ impl Error {
         }
     }
 
-    /// Returns an [`Error::Tensor`] with this error and the name of the tensor that it concerns. Errors that have a name already,
-    /// [`Error::Cancelled`] and [`Error::Io`] are unchanged.
+    /// Wraps this error in an [`Error::Tensor`] with the name of the tensor that it concerns. An [`Error::Tensor`], [`Error::Cancelled`] or
+    /// [`Error::Io`] is returned unchanged.
     pub fn in_tensor(self, tensor: &str) -> Self {
         match self {
             Error::Tensor { .. } | Error::Cancelled | Error::Io { .. } => self,
@@ -196,35 +200,38 @@ impl Error {
         }
     }
 
-    /// Returns an [`Error::Format`]: `what` says how the content of `file` violates its format.
+    /// Returns an [`Error::Format`]: the content of the file `file` violates its format. `what` says how, as a phrase that follows the
+    /// file's name in the message.
     pub fn format(file: impl Into<String>, what: impl Into<String>) -> Self {
         Error::Format { file: file.into(), what: what.into() }
     }
 
-    /// Returns an [`Error::Shape`]: the size of `what` should be `expected` and is `found`. Sizes are formatted by `Debug`, text without
-    /// quotes.
+    /// Returns an [`Error::Shape`]: the size of `what` must be `expected` and is `found`. Both sizes are formatted by `Debug`, strings
+    /// without their quotes.
     pub fn shape(what: &'static str, expected: impl std::fmt::Debug, found: impl std::fmt::Debug) -> Self {
         Error::Shape { what, expected: plain(expected), found: plain(found) }
     }
 
-    /// Returns an [`Error::Range`]: the index or range `found` of `what` is not inside `inside`. Both are formatted by `Debug`, text
-    /// without quotes.
+    /// Returns an [`Error::Range`]: `found`, an index or a range of indices of `what`, is not inside the valid range `inside`. Both are
+    /// formatted by `Debug`, strings without their quotes.
     pub fn range(what: &'static str, inside: impl std::fmt::Debug, found: impl std::fmt::Debug) -> Self {
         Error::Range { what, inside: plain(inside), found: plain(found) }
     }
 
-    /// Returns an [`Error::Order`]: `what` violates `rule` with the element `found`, which is formatted by `Debug`, text without quotes.
+    /// Returns an [`Error::Order`]: the list `what` is in an invalid order. `rule` is the order that it must have, `found` the element that
+    /// violates it, formatted by `Debug`, strings without their quotes.
     pub fn order(what: &'static str, rule: impl Into<String>, found: impl std::fmt::Debug) -> Self {
         Error::Order { what, rule: rule.into(), found: plain(found) }
     }
 
-    /// Returns an [`Error::Missing`] of the entry `name` of `place`.
+    /// Returns an [`Error::Missing`]: the tensor or entry `name` is missing from `place`, for example from a file.
     pub fn missing(name: impl Into<String>, place: impl Into<String>) -> Self {
         Error::Missing { name: name.into(), place: place.into() }
     }
 
-    /// Returns the error with `first` added to its row number: for errors in a block of rows that begins at row `first` of a matrix. Errors
-    /// without a row are unchanged.
+    /// Returns this error with `first` added to its row number. It converts the row of a block of rows, which begins at row `first` of a
+    /// matrix, to the row of the matrix. Only [`Error::NonFinite`] and [`Error::ScaleRange`] have a row number; all other errors are
+    /// returned unchanged, also these two inside of an [`Error::Tensor`].
     pub fn in_rows_from(self, first: usize) -> Self {
         match self {
             Error::NonFinite { row, col, value } => Error::NonFinite { row: first + row, col, value },
@@ -235,13 +242,13 @@ impl Error {
         }
     }
 
-    /// Returns an [`Error::Io`]: the system call on `path` failed with `source`.
+    /// Returns an [`Error::Io`]: a system call on the file or directory `path` failed with the error `source`.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Error::Io { path: path.into(), source }
     }
 
-    /// Returns whether the error is a parameter error ([`Error::Param`]), the caller's fault rather than that of files or data. The command
-    /// exits with 2 then.
+    /// Returns whether the caller gave an invalid parameter: true for [`Error::Param`], also inside of an [`Error::Tensor`], false for all
+    /// other errors. The command `tersor` then exits with status 2, and with 1 on other errors.
     pub fn is_usage(&self) -> bool {
         match self {
             Error::Param(_) => true,
@@ -251,20 +258,21 @@ impl Error {
     }
 }
 
-/// A parameter with an invalid value: its name, the value, and the rule that it violates.
+/// The error that a parameter has an invalid value: the name of the parameter, the value, and the rule that it violates.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("parameter `{name}` is {value}: {rule}")]
 pub struct ParamError {
-    /// The name of the invalid parameter.
+    /// The name of the invalid parameter, such as `bits`.
     pub name: &'static str,
-    /// The value of the parameter that was given.
+    /// The invalid value, as text.
     pub value: String,
-    /// The rule that values of the parameter must follow.
+    /// The rule that the value violates, as a phrase such as `must be 1 to 8`.
     pub rule: String,
 }
 
 impl ParamError {
-    /// Returns the error that the parameter `name` has the invalid value `value`; `rule` says which values are valid.
+    /// Returns the error that the parameter `name` has the invalid value `value`. `rule` says which values are valid, as a phrase such as
+    /// `must be at least 1`.
     pub fn new(name: &'static str, value: impl std::fmt::Display, rule: impl Into<String>) -> Self {
         Self { name, value: value.to_string(), rule: rule.into() }
     }

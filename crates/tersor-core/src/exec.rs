@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use tersor_kernels::Isa;
 
-/// How operators run: the instruction set, the thread pool, and scratch memory. It is passed by reference and shared by threads; clones
-/// share the scratch memory.
+/// How operators run: with which instruction set, on which threads, and with which scratch memory (buffers of f32 that are reused). It is
+/// passed by reference, and threads may share it. Clones share the scratch memory.
 ///
 /// ```
 /// use tersor_core::{Exec, Isa};
@@ -45,44 +45,49 @@ impl std::fmt::Debug for Exec {
 }
 
 impl Exec {
-    /// Returns an `Exec` with the processor's best instruction set that runs in the rayon pool of the caller.
+    /// Returns an `Exec` with the processor's best instruction set that runs work in the rayon pool of the calling thread (on the calling
+    /// thread alone without the feature `rayon`).
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Returns an `Exec` with the processor's best instruction set that uses the calling thread only.
+    /// Returns an `Exec` with the processor's best instruction set that runs all work on the calling thread alone.
     pub fn serial() -> Self {
         Self { parallel: false, ..Self::default() }
     }
 
-    /// Returns this `Exec` with another instruction set; [`Isa::SCALAR`] is plain Rust.
+    /// Returns this `Exec` with the instruction set `isa`; [`Isa::SCALAR`] is plain Rust and runs on every processor. An instruction set
+    /// that the processor lacks cannot be passed, because [`Isa::detect`] and [`Isa::available`] do not return it. Loading and saving take
+    /// no `Exec`: they always use the processor's best instruction set, and give the same bits as with any other.
     pub fn with_isa(self, isa: Isa) -> Self {
         Self { isa, ..self }
     }
 
-    /// Returns a clone that uses the calling thread only, for callers that run many operators at once.
+    /// Returns a clone that runs all work on the calling thread alone, for callers that run many operators at once on threads of their own.
     pub fn on_one_thread(&self) -> Self {
         Self { parallel: false, ..self.clone() }
     }
 
-    /// Returns this `Exec` with a pool to run in, instead of the pool of the caller.
+    /// Returns this `Exec` with the rayon pool `pool`, in which its work then runs; without this call, work runs in the pool of the calling
+    /// thread. An `Exec` that uses the calling thread alone continues to do so.
     #[cfg(feature = "rayon")]
     pub fn with_pool(self, pool: Arc<rayon::ThreadPool>) -> Self {
         Self { pool: Some(pool), ..self }
     }
 
-    /// Returns the instruction set.
+    /// Returns the instruction set that operators use with this `Exec`.
     pub fn isa(&self) -> Isa {
         self.isa
     }
 
-    /// Returns whether operators may use several threads.
+    /// Returns whether work may use several threads: false for [`Exec::serial`] and [`Exec::on_one_thread`], and without the feature
+    /// `rayon`; true otherwise.
     pub fn parallel(&self) -> bool {
         self.parallel
     }
 
-    /// Runs `work` in the pool of this `Exec`, or in the caller's pool if it has none, and returns the result. Without parallelism `work`
-    /// runs on the calling thread alone.
+    /// Runs `work`, waits for it, and returns its result. It runs in the rayon pool of this `Exec`, or in the pool of the calling thread if
+    /// the `Exec` has none; if [`Exec::parallel`] is false, on the calling thread alone. A panic of `work` is passed on.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         if !self.parallel {
             return tersor_kernels::par::serial(work);
@@ -94,7 +99,7 @@ impl Exec {
         work()
     }
 
-    /// Returns `len` f32 values, all zero, that live until the result is dropped. Their memory is reused by later calls.
+    /// Returns a buffer of `len` f32 values, all zero. Dropping it gives its memory back to this `Exec`, where later calls take it from.
     pub fn scratch(&self, len: usize) -> Scratch<'_> {
         let mut values = self.scratch.lock().unwrap_or_else(|e| e.into_inner()).pop().unwrap_or_default();
         values.clear();
@@ -103,7 +108,8 @@ impl Exec {
     }
 }
 
-/// Memory from [`Exec::scratch`], a slice of f32. Dropping it returns the memory to the [`Exec`] for reuse.
+/// A buffer from [`Exec::scratch`], which dereferences to a slice of f32. Dropping it gives its memory back to the [`Exec`] for later
+/// calls.
 pub struct Scratch<'e> {
     exec: &'e Exec,
     values: Vec<f32>,

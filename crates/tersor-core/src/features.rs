@@ -2,8 +2,8 @@
 
 use crate::{Error, Result};
 
-/// A sparse linear map of features: each new feature is a sum of old features times factors. Permutations and selections are the common
-/// cases.
+/// A sparse linear map from a vector of old features to a vector of new features: each new feature is a sum of old features times factors.
+/// Common cases are permutations, and selections, which keep some features and drop the others.
 ///
 /// ```
 /// use tersor_core::FeatureMap;
@@ -31,15 +31,15 @@ pub struct FeatureMap {
 }
 
 impl FeatureMap {
-    /// Returns the permutation whose new feature `i` is the old feature `order[i]`. Errors unless `order` holds each of `0..order.len()`
-    /// exactly once.
+    /// Returns the permutation of `order.len()` features whose new feature `i` is the old feature `order[i]`, both counted from 0. Errors
+    /// unless `order` holds each of `0..order.len()` exactly once.
     pub fn permutation(order: Vec<u32>) -> Result<Self> {
         let features = order.len();
         Self::selection(order, features)
     }
 
-    /// Returns the map of `from` features whose new feature `i` is the old feature `kept[i]`; features that `kept` does not list are
-    /// dropped. Errors if an index is out of range or occurs twice.
+    /// Returns the map of `from` old features to `kept.len()` new ones whose new feature `i` is the old feature `kept[i]`, both counted
+    /// from 0. Old features that `kept` does not list are dropped. Errors if an index is not below `from` or occurs twice.
     pub fn selection(kept: Vec<u32>, from: usize) -> Result<Self> {
         if let Some(index) = kept.iter().find(|i| **i as usize >= from) {
             return Err(Error::range("selected features", 0..from, index));
@@ -56,8 +56,9 @@ impl FeatureMap {
         Ok(Self { from, to: kept.len(), entries, sources: Some(kept), bijective })
     }
 
-    /// Returns a map of `from` features to `to` features with entries `(new feature, old feature, factor)`. Errors if an index is out of
-    /// range, a factor is not finite, or a pair of features occurs twice.
+    /// Returns the map of `from` old features to `to` new ones with the entries `(new feature, old feature, factor)`, in any order. A new
+    /// feature is the sum of the old features of its entries times the factors, 0 without entries. Features are counted from 0. Errors if
+    /// an index is out of range, a factor is not finite, or a pair of features occurs twice.
     pub fn new(from: usize, to: usize, mut entries: Vec<(u32, u32, f32)>) -> Result<Self> {
         for (t, f, factor) in &entries {
             if *t as usize >= to || *f as usize >= from {
@@ -74,33 +75,40 @@ impl FeatureMap {
         Ok(Self { from, to, entries, sources: None, bijective: false })
     }
 
-    /// Returns the number of old features.
+    /// Returns the number of old features: the length of the vectors that the map takes.
     pub fn from(&self) -> usize {
         self.from
     }
 
-    /// Returns the number of new features.
+    /// Returns the number of new features: the length of the vectors that the map returns.
     pub fn to(&self) -> usize {
         self.to
     }
 
-    /// Returns the entries `(new feature, old feature, factor)`, ascending by new feature.
+    /// Returns all entries `(new feature, old feature, factor)` of the map, with features counted from 0, ascending by new feature and then
+    /// by old feature. A permutation or selection has one entry for each new feature, with factor 1.
     pub fn entries(&self) -> &[(u32, u32, f32)] {
         &self.entries
     }
 
-    /// Returns the old feature of each new one if the map is a permutation, None otherwise.
+    /// Returns the order of a permutation, with one element for each new feature: element `i` is the old feature (counted from 0) that
+    /// becomes the new feature `i`. None if the map drops features, or was made by [`FeatureMap::new`], even from the entries of a
+    /// permutation.
     pub fn as_permutation(&self) -> Option<&[u32]> {
         self.sources.as_deref().filter(|_| self.bijective)
     }
 
-    /// Returns the old feature of each new one if the map only selects or permutes features, None otherwise.
+    /// Returns the kept features of a permutation or selection, with one element for each new feature: element `i` is the old feature
+    /// (counted from 0) that becomes the new feature `i`. None if the map was made by [`FeatureMap::new`], even from the entries of a
+    /// selection.
     pub fn as_selection(&self) -> Option<&[u32]> {
         self.sources.as_deref()
     }
 
-    /// Writes the new features `new` `[to]` of the old features `old` `[from]`. If a slice is shorter, missing old features count as 0 and
-    /// further new features are dropped.
+    /// Computes the new features `new` (`self.to()` values) from the old features `old` (`self.from()` values). Other lengths give no
+    /// error. Old features that `old` lacks count as 0, and values of `old` after the first `self.from()` are ignored. New features that
+    /// have no place in `new` are left out. Elements of `new` after the first `self.to()` stay unchanged if the map was made by
+    /// [`FeatureMap::permutation`] or [`FeatureMap::selection`], and become 0 if it was made by [`FeatureMap::new`].
     pub fn apply(&self, old: &[f32], new: &mut [f32]) {
         if let Some(sources) = &self.sources {
             for (v, &f) in new.iter_mut().zip(sources) {

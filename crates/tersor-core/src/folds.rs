@@ -5,7 +5,8 @@ use std::ops::Range;
 use crate::rows::check_range;
 use crate::{Error, Exec, FeatureMap, Isa, Mask, Result, Rotation, RowSource};
 
-/// The axis of a matrix that a fold changes: the columns, which are input features, or the rows, which are output features.
+/// The axis of a weight matrix `[out_features, in_features]` that a [`Fold`] (a change of a stored weight) changes: the columns, which are
+/// input features, or the rows, which are output features.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Side {
     /// The columns: the features that the matrix reads.
@@ -14,29 +15,33 @@ pub enum Side {
     Output,
 }
 
-/// The change that a fold makes along one axis of a matrix: factors, a feature map, rotations, or new values. [`Fold`] has an example.
+/// What a [`Fold`] (a change of a stored weight) does along one axis of the weight. The features are the columns or the rows of the weight,
+/// whichever the fold's [`Side`] names. A transform multiplies each feature by a factor (`Scale`), reorders, selects or sums features
+/// (`Map`), rotates features (`Rotate`), or replaces all values of each feature by one new value (`Set`). [`Fold`] has an example.
 #[derive(Clone, Debug)]
 pub enum Transform {
     /// Multiplies each feature by its factor.
     Scale(Vec<f32>),
-    /// Reorders, selects or combines features; the axis may get shorter.
+    /// Reorders, selects or combines features; the axis gets as long as the map has new features.
     Map(FeatureMap),
-    /// Rotates spans of features. The axis is cut into equal spans of the rotations' width, and each rotation rotates the same number of
-    /// consecutive spans: one rotation rotates all spans; one rotation for each head rotates the heads.
+    /// Rotates spans of neighbouring features. All rotations have the same number of features, the length of a span, and each rotates the
+    /// same number of consecutive spans: one rotation rotates all spans; one rotation for each head rotates the heads. The length of the
+    /// axis must be a multiple of the sum of the sizes of the rotations.
     Rotate(Vec<Rotation>),
-    /// Replaces the values by these, one for each feature (the weight of a norm that was folded away).
+    /// Replaces all values of each feature by the feature's value in this list (for the weight of a norm that was folded into the matrices
+    /// behind it).
     Set(Vec<f32>),
 }
 
 impl Transform {
-    /// Returns the permutation whose new feature `i` is the old feature `order[i]`. Errors unless `order` holds each of `0..order.len()`
-    /// exactly once.
+    /// Returns the transform that permutes `order.len()` features: new feature `i` is the old feature `order[i]`, both counted from 0.
+    /// Errors unless `order` holds each of `0..order.len()` exactly once.
     pub fn permute(order: Vec<u32>) -> Result<Self> {
         FeatureMap::permutation(order).map(Transform::Map)
     }
 
-    /// Returns the selection of `features` features whose new feature `i` is the old feature `kept[i]`. Errors if an index is out of range
-    /// or occurs twice.
+    /// Returns the transform that keeps some of `features` features: new feature `i` is the old feature `kept[i]`, both counted from 0; the
+    /// others are dropped. Errors if an index is not below `features` or occurs twice.
     pub fn select(kept: Vec<u32>, features: usize) -> Result<Self> {
         FeatureMap::selection(kept, features).map(Transform::Map)
     }
@@ -58,14 +63,21 @@ impl Transform {
         }
     }
 
-    /// Returns the number of features that an axis of `features` features has after the transform: the number of new features of a map,
-    /// `features` for other transforms.
+    /// Returns the length that an axis of `features` features has after the transform: the number of new features for a [`Transform::Map`],
+    /// `features` itself for all others. There is no error if the transform does not accept an axis of this length; [`FoldedRows::new`]
+    /// errors then.
     pub fn features_after(&self, features: usize) -> usize {
         if let Transform::Map(m) = self { m.to() } else { features }
     }
 
-    /// Returns the change of inputs that undoes this transform of a matrix's columns: with it in front of the matrix, products are
-    /// unchanged. Errors if there is none: a selection loses features, and a replacement of values cannot be undone.
+    /// Returns the change of a matrix's inputs that makes up for this transform of the matrix's columns: the transformed matrix times the
+    /// changed inputs is the original product. For factors, the change divides the inputs by the factors; a factor of 0 gives infinity, not
+    /// an error. For a permutation of the columns, it permutes the inputs in the same way. For rotations, it rotates the inputs by the same
+    /// rotations.
+    ///
+    /// Errors with [`Error::Unsupported`] for all other transforms, because no change of the inputs makes up for them: maps that drop or
+    /// sum features, and new values. A map made by [`FeatureMap::new`] counts as one that sums features, even if its entries are a
+    /// permutation.
     pub fn input_change(&self) -> Result<InputChange> {
         match self {
             Transform::Scale(factors) => Ok(InputChange::Scale(factors.iter().map(|s| s.recip()).collect())),
@@ -106,7 +118,9 @@ fn rotate(isa: Isa, all: &[Rotation], row: &mut [f32]) {
     row.chunks_exact_mut(span.max(1)).zip(all).for_each(|(span, r)| r.forward(isa, span));
 }
 
-/// A change of a matrix's inputs, applied before it multiplies them.
+/// A change of the inputs of a matrix at run time, before the matrix multiplies them. The change multiplies each input feature by a factor
+/// (`Scale`), reorders the features (`Permute`), or rotates neighbouring features (`Rotate`). It makes up for a change of the matrix's
+/// columns; [`Transform::input_change`] returns it.
 ///
 /// ```
 /// use tersor_core::{Exec, Transform};
@@ -122,15 +136,19 @@ fn rotate(isa: Isa, all: &[Rotation], row: &mut [f32]) {
 pub enum InputChange {
     /// Multiplies each feature by its factor.
     Scale(Vec<f32>),
-    /// Reorders features: new feature `i` is the old feature `order[i]`.
+    /// Reorders features: new feature `i` is the old feature whose index, counted from 0, is element `i` of this list.
     Permute(Vec<u32>),
-    /// Rotates spans of features, as [`Transform::Rotate`] does.
+    /// Rotates spans of neighbouring features, as [`Transform::Rotate`] does: the spans are cut and divided among the rotations in the same
+    /// way.
     Rotate(Vec<Rotation>),
 }
 
 impl InputChange {
-    /// Changes inputs `[tokens, features]` in place; values after the last whole token are unchanged. Errors if the change is for another
-    /// number of features, `features` is 0, or a permutation is invalid.
+    /// Applies this change in place to `inputs`, `[tokens, features]` row-major. Values after the last whole token are left unchanged.
+    ///
+    /// Errors, with `inputs` unchanged, if `features` is 0 or the change does not apply to `features` features. `Scale` applies if it has
+    /// `features` factors. `Permute` applies if it is a permutation of `features` indices. `Rotate` applies if it has at least one
+    /// rotation, all its rotations have the same number of features, and `features` is a multiple of the sum of these numbers.
     pub fn apply(&self, inputs: &mut [f32], features: usize, exec: &Exec) -> Result<()> {
         let fits = match self {
             InputChange::Scale(s) => s.len() == features,
@@ -172,7 +190,8 @@ fn not_of_inputs() -> Error {
     Error::Unsupported { what: "change of inputs", value }
 }
 
-/// A change of one matrix that a [`Rewrite`](crate::Rewrite) computed. It is stored with the plan and applied when the matrix is read.
+/// A change of one stored weight along its rows or its columns, such as scaling or rotation, that a [`Rewrite`](crate::Rewrite) (a change
+/// of the network before compression) computed. The original weight stays as it is: [`FoldedRows`] applies folds while the rows are read.
 ///
 /// ```
 /// use tersor_core::{Fold, FoldedRows, MatView, Side, Transform, read_finite};
@@ -191,15 +210,18 @@ fn not_of_inputs() -> Error {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Fold {
-    /// The name of the weight that the fold changes.
+    /// The name of the weight that is changed, as in the model file.
     pub weight: String,
-    /// The axis of the weight that the fold changes: its columns or its rows.
+    /// The axis that is changed: the columns (input features) or the rows (output features). A vector counts as a matrix of one row, so
+    /// that its elements are columns.
     pub side: Side,
-    /// The change that the fold makes along one axis of the weight, such as factors or a permutation.
+    /// The change itself, along the axis `side` (the columns or the rows): factors, a map of features, rotations, or new values.
     pub transform: Transform,
 }
 
-/// The rows of a matrix with folds applied as they are read; see [`Fold`] for an example.
+/// A [`RowSource`] (a matrix that is read some rows at a time) of a weight with [`Fold`]s, changes of its rows or columns, applied while it
+/// is read. If a fold rotates along the axis of the rows, each new row depends on all old ones, and every read computes the whole matrix.
+/// [`Fold`] has an example.
 pub struct FoldedRows<'a> {
     source: &'a dyn RowSource,
     folds: Vec<&'a Fold>,
@@ -209,8 +231,12 @@ pub struct FoldedRows<'a> {
 }
 
 impl<'a> FoldedRows<'a> {
-    /// Returns `source`, the weight named `weight`, with those of `folds` that have its name applied in order. Errors if a fold does not
-    /// match the shape that the folds before it leave.
+    /// Returns the weight with the name `weight`, whose original rows are `source`, with its changes applied: those of `folds` that have
+    /// this name, in the order of `folds`. Folds of other weights are ignored.
+    ///
+    /// Errors if the axis that a fold changes has, after the folds before it, a length that the fold's transform does not accept. `Scale`
+    /// and `Set` accept the length of their list, `Map` accepts the number of old features of the map, and `Rotate` accepts multiples of
+    /// the sum of the sizes of its rotations. `Rotate` accepts no length if it has no rotations, or if their sizes differ.
     pub fn new(source: &'a dyn RowSource, weight: &str, folds: &'a [Fold]) -> Result<Self> {
         let folds: Vec<&Fold> = folds.iter().filter(|f| f.weight == weight).collect();
         let mut shapes = vec![source.shape()];
@@ -226,7 +252,7 @@ impl<'a> FoldedRows<'a> {
         Ok(Self { source, folds, isa: Isa::detect(), shapes })
     }
 
-    /// Returns this source with another instruction set for rotations than the processor's best.
+    /// Returns this source with the instruction set `isa` for rotations. Without this call, they use the processor's best one.
     pub fn with_isa(self, isa: Isa) -> Self {
         Self { isa, ..self }
     }

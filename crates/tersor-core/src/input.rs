@@ -35,24 +35,27 @@ pub struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// Borrows contiguous activations `[tokens, features]`. Errors if `data` does not have `tokens * features` values.
+    /// Returns an input that borrows the activations `data`, `[tokens, features]` row-major; `shape` is `[tokens, features]`. Errors if
+    /// `data` does not have `tokens * features` values.
     pub fn new(data: &'a [f32], shape: [usize; 2]) -> Result<Self> {
         Self::from_cow(Cow::Borrowed(data), shape)
     }
 
-    /// Takes contiguous activations `[tokens, features]`. Errors if `data` does not have `tokens * features` values.
+    /// Returns an input that owns the activations `data`, `[tokens, features]` row-major; `shape` is `[tokens, features]`. Errors if `data`
+    /// does not have `tokens * features` values.
     pub fn owned(data: Vec<f32>, shape: [usize; 2]) -> Result<Input<'static>> {
         Input::from_cow(Cow::Owned(data), shape)
     }
 
-    /// Copies activations `[tokens, features]` from any matrix. Errors if the matrix is invalid or exceeds the address space.
+    /// Returns an input with a copy of the activations `x`, `[tokens, features]`, a matrix with any strides. Errors if the shape of `x`
+    /// does not match its elements, or exceeds the address space.
     pub fn copied(x: &impl IntoMat<f32>) -> Result<Input<'static>> {
         x.with_mat(|m| Input::from_cow(Cow::Owned(m.to_f32().into_owned()), m.shape()))
     }
 
-    /// Returns an input whose values `decode` computes when they are first read: for operators that read another form, which was
-    /// [attached](Input::attach) (integer codes), instead. `decode` returns `tokens * features` values; missing ones count as 0, further
-    /// ones are dropped. Errors if the shape exceeds the address space.
+    /// Returns an input of the shape `[tokens, features]` without values. `decode` computes them, row-major, when they are first read;
+    /// missing values count as 0, values in excess are dropped. It is for operators that read something else in place of the values, such
+    /// as integer codes that were stored with [`Input::attach`]. Errors if the shape exceeds the address space.
     pub fn lazy(shape: [usize; 2], decode: impl Fn() -> Vec<f32> + Send + Sync + 'static) -> Result<Input<'static>> {
         crate::view::elements(shape)?;
         Ok(Input { data: OnceLock::new(), decode: Some(Box::new(decode)), shape, derived: Mutex::default() })
@@ -66,12 +69,12 @@ impl<'a> Input<'a> {
         Ok(Self { data: OnceLock::from(data), decode: None, shape, derived: Mutex::default() })
     }
 
-    /// Returns `[tokens, features]`.
+    /// Returns the shape, `[tokens, features]`.
     pub fn shape(&self) -> [usize; 2] {
         self.shape
     }
 
-    /// Returns the values, `[tokens, features]` row-major; computes them first if the input is [lazy](Input::lazy).
+    /// Returns the values, `[tokens, features]` row-major. Those of a [lazy](Input::lazy) input are computed first, once.
     pub fn data(&self) -> &[f32] {
         self.data.get_or_init(|| {
             let mut values = self.decode.as_ref().map_or_else(Vec::new, |decode| decode());
@@ -80,16 +83,17 @@ impl<'a> Input<'a> {
         })
     }
 
-    /// Errors with [`Error::NonFinite`](crate::Error::NonFinite) at the first NaN or infinity. The values are checked once for all
-    /// operators.
+    /// Errors with [`Error::NonFinite`](crate::Error::NonFinite) at the first NaN or infinity, whose row is the token and whose column is
+    /// the feature, counted from 0. Otherwise remembers that all values are finite, so that later calls return at once.
     pub fn check_finite(&self) -> Result<()> {
         const FINITE: u128 = 0x6669_6e69_7465;
         self.cached(FINITE, |x| crate::check_finite(x.data(), x.shape()[1], 0))?;
         Ok(())
     }
 
-    /// Returns the value stored under `key`, computed by `make` if there is none of this type yet. `key` must identify what `make`
-    /// computes: for example a [`fingerprint`](crate::context::fingerprint) of its parameters. Errors if `make` errors.
+    /// Returns the value of type `T` that is stored under `key`. If there is none, it is computed by `make` and stored. `key` must identify
+    /// what `make` computes: for example a [`fingerprint`](crate::context::fingerprint) of its parameters. If several threads compute it at
+    /// once, all get the value that was stored first. Errors if `make` errors; nothing is stored then.
     pub fn cached<T: Any + Send + Sync>(&self, key: u128, make: impl FnOnce(&Self) -> Result<T>) -> Result<Arc<T>> {
         if let Some(found) = self.attached(key) {
             return Ok(found);
@@ -105,20 +109,22 @@ impl<'a> Input<'a> {
         Ok(made)
     }
 
-    /// Returns the value that was derived or attached under `key`, if there is one of this type.
+    /// Returns the value of type `T` that [`Input::attach`] or [`Input::cached`] stored under `key`; None if there is none of this type.
     pub fn attached<T: Any + Send + Sync>(&self, key: u128) -> Option<Arc<T>> {
         let derived = self.derived.lock().unwrap_or_else(|e| e.into_inner());
         derived.iter().filter(|(k, _)| *k == key).find_map(|(_, v)| Arc::clone(v).downcast().ok())
     }
 
-    /// Returns this input with a value stored under `key`, which operators then read with [`Input::attached`].
+    /// Returns this input with `value` stored under `key`, where operators find it with [`Input::attached`]. If a value of the same type
+    /// was stored under this key before, operators continue to find that one.
     pub fn attach<T: Any + Send + Sync>(self, key: u128, value: Arc<T>) -> Self {
         self.derived.lock().unwrap_or_else(|e| e.into_inner()).push((key, value));
         self
     }
 
-    /// Returns another form of this input (rotated, scaled, permuted), `[tokens, features]`, computed once: `make` changes a copy of the
-    /// values in place. `key` is as for [`Input::cached`], which it calls; as `make` cannot fail, the result is always Ok.
+    /// Returns another form of this input (rotated, scaled, permuted), `[tokens, features]`: a copy of the values, which `make` changes in
+    /// place. It is computed once for each `key`, which must identify the change, for example a
+    /// [`fingerprint`](crate::context::fingerprint) of its parameters. Since `make` cannot fail, the result is always Ok.
     pub fn form(&self, key: u128, make: impl FnOnce(&mut [f32])) -> Result<Arc<Input<'static>>> {
         self.cached(key, |x| {
             let mut data = x.data().to_vec();
@@ -127,8 +133,8 @@ impl<'a> Input<'a> {
         })
     }
 
-    /// Returns the features of a range, `[tokens, columns.len()]`, copied once for each range. Errors if the range is not inside of the
-    /// features.
+    /// Returns the features `columns` (a range, counted from 0) of all tokens as an input `[tokens, columns.len()]`, which is copied once
+    /// for each range. Errors if the range is not inside of the features.
     pub fn columns(&self, columns: Range<usize>) -> Result<Arc<Input<'static>>> {
         let [tokens, features] = self.shape;
         if columns.start > columns.end || columns.end > features {

@@ -2,8 +2,8 @@
 
 use crate::{Error, Result};
 
-/// Bounds on the sizes that files may claim, for everything that reads files. The defaults hold for any model in use; [`Limits::none`]
-/// lifts them.
+/// Upper bounds on the sizes that a file may claim, so that a broken or hostile file cannot exhaust memory. Functions that read files take
+/// them, and error with [`Error::Limit`] on a larger size. The defaults admit any model in use; [`Limits::none`] lifts them.
 ///
 /// ```
 /// use tersor_core::Limits;
@@ -15,26 +15,26 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Maximum bytes of a safetensors header.
+    /// Maximum length of a safetensors header in bytes; 100 000 000 by default. The limit for `tokenizer.json` is always this default,
+    /// whatever the value of the field.
     pub header_bytes: u64,
-    /// Maximum bytes of one string in a GGUF file, such as a name or a metadata value.
+    /// Maximum length of one string in a GGUF file, such as a name or a metadata value, in bytes; 16 MiB by default.
     pub string_bytes: u64,
-    /// Maximum entries of one metadata array of a GGUF file.
+    /// Maximum number of entries of one metadata array of a GGUF file; 16 777 216 by default.
     pub array_entries: u64,
-    /// Maximum number of metadata keys of a GGUF file.
+    /// Maximum number of metadata keys of a GGUF file; 100 000 by default.
     pub keys: u64,
-    /// Maximum number of tensors in one file.
+    /// Maximum number of tensors in one safetensors or GGUF file, and of entries in an importance matrix; 10 000 000 by default.
     pub tensors: u64,
-    /// Maximum number of axes of a tensor.
+    /// Maximum number of axes of a tensor; 8 by default. A tensor in a GGUF file has at most 4 even if the limit is higher.
     pub axes: u64,
-    /// Maximum depth of nested metadata arrays.
+    /// Maximum depth of nested metadata arrays in a GGUF file: 1 allows arrays, 2 arrays of arrays; 4 by default.
     pub nesting: u64,
-    /// Maximum alignment of tensor data in bytes.
+    /// Maximum alignment of the tensor data in a GGUF file, in bytes; 1 MiB by default.
     pub alignment: u64,
-    /// Maximum bytes of a JSON file beside the weights, such as a configuration or a tokenizer.
+    /// Maximum length of a JSON file beside the weights, such as `config.json` or the index of the shards, in bytes; 16 MiB by default. It
+    /// does not apply to `tokenizer.json`, which may always have up to 100 000 000 bytes.
     pub json_bytes: u64,
-    /// Maximum bytes of one allocation whose size a file determines.
-    pub allocation: u64,
 }
 
 impl Default for Limits {
@@ -49,13 +49,12 @@ impl Default for Limits {
             nesting: 4,
             alignment: 1 << 20,
             json_bytes: 16 << 20,
-            allocation: 1 << 30,
         }
     }
 }
 
 impl Limits {
-    /// Returns limits that allow everything (nesting up to 64): for trusted files.
+    /// Returns limits for trusted files: every limit is the largest u64, except that metadata arrays may be nested 64 deep at most.
     pub fn none() -> Self {
         let max = u64::MAX;
         Self {
@@ -68,11 +67,10 @@ impl Limits {
             nesting: 64,
             alignment: max,
             json_bytes: max,
-            allocation: max,
         }
     }
 
-    /// Errors with [`Error::Limit`] if `found`, the size of `what`, is above `limit`.
+    /// Errors with [`Error::Limit`] if `found`, the size of `what`, is above `limit`. A size equal to the limit is allowed.
     pub fn check(what: &'static str, found: u64, limit: u64) -> Result<()> {
         if found > limit { Err(Error::Limit { what, found, limit }) } else { Ok(()) }
     }

@@ -5,7 +5,8 @@ use std::ops::Range;
 use crate::rows::check_range;
 use crate::{Error, Result, RowSource, view::elements};
 
-/// One bit for each weight of a matrix `[rows, cols]`: set if the weight is kept, clear if it is pruned, that is zero for good.
+/// One bit for each weight of a matrix `[rows, cols]`: set if the weight is kept, clear if it is pruned, that is, zero in the compressed
+/// matrix too. The default value is the mask of a matrix without elements.
 ///
 /// ```
 /// use tersor_core::{Mask, Masked, MatView, read_masked};
@@ -42,7 +43,8 @@ impl Mask {
         Ok(mask)
     }
 
-    /// Returns a mask that keeps the weights for which `keep(row, col)` is true. Errors if the matrix exceeds the address space.
+    /// Returns a mask of a matrix `[rows, cols]` that keeps the weight in row `row` and column `col`, both counted from 0, if
+    /// `keep(row, col)` is true. Errors if the matrix exceeds the address space.
     pub fn from_fn(shape: [usize; 2], keep: impl Fn(usize, usize) -> bool) -> Result<Self> {
         let mut mask = Self::all(shape)?;
         for r in 0..shape[0] {
@@ -51,18 +53,19 @@ impl Mask {
         Ok(mask)
     }
 
-    /// Returns `[rows, cols]`.
+    /// Returns the shape `[rows, cols]` of the matrix whose weights the mask keeps or prunes.
     pub fn shape(&self) -> [usize; 2] {
         self.shape
     }
 
-    /// Returns whether a weight is kept; false outside of the matrix.
+    /// Returns whether the weight in row `row` and column `col`, counted from 0, is kept; false outside of the matrix.
     pub fn keeps(&self, row: usize, col: usize) -> bool {
         let [rows, cols] = self.shape;
         row < rows && col < cols && self.bits[row * cols.div_ceil(64) + col / 64] >> (col % 64) & 1 == 1
     }
 
-    /// Sets whether a weight is kept. Does nothing outside of the matrix.
+    /// Marks the weight in row `row` and column `col`, counted from 0, as kept (`keep` is true) or pruned. Does nothing outside of the
+    /// matrix.
     pub fn set(&mut self, row: usize, col: usize, keep: bool) {
         let [rows, cols] = self.shape;
         if row < rows && col < cols {
@@ -82,8 +85,8 @@ impl Mask {
         if n == 0 { 0.0 } else { 1.0 - self.count() as f64 / n as f64 }
     }
 
-    /// Sets the pruned weights of the rows `rows` to zero in `w`, `[rows.len(), cols]` row-major. Errors if the range leaves the matrix or
-    /// `w` has another length.
+    /// Sets the pruned weights in `w` to zero. `w` holds the rows `rows` of the matrix, `[rows.len(), cols]` row-major. Errors, with `w`
+    /// unchanged, if the range leaves the matrix or `w` has another length.
     pub fn apply(&self, rows: Range<usize>, w: &mut [f32]) -> Result<()> {
         check_range(self.shape, &rows, w.len())?;
         let words = self.shape[1].div_ceil(64);
@@ -102,7 +105,8 @@ impl Mask {
         Ok(())
     }
 
-    /// Returns the mask of the rows of a range, `[rows.len(), cols]`. Errors if the range leaves the matrix.
+    /// Returns the part of the mask that belongs to the rows `rows`: a mask `[rows.len(), cols]`, whose row 0 is row `rows.start` of this
+    /// one. Errors if the range leaves the matrix.
     pub fn rows(&self, rows: Range<usize>) -> Result<Self> {
         if rows.start > rows.end || rows.end > self.shape[0] {
             return Err(Error::range("rows of a mask", 0..self.shape[0], rows));
@@ -113,15 +117,16 @@ impl Mask {
     }
 }
 
-/// A [`RowSource`] of a weight matrix with a [`Mask`]: pruned weights read as zero, and quantizers leave them at zero. If the source has a mask of
-/// its own, weights that either prunes are zero.
+/// A [`RowSource`] (a matrix that is read some rows at a time) of a weight matrix with a [`Mask`]: pruned weights read as zero, and
+/// quantizers leave them at zero. If the source has a mask of its own, a weight is pruned if either mask prunes it.
 pub struct Masked<'a> {
     source: &'a dyn RowSource,
     mask: &'a Mask,
 }
 
 impl<'a> Masked<'a> {
-    /// Wraps a source. Errors if the mask has another shape.
+    /// Returns the matrix `source` with zeros in place of the weights that `mask` prunes. If `source` has a mask of its own, a weight is
+    /// pruned if either mask prunes it. Errors if `mask` has another shape than the matrix.
     pub fn new(source: &'a dyn RowSource, mask: &'a Mask) -> Result<Self> {
         if source.shape() != mask.shape() {
             return Err(Error::shape("shape of a mask", source.shape(), mask.shape()));

@@ -11,25 +11,25 @@
 
 use crate::{Error, Result};
 
-/// Returns the mean squared difference over the shorter of the two slices; 0 if one is empty.
+/// Returns the mean of `(a[i] - b[i])²` over the indices that both slices have; 0 if one is empty.
 pub fn mse(a: &[f32], b: &[f32]) -> f64 {
     let n = a.len().min(b.len());
     if n == 0 { 0.0 } else { squared_error(a, b) / n as f64 }
 }
 
-/// Returns `Σ (a[i] - b[i])²` over the shorter of the two slices.
+/// Returns `Σ (a[i] - b[i])²` over the indices that both slices have; 0 if one is empty.
 pub fn squared_error(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| (f64::from(a) - f64::from(b)).powi(2)).sum()
 }
 
-/// Returns the sum of squares, `Σ a[i]²`.
+/// Returns the sum of squares, `Σ a[i]²`; 0 for an empty slice.
 pub fn energy(a: &[f32]) -> f64 {
     a.iter().map(|&v| f64::from(v).powi(2)).sum()
 }
 
-/// Returns the signal-to-quantization-noise ratio in decibels, `10 log10(Σ s² / Σ (s - a)²)` for a signal `s` and its approximation `a`;
-/// infinite if they are equal, minus infinity if only `s` is all zeros. If the lengths differ, the noise is summed over the shorter slice
-/// and the signal over all of `s`.
+/// Returns the signal-to-quantization-noise ratio in decibels, `10 log10(Σ s² / Σ (s - a)²)`, for a signal `s` and its approximation `a`:
+/// infinity if the noise is 0 (also for empty slices), minus infinity if `s` is all zeros and `a` is not. If the lengths differ, the noise
+/// is summed over the indices that both have, the signal over all of `s`.
 pub fn sqnr_db(signal: &[f32], approximation: &[f32]) -> f64 {
     let noise = squared_error(signal, approximation);
     if noise == 0.0 { f64::INFINITY } else { 10.0 * (energy(signal) / noise).log10() }
@@ -49,7 +49,8 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     }
 }
 
-/// Returns `log Σ exp(x[i])`, computed relative to the maximum; minus infinity for an empty slice, NaN if a value is NaN.
+/// Returns `log Σ exp(x[i])` (natural logarithm), computed relative to the maximum so that it does not overflow. NaN if one value is NaN.
+/// Otherwise infinity if one is infinity, and minus infinity if the slice is empty or all values are minus infinity.
 pub fn log_sum_exp(x: &[f32]) -> f64 {
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if !max.is_finite() {
@@ -60,22 +61,36 @@ pub fn log_sum_exp(x: &[f32]) -> f64 {
     max + x.iter().map(|&v| (f64::from(v) - max).exp()).sum::<f64>().ln()
 }
 
-/// Returns the Kullback-Leibler divergence `Σ p log(p / q)` in nats between the softmax of the logits `p` and that of the logits `q`; 0 if
-/// a slice is empty. A logit of minus infinity in `p` contributes 0; one in `q` alone makes the result infinite. If `p` is longer than `q`,
-/// its further logits are ignored; if it is shorter, the missing ones count as minus infinity. NaN if a logit is NaN or plus infinity, or
-/// all of `p` are minus infinity; [`kl_checked`] returns an error instead.
+/// Returns the Kullback-Leibler divergence in nats, `Σ P log(P / Q)`, for `P = softmax(p)` and `Q = softmax(q)` of the logits `p` and `q`;
+/// 0 if a slice is empty.
+///
+/// If `p` is longer than `q`, the logits of `p` after the length of `q` are ignored. If `p` is shorter, its missing logits count as minus
+/// infinity. An index where `p` is minus infinity contributes 0 to the sum.
+///
+/// The result is NaN if a logit that is not ignored is NaN, if a logit of `p` is plus infinity, or if all logits of `p` or all logits of
+/// `q` are minus infinity. Otherwise, if a logit of `q` is plus infinity, it is NaN if the probability in `P` at such an index is above 0
+/// in f64, and infinity if not. Otherwise it is infinity if `q` is minus infinity at an index where the probability in `P` is above 0 in
+/// f64.
+///
+/// [`kl_checked`] errors instead if the lengths differ, a logit is NaN or plus infinity, or all logits of one slice are minus infinity.
 pub fn kl_from_logits(p: &[f32], q: &[f32]) -> f64 {
     kl_with_norm(p, q, log_sum_exp(q))
 }
 
-/// Returns [`kl_from_logits`] for a known `norm_q`, which is [`log_sum_exp`] of `q`, in one pass of exponentials. Slices of different
-/// lengths are treated as there.
+/// Returns the Kullback-Leibler divergence `Σ P log(P / Q)` in nats, for `P = softmax(p)` and `Q = softmax(q)`, with a given `norm_q`. This
+/// must be [`log_sum_exp`] of `q`; a caller that compares `q` with several `p` computes it once. A wrong `norm_q` gives no error: the
+/// result is too large by as much as `norm_q` is.
 ///
-/// Rounding errors below 0 are returned as 0. A result further below 0, which means that `norm_q` is not that of `q`, is returned as it is.
+/// The result is 0 if a slice is empty. If `p` is longer than `q`, the logits of `p` after the length of `q` are ignored. If `p` is
+/// shorter, its missing logits count as minus infinity. Logits that are not finite give the results that [`kl_from_logits`] lists.
+///
+/// A result that is below 0 by a rounding error is returned as 0. A result that is further below 0, which only a wrong `norm_q` gives, is
+/// returned as it is.
 pub fn kl_with_norm(p: &[f32], q: &[f32], norm_q: f64) -> f64 {
     if p.is_empty() || q.is_empty() {
         return 0.0;
     }
+    let p = &p[..p.len().min(q.len())];
     let max = f64::from(p.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let (mut sum, mut differences) = (0f64, 0f64);
     let mut nan = false;
@@ -98,9 +113,14 @@ pub fn kl_with_norm(p: &[f32], q: &[f32], norm_q: f64) -> f64 {
     if kl < 0.0 && kl >= -rounding { 0.0 } else { kl }
 }
 
-/// Returns [`kl_from_logits`] of checked logits; infinite if `q` excludes what `p` allows. Errors if the lengths differ; with
-/// [`Error::NonFinite`] of the tensor `logits p` or `logits q`, with the index as its column, if a logit is NaN or plus infinity; and with
-/// [`Error::Numerical`] if all of one are minus infinity, which leaves no distribution.
+/// Returns the Kullback-Leibler divergence in nats, `Σ P log(P / Q)`, for `P = softmax(p)` and `Q = softmax(q)`, after a check of the
+/// logits `p` and `q`. The result is 0 for two empty slices. It is infinity if `q` is minus infinity at an index where the probability in
+/// `P` is above 0 in f64.
+///
+/// Errors with [`Error::Shape`] if the lengths differ. Errors with an [`Error::Tensor`] that names the slice (`logits p` or `logits q`) if
+/// a logit is NaN or plus infinity, or if all logits of the slice are minus infinity. In the first case it holds an [`Error::NonFinite`]
+/// with row 0 and the index of the logit as its column, in the second an [`Error::Numerical`]. Errors with [`Error::Numerical`] if the
+/// result is NaN.
 pub fn kl_checked(p: &[f32], q: &[f32]) -> Result<f64> {
     if p.len() != q.len() {
         return Err(Error::shape("logits q", p.len(), q.len()));
@@ -117,8 +137,8 @@ pub fn kl_checked(p: &[f32], q: &[f32]) -> Result<f64> {
     if kl.is_nan() { Err(Error::Numerical("the divergence of the logits is not a number".into())) } else { Ok(kl) }
 }
 
-/// Returns the index of the largest value, the lowest of equals; 0 for an empty slice. NaN is never larger, but one at index 0 is returned
-/// as the largest.
+/// Returns the index of the largest value, counted from 0, the lowest one of equal values; 0 for an empty slice. A NaN is skipped, except
+/// at index 0, where it makes the result 0.
 pub fn argmax(x: &[f32]) -> usize {
     let mut best = 0;
     for (i, v) in x.iter().enumerate() {

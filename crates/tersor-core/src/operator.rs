@@ -8,8 +8,8 @@ use tersor_kernels::{GemmTask, Write, run_tasks};
 use crate::method::ROW_UNIT;
 use crate::{Error, Exec, Input, IntoMat, MatView, MatViewMut, OpSpec, Result, RowSlot, TensorSink};
 
-/// A weight matrix `W` `[out_features, in_features]` in any stored form. It multiplies (`y = x Wᵀ`), decompresses its rows, is saved, and
-/// is loaded again through a [`Registry`](crate::Registry).
+/// A weight matrix `W` `[out_features, in_features]` in some stored form, such as dense or quantized in groups. It multiplies (`y = x Wᵀ`),
+/// decompresses its rows, is saved, and is loaded again through a [`Registry`](crate::Registry).
 ///
 /// A new stored form implements five methods: [`shape`](Self::shape), [`storage_bits`](Self::storage_bits),
 /// [`decompress_rows`](Self::decompress_rows), [`spec_block`](Self::spec_block) and [`save_block`](Self::save_block). The products then
@@ -53,21 +53,21 @@ use crate::{Error, Exec, Input, IntoMat, MatView, MatViewMut, OpSpec, Result, Ro
 /// # }
 /// ```
 pub trait LinearOp: Send + Sync {
-    /// Returns `[out_features, in_features]`.
+    /// Returns the shape of the matrix, `[out_features, in_features]`.
     fn shape(&self) -> [usize; 2];
 
-    /// Returns the exact number of stored bits: those of the [`Layout`](crate::Layout) that the method announced, and of the tensors that
-    /// [`save`](Self::save) writes. Parts that are shared with other operators are not included; see [`shared_parts`](Self::shared_parts).
+    /// Returns the exact number of bits of the tensors that [`save`](Self::save) writes, which are those of the [`Layout`](crate::Layout)
+    /// that the method announced. Parts that are shared with other operators are not included; see [`shared_parts`](Self::shared_parts).
     fn storage_bits(&self) -> u64;
 
-    /// Returns the name and the bits of each stored part that other operators may use too (a codebook of the network). See
-    /// [`storage_bits_of`].
+    /// Returns the name and the number of bits of each stored part that other operators may use too, such as a codebook of the network;
+    /// none by default. See [`storage_bits_of`].
     fn shared_parts(&self) -> Vec<(String, u64)> {
         Vec::new()
     }
 
-    /// Writes the rows of a range in f32, row-major, into `out`, `[rows.len(), in_features]`. Errors if the range leaves the matrix or
-    /// `out` has another length.
+    /// Writes the rows `rows` of the matrix in f32 into `out`, `[rows.len(), in_features]` row-major. Errors if the range leaves the matrix
+    /// or `out` has another length.
     fn decompress_rows(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()>;
 
     /// Computes `y = x Wᵀ` ([`Write::Set`]) or `y += x Wᵀ` ([`Write::Add`]) for `x` `[tokens, in_features]` and `y` `[tokens,
@@ -82,36 +82,39 @@ pub trait LinearOp: Send + Sync {
         apply_transposed_by_rows(self, dy, dx, exec)
     }
 
-    /// Returns the product with `x` as a task that runs together with others, see [`apply_all`]; None if the operator has no such form.
-    /// Errors if the shapes do not match or a value of `x` is not finite.
+    /// Returns the product with `x` `[tokens, in_features]` as a task: a product that can be computed for any span of the matrix's rows, so
+    /// that [`apply_all`] runs it together with others. None, the default, if the operator has no such form. Errors if the shapes do not
+    /// match or a value of `x` is not finite.
     fn task<'a>(&'a self, x: &Input<'_>, exec: &Exec) -> Result<Option<Box<dyn GemmTask + 'a>>> {
         let _ = (x, exec);
         Ok(None)
     }
 
-    /// Returns the specification (kind, parameters, parts) of the matrix of which this operator is the block of rows `at`. Together with
-    /// the tensors of [`save_block`](Self::save_block) it is all that loading needs.
+    /// Returns the specification (kind, shape, parameters, parts) of the whole matrix, of which this operator is the block of rows `at`:
+    /// the shape is `[at.total, in_features]`. Together with the tensors of [`save_block`](Self::save_block) it is all that loading needs.
     fn spec_block(&self, at: RowSlot) -> OpSpec;
 
-    /// Writes the tensors of this operator, the block of rows `at` of a matrix, under `prefix`. Tensors that can be cut by rows have rows
-    /// as their first axis; other tensors are equal in every block. Errors if the sink errors.
+    /// Writes the tensors of this operator, which is the block of rows `at` of a matrix, to `sink`, under names that begin with `prefix`.
+    /// Tensors that can be cut by rows have the rows of the whole matrix as their first axis, and only the block's rows are written; other
+    /// tensors are shared, and must be equal in every block. Errors if the sink errors.
     fn save_block(&self, prefix: &str, at: RowSlot, sink: &mut dyn TensorSink) -> Result<()>;
 
-    /// Returns the specification of the operator as a whole matrix; see [`spec_block`](Self::spec_block).
+    /// Returns the specification of the operator as a matrix of its own; see [`spec_block`](Self::spec_block).
     fn spec(&self) -> OpSpec {
         self.spec_block(RowSlot::whole(self.shape()[0]))
     }
 
-    /// Writes all tensors of the operator under `prefix`. Errors if the sink does, or if operators are nested deeper than
-    /// [`Registry::MAX_DEPTH`](crate::Registry::MAX_DEPTH): they could not be loaded.
+    /// Writes all tensors of the operator to `sink`, under names that begin with `prefix`. Errors if the sink errors, or if operators are
+    /// nested deeper than [`Registry::MAX_DEPTH`](crate::Registry::MAX_DEPTH), because they could not be loaded.
     fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         crate::Registry::check_depth(&self.spec())?;
         self.save_block(prefix, RowSlot::whole(self.shape()[0]), sink)
     }
 }
 
-/// Products and decompression of any operator with plain arrays, in the pool of the caller. Every [`LinearOp`] has them; the [front
-/// page](crate) has an example.
+/// Methods that every [`LinearOp`] (a weight matrix `W` in some stored form) has for plain arrays: `matmul_vec` and `matmul` return the
+/// product `x Wᵀ`, `decompress` returns all weights in f32. They run in the rayon pool of the calling thread, with the processor's best
+/// instruction set. The [front page](crate) has an example.
 pub trait LinearOpExt: LinearOp {
     /// Returns `x Wᵀ`, `[tokens, out_features]` row-major, for `x` `[tokens, in_features]`. Errors if the features do not match or a value
     /// of `x` is not finite.
@@ -137,7 +140,8 @@ pub trait LinearOpExt: LinearOp {
         ndarray::Array2::from_shape_vec(shape, y).map_err(|e| Error::Numerical(e.to_string()))
     }
 
-    /// Returns all rows of `W` in f32, `[out_features, in_features]` row-major. Errors if they exceed the address space.
+    /// Returns all weights in f32, `[out_features, in_features]` row-major. Errors if they exceed the address space or cannot be
+    /// decompressed.
     fn decompress(&self) -> Result<Vec<f32>> {
         let shape = self.shape();
         let mut out = vec![0f32; crate::view::elements(shape)?];
@@ -148,7 +152,8 @@ pub trait LinearOpExt: LinearOp {
 
 impl<T: LinearOp + ?Sized> LinearOpExt for T {}
 
-/// Returns the stored bits of several operators together, with each shared part counted once.
+/// Returns the number of stored bits of several operators together. Parts that operators share ([`LinearOp::shared_parts`], such as a
+/// codebook) are counted once for each name. A sum that overflows is returned as the largest u64.
 pub fn storage_bits_of<'o>(ops: impl IntoIterator<Item = &'o dyn LinearOp>) -> u64 {
     let (mut bits, mut shared) = (0u64, std::collections::BTreeMap::new());
     for op in ops {
@@ -158,8 +163,8 @@ pub fn storage_bits_of<'o>(ops: impl IntoIterator<Item = &'o dyn LinearOp>) -> u
     shared.into_values().fold(bits, u64::saturating_add)
 }
 
-/// Errors unless `x` is `[tokens, in_features]` and `y` is `[tokens, out_features]` for an operator of shape `[out_features, in_features]`.
-/// For implementations of [`LinearOp::apply`].
+/// Errors with [`Error::Shape`] unless `x` is `[tokens, in_features]` and `y` is `[tokens, out_features]`, for an operator of the shape
+/// `[out_features, in_features]`. Implementations of [`LinearOp::apply`] check their arguments with it.
 pub fn check_apply([out, inp]: [usize; 2], x: &Input<'_>, y: &MatViewMut<'_>) -> Result<()> {
     let [tokens, features] = x.shape();
     if features != inp {
@@ -171,9 +176,12 @@ pub fn check_apply([out, inp]: [usize; 2], x: &Input<'_>, y: &MatViewMut<'_>) ->
     Ok(())
 }
 
-/// Computes `y_i = x W_iᵀ` for operators that share an input; `ys` has one output `[tokens, out_features]` for each operator. Operators
-/// with a [task](LinearOp::task) run as one piece of parallel work, so that those with few rows share the threads with the others. Errors
-/// if the number of outputs or a shape does not match, or a value of `x` is not finite.
+/// Computes `y_i = x W_iᵀ` for operators that share the input `x` `[tokens, in_features]`, such as q, k and v. `ys` has one output
+/// `[tokens, out_features]` for each operator, in the order of `ops`; its old values are overwritten. The operators whose
+/// [`task`](LinearOp::task) is not None (their product can be computed for any span of rows) are computed together as one piece of parallel
+/// work, so that operators with few rows share the threads with the others. All other operators run one after the other. Errors if there
+/// are not as many outputs as operators, if a shape does not match, or if an operator errors, for example because a value of `x` is not
+/// finite. After an error, the values in `ys` are unspecified.
 pub fn apply_all(ops: &[&dyn LinearOp], x: &Input<'_>, ys: Vec<MatViewMut<'_>>, exec: &Exec) -> Result<()> {
     if ops.len() != ys.len() {
         return Err(Error::shape("outputs of joint products", ops.len(), ys.len()));
@@ -192,8 +200,9 @@ pub fn apply_all(ops: &[&dyn LinearOp], x: &Input<'_>, ys: Vec<MatViewMut<'_>>, 
     exec.run(|| run_tasks(joint, exec.parallel())).map_err(Error::from)
 }
 
-/// Computes `y = x Wᵀ` or `y += x Wᵀ`, as `write` says, through [`LinearOp::decompress_rows`], a block of rows at a time; the whole matrix
-/// never exists in f32. It is the default of [`LinearOp::apply`]. Errors if the shapes do not match or a value of `x` is not finite.
+/// Computes `y = x Wᵀ` ([`Write::Set`]) or `y += x Wᵀ` ([`Write::Add`]) for `x` `[tokens, in_features]` and `y` `[tokens, out_features]`.
+/// It calls [`LinearOp::decompress_rows`] for one block of rows at a time, so that the whole matrix never exists in f32. It is the default
+/// of [`LinearOp::apply`]. Errors if the shapes do not match, a value of `x` is not finite, or rows cannot be decompressed.
 pub fn apply_by_rows(
     op: &(impl LinearOp + ?Sized),
     x: &Input<'_>,
@@ -209,8 +218,9 @@ pub fn apply_by_rows(
     exec.run(|| dense::product_by_rows(how, x.data(), x.shape(), shape[0], rows, y.into_out()))
 }
 
-/// Computes `dx += dy W` through [`LinearOp::decompress_rows`], a block of rows at a time, in order. It is the default of
-/// [`LinearOp::apply_transposed`]. Errors if the shapes do not match.
+/// Computes `dx += dy W` for `dy` `[tokens, out_features]` and `dx` `[tokens, in_features]`. It calls [`LinearOp::decompress_rows`] for one
+/// block of rows at a time, from the first to the last. It is the default of [`LinearOp::apply_transposed`]. Errors if the shapes do not
+/// match or rows cannot be decompressed. NaN and infinities in `dy` are no error: they pass into `dx`.
 pub fn apply_transposed_by_rows(
     op: &(impl LinearOp + ?Sized),
     dy: MatView<'_, f32>,

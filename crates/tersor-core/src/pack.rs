@@ -15,13 +15,15 @@
 use crate::{Bits, Error, Result};
 use tersor_kernels::{Isa, bits};
 
-/// Returns the number of bytes of `n` packed codes of `width` bits, `ceil(n * width / 8)`.
+/// Returns the number of bytes that `n` codes of `width` bits take when they are packed: `ceil(n * width / 8)`, or `usize::MAX` if that
+/// overflows.
 pub fn packed_len(n: usize, width: Bits) -> usize {
     bits::packed_len(n, width.get())
 }
 
-/// Returns `codes` packed with `width` bits each, without gaps: code `i` occupies bits `i * width` to `(i + 1) * width - 1` of the bytes,
-/// lowest bit first; unused bits of the last byte are 0. Errors if a code is larger than [`Bits::max_code`].
+/// Returns `codes` packed with `width` bits each, without gaps: code `i` occupies the bits `i * width` to `(i + 1) * width - 1`, where bit
+/// `b` is bit `b % 8` (the lowest is 0) of byte `b / 8`. Unused bits of the last byte are 0. Errors if a code is larger than
+/// [`Bits::max_code`].
 pub fn pack(codes: &[u8], width: Bits) -> Result<Vec<u8>> {
     if let Some(i) = codes.iter().position(|&c| c > width.max_code()) {
         let rule = format!("code {} at index {i} needs more than {} bits", codes[i], width.get());
@@ -32,7 +34,8 @@ pub fn pack(codes: &[u8], width: Bits) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Returns the `n` codes of `width` bits that [`pack`] packed into `packed`. Errors if `packed` does not have exactly [`packed_len`] bytes.
+/// Returns the `n` codes of `width` bits, one in each byte, that [`pack`] packed into `packed`. Errors if the length of `packed` is not
+/// [`packed_len`].
 pub fn unpack(packed: &[u8], width: Bits, n: usize) -> Result<Vec<u8>> {
     if packed.len() != packed_len(n, width) {
         return Err(Error::shape("packed bytes", packed_len(n, width), packed.len()));

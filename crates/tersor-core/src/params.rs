@@ -2,7 +2,8 @@
 
 use crate::ParamError;
 
-/// A builder of parameters that becomes checked parameters or an error.
+/// A builder of parameters that can be checked: [`check`](Self::check) turns it into checked parameters, which the algorithms take, or
+/// returns an error that names the first invalid parameter.
 ///
 /// ```
 /// use tersor_core::{Check, ParamError};
@@ -29,11 +30,11 @@ use crate::ParamError;
 pub trait Check {
     /// The checked parameters, which the algorithms take.
     type Checked;
-    /// Returns the checked parameters. Errors with the first invalid one.
+    /// Returns the checked parameters. Errors with the first invalid parameter: its name, its value and the rule for it.
     fn check(self) -> Result<Self::Checked, ParamError>;
 }
 
-/// The width of a code in bits, 1 to 8.
+/// The width of a quantization code in bits, 1 to 8. Codes are 0 to `2^bits - 1`.
 ///
 /// ```
 /// use tersor_core::Bits;
@@ -44,12 +45,12 @@ pub trait Check {
 pub struct Bits(u8);
 
 impl Bits {
-    /// Returns a width of `bits` bits. Errors unless that is 1 to 8.
+    /// Returns a width of `bits` bits. Errors unless `bits` is 1 to 8.
     pub fn new(bits: u32) -> Result<Self, ParamError> {
         Self::within(bits, 1, 8)
     }
 
-    /// Returns a width of `bits` bits. Errors unless that is in `low..=high`, and 1 to 8.
+    /// Returns a width of `bits` bits. Errors unless `bits` is in `low..=high` and is 1 to 8.
     pub fn within(bits: u32, low: u32, high: u32) -> Result<Self, ParamError> {
         let (low, high) = (low.max(1), high.min(8));
         if (low..=high).contains(&bits) {
@@ -59,7 +60,7 @@ impl Bits {
         }
     }
 
-    /// Returns the number of bits.
+    /// Returns the number of bits, 1 to 8.
     pub fn get(self) -> u32 {
         u32::from(self.0)
     }
@@ -70,7 +71,8 @@ impl Bits {
     }
 }
 
-/// The granularity of quantization: the number of neighbouring weights of a row that share quantization parameters.
+/// The weights that share quantization parameters, such as a scale: a given number of neighbouring weights of a row (`Size`), a whole row
+/// (`Channel`), or the whole matrix (`Tensor`).
 ///
 /// ```
 /// use tersor_core::GroupSize;
@@ -83,22 +85,23 @@ impl Bits {
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum GroupSize {
-    /// Groups of so many input features; the last group of a row may be shorter.
+    /// Groups of this many neighbouring weights of a row; the last group of a row may be shorter.
     Size(std::num::NonZeroUsize),
-    /// One group a row, that is an output channel.
+    /// One group for each row, that is, for each output channel.
     Channel,
     /// One group for the whole matrix.
     Tensor,
 }
 
 impl GroupSize {
-    /// Returns groups of `size` neighbouring input features. Errors if that is 0.
+    /// Returns groups of `size` neighbouring weights (input features) of a row. Errors if `size` is 0.
     pub fn size(size: usize) -> Result<Self, ParamError> {
         let size = std::num::NonZeroUsize::new(size);
         size.map(GroupSize::Size).ok_or_else(|| ParamError::new("group", 0, "must be at least 1"))
     }
 
-    /// Returns the number of features of a full group in a row of `cols` features, at least 1.
+    /// Returns the number of weights of a full group in a row of `cols` weights: the group size, `cols` at most; `cols` if a row or the
+    /// matrix is one group. At least 1, also for an empty row.
     pub fn width(self, cols: usize) -> usize {
         match self {
             GroupSize::Size(n) => n.get().min(cols.max(1)),
@@ -106,7 +109,9 @@ impl GroupSize {
         }
     }
 
-    /// Returns the number of groups in a row of `cols` features; 0 for an empty row.
+    /// Returns the number of groups in a row of `cols` weights. It is 0 for an empty row. Otherwise it is 1 if a whole row or the whole
+    /// matrix is one group, and `cols` divided by the group size, rounded up, for groups of a given size; the last group of a row may be
+    /// shorter.
     pub fn count(self, cols: usize) -> usize {
         cols.div_ceil(self.width(cols))
     }

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use crate::{Context, Extent, Mask, Result, RowSource, StatNeeds, StatSet};
 
-/// A way to choose the weights of a matrix that become zero, with its parameters already checked.
+/// A way to choose the weights of a matrix that become zero (pruning), with its parameters already checked. [`needs`](Self::needs) says
+/// which statistics of the matrix's inputs are gathered, [`prepare`](Self::prepare) takes them, and [`PreparedPruner::prune`] chooses the
+/// weights of a block of rows.
 ///
 /// ```
 /// use std::ops::Range;
@@ -44,32 +46,36 @@ use crate::{Context, Extent, Mask, Result, RowSource, StatNeeds, StatSet};
 pub trait Pruner: Send + Sync {
     /// Returns a short name for reports, such as `wanda`.
     fn name(&self) -> String;
-    /// Returns which statistics of the inputs the choice needs.
+    /// Returns which statistics of the matrix's inputs [`prepare`](Self::prepare) needs; [`StatNeeds::none`] if it needs no data.
     fn needs(&self) -> StatNeeds;
-    /// Returns whether rows are pruned in independent blocks or all together (one threshold for the whole matrix).
+    /// Returns whether rows are pruned in independent blocks (the default) or all together, for example with one threshold for the whole
+    /// matrix.
     fn extent(&self) -> Extent {
         Extent::Blocks
     }
-    /// Does the work that all matrices of a site share, from the statistics of their inputs. Errors if the statistics lack something that
-    /// is needed.
+    /// Does the work that all matrices of a site (the linear layers that read the same input) share, from the statistics of their inputs.
+    /// The caller passes statistics that meet [`needs`](Self::needs). Errors if they lack something that is needed.
     fn prepare<'s>(&'s self, stats: &StatSet, cx: &Context) -> Result<Box<dyn PreparedPruner + 's>>;
 }
 
-/// A [`Pruner`] after the work that all matrices of a [site](crate::Site) (those that read the same input) share; made by
-/// [`Pruner::prepare`].
+/// A [`Pruner`] with the work done that all matrices of a [site](crate::Site) share (the linear layers that read the same input, such as q,
+/// k and v). Made by [`Pruner::prepare`].
 pub trait PreparedPruner: Send + Sync {
-    /// Prunes the rows of a range of `dense`: all of them, or a block that starts at a multiple of [`ROW_UNIT`](crate::method::ROW_UNIT).
-    /// `start` is the result of another pruner for the same rows, for pruners that refine one. Errors if a value is not finite, with its
-    /// row and column, if the range is invalid, or if `cx` is cancelled.
+    /// Prunes the rows `rows` of `dense` `[out_features, in_features]`, and returns the result for these rows only. The caller passes all
+    /// rows or, if [`Pruner::extent`] is [`Extent::Blocks`], a block that starts at a multiple of [`ROW_UNIT`](crate::method::ROW_UNIT).
+    /// `start` is the result of another pruner for the same rows, which this one refines; None if there is none. Errors if a value is not
+    /// finite, with its row and column in `dense`, if the range is invalid, or if `cx` is cancelled.
     fn prune(&self, dense: &dyn RowSource, start: Option<&Pruned>, rows: Range<usize>, cx: &Context) -> Result<Pruned>;
 }
 
-/// The result of pruning some rows of a matrix: the mask, and the weights if kept ones changed.
+/// The result of pruning some rows of a matrix: the mask of the weights that are kept and, if the pruner changed kept weights (as SparseGPT
+/// does), their new values.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Pruned {
-    /// The mask of the weights that are kept, `[rows, cols]` for the rows that were pruned.
+    /// Which weights are kept, for the rows `rows` that were passed to [`PreparedPruner::prune`]: `[rows.len(), cols]`, whose row 0 is row
+    /// `rows.start` of the matrix.
     pub mask: Mask,
-    /// The weights after pruning, `[rows, cols]` row-major, if the pruner changed weights that are kept; None if these are the original
-    /// ones.
+    /// The new weights of the same rows, `[rows.len(), cols]` row-major, if the pruner changed weights that it keeps. None if all kept
+    /// weights have their original values. The values at pruned weights have no meaning: pruned weights are 0 in the compressed matrix.
     pub values: Option<Vec<f32>>,
 }

@@ -7,11 +7,13 @@ use std::sync::{Arc, Mutex};
 use crate::tensors::join;
 use crate::{Error, LinearOp, OpSpec, Result, TensorSource};
 
-/// A function that loads operators of one kind, from the specification, the prefix of the names of its tensors, and a [`Loading`] that has
-/// the source and loads parts. Errors if tensors are missing or not what the specification says.
+/// A function that loads operators of one kind (one stored form). It gets the specification of an operator (kind, shape and parameters),
+/// the prefix of the names of its tensors, and a [`Loading`], which has the source of the tensors and loads operators inside of this one.
+/// The result must have the specified shape. Errors if tensors are missing or do not match the specification.
 pub type Loader = fn(&OpSpec, &str, &Loading<'_>) -> Result<Box<dyn LinearOp>>;
 
-/// A table from the kind of an operator to its loader. The [front page](crate) shows the registration of a loader.
+/// A table of the functions that load operators ([`Loader`]), by the kind of operator, which is the name of a stored form, such as
+/// `grouped`. The [front page](crate) shows how a loader is registered.
 ///
 /// ```
 /// use tersor_core::{MemTensors, OpSpec, Registry};
@@ -23,20 +25,21 @@ pub type Loader = fn(&OpSpec, &str, &Loading<'_>) -> Result<Box<dyn LinearOp>>;
 pub struct Registry(BTreeMap<&'static str, Loader>);
 
 impl Registry {
-    /// The maximum nesting depth of operators; deeper ones are refused.
+    /// The maximum number of levels of operators inside of operators; an operator without others inside has one level. Deeper operators are
+    /// neither loaded nor saved: that errors.
     pub const MAX_DEPTH: usize = 16;
 
-    /// Returns a registry without loaders.
+    /// Returns a registry without loaders; [`Registry::register`] adds them.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds the loader of a kind; a later loader of the same kind replaces an earlier one.
+    /// Adds `loader` for operators of the kind `kind`. It replaces the loader that this kind had before.
     pub fn register(&mut self, kind: &'static str, loader: Loader) {
         self.0.insert(kind, loader);
     }
 
-    /// Returns the kinds that have a loader, sorted.
+    /// Returns the kinds of operators that have a loader, in alphabetical order.
     pub fn kinds(&self) -> impl Iterator<Item = &'static str> {
         self.0.keys().copied()
     }
@@ -53,9 +56,10 @@ impl Registry {
         }
     }
 
-    /// Loads an operator whose tensors are stored under `prefix`. Errors if its kind has no loader, its tensors are not what the
-    /// specification says, or operators are nested deeper than [`Registry::MAX_DEPTH`]. Operators that share parts are loaded through one
-    /// [`Loading`] instead.
+    /// Loads the operator with the specification `spec`. Its tensors are read from `source`, and their names begin with `prefix`. Every
+    /// call loads its own copy of the parts that operators share, such as a codebook; operators that are loaded through one [`Loading`] use
+    /// one copy. Errors if no loader is registered for the operator's kind, if a tensor is missing or does not match the specification, if
+    /// operators are nested deeper than [`Registry::MAX_DEPTH`], or if the matrix has no elements and an axis longer than 2^24.
     pub fn load(&self, spec: &OpSpec, prefix: &str, source: &dyn TensorSource) -> Result<Box<dyn LinearOp>> {
         Loading::new(self, source).load(spec, prefix)
     }
@@ -74,8 +78,8 @@ pub(crate) fn check_empty_axes([a, b]: [usize; 2]) -> Result<()> {
     Ok(())
 }
 
-/// The loading of one or more operators from a source of tensors: holds the registry, the source, and the parts that operators share, by
-/// name.
+/// The state of loading one or more operators from one source of tensors: the registry of loaders, the source, and the parts that several
+/// operators share, such as a codebook, by name. A shared part is loaded once.
 ///
 /// ```
 /// use tersor_core::{Loading, MemTensors, Registry};
@@ -96,18 +100,20 @@ pub struct Loading<'l> {
 }
 
 impl<'l> Loading<'l> {
-    /// Returns a loading without shared parts.
+    /// Returns the state of loading from `source` with the loaders of `registry`, before any part that several operators share, such as a
+    /// codebook, is loaded.
     pub fn new(registry: &'l Registry, source: &'l dyn TensorSource) -> Self {
         Self { registry, source, shared: Shared::default() }
     }
 
-    /// Returns the source that tensors are read from.
+    /// Returns the source that the operators' tensors are read from.
     pub fn source(&self) -> &'l dyn TensorSource {
         self.source
     }
 
-    /// Loads an operator whose tensors are stored under `prefix`. Errors if its kind has no loader, its tensors are not what the
-    /// specification says, or operators are nested deeper than [`Registry::MAX_DEPTH`].
+    /// Loads the operator with the specification `spec`, whose tensors' names begin with `prefix`. Errors if no loader is registered for
+    /// the operator's kind, if a tensor is missing or does not match the specification, if operators are nested deeper than
+    /// [`Registry::MAX_DEPTH`], or if the matrix has no elements and an axis longer than 2^24.
     pub fn load(&self, spec: &OpSpec, prefix: &str) -> Result<Box<dyn LinearOp>> {
         Registry::check_depth(spec).map_err(|e| e.in_tensor(prefix))?;
         check_empty_axes(spec.shape).map_err(|e| e.in_tensor(prefix))?;
@@ -123,14 +129,17 @@ impl<'l> Loading<'l> {
         Ok(op)
     }
 
-    /// Loads the operator that is the part `name` of one with the specification `spec`, stored under `prefix.name`. Errors if the
-    /// specification has no such part, its kind has no loader, or its tensors are not what the specification says.
+    /// Loads the operator `name` that is a part of an outer operator. `spec` and `prefix` are those of the outer operator: its
+    /// specification, and the prefix of its tensors' names. The names of the part's tensors begin with `prefix.name`. Errors with
+    /// [`Error::Missing`] if `spec` has no part `name`. Errors if the part cannot be loaded: no loader is registered for its kind, a tensor
+    /// is missing or does not match, or operators are nested deeper than [`Registry::MAX_DEPTH`].
     pub fn part(&self, spec: &OpSpec, name: &str, prefix: &str) -> Result<Box<dyn LinearOp>> {
         self.load(spec.get_part(name)?, &join(prefix, name))
     }
 
-    /// Returns the shared part `name`, computed by `make` if no operator has requested it before. Errors if `make` errors, or if the part
-    /// exists with another type.
+    /// Returns the part `name` that several operators share, such as a codebook. If there is no part of this name yet, `make` computes it,
+    /// and it is stored; later calls return the stored value and do not call `make`. Errors if `make` errors; nothing is stored then.
+    /// Errors if the stored part is not of type `T`.
     pub fn shared<T: Any + Send + Sync>(&self, name: &str, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
         self.shared.get(name, make)
     }

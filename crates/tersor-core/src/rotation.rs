@@ -9,9 +9,10 @@ use std::sync::Arc;
 use tersor_kernels::hadamard::fwht;
 use tersor_kernels::{Isa, vector};
 
-/// An orthogonal transform of `dim = p * 2^m` features, `x ↦ (F ⊗ H) diag(signs) x`: signs, then a Walsh-Hadamard transform `H` of order
-/// `2^m` over neighbouring features and an orthogonal factor `F` of order `p` across these spans. With `p = 1` it is a randomized Hadamard
-/// rotation, with `2^m = 1` any orthogonal matrix.
+/// An orthogonal transform of `dim = p * 2^m` features, `x ↦ (F ⊗ H) diag(signs) x`. Each feature is multiplied by its sign. Then each of
+/// the `p` spans of `2^m` neighbouring features goes through an orthonormal Walsh-Hadamard transform `H`, and an orthogonal matrix `F`
+/// `[p, p]` mixes the features at the same place of all spans. With `p = 1` it is a randomized Hadamard rotation, with `2^m = 1` a rotation
+/// by any orthogonal matrix.
 ///
 /// ```
 /// use tersor_core::{Isa, Rotation};
@@ -38,9 +39,12 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// Returns the rotation with the factor `F` `[p, p]`, row-major, the order `power` of the Walsh-Hadamard transform, and `p * power`
-    /// signs of 1 or -1. Errors unless the factor is orthogonal to 1e-4, `power` is a power of two, and there are as many signs as
-    /// features.
+    /// Returns the rotation `x ↦ (F ⊗ H) diag(signs) x` of `p * power` features. `factor`, `[p, p]` row-major, is the orthogonal matrix
+    /// `F`; `power` is the order of the Walsh-Hadamard transform `H`; `signs`, `[p * power]`, has a sign of 1 or -1 for each feature.
+    ///
+    /// Errors if `factor` is empty or not square, if `power` is not a power of two (1 counts as one), or if `signs` has another length or
+    /// other values. Errors if an element of `factor` is not finite, or if `factor` is not orthogonal: for each of 24 pseudorandom vectors
+    /// `v` of 1 and -1, all components of `F Fᵀ v` must equal those of `v` to 1e-4.
     pub fn new(factor: &[f32], power: usize, signs: &[f32]) -> Result<Self> {
         let p = factor.len().isqrt();
         if p * p != factor.len() || p == 0 || !power.is_power_of_two() {
@@ -61,18 +65,20 @@ impl Rotation {
         Ok(Self { signs: signs.to_vec(), factor: factor.into(), transposed, p, power, key: fingerprint(&content) })
     }
 
-    /// Returns the rotation by any orthogonal matrix `[dim, dim]`, row-major: new feature `i` is the dot product of row `i` with the old
-    /// features. Errors unless the matrix is square and orthogonal to 1e-4.
+    /// Returns the rotation by any orthogonal matrix `M`, `matrix` `[dim, dim]` row-major: new feature `i` is the dot product of row `i`
+    /// with the old features. Errors if the matrix is empty, not square or not finite, or if it is not orthogonal: for each of 24
+    /// pseudorandom vectors `v` of 1 and -1, all components of `M Mᵀ v` must equal those of `v` to 1e-4.
     pub fn dense(matrix: &[f32]) -> Result<Self> {
         Self::new(matrix, 1, &vec![1.0; matrix.len().isqrt()])
     }
 
-    /// Returns the number of features.
+    /// Returns the number of features that the rotation takes and returns.
     pub fn dim(&self) -> usize {
         self.signs.len()
     }
 
-    /// Returns the matrix of the rotation, `[dim, dim]` row-major, as [`Rotation::dense`] takes it.
+    /// Returns the orthogonal matrix of the rotation, `[dim, dim]` row-major: new feature `i` is the dot product of row `i` with the old
+    /// features. It is what [`Rotation::dense`] takes.
     pub fn matrix(&self) -> Vec<f32> {
         let n = self.dim();
         let mut columns = vec![0f32; n * n];
@@ -82,12 +88,14 @@ impl Rotation {
         (0..n * n).map(|i| columns[i % n * n + i / n]).collect()
     }
 
-    /// Returns a 128-bit fingerprint of factor, order and signs: equal rotations have equal keys.
+    /// Returns a 128-bit hash of the rotation's parameters (orthogonal factor, order of the Walsh-Hadamard transform, signs). Rotations
+    /// with equal parameters have equal keys.
     pub fn key(&self) -> u128 {
         self.key
     }
 
-    /// Rotates each row of `dim` values in place; values after the last whole row are left unchanged.
+    /// Rotates each row of `rows`, `[n, dim]` row-major, in place, with the instruction set `isa`. Values after the last whole row are left
+    /// unchanged.
     pub fn forward(&self, isa: Isa, rows: &mut [f32]) {
         let mut scratch = vec![0f32; self.p];
         for row in rows.chunks_exact_mut(self.dim()) {
@@ -96,7 +104,8 @@ impl Rotation {
         }
     }
 
-    /// Applies the inverse (the transpose) of [`Rotation::forward`] in place.
+    /// Undoes [`Rotation::forward`]: applies the inverse rotation (the transpose) to each row of `rows`, `[n, dim]` row-major, in place,
+    /// with the instruction set `isa`. Values after the last whole row are left unchanged.
     pub fn inverse(&self, isa: Isa, rows: &mut [f32]) {
         let mut scratch = vec![0f32; self.p];
         for row in rows.chunks_exact_mut(self.dim()) {
@@ -124,12 +133,15 @@ impl Rotation {
         }
     }
 
-    /// Returns the number of bits that [`Rotation::save`] writes.
+    /// Returns the size in bits of the tensors that [`Rotation::save`] writes for the rotation `x ↦ (F ⊗ H) diag(signs) x`, where `H` is a
+    /// Walsh-Hadamard transform: 8 for the sign of each feature, and 32 for each element of the orthogonal matrix `F` `[p, p]`.
     pub fn storage_bits(&self) -> u64 {
         (self.signs.len() + 4 * self.factor.len()) as u64 * 8
     }
 
-    /// Returns name suffix, type and shape of the tensors that [`Rotation::save`] writes.
+    /// Returns name suffix, element type and shape of the two tensors that [`Rotation::save`] writes. For the rotation of `dim` features,
+    /// `x ↦ (F ⊗ H) diag(signs) x`, where `H` is a Walsh-Hadamard transform, they are `signs`, i8 `[dim]`, and `factor`, f32 `[p, p]`, the
+    /// orthogonal matrix `F` of order `p`.
     pub fn layout(&self) -> [(String, TensorInfo); 2] {
         [
             ("signs".into(), TensorInfo { dtype: DType::I8, shape: vec![self.signs.len()] }),
@@ -137,7 +149,10 @@ impl Rotation {
         ]
     }
 
-    /// Writes the signs (i8) and the factor (f32) under `prefix`, as tensors that all blocks of a matrix share. Errors if the sink errors.
+    /// Writes the two tensors of the rotation `x ↦ (F ⊗ H) diag(signs) x` of `dim` features, where `H` is a Walsh-Hadamard transform:
+    /// `prefix.signs`, i8 `[dim]`, and `prefix.factor`, f32 `[p, p]`, the orthogonal matrix `F` of order `p`. They are shared tensors:
+    /// every block of rows of a matrix writes the same ones. Errors if the sink errors, for example because it holds other values under
+    /// these names.
     pub fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let signs: Vec<i8> = self.signs.iter().map(|&s| s as i8).collect();
         let info = TensorInfo { dtype: DType::I8, shape: vec![signs.len()] };
@@ -145,13 +160,16 @@ impl Rotation {
         write_floats(sink, &join(prefix, "factor"), &[self.p, self.p], &self.factor)
     }
 
-    /// Returns the specification with the parameters that [`Rotation::load`] needs.
+    /// Returns the specification `spec` with two integer parameters of the rotation `x ↦ (F ⊗ H) diag(signs) x`, which [`Rotation::load`]
+    /// needs: `factor`, the order of the orthogonal matrix `F`, and `power`, the order of the Walsh-Hadamard transform `H`.
     pub fn describe(&self, spec: OpSpec) -> OpSpec {
         spec.int("factor", self.p as i64).int("power", self.power as i64)
     }
 
-    /// Reads a rotation that [`Rotation::save`] wrote under `prefix`, by a specification from [`Rotation::describe`]. Errors if a tensor is
-    /// missing or does not give a rotation.
+    /// Reads the rotation that [`Rotation::save`] wrote under `prefix`. `spec` must have the integer parameters `factor` and `power` that
+    /// [`Rotation::describe`] adds. Errors if a parameter or tensor is missing, or if a tensor has another type or shape than the
+    /// parameters say. Errors if the parameter `power` is not a power of two, a stored sign is not 1 or -1, or the stored orthogonal matrix
+    /// is not finite or not orthogonal to 1e-4.
     pub fn load(spec: &OpSpec, prefix: &str, source: &dyn TensorSource) -> Result<Self> {
         let (p, power) = (spec.get_size("factor")?, spec.get_size("power")?);
         let dim = crate::view::elements([p, power])?;
@@ -166,8 +184,8 @@ impl Rotation {
 /// probability ½ at most.
 const PROBES: usize = 24;
 
-/// Errors unless `F Fᵀ v = v` for [`PROBES`] vectors `v` of random signs, to 1e-4 of each component (Freivalds 1977): `O(p²)` work where all
-/// products of rows take `O(p³)`.
+/// Errors unless `F Fᵀ v = v` for [`PROBES`] vectors `v` of random signs, to 1e-4 of each component (Freivalds 1977): `O(p²)` work where
+/// all products of rows take `O(p³)`.
 fn check_orthogonal(factor: &[f32], p: usize) -> Result<()> {
     // Seeded by the content, so that a file cannot be crafted for known probes.
     let key = crate::context::fingerprint(bytemuck::cast_slice(factor));

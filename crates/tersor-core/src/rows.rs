@@ -4,8 +4,9 @@ use crate::{DType, Error, Mask, Result, TensorSource, view::elements};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A matrix `[rows, cols]` that gives its rows in f32, a range at a time, to any thread. Views, tensors of files, masked and folded
-/// matrices are sources; methods compress from them.
+/// A matrix `[rows, cols]` that returns some of its rows at a time, in f32, to any thread, so that it may be larger than memory. Methods
+/// read the weights that they compress from it. Views of slices ([`MatView`](crate::MatView)), stored tensors ([`StoredRows`]), and
+/// matrices with a mask or with other changes are sources.
 ///
 /// ```
 /// use std::ops::Range;
@@ -33,27 +34,31 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// # }
 /// ```
 pub trait RowSource: Sync {
-    /// Returns `[rows, cols]`.
+    /// Returns the shape, `[rows, cols]`.
     fn shape(&self) -> [usize; 2];
-    /// Writes the rows of a range in f32, row-major, into `out`, `[rows.len(), cols]`. Errors if the range leaves the matrix, `out` has
-    /// another length, or the rows cannot be read.
+    /// Writes the rows `rows` in f32 into `out`, `[rows.len(), cols]` row-major. Errors if the range leaves the matrix, `out` has another
+    /// length, or the rows cannot be read.
     fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
-    /// Replaces `out` by the mask of the rows of a range, `[rows.len(), cols]`, and returns true; returns false, with `out` unchanged, if
-    /// every weight is kept. Pruned weights read as zero, and every quantizer leaves them at zero. Errors if the range leaves the matrix.
+    /// Replaces `out` by the mask of the rows `rows`, `[rows.len(), cols]`, and returns true. Returns false, with `out` unchanged, if the
+    /// matrix has no mask (the default): every weight is kept. Pruned weights read as zero, and quantizers leave them at zero. Errors if
+    /// the range leaves the matrix.
     fn read_mask(&self, rows: Range<usize>, out: &mut Mask) -> Result<bool> {
         let _ = (rows, out);
         Ok(false)
     }
 }
 
-/// Returns the rows of a range, `[rows.len(), cols]` row-major; weights that the mask of the source prunes are zero. Errors if the range
-/// leaves the matrix, and with [`Error::NonFinite`] at the first NaN or infinity, by row and column of the whole matrix.
+/// Returns the rows `rows` of `source`, `[rows.len(), cols]` row-major. Weights that the mask of `source` prunes are zero, even if they are
+/// stored as NaN or infinity. Errors if the range leaves the matrix or the rows cannot be read. Errors with [`Error::NonFinite`] at the
+/// first NaN or infinity of the result, with its row and column in the whole matrix.
 pub fn read_finite(source: &dyn RowSource, rows: Range<usize>) -> Result<Vec<f32>> {
     Ok(read_masked(source, rows)?.0)
 }
 
-/// Returns the rows of a range, `[rows.len(), cols]` row-major, and their mask if the source has one; pruned weights are zero. Errors if
-/// the range leaves the matrix, and with [`Error::NonFinite`] at the first NaN or infinity, by row and column of the whole matrix.
+/// Returns the rows `rows` of `source`, `[rows.len(), cols]` row-major, and the mask of these rows, or None in place of the mask if
+/// `source` has none. Weights that the mask prunes are zero, even if they are stored as NaN or infinity. Errors if the range leaves the
+/// matrix or the rows cannot be read. Errors with [`Error::NonFinite`] at the first NaN or infinity of the result, with its row and column
+/// in the whole matrix.
 pub fn read_masked(source: &dyn RowSource, rows: Range<usize>) -> Result<(Vec<f32>, Option<Mask>)> {
     let [all, cols] = source.shape();
     if rows.start > rows.end || rows.end > all {
@@ -70,8 +75,8 @@ pub fn read_masked(source: &dyn RowSource, rows: Range<usize>) -> Result<(Vec<f3
     Ok((out, masked.then_some(mask)))
 }
 
-/// Errors with [`Error::NonFinite`] at the first NaN or infinity of a row-major matrix of `cols` columns. `first_row` is added to the row
-/// number in the error, for a block of a larger matrix.
+/// Errors with [`Error::NonFinite`] at the first NaN or infinity of `x`, a row-major matrix of `cols` columns (0 counts as 1). The error
+/// has the row and the column, counted from 0; `first_row` is added to the row, for an `x` that begins at this row of a larger matrix.
 pub fn check_finite(x: &[f32], cols: usize, first_row: usize) -> Result<()> {
     // One pass without branches; the search for the index follows only if a value is not finite.
     const EXPONENT: u32 = 0x7f80_0000;
@@ -88,19 +93,23 @@ pub fn check_finite(x: &[f32], cols: usize, first_row: usize) -> Result<()> {
     }
 }
 
-/// The treatment of NaN and infinities in weights, a parameter of [`Repaired`].
+/// What [`Repaired`], a source of weights, does with NaN and infinite weights. `Refuse`, the default, leaves them in place, so that readers
+/// error on them. `Zero` replaces them by 0. `Clamp` replaces an infinity by the largest finite magnitude in its row (0 if no weight of the
+/// row is finite), with the sign of the infinity, and NaN by 0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum NonFinite {
-    /// NaN and infinities in weights are left in place, and the reader errors on them.
+    /// NaN and infinities are left in place, and the readers of the weights error on them.
     #[default]
     Refuse,
-    /// NaN and infinities in weights are replaced by 0.
+    /// NaN and infinities are replaced by 0.
     Zero,
-    /// Infinities in weights are replaced by the largest finite magnitude of their row, with their sign; NaN by 0.
+    /// Infinities are replaced by the largest finite magnitude of their row (0 if no value is finite), with their sign; NaN by 0.
     Clamp,
 }
 
-/// A source whose NaN and infinities are replaced as a [`NonFinite`] says, and counted.
+/// A [`RowSource`] (a matrix that is read some rows at a time) that reads another one, replaces its NaN and infinities, and counts the
+/// replaced values. A [`NonFinite`] selects the replacement: 0 for NaN and for infinities; or 0 for NaN and, for an infinity, the largest
+/// finite magnitude in its row with the sign of the infinity; or none.
 ///
 /// ```
 /// use tersor_core::{MatView, NonFinite, Repaired, read_finite};
@@ -121,13 +130,14 @@ pub struct Repaired<'a> {
 }
 
 impl<'a> Repaired<'a> {
-    /// Wraps a source, whose values are replaced as `policy` says when rows are read. With [`NonFinite::Refuse`] rows are passed on
-    /// unchanged.
+    /// Returns the matrix `source` with NaN and infinities replaced when rows are read. With [`NonFinite::Zero`], NaN and infinities become
+    /// 0. With [`NonFinite::Clamp`], NaN becomes 0, and an infinity becomes the largest finite magnitude in its row (0 if there is none)
+    /// with the sign of the infinity. With [`NonFinite::Refuse`], nothing is replaced or counted.
     pub fn new(source: &'a dyn RowSource, policy: NonFinite) -> Self {
         Self { source, policy, count: AtomicU64::new(0) }
     }
 
-    /// Returns the number of values replaced so far; values of a row that was read twice count twice.
+    /// Returns the number of values that were replaced so far; a value that was read twice counts twice.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }
@@ -160,20 +170,22 @@ impl RowSource for Repaired<'_> {
     }
 }
 
-/// Errors with [`Error::Range`] unless the range `rows` is inside of a matrix `shape`, `[rows, cols]`, and with [`Error::Shape`] unless
-/// `out`, the number of elements of an output, is that of these rows.
+/// Errors with [`Error::Range`] unless the range `rows` is inside of a matrix of the shape `shape`, `[rows, cols]`, and with
+/// [`Error::Shape`] unless `out`, the length of a slice for these rows in elements, is `rows.len() * cols`; with [`Error::Overflow`] if
+/// that exceeds the address space. Implementations of [`RowSource::read_rows`] check their arguments with it.
 pub fn check_range(shape: [usize; 2], rows: &Range<usize>, out: usize) -> Result<()> {
     if rows.start > rows.end || rows.end > shape[0] {
         return Err(Error::range("rows", 0..shape[0], rows.clone()));
     }
-    if rows.len() * shape[1] != out {
-        return Err(Error::shape("output of a row range", rows.len() * shape[1], out));
+    let expected = elements([rows.len(), shape[1]])?;
+    if expected != out {
+        return Err(Error::shape("output of a row range", expected, out));
     }
     Ok(())
 }
 
-/// Returns a tensor's axes as `[rows, cols]`: `cols` is the last axis, `rows` the product of the others, 1 if there are none; `[1, 1]` for
-/// no axes. Errors if the matrix exceeds the address space.
+/// Returns the shape `[rows, cols]` of a tensor as a matrix, from the lengths of its axes: `cols` is the last axis, `rows` the product of
+/// all others. A vector `[n]` is `[1, n]`; a tensor without axes is `[1, 1]`. Errors if the matrix exceeds the address space.
 pub fn rows_and_columns(axes: &[usize]) -> Result<[usize; 2]> {
     let (last, leading) = axes.split_last().map_or((1, axes), |(l, r)| (*l, r));
     let rows = leading.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
@@ -182,7 +194,8 @@ pub fn rows_and_columns(axes: &[usize]) -> Result<[usize; 2]> {
     Ok(shape)
 }
 
-/// The rows of a stored f32, f16 or bf16 tensor, converted to f32 as they are read.
+/// A [`RowSource`] (a matrix that is read some rows at a time) of a stored F32, F16 or BF16 tensor, whose values are converted to f32 as
+/// they are read.
 ///
 /// ```
 /// use tersor_core::{MemTensors, RowSource, StoredRows, tensors};
@@ -205,7 +218,7 @@ pub struct StoredRows<'a> {
 }
 
 impl<'a> StoredRows<'a> {
-    /// Opens the tensor `name` as a matrix with the shape of [`rows_and_columns`]: a vector is one row, and the last of several axes is the
+    /// Opens the tensor `name` of `source` as a matrix: its columns are the last axis, its rows all other axes together. A vector is one
     /// row. Errors if the tensor is missing, its type is not F32, F16 or BF16, or its size exceeds the address space.
     pub fn new(source: &'a dyn TensorSource, name: &'a str) -> Result<Self> {
         let info = source.info(name)?;

@@ -1,6 +1,7 @@
 //! [`Site`]: an input of a network with the matrices that consume it and what produces it.
 
-/// One input of a network, the matrices that consume it (such as q, k and v), and its producer. A network is an ordered list of sites.
+/// An input of one or more linear layers of a network, such as the input of q, k and v: the weight matrices that read it (consumers) and
+/// what computes it (the producer). A network is a list of sites in the order of execution.
 ///
 /// ```
 /// use tersor_core::{Consumer, Folding, Producer, Role, Site};
@@ -19,33 +20,39 @@
 /// ```
 #[derive(Clone, PartialEq, Debug)]
 pub struct Site {
-    /// The name of the site, unique in its network, such as `model.layers.3.self_attn.qkv`.
+    /// The name of the site (an input of one or more linear layers), unique in its network, such as `model.layers.3.self_attn.qkv`.
     pub name: String,
-    /// The transformer layer that the [`Site`] (the matrices that read one input) belongs to, counted from 0; None for embedding and head.
+    /// The index of the transformer layer that the site (an input of one or more linear layers) belongs to, counted from 0; None outside of
+    /// the layers, as for the output head.
     pub layer: Option<usize>,
-    /// The number of features of the site's input.
+    /// The number of features of the site's input, which one or more linear layers share. Each of the weight matrices of these layers has
+    /// this number of columns.
     pub features: usize,
-    /// The matrices that read the site's input, in order.
+    /// The weight matrices of the linear layers that share the site's input, such as those of q, k and v, in this order.
     pub consumers: Vec<Consumer>,
-    /// The origin of the site's input: a norm, a matrix, or anything else.
+    /// What computes the site's input, which one or more linear layers share: a norm, a matrix (through attention or a gate, for example),
+    /// or anything else. Factors for the features of the input can be multiplied into the stored weight of a norm or a matrix, but not into
+    /// anything else.
     pub producer: Producer,
-    /// If the site reads the residual stream through a norm: the names of all weights that wrote to the stream before, in order. Empty
-    /// otherwise.
+    /// If the site (an input of one or more linear layers) is the residual stream after a norm, which is then its `producer`: the names of
+    /// all weights whose outputs make up the stream at this site, in the order of execution. These are the embedding and then the output
+    /// and down projections in front of the site. Empty for all other sites.
     pub writers: Vec<String>,
 }
 
-/// A matrix that reads the input of a site.
+/// A weight matrix that multiplies the input of a [`Site`], which one or more linear layers share, such as the matrix of q.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Consumer {
-    /// The name of the consumer's weight, as in the model file.
+    /// The name of the weight, as in the model file.
     pub weight: String,
-    /// `[out_features, in_features]` of the consumer's weight.
+    /// The shape `[out_features, in_features]` of the weight.
     pub shape: [usize; 2],
-    /// The role of the consumer in the network.
+    /// What the matrix computes, such as queries or logits.
     pub role: Role,
 }
 
-/// The role of a matrix in a network, such as the query projection or the head.
+/// What a weight matrix computes in a network: queries, keys, values, the attention output, gate, up or down projection, embedding, logits,
+/// or anything else.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum Role {
@@ -71,7 +78,8 @@ pub enum Role {
     Linear,
 }
 
-/// The origin of the input of a [`Site`]: a norm, a matrix, or anything else. Scales and rotations of the input can be folded into a norm or a matrix.
+/// What computes the input of a [`Site`], which one or more linear layers share: a norm, a matrix (through attention or a gate, for
+/// example), or anything else. Factors for the features of the input can be folded (multiplied) into the stored weight of a norm or matrix.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Producer {
     /// A norm with an elementwise weight, into which factors can be folded.
@@ -79,35 +87,40 @@ pub enum Producer {
         /// The name of the norm's weight.
         weight: String,
     },
-    /// The output of a matrix: its rows are the features of the site, in order, and each block of `block` features is repeated `repeat`
-    /// times side by side (grouped-query attention: the query heads of a group share their values).
+    /// A matrix whose rows are the features of the site, in order, except that each block of `block` neighbouring features is repeated
+    /// `repeat` times side by side (grouped-query attention: the query heads of a group share their values). Its outputs may pass through
+    /// attention or be multiplied by a gate before the site reads them: a factor of a row is a factor of the feature.
     Linear {
         /// The name of the producing matrix's weight.
         weight: String,
-        /// The number of features of a block, such as one head.
+        /// The number of features of a block, such as the dimension of a head.
         block: usize,
-        /// The number of times each block is used.
+        /// The number of times that each block occurs among the features of the site; 1 if nothing is repeated.
         repeat: usize,
     },
     /// Anything that factors cannot be folded into.
     Opaque,
 }
 
-/// Where the inputs of a [`Site`] can be divided by one factor for each feature, as smoothing does (the weights are multiplied by the same
-/// factors).
+/// Where the inputs of a [`Site`], which one or more linear layers share, can be divided by one factor for each feature, as smoothing does
+/// while it multiplies the columns of the site's matrices by the same factors: in the stored weight that produces the inputs, at run time,
+/// or nowhere.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Folding {
-    /// In the producer of the inputs, whose weights are divided: nothing is left to compute at run time.
+    /// In the stored weight of the norm or matrix that produces the inputs: nothing is left to compute at run time.
     Producer,
-    /// In front of the site's matrices: the division is computed at run time.
+    /// At run time, in front of the site's matrices.
     Online,
     /// Nowhere without loss: the producer's features are used several times, so that the copies of a feature would have to share a factor.
     Shared,
 }
 
 impl Site {
-    /// Returns where the inputs of this site can be divided by factors: in the producer if it is a norm, or a matrix whose features are
-    /// used once; nowhere if it is a matrix whose features are repeated; at run time otherwise.
+    /// Returns where the inputs of this site, which one or more linear layers share, can be divided by one factor for each feature. The
+    /// result is [`Folding::Producer`] (in the stored weight of the producer, which computes the inputs) if the producer is a norm, or a
+    /// matrix each of whose outputs is one feature of the site. It is [`Folding::Shared`] (nowhere without loss) if the producer is a
+    /// matrix whose outputs are repeated among the features, as the values of grouped-query attention are. It is [`Folding::Online`] (at
+    /// run time) for any other producer.
     pub fn folding(&self) -> Folding {
         match self.producer {
             Producer::Norm { .. } | Producer::Linear { repeat: 1, .. } => Folding::Producer,
@@ -117,7 +130,8 @@ impl Site {
     }
 }
 
-/// Returns the name of the bias beside a weight, `….bias` for `….weight`; None for names of another form.
+/// Returns the name of the bias that goes with the weight `weight`: `x.bias` for `x.weight`, whether or not there is such a tensor; None if
+/// the name does not end in `.weight`.
 pub fn bias_name(weight: &str) -> Option<String> {
     weight.strip_suffix(".weight").map(|w| format!("{w}.bias"))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{Error, Result};
 
-/// A parameter of an operator or method, as it is written to JSON.
+/// The value of a parameter of an operator, method or configuration, as it is written to JSON: a boolean, an integer, a float or a string.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Value {
     /// A truth value.
@@ -17,7 +17,8 @@ pub enum Value {
     Text(String),
 }
 
-/// The description of an operator without its tensors: kind, shape, parameters, and the operators inside of it.
+/// The description of an operator without its tensors: its kind (the name of a stored form), the shape of the matrix, parameters, and the
+/// descriptions of the operators inside of it. Together with the tensors it is all that loading needs.
 ///
 /// ```
 /// use tersor_core::OpSpec;
@@ -32,19 +33,20 @@ pub enum Value {
 /// ```
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct OpSpec {
-    /// The kind of the operator: the name that its loader is registered under.
+    /// The kind of the operator, which is the name of a stored form, such as `grouped`. Its loader is registered under this name.
     pub kind: String,
     /// `[out_features, in_features]` of the whole matrix that the operator stores.
     pub shape: [usize; 2],
-    /// The parameters of the operator, by name.
+    /// The parameters of the operator by name, such as `bits`.
     pub params: BTreeMap<String, Value>,
-    /// The specifications of the operators inside of this one, by name. The tensors of the part `name` are stored under the operator's own
-    /// prefix followed by `.name`.
+    /// The specifications of the operators inside of this one, by name. The names of the tensors of the part `x` begin with the operator's
+    /// own prefix and `.x`.
     pub parts: BTreeMap<String, OpSpec>,
 }
 
 impl OpSpec {
-    /// Returns the specification of an operator of this kind and of the shape `[out_features, in_features]`, without parameters and parts.
+    /// Returns the specification of an operator of the kind `kind` (the name of a stored form) for a matrix of the shape
+    /// `[out_features, in_features]`, without parameters and parts.
     pub fn new(kind: &str, shape: [usize; 2]) -> Self {
         Self { kind: kind.to_string(), shape, ..Self::default() }
     }
@@ -55,13 +57,14 @@ impl OpSpec {
         self
     }
 
-    /// Returns this specification with the size `name` as an integer parameter. Sizes above `i64::MAX`, which no tensor can have, are
-    /// stored as `i64::MAX`.
+    /// Returns this specification with the integer parameter `name` of the value `value`, for sizes; a parameter of the same name is
+    /// replaced. Sizes above `i64::MAX`, which no tensor can have, are stored as `i64::MAX`.
     pub fn size(self, name: &str, value: usize) -> Self {
         self.int(name, i64::try_from(value).unwrap_or(i64::MAX))
     }
 
-    /// Returns this specification with the float parameter `name`; a parameter of the same name is replaced.
+    /// Returns this specification with the float parameter `name`; a parameter of the same name is replaced. NaN and infinities are not
+    /// refused here, but by [`OpSpec::get_float`].
     pub fn float(mut self, name: &str, value: impl Into<f64>) -> Self {
         self.params.insert(name.to_string(), Value::Float(value.into()));
         self
@@ -73,13 +76,14 @@ impl OpSpec {
         self
     }
 
-    /// Returns this specification with the specification of the operator `name` inside; a part of the same name is replaced.
+    /// Returns this specification with the part `name`: an operator inside of this one, which has the specification `spec`. A part of the
+    /// same name is replaced.
     pub fn part(mut self, name: &str, spec: OpSpec) -> Self {
         self.parts.insert(name.to_string(), spec);
         self
     }
 
-    /// Returns an integer parameter. Errors if it is missing or of another type.
+    /// Returns the integer parameter `name`. Errors with [`Error::Missing`] if there is none, or it has another type.
     pub fn get_int(&self, name: &str) -> Result<i64> {
         match self.params.get(name) {
             Some(Value::Int(v)) => Ok(*v),
@@ -87,7 +91,8 @@ impl OpSpec {
         }
     }
 
-    /// Returns a float parameter, or an integer one as a float. Errors if it is missing, of another type, or not finite.
+    /// Returns the float parameter `name`, or an integer parameter as a float. Errors with [`Error::Missing`] if there is none, or it has
+    /// another type or is not finite.
     pub fn get_float(&self, name: &str) -> Result<f64> {
         match self.params.get(name) {
             Some(Value::Float(v)) if v.is_finite() => Ok(*v),
@@ -96,12 +101,13 @@ impl OpSpec {
         }
     }
 
-    /// Returns an integer parameter as a size. Errors if it is missing, of another type, or negative.
+    /// Returns the integer parameter `name` as a size. Errors with [`Error::Missing`] if there is none, or it has another type or is
+    /// negative.
     pub fn get_size(&self, name: &str) -> Result<usize> {
         usize::try_from(self.get_int(name)?).map_err(|_| self.missing(name))
     }
 
-    /// Returns a string parameter. Errors if it is missing or of another type.
+    /// Returns the string parameter `name`. Errors with [`Error::Missing`] if there is none, or it has another type.
     pub fn get_text(&self, name: &str) -> Result<&str> {
         match self.params.get(name) {
             Some(Value::Text(v)) => Ok(v),
@@ -109,12 +115,12 @@ impl OpSpec {
         }
     }
 
-    /// Returns the specification of an operator inside. Errors if there is none of this name.
+    /// Returns the specification of the part `name`, an operator inside of this one. Errors with [`Error::Missing`] if there is none.
     pub fn get_part(&self, name: &str) -> Result<&OpSpec> {
         self.parts.get(name).ok_or_else(|| self.missing(name))
     }
 
-    /// Returns the number of levels of nested operators: 1 for an operator without parts.
+    /// Returns the number of levels of operators inside of operators: 1 for an operator without parts, 2 if its parts have none.
     pub fn depth(&self) -> usize {
         1 + self.parts.values().map(OpSpec::depth).max().unwrap_or(0)
     }

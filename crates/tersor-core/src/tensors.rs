@@ -3,7 +3,7 @@
 use crate::{DType, Error, Result};
 use std::collections::BTreeMap;
 
-/// Element type and shape of a stored tensor.
+/// The element type and the shape of a stored tensor.
 ///
 /// ```
 /// use tersor_core::{DType, TensorInfo};
@@ -15,13 +15,13 @@ use std::collections::BTreeMap;
 pub struct TensorInfo {
     /// The type of the tensor's elements.
     pub dtype: DType,
-    /// The sizes of the tensor's axes, slowest first.
+    /// The lengths of the tensor's axes, in row-major order (the last axis varies fastest): `[rows, cols]` for a matrix.
     pub shape: Vec<usize>,
 }
 
 impl TensorInfo {
-    /// Returns the size of the tensor in bytes; 0 if an axis is empty. Errors if the size exceeds the address space, where an empty axis
-    /// counts as 1.
+    /// Returns the size of the tensor in bytes; 0 if an axis has length 0. Errors if the size exceeds the address space; for this check, a
+    /// length of 0 counts as 1.
     pub fn bytes(&self) -> Result<usize> {
         let full = self.shape.iter().try_fold(self.dtype.size(), |n, &d| n.checked_mul(d.max(1)));
         match full.filter(|&n| n <= isize::MAX as usize) {
@@ -32,45 +32,47 @@ impl TensorInfo {
     }
 }
 
-/// The position of a block of rows in a matrix.
+/// The position of a block of neighbouring rows in a matrix: its first row, and the number of rows of the whole matrix. The number of rows
+/// of the block is not included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RowSlot {
-    /// The number of the block's first row in the whole matrix.
+    /// The index of the block's first row in the whole matrix, counted from 0.
     pub first: usize,
-    /// The number of rows of the whole matrix that the block belongs to.
+    /// The number of rows of the whole matrix that the block is part of.
     pub total: usize,
 }
 
 impl RowSlot {
-    /// Returns the position of a block that is the whole matrix of `rows` rows.
+    /// Returns the position of the block that is a whole matrix of `rows` rows: its first row is 0.
     pub fn whole(rows: usize) -> Self {
         Self { first: 0, total: rows }
     }
 }
 
-/// A destination for tensors: a file that is being written, or [memory](MemTensors). Names are data, never paths.
+/// A destination that named tensors are written to: a file, or [memory](MemTensors). Names are keys; they are not used as paths of files.
 pub trait TensorSink {
-    /// Writes the entries from `first` on along the first axis of the tensor `name`, whose type and whole shape is `info`. `bytes` are
-    /// these entries, little-endian and row-major; every entry is written once. Errors if the entries leave the tensor, or `info` differs
-    /// from an earlier write.
+    /// Writes some rows of the tensor `name` (entries of its first axis), beginning at index `first`, counted from 0. `info` is the type
+    /// and shape of the whole tensor; `bytes` are these rows, little-endian and row-major. The caller writes every row once, in any order.
+    /// Errors if the rows leave the tensor, or `info` differs from an earlier write.
     fn write_rows(&mut self, name: &str, info: &TensorInfo, first: usize, bytes: &[u8]) -> Result<()>;
-    /// Writes a whole tensor that all blocks of a matrix share, little-endian and row-major. Writing the same bytes again is allowed;
-    /// errors if other bytes were written before or the length does not match.
+    /// Writes the whole tensor `name`, little-endian and row-major, which all blocks of rows of a matrix share: each of them may write it,
+    /// with the same bytes. Errors if other bytes or another `info` were written before, or the length does not match `info`.
     fn write_shared(&mut self, name: &str, info: &TensorInfo, bytes: &[u8]) -> Result<()>;
 }
 
-/// A source of stored tensors, read at positions by any thread.
+/// A source of named, stored tensors, such as a file or [memory](MemTensors). Any thread can read bytes at any position.
 pub trait TensorSource: Send + Sync {
     /// Returns the name of every tensor, sorted.
     fn names(&self) -> Vec<String>;
-    /// Returns the type and shape of a tensor. Errors with [`Error::Missing`] if there is no such tensor.
+    /// Returns the element type and shape of the tensor `name`. Errors with [`Error::Missing`] if there is no such tensor.
     fn info(&self, name: &str) -> Result<TensorInfo>;
-    /// Fills `out` with the bytes of a tensor from `offset` on. Errors if they leave the tensor or cannot be read.
+    /// Fills `out` with the `out.len()` bytes of the tensor `name` that begin at byte `offset`, counted from 0. Errors if there is no such
+    /// tensor, the bytes leave it, or they cannot be read.
     fn read_at(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()>;
 }
 
-/// Returns all bytes of the tensor `name`, little-endian and row-major. Errors if it is missing, does not have the type `dtype` and the
-/// shape `shape`, or cannot be read.
+/// Returns all bytes of the tensor `name` of `source`, little-endian and row-major. Errors if the tensor is missing, does not have the
+/// element type `dtype` and the shape `shape`, or cannot be read.
 pub fn read_expected(source: &dyn TensorSource, name: &str, dtype: DType, shape: &[usize]) -> Result<Vec<u8>> {
     let info = source.info(name)?;
     if info.dtype != dtype || info.shape != shape {
@@ -83,26 +85,29 @@ pub fn read_expected(source: &dyn TensorSource, name: &str, dtype: DType, shape:
     Ok(bytes)
 }
 
-/// Returns all values of the f32 tensor `name`, row-major. Errors if it is missing, does not have this type and shape, or cannot be read;
-/// NaN and infinities are returned as they are.
+/// Returns all values of the tensor `name` of `source`, row-major. Errors if the tensor is missing, is not F32 with the shape `shape`, or
+/// cannot be read. NaN and infinities are returned as they are.
 pub fn read_floats(source: &dyn TensorSource, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
     let bytes = read_expected(source, name, DType::F32, shape)?;
     Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
 }
 
-/// Writes a whole f32 tensor of the given shape that all blocks of a matrix share. Errors if the number of values does not match the shape,
-/// or the sink has other values under this name.
+/// Writes `values`, row-major, as the whole F32 tensor `name` of the shape `shape`. It is a shared tensor: all blocks of rows of a matrix
+/// may write it, with the same values. Errors if the number of values does not match the shape, or the sink has another tensor or other
+/// values under this name.
 pub fn write_floats(sink: &mut dyn TensorSink, name: &str, shape: &[usize], values: &[f32]) -> Result<()> {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     sink.write_shared(name, &TensorInfo { dtype: DType::F32, shape: shape.to_vec() }, &bytes)
 }
 
-/// Returns `prefix.suffix`, the name of a tensor of the operator `prefix`; `prefix` itself if the suffix is empty.
+/// Returns the name of a tensor of the operator whose tensors' names begin with `prefix`: `prefix.suffix`, or `prefix` itself if the suffix
+/// is empty.
 pub fn join(prefix: &str, suffix: &str) -> String {
     if suffix.is_empty() { prefix.to_string() } else { format!("{prefix}.{suffix}") }
 }
 
-/// Tensors in memory, a [`TensorSink`] and a [`TensorSource`].
+/// Named tensors in memory, which are written as a [`TensorSink`] and read as a [`TensorSource`]. Bytes of a tensor that were not written
+/// are 0.
 ///
 /// ```
 /// use tersor_core::{DType, MemTensors, TensorInfo, TensorSink, TensorSource, tensors};
@@ -123,17 +128,17 @@ pub fn join(prefix: &str, suffix: &str) -> String {
 pub struct MemTensors(BTreeMap<String, (TensorInfo, Vec<u8>)>);
 
 impl MemTensors {
-    /// Returns an empty set of tensors.
+    /// Returns a set without tensors.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Returns the bytes of all tensors together.
+    /// Returns the size of all tensors together in bytes, names not included.
     pub fn bytes(&self) -> usize {
         self.0.values().map(|(_, b)| b.len()).sum()
     }
 
-    /// Adds the tensors of another set; those of the same name are replaced.
+    /// Adds the tensors of `other`. A tensor of the same name is replaced.
     pub fn extend(&mut self, other: MemTensors) {
         self.0.extend(other.0);
     }
@@ -143,7 +148,7 @@ impl MemTensors {
         self.0.is_empty()
     }
 
-    /// Returns the bytes of a tensor; None if there is none of this name.
+    /// Returns all bytes of the tensor `name`, little-endian and row-major; None if there is no such tensor.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         self.0.get(name).map(|(_, b)| &b[..])
     }
@@ -158,8 +163,9 @@ impl MemTensors {
     }
 }
 
-/// Returns the range of bytes, in a tensor of type and shape `info`, of a block of `bytes` bytes that begins at index `first` of the first
-/// axis. Errors if the block is not a whole number of entries of that axis or leaves the tensor.
+/// Returns the range of bytes that a block of rows occupies in a tensor of the type and shape `info`. A row is everything at one index of
+/// the first axis; a tensor without axes is one row. The block has `bytes` bytes and begins at row `first`, counted from 0. Errors if
+/// `bytes` is not a whole number of rows, or if the block leaves the tensor.
 pub fn rows_span(info: &TensorInfo, first: usize, bytes: usize) -> Result<std::ops::Range<usize>> {
     let total = info.bytes()?;
     let rows = info.shape.first().copied().unwrap_or(1);

@@ -4,7 +4,8 @@ use crate::{Element, Error, Isa, Result, RowSource};
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// A read-only matrix over a borrowed slice, with any strides (negative and zero too) that stay inside of the slice.
+/// A read-only matrix `[rows, cols]` over a borrowed slice of f32, f16 or bf16. Rows and columns have any strides (negative and zero too)
+/// that stay inside of the slice.
 ///
 /// ```
 /// use tersor_core::{MatView, RowSource};
@@ -32,7 +33,7 @@ pub struct MatView<'a, T> {
 }
 
 impl<'a, T: Element> MatView<'a, T> {
-    /// Borrows a contiguous row-major matrix `[rows, cols]`. Errors if `data` does not have `rows * cols` elements.
+    /// Returns the contiguous row-major matrix `[rows, cols]` over `data`. Errors if `data` does not have exactly `rows * cols` elements.
     pub fn new(data: &'a [T], shape: [usize; 2]) -> Result<Self> {
         let n = elements(shape)?;
         if data.len() != n {
@@ -41,8 +42,8 @@ impl<'a, T: Element> MatView<'a, T> {
         Ok(Self { data, first: 0, shape, strides: [shape[1] as isize, 1] })
     }
 
-    /// Borrows a strided matrix `[rows, cols]`: element `(r, c)` is `data[first + r * strides[0] + c * strides[1]]`. Errors if an element
-    /// would lie outside of the slice.
+    /// Returns the matrix `[rows, cols]` over `data` whose element `(r, c)` is `data[first + r * strides[0] + c * strides[1]]`; offset and
+    /// strides count elements. Errors if an element would lie outside of the slice.
     pub fn strided(data: &'a [T], first: usize, shape: [usize; 2], strides: [isize; 2]) -> Result<Self> {
         elements(shape)?;
         if shape[0] > 0 && shape[1] > 0 {
@@ -58,30 +59,34 @@ impl<'a, T: Element> MatView<'a, T> {
         Ok(Self { data, first, shape, strides })
     }
 
-    /// Returns `[rows, cols]`.
+    /// Returns the shape, `[rows, cols]`.
     pub fn shape(&self) -> [usize; 2] {
         self.shape
     }
 
-    /// Returns the transpose, a view of the same memory.
+    /// Returns the transpose `[cols, rows]`, a view of the same memory.
     pub fn transposed(self) -> Self {
         let ([r, c], [a, b]) = (self.shape, self.strides);
         Self { shape: [c, r], strides: [b, a], ..self }
     }
 
-    /// Returns the columns of a range, a view of the same memory. Errors if the range is not inside of the matrix.
+    /// Returns the columns `range`, counted from 0, of all rows as a matrix `[rows, range.len()]`, a view of the same memory. Errors if the
+    /// range is not inside of the columns.
     pub fn columns(self, range: Range<usize>) -> Result<Self> {
         if range.start > range.end || range.end > self.shape[1] {
             return Err(Error::shape("column range", format!("inside 0..{}", self.shape[1]), range));
         }
         let shape = [self.shape[0], range.len()];
         // An empty part may begin anywhere; keep the offset inside the slice.
-        let first =
-            if range.is_empty() { 0 } else { self.first.wrapping_add_signed(range.start as isize * self.strides[1]) };
+        let first = if range.is_empty() {
+            0
+        } else {
+            self.first.wrapping_add_signed((range.start as isize).wrapping_mul(self.strides[1]))
+        };
         Ok(Self { first, shape, ..self })
     }
 
-    /// Returns the whole matrix as one slice in row-major order; None if its elements are not contiguous in that order.
+    /// Returns all elements as one slice, `[rows, cols]` row-major; None if they are not contiguous in memory in that order.
     pub fn as_slice(&self) -> Option<&'a [T]> {
         let [rows, cols] = self.shape;
         let row_major = (self.strides[1] == 1 || cols <= 1) && (self.strides[0] == cols as isize || rows <= 1);
@@ -91,7 +96,8 @@ impl<'a, T: Element> MatView<'a, T> {
         if row_major { self.data.get(self.first..self.first + rows * cols) } else { None }
     }
 
-    /// Returns a row in f32: borrowed if its elements are contiguous f32, copied otherwise. Empty if there is no such row.
+    /// Returns row `row`, counted from 0, in f32, `[cols]`: borrowed if its elements are contiguous f32, converted to a copy otherwise.
+    /// Empty if there is no such row.
     pub fn row(&self, row: usize) -> Cow<'a, [f32]> {
         let [rows, cols] = self.shape;
         if row >= rows || cols == 0 {
@@ -125,7 +131,8 @@ impl<'a, T: Element> MatView<'a, T> {
         }
     }
 
-    /// Returns the matrix in f32, row-major: borrowed if it is contiguous f32 in that order, copied otherwise.
+    /// Returns all elements in f32, `[rows, cols]` row-major: borrowed if they are f32 and contiguous in that order, converted to a copy
+    /// otherwise.
     pub fn to_f32(&self) -> Cow<'a, [f32]> {
         if let Some(slice) = self.as_slice().and_then(T::as_f32) {
             return Cow::Borrowed(slice);
@@ -156,7 +163,8 @@ impl<T: Element> RowSource for MatView<'_, T> {
     }
 }
 
-/// A row-major matrix to write to, over a borrowed slice: rows lie `stride` elements apart, the elements of a row are contiguous.
+/// A writable f32 matrix `[rows, cols]` over a borrowed slice. The elements of a row are contiguous; neighbouring rows begin `stride`
+/// elements apart.
 ///
 /// ```
 /// use tersor_core::MatViewMut;
@@ -177,13 +185,13 @@ pub struct MatViewMut<'a> {
 }
 
 impl<'a> MatViewMut<'a> {
-    /// Borrows a contiguous row-major matrix `[rows, cols]`. Errors if `data` has fewer than `rows * cols` elements.
+    /// Returns the contiguous row-major matrix `[rows, cols]` over the first `rows * cols` elements of `data`. Errors if `data` has fewer.
     pub fn new(data: &'a mut [f32], shape: [usize; 2]) -> Result<Self> {
         Self::strided(data, shape, shape[1])
     }
 
-    /// Borrows a matrix `[rows, cols]` whose rows begin at multiples of `stride`. Errors if rows would overlap or the last one would end
-    /// outside of the slice.
+    /// Returns the matrix `[rows, cols]` over `data` whose row `r` begins at element `r * stride`. Errors if rows would overlap (`stride`
+    /// is less than `cols`, with more than one row) or the last one would end outside of the slice.
     pub fn strided(data: &'a mut [f32], shape: [usize; 2], stride: usize) -> Result<Self> {
         elements(shape)?;
         let [rows, cols] = shape;
@@ -198,17 +206,18 @@ impl<'a> MatViewMut<'a> {
         Ok(Self { data, shape, stride: stride.max(cols) })
     }
 
-    /// Returns `[rows, cols]`.
+    /// Returns the shape, `[rows, cols]`.
     pub fn shape(&self) -> [usize; 2] {
         self.shape
     }
 
-    /// Returns a view of the same matrix with a shorter lifetime.
+    /// Returns a view of the same matrix that borrows this one, so that it can be passed on and this one used again afterwards.
     pub fn reborrow(&mut self) -> MatViewMut<'_> {
         MatViewMut { data: self.data, shape: self.shape, stride: self.stride }
     }
 
-    /// Returns the rows in order, one slice of `cols` elements each.
+    /// Returns the rows from the first to the last, one slice of `cols` elements each. A matrix without columns may give fewer rows than it
+    /// has.
     pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
         let [rows, cols] = self.shape;
         self.data.chunks_mut(self.stride.max(1)).take(rows).map(move |r| {
@@ -217,7 +226,8 @@ impl<'a> MatViewMut<'a> {
         })
     }
 
-    /// Returns the columns of a range, a view of the same memory. Errors if the range is not inside of the matrix.
+    /// Returns the columns `range`, counted from 0, of all rows as a matrix `[rows, range.len()]`, a view of the same memory. Errors if the
+    /// range is not inside of the columns.
     pub fn columns(self, range: Range<usize>) -> Result<MatViewMut<'a>> {
         if range.start > range.end || range.end > self.shape[1] {
             return Err(Error::shape("column range", format!("inside 0..{}", self.shape[1]), range));
@@ -226,13 +236,15 @@ impl<'a> MatViewMut<'a> {
         Ok(MatViewMut { data, shape: [self.shape[0], range.len()], stride: self.stride })
     }
 
-    /// Returns the elements and the row stride as the output argument of the kernels, whose rows begin at multiples of the stride.
+    /// Returns this matrix as the output argument of the kernels: its elements, and the row stride in elements. Row `r` begins at element
+    /// `r * stride`.
     pub fn into_out(self) -> tersor_kernels::dense::Out<'a> {
         tersor_kernels::dense::Out { data: self.data, stride: self.stride }
     }
 }
 
-/// Returns `rows * cols`. Errors if that many f64 values exceed the address space of this machine, where an empty axis counts as 1.
+/// Returns `rows * cols`. Errors if that many values of 8 bytes exceed the address space (`isize::MAX` bytes); for this check, a length of
+/// 0 counts as 1.
 pub fn elements([rows, cols]: [usize; 2]) -> Result<usize> {
     let full = rows.max(1).checked_mul(cols.max(1)).and_then(|n| n.checked_mul(8));
     match full.filter(|&b| b <= isize::MAX as usize) {
@@ -241,8 +253,8 @@ pub fn elements([rows, cols]: [usize; 2]) -> Result<usize> {
     }
 }
 
-/// Types that can be read as a matrix: [`MatView`], `(slice, [rows, cols])` pairs and, with the feature `ndarray`, ndarray's
-/// two-dimensional arrays.
+/// Types that can be read as a matrix `[rows, cols]` of elements `T`: [`MatView`], pairs of a row-major slice and `[rows, cols]`, and, with
+/// the feature `ndarray`, ndarray's two-dimensional arrays.
 ///
 /// ```
 /// use tersor_core::IntoMat;
@@ -253,8 +265,8 @@ pub fn elements([rows, cols]: [usize; 2]) -> Result<usize> {
 /// # }
 /// ```
 pub trait IntoMat<T: Element> {
-    /// Calls `f` with a view of the matrix and returns its result. An ndarray whose memory is not one slice is copied first. Errors if the
-    /// shape does not match the slice, or `f` errors.
+    /// Calls `f` once with a view of the matrix `[rows, cols]` and returns its result. An ndarray whose memory is not one slice is copied
+    /// first. Errors if the shape does not match the slice, or `f` errors.
     fn with_mat<R>(&self, f: impl FnOnce(MatView<'_, T>) -> Result<R>) -> Result<R>;
 }
 

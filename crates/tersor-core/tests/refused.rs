@@ -4,8 +4,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use tersor_core::operator::apply_all;
 use tersor_core::{
-    Exec, Input, InputChange, LinearOp, MatView, MatViewMut, MemTensors, OpSpec, Result, Rotation, RowSlot, StatNeeds,
-    StatSet, TensorInfo, TensorSink, TensorSource,
+    Ahead, Changes, Exec, Fold, Input, InputChange, LinearOp, MatView, MatViewMut, MemTensors, OpSpec, Result,
+    Rotation, RowSlot, Side, StatNeeds, StatSet, TensorInfo, TensorSink, TensorSource, Transform, metrics,
 };
 
 /// A matrix of ones.
@@ -124,4 +124,52 @@ fn tokens_that_a_merged_shard_had_are_not_counted_twice() {
 fn an_order_with_a_feature_twice_is_no_change_of_inputs() {
     let apply = |order: Vec<u32>| InputChange::Permute(order).apply(&mut [1.0, 2.0, 3.0], 3, &Exec::new());
     assert!(apply(vec![2, 0, 1]).is_ok() && apply(vec![0, 0, 0]).is_err());
+}
+
+#[test]
+fn a_window_after_a_gap_has_no_number() {
+    let needs = StatNeeds { windows: true, ..StatNeeds::default() };
+    let window = MatView::new(&[1.0f32, 2.0], [2, 1]).unwrap();
+    let shard = |first, windows| {
+        let mut set = StatSet::new(1, needs, 1, 0).unwrap().with_first_window(first).unwrap();
+        (0..windows).for_each(|_| set.observe_window(&window, None).unwrap());
+        set
+    };
+    let mut next = shard(0, 2);
+    next.merge(&shard(2, 2)).unwrap();
+    next.observe_window(&window, None).unwrap();
+    assert_eq!(next.require_windows().unwrap().len(), 5);
+    let mut gap = shard(0, 1);
+    gap.merge(&shard(5, 2)).unwrap();
+    assert!(gap.observe_window(&window, None).is_err());
+}
+
+#[test]
+fn sizes_beyond_the_address_space_are_errors() {
+    let huge = usize::MAX / 2;
+    assert!(tersor_core::rows::check_range([huge, 4], &(0..huge), 0).is_err());
+    assert!(Ahead::new(&[], 0..2, &[], [huge + 1, 4]).is_err());
+}
+
+#[test]
+fn logits_beyond_the_shorter_list_do_not_count() {
+    let (p, q) = ([1.0f32, 2.0, 1000.0], [2.0f32, 1.0]);
+    let (found, want) = (metrics::kl_from_logits(&p, &q), metrics::kl_from_logits(&p[..2], &q));
+    assert!(found == want && found > 0.0);
+}
+
+#[test]
+fn changes_of_columns_come_before_changes_of_the_running_inputs() {
+    let fold = |side| Fold { weight: "w".into(), side, transform: Transform::Scale(vec![2.0, 2.0]) };
+    let online = || Changes { online: vec![fold(Side::Input)], ..Changes::default() };
+    let columns = || Changes { folds: vec![fold(Side::Input)], ..Changes::default() };
+    let mut all = columns();
+    all.extend(online()).unwrap();
+    all.extend(Changes { folds: vec![fold(Side::Output)], ..Changes::default() }).unwrap();
+    assert_eq!((all.folds.len(), all.online.len()), (2, 1));
+    for late in [columns(), online()] {
+        let e = all.extend(late).unwrap_err().to_string();
+        assert!(e.contains("`w`") || e.contains("w:") || e.contains(" w"), "{e}");
+    }
+    assert_eq!((all.folds.len(), all.online.len()), (2, 1));
 }

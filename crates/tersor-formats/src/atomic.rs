@@ -5,8 +5,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use tersor_core::{Error, Result};
 
-/// A file being written under the temporary name `.NAME.partial`, beside its final name. [`AtomicFile::finish`] syncs it and renames it;
-/// dropping it earlier deletes the temporary file.
+/// A file that is written under the temporary name `.NAME.partial`, in the directory of its final name `NAME`. [`AtomicFile::finish`] syncs
+/// it to disk and renames it to `NAME`; dropping it without `finish` deletes the temporary file.
 ///
 /// ```
 /// use tersor_formats::AtomicFile;
@@ -27,7 +27,8 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Creates (or overwrites) the temporary file of `path`. Errors if `path` has no file name, or the directory cannot be written to.
+    /// Creates the temporary file `.NAME.partial` for the final path `path`, `DIR/NAME`. It is empty, with the current position at byte 0;
+    /// an older temporary file of the same name is overwritten. Errors if `path` has no file name, or the temporary file cannot be created.
     pub fn create(path: &Path) -> Result<Self> {
         let name =
             path.file_name().ok_or_else(|| Error::format(path.display().to_string(), "not the name of a file"))?;
@@ -41,34 +42,37 @@ impl AtomicFile {
         Ok(Self { file, temporary, path: path.to_path_buf(), done: false })
     }
 
-    /// Writes bytes at the current position: the end, unless [`AtomicFile::write_at`] or [`AtomicFile::read_at`] moved it. Errors if the system
-    /// cannot write.
+    /// Writes `bytes` at the current position and moves the position behind them. The position begins at byte 0; [`AtomicFile::write_at`]
+    /// and [`AtomicFile::read_at`] move it, [`AtomicFile::set_len`] does not. Errors if the system cannot write.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(|e| Error::io(&self.temporary, e))
     }
 
-    /// Sets the length to `len` bytes; added bytes are zero. Errors if the system cannot, for example when the disk is full.
+    /// Cuts or extends the file to `len` bytes; added bytes are zero. The current position stays where it is. Errors if the system cannot,
+    /// for example when the disk is full.
     pub fn set_len(&mut self, len: u64) -> Result<()> {
         self.file.set_len(len).map_err(|e| Error::io(&self.temporary, e))
     }
 
-    /// Writes bytes at `offset` from the start of the file and moves the current position to their end. A gap before `offset` is filled with zeros.
-    /// Errors if the system cannot write.
+    /// Writes `bytes` from byte `offset` of the file on and moves the current position behind them. Bytes between the old end of the file
+    /// and `offset` become zero. Errors if the system cannot write.
     pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         use std::io::{Seek, SeekFrom};
         let done = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.write_all(bytes));
         done.map_err(|e| Error::io(&self.temporary, e))
     }
 
-    /// Fills `bytes` with what was written from `offset` on and moves the current position to their end. Errors if the file ends earlier, or the
-    /// system cannot read.
+    /// Fills `bytes` from byte `offset` of the file on and moves the current position behind the last byte read. Errors if the file ends
+    /// before `bytes` is full, or the system cannot read.
     pub fn read_at(&mut self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         use std::io::{Read, Seek, SeekFrom};
         let done = self.file.seek(SeekFrom::Start(offset)).and_then(|_| self.file.read_exact(bytes));
         done.map_err(|e| Error::io(&self.temporary, e))
     }
 
-    /// Syncs the file, renames it to its final name (replacing an older file), and syncs the directory. Errors if one of these fails.
+    /// Syncs the file to disk, renames it to its final name (replacing an older file of that name), and syncs the directory. Errors if one
+    /// of these steps fails. If syncing or renaming the file failed, the temporary file is deleted; if only the directory could not be
+    /// synced, the file has its final name.
     pub fn finish(mut self) -> Result<()> {
         self.file.sync_all().map_err(|e| Error::io(&self.temporary, e))?;
         fs::rename(&self.temporary, &self.path).map_err(|e| Error::io(&self.path, e))?;
@@ -86,8 +90,8 @@ impl Drop for AtomicFile {
     }
 }
 
-/// Syncs a directory, so that the creation and renaming of files in it survive a power failure. Does nothing where the system has no such call
-/// (outside Unix). Errors if the directory cannot be opened or synced.
+/// Syncs the directory `dir` to disk, so that the creation and renaming of files in it survive a power failure. An empty path is the
+/// current directory. Errors if the directory cannot be opened or synced. On a system other than Unix, does nothing and never errors.
 pub fn sync_dir(dir: &Path) -> Result<()> {
     #[cfg(unix)]
     {
@@ -98,8 +102,9 @@ pub fn sync_dir(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes `bytes` as the whole content of the file at `path`, by way of an [`AtomicFile`]: after a crash the file is the old one or the new
-/// one. Errors if the system cannot write.
+/// Writes `bytes` as the whole content of the file at `path`: first to a temporary file beside it (an [`AtomicFile`]), which then replaces
+/// an older file at `path`. After a crash the file has either its old or its new content. Errors if `path` has no file name, or the system
+/// cannot write, sync or rename.
 ///
 /// ```
 /// let dir = tempfile::tempdir().unwrap();

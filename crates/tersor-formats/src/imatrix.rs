@@ -8,18 +8,22 @@ use crate::gguf::{self, hf_name};
 use crate::{FileAt, ReadAt};
 use tersor_core::{Error, Limits, Result, RowSource};
 
-/// The importance data of one weight matrix: the diagonal of `Σ x xᵀ` over its calibration inputs `x`, `[in_features]`.
+/// The importance data of one weight matrix: for each input feature, the sum of its squared activations over the calibration inputs `x`,
+/// that is the diagonal of `Σ x xᵀ`, and the divisor that turns these sums into means.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Importance {
-    /// Sum of the squared activations of each input feature, `[in_features]`.
+    /// Sum of the squared activations of each input feature, `[in_features]`, as the file states it; finite and not negative. For a mixture
+    /// of experts, the sum runs over all experts.
     pub squares: Vec<f64>,
-    /// Number of terms in each sum, as the file states it: tokens in llama.cpp's GGUF format, batches of tokens in its older binary format.
+    /// Divisor that turns the sums of squared activations into means, as the file states it: the number of calibration tokens in
+    /// llama.cpp's GGUF format (of all experts together), the number of batches of tokens in its older binary format.
     pub count: u64,
 }
 
-/// Reads an importance-matrix file of llama.cpp, in GGUF or in the older binary format, and returns the data of each matrix by name. llama.cpp's
-/// tensor names are translated to Hugging Face's where [`hf_name`] knows them. Errors if the file cannot be read, has neither format, is truncated,
-/// exceeds `limits`, or holds a value that is negative or not finite.
+/// Reads an importance-matrix file of llama.cpp, in GGUF or in the older binary format, and returns the data of each weight matrix by its
+/// name. Names that [`hf_name`] knows are translated to Hugging Face's (`model.layers.0.self_attn.q_proj.weight`); others stay as in the
+/// file. Errors if the file cannot be read, has neither format, is truncated, or exceeds `limits`. Errors if the file has no weight matrix,
+/// names a matrix twice, or has a matrix without a count. Errors if a sum or a count is negative or not finite.
 ///
 /// ```
 /// use tersor_core::Limits;
@@ -54,7 +58,14 @@ pub fn read(path: &Path, limits: &Limits) -> Result<BTreeMap<String, Importance>
         }
     }
     let known = |name: String| hf_name(&name).map_or(name, |h| h.name);
-    Ok(found.into_iter().map(|(name, i)| (known(name), i)).collect())
+    let mut all = BTreeMap::new();
+    for (name, importance) in found {
+        let weight = known(name);
+        if all.insert(weight.clone(), importance).is_some() {
+            return Err(Error::format(path.display().to_string(), format!("it has `{weight}` under two names")));
+        }
+    }
+    Ok(all)
 }
 
 fn bad(what: String) -> Error {

@@ -4,7 +4,8 @@ use serde_json::{Map, Value as Json};
 use std::path::Path;
 use tersor_core::{Error, Limits, OpSpec, Result, Value};
 
-/// Reads and parses a JSON file. Errors if it cannot be read, is longer than `limits.json_bytes`, or is not valid JSON.
+/// Reads the file at `path` and parses it as JSON. Errors if the file cannot be read, is longer than `limits.json_bytes` bytes, or is not
+/// valid JSON.
 ///
 /// ```
 /// use tersor_core::Limits;
@@ -20,7 +21,7 @@ pub fn read(path: &Path, limits: &Limits) -> Result<Json> {
     serde_json::from_slice(&bytes).map_err(|e| Error::format(path.display().to_string(), e.to_string()))
 }
 
-/// Returns a value as indented JSON text in UTF-8, keys sorted, with a newline at the end.
+/// Returns a JSON value as indented text in UTF-8, with the keys of objects sorted and a newline at the end.
 ///
 /// ```
 /// let value = serde_json::json!({"b": 1, "a": 2});
@@ -32,8 +33,9 @@ pub fn to_bytes(value: &Json) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Returns an operator's specification as a JSON object with the keys `kind`, `shape`, `params` and `parts`; the last two are left out when
-/// they are empty. [`to_spec`] is the inverse.
+/// Returns an operator's specification as a JSON object: `kind` is a string, `shape` is `[out_features, in_features]`, `params` has the
+/// parameters by name, and `parts` the specifications of the operators inside by name, as objects of this same form. `params` and `parts`
+/// are left out when they are empty. [`to_spec`] is the inverse.
 ///
 /// ```
 /// use tersor_core::OpSpec;
@@ -58,7 +60,8 @@ pub fn from_spec(spec: &OpSpec) -> Json {
     out.into()
 }
 
-/// Returns a parameter of an operator's specification as a JSON boolean, number or string.
+/// Returns a parameter of an operator's specification as a JSON boolean, number or string. A float that is NaN or infinite, which JSON
+/// lacks, becomes null.
 pub fn from_value(value: &Value) -> Json {
     match value {
         Value::Bool(v) => (*v).into(),
@@ -68,21 +71,27 @@ pub fn from_value(value: &Value) -> Json {
     }
 }
 
-/// Parses an operator's specification from the JSON of [`from_spec`]. Errors, naming the key, if one is missing, unknown or of another type, or
-/// if parts are nested deeper than [`Registry::MAX_DEPTH`](tersor_core::Registry::MAX_DEPTH).
+/// Parses an operator's specification from the JSON that [`from_spec`] returns. Errors, naming the key, if `kind` or `shape` is missing or
+/// of another type, a key is unknown, `params` or `parts` is no object, or a parameter is no boolean, number or string; and if operators
+/// inside of operators have more than [`Registry::MAX_DEPTH`](tersor_core::Registry::MAX_DEPTH) (16) levels, of which the outermost
+/// operator is the first.
 pub fn to_spec(json: &Json) -> Result<OpSpec> {
     nested(json, 0)
 }
 
 fn nested(json: &Json, depth: usize) -> Result<OpSpec> {
     let bad = |what: String| Error::format("specification of an operator", what);
-    if depth > tersor_core::Registry::MAX_DEPTH {
+    if depth >= tersor_core::Registry::MAX_DEPTH {
         return Err(bad(format!("its parts are nested deeper than {} levels", tersor_core::Registry::MAX_DEPTH)));
     }
     let map = json.as_object().ok_or_else(|| bad("it is not a JSON object".into()))?;
     let kind = map.get("kind").and_then(Json::as_str).ok_or_else(|| bad("`kind` is missing or not a string".into()))?;
     let axis = |i: usize| map.get("shape")?.get(i)?.as_u64().and_then(|v| usize::try_from(v).ok());
-    let shape = axis(0).zip(axis(1)).ok_or_else(|| bad("`shape` is missing or not a list of two sizes".into()))?;
+    let two = map.get("shape").and_then(Json::as_array).is_some_and(|s| s.len() == 2);
+    let shape = axis(0)
+        .zip(axis(1))
+        .filter(|_| two)
+        .ok_or_else(|| bad("`shape` is missing or not a list of two sizes".into()))?;
     let mut spec = OpSpec::new(kind, [shape.0, shape.1]);
     for (key, value) in map {
         match (key.as_str(), value) {
@@ -104,6 +113,7 @@ fn nested(json: &Json, depth: usize) -> Result<OpSpec> {
                     spec.parts.insert(name.clone(), nested(part, depth + 1)?);
                 }
             }
+            ("params" | "parts", _) => return Err(bad(format!("`{key}` is not a JSON object"))),
             _ => return Err(bad(format!("unknown key `{key}`"))),
         }
     }
@@ -126,8 +136,16 @@ mod tests {
             r#"{"kind":"a","shape":[1]}"#,
             r#"{"kind":"a","shape":[1,-2]}"#,
             r#"{"kind":"a","shape":[1,2],"more":1}"#,
+            r#"{"kind":"a","shape":[1,2,3]}"#,
         ] {
             assert!(to_spec(&serde_json::from_str(bad).unwrap()).is_err(), "{bad}");
+        }
+        // As many levels as a registry loads, and no more.
+        for (levels, fits) in [(tersor_core::Registry::MAX_DEPTH, true), (tersor_core::Registry::MAX_DEPTH + 1, false)]
+        {
+            let nest = |spec: OpSpec, _| OpSpec::new("b", [1, 1]).part("op", spec);
+            let spec = (1..levels).fold(OpSpec::new("a", [1, 1]), nest);
+            assert_eq!(to_spec(&from_spec(&spec)).is_ok(), fits, "{levels} levels");
         }
         let deep = "{\"kind\":\"a\",\"shape\":[1,1],\"parts\":{\"op\":".repeat(30) + "0" + &"}}".repeat(30);
         assert!(to_spec(&serde_json::from_str(&deep).unwrap()).is_err());

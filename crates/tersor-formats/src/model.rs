@@ -8,28 +8,31 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tersor_core::{Error, Limits, Result, RowSource, StoredRows, TensorSource};
 
-/// Name, shape, stored type and size of one tensor of a model.
+/// Name, shape, stored type and stored size of one tensor of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
-    /// Name of the tensor in Hugging Face's naming; for a GGUF tensor without a Hugging Face name, its name in the file.
+    /// Name of the tensor in Hugging Face's naming. It is the name in the file for a GGUF tensor without a Hugging Face name, and for all
+    /// tensors of a GGUF file for which [`Model::config`] is None.
     pub name: String,
     /// Sizes of the tensor's axes, slowest-varying first: `[out_features, in_features]` for a matrix.
     pub shape: Vec<usize>,
-    /// Name of the tensor's stored type, such as `F16` or `Q4_1`.
+    /// Name of the tensor's stored type, such as `F16` for safetensors or `Q4_1` for GGUF.
     pub dtype: String,
     /// Length of the tensor's stored data in bytes.
     pub bytes: u64,
 }
 
-/// The format of an open model, safetensors or GGUF, with its open files.
+/// The format of an open model, safetensors or GGUF, and its open files.
 pub enum ModelKind {
-    /// A directory of safetensors files, or one such file.
+    /// Safetensors: the files of a directory, or one such file.
     Safetensors(Shards),
-    /// A GGUF file, and a map from each Hugging Face name to the tensor's name in the file and the order of its rows.
+    /// GGUF: the file, and a map from the Hugging Face name of each tensor (its own name, if it has no Hugging Face name) to its name in
+    /// the file and the order of its rows.
     Gguf(gguf::File, BTreeMap<String, (String, RowOrder)>),
 }
 
-/// An open model, safetensors or GGUF: headers are in memory, tensor data is read on demand.
+/// An open model in safetensors or GGUF format, with tensors under Hugging Face's names. Headers and `config.json` are in memory; tensor
+/// data is read when it is needed.
 ///
 /// ```
 /// use tersor_core::Limits;
@@ -49,8 +52,11 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a directory (safetensors files and, if present, `config.json`), a `.safetensors` file or a `.gguf` file, and checks the headers.
-    /// Errors if a file is missing, is above `limits`, or breaks its format.
+    /// Opens the model at `path` and reads and checks its headers. A directory has the safetensors files that its
+    /// `model.safetensors.index.json` lists, or a single one (see [`Shards::open_dir`]), and may have a `config.json`. A file is read as
+    /// GGUF if its name ends in `.gguf` or its content begins with `GGUF`, otherwise as safetensors. Errors if `path` does not exist, a
+    /// weight file is missing, or a file breaks its format or exceeds `limits`. Errors if a shard does not have exactly the tensors that
+    /// the index of the directory places in it. Errors if two tensors of a GGUF file have the same Hugging Face name.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self> {
         if path.is_dir() {
             let file = path.join("config.json");
@@ -93,24 +99,24 @@ impl Model {
         Ok(Self { kind: ModelKind::Gguf(file, names), path: path.to_path_buf(), config })
     }
 
-    /// Returns the path that the model was opened at: a directory or a file.
+    /// Returns the path that the model was opened at, a directory or a file, as it was given to [`Model::open`].
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns the contents of `config.json`; for a GGUF file, the equivalent configuration built from its metadata by
-    /// [`hf_config`](gguf::hf_config). None if a directory has no `config.json`, for a lone `.safetensors` file, or for an unknown GGUF
-    /// architecture.
+    /// Returns the contents of `config.json`; for a GGUF file, the equivalent configuration that [`hf_config`](gguf::hf_config) builds from
+    /// its metadata. None if a directory has no `config.json`, for a lone `.safetensors` file, and for a GGUF file whose architecture or
+    /// rotary embedding is unsupported or whose metadata lacks a size.
     pub fn config(&self) -> Option<&Json> {
         self.config.as_ref()
     }
 
-    /// Returns the model's format with its open files.
+    /// Returns the model's format, safetensors or GGUF, with its open files.
     pub fn kind(&self) -> &ModelKind {
         &self.kind
     }
 
-    /// Returns the safetensors files as one source of stored tensors; none for a GGUF file.
+    /// Returns the safetensors files as one source of stored tensors (by name, type, shape and bytes); None for a GGUF file.
     pub fn stored(&self) -> Option<&dyn TensorSource> {
         match &self.kind {
             ModelKind::Safetensors(s) => Some(s),
@@ -118,7 +124,7 @@ impl Model {
         }
     }
 
-    /// Returns the description of every tensor, sorted by name.
+    /// Returns name, shape, stored type and stored bytes of every tensor, sorted by name.
     pub fn tensors(&self) -> Vec<Tensor> {
         match &self.kind {
             ModelKind::Safetensors(s) => {
@@ -143,7 +149,8 @@ impl Model {
         }
     }
 
-    /// Returns the description of the tensor `name`. Errors if there is none of that name.
+    /// Returns shape, stored type and stored bytes of the tensor `name` (Hugging Face's naming). Errors if the model has no tensor of that
+    /// name.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         match &self.kind {
             ModelKind::Safetensors(s) => {
@@ -160,9 +167,11 @@ impl Model {
         }
     }
 
-    /// Returns a source of the rows of the tensor `name`, dequantized to f32, in Hugging Face's order (the query and key rows of a Llama GGUF file
-    /// are un-permuted). A vector is one row; of a tensor with more than two axes, each row runs along the last axis. Errors if there is no tensor
-    /// of that name, or its type in a safetensors file is not F32, F16 or BF16.
+    /// Returns a source of the rows of the tensor `name` (Hugging Face's naming), as a matrix `[rows, cols]`. Rows are converted to f32
+    /// when they are read. `cols` is the size of the last (fastest-varying) axis, `rows` the product of the sizes of the others; a vector
+    /// is one row. Rows are in Hugging Face's order: the query and key rows of a Llama GGUF file are un-permuted. Errors if the model has
+    /// no tensor of that name, if its type in a safetensors file is not F32, F16 or BF16, or if the query or key rows of a Llama GGUF file
+    /// are not whole heads of an even number of rows.
     pub fn rows<'a>(&'a self, name: &'a str) -> Result<Box<dyn RowSource + 'a>> {
         match &self.kind {
             ModelKind::Safetensors(s) => Ok(Box::new(StoredRows::new(s, name)?)),
@@ -182,7 +191,7 @@ impl Model {
         }
     }
 
-    /// Returns the total length in bytes of all weight files.
+    /// Returns the total length in bytes of all weight files (safetensors or GGUF), headers included.
     pub fn weight_bytes(&self) -> u64 {
         match &self.kind {
             ModelKind::Safetensors(s) => s.files().map(|(_, f)| f.bytes()).sum(),
@@ -190,7 +199,7 @@ impl Model {
         }
     }
 
-    /// Returns the file name and the length in bytes of each weight file.
+    /// Returns the file name, without directory, and the length in bytes of each weight file, sorted by name.
     pub fn files(&self) -> Vec<(String, u64)> {
         match &self.kind {
             ModelKind::Safetensors(s) => s.files().map(|(n, f)| (n.to_string(), f.bytes())).collect(),
@@ -201,8 +210,8 @@ impl Model {
         }
     }
 
-    /// Returns the name of the safetensors file to write a converted version of this tensor to: the shard that holds it now, or
-    /// `model.safetensors` for a GGUF model or an unknown tensor.
+    /// Returns the name of the safetensors file that a converted version of the tensor `tensor` belongs into: the name of the file that
+    /// holds the tensor now, or `model.safetensors` for a GGUF model or a tensor that the model does not have.
     pub fn shard_of(&self, tensor: &str) -> &str {
         match &self.kind {
             ModelKind::Safetensors(s) => s.file_of(tensor).unwrap_or("model.safetensors"),
@@ -210,7 +219,7 @@ impl Model {
         }
     }
 
-    /// Returns the open GGUF file; none for a safetensors model.
+    /// Returns the open GGUF file; None for a safetensors model.
     pub fn gguf(&self) -> Option<&gguf::File> {
         match &self.kind {
             ModelKind::Gguf(file, _) => Some(file),
@@ -218,7 +227,8 @@ impl Model {
         }
     }
 
-    /// Returns whether a stored type, given by its name such as `Q4_0`, is a block-quantized GGUF type. False for floats and for unknown names.
+    /// Returns whether `dtype` is the name of a block-quantized GGUF type, such as `Q4_0` or `Q6_K`. False for the names of float types and
+    /// for unknown names.
     pub fn is_block_quantized(dtype: &str) -> bool {
         BlockType::ALL.iter().any(|t| t.name() == dtype && t.elements() > 1)
     }

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use tersor_core::{Error, Result};
 
-/// A source of bytes of known length that can be read at any offset, from several threads: a file, or bytes in memory.
+/// A source of bytes of fixed length that can be read at any offset, by several threads at once: a file ([`FileAt`]), or bytes in memory
+/// (`Vec<u8>`).
 ///
 /// ```
 /// use tersor_formats::ReadAt;
@@ -15,19 +16,21 @@ use tersor_core::{Error, Result};
 /// assert!(bytes.read_at(3, &mut out).is_err());
 /// ```
 pub trait ReadAt: Send + Sync {
-    /// Returns the length in bytes.
+    /// Returns the length of the source in bytes, the same in every call.
     fn len(&self) -> u64;
-    /// Returns whether the length is 0.
+    /// Returns whether the length of the source is 0.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Fills `out` with the bytes from `offset` on. Errors if `offset + out.len()` is beyond the end, or the system cannot read.
+    /// Fills all of `out` with the bytes from byte `offset` of the source on. Errors if `offset + out.len()` is beyond the end, or the
+    /// system cannot read; the content of `out` is unspecified then.
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()>;
-    /// Returns the name that error messages use: the path of a file.
+    /// Returns the name by which error messages call the source: the path of a file, `bytes` for bytes in memory.
     fn name(&self) -> String;
 }
 
-/// A regular file opened for positioned reads. Its length is read once, when it is opened.
+/// A regular file that is open for reads at any offset ([`ReadAt`]). Its length is read once, when it is opened; [`ReadAt::len`] returns
+/// this length even if the file changes later.
 ///
 /// ```
 /// use tersor_formats::{FileAt, ReadAt};
@@ -56,7 +59,7 @@ impl FileAt {
         Ok(Self { file, path: path.to_path_buf(), len: meta.len() })
     }
 
-    /// Returns the path that the file was opened at.
+    /// Returns the path that the file was opened at, as it was given to [`FileAt::open`].
     pub fn path(&self) -> &Path {
         &self.path
     }

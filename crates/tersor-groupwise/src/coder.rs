@@ -5,9 +5,11 @@ use std::ops::Range;
 use tersor_core::{Ahead, ColumnCoder, Error, FeatureMap, GroupSize, Isa, LinearOp, Result};
 use tersor_kernels::affine::{self, Affine};
 use tersor_linalg::sweep::unpermute;
-use tersor_operators::{GroupSpec, GroupedLinear, Permuted, spans};
+use tersor_operators::{Grid, GroupSpec, GroupedLinear, Permuted, spans};
 
-/// When the scale and zero point of a group are computed.
+/// When a GPTQ sweep over the columns computes the scale and zero point of a group (consecutive columns of a row that share them): during
+/// the sweep, when it reaches the group ([`Groups::Dynamic`], the default of [`Gptq`](crate::Gptq)), or before the sweep
+/// ([`Groups::Static`]).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Groups {
     /// When the first column of the group is rounded, from the weights as updated by the errors of earlier columns.
@@ -16,7 +18,9 @@ pub enum Groups {
     Static,
 }
 
-/// The [`ColumnCoder`] of uniform grids: receives a block of rows column by column, rounds each value to the grid of its group, and keeps the codes.
+/// The [`ColumnCoder`] (the quantizer that a GPTQ sweep calls for one column after the other) of uniform grids. It is made for some rows of
+/// a matrix, rounds each value to the grid of its group (consecutive columns of a row that share a scale and zero point), and keeps the
+/// codes.
 ///
 /// ```
 /// use tersor_groupwise::coder::{GroupCoder, Groups};
@@ -50,14 +54,21 @@ pub struct GroupCoder {
 }
 
 impl GroupCoder {
-    /// Returns a coder for the rows `w`, `[rows, cols]`, whose first is row `first` of the matrix in error messages; values after the last whole
-    /// row are ignored. With one scale a row, grids are computed here even with [`Groups::Dynamic`]. Errors if a scale does not fit its stored
-    /// type.
+    /// Returns a coder for the rows `w`, `[rows, cols]` row-major, with columns in the natural order of the input features; values after
+    /// the last whole row are ignored. There are no rows if `cols` is 0. `spec` sets bits, group size, grid, scale type and clip search.
+    /// `first` is the index of the first row of `w` in the whole matrix, counted from 0, which only error messages use. `isa` is the
+    /// instruction set to compute with.
+    ///
+    /// With [`Groups::Dynamic`] and groups of a set size ([`GroupSize::Size`]), scales are computed later, during the sweep, and this call
+    /// never errors. Otherwise all scales are computed here from `w`; NaN values are ignored, and the call errors if a scale becomes
+    /// infinite or 0 in its stored type. One scale for the whole matrix ([`GroupSize::Tensor`]) is not supported:
+    /// [`GroupCoder::into_linear`] then errors if there is more than one row.
     pub fn new(spec: GroupSpec, groups: Groups, w: &[f32], cols: usize, first: usize, isa: Isa) -> Result<Self> {
         let rows = w.len().checked_div(cols).unwrap_or(0);
         let dynamic = groups == Groups::Dynamic && matches!(spec.group(), GroupSize::Size(_));
         let params = if dynamic {
-            vec![Affine { scale: 1.0, zero: 0 }; rows * spec.group().count(cols)]
+            let zero = if spec.grid() == Grid::Asym { 0 } else { 1 << (spec.bits().get() - 1) };
+            vec![Affine { scale: 1.0, zero }; rows * spec.group().count(cols)]
         } else {
             params_of_rows(&spec, w, cols, first, isa)?
         };
@@ -66,10 +77,15 @@ impl GroupCoder {
         Ok(Self { spec, isa, rows, cols, first, dynamic, order, params, codes, scales, zeros, piece })
     }
 
-    /// Returns the matrix of the codes, `[rows, cols]`. Its columns are in the natural order, except with dynamic groups and columns that were
-    /// rounded in another order: groups and columns then follow that order (see [`with_column_order`]). Errors if a code is not on its grid
-    /// (columns not rounded yet have the code 0, which [`Grid::SymNarrow`](tersor_operators::Grid::SymNarrow) lacks), or groups are wider than the
-    /// kernels support.
+    /// Returns the matrix of the codes, `[rows, cols]`, usually with columns in the natural order of the input features. The columns stay
+    /// in the order of the sweep if scales were computed during the sweep ([`Groups::Dynamic`] with groups of a set size): column `i` is
+    /// then the one that the sweep took as number `i`, counted from 0, and a group is consecutive columns in this order. If this order is
+    /// not the natural one, [`with_column_order`] restores the natural one.
+    ///
+    /// Errors if a code is not on the grid. This happens with [`Grid::SymNarrow`](tersor_operators::Grid::SymNarrow) if the sweep did not
+    /// reach a column: such columns have the code 0, which this grid lacks. Errors also if a group has more than 32 768 columns, unless
+    /// their number is a multiple of 32 768 or the group is a whole row. Errors also if the matrix has more than one row but one scale for
+    /// all of them ([`GroupSize::Tensor`]).
     pub fn into_linear(self) -> Result<GroupedLinear> {
         const TILE: usize = 64;
         let (rows, cols) = (self.rows, self.cols);
@@ -88,9 +104,10 @@ impl GroupCoder {
     }
 }
 
-/// Returns `op` as an operator with the natural order of columns: if `order` is given, column `i` of `op` is feature `order[i]`, and a permutation
-/// of the inputs is put in front of it. For what [`GroupCoder::into_linear`] returns with dynamic groups. Errors unless `order` is a permutation of
-/// the columns.
+/// Returns `op`, `[rows, cols]`, as an operator with columns in their natural order. If `order`, `[cols]`, is given, column `i` of `op` is
+/// input feature `order[i]`, counted from 0, and the returned operator permutes its inputs before it multiplies them; without `order`, `op`
+/// itself is returned. Use it on the result of [`GroupCoder::into_linear`] for dynamic groups. Errors unless `order` holds each of
+/// `0..cols` exactly once.
 pub fn with_column_order(op: GroupedLinear, order: Option<&[u32]>) -> Result<Box<dyn LinearOp>> {
     Ok(match order {
         Some(order) => Box::new(Permuted::new(order.to_vec(), Box::new(op))?),

@@ -2,25 +2,33 @@
 
 use tersor_core::{Error, ParamError, Result};
 
-/// One way to store a matrix: its cost and its loss.
+/// One way to store a matrix, for [`allocate`]: its cost and the loss that it causes.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Choice {
-    /// Storage cost of the matrix in this form, in the unit of the budget (bytes, for example).
+    /// The cost of storing the matrix in the form that this choice stands for, for example in bytes; the `budget` of [`allocate`] has the
+    /// same unit.
     pub cost: u64,
-    /// Loss of the network if the matrix is stored in this form (an error, or the increase of it), finite. Losses of matrices are added.
+    /// The loss of the network if the matrix is stored in the form that this choice stands for: an error, or the increase of an error that
+    /// this form causes. [`allocate`] adds the losses of all matrices, which must have the same unit. Losses may be negative; [`allocate`]
+    /// errors if one is not finite.
     pub loss: f64,
 }
 
 /// Maximum number of steps that the budget is divided into.
 const STEPS: u64 = 1 << 16;
 
-/// Returns for each matrix the index of its choice in `matrices[i]`, so that the costs add to at most `budget` and the total loss is small.
+/// Chooses for each matrix one of several ways to store it, so that the costs add to at most `budget` and the sum of the losses is small
+/// (mixed precision). `matrices[i]` holds the choices for matrix `i`; costs and `budget` have the same unit. Returns for each matrix the
+/// index of its choice in `matrices[i]`, counted from 0.
 ///
-/// A dynamic program runs over the spare budget, the part above the cheapest choices. The result is optimal if the spare budget is at most 65 536
-/// times the greatest common divisor of the differences of costs. Above that, costs are rounded up to a 65 536th of the spare budget, and the
-/// budget that rounding leaves unused is then spent greedily by gain per cost.
+/// The cheapest choices of all matrices leave a spare budget: `budget` minus the sum of their costs. A dynamic program spends it on the
+/// extra costs of other choices; an extra cost is the cost above that of the cheapest choice for the same matrix. The sum of the losses is
+/// the smallest possible if the spare budget is at most 65 536 times the greatest common divisor of all extra costs. If the spare budget is
+/// larger, the program counts it in about 65 536 equal steps and rounds each extra cost up to whole steps. What this rounding leaves
+/// unspent is then used for changes to other choices, the one with the largest decrease of loss per cost first.
 ///
-/// Errors if a matrix has no choice, a loss or a sum of losses is not finite, the cheapest choices together exceed the budget, or costs overflow.
+/// Errors if a matrix has no choice, a loss or a sum of losses is not finite, the cheapest costs of all matrices add to more than `budget`,
+/// or their sum overflows `u64`.
 ///
 /// ```
 /// use tersor_groupwise::mixed::{Choice, allocate};

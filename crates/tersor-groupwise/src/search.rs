@@ -1,7 +1,7 @@
 //! Search among candidates by the error of the outputs: `d H dᵀ` for the error `d` of a row of weights and the mean Gram matrix `H` of the inputs.
 
 use tersor_core::method::ROW_UNIT;
-use tersor_core::{Result, StatSet};
+use tersor_core::{Error, Result, StatSet};
 use tersor_kernels::par;
 use tersor_linalg::Gram;
 
@@ -13,38 +13,52 @@ pub(crate) struct GramBlocks {
 }
 
 impl GramBlocks {
-    /// Returns the mean Gram matrix `XᵀX / tokens` of `stats`, with the diagonal block of each group of `width(features)` features. Errors if the
-    /// statistics have none, or have seen no token.
+    /// Returns the mean Gram matrix of the inputs `X` that `stats` describe, `XᵀX` divided by the sum of the tokens' weights (their number if
+    /// they are not weighted), `[features, features]`, and its diagonal blocks for
+    /// groups of `width(features)` consecutive features; a width of 0 counts as 1, and the last group may be smaller. Errors if `stats`
+    /// have no Gram matrix, or have seen no token of a weight above 0.
     pub fn of(stats: &StatSet, width: impl Fn(usize) -> usize) -> Result<Self> {
         let (gram, features) = (stats.require_gram()?, stats.features());
         let width = width(features).max(1);
         // The mean over the tokens, so that losses of any number of tokens stay in the range of f32.
-        let whole = Gram::new(gram, features, 1.0 / stats.weight())?;
+        let weight = stats.weight();
+        if weight <= 0.0 {
+            return Err(Error::missing("a token of a weight above 0", "the statistics of the inputs"));
+        }
+        let whole = Gram::new(gram, features, 1.0 / weight)?;
         let blocks = (0..features).step_by(width).map(|first| whole.block(first, width)).collect();
         Ok(Self { whole, width, blocks })
     }
 
-    /// Returns the number of input features.
+    /// Returns the number of input features, the size of both axes of the Gram matrix.
     pub fn features(&self) -> usize {
         self.whole.features()
     }
 
-    /// Returns `d H dᵀ`, with the mean Gram matrix `H`, for each row `d` of the errors `d`, `[rows, features]`, as `[rows]`. `scratch` is
-    /// overwritten. Errors if the length is not a multiple of the number of features.
+    /// Returns the mean squared output error `e H eᵀ` of each row `e` of the weight errors `d`, `[rows, features]`, as `[rows]`, with the
+    /// mean Gram matrix `H`. `scratch` is a buffer, which is overwritten. Errors if the length of `d` is not a multiple of the number of
+    /// features.
     pub fn losses(&self, d: &[f32], scratch: &mut Vec<f32>) -> Result<Vec<f64>> {
         self.whole.row_losses(d, scratch)
     }
 
-    /// Returns `tr D H Dᵀ` of the errors `d` (the matrix `D`, `[rows, features]`), with the mean Gram matrix `H`. Errors if the length is not a
-    /// multiple of the number of features.
+    /// Returns the mean squared output error `tr D H Dᵀ` of all weight errors `d` (the matrix `D`, `[rows, features]`), with the mean Gram
+    /// matrix `H`. Errors if the length of `d` is not a multiple of the number of features.
     pub fn loss(&self, d: &[f32]) -> Result<f64> {
         self.whole.loss(d)
     }
 
-    /// Returns for each row and group of `w`, `[rows, features]`, as `[rows, groups]` the index below `candidates` (at most 256) of the candidate
-    /// with the smallest `d H dᵀ` (the first of equal ones): `d` is the error of the group's weights and `H` the group's block of the Gram matrix.
-    /// `make(candidate, row, group, w, out)` writes the group's weights `w` under a candidate to `out`. Values after the last whole row are
-    /// ignored. Errors if a product with the Gram matrix fails. Runs in the current thread pool.
+    /// Finds for each row and group of the weights `w`, `[rows, features]`, the best of several candidates. Returns the numbers of the best
+    /// candidates, counted from 0, as `[rows, groups]` row-major. The best candidate is the one with the smallest output error `e H eᵀ`, of
+    /// equal ones the first. Here `e` is the error of the group's weights under the candidate, and `H` is the group's diagonal block of the
+    /// mean Gram matrix. Candidates whose error is NaN or infinite are never chosen; if all are, or there are none, the result is 0.
+    ///
+    /// `candidates` is the number of candidates. It should be at most 256: larger candidate numbers are returned modulo 256.
+    /// `make(candidate, row, group, w, out)` receives the weights `w` of the group and writes their values under the candidate to `out`, of
+    /// the same length.
+    ///
+    /// Values of `w` after the last whole row are ignored. The search runs in the current thread pool. It never errors: the lengths of the
+    /// products with `H`, which could error, always match.
     pub fn best_of(
         &self,
         w: &[f32],

@@ -275,6 +275,11 @@ fn dead_features_are_zeroed_or_kept_and_counted() {
         assert!(a[r * k + 2] == 0.0 && a[r * k + 9] == 0.0);
         assert!((b[r * k + 2] - w[r * k + 2]).abs() < 0.1);
     }
+    // Errors of dead features do not reach the outputs.
+    for (done, got) in [(&zero, &a), (&keep, &b)] {
+        let (found, want) = (done.report.data_error.unwrap(), error(&w, got, &h, k));
+        assert!((found / want - 1.0).abs() < 1e-3, "{found} {want}");
+    }
     let none = quantized(Gptq::new().bits(4), &m, &vec![0.0; k * k]).unwrap();
     assert_eq!(none.report.dead_columns, k);
     assert!(rows_of(&*none.op).iter().all(|v| *v == 0.0));
@@ -299,6 +304,14 @@ fn invalid_hessians_are_refused_or_fall_back() {
     assert!(matches!(fails(&identity[1..]), Error::Shape { .. }));
     let factor = gptq.check().unwrap().factor(&[1.0], 1).unwrap();
     assert!(gptq.check().unwrap().quantize_with(&m, &factor, &Context::new()).is_err(), "a factor for other features");
+    let ordered = gptq.act_order(true).check().unwrap();
+    for (factor, method) in [
+        (&ordered.factor(&identity, k).unwrap(), &gptq.check().unwrap()),
+        (&gptq.check().unwrap().factor(&identity, k).unwrap(), &ordered),
+    ] {
+        let e = method.quantize_with(&m, factor, &Context::new()).map(|_| ()).unwrap_err();
+        assert!(matches!(e, Error::Order { .. }), "a factor of another order: {e}");
+    }
 
     // Rank 1: damping makes it definite. Indefinite beyond damping: round-to-nearest, said so; or an error.
     let one = quantized(gptq, &m, &vec![1.0; k * k]).unwrap();
@@ -312,6 +325,8 @@ fn invalid_hessians_are_refused_or_fall_back() {
     let fallen = quantized(gptq, &m, &bad).unwrap();
     assert_eq!(bytes(&*fallen.op), bytes(&Rtn::new().bits(4).quantize(&m).unwrap().0));
     assert!(fallen.report.fallbacks[0].contains("rounded to nearest"), "{:?}", fallen.report);
+    let (found, want) = (fallen.report.data_error.unwrap(), error(&w, &rows_of(&*fallen.op), &bad, k));
+    assert!((found - want).abs() < 1e-5 * want.abs().max(1.0), "{found} {want}");
     let e = quantized(gptq.on_failure(OnFailure::Error), &m, &bad).map(|_| ()).unwrap_err();
     let Error::NotPositiveDefinite { damping_tried, .. } = e else { panic!("{e}") };
     assert_eq!(damping_tried, [0.01, 0.02, 0.04, 0.08, 0.16]);

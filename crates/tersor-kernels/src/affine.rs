@@ -15,18 +15,23 @@ use std::ops::RangeInclusive;
 
 use crate::Isa;
 
-/// The quantization parameters of one group of values: code `c` stands for `scale * (c - zero)`.
+/// The parameters of an affine (asymmetric) quantization grid, shared by one group of values: code `c`, an integer from 0 to 255, stands
+/// for `scale * (c - zero)`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Affine {
-    /// The quantization step: the distance of the values of neighbouring codes; positive and finite.
+    /// The quantization step, that is the difference between the values of neighbouring codes. Should be positive and finite. Other values
+    /// are not refused: the functions of this crate evaluate their formulas with them, and the results are of no use.
     pub scale: f32,
-    /// The zero point: the code that stands for the value 0.
+    /// The zero point, 0 to 255: the code that stands for the value 0.
     pub zero: u8,
 }
 
-/// Writes `codes[i] = clamp(round(x[i] / scale) + zero, range)`, rounding ties to even, over the shorter of `x` and `codes`.
+/// Quantizes `x` on one grid: writes `codes[i] = clamp(round(x[i] / scale) + zero, start, end)`, one code a byte, with the first and the
+/// last code of `range` as limits and ties rounded to even. Works on as many values as the shorter of `x` and `codes` has; later codes are
+/// unchanged.
 ///
-/// Does not check values: a NaN becomes the start of `range`, an infinity its start or end.
+/// Never fails. A NaN and minus infinity become the first code of `range`, plus infinity becomes the last. If `range` starts after its end,
+/// every value becomes the end of `range`.
 pub fn quantize(isa: Isa, x: &[f32], grid: Affine, range: RangeInclusive<u8>, codes: &mut [u8]) {
     let n = x.len().min(codes.len());
     let (x, codes) = (&x[..n], &mut codes[..n]);
@@ -40,7 +45,8 @@ pub fn quantize(isa: Isa, x: &[f32], grid: Affine, range: RangeInclusive<u8>, co
     quantize_scalar(x, grid, *range.start(), *range.end(), codes);
 }
 
-/// Returns the code of one value, limited to `lo..=hi`, as [`quantize`] computes it.
+/// Returns the code of the value `x`: `clamp(round(x / scale) + zero, lo, hi)`, with ties rounded to even. [`quantize`] computes the same
+/// for each value of a slice. A NaN becomes `lo`. If `lo` is greater than `hi`, every value becomes `hi`.
 #[must_use]
 #[inline]
 pub fn code(x: f32, grid: Affine, lo: u8, hi: u8) -> u8 {
@@ -50,7 +56,7 @@ pub fn code(x: f32, grid: Affine, lo: u8, hi: u8) -> u8 {
     if q < f32::from(hi) { q as u8 } else { hi }
 }
 
-/// Returns the value of one code, as [`dequantize`] computes it.
+/// Returns the value of a code, `scale * (code - zero)`. This is the computation of [`dequantize`] for one code.
 #[must_use]
 #[inline]
 pub fn value(code: u8, grid: Affine) -> f32 {
@@ -61,7 +67,8 @@ pub(crate) fn quantize_scalar(x: &[f32], grid: Affine, lo: u8, hi: u8, codes: &m
     codes.iter_mut().zip(x).for_each(|(c, &v)| *c = code(v, grid, lo, hi));
 }
 
-/// Writes `out[i] = scale * (codes[i] - zero)` over the shorter of `codes` and `out`.
+/// Dequantizes codes, one a byte: writes `out[i] = scale * (codes[i] - zero)`. Works on as many values as the shorter of `codes` and `out`
+/// has; later elements of `out` are unchanged.
 pub fn dequantize(isa: Isa, codes: &[u8], grid: Affine, out: &mut [f32]) {
     let n = codes.len().min(out.len());
     let (codes, out) = (&codes[..n], &mut out[..n]);
@@ -79,7 +86,9 @@ pub(crate) fn dequantize_scalar(codes: &[u8], grid: Affine, out: &mut [f32]) {
     out.iter_mut().zip(codes).for_each(|(v, &c)| *v = value(c, grid));
 }
 
-/// Writes `out[i] = scale * codes[i] + offset` over the shorter of `codes` and `out`: an affine grid whose zero point is a float.
+/// Dequantizes codes, one a byte, on a grid with a float offset instead of an integer zero point: writes
+/// `out[i] = scale * codes[i] + offset`. Works on as many values as the shorter of `codes` and `out` has; later elements of `out` are
+/// unchanged.
 pub fn dequantize_with_offset(isa: Isa, codes: &[u8], [scale, offset]: [f32; 2], out: &mut [f32]) {
     let n = codes.len().min(out.len());
     let (codes, out) = (&codes[..n], &mut out[..n]);
@@ -97,9 +106,17 @@ pub(crate) fn dequantize_with_offset_scalar(codes: &[u8], [scale, offset]: [f32;
     out.iter_mut().zip(codes).for_each(|(v, c)| *v = offset + scale * f32::from(*c));
 }
 
-/// Quantizes each `x[i]` with quantization parameters of its own, `scales[i]` and `zeros[i]` (an integer from 0 to 255, stored as a float).
-/// Writes the codes, limited to `range`, to `codes`, and the values that they stand for to `values`, as [`quantize`] and [`dequantize`]
-/// compute them. Works over the shortest of the slices.
+/// Quantizes each value `x[i]` on a grid of its own, with the scale `scales[i]` and the zero point `zeros[i]`. Writes two results:
+///
+/// - to `codes[i]` the code `clamp(round(x[i] / scales[i]) + zeros[i], start, end)`, with ties rounded to even, where `start` and `end` are
+///   the first and the last code of `range`;
+/// - to `values[i]` the value of that code, `scales[i] * (codes[i] - zeros[i])`.
+///
+/// A NaN in `x` becomes the first code of `range`. If `range` starts after its end, every code becomes the end of `range`. A zero point
+/// should be an integer from 0 to 255, stored as a float. With any other zero point the code and its value are unspecified and can differ
+/// between instruction sets; nothing panics.
+///
+/// The slices should be equally long. Otherwise the shortest length counts, and later elements of `codes` and `values` are unchanged.
 pub fn round_each(
     isa: Isa,
     x: &[f32],
@@ -137,7 +154,7 @@ pub(crate) fn round_each_scalar(
     }
 }
 
-/// Returns the smallest and the largest value of `x`, passing over NaN; of an empty slice infinity and minus infinity.
+/// Returns the smallest and the largest value of `x`, in this order, ignoring NaN. If `x` has no other values, the result is `(∞, -∞)`.
 #[must_use]
 pub fn min_max(isa: Isa, x: &[f32]) -> (f32, f32) {
     #[cfg(target_arch = "x86_64")]

@@ -15,12 +15,13 @@ use std::ops::Range;
 use crate::dense::{Options, Out, Write, add_product, product};
 use crate::{Fault, Isa, fault, vector};
 
-/// The number of query tokens from which attention uses matrix products ([`Product::Matrix`]); for fewer, setting such a product up costs
+/// The number of query tokens (4) from which [`Product::of`] chooses matrix products. For fewer tokens the set-up of a matrix product costs
 /// more than it saves.
 pub const MATRIX_MIN_TOKENS: usize = 4;
 
-/// How products of queries with keys and of probabilities with values are computed: as dot products and scaled rows one by one
-/// ([`Vector`](Self::Vector), the default), or as matrix products ([`Matrix`](Self::Matrix)). Both agree up to rounding.
+/// How attention computes its two products, queries with keys and probabilities with values. [`Vector`](Self::Vector), the default,
+/// computes one dot product or adds one scaled row at a time; [`Matrix`](Self::Matrix) uses matrix products, which are faster for several
+/// query tokens. The results of the two agree up to rounding.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Product {
     /// One dot product (or one scaled row) at a time, by the loops of this crate: the same bits on every instruction set.
@@ -31,15 +32,21 @@ pub enum Product {
 }
 
 impl Product {
-    /// Returns [`Product::Vector`] for fewer than [`MATRIX_MIN_TOKENS`] query tokens, [`Product::Matrix`] otherwise.
+    /// Returns the kind of product for a number of query tokens: [`Product::Vector`] below [`MATRIX_MIN_TOKENS`] (4), [`Product::Matrix`]
+    /// from there on.
     #[must_use]
     pub fn of(tokens: usize) -> Self {
         if tokens < MATRIX_MIN_TOKENS { Self::Vector } else { Self::Matrix }
     }
 }
 
-/// Writes `out[t, j] = q[t] · keys[j]` for queries `[tokens, dim]` and keys `[len, dim]`; `out` is `[tokens, len]` with rows `out.stride`
-/// elements apart. Fails with `Fault::Length` or `Fault::Overflow` if a length does not match; `out` is unchanged then.
+/// Writes the dot products `out[t, j] = q[t] · keys[j]` of one attention head, without scale or softmax. `kind` chooses how they are
+/// computed. `q` is `[tokens, dim]` and `keys` `[len, dim]`, row-major; `tokens` and `len` follow from the lengths of the slices. `out` is
+/// `[tokens, len]` with rows `out.stride` elements apart.
+///
+/// Fails with `Fault::Length` if `q` or `keys` is not a whole number of rows of `dim` values, if `out.stride` is less than `len`, or if
+/// `out` is too short; with a `dim` of 0, if `q` or `keys` is not empty. Fails with `Fault::Overflow` if the size of `out` does not fit in
+/// `usize`. `out` is unchanged then. Without tokens or keys nothing is written, and `out` is not checked.
 pub fn scores(isa: Isa, kind: Product, q: &[f32], keys: &[f32], dim: usize, out: Out<'_>) -> Result<(), Fault> {
     let (tokens, len) = (q.len() / dim.max(1), keys.len() / dim.max(1));
     fault::matrix("keys", [len, dim], keys.len())?;
@@ -57,9 +64,15 @@ pub fn scores(isa: Isa, kind: Product, q: &[f32], keys: &[f32], dim: usize, out:
     Ok(())
 }
 
-/// Adds `Σ_j p[t, j] values[j]` to `out[t]` for probabilities `p` `[tokens, len]` with rows `stride` elements apart, values `[len, dim]`
-/// and `out` `[tokens, dim]`. With [`Product::Vector`] values of probability 0 are skipped. Fails with `Fault::Length` or `Fault::Overflow`
-/// if a length does not match; `out` is unchanged then.
+/// Adds the weighted sums of the values of one attention head to `out`: `out[t] += Σ_j p[t, j] * values[j]`, where `p` holds the attention
+/// probabilities. `values` is `[len, dim]` and `out` `[tokens, dim]`, row-major; `len` and `tokens` follow from the lengths of the slices.
+/// `p` is `[tokens, len]` with rows `stride` elements apart; the last row may end after its `len` values. `kind` chooses how the sums are
+/// computed. With [`Product::Vector`] values of probability 0 are skipped, even if they are NaN; with [`Product::Matrix`] a NaN or infinite
+/// value of probability 0 makes the sum NaN.
+///
+/// Fails with `Fault::Length` if `values` or `out` is not a whole number of rows of `dim` values, if `stride` is less than `len`, or if `p`
+/// is too short; with a `dim` of 0, if `values` or `out` is not empty. Fails with `Fault::Overflow` if the size of `p` does not fit in
+/// `usize`. `out` is unchanged then. Without tokens or values `out` is unchanged, and `p` and `stride` are not checked.
 pub fn add_weighted(
     isa: Isa,
     kind: Product,
@@ -91,16 +104,20 @@ pub fn add_weighted(
     Ok(())
 }
 
-/// Writes the attention output `out[t] = Σ_j p[t, j] values[j]` with `p[t] = softmax(q[t] · keys[j])` over the keys `j` in `visible[t]`.
-/// Queries `[tokens, dim]` are scaled already (by `1/√dim`, as a rule); keys and values are `[len, dim]`, `out` is `[tokens, dim]`. The
-/// products are those of [`Product::of`] the number of tokens.
+/// Computes the attention of one head: writes `out[t] = Σ_j p[t, j] * values[j]`, where `p[t]` is the softmax of `q[t] · keys[j]` over the
+/// keys `j` in the index range `visible[t]`. There are `visible.len()` query tokens. `q` is `[tokens, dim]` and already scaled (usually by
+/// `1/√dim`), `keys` and `values` are `[len, dim]`, and `out` is `[tokens, dim]`, all row-major. A token with an empty range gets zeros.
 ///
-/// Returns the smallest range of keys that contains every visible range, and leaves the probabilities over it in `probs`, `[tokens,
-/// range.len()]`, 0 for keys that a token does not see. Work and memory grow with that range, so long texts are best processed in blocks of
-/// tokens.
+/// [`Product::of`] chooses the kind of product by the number of tokens. From [`MATRIX_MIN_TOKENS`] (4) tokens on these are matrix products,
+/// in which a NaN or an infinity in the returned range of `values` gives tokens that do not see it a NaN in the same dimension.
 ///
-/// Fails with `Fault::Length` or `Fault::Overflow` if a length does not match, and with `Fault::Range` if a visible range is reversed or
-/// ends past the keys; the outputs are unchanged then.
+/// Returns the smallest range of key indices that contains all visible ranges, empty ones included (`0..0` without tokens). Resizes `probs`
+/// to `[tokens, n]`, where `n` is the length of the returned range, and leaves there the probabilities of the keys in that range, 0 for
+/// keys that a token does not see. Work and memory grow with `n`, so long texts are best processed in blocks of tokens.
+///
+/// Fails with `Fault::Length` if a slice does not have the stated shape, where `len` is `keys.len() / dim` (with a `dim` of 0, `q`, `keys`,
+/// `values` and `out` must be empty). Fails with `Fault::Range` if a visible range ends after `len` or starts after its end. Fails with
+/// `Fault::Overflow` if `tokens * dim` does not fit in `usize`. `probs` and `out` are unchanged then.
 pub fn attend(
     isa: Isa,
     [q, keys, values]: [&[f32]; 3],

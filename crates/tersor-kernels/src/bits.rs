@@ -16,17 +16,20 @@
 use crate::Isa;
 use crate::isa::versions;
 
-/// Returns the number of bytes of `n` packed codes of `bits` bits, `ceil(n * bits / 8)`; `usize::MAX` if that overflows.
+/// Returns the number of bytes of `n` packed codes of `bits` bits each, `ceil(n * bits / 8)`, or `usize::MAX` if that does not fit. `bits`
+/// should be 1 to 8; it is not limited here.
 #[must_use]
 pub const fn packed_len(n: usize, bits: u32) -> usize {
     // In two parts, so that no product overflows for any real length.
     (n / 8).saturating_mul(bits as usize).saturating_add(((n % 8) * bits as usize).div_ceil(8))
 }
 
-/// Packs `codes` of `bits` bits (1 to 8; other widths count as the nearer of these), little-endian: code `i` occupies bits `i * bits` to
-/// `(i + 1) * bits - 1` of `out`, the lowest bit of a byte first. `out` should be [`packed_len`] bytes long: a shorter `out` takes the
-/// codes that fit, the excess of a longer one is left unchanged. Bits of a code above `bits` are dropped; unused bits of the last byte are
-/// zero.
+/// Packs `codes`, given one a byte, to `bits` bits each without gaps: code `i` occupies bits `i * bits` to `(i + 1) * bits - 1` of `out`,
+/// where bit 0 is the lowest bit of the first byte. Only the lowest `bits` bits of a code are stored. `bits` should be 1 to 8: 0 counts as
+/// 1, and more than 8 counts as `8`.
+///
+/// `out` should be [`packed_len`] bytes long. A shorter `out` takes the first bytes of the result; of a longer one the bytes after the
+/// result are unchanged. Unused bits of the last byte of the result are zero.
 pub fn pack(isa: Isa, codes: &[u8], bits: u32, out: &mut [u8]) {
     let bits = bits.clamp(1, 8);
     #[cfg(target_arch = "x86_64")]
@@ -112,8 +115,10 @@ const fn low_bits(bits: u32, step: u32) -> u64 {
     word
 }
 
-/// Unpacks `out.len()` codes of `bits` bits (1 to 8; other widths count as the nearer of these), packed as by [`pack`], from `packed` into
-/// `out`, one a byte, beginning with code number `first`. Codes past the end of `packed` are 0.
+/// Unpacks `out.len()` codes of `bits` bits from `packed` and writes them to `out`, one a byte: `out[i]` is code number `first + i` of
+/// `packed`, counted from 0. Code `c` occupies bits `c * bits` to `(c + 1) * bits - 1` of `packed`, where bit 0 is the lowest bit of the
+/// first byte, as [`pack`] writes them. Bits past the end of `packed` count as 0. `bits` should be 1 to 8: 0 counts as 1, and more than 8
+/// counts as `8`.
 pub fn unpack(isa: Isa, packed: &[u8], bits: u32, first: usize, out: &mut [u8]) {
     let bits = bits.clamp(1, 8);
     // There are at most eight codes in a byte.

@@ -13,7 +13,7 @@
 use crate::Isa;
 use crate::isa::versions;
 
-/// Returns the largest absolute value of `x`, 0 for an empty slice. The result is infinite or NaN if a value is.
+/// Returns the largest absolute value of `x`: 0 for an empty slice, NaN if a value is NaN, and otherwise infinity if a value is infinite.
 #[must_use]
 pub fn abs_max(isa: Isa, x: &[f32]) -> f32 {
     // The bits of floats without sign are ordered as the floats are, with what is not finite above all.
@@ -35,7 +35,8 @@ pub fn abs_max(isa: Isa, x: &[f32]) -> f32 {
     f32::from_bits(x.iter().fold(0, of))
 }
 
-/// Prefetches the memory of `x` into the caches, where the instruction set can. Has no effect but on time.
+/// Prefetches the memory of `x` into the caches of the processor if the level `isa` has such an instruction (AVX2 and above); otherwise
+/// does nothing. Only the time of later reads changes.
 pub fn fetch<T>(isa: Isa, x: &[T]) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
@@ -44,8 +45,8 @@ pub fn fetch<T>(isa: Isa, x: &[T]) {
     let _ = (isa, x);
 }
 
-/// Replaces each code in place by its entry in a table: `codes[i] = labels[codes[i]]`. With `few` every code must be below 16, and a faster
-/// loop is used; larger codes then give unspecified labels.
+/// Replaces each code in place by its entry in a table: `codes[i] = labels[codes[i]]`. `few` promises that every code is below 16, so that
+/// a faster loop can be used. If `few` is set, a code of 16 or more gets an unspecified label; nothing panics.
 pub fn relabel(isa: Isa, labels: &[u8; 256], few: bool, codes: &mut [u8]) {
     let mut rest = codes;
     #[cfg(target_arch = "x86_64")]
@@ -60,8 +61,9 @@ pub fn relabel(isa: Isa, labels: &[u8; 256], few: bool, codes: &mut [u8]) {
 }
 
 versions! {
-    /// Packs 4-bit codes two to a byte, the first in the high half, until the codes or the bytes of `out` end; later bytes of `out` are
-    /// unchanged. If the codes end in the middle of a byte, its low half is `last`. Bits above the lowest four of a code are cut off.
+    /// Packs 4-bit codes, given one a byte, two to a byte of `out`: code `2 i` into the high half of byte `i`, code `2 i + 1` into its low
+    /// half. If the number of codes is odd, the low half of the last byte becomes `last`. Only the lowest four bits of a code count.
+    /// Packing stops where `codes` or `out` ends; later bytes of `out` are unchanged.
     pub fn pack_nibbles(isa: Isa, codes: &[u8], last: u8, out: &mut [u8]) {
         let (pairs, rest) = codes.as_chunks::<2>();
         out.iter_mut().zip(pairs).for_each(|(o, [a, b])| *o = a << 4 | b & 15);
@@ -71,8 +73,10 @@ versions! {
     }
 }
 
-/// Dequantizes packed codes of 4 bits (the first of a byte in its high half): `out[i] = values[c] * scales[i / block]` with code `c` number
-/// `first + i` of `packed`. A `block` of 0 counts as 1. Elements of `out` without a code or a scale are left unchanged.
+/// Dequantizes 4-bit codes that are packed two to a byte, code `2 i` in the high half of byte `i`: writes
+/// `out[i] = values[c] * scales[i / block]`, where `c` is the code at index `first + i` of `packed`, counted in codes from 0. `block` is
+/// the number of elements of `out` that share a scale; 0 counts as 1. Elements of `out` for which there is no code or no scale are
+/// unchanged.
 pub fn look_up_nibbles(
     isa: Isa,
     values: &[f32; 16],
@@ -104,15 +108,15 @@ pub fn look_up_nibbles(
     }
     let _ = isa;
     for (i, o) in out.iter_mut().enumerate().skip(done) {
-        let (at, scale) = (first + i, scales.get(i / block.max(1)));
+        let (at, scale) = (first.saturating_add(i), scales.get(i / block.max(1)));
         if let (Some(byte), Some(scale)) = (packed.get(at / 2), scale) {
             *o = values[usize::from(if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 })] * scale;
         }
     }
 }
 
-/// Copies `from` to `to` over the shorter of the two. With AVX-512 the stores bypass the caches, which is faster for outputs that do not
-/// fit into them.
+/// Copies as many values from `from` to `to` as the shorter of the two has; later elements of `to` are unchanged. With AVX-512 the stores
+/// bypass the caches, which is faster for outputs that do not fit into them.
 pub fn copy_past_caches(isa: Isa, from: &[f32], to: &mut [f32]) {
     let n = from.len().min(to.len());
     let (from, to) = (&from[..n], &mut to[..n]);
@@ -183,5 +187,12 @@ mod tests {
             }
         }
         assert_eq!(abs_max(Isa::detect(), &[]), 0.0);
+    }
+
+    #[test]
+    fn codes_past_the_last_are_left_out() {
+        let mut out = [9f32; 3];
+        look_up_nibbles(Isa::SCALAR, &[1.0; 16], &[0x11], usize::MAX - 1, &[1.0], 8, &mut out);
+        assert_eq!(out, [9.0; 3]);
     }
 }

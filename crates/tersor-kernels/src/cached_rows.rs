@@ -5,18 +5,26 @@ use crate::convert::f16_value;
 use crate::isa::versions;
 use crate::{Fault, Isa, fault};
 
-/// Returns the number of bytes of a row of integers that is quantized in parts. `parts` has the number of values and the bits of each part;
-/// a part is stored as its packed codes ([`packed_len`]), then its scale and its minimum, both f16, little-endian. Returns `usize::MAX` if
-/// the number overflows.
+/// Returns the number of bytes of one row of a key-value cache that is stored as integers. A row is cut into parts, each of which is
+/// quantized with its own bits, scale and minimum; `parts` has the number of values and the bits of a code for each part. A part of `n`
+/// values with codes of `b` bits takes `ceil(n * b / 8) + 4` bytes: its codes, packed by [`bits::pack`](crate::bits::pack), then its scale,
+/// then its minimum, each a little-endian f16.
+///
+/// Returns `usize::MAX` if the number does not fit in `usize`. The bits should be 1 to 8. The formula is used for other numbers as well,
+/// but [`dequantize`] refuses them.
 #[must_use]
 pub fn row_bytes(parts: &[(usize, u32)]) -> usize {
     parts.iter().fold(0, |sum: usize, (n, b)| sum.saturating_add(packed_len(*n, *b).saturating_add(4)))
 }
 
-/// Dequantizes rows that are quantized in parts, `bytes` `[tokens, row_bytes(parts)]` in the layout of [`row_bytes`]: writes
-/// `minimum + scale * code`, with the scale and the minimum of its part, for each code. `out` is `[tokens, dim]`, with `dim` the sum of the
-/// numbers of values in `parts`. Fails, with `out` unchanged, with `Fault::Length` or `Fault::Overflow` if a length does not match, and
-/// with `Fault::Range` if bits are not 1 to 8 or `dim` is 0.
+/// Dequantizes rows of a key-value cache that are stored as integers. `parts` has the number of values and the bits of a code for each part
+/// of a row. `bytes` is `[tokens, row_bytes(parts)]`: a row has, for one part after the other, the packed codes, the scale and the minimum
+/// (see [`row_bytes`]). `out` is `[tokens, dim]`, row-major, where `dim` is the sum of the numbers of values in `parts`. Each value of
+/// `out` becomes `minimum + scale * code`, with the minimum and the scale of its part.
+///
+/// Fails with `Fault::Range` if the bits of a part are not 1 to 8. Fails with `Fault::Length` if `dim` is 0, if `out` is not a whole number
+/// of rows, or if `bytes` does not have exactly as many rows as `out`. Fails with `Fault::Overflow` if a size does not fit in `usize`.
+/// `out` is unchanged then.
 pub fn dequantize(isa: Isa, bytes: &[u8], parts: &[(usize, u32)], out: &mut [f32]) -> Result<(), Fault> {
     let (stored, mut dim) = (row_bytes(parts), 0usize);
     for (n, b) in parts {

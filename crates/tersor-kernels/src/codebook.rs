@@ -16,7 +16,8 @@ use crate::decades::Decades;
 use crate::isa::versions;
 use crate::{Fault, Isa, fault};
 
-/// Up to 256 values in strictly ascending order, prepared for the search of the nearest one. The code of a value is its index.
+/// A codebook of 1 to 256 finite values in strictly ascending order, prepared for the search of the nearest value. The code of a value is
+/// its index, counted from 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Codebook {
     values: Vec<f32>,
@@ -79,8 +80,8 @@ impl Starts {
 }
 
 impl Codebook {
-    /// Prepares a codebook of values in strictly ascending order. Fails with `Fault::Range` unless there are 1 to 256 values, with
-    /// `Fault::NonFinite` if one is NaN or infinite, and with `Fault::Order` if one is not greater than the one before it.
+    /// Prepares a codebook; the code of `values[i]` is `i`. Fails with `Fault::Range` unless there are 1 to 256 values, with
+    /// `Fault::NonFinite` if a value is NaN or infinite, and with `Fault::Order` if a value is not greater than the one before it.
     pub fn new(values: &[f32]) -> Result<Self, Fault> {
         if !(1..=256).contains(&values.len()) {
             return Err(Fault::Range { what: "values of a codebook", limit: 256, found: values.len() });
@@ -100,21 +101,23 @@ impl Codebook {
         Ok(Self { values: values.to_vec(), middles, starts, decades })
     }
 
-    /// Returns the values, ascending.
+    /// Returns the values of the codebook in ascending order; the index of a value is its code.
     #[must_use]
     pub fn values(&self) -> &[f32] {
         &self.values
     }
 
-    /// Returns whether the values are those of the 8-bit dynamic map (arXiv 2110.02861): codes are then computed from the decade of a value
-    /// rather than searched. The codes are the same either way.
+    /// Returns whether the values are those of an 8-bit dynamic map (arXiv 2110.02861), for which [`nearest`](Self::nearest) computes codes
+    /// arithmetically at the AVX2 level and above, instead of searching for them. The codes are the same either way.
     #[must_use]
     pub fn is_computed(&self) -> bool {
         self.decades.is_some()
     }
 
-    /// Writes to `codes[i]` the index of the codebook value nearest to `x[i] * scale`, over the shorter of `x` and `codes`. Of two values
-    /// equally near, the lower index is taken (as far as their midpoint is an f32). The code of a NaN is unspecified.
+    /// Quantizes `x`: writes to `codes[i]` the index of the codebook value nearest to `x[i] * scale`, one code a byte. The limit between
+    /// two neighbouring values is their midpoint, rounded to f32; a product that is equal to this limit gets the lower index. Minus
+    /// infinity gets the first index and plus infinity the last. A NaN gets a valid index, but which one is unspecified. Works on as many
+    /// values as the shorter of `x` and `codes` has; later codes are unchanged.
     pub fn nearest(&self, isa: Isa, x: &[f32], scale: f32, codes: &mut [u8]) {
         #[cfg(target_arch = "x86_64")]
         if let (Some(decades), true) = (&self.decades, isa.has_avx2()) {
@@ -148,9 +151,11 @@ impl Codebook {
         codes.iter_mut().zip(x).for_each(|(c, x)| *c = below(x * scale));
     }
 
-    /// Writes to `codes[i]` the index of the codebook value nearest to `x[i] * scales[i / block]`, over the shorter of `x` and `codes`. A
-    /// `block` of 0 counts as 1. Of two values equally near, the lower index is taken; the code of a NaN is unspecified. Codes beyond the
-    /// last scale are left unchanged.
+    /// Quantizes `x` with a scale for each block of `block` values: writes to `codes[i]` the index of the codebook value nearest to
+    /// `x[i] * scales[i / block]`, one code a byte. A `block` of 0 counts as 1. The limit between two neighbouring values is their
+    /// midpoint, rounded to f32; a product that is equal to this limit gets the lower index. Minus infinity gets the first index and plus
+    /// infinity the last. A NaN gets a valid index, but which one is unspecified. Works on as many values as the shorter of `x` and `codes`
+    /// has; later codes, and codes whose block has no scale, are unchanged.
     pub fn nearest_blocks(&self, isa: Isa, x: &[f32], scales: &[f32], block: usize, codes: &mut [u8]) {
         let block = block.max(1);
         #[cfg(target_arch = "x86_64")]
@@ -196,7 +201,7 @@ versions! {
     }
 }
 
-/// A table of 256 values for the dequantization of 8-bit codes.
+/// A look-up table that dequantizes 8-bit codes: one f32 value for each of the 256 codes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
     values: [f32; 256],
@@ -205,13 +210,14 @@ pub struct Table {
 }
 
 impl Table {
-    /// Prepares a table in which `values[c]` is the value of code `c`.
+    /// Prepares a table in which `values[c]` is the value of code `c`. Any values are allowed, NaN included.
     #[must_use]
     pub fn new(values: [f32; 256]) -> Self {
         Self { planes: std::array::from_fn(|p| values.map(|v| v.to_le_bytes()[p])), values }
     }
 
-    /// Writes `out[i] = values[codes[i]] * scale` over the shorter of `codes` and `out`.
+    /// Dequantizes codes, one a byte: writes `out[i] = values[codes[i]] * scale`, where `values` are the 256 values of the table. Works on
+    /// as many codes as the shorter of `codes` and `out` has; later elements of `out` are unchanged.
     pub fn look_up(&self, isa: Isa, codes: &[u8], scale: f32, out: &mut [f32]) {
         let n = codes.len().min(out.len());
         let (mut codes, mut out) = (&codes[..n], &mut out[..n]);

@@ -15,7 +15,8 @@ use half::{bf16, f16};
 use crate::Isa;
 use crate::isa::versions;
 
-/// Converts f16 to f32, exactly, over the shorter of the two slices. A NaN becomes a quiet NaN with the same payload.
+/// Converts f16 to f32, exactly. Works on as many values as the shorter of `x` and `out` has; later elements of `out` are unchanged. A NaN
+/// becomes a quiet NaN with the same sign and payload.
 pub fn f16_to_f32(isa: Isa, x: &[f16], out: &mut [f32]) {
     let n = x.len().min(out.len());
     let (mut x, mut out) = (&x[..n], &mut out[..n]);
@@ -35,8 +36,8 @@ pub fn f16_to_f32(isa: Isa, x: &[f16], out: &mut [f32]) {
     out.iter_mut().zip(x).for_each(|(o, x)| *o = x.to_f32_const());
 }
 
-/// Rounds f32 to the nearest f16, ties to even, over the shorter of the two slices. Values too large for f16 become infinite; a NaN becomes
-/// a quiet NaN with the highest bits of its payload.
+/// Rounds f32 to the nearest f16, ties to even. Works on as many values as the shorter of `x` and `out` has; later elements of `out` are
+/// unchanged. Values too large for f16 become infinite; a NaN becomes a quiet NaN with the same sign and the highest bits of its payload.
 pub fn f32_to_f16(isa: Isa, x: &[f32], out: &mut [f16]) {
     let n = x.len().min(out.len());
     let (mut x, mut out) = (&x[..n], &mut out[..n]);
@@ -57,7 +58,8 @@ pub fn f32_to_f16(isa: Isa, x: &[f32], out: &mut [f16]) {
 }
 
 versions! {
-    /// Converts bf16 to f32, exactly, over the shorter of the two slices. A NaN becomes a quiet NaN with the same payload.
+    /// Converts bf16 to f32, exactly. Works on as many values as the shorter of `x` and `out` has; later elements of `out` are unchanged. A
+    /// NaN becomes a quiet NaN with the same sign and payload.
     pub fn bf16_to_f32(isa: Isa, x: &[bf16], out: &mut [f32]) {
         for (o, x) in out.iter_mut().zip(x) {
             let bits = u32::from(x.to_bits());
@@ -66,8 +68,9 @@ versions! {
         }
     }
 
-    /// Rounds f32 to the nearest bf16, ties to even, over the shorter of the two slices. Values too large for bf16 become infinite; a NaN
-    /// becomes a quiet NaN with the highest bits of its payload.
+    /// Rounds f32 to the nearest bf16, ties to even. Works on as many values as the shorter of `x` and `out` has; later elements of `out`
+    /// are unchanged. Values too large for bf16 become infinite; a NaN becomes a quiet NaN with the same sign and the highest bits of its
+    /// payload.
     pub fn f32_to_bf16(isa: Isa, x: &[f32], out: &mut [bf16]) {
         for (o, x) in out.iter_mut().zip(x) {
             let bits = x.to_bits();

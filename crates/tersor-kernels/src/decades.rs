@@ -9,10 +9,15 @@
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Decades {
     pub signed: bool,
-    /// Bits of the largest float in each piece of the range of magnitudes: the seven decades and the value 1.
+    /// The upper ends of the eight pieces that the magnitudes of an 8-bit dynamic map (arXiv 2110.02861) are cut into, ascending, as the
+    /// bits of floats (`f32::to_bits`). Pieces 0 to 6 are the seven decades of the map, inside of which its values are equally spaced; the
+    /// lowest includes the value 0. Piece 7 is the value 1. `edges[i]` is the largest magnitude for which the nearest value of the map lies
+    /// in piece `i` or below. The last piece has no upper end: `edges[7]` is `i32::MAX`.
     pub edges: [i32; 8],
-    /// Constants `[c, f]` of an approximate logarithm of a float, from its upper 16 bits `u`: `floor((u - c) * f / 65536)`. It is the index
-    /// of the piece (decade) that contains the float, or the index below.
+    /// Constants `[c, f]` that estimate in which of eight pieces a magnitude of at most 2 lies: pieces 0 to 6 are the seven decades of an
+    /// 8-bit dynamic map (arXiv 2110.02861), piece 7 is the value 1. The estimate is `floor(max(u - c, 0) * f / 65536)`, 0 to 7, where `u`
+    /// is the upper 16 bits of the magnitude as a float. It is the index of the piece that contains the magnitude, or one less; a
+    /// comparison with the upper ends of the pieces, `edges`, decides between the two.
     pub log: [u16; 2],
     pub slopes: [f32; 8],
     pub offsets: [f32; 8],
@@ -23,8 +28,9 @@ pub(crate) struct Decades {
 pub(crate) const NEAR: f32 = 1.0 / 8192.0;
 
 impl Decades {
-    /// Returns the constants by which codes of a dynamic map are computed, if `values` are the 256 ascending values of such a map and
-    /// `middles` the 255 midpoints of neighbours; None otherwise.
+    /// Returns the constants by which codes of an 8-bit dynamic map (arXiv 2110.02861) are computed instead of searched for, if `values`
+    /// are those of such a map; None otherwise. `values` are the values of a codebook in ascending order, 256 for such a map; `middles[i]`
+    /// is the midpoint of values `i` and `i + 1`, and may be followed by an infinity.
     pub fn of(values: &[f32], middles: &[f32]) -> Option<Self> {
         let signed = *values.first()? < 0.0;
         let (zero, scale) = if signed { (127, 1) } else { (0, 2) };

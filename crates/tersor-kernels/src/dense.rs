@@ -19,27 +19,36 @@ use crate::gemm_task::{Cells, GemmTask, Tile};
 pub use crate::gemm_task::{Out, Write};
 use crate::{Fault, Isa, fault, par, vector};
 
-/// The number of weight rows of one unit of work of a dense product.
+/// The number of weight rows (128) that a dense product computes as one unit of work; the last unit of a matrix may have fewer. The cut
+/// does not depend on the number of threads, and so neither do the bits of the result.
 pub const ROW_BLOCK: usize = 128;
 
-/// Options of a dense product: the instruction set, whether it is added to the output, and whether it runs in parallel.
+/// Options of the dense products [`product`] and [`product_by_rows`]: the instruction set, whether the product replaces the output or is
+/// added to it, and whether threads share the work.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
-    /// The instruction set of the loops of this crate, which compute products of one or two tokens. The `gemm` crate, which computes those
-    /// of more tokens, chooses its own.
+    /// The instruction set of products of one or two tokens, which loops of this crate compute. Products of more tokens are computed by the
+    /// `gemm` crate, which chooses the instruction set itself.
     pub isa: Isa,
-    /// Whether the product replaces the output or is added to it.
+    /// Whether the product replaces the output ([`Write::Set`]) or is added to it ([`Write::Add`]).
     pub write: Write,
-    /// Whether blocks of rows run in the current rayon pool.
+    /// Whether the threads of the current rayon pool share the work, in blocks of [`ROW_BLOCK`] weight rows. If false, the calling thread
+    /// does all of it. The result is the same.
     pub parallel: bool,
 }
 
-/// Computes `y[t, r] = Σ_k x[t, k] * w[r, k]`, or adds it to `y`, for weights that are produced on demand: `rows(range, buffer)` writes the
-/// weight rows `range` (`[range.len(), k]`, row-major) into `buffer`, one block of [`ROW_BLOCK`] rows at a time, so that a compressed
-/// matrix never exists whole in f32.
+/// Computes `y[t, r] = Σ_k x[t, k] * w[r, k]` for weights `w` `[n, k]` that are produced on demand, so that a compressed matrix never
+/// exists whole in f32. The product replaces `y` or is added to it, as `options.write` says. `x` is `[tokens, k]`, row-major without gaps;
+/// `y` is `[tokens, n]` with rows `y.stride` elements apart.
 ///
-/// `x` is `[tokens, k]`, contiguous; `y` is `[tokens, n]`. Fails with `Fault::Length` or `Fault::Overflow` if a length does not match,
-/// before anything is computed, and with the first error of `rows` in the order of blocks; `y` is partly written then.
+/// `rows(range, buffer)` must overwrite `buffer`, `[range.len(), k]` row-major, with the weight rows `range`. It is called once for each
+/// block of [`ROW_BLOCK`] weight rows, possibly by several threads; the last block may have fewer rows. It is not called if there are no
+/// tokens.
+///
+/// Fails with `Fault::Length` if `x` does not have `tokens * k` values, if `y.stride` is less than `n` or if `y.data` is too short, and
+/// with `Fault::Overflow` if a size does not fit in `usize`; then `rows` is not called and `y` is unchanged. If `rows` fails for a block,
+/// the elements of `y` for its weight rows are unchanged, but all other blocks are computed. The error that is returned is the one for the
+/// first block, in the order of the weight rows, for which `rows` failed.
 pub fn product_by_rows<E: From<Fault> + Send>(
     options: Options,
     x: &[f32],
@@ -66,8 +75,10 @@ pub fn product_by_rows<E: From<Fault> + Send>(
     par::map(n.div_ceil(ROW_BLOCK), options.parallel, Vec::new, block).into_iter().collect()
 }
 
-/// Computes `y = x wᵀ`, or adds it to `y`, for `x` `[tokens, k]` and weights `w` `[n, k]`, both contiguous and row-major, and `y` `[tokens,
-/// n]`. Fails with `Fault::Length` or `Fault::Overflow` if a length does not match; `y` is unchanged then.
+/// Computes `y = x wᵀ` for `x` `[tokens, k]` and weights `w` `[n, k]`, both row-major without gaps. The product replaces `y` or is added to
+/// it, as `options.write` says. `y` is `[tokens, n]` with rows `y.stride` elements apart. Fails with `Fault::Length` if `x` does not have
+/// `tokens * k` values, `w` does not have `n * k`, `y.stride` is less than `n` or `y.data` is too short. Fails with `Fault::Overflow` if a
+/// size does not fit in `usize`. `y` is unchanged then.
 pub fn product(
     options: Options,
     x: &[f32],
@@ -91,7 +102,8 @@ pub fn product(
     Ok(())
 }
 
-/// A product `x wᵀ` with f32 weights in memory, as a task for [`run_tasks`](crate::run_tasks). It gives the same bits as [`product`].
+/// A product `x wᵀ` of activations with f32 weights in memory, to be computed by [`run_tasks`](crate::run_tasks) together with other
+/// products. The result has the same bits as that of [`product`].
 #[derive(Clone, Copy, Debug)]
 pub struct Task<'a> {
     isa: Isa,
@@ -103,9 +115,9 @@ pub struct Task<'a> {
 }
 
 impl<'a> Task<'a> {
-    /// Prepares the product `y[t, r] = Σ_k x[t, k] * w[r, k]` of `x` `[tokens, k]` with `w` `[n, k]`, both contiguous and row-major, without
-    /// computing it; [`run_tasks`](crate::run_tasks) does. Fails with `Fault::Length` or
-    /// `Fault::Overflow` if a length does not match.
+    /// Prepares the product `y[t, r] = Σ_k x[t, k] * w[r, k]` of `x` `[tokens, k]` with `w` `[n, k]`, both row-major without gaps. Nothing
+    /// is computed before [`run_tasks`](crate::run_tasks) is called with the task. Fails with `Fault::Length` if `x` does not have
+    /// `tokens * k` values or `w` does not have `n * k`, and with `Fault::Overflow` if such a product does not fit in `usize`.
     pub fn new(isa: Isa, x: &'a [f32], [tokens, k]: [usize; 2], w: &'a [f32], n: usize) -> Result<Self, Fault> {
         fault::matrix("input", [tokens, k], x.len())?;
         fault::matrix("weights", [n, k], w.len())?;
@@ -211,9 +223,9 @@ unsafe fn block_product(options: Options, x: &[f32], [tokens, k]: [usize; 2], w:
     }
 }
 
-/// Computes `y = x w` on the calling thread, for `x` `[m, k]`, `w` `[k, n]` and `y` `[m, n]`, all contiguous and row-major (`w` is not
-/// transposed). The `gemm` crate chooses the instruction set. Fails with `Fault::Length` or `Fault::Overflow` if a length does not match;
-/// `y` is unchanged then.
+/// Computes `y = x w` on the calling thread, for `x` `[m, k]`, `w` `[k, n]` and `y` `[m, n]`, all row-major without gaps; `w` is not
+/// transposed. The `gemm` crate chooses the instruction set. Fails with `Fault::Length` if the length of a slice is not the product of its
+/// two sizes, and with `Fault::Overflow` if such a product does not fit in `usize`; `y` is unchanged then.
 pub fn product_plain(x: &[f32], [m, k]: [usize; 2], w: &[f32], n: usize, y: &mut [f32]) -> Result<(), Fault> {
     fault::matrix("left matrix", [m, k], x.len())?;
     fault::matrix("right matrix", [k, n], w.len())?;
@@ -233,9 +245,10 @@ pub fn product_plain(x: &[f32], [m, k]: [usize; 2], w: &[f32], n: usize, y: &mut
     Ok(())
 }
 
-/// Adds `x w` to `y` on the calling thread, for `x` `[m, k]` with rows `stride` elements apart (the last row may end with its `k` values),
-/// and contiguous `w` `[k, n]` and `y` `[m, n]`. The `gemm` crate chooses the instruction set. Fails with `Fault::Length` or
-/// `Fault::Overflow` if a length does not match; `y` is unchanged then.
+/// Computes `y += x w` on the calling thread, for `x` `[m, k]` with rows `stride` elements apart, and for `w` `[k, n]` and `y` `[m, n]`
+/// row-major without gaps. The last row of `x` may end after its `k` values. The `gemm` crate chooses the instruction set. Fails with
+/// `Fault::Length` if a slice does not have the stated shape or `stride` is less than `k`, and with `Fault::Overflow` if a size does not
+/// fit in `usize`; `y` is unchanged then.
 pub fn add_product(
     x: &[f32],
     stride: usize,
@@ -261,9 +274,10 @@ pub fn add_product(
     Ok(())
 }
 
-/// Subtracts `x w` from `y` on the calling thread, for contiguous `x` `[m, k]`, `w` `[k, n]` with rows `stride` elements apart (the last
-/// row may end with its `n` values), and `y` `[m, n]`. The `gemm` crate chooses the instruction set. Fails with `Fault::Length` or
-/// `Fault::Overflow` if a length does not match; `y` is unchanged then.
+/// Computes `y -= x w` on the calling thread, for `x` `[m, k]` row-major without gaps, `w` `[k, n]` with rows `stride` elements apart, and
+/// `y` `[m, n]` with rows `y.stride` elements apart. The last row of `w` may end after its `n` values. The `gemm` crate chooses the
+/// instruction set. Fails with `Fault::Length` if a slice does not have the stated shape or a stride is less than `n`, and with
+/// `Fault::Overflow` if a size does not fit in `usize`; `y` is unchanged then.
 pub fn subtract_product(
     x: &[f32],
     [m, k]: [usize; 2],
@@ -292,9 +306,13 @@ pub fn subtract_product(
 /// Tokens whose products are summed in f32 before they are added to the f64 sums.
 const GRAM_TOKENS: usize = 512;
 
-/// Adds the Gram matrix `XᵀX` of `x` `[tokens, k]` to the symmetric matrix `g` `[k, k]`, both triangles: f32 products over blocks of 512
-/// tokens, summed in f64. The lower triangle of the result is a copy of the upper one. The `gemm` crate chooses the instruction set. Fails
-/// with `Fault::Length` or `Fault::Overflow` if a length does not match; `g` is unchanged then.
+/// Adds the Gram matrix `XᵀX` of the activations `x` `[tokens, k]` to the symmetric matrix `g` `[k, k]`, both row-major without gaps. Only
+/// the diagonal and the upper triangle of `g` are read. The lower triangle is overwritten by the mirror image of the new upper triangle.
+/// Products are computed in f32 over blocks of 512 tokens and summed in f64. With `parallel` the threads of the current rayon pool share
+/// the work, with the same result. The `gemm` crate chooses the instruction set.
+///
+/// Fails with `Fault::Length` if `x` does not have `tokens * k` values or `g` does not have `k * k`, and with `Fault::Overflow` if such a
+/// product does not fit in `usize`; `g` is unchanged then.
 pub fn add_gram(x: &[f32], [tokens, k]: [usize; 2], g: &mut [f64], parallel: bool) -> Result<(), Fault> {
     fault::matrix("input", [tokens, k], x.len())?;
     fault::matrix("output", [k, k], g.len())?;

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-/// Why a function of this crate refuses its arguments. Unless a function documents otherwise, no output has been written.
+/// Why a function of this crate refuses its arguments: a wrong length, a number outside of its range, a size that does not fit in `usize`,
+/// a value that is not finite, or values that are not in ascending order. Unless a function documents otherwise, it has written no output
+/// then.
 ///
 /// ```
 /// use tersor_kernels::{Fault, Isa, hadamard::fwht};

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::{Fault, fault, par};
 
-/// Whether a product replaces its output or is added to it.
+/// Whether a product replaces its output ([`Set`](Self::Set)) or is added to it ([`Add`](Self::Add)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Write {
     /// The product replaces the output: `y = x Wᵀ`.
@@ -14,11 +14,14 @@ pub enum Write {
     Add,
 }
 
-/// The output of a product: a row-major matrix `[tokens, rows]` whose rows are `stride` elements apart.
+/// The output of a product: a matrix `[tokens, rows]` (`rows` is the number of weight rows) whose rows are `stride` elements apart in a
+/// slice. Elements between the rows are not touched. The functions that take an output fail with `Fault::Length` if the stride or the slice
+/// is too small.
 pub struct Out<'a> {
-    /// The elements of the output; its row `t` begins at element `t * stride`.
+    /// The elements of the output: that of token `t` and weight row `r` is at index `t * stride + r`. The slice needs at least
+    /// `(tokens - 1) * stride + rows` elements; it may be empty if there are no tokens or no weight rows.
     pub data: &'a mut [f32],
-    /// The distance of neighbouring rows of the output in elements, at least its number of columns.
+    /// The number of elements from the beginning of one row of the output to that of the next, at least the number of weight rows.
     pub stride: usize,
 }
 
@@ -34,8 +37,9 @@ impl Out<'_> {
     }
 }
 
-/// A product `y = x Wᵀ`, or that added to `y`, that can be computed for any span of rows of `W`: several such products run as one piece of
-/// parallel work, see [`run_tasks`].
+/// A product `y = x Wᵀ` of `tokens()` tokens with a matrix `W` of `rows()` rows that can be computed for any range of rows of `W` at a
+/// time. [`run_tasks`] computes several such products as one piece of parallel work: it cuts each into ranges of rows and calls
+/// [`run`](Self::run) once for each range, possibly on several threads.
 ///
 /// ```
 /// use std::ops::Range;
@@ -69,21 +73,25 @@ impl Out<'_> {
 /// assert_eq!(y, [1.5; 6]);
 /// ```
 pub trait GemmTask: Sync {
-    /// Returns the number of rows of `W`, which is the number of columns of the output.
+    /// Returns the number of weight rows, that is of rows of `W` in the product `y = x Wᵀ`, which is the number of columns of the output.
     fn rows(&self) -> usize;
     /// Returns the number of tokens, which is the number of rows of the output.
     fn tokens(&self) -> usize;
-    /// Returns the number of rows that are computed together: spans begin at multiples of it, and only the last one may end elsewhere.
+    /// Returns the number of neighbouring weight rows that are computed together; 0 counts as 1. Every range given to [`run`](Self::run)
+    /// begins at a multiple of it, and ends at a multiple of it or at [`rows`](Self::rows).
     fn granularity(&self) -> usize;
-    /// Returns the number of bytes of stored weights that [`granularity`](Self::granularity) rows take, by which work is divided evenly.
+    /// Returns the number of bytes of stored weights of [`granularity`](Self::granularity) weight rows; 0 counts as 1. It only decides how
+    /// the work is divided between threads.
     fn granule_bytes(&self) -> usize;
-    /// Computes the columns `rows` of the output and writes them through the tile, or adds them. `rows` begins at a multiple of
-    /// [`granularity`](Self::granularity). The tasks of this crate panic unless the tile belongs to an output of their shape and has
-    /// exactly these columns.
+    /// Computes the columns `rows` of the output for all tokens. With [`Write::Set`] it must write every element of `tile`, whose elements
+    /// may have any values before; with [`Write::Add`] it must add the product to them. [`run_tasks`] guarantees that `rows` begins and
+    /// ends as [`granularity`](Self::granularity) says, and that the tile has [`tokens`](Self::tokens) tokens and exactly the columns
+    /// `rows`; the tasks of this crate panic otherwise. A panic is passed on to the caller of [`run_tasks`].
     fn run(&self, rows: Range<usize>, write: Write, tile: &mut Tile<'_>);
 }
 
-/// Exclusive access to the columns [`Tile::rows`] of an output `[tokens, rows]`: all that one call of [`GemmTask::run`] can write.
+/// Exclusive access to the part of an output `[tokens, rows]` that one call of [`GemmTask::run`] computes: for every token, the elements of
+/// the weight rows [`Tile::rows`].
 pub struct Tile<'a> {
     cells: Cells,
     tokens: usize,
@@ -99,20 +107,20 @@ impl Tile<'_> {
         Self { cells: Cells::new(data, stride, rows.end), tokens, first: rows.start, output: PhantomData }
     }
 
-    /// Returns the number of tokens, which is the number of rows of the output.
+    /// Returns the number of tokens, which is the number of rows of the output matrix.
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// Returns the weight rows of the tile, which are columns of the output.
+    /// Returns the range of weight rows that the tile covers, counted from 0 in the whole matrix. They are columns of the output.
     #[must_use]
     pub fn rows(&self) -> Range<usize> {
         self.first..self.cells.end
     }
 
-    /// Returns the elements of one token's output that belong to the tile, one for each of [`Tile::rows`]. Panics unless `token` is less
-    /// than [`Tile::tokens`].
+    /// Returns the elements of the tile that belong to token number `token`, counted from 0: one for each weight row in [`Tile::rows`], in
+    /// order. Panics unless `token` is less than [`Tile::tokens`].
     pub fn row(&mut self, token: usize) -> &mut [f32] {
         assert!(token < self.tokens, "token {token} of {}", self.tokens);
         let at = self.cells.data.wrapping_add(token * self.cells.stride + self.first);
@@ -197,11 +205,13 @@ unsafe impl Sync for Work<'_> {}
 // SAFETY: as above.
 unsafe impl Send for Work<'_> {}
 
-/// Runs several products as one piece of parallel work, so that products with few rows share the threads. Each task writes its product into
-/// its output `[tokens, rows]` or adds it. With `parallel` the work runs in the current rayon pool if it is large enough. How the work is
-/// cut depends on shapes and on the number of threads; results of the tasks of this crate do not depend on it.
+/// Computes several products as one piece of parallel work, so that products with few weight rows share the threads. Each element of
+/// `tasks` is a product, whether it replaces its output or is added to it, and the output `[tokens, rows]`. With `parallel` the threads of
+/// the current rayon pool share the work if there is enough of it; otherwise the calling thread does it. The results of the tasks of this
+/// crate do not depend on the threads.
 ///
-/// Fails with `Fault::Length` or `Fault::Overflow` if an output has less room than its task needs; nothing is written then.
+/// Fails with `Fault::Length` if the stride or the slice of an output is too small for its task, and with `Fault::Overflow` if the size of
+/// an output does not fit in `usize`; no output is written then.
 pub fn run_tasks(tasks: Vec<(&dyn GemmTask, Write, Out<'_>)>, parallel: bool) -> Result<(), Fault> {
     let (mut works, mut units, mut bytes) = (Vec::with_capacity(tasks.len()), 0, 0usize);
     for (task, write, y) in tasks {

@@ -22,36 +22,42 @@ use std::ops::{Range, RangeInclusive};
 use crate::affine::{self, Affine};
 use crate::{Fault, Isa, bits, fault, par};
 
-/// The shape of a group-wise quantized row: its columns, the groups they are cut into, and the width of the codes.
+/// The shape of a row that is quantized by groups: its columns, the neighbouring columns that share a scale and a zero point (a group), and
+/// the width and range of the codes. A row has [`count`](Self::count) groups and [`row_bytes`](Self::row_bytes) bytes of packed codes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Groups {
-    /// The number of columns of the matrix that is quantized by groups.
+    /// The number of columns of the quantized matrix, that is of values of a row.
     pub cols: usize,
-    /// The number of columns of a quantization group; the last group of a row has the remaining columns.
+    /// The number of neighbouring columns that form a group; the last group of a row has the remaining columns. [`quantize`] and
+    /// [`dequantize`] fail with `Fault::Range` if it is 0 and `cols` is not.
     pub group: usize,
-    /// Bits of a packed code, 1 to 8.
+    /// The number of bits of a packed code, 1 to 8. [`quantize`] and [`dequantize`] fail with `Fault::Range` if it is any other number.
     pub bits: u32,
-    /// The range to which codes are limited when a matrix is quantized.
+    /// The first and the last code that [`quantize`] uses: codes are limited to this range. If the range starts after its end, every code
+    /// becomes that end. The range should lie inside of `0..=2^bits - 1`. A larger code does not fit into `bits` bits: what is stored for
+    /// it and for the code beside it is unspecified. [`dequantize`] ignores the range.
     pub range: RangeInclusive<u8>,
 }
 
 impl Groups {
-    /// Returns the number of groups of a row.
+    /// Returns the number of groups of a row, `ceil(cols / group)`; a `group` of 0 counts as 1.
     #[must_use]
     pub fn count(&self) -> usize {
         self.cols.div_ceil(self.group.max(1))
     }
-    /// Returns the number of bytes of a row's packed codes.
+    /// Returns the number of bytes of the packed codes of a row, `ceil(cols * bits / 8)`, or `usize::MAX` if that does not fit. Every row
+    /// begins at a whole byte.
     #[must_use]
     pub fn row_bytes(&self) -> usize {
         bits::packed_len(self.cols, self.bits)
     }
     /// Returns the number of rows of a matrix of `values` values whose packed codes take `bytes` bytes. Fails with `Fault::Length` if there
-    /// is no whole number of rows, and with `Fault::Range` if a group has no columns.
+    /// is no whole number of rows, and with `Fault::Range` if a group has no columns or a code does not have 1 to 8 bits.
     fn rows(&self, values: usize, bytes: usize) -> Result<usize, Fault> {
         if self.group == 0 && self.cols > 0 {
             return Err(Fault::Range { what: "columns of a group", limit: 1, found: 0 });
         }
+        fault::bits(self.bits, 8)?;
         let rows = values.checked_div(self.cols).unwrap_or(0);
         fault::equal("values of whole rows", rows * self.cols, values)?;
         fault::equal("packed codes", fault::product("packed codes", rows, self.row_bytes())?, bytes)?;
@@ -65,12 +71,18 @@ impl Groups {
 /// Rows of a unit of work.
 const UNIT: usize = 64;
 
-/// Quantizes the rows of `x` (`[rows, cols]`, finite) to packed codes (`[rows, row_bytes]`). `choose(row, values, grids)` writes the
-/// quantization parameters of a row's groups, which are left in `grids` (`[rows, count]`). With `parallel`, blocks of 64 rows run in the
-/// current rayon pool.
+/// Quantizes a matrix `x` `[rows, cols]`, row-major, by groups of columns. `choose(row, values, part)` is called once for each row. It gets
+/// the index of the row, counted from 0, the `cols` values of the row, and the row's part of `grids`, one element for each group of the
+/// row, which it must overwrite with the scale and the zero point of the group. A value `v` gets the code `round(v / scale) + zero`, ties
+/// to even, limited to `groups.range`. The codes are written to `codes`, `[rows, row_bytes]` (see [`Groups::row_bytes`]), packed by
+/// [`bits::pack`]. The chosen scales and zero points stay in `grids`, `[rows, count]` (see [`Groups::count`]). A NaN or minus infinity in
+/// `x` becomes the first code of `groups.range`, plus infinity the last. With `parallel` the threads of the current rayon pool share the
+/// work, in blocks of 64 rows.
 ///
-/// Fails with `Fault::Length` if a length does not match and with `Fault::Range` if a group has no columns, before anything is written; and
-/// with the first error of `choose`, in the order of blocks of 64 rows.
+/// Fails with `Fault::Range` if `groups.bits` is not 1 to 8, or if `groups.group` is 0 and there are columns. Fails with `Fault::Length` if
+/// `x` is not a whole number of rows, or if `codes` or `grids` does not have exactly as many rows. Fails with `Fault::Overflow` if a size
+/// does not fit in `usize`. In these cases `choose` is not called and nothing is written. If `choose` fails, returns its error for the
+/// first row for which it did; the codes and grids of other rows may be written then.
 pub fn quantize<E: From<Fault> + Send>(
     isa: Isa,
     x: &[f32],
@@ -139,9 +151,14 @@ fn codes_of_row(isa: Isa, [x, next]: [&[f32]; 2], groups: &Groups, grids: &[Affi
     }
 }
 
-/// Dequantizes rows of packed codes (`[rows, row_bytes]`) into `out` (`[rows, cols]`); `grid(row, group)` returns the quantization
-/// parameters of a group. With `parallel`, blocks of 64 rows run in the current rayon pool. Fails with `Fault::Length` if a length does not
-/// match and with `Fault::Range` if a group has no columns; `out` is unchanged then.
+/// Dequantizes a matrix that is quantized by groups of columns, into `out` `[rows, cols]`, row-major: a code becomes
+/// `scale * (code - zero)`. `codes` is `[rows, row_bytes]` (see [`Groups::row_bytes`]), packed as by [`bits::pack`]. `grid(row, group)`
+/// returns the scale and the zero point of a group, with both indices counted from 0. With `parallel` the threads of the current rayon pool
+/// share the work, in blocks of 64 rows.
+///
+/// Fails with `Fault::Range` if `groups.bits` is not 1 to 8, or if `groups.group` is 0 and there are columns. Fails with `Fault::Length` if
+/// `out` is not a whole number of rows, or if `codes` does not have exactly as many rows. Fails with `Fault::Overflow` if a size does not
+/// fit in `usize`. `out` is unchanged then.
 pub fn dequantize(
     isa: Isa,
     codes: &[u8],
@@ -231,8 +248,13 @@ mod tests {
         let bytes = Err(Fault::Length { what: "packed codes", expected: 200, found: 199 });
         assert_eq!(quantize(Isa::SCALAR, &x, &groups, fail, (&mut codes[1..], &mut grids), true), bytes);
         assert_eq!(dequantize(Isa::SCALAR, &codes, &groups, |_, _| one, &mut [0.0; 299], false), short);
-        let none = Groups { group: 0, ..groups };
+        let none = Groups { group: 0, ..groups.clone() };
         let range = Err(Fault::Range { what: "columns of a group", limit: 1, found: 0 });
         assert_eq!(dequantize(Isa::SCALAR, &codes, &none, |_, _| one, &mut [0.0; 300], false), range);
+        for bits in [0, 9] {
+            let wide = Groups { bits, ..groups.clone() };
+            let range = Err(Fault::Range { what: "bits of a code", limit: 8, found: bits as usize });
+            assert_eq!(dequantize(Isa::SCALAR, &codes, &wide, |_, _| one, &mut [0.0; 300], false), range);
+        }
     }
 }

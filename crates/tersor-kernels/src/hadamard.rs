@@ -11,9 +11,9 @@
 use crate::isa::versions;
 use crate::{Fault, Isa};
 
-/// Multiplies `x` in place by the Sylvester-Hadamard matrix of order `x.len()`, scaled to be orthogonal: the transform is its own inverse.
-/// An empty slice is allowed. Fails with `Fault::Length`, which names the next power of two, if the length is not a power of two; `x` is
-/// unchanged then.
+/// Multiplies the vector `x` of `n` values in place by the `n` x `n` Sylvester-Hadamard matrix, scaled by `1/√n` to be orthogonal; applied
+/// twice, it gives back the vector up to rounding. An empty slice is allowed. Fails with `Fault::Length`, whose `expected` is the next
+/// power of two, if `n` is not a power of two; `x` is unchanged then.
 pub fn fwht(isa: Isa, x: &mut [f32]) -> Result<(), Fault> {
     if !x.is_empty() && !x.len().is_power_of_two() {
         let expected = x.len().checked_next_power_of_two().unwrap_or(usize::MAX);

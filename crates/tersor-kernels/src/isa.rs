@@ -37,8 +37,8 @@ macro_rules! versions {
 }
 pub(crate) use versions;
 
-/// An instruction-set level, an argument of every kernel. A value other than [`Isa::SCALAR`] only comes from [`Isa::detect`] or
-/// [`Isa::available`] on a processor that has the instructions; kernels rely on that.
+/// An instruction-set level (plain Rust, AVX2, or AVX-512 with VNNI), the argument `isa` of the kernels. [`Isa::detect`] returns the one to
+/// use. A level other than [`Isa::SCALAR`] exists only on a processor that has its instructions; kernels rely on that.
 ///
 /// ```
 /// use tersor_kernels::{Isa, vector};
@@ -60,7 +60,8 @@ enum Level {
 }
 
 impl Isa {
-    /// The level of plain Rust, available on every processor. It defines the results of every kernel.
+    /// The level of plain Rust, available on every processor. Its results are those that kernels must give at every other level, to the
+    /// bit.
     pub const SCALAR: Isa = Isa(Level::Scalar);
 
     /// Returns a number that differs between levels.
@@ -68,8 +69,9 @@ impl Isa {
         self.0 as u8
     }
 
-    /// Returns the highest level of this processor, or the one named by the environment variable `TERSOR_ISA` (`scalar`, `avx2`) if the
-    /// processor has it. Detected once a process.
+    /// Returns the highest level of this processor, or the one that the environment variable `TERSOR_ISA` names (`scalar`, `avx2` or
+    /// `avx512vnni`). A name that is unknown, or a level that the processor lacks, is ignored. The result is the same for the whole life of
+    /// the process.
     #[must_use]
     pub fn detect() -> Isa {
         static FOUND: OnceLock<Isa> = OnceLock::new();
@@ -81,7 +83,7 @@ impl Isa {
         })
     }
 
-    /// Returns every level of this processor, the lowest ([`Isa::SCALAR`]) first.
+    /// Returns all levels of this processor in ascending order; the first is always [`Isa::SCALAR`].
     #[must_use]
     pub fn available() -> Vec<Isa> {
         #[allow(unused_mut)]
@@ -99,7 +101,7 @@ impl Isa {
         levels
     }
 
-    /// Returns the name of the level for reports and fingerprints: `scalar`, `avx2` or `avx512vnni`.
+    /// Returns the name of the level: `scalar`, `avx2` or `avx512vnni`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self.0 {
@@ -111,8 +113,9 @@ impl Isa {
         }
     }
 
-    /// Returns [`Isa::name`] of the detected level and the level that the libraries for float products and factorizations choose on this
-    /// processor, as one text. The bytes of a calibrated result depend on both.
+    /// Returns a text that names the instruction sets that results on this processor depend on, such as `avx2, products fma`: [`Isa::name`]
+    /// of the detected level, then the set that the libraries for float products and factorizations choose. Results of a calibration can
+    /// differ in their bytes between processors with different texts.
     #[must_use]
     pub fn fingerprint() -> String {
         #[cfg(target_arch = "x86_64")]

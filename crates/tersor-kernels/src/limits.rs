@@ -9,7 +9,7 @@
 
 use crate::Isa;
 
-/// Returns the wrapping sum of 64-bit words: a loop bound by memory bandwidth.
+/// Returns the wrapping sum of 64-bit words. The loop is bound by memory bandwidth, so that its time tells how fast the machine reads.
 #[must_use]
 pub fn read(words: &[u64]) -> u64 {
     let mut lanes = [0u64; 16];
@@ -23,7 +23,7 @@ pub fn read(words: &[u64]) -> u64 {
     lanes.iter().chain(rest).fold(0, |a, b| a.wrapping_add(*b))
 }
 
-/// Kinds of arithmetic whose peak rate [`arithmetic`] measures: multiply-adds of f32, or of bytes with sums of 32 or 16 bits.
+/// The kinds of multiply-adds whose peak rate [`arithmetic`] measures: of f32, or of bytes that are summed in 32 or in 16 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Arithmetic {
     /// Fused multiply-adds of f32.
@@ -34,8 +34,9 @@ pub enum Arithmetic {
     Bytes16,
 }
 
-/// Runs `steps` rounds of independent operations in registers. Returns the number of multiply-adds performed and a value that depends on
-/// all of them, so that the compiler keeps them. None if the instruction set has no vector instructions ([`Isa::SCALAR`]).
+/// Runs `steps` rounds of a loop of independent multiply-adds in registers on the calling thread. Returns the number of multiply-adds
+/// performed, of which a vector instruction does many, to be divided by the time of the call, and a number without meaning that depends on
+/// all of them, so that the compiler keeps them. Returns None at [`Isa::SCALAR`], which has no vector instructions.
 #[must_use]
 pub fn arithmetic(isa: Isa, kind: Arithmetic, steps: u64) -> Option<(u64, i32)> {
     #[cfg(target_arch = "x86_64")]

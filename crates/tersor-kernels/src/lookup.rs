@@ -31,8 +31,12 @@ const MAX_BLOCKS: usize = 1 << 16;
 /// Blocks over which sums of bytes stay below 2^16: `255 * 256 < 2^16`.
 pub(crate) const SPAN: usize = 256;
 
-/// A packed matrix `[rows, blocks]` of codes of 4 bits, each of which selects an entry of a [table](Tables). A line of 64 bytes has a byte
-/// for each of 64 rows: the code of an even block in the low half, that of the next block in the high half.
+/// A weight matrix `[rows, blocks]` of packed 4-bit codes for [`product`]. A block is one position of a row; the code of a row there
+/// selects one of the 16 entries of a token's [table](Tables) for the block. What blocks stand for is up to the constructor: columns
+/// ([`Codes::new`] with [`Tables::of_codebook`]), or single bits of four neighbouring columns ([`Codes::of_bits`]).
+///
+/// In memory, a line of 64 bytes has a byte for each of 64 rows: the code of an even block in the low half, that of the next block in the
+/// high half.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Codes {
     rows: usize,
@@ -42,8 +46,9 @@ pub struct Codes {
 }
 
 impl Codes {
-    /// Packs codes `[rows, blocks]`, row-major, one a byte. Fails with `Fault::Length` if their number is not `rows * blocks`, and with
-    /// `Fault::Range` if a code is above 15 or there are more than 65 536 blocks.
+    /// Packs codes `[rows, blocks]`, given row-major and one a byte; `blocks` is the number of codes of a row. Fails with `Fault::Length`
+    /// if their number is not `rows * blocks`, with `Fault::Overflow` if that does not fit in `usize`, and with `Fault::Range` if a code is
+    /// above 15 or there are more than 65 536 blocks.
     pub fn new(codes: &[u8], [rows, blocks]: [usize; 2]) -> Result<Self, Fault> {
         fault::matrix("codes", [rows, blocks], codes.len())?;
         fault::at_most("blocks of a row", MAX_BLOCKS, blocks)?;
@@ -58,9 +63,14 @@ impl Codes {
         Ok(Self { rows, blocks, lines })
     }
 
-    /// Packs weight codes `[rows, cols]` of `bits` bits, bit by bit: a block holds one bit of four neighbouring columns, blocks of the
-    /// lowest bit of all columns come first. The tables are those of [`Tables::of_bits`]. Fails with `Fault::Length` if the number of codes
-    /// is wrong, and with `Fault::Range` if `bits` is not 1 to 4, a code has more bits, or there are more than 65 536 blocks.
+    /// Packs weight codes `[rows, cols]` of `bits` bits (1 to 4), given row-major and one a byte, bit by bit. A row has
+    /// `bits * ceil(cols / 4)` blocks. Block `p * ceil(cols / 4) + i` joins bit `p` (0 is the lowest) of the weight codes of columns `4 i`
+    /// to `4 i + 3` to one 4-bit code, in which bit `j` comes from column `4 i + j`, or is 0 if there is no such column. The matching
+    /// tables are those of [`Tables::of_bits`].
+    ///
+    /// Fails with `Fault::Length` if the number of weight codes is not `rows * cols`, with `Fault::Overflow` if a size does not fit in
+    /// `usize`, and with `Fault::Range` if `bits` is not 1 to 4, if a weight code is above `2^bits - 1` or if a row has more than 65 536
+    /// blocks.
     pub fn of_bits(codes: &[u8], [rows, cols]: [usize; 2], bits: u32) -> Result<Self, Fault> {
         fault::matrix("codes", [rows, cols], codes.len())?;
         fault::bits(bits, 4)?;
@@ -76,17 +86,18 @@ impl Codes {
         Self::new(&blocks, [rows, each])
     }
 
-    /// Returns the number of weight rows.
+    /// Returns the number of rows of the weight matrix.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
-    /// Returns the number of blocks, that is codes, of a row.
+    /// Returns the number of blocks of a row. A block is a run of neighbouring columns that one code stands for, so that this is also the
+    /// number of codes of a row.
     #[must_use]
     pub fn blocks(&self) -> usize {
         self.blocks
     }
-    /// Returns the bytes of memory that the packed codes take.
+    /// Returns the number of bytes of memory that the packed codes take, including the padding of rows to a multiple of 64.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.lines.len() * 64
@@ -98,7 +109,8 @@ impl Codes {
     }
 }
 
-/// The look-up tables of tokens: for each token and block 16 integers of 16 bits, and a scale for each token.
+/// The look-up tables of tokens for [`product`]: for each token and block (one position of a row of [`Codes`]) 16 integers of 16 bits, one
+/// for each 4-bit code, and one f32 scale for each token.
 #[derive(Clone, Debug)]
 pub struct Tables {
     tokens: usize,
@@ -109,9 +121,12 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Takes integer tables `[tokens, blocks]`, row-major, for `tokens = scales.len()` tokens. A weight row selects one entry of each block's table by
-    /// its code; the product is the sum of the selected entries times the token's scale. Fails with `Fault::Length` if the number of tables is
-    /// not `tokens * blocks`, and with `Fault::Range` if there are more than 65 536 blocks.
+    /// Takes tables of integers, `[tokens, blocks]` row-major, and one scale for each token; a block is one position of a row of [`Codes`],
+    /// and the number of tokens is `scales.len()`. In a [`product`], the code of a weight row in a block selects one entry of the block's
+    /// table, and the sum of the selected entries is multiplied by the scale of the token.
+    ///
+    /// Fails with `Fault::Length` if the number of tables is not `tokens * blocks`, with `Fault::Overflow` if that does not fit in `usize`,
+    /// and with `Fault::Range` if there are more than 65 536 blocks.
     pub fn new(tables: &[[i16; 16]], scales: &[f32], blocks: usize) -> Result<Self, Fault> {
         let tokens = scales.len();
         fault::matrix("tables", [tokens, blocks], tables.len())?;
@@ -124,9 +139,12 @@ impl Tables {
         Ok(Self { tokens, blocks, bytes, scales: scales.to_vec() })
     }
 
-    /// Quantizes float tables `[tokens, blocks]` to integers with one scale for each token, the token's largest magnitude divided by 32767.
-    /// Fails with `Fault::Length` if the number of tables is not `tokens * blocks`, with `Fault::NonFinite` at the first value that is NaN
-    /// or infinite (16 values a table), and with `Fault::Range` if there are more than 65 536 blocks.
+    /// Rounds tables of floats, `[tokens, blocks]` row-major, where a block is one position of a row of [`Codes`], to 16-bit integers with
+    /// one scale for each token: the largest magnitude in the token's tables divided by 32767, or 1 if that is 0 or subnormal.
+    ///
+    /// Fails with `Fault::Length` if the number of tables is not `tokens * blocks`, with `Fault::NonFinite` if a value is NaN or infinite
+    /// (its index counts 16 values a table), with `Fault::Range` if there are more than 65 536 blocks, and with `Fault::Overflow` if a size
+    /// does not fit in `usize` or in memory.
     pub fn from_values(isa: Isa, values: &[[f32; 16]], tokens: usize, blocks: usize) -> Result<Self, Fault> {
         fault::matrix("tables", [tokens, blocks], values.len())?;
         fault::finite(values.as_flattened())?;
@@ -144,10 +162,14 @@ impl Tables {
         Self::new(&tables, &scales, blocks)
     }
 
-    /// Builds the tables for [`Codes::of_bits`] from activations `[tokens, cols]` in 8 bits and a scale for each token: sums of the
-    /// selected ones of four neighbouring activations, times the power of two of the bit. The product is exact. A token has `bits` blocks
-    /// for every four columns; missing columns of the last count as 0. Fails with [`Fault::Length`] if `x` has not `scales.len() * cols` values,
-    /// and with [`Fault::Range`] if `bits` is not 1 to 4 or a token has more than 65 536 blocks.
+    /// Builds the tables for [`Codes::of_bits`] with weight codes of `bits` bits (1 to 4) from activations that are quantized to 8 bits:
+    /// `x` is `[tokens, cols]`, row-major, and `scales` has one scale for each token. A token has `bits * ceil(cols / 4)` tables. Table
+    /// `p * ceil(cols / 4) + i` belongs to bit `p` (0 is the lowest) of the weight codes of columns `4 i` to `4 i + 3`. Its entry `n`, 0 to
+    /// 15, is `2^p` times the sum of the activations `x[t, 4 i + j]` over those `j`, 0 to 3, for which bit `j` of `n` is set; columns past
+    /// the last count as 0. The [`product`] is then `scales[t] * Σ_k x[t, k] * code[r, k]`, with an exact sum.
+    ///
+    /// Fails with `Fault::Length` if `x` does not have `scales.len() * cols` values, with `Fault::Range` if `bits` is not 1 to 4 or a token
+    /// has more than 65 536 tables, and with `Fault::Overflow` if a size does not fit in `usize`.
     pub fn of_bits(x: &[i8], scales: &[f32], cols: usize, bits: u32) -> Result<Self, Fault> {
         fault::matrix("activations", [scales.len(), cols], x.len())?;
         fault::bits(bits, 4)?;
@@ -167,10 +189,18 @@ impl Tables {
         Self::new(&tables, scales, blocks)
     }
 
-    /// Builds the tables for codes of single columns from activations `x` `[tokens, cols]`: the products of each activation with the up to
-    /// 16 values of a codebook, quantized as by [`Tables::from_values`]. Fails with `Fault::Length` if the number of activations is not a
-    /// multiple of `tokens`, with `Fault::NonFinite` at the first value of the activations, the codebook or their products that is NaN or
-    /// infinite, and with `Fault::Range` if the codebook has more than 16 values or there are more than 65 536 columns.
+    /// Builds the tables for weights that are codes of a codebook, one code a column ([`Codes::new`]), from activations `x`,
+    /// `[tokens, cols]` row-major; `cols` is `x.len() / tokens`. Entry `n` of a column's table is the activation times `codebook[n]`, or 0
+    /// if the codebook has fewer values. Entries are rounded to 16-bit integers with one scale for each token, by [`Tables::from_values`].
+    /// The [`product`] is then about `Σ_k x[t, k] * codebook[code[r, k]]`.
+    ///
+    /// Fails with `Fault::Range` if the codebook has more than 16 values or there are more than 65 536 columns. Fails with `Fault::Length`
+    /// if `x.len()` is not a multiple of `tokens`, or if `tokens` is 0 and `x` is not empty. Fails with `Fault::Overflow` if `tokens`
+    /// scales do not fit in memory. Fails with `Fault::NonFinite` if one of these is NaN or infinite:
+    ///
+    /// - an activation; the index is that in `x`;
+    /// - a value of the codebook; the index is that in `codebook`;
+    /// - the product of `x[i]` and `codebook[n]`; the index is `16 i + n`.
     pub fn of_codebook(isa: Isa, x: &[f32], tokens: usize, codebook: &[f32]) -> Result<Self, Fault> {
         fault::at_most("values of a codebook", 16, codebook.len())?;
         let cols = x.len() / tokens.max(1);
@@ -189,9 +219,13 @@ impl Tables {
     }
 }
 
-/// Computes `y[t, r] = scale[t] * Σ_b table[t, b][code[r, b]]`, or adds it to `y`, for `y` `[tokens, rows]`. With `parallel` spans of rows
-/// run in the current rayon pool. Fails with `Fault::Length` or `Fault::Overflow` if tables and codes have different numbers of blocks or
-/// `y` has too little room; `y` is unchanged then.
+/// Computes `y[t, r] = scale[t] * Σ_b table[t, b][code[r, b]]` over all blocks `b`, or adds it to `y`. A block is one position of a row of
+/// `codes`, which has a 4-bit code for each weight row and block. `tables` has 16 integers for each token and block, and a scale for each
+/// token. `y` is `[tokens, rows]` with rows `y.stride` elements apart. With `parallel` the threads of the current rayon pool share a
+/// product that is large enough, with the same result.
+///
+/// Fails with `Fault::Length` if `tables` and `codes` have different numbers of blocks or `y` is too small, and with `Fault::Overflow` if a
+/// size does not fit in `usize`; `y` is unchanged then. Without tokens or weight rows it succeeds and checks nothing.
 pub fn product(
     isa: Isa,
     tables: &Tables,

@@ -14,33 +14,38 @@
 use crate::Isa;
 use crate::isa::versions;
 
-/// Hyperparameters of Adam at one step `t`, with its bias corrections.
+/// The hyperparameters of [`adam`] and [`ademamix`] at one step `t`, counted from 1, with the bias corrections of that step. Any values are
+/// accepted and used in the formulas as they are: a correction of 0, for example, gives infinities or NaN.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Adam {
-    /// Decay rate of the mean of gradients in Adam, `β1`.
+    /// The decay rate `β1` of Adam's mean of gradients, for example 0.9.
     pub beta1: f32,
-    /// Decay rate of the mean of squared gradients in Adam, `β2`.
+    /// The decay rate `β2` of Adam's mean of squared gradients, for example 0.999.
     pub beta2: f32,
-    /// Adam's `ε`, added to the root of the corrected mean of squares.
+    /// Adam's `ε`, added to the square root of the bias-corrected mean of squared gradients.
     pub eps: f32,
-    /// Adam's bias correction of the mean, `1 - β1^t`.
+    /// Adam's bias correction of the mean of gradients, `1 - β1^t` at step `t`, by which the mean is divided; 1 for none.
     pub correction1: f32,
-    /// The root of Adam's bias correction of the mean of squares, `sqrt(1 - β2^t)`.
+    /// The square root of Adam's bias correction of the mean of squared gradients, `sqrt(1 - β2^t)` at step `t`, by which the root of that
+    /// mean is divided; 1 for none.
     pub correction2: f32,
 }
 
-/// Hyperparameters of AdEMAMix (arXiv 2409.03137) beside those of [`Adam`], at one step.
+/// The hyperparameters that [`ademamix`] (arXiv 2409.03137) has in addition to those of [`Adam`]: the decay rate `β3` of the slow mean of
+/// gradients and its factor `α` in the direction of the step. Both follow schedules; these are their values at one step.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct SlowMean {
-    /// Decay rate of AdEMAMix's slow mean of gradients, `β3`.
+    /// The decay rate `β3` of the slow mean of gradients of AdEMAMix.
     pub beta3: f32,
-    /// Weight of AdEMAMix's slow mean in the step, `α`.
+    /// The factor `α` by which AdEMAMix multiplies the slow mean of gradients before it adds it to the bias-corrected fast mean. It should be
+    /// finite and at least 0; the loops compute with any number.
     pub alpha: f32,
 }
 
 versions! {
-    /// Writes `out = g * scale + decay * p`: the gradient after clipping or unscaling, with L2 weight decay of the parameters `p`. With a
-    /// `decay` of 0 the values of `p` are not read into the result. Works over the shortest of the slices.
+    /// Writes the gradient that an optimizer uses, `out[i] = g[i] * scale + decay * p[i]`: `scale` clips or unscales the gradient `g`, and
+    /// `decay` is the factor of L2 weight decay of the parameters `p`. If `decay` is 0, the values of `p` have no effect, even if they are
+    /// NaN. Works on as many elements as the shortest slice has; later elements are unchanged.
     pub fn effective(isa: Isa, g: &[f32], scale: f32, p: &[f32], decay: f32, out: &mut [f32]) {
         let n = g.len().min(p.len()).min(out.len());
         let (g, p, out) = (&g[..n], &p[..n], &mut out[..n]);
@@ -51,8 +56,10 @@ versions! {
         }
     }
 
-    /// Adam (arXiv 1412.6980): updates the mean `m` and the mean of squares `v` by the gradient `g`, and writes the direction
-    /// `u = (m / correction1) / (sqrt(v) / correction2 + eps)`. Works over the shortest of the slices.
+    /// Adam (arXiv 1412.6980) with the hyperparameters `k`: updates the mean of gradients `m` and the mean of squared gradients `v` in
+    /// place by the gradient `g`, and writes the direction of the step, `u = (m / k.correction1) / (sqrt(v) / k.correction2 + k.eps)`,
+    /// where `k.correction1` is usually `1 - k.beta1^t` and `k.correction2` `sqrt(1 - k.beta2^t)` at step `t`; [`advance`] moves the
+    /// parameters against it. Works on as many elements as the shortest slice has; later elements are unchanged.
     pub fn adam(isa: Isa, k: Adam, g: &[f32], m: &mut [f32], v: &mut [f32], u: &mut [f32]) {
         let n = g.len().min(m.len()).min(v.len()).min(u.len());
         let (g, m, v, u) = (&g[..n], &mut m[..n], &mut v[..n], &mut u[..n]);
@@ -65,9 +72,11 @@ versions! {
         }
     }
 
-    /// AdEMAMix (arXiv 2409.03137): updates the fast and the slow mean (`means`, in this order) and the mean of squares `v` by the gradient
-    /// `g`, and writes the direction `u = (fast / correction1 + alpha * slow) / (sqrt(v) / correction2 + eps)`. Works over the shortest of
-    /// the slices.
+    /// AdEMAMix (arXiv 2409.03137): updates the fast mean of gradients `means[0]` (by `k.beta1`), the slow mean `means[1]` (by
+    /// `slow.beta3`) and the mean of squared gradients `v` in place by the gradient `g`, and writes the direction of the step,
+    /// `u = (means[0] / k.correction1 + slow.alpha * means[1]) / (sqrt(v) / k.correction2 + k.eps)`, where `k.correction1` is usually
+    /// `1 - k.beta1^t` and `k.correction2` `sqrt(1 - k.beta2^t)` at step `t`; [`advance`] moves the parameters against it. Works on as many
+    /// elements as the shortest slice has; later elements are unchanged.
     pub fn ademamix(isa: Isa, k: Adam, slow: SlowMean, g: &[f32], means: [&mut [f32]; 2], v: &mut [f32], u: &mut [f32]) {
         let [m, s] = means;
         let n = g.len().min(m.len()).min(s.len()).min(v.len()).min(u.len());
@@ -81,21 +90,23 @@ versions! {
         }
     }
 
-    /// SGD with momentum: updates `m = beta * m + g` (`m = g` at the `first` step) and writes the direction `u = m`, or with `nesterov`
-    /// `u = g + beta * m`. Works over the shortest of the slices.
+    /// SGD with momentum: updates the momentum in place, `m = beta * m + g` for the gradient `g`, and writes the direction of the step:
+    /// `u = m`, or `u = g + beta * m` with `nesterov`; [`advance`] moves the parameters against it. At the `first` step the old values of
+    /// `m` do not count: `m = g`. Works on as many elements as the shortest slice has; later elements are unchanged.
     pub fn momentum(isa: Isa, beta: f32, first: bool, nesterov: bool, g: &[f32], m: &mut [f32], u: &mut [f32]) {
         let n = g.len().min(m.len()).min(u.len());
         let (g, m, u) = (&g[..n], &mut m[..n], &mut u[..n]);
         let (decay, ahead, own) = if nesterov { (beta, beta, 1.0) } else { (beta, 1.0, 0.0) };
-        let decay = if first { 0.0 } else { decay };
         for i in 0..n {
-            m[i] = decay * m[i] + g[i];
+            let old = if first { 0.0 } else { m[i] };
+            m[i] = decay * old + g[i];
             u[i] = own * g[i] + ahead * m[i];
         }
     }
 
-    /// Lion (arXiv 2302.06675): writes the direction `u = sign(beta1 * m + (1 - beta1) * g)`, with `sign(0) = 0`, then updates
-    /// `m = beta2 * m + (1 - beta2) * g`. Works over the shortest of the slices.
+    /// Lion (arXiv 2302.06675): writes the direction of the step, `u = sign(beta1 * m + (1 - beta1) * g)` with values -1, 0 and 1, then
+    /// updates the momentum in place, `m = beta2 * m + (1 - beta2) * g`, for the gradient `g`; [`advance`] moves the parameters against
+    /// `u`. Works on as many elements as the shortest slice has; later elements are unchanged.
     pub fn lion(isa: Isa, beta1: f32, beta2: f32, g: &[f32], m: &mut [f32], u: &mut [f32]) {
         let n = g.len().min(m.len()).min(u.len());
         let (g, m, u) = (&g[..n], &mut m[..n], &mut u[..n]);
@@ -107,8 +118,10 @@ versions! {
         }
     }
 
-    /// Updates a running sum of squares, `s = decay * s + new * g²`, and writes the direction `u = g / (sqrt(s) + eps)`. RMSProp has
-    /// `new = 1 - decay`; Adagrad (JMLR 12, 2011) has 1 for both. Works over the shortest of the slices.
+    /// RMSProp and Adagrad: updates a running sum of squared gradients in place, `s = decay * s + new * g²` for the gradient `g`, and
+    /// writes the direction of the step, `u = g / (sqrt(s) + eps)`; [`advance`] moves the parameters against it. RMSProp has
+    /// `new = 1 - decay`; Adagrad (JMLR 12, 2011) has 1 for both factors. Works on as many elements as the shortest slice has; later
+    /// elements are unchanged.
     pub fn scaled(isa: Isa, decay: f32, new: f32, eps: f32, g: &[f32], s: &mut [f32], u: &mut [f32]) {
         let n = g.len().min(s.len()).min(u.len());
         let (g, s, u) = (&g[..n], &mut s[..n], &mut u[..n]);
@@ -118,27 +131,30 @@ versions! {
         }
     }
 
-    /// Updates parameters `p` by a direction `u`: `p = (p * before - step * u) * after`, over the shorter of the slices. `before` and
-    /// `after` are factors of decoupled weight decay, 1 for none.
+    /// Moves the parameters `p` in place against the direction `u`: `p = (p * before - step * u) * after`, where `step` is the learning
+    /// rate. `before` and `after` are factors of decoupled weight decay, before and after the step; 1 for none. Works on as many elements
+    /// as the shorter of `u` and `p` has; later elements are unchanged.
     pub fn advance(isa: Isa, u: &[f32], step: f32, before: f32, after: f32, p: &mut [f32]) {
         p.iter_mut().zip(u).for_each(|(p, u)| *p = (*p * before - step * u) * after);
     }
 
-    /// Sets `new[i]` back to `old[i]` wherever the gradient `g[i]` is zero. Works over the shortest of the slices.
+    /// Sets `new[i]` back to `old[i]` wherever the gradient `g[i]` is 0, as if the step had left out that parameter. Works on as many
+    /// elements as the shortest slice has; later elements are unchanged.
     pub fn restore(isa: Isa, g: &[f32], old: &[f32], new: &mut [f32]) {
         for ((new, old), g) in new.iter_mut().zip(old).zip(g) {
             *new = if *g == 0.0 { *old } else { *new };
         }
     }
 
-    /// Lowers by one the codes that are `zero` where `x[i]` is negative, over the shorter of `x` and `codes`, so that no negative value
-    /// dequantizes to 0. A `zero` of 0 has no lower code; codes are unchanged then.
+    /// Lowers a code by one where it is equal to `zero`, the code of the value 0, and `x[i]` is negative, so that no negative value
+    /// dequantizes to 0. If `zero` is 0, there is no lower code, and the codes are unchanged. Works on as many elements as the shorter of
+    /// `x` and `codes` has.
     pub fn keep_signs(isa: Isa, x: &[f32], zero: u8, codes: &mut [u8]) {
         codes.iter_mut().zip(x).for_each(|(c, x)| *c = c.saturating_sub(u8::from(*x < 0.0) & u8::from(*c == zero)));
     }
 }
 
-/// Returns `Σ x[i]²` in f64, in an order of additions that does not depend on the processor.
+/// Returns `Σ x[i]²`, computed in f64 in an order that is the same on every processor; 0 for an empty slice.
 #[must_use]
 pub fn sum_squares(x: &[f32]) -> f64 {
     let mut lanes = [0f64; 8];
@@ -205,6 +221,11 @@ mod tests {
         let mut m = [2f32];
         momentum(Isa::detect(), 0.5, false, true, &[1.0], &mut m, &mut u);
         assert_eq!((m[0], u[0]), (2.0, 2.0));
+        for nesterov in [false, true] {
+            let mut unset = [f32::NAN];
+            momentum(Isa::detect(), 0.5, true, nesterov, &[2.0], &mut unset, &mut u);
+            assert_eq!((unset[0], u[0]), (2.0, if nesterov { 3.0 } else { 2.0 }));
+        }
         let mut codes = [127, 127, 127, 3];
         keep_signs(Isa::detect(), &[-1e-9, 0.0, 1e-9, -1.0], 127, &mut codes);
         assert_eq!(codes, [126, 127, 127, 3]);

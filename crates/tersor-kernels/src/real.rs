@@ -13,9 +13,11 @@ mod private {
     impl Sealed for f64 {}
 }
 
-/// f32, or f64 for the comparison of gradients with finite differences. Sealed: there are no other implementations.
+/// A float type in which differentiable functions are computed: f32, or f64 for the comparison of gradients with finite differences. The
+/// trait is sealed: there are no other implementations.
 ///
-/// Loops in f32 run at the given instruction set and give the same bits at each; loops in f64 are plain Rust.
+/// Its loops take an instruction-set level [`Isa`]. In f32 they run at that level and give the same bits at every level; in f64 they are
+/// plain Rust.
 pub trait Real: Float + NumAssign + Sum + Default + Debug + Display + Send + Sync + 'static + private::Sealed {
     /// Returns `value` rounded to this type.
     fn rounded(value: f64) -> Self;
@@ -23,7 +25,7 @@ pub trait Real: Float + NumAssign + Sum + Default + Debug + Display + Send + Syn
     /// Returns the value in f64; exact.
     fn widened(self) -> f64;
 
-    /// Returns the slice itself if the type is f32, None if it is f64.
+    /// Returns the same slice as a slice of f32 if the type is f32, None if it is f64.
     fn as_f32_mut(slice: &mut [Self]) -> Option<&mut [f32]>;
 
     /// Returns `Σ a[i] * b[i]` over the shorter of the two slices.

@@ -16,7 +16,8 @@ use crate::Isa;
 use crate::isa::versions;
 
 versions! {
-    /// Returns `Σ a[i] * b[i]` over the shorter of the two slices.
+    /// Returns the dot product `Σ a[i] * b[i]` in f32. If the slices differ in length, only the elements that both have count; 0 if there
+    /// are none. The order of the additions is fixed, so that every instruction set gives the same bits.
     #[must_use]
     pub fn dot(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
         let n = a.len().min(b.len());
@@ -30,18 +31,20 @@ versions! {
         ta.iter().zip(tb).fold(reduce(lanes), |sum, (&a, &b)| a.mul_add(b, sum))
     }
 
-    /// Adds `c * x[i]` to `y[i]`, fused, over the shorter of the two slices.
+    /// Adds `c * x[i]` to `y[i]` by fused multiply-add. Works on as many elements as the shorter of `x` and `y` has; later elements of `y`
+    /// are unchanged.
     pub fn axpy(isa: Isa, c: f32, x: &[f32], y: &mut [f32]) {
         y.iter_mut().zip(x).for_each(|(y, &x)| *y = c.mul_add(x, *y));
     }
 
-    /// Multiplies every value by `c` in place.
+    /// Multiplies every value of `x` by `c` in place.
     pub fn scale(isa: Isa, c: f32, x: &mut [f32]) {
         x.iter_mut().for_each(|v| *v *= c);
     }
 
-    /// RMSNorm (arXiv 1910.07467): writes `x / sqrt(mean(x²) + eps) * weight` to `out` for each row of `weight.len()` values. Works on
-    /// whole rows, over the shorter of `x` and `out`.
+    /// RMSNorm (arXiv 1910.07467): writes `x / sqrt(mean(x²) + eps) * weight` to `out` for each row of `x`. `x` and `out` are `[rows, n]`,
+    /// row-major, and `weight` is `[n]`. Works on as many whole rows as the shorter of `x` and `out` has; later values of `out` are
+    /// unchanged.
     pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         let n = weight.len().max(1);
         for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
@@ -58,8 +61,10 @@ versions! {
         }
     }
 
-    /// LayerNorm (arXiv 1607.06450), in place: `(x - mean) / sqrt(variance + eps) * weight + bias` for each row of `weight.len()` values.
-    /// `bias` should be as long as `weight`: the values of a row past its end are left unchanged, as are values after the last whole row.
+    /// LayerNorm (arXiv 1607.06450): replaces each row of `x` in place by `(x - mean) / sqrt(variance + eps) * weight + bias`, with the
+    /// mean and the variance (the mean of squared deviations) of the row. `x` is `[rows, n]`, row-major, and `weight` and `bias` are `[n]`,
+    /// where `n` is `weight.len()`. If `bias` is shorter, the values of each row from index `bias.len()` on are unchanged; if it is longer,
+    /// the rest of it is ignored. Values of `x` after the last whole row are unchanged.
     pub fn layer_norm(isa: Isa, x: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
         let n = weight.len().max(1);
         for x in x.chunks_exact_mut(n) {
@@ -82,9 +87,11 @@ versions! {
         }
     }
 
-    /// Rotary position embedding (RoPE, arXiv 2104.09864), in place, of rows of `2 * cos.len()` values: rotates value `i` of the first half
-    /// of a row and value `i` of its second half by the angle with cosine `cos[i]` and sine `sin[i]`. This is the layout of Hugging Face
-    /// (`rotate_half`). `sin` should be as long as `cos`: pairs past its end are left unchanged, as are values after the last whole row.
+    /// Rotary position embedding (RoPE, arXiv 2104.09864), in place: rotates every row of `x` by the same angles. `x` is `[rows, 2 * n]`,
+    /// row-major, for example the heads of one token; `cos` and `sin` are `[n]`, where `n` is `cos.len()`. The pair of value `i` of the
+    /// first half of a row and value `i` of its second half is rotated by the angle with cosine `cos[i]` and sine `sin[i]`: the layout of
+    /// Hugging Face (`rotate_half`). If `sin` is shorter, the pairs from index `sin.len()` on are unchanged; if it is longer, the rest of
+    /// it is ignored. Values of `x` after the last whole row are unchanged.
     pub fn apply_rotary(isa: Isa, x: &mut [f32], cos: &[f32], sin: &[f32]) {
         let half = cos.len();
         for row in x.chunks_exact_mut((2 * half).max(1)) {
@@ -95,8 +102,9 @@ versions! {
         }
     }
 
-    /// Softmax of one row, in place. Returns `[m, Σ exp(x[i] - m)]` with the maximum `m` of the row, from which the softmax of a longer row
-    /// can be put together by parts; `[-∞, 0]` for an empty row.
+    /// Replaces the row `x` in place by its softmax. Returns `[m, Σ exp(x[i] - m)]`, where `m` is the maximum of the row; with these two
+    /// numbers the softmax of a longer row can be put together from those of its parts. Returns `[-∞, 0]` for an empty row. Values of more
+    /// than 87.3 below the maximum, -∞ included, count as 87.3 below it; a row with a NaN or +∞, or of -∞ only, becomes NaN.
     pub fn softmax(isa: Isa, x: &mut [f32]) -> [f32; 2] {
         let (whole, rest) = x.as_chunks::<32>();
         let mut max = [f32::NEG_INFINITY; 32];
@@ -124,18 +132,19 @@ versions! {
         [max, sum]
     }
 
-    /// The gate of SwiGLU (arXiv 2002.05202), in place: `g = silu(g) * u` with `silu(x) = x / (1 + exp(-x))`, over the shorter of the two
-    /// slices.
+    /// The gate of SwiGLU (arXiv 2002.05202), in place: `g[i] = silu(g[i]) * u[i]` with `silu(x) = x / (1 + exp(-x))`. Works on as many
+    /// values as the shorter of `g` and `u` has; later values of `g` are unchanged.
     pub fn gated_silu(isa: Isa, g: &mut [f32], u: &[f32]) {
         g.iter_mut().zip(u).for_each(|(g, u)| *g = *g / (1.0 + exp(-*g)) * u);
     }
 
-    /// GELU (arXiv 1606.08415), in place: `x (1 + erf(x / √2)) / 2`.
+    /// GELU (arXiv 1606.08415), in place: replaces each value `x` by `x (1 + erf(x / √2)) / 2`, with an error of `erf` of at most 5e-7.
     pub fn gelu(isa: Isa, x: &mut [f32]) {
         x.iter_mut().for_each(|v| *v = 0.5 * *v * (1.0 + erf(*v * std::f32::consts::FRAC_1_SQRT_2)));
     }
 
-    /// GELU by its approximation with the hyperbolic tangent (arXiv 1606.08415, section 2), in place.
+    /// The approximation of GELU by the hyperbolic tangent (arXiv 1606.08415, section 2), in place: replaces each value `x` by
+    /// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`.
     pub fn gelu_tanh(isa: Isa, x: &mut [f32]) {
         const SQRT_2_OVER_PI: f32 = 0.797_884_6;
         for v in x {
@@ -159,8 +168,8 @@ fn reduce(mut lanes: [f32; 32]) -> f32 {
     lanes[0]
 }
 
-/// Returns `e^x`, within 2 units in the last place for `x` from -87.3 to 88; smaller and larger arguments count as these bounds, a NaN
-/// stays one. The same bits on every instruction set.
+/// Returns `e^x` for `x` from -87.3 to 88, within 2 units in the last place and with the same bits on every instruction set. A smaller `x`
+/// counts as -87.3 and a larger one as 88, so that the result is never 0 or infinite; a NaN gives NaN.
 #[must_use]
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {

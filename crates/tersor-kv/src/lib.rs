@@ -5,7 +5,8 @@ mod integers;
 pub use integers::{CheckedIntegers, IntegerCaches, Integers};
 pub use tersor_core::{CacheRegistry, Check, Error, KvCache, ParamError, Result};
 
-/// Registers the loader of [`IntegerCaches`], by its kind.
+/// Adds the loader of [`IntegerCaches`] to `registry`, under the kind [`IntegerCaches::KIND`]. It replaces a loader that the registry has
+/// for this kind.
 pub fn register_caches(registry: &mut CacheRegistry) {
     registry.register_set(IntegerCaches::KIND, integers::load);
 }

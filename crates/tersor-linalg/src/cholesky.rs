@@ -4,9 +4,10 @@ use tersor_core::{Error, Result};
 
 use crate::{backend, check, transposed};
 
-/// Returns the lower triangular `L` `[n, n]`, row-major, with `A = LLᵀ`, of a symmetric matrix `a` `[n, n]` whose upper triangle is read.
-/// Errors if the length does not match or a value is not finite, and with [`Error::NotPositiveDefinite`], which names the first pivot that
-/// is not positive.
+/// Returns the Cholesky factor of a symmetric positive definite matrix `a`, `[n, n]` row-major: the lower triangular `L`, `[n, n]`
+/// row-major, with `A = LLᵀ`; empty if `n` is 0. Only the upper triangle of `a` is read: the lower triangle is taken to mirror it. Errors
+/// if `a` does not have `n * n` elements, or if an element of either triangle is not finite. Errors with [`Error::NotPositiveDefinite`] if
+/// `a` is not positive definite; this error holds the zero-based index of the first pivot that is not positive.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {
@@ -26,21 +27,25 @@ pub fn cholesky(a: &[f64], n: usize) -> Result<Vec<f64>> {
     Ok(transposed(&r, [n, n]))
 }
 
-/// Returns the upper triangular `U` `[n, n]`, row-major, with `H⁻¹ = UᵀU`, of a symmetric positive definite matrix `h` `[n, n]`: GPTQ's
-/// Cholesky factor of the inverse (arXiv 2210.17323, Algorithm 1). The [front page](crate) has an example. Errors if the length does not
-/// match or a value is not finite, and with [`Error::NotPositiveDefinite`] if `h` is not positive definite.
+/// Returns the Cholesky factor that GPTQ uses (arXiv 2210.17323, Algorithm 1): for a symmetric positive definite matrix `h`, `[n, n]`
+/// row-major, the upper triangular `U`, `[n, n]` row-major, with `H⁻¹ = UᵀU`; empty if `n` is 0. Only the lower triangle of `h` is read:
+/// the upper triangle is taken to mirror it. Errors if `h` does not have `n * n` elements, or if an element of either triangle is not
+/// finite. Errors with [`Error::NotPositiveDefinite`] if `h` is not positive definite, or if an element of `U` exceeds the range of f64.
+/// The [front page](crate) has an example.
 ///
-/// With the reversal `J` of order and `J H J = RᵀR`, `U = J R⁻ᵀ J`: one factorization and one triangular inverse; the inverse of `H` is
-/// never formed.
+/// With the matrix `J` that reverses the order of rows, and the upper Cholesky factor `R` of `J H J = RᵀR`, the result is `U = J R⁻ᵀ J`:
+/// one factorization and one triangular inverse; the inverse of `H` is never formed.
 pub fn inverse_factor(h: &[f64], n: usize) -> Result<Vec<f64>> {
     let mut u = reversed_factor(h.to_vec(), n)?;
     u.reverse();
     Ok(u)
 }
 
-/// Returns the upper triangular `U` `[n, n]` with `H⁻¹ = UᵀU` as [`inverse_factor`] does, rounded to f32. It is computed in f64 in the
-/// memory of `h`, with a third of the memory traffic. Errors if the length does not match or a value is not finite, and with
-/// [`Error::NotPositiveDefinite`] if `h` is not positive definite or the factor exceeds f32.
+/// Returns the result of [`inverse_factor`], computed in f64, rounded to f32: for a symmetric positive definite matrix `h`, `[n, n]`
+/// row-major, the upper triangular `U`, `[n, n]` row-major, with `H⁻¹ = UᵀU`. `h` is taken by value, so that no copy of it is made. Only
+/// the lower triangle of `h` is read: the upper triangle is taken to mirror it. Errors if `h` does not have `n * n` elements, or if an
+/// element of either triangle is not finite. Errors with [`Error::NotPositiveDefinite`] if `h` is not positive definite, or if an element
+/// of `U` exceeds the range of f32. Errors with [`Error::Numerical`] if a diagonal element of `U` is below the smallest normal f32.
 pub fn inverse_factor_f32(h: Vec<f64>, n: usize) -> Result<Vec<f32>> {
     let u: Vec<f32> = reversed_factor(h, n)?.into_iter().rev().map(|v| v as f32).collect();
     if let Some(i) = u.iter().position(|v| !v.is_finite()) {
@@ -73,7 +78,8 @@ fn reversed_factor(mut h: Vec<f64>, n: usize) -> Result<Vec<f64>> {
     }
 }
 
-/// Errors unless `a` is a finite matrix `[n, n]` whose triangles agree to `1e-6` of its largest magnitude.
+/// Checks that a matrix `a`, `[n, n]` row-major, is finite and symmetric: elements across the diagonal may differ by at most `1e-6` times
+/// the largest magnitude in `a`. Errors if they differ by more, if an element is not finite, or if `a` does not have `n * n` elements.
 pub fn check_symmetric(a: &[f64], n: usize) -> Result<()> {
     check(a, [n, n])?;
     let largest = a.iter().fold(0f64, |m, v| m.max(v.abs()));

@@ -4,19 +4,21 @@ use tersor_core::{Error, Result};
 
 use crate::{backend, check_result, check_symmetric};
 
-/// The eigendecomposition `A = Vᵀ diag(values) V` of a symmetric matrix `[n, n]`.
+/// The eigendecomposition `A = Vᵀ diag(values) V` of a symmetric matrix `A`, `[n, n]`, where the rows of `V` (the field `vectors`) are the
+/// eigenvectors. Made by [`eigen`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Eigen {
-    /// The eigenvalues, largest first.
+    /// The `n` eigenvalues of a symmetric matrix, `[n, n]`, largest first; a repeated eigenvalue occurs as often as its multiplicity.
     pub values: Vec<f64>,
-    /// The unit eigenvectors as rows, `[n, n]` row-major, in the order of the eigenvalues; the component of largest magnitude of each (the
-    /// first of equals) is positive.
+    /// The eigenvectors as rows, `[n, n]` row-major: row `i` is the unit eigenvector of the eigenvalue `values[i]`. The sign of each row is
+    /// chosen so that its component of largest magnitude (the first of several equal ones) is positive.
     pub vectors: Vec<f64>,
 }
 
-/// Returns all eigenvalues and eigenvectors of a symmetric matrix `a` `[n, n]`. The vectors of equal eigenvalues are a basis of their
-/// space, the same one every time. Errors if the length does not match, the matrix is not finite or not symmetric to `1e-6` of its largest
-/// magnitude, the iteration does not converge, or a result exceeds the range of f64.
+/// Returns all eigenvalues, largest first, and unit eigenvectors of a symmetric matrix `a`, `[n, n]` row-major. The eigenvectors of a
+/// repeated eigenvalue are an orthonormal basis of its eigenspace; the same matrix always gives the same basis. Errors if `a` does not have
+/// `n * n` elements, an element is not finite, elements across the diagonal differ by more than `1e-6` of the largest magnitude in `a`, the
+/// iteration does not converge, or a result exceeds the range of f64.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {

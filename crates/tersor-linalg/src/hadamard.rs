@@ -5,7 +5,8 @@ use tersor_core::{Error, Result};
 /// The largest order; its matrix has 2^30 elements.
 const MAX_ORDER: usize = 1 << 15;
 
-/// Returns whether [`hadamard`] can make a matrix of order `n`; the largest such order is 32 768.
+/// Returns whether [`hadamard`] can make a Hadamard matrix with `n` rows and columns. It can for 1, 2, the orders of Paley's two
+/// constructions and these numbers times powers of two, up to 32 768; the result is false for any other `n`, such as 0.
 pub fn hadamard_order(n: usize) -> bool {
     n <= MAX_ORDER && has_order(n)
 }
@@ -14,9 +15,10 @@ fn has_order(n: usize) -> bool {
     n == 1 || n == 2 || (n > 0 && (paley(n).is_some() || (n.is_multiple_of(2) && has_order(n / 2))))
 }
 
-/// Returns a Hadamard matrix `H` `[n, n]`, row-major, of 1 and -1, with `HHᵀ = nI`: by Paley's first construction if `n - 1` is a prime
-/// power congruent to 3 modulo 4, by his second if `n / 2 - 1` is a prime power congruent to 1 modulo 4, and by Sylvester's doubling of
-/// these and of orders 1 and 2. Errors if none of them gives the order or it is above 32 768; [`hadamard_order`] says which exist.
+/// Returns a Hadamard matrix `H`, `[n, n]` row-major: its elements are 1 and -1, and `HHᵀ = nI`. It is made by Paley's first construction
+/// if `n - 1` is a prime power congruent to 3 modulo 4, by his second if `n / 2 - 1` is a prime power congruent to 1 modulo 4, and
+/// otherwise by Sylvester's doubling of the Hadamard matrix of order `n / 2`; the smallest orders are 1 and 2. Errors with
+/// [`Error::Unsupported`] if none of these gives the order `n`, or if `n` is 0 or above 32 768; [`hadamard_order`] tells this beforehand.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {

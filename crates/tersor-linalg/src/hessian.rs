@@ -7,8 +7,9 @@ use crate::{check_symmetric, inverse_factor_f32};
 /// The largest damping that is tried, as a fraction of the mean diagonal.
 const MAX_DAMPING: f64 = 0.16;
 
-/// Parameters of the factorization of a Hessian. By default the damping is 0.01 of the mean diagonal, doubled after a failure up to 0.16,
-/// and columns are in their own order.
+/// Parameters of the factorization of a Hessian `H` by [`Damping::factor`]: how much is added to the diagonal of `H` first, as a fraction
+/// (the damping) of the mean of its nonzero diagonal elements, and in which order the columns (the input features of the weights) come. By
+/// default the damping is 0.01; after a failed factorization it is doubled, up to 0.16. Columns are in their own order by default.
 ///
 /// ```
 /// use tersor_linalg::Damping;
@@ -36,7 +37,10 @@ impl Default for Damping {
 }
 
 impl Damping {
-    /// Returns a damping that begins with the fraction `share` of the mean diagonal. Errors unless it is finite and above 0.
+    /// Returns the parameters with `share` as the first damping that is tried: `share` times the mean of the Hessian's nonzero diagonal
+    /// elements is added to its diagonal. After each failed factorization the doubled damping is tried, unless it is above 0.16, so that a
+    /// `share` above 0.08 is the only damping tried. Columns (input features) are in their own order. Errors unless `share` is finite and
+    /// above 0.
     pub fn new(share: f64) -> Result<Self, ParamError> {
         if !share.is_finite() || share <= 0.0 {
             return Err(ParamError::new("damping", share, "must be finite and above 0"));
@@ -44,25 +48,39 @@ impl Damping {
         Ok(Self { share, by_importance: false })
     }
 
-    /// Returns the same with columns in the order of falling diagonal (GPTQ's act-order) if `by_importance`, in their own order otherwise.
+    /// Sets the order of the columns (input features). False, the default, keeps their own order. True puts them in the order of falling
+    /// diagonal elements of the Hessian (GPTQ's act-order), with the lower index first among equal ones; features whose diagonal element is
+    /// 0 come last.
     pub fn by_importance(self, by_importance: bool) -> Self {
         Self { by_importance, ..self }
     }
 
-    /// Returns the first damping that is tried, as a fraction of the mean diagonal.
+    /// Returns the first damping that is tried: the fraction of the mean of the Hessian's nonzero diagonal elements that is added to its
+    /// diagonal.
     pub fn share(&self) -> f64 {
         self.share
     }
 
-    /// Returns whether columns are taken in the order of falling diagonal.
+    /// Returns what [`by_importance`](Self::by_importance) set: true if columns come in the order of falling diagonal elements of the
+    /// Hessian, false if they are in their own order.
     pub fn order(&self) -> bool {
         self.by_importance
     }
 
-    /// Damps and factors a Hessian `XᵀX`, `[features, features]` row-major. A positive multiple of it serves as well: the compensation in a
-    /// [`Sweep`](crate::Sweep) does not depend on the scale. Features whose diagonal element is zero (dead features) do not affect others.
-    /// If no damping makes the Hessian positive definite, the result holds a [`failure`](HessianFactor::failure) and no factor. Errors if
-    /// the length does not match, the matrix is not finite or not symmetric, or a diagonal element is negative.
+    /// Adds a damping `λ` to the diagonal of a Hessian `H = XᵀX` of the inputs `X`, `[tokens, features]`, and factors it. The result holds
+    /// the upper triangular `U` with `(H + λI)⁻¹ = UᵀU`, both axes in the order of the columns that [`by_importance`](Self::by_importance)
+    /// sets. `hessian`, `[features, features]` row-major, may be `XᵀX` times any positive number: the compensation in a
+    /// [`Sweep`](crate::Sweep) does not depend on the scale. A feature is dead if its diagonal element is zero, because its input was
+    /// always zero. The mean of the nonzero diagonal elements (1 if there are none) takes the place of each zero on the diagonal, so that
+    /// the factor exists. `λ` is a fraction of that mean: first the fraction [`share`](Self::share), and after each failure twice the
+    /// fraction before, as long as that is at most 0.16.
+    ///
+    /// The factorization fails with a `λ` if `H + λI` is not positive definite, or if an element of the factor exceeds the range of f32. If
+    /// it fails with every `λ` that is tried, the result is `Ok` and holds a [`failure`](HessianFactor::failure) instead of a factor.
+    ///
+    /// Errors if `hessian` does not have `features * features` elements, if an element is not finite, if elements across the diagonal
+    /// differ by more than `1e-6` of the largest magnitude, or if a diagonal element is negative. Errors if the Hessian is so large that a
+    /// diagonal element of the factor is below the smallest normal f32.
     pub fn factor(&self, hessian: &[f64], features: usize) -> Result<HessianFactor> {
         let k = features;
         check_symmetric(hessian, k)?;
@@ -96,7 +114,16 @@ impl Damping {
             match inverse_factor_f32(h, k) {
                 Ok(u) => {
                     let added = damping * mean;
-                    return Ok(HessianFactor { u: Some(u), features, order, dead, added, damping, failure: None });
+                    return Ok(HessianFactor {
+                        u: Some(u),
+                        features,
+                        order,
+                        dead,
+                        mean,
+                        added,
+                        damping,
+                        failure: None,
+                    });
                 }
                 Err(Error::NotPositiveDefinite { pivot: p, .. }) => pivot = at(p),
                 Err(e) => return Err(e),
@@ -108,16 +135,20 @@ impl Damping {
             damping *= 2.0;
         }
         let failure = Some(Failure { pivot, damping_tried: tried });
-        Ok(HessianFactor { u: None, features, order: None, dead, added: 0.0, damping, failure })
+        Ok(HessianFactor { u: None, features, order: None, dead, mean, added: 0.0, damping, failure })
     }
 }
 
-/// Why a Hessian could not be factored; converts into [`Error::NotPositiveDefinite`].
+/// Why a Hessian could not be factored: the input feature at whose pivot the last attempt failed, and all dampings that were tried. A
+/// damping is the number that was added to the diagonal, as a fraction of the mean of the Hessian's nonzero diagonal elements. Returned by
+/// [`HessianFactor::failure`]. It converts into [`Error::NotPositiveDefinite`], which has the same two fields.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Failure {
-    /// The index of the input feature, in the features' own order, at whose pivot the last factorization of the damped Hessian failed.
+    /// The zero-based index of the input feature, in the features' own order, at whose pivot the last attempt to factor the damped Hessian
+    /// failed.
     pub pivot: usize,
-    /// The dampings that were tried without success, as fractions of the mean diagonal.
+    /// All dampings that were tried, in this order, each without success. Each is a fraction of the mean of the Hessian's nonzero diagonal
+    /// elements.
     pub damping_tried: Vec<f64>,
 }
 
@@ -127,59 +158,68 @@ impl From<Failure> for Error {
     }
 }
 
-/// A Hessian `H` of `features` inputs, damped by `λ` and factored: the upper triangular `U` with `(H + λI)⁻¹ = UᵀU` (GPTQ, arXiv
-/// 2210.17323). Made by [`Damping::factor`].
+/// A Hessian `H`, `[features, features]`, of the inputs of a weight matrix, with a damping `λ` added to its diagonal and factored: the
+/// upper triangular `U` with `(H + λI)⁻¹ = UᵀU` (GPTQ, arXiv 2210.17323), both axes in the order of the columns ([`order`](Self::order)).
+/// If the factorization failed with every `λ` that was tried, it holds a [`failure`](Self::failure) and no `U`. Made by
+/// [`Damping::factor`].
 #[derive(Clone, Debug)]
 pub struct HessianFactor {
     u: Option<Vec<f32>>,
     features: usize,
     order: Option<Vec<u32>>,
     dead: Vec<bool>,
+    /// The mean of the nonzero diagonal elements, which stands on the diagonal in place of each zero.
+    pub(crate) mean: f64,
     added: f64,
     damping: f64,
     failure: Option<Failure>,
 }
 
 impl HessianFactor {
-    /// Returns the upper triangular factor `U` with `H⁻¹ = UᵀU` of the damped Hessian `H`, `[features, features]` row-major, with both axes in
-    /// [`order`](Self::order); None if the factorization failed.
+    /// Returns the upper triangular factor `U`, `[features, features]` row-major in f32, with `(H + λI)⁻¹ = UᵀU` for the Hessian `H` and
+    /// the number `λ` that was [added](Self::added) to its diagonal. In `H`, the mean of the nonzero diagonal elements stands in place of
+    /// each zero on the diagonal. Both axes of `H` and `U` are in the order of the columns ([`order`](Self::order)). None if the
+    /// factorization failed.
     pub fn upper(&self) -> Option<&[f32]> {
         self.u.as_deref()
     }
 
-    /// Returns the number of features.
+    /// Returns the number of input features: the size of each axis of the Hessian.
     pub fn features(&self) -> usize {
         self.features
     }
 
-    /// Returns the order of the columns, `[features]`: element `i` is the feature at place `i`. None if columns are in their own order or
-    /// the factorization failed.
+    /// Returns the order of the columns (input features) in the factor, `[features]`: element `i` is the zero-based index of the feature
+    /// that comes at place `i`. None if columns are in their own order or the factorization failed.
     pub fn order(&self) -> Option<&[u32]> {
         self.order.as_deref()
     }
 
-    /// Returns for each feature, in its own order, whether it is dead: its diagonal element of the Hessian is zero, since the input was
-    /// always zero.
+    /// Returns one flag for each feature, `[features]` in the features' own order: true if the feature is dead, which means that its
+    /// diagonal element of the Hessian is zero because its input was always zero.
     pub fn dead(&self) -> &[bool] {
         &self.dead
     }
 
-    /// Returns the number of [`dead`](Self::dead) features.
+    /// Returns the number of dead features: those whose diagonal element of the Hessian is zero.
     pub fn dead_columns(&self) -> usize {
         self.dead.iter().filter(|d| **d).count()
     }
 
-    /// Returns `λ`, the number that was added to the diagonal of the Hessian; 0 if the factorization failed.
+    /// Returns `λ`, the number that was added to each diagonal element of the Hessian: the [`damping`](Self::damping) times the mean of the
+    /// nonzero diagonal elements, or the damping itself if all diagonal elements are zero. 0 if the factorization failed.
     pub fn added(&self) -> f64 {
         self.added
     }
 
-    /// Returns the last damping that was tried, as a fraction of the mean diagonal.
+    /// Returns the last damping that was tried, as a fraction of the mean of the Hessian's nonzero diagonal elements: the one with which
+    /// the factorization succeeded, or the largest one if it failed.
     pub fn damping(&self) -> f64 {
         self.damping
     }
 
-    /// Returns why the Hessian could not be factored; None if it was.
+    /// Returns why the Hessian could not be factored: the index of the input feature at whose pivot the last attempt failed, and all
+    /// dampings that were tried, as fractions of the mean of the Hessian's nonzero diagonal elements. None if the factorization succeeded.
     pub fn failure(&self) -> Option<&Failure> {
         self.failure.as_ref()
     }

@@ -4,8 +4,8 @@ use tersor_core::method::ROW_UNIT;
 use tersor_core::{Error, Result};
 use tersor_kernels::{dense, par};
 
-/// A Gram matrix `H = XᵀX` `[features, features]` of inputs in f32, from which the squared output errors `tr E H Eᵀ` of many candidate
-/// weight errors `E` are computed.
+/// A Gram matrix `H = XᵀX`, `[features, features]` in f32, of the inputs `X`, `[tokens, features]`, of a weight matrix. From it the squared
+/// output errors `tr E H Eᵀ` of weight errors `E`, `[rows, features]`, are computed, for many candidates `E`.
 ///
 /// ```
 /// use tersor_linalg::Gram;
@@ -24,7 +24,9 @@ pub struct Gram {
 }
 
 impl Gram {
-    /// Returns the Gram matrix `gram` `[features, features]` times `scale`, rounded to f32. Errors if the length does not match.
+    /// Returns the Gram matrix `gram`, `[features, features]` row-major, multiplied by `scale` and rounded to f32. `scale` may be any
+    /// number, and values are not checked: if a result is not finite in f32, the losses are infinite or NaN. Errors if `gram` does not have
+    /// `features * features` elements.
     pub fn new(gram: &[f64], features: usize, scale: f64) -> Result<Self> {
         if features.checked_mul(features) != Some(gram.len()) {
             return Err(Error::shape("Gram matrix", [features, features], gram.len()));
@@ -32,26 +34,28 @@ impl Gram {
         Ok(Self { values: gram.iter().map(|v| (*v * scale) as f32).collect(), features })
     }
 
-    /// Returns the number of features.
+    /// Returns the number of input features: the size of each axis of the Gram matrix.
     pub fn features(&self) -> usize {
         self.features
     }
 
-    /// Returns the values, `[features, features]` row-major.
+    /// Returns the elements of the Gram matrix after scaling, `[features, features]` row-major.
     pub fn values(&self) -> &[f32] {
         &self.values
     }
 
-    /// Returns the square block of the Gram matrix of the features `first..first + width`, as far as they exist.
+    /// Returns the Gram matrix of the features `first..first + width` alone: the square block of these rows and columns. Features beyond
+    /// the last one are left out, so that the result may have fewer than `width` features, or none.
     pub fn block(&self, first: usize, width: usize) -> Self {
         let span = first.min(self.features)..first.saturating_add(width).min(self.features);
         let row = |r: usize| &self.values[r * self.features + span.start..r * self.features + span.end];
         Self { values: span.clone().flat_map(row).copied().collect(), features: span.len() }
     }
 
-    /// Returns the squared output error `e H eᵀ` of each row `e` of the weight errors `errors` `[rows, features]`, with `H` this Gram
-    /// matrix, products in f32 and sums in f64. `scratch` is overwritten; its memory is reused. Errors if the length of `errors` is not a
-    /// multiple of the features.
+    /// Returns the squared output error `e H eᵀ` of each row `e` of the weight errors `errors`, `[rows, features]` row-major, where `H` is
+    /// this Gram matrix: one number for each row. Products with `H` are in f32, sums over a row in f64. `scratch` is a buffer for
+    /// intermediate results: its content is overwritten, and its memory is reused by later calls. Errors if the length of `errors` is not a
+    /// multiple of the number of features.
     pub fn row_losses(&self, errors: &[f32], scratch: &mut Vec<f32>) -> Result<Vec<f64>> {
         let n = self.features.max(1);
         self.product(errors, scratch)?;
@@ -59,8 +63,9 @@ impl Gram {
         Ok(errors.chunks_exact(n).zip(scratch.chunks_exact(n)).map(row).collect())
     }
 
-    /// Returns the squared output error `tr E H Eᵀ` of weight errors `E` (`errors`, `[rows, features]`), with `H` this Gram matrix,
-    /// products in f32 and sums in f64, in the current pool. Errors if the length of `errors` is not a multiple of the features.
+    /// Returns the squared output error `tr E H Eᵀ` of the weight errors `E` (`errors`, `[rows, features]` row-major), where `H` is this
+    /// Gram matrix; 0 without rows. Products with `H` are in f32, sums in f64. Rows are shared by the threads of the current rayon pool.
+    /// Errors if the length of `errors` is not a multiple of the number of features.
     pub fn loss(&self, errors: &[f32]) -> Result<f64> {
         let n = self.features;
         if n == 0 || !errors.len().is_multiple_of(n) {
@@ -84,8 +89,9 @@ impl Gram {
     }
 }
 
-/// Returns the squared output error `tr E H Eᵀ` of weight errors `E` (`errors`, `[rows, features]`) with the Gram matrix `H` of the inputs
-/// (`gram`, `[features, features]`, rounded to f32), at least 0. Errors if a length does not match or the loss is not finite.
+/// Returns the squared output error `tr E H Eᵀ`, at least 0, of the weight errors `E` (`errors`, `[rows, features]` row-major), where `H`
+/// is the Gram matrix of the inputs (`gram`, `[features, features]` row-major, rounded to f32). Errors if `gram` does not have
+/// `features * features` elements, the length of `errors` is not a multiple of `features`, or the result is not finite.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {

@@ -6,8 +6,8 @@ use tersor_core::Result;
 
 use crate::{backend, check, check_result};
 
-/// Returns the product `AB` `[m, n]` of `a` `[m, k]` and `b` `[k, n]`, all row-major. Errors if a length does not match, a value is not
-/// finite, or the product exceeds the range of f64.
+/// Returns the product `AB`, `[m, n]`, of `a`, `[m, k]`, and `b`, `[k, n]`, all row-major. Errors if the length of `a` or `b` does not
+/// match its shape, an element is not finite, or an element of the product exceeds the range of f64.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {
@@ -28,8 +28,8 @@ pub fn matmul(a: &[f64], [m, k]: [usize; 2], b: &[f64], n: usize) -> Result<Vec<
     Ok(out)
 }
 
-/// Returns the Gram matrix `XᵀX` `[k, k]` of `x` `[tokens, k]`, row-major and exactly symmetric. Errors if the length does not match, a
-/// value is not finite, or the product exceeds the range of f64.
+/// Returns the Gram matrix `XᵀX`, `[k, k]`, of `x`, `[tokens, k]`, both row-major; it is exactly symmetric. Errors if `x` does not have
+/// `tokens * k` elements, an element is not finite, or an element of the product exceeds the range of f64.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {

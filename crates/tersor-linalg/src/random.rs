@@ -6,16 +6,18 @@ use tersor_core::{Error, Result, Rotation};
 
 use crate::{hadamard, hadamard_order, qr};
 
-/// The largest order of the dense factor of a [`rotation`], which costs as many multiplications for each feature.
+/// The largest order `p` of the dense factor `[p, p]` of a [`rotation`]: 2048. To apply such a factor takes `p` multiplications for each
+/// feature.
 pub const MAX_FACTOR: usize = 2048;
 
-/// Returns `n` independent values of the standard normal distribution.
+/// Returns `n` independent values of the standard normal distribution (mean 0, variance 1), drawn from `rng`.
 pub fn gaussian(n: usize, rng: &mut impl RngCore) -> Vec<f64> {
     (0..n).map(|_| StandardNormal.sample(rng)).collect()
 }
 
-/// Returns a uniformly distributed orthogonal matrix `[n, n]`, row-major (Stewart 1980: the `Q` of a Gaussian matrix whose `R` has a
-/// positive diagonal). Errors if it exceeds the address space.
+/// Returns a random orthogonal matrix, `[n, n]` row-major, uniformly distributed (Haar) and drawn from `rng`: the `Q` of the QR
+/// decomposition of a Gaussian matrix whose `R` has a positive diagonal (Stewart 1980). Errors if `n * n` elements exceed the address
+/// space.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {
@@ -31,9 +33,10 @@ pub fn orthogonal(n: usize, rng: &mut impl RngCore) -> Result<Vec<f64>> {
     Ok(qr(&gaussian(size, rng), [n, n])?.q)
 }
 
-/// Returns `[p, power]`, the orders of the dense factor and of the Walsh-Hadamard transform of a [`rotation`] of `dim = p * power`
-/// features. `p` is the smallest order of a Hadamard matrix up to [`MAX_FACTOR`] that leaves a power of two; if there is none, it is the
-/// odd part of `dim`. Errors if `dim` is 0, or if there is no such order and the odd part is above [`MAX_FACTOR`].
+/// Returns the sizes `[p, power]` of the two parts of a [`rotation`] of `dim = p * power` features: the order `p` of its dense factor and
+/// the order `power`, a power of two, of its Walsh-Hadamard transform. `p` is the smallest order up to [`MAX_FACTOR`] (2048) for which
+/// [`hadamard()`] can make a matrix and `dim / p` is a power of two; if there is none, `p` is the largest odd divisor of `dim`. Errors if
+/// `dim` is 0, or if its largest odd divisor is above [`MAX_FACTOR`].
 pub fn rotation_shape(dim: usize) -> Result<[usize; 2]> {
     if dim == 0 {
         return Err(Error::shape("features of a rotation", "at least 1", 0));
@@ -50,9 +53,11 @@ pub fn rotation_shape(dim: usize) -> Result<[usize; 2]> {
     Ok([odd, dim / odd])
 }
 
-/// Returns a rotation of `dim` features with random signs. Its factor is a Hadamard matrix if [`rotation_shape`] finds an order of one, a
-/// random orthogonal matrix otherwise. Errors if `dim` is 0, or if there is no such order and the odd part of `dim` is above
-/// [`MAX_FACTOR`].
+/// Returns a random orthogonal transform of `dim` features, drawn from `rng`, that is cheap to apply. [`rotation_shape`] gives its sizes
+/// `[p, power]`, where `p * power = dim`. First each feature gets a random sign. Then each of the `p` groups of `power` neighbouring
+/// features goes through an orthonormal Walsh-Hadamard transform. Last a dense orthogonal factor `[p, p]` mixes the features at the same
+/// place of all groups: a Hadamard matrix, divided by the square root of `p`, if [`hadamard()`] can make one of order `p`, and a random
+/// orthogonal matrix otherwise. Errors if `dim` is 0, or if its largest odd divisor is above [`MAX_FACTOR`] (2048).
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {

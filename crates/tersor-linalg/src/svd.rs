@@ -6,21 +6,24 @@ use tersor_core::{Error, ParamError, Result};
 use crate::eigen::leads_negative;
 use crate::{backend, check, check_result, gaussian, matmul, transposed};
 
-/// A thin singular value decomposition `A = U diag(s) Vᵀ` of a matrix `[m, n]` with `k = min(m, n)`, from [`svd`], or the best
-/// approximation of rank `k`, from [`svd_truncated`].
+/// A singular value decomposition `A = U diag(s) Vᵀ` of a matrix `[m, n]`. From [`svd`] it has all `k = min(m, n)` singular values; from
+/// [`svd_truncated`] it has the `k = rank` largest ones, so that the product approximates `A`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Svd {
-    /// The left singular vectors of an [`Svd`] as columns, `[m, k]` row-major, orthonormal; the component of largest magnitude of each (the
-    /// first of equals) is positive.
+    /// The left singular vectors of the [`Svd`] of a matrix `[m, n]` as columns, `[m, k]` row-major, orthonormal; `k` is the number of
+    /// singular values. The sign of each column is chosen so that its component of largest magnitude (the first of several equal ones) is
+    /// positive.
     pub u: Vec<f64>,
-    /// The `k` singular values of an [`Svd`], largest first: `min(m, n)` of them, or the rank of a truncated one.
+    /// The singular values of the [`Svd`] of a matrix `[m, n]`, largest first: all `min(m, n)` from [`svd`], as many as its argument `rank`
+    /// from [`svd_truncated`].
     pub s: Vec<f64>,
-    /// The right singular vectors of an [`Svd`] as rows, `[k, n]` row-major, orthonormal.
+    /// The right singular vectors of the [`Svd`] of a matrix `[m, n]` as rows, `[k, n]` row-major, orthonormal; `k` is the number of
+    /// singular values. Their signs follow from those of the left ones.
     pub vt: Vec<f64>,
 }
 
-/// Returns the thin singular value decomposition of `a` `[m, n]`, row-major, with `k = min(m, n)`. Errors if the length does not match, a
-/// value is not finite, the iteration does not converge, or a result exceeds the range of f64.
+/// Returns the thin singular value decomposition of `a`, `[m, n]` row-major, with `k = min(m, n)` singular values. Errors if `a` does not
+/// have `m * n` elements, an element is not finite, the iteration does not converge, or a result exceeds the range of f64.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {
@@ -47,10 +50,11 @@ pub fn svd(a: &[f64], [m, n]: [usize; 2]) -> Result<Svd> {
     Ok(Svd { u: transposed(&u, [k, m]), s, vt })
 }
 
-/// Returns the `rank` largest singular values of `a` `[m, n]`, row-major, and their vectors, by randomized range finding with `oversample`
-/// additional columns, drawn from `rng`, and `power` power iterations (Halko, Martinsson and Tropp 2011, Algorithms 4.4 and 5.1); by
-/// [`svd`] if that is no more work. Errors if `rank` is 0 or above `min(m, n)`, the length does not match, a value is not finite, the
-/// iteration does not converge, or a result exceeds the range of f64.
+/// Returns the `rank` largest singular values of `a`, `[m, n]` row-major, and their vectors. They are computed approximately, by randomized
+/// range finding (Halko, Martinsson and Tropp 2011, Algorithms 4.4 and 5.1): `oversample` is the number of random columns beyond `rank`,
+/// drawn from `rng`, and `power` the number of power iterations; larger numbers are more accurate. If `2 * (rank + oversample)` is at least
+/// `min(m, n)`, they are computed exactly, by [`svd`]. Errors if `rank` is 0 or above `min(m, n)`, `a` does not have `m * n` elements, an
+/// element is not finite, the iteration does not converge, or a result exceeds the range of f64.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {
@@ -101,17 +105,18 @@ pub fn svd_truncated(
     Ok(Svd { u, s: full.s[..rank].to_vec(), vt: full.vt[..rank * n].to_vec() })
 }
 
-/// A thin QR decomposition `A = QR` of a matrix `[m, n]`, with `k = min(m, n)`.
+/// A thin QR decomposition `A = QR` of a matrix `[m, n]`: `Q` is `[m, k]` and `R` is `[k, n]`, with `k = min(m, n)`. Made by [`qr`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Qr {
-    /// The factor `Q` of a [`Qr`], `[m, k]` row-major, columns orthonormal.
+    /// The factor `Q` of the [`Qr`] of a matrix `[m, n]`: `[m, k]` row-major with `k = min(m, n)`; its columns are orthonormal.
     pub q: Vec<f64>,
-    /// The factor `R` of a [`Qr`], `[k, n]` row-major, upper triangular (trapezoidal), its diagonal not negative.
+    /// The factor `R` of the [`Qr`] of a matrix `[m, n]`: `[k, n]` row-major with `k = min(m, n)`, upper triangular (trapezoidal if
+    /// `n > k`), with no negative element on its diagonal.
     pub r: Vec<f64>,
 }
 
-/// Returns the thin QR decomposition of `a` `[m, n]`, row-major, with `k = min(m, n)`. Errors if the length does not match, a value is not
-/// finite, or a factor exceeds the range of f64.
+/// Returns the thin QR decomposition of `a`, `[m, n]` row-major: `Q`, `[m, k]`, and `R`, `[k, n]`, with `k = min(m, n)`. Errors if `a` does
+/// not have `m * n` elements, an element is not finite, or a factor exceeds the range of f64.
 ///
 /// ```
 /// # fn main() -> tersor_core::Result<()> {

@@ -14,13 +14,15 @@ use crate::HessianFactor;
 /// The largest number of columns that are coded at once.
 const MAX_WIDTH: usize = 16;
 
-/// A function that chooses which weights of a block of columns are kept when a [`Sweep`] reaches it (SparseGPT). Takes the range of the
-/// columns (places in the order of the sweep), their updated values `[rows, range.len()]`, and the diagonal of [`HessianFactor::upper`] for
-/// all columns, `[features]`. Returns the mask of the block, `[rows, range.len()]`. Errors stop the sweep.
+/// A function that chooses which weights of a block of columns are kept, called when a [`Sweep`] reaches the block (SparseGPT). Its
+/// arguments are the range of the block's columns (zero-based places in the order of the sweep), the current weights of these columns,
+/// `[rows, range.len()]`, in which the errors of earlier columns are compensated, and the diagonal of [`HessianFactor::upper`] for all
+/// columns, `[features]`. It returns the mask of the weights to keep, `[rows, range.len()]`; the others become 0. If it errors, or the mask
+/// has another shape, [`Sweep::run`] stops with an error.
 pub type ChooseMask<'m> = dyn FnMut(Range<usize>, MatView<'_, f32>, &[f32]) -> Result<Mask> + Send + 'm;
 
-/// The weights that [`Sweep::run`] keeps: all, those of a mask, or those that a function chooses block by block. The others become 0, and
-/// later columns compensate for them.
+/// Which weights [`Sweep::run`] keeps: all, those of a mask, or those that a function chooses when the sweep reaches a block of columns.
+/// Weights that are not kept become 0, and later columns compensate for them.
 pub enum Kept<'m> {
     /// Every weight is kept.
     All,
@@ -30,19 +32,21 @@ pub enum Kept<'m> {
     Chosen(&'m mut ChooseMask<'m>),
 }
 
-/// The result of [`Sweep::run`]: the dequantized values and their output error. The codes stay in the [`ColumnCoder`] that the sweep was
-/// run with.
+/// The result of [`Sweep::run`]: the weights that the codes stand for, and the squared error of the outputs. The codes themselves stay in
+/// the [`ColumnCoder`] (the quantizer of columns) that was passed to `run`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Swept {
-    /// The dequantized weights after a [`Sweep`], `[rows, features]` row-major, columns in the order of the sweep
-    /// ([`HessianFactor::order`]).
+    /// The dequantized weights after a [`Sweep`], `[rows, features]` row-major, with the columns in the order of the sweep
+    /// ([`HessianFactor::order`], or their own order if that is None).
     pub values: Vec<f32>,
-    /// The squared error of the outputs after a [`Sweep`], `tr (W - Ŵ) H (W - Ŵ)ᵀ`, for the weights `W` before and `Ŵ` after the sweep and
-    /// the Hessian `H` without damping.
+    /// The squared error of the outputs after a [`Sweep`], at least 0: `tr (W - Ŵ) H (W - Ŵ)ᵀ` for the weights `W` before and `Ŵ` after the
+    /// sweep and the Hessian `H` without damping.
     pub data_error: f64,
 }
 
-/// The error-feedback column sweep of GPTQ (arXiv 2210.17323) and SparseGPT (arXiv 2301.00774) with a factored Hessian.
+/// The error-feedback column sweep of GPTQ (arXiv 2210.17323) and SparseGPT (arXiv 2301.00774): it codes the columns (input features) of a
+/// weight matrix one after the other, and changes the later columns so that they compensate the error of each. It borrows the factored
+/// Hessian of the inputs.
 ///
 /// ```
 /// use std::ops::Range;
@@ -79,8 +83,12 @@ pub struct Sweep<'f> {
 }
 
 impl<'f> Sweep<'f> {
-    /// Returns a sweep with a factored Hessian in blocks of `block` columns: the errors of a block are moved to all later columns in one
-    /// product, so `block` changes speed and, by rounding, the last bits. Errors if the factorization failed or `block` is 0.
+    /// Returns a sweep with the factored Hessian `factor` that works in blocks of `block` columns. The coder that is passed to
+    /// [`run`](Self::run), a [`ColumnCoder`] (a quantizer of columns), may end a block earlier or later ([`ColumnCoder::block_end`]), and
+    /// every block but the last has a multiple of the number of columns that the coder codes at once ([`ColumnCoder::width`]). The errors
+    /// of a block are compensated in all columns after it by one product, so that `block` affects the speed and, by rounding, the last bits
+    /// of the result. With [`Kept::Chosen`] the function chooses for one block at a time, so that `block` also affects which weights are
+    /// kept. Errors if `block` is 0. Errors with [`Error::NotPositiveDefinite`] if `factor` holds a failure in place of a factor.
     pub fn new(factor: &'f HessianFactor, block: usize) -> Result<Self> {
         if block == 0 {
             return Err(ParamError::new("block", 0, "must be at least 1").into());
@@ -89,13 +97,21 @@ impl<'f> Sweep<'f> {
         Ok(Self { factor, upper: factor.upper().ok_or_else(failed)?, block })
     }
 
-    /// Sweeps the weights `w`, `[rows, features]` row-major in the features' own order: `coder` (a [`ColumnCoder`] made for as many rows)
-    /// codes the columns in the order of the factor, and the error of each column is moved to the later ones. Rows depend on each other
-    /// only through the coder and the function of [`Kept::Chosen`]; if these treat rows independently, callers cut a matrix into
-    /// [spans of rows](in_row_spans) and sweep these in parallel.
+    /// Sweeps the weights `w`, `[rows, features]` row-major with columns in the features' own order. Returns the dequantized weights, with
+    /// columns in the order of the factor ([`HessianFactor::order`]), and the squared error of the outputs. `coder`, a [`ColumnCoder`] (a
+    /// quantizer of columns) made for this number of rows, codes the columns in the order of the factor, and the error of each column is
+    /// compensated in the later ones. `kept` says which weights are kept; the others become 0.
     ///
-    /// Errors if the shapes do not match, a value is not finite or becomes too large, the coder cannot code a pruned weight as 0, or the
-    /// coder or the function errors.
+    /// The sweep runs on the calling thread; of `exec` only the instruction set is used. Rows depend on each other only through the coder
+    /// and the function of [`Kept::Chosen`]. If these treat each row independently, a caller can cut a matrix into ranges of rows with
+    /// [`in_row_spans`] and sweep the ranges in parallel.
+    ///
+    /// Errors if the length of `w` is not a multiple of the number of features, or if a weight is not finite. Errors if the mask of
+    /// [`Kept::Mask`] is not `[rows, features]`, or if the function of [`Kept::Chosen`] errors or returns a mask of another shape than
+    /// `[rows, columns of the block]`. Errors if the coder errors, for example because it does not support the order of the columns. Errors
+    /// if [`ColumnCoder::width`] is not 1 to 16. Errors if [`ColumnCoder::block_end`] is not above the place of the block's first column,
+    /// or is above the number of columns. Errors if the coder codes a weight that is not kept as a value other than 0, or if the errors of
+    /// the weights become too large for f32.
     pub fn run(&self, mut w: Vec<f32>, coder: &mut dyn ColumnCoder, mut kept: Kept<'_>, exec: &Exec) -> Result<Swept> {
         let cols = self.factor.features();
         let rows = w.len().checked_div(cols).unwrap_or(0);
@@ -174,13 +190,24 @@ impl<'f> Sweep<'f> {
         }
         // Σ e² is the error in the damped Hessian, exactly: W - Ŵ = E U and U (H + λI) Uᵀ = I.
         let moved = metrics::squared_error(&targets, &w);
-        let data_error = (total - self.factor.added() * moved).max(0.0);
+        let in_place_of_zeros = self.factor.mean * self.dead_errors(&targets, &w);
+        let data_error = (total - self.factor.added() * moved - in_place_of_zeros).max(0.0);
         if !total.is_finite() || !moved.is_finite() {
             return Err(Error::Numerical(format!(
                 "the errors of a sweep sum to {total:e}: weights or factor are too large for f32"
             )));
         }
         Ok(Swept { values: w, data_error })
+    }
+}
+
+impl Sweep<'_> {
+    /// Returns the sum of the squared errors of the weights of dead features, in two matrices with columns in the order of the factor.
+    fn dead_errors(&self, a: &[f32], b: &[f32]) -> f64 {
+        let cols = self.factor.features();
+        let dead = (0..cols).filter(|&i| self.factor.dead()[self.factor.order().map_or(i, |o| o[i] as usize)]);
+        let column = |i: usize| a.iter().zip(b).skip(i).step_by(cols).map(|(a, b)| f64::from(a - b).powi(2));
+        dead.flat_map(column).sum()
     }
 }
 
@@ -287,9 +314,10 @@ impl Tile {
     }
 }
 
-/// Calls `f` with consecutive ranges of rows that together are `0..rows`, with `parallel` in the current pool, and returns the results in
-/// order. The ranges are long enough for the products between blocks and short enough for several threads; how they are cut depends on
-/// `rows` alone. Errors with the first error of `f`.
+/// Cuts the rows `0..rows` into consecutive ranges of equal size, 64, 128, 192 or 256 rows (the last range may have fewer), and calls `f`
+/// with each range. Returns the results in the order of the ranges; empty if `rows` is 0. The size depends on `rows` alone. If `parallel`
+/// is true, the threads of the current rayon pool share the calls. If a call of `f` errors, the other calls still run; then the error of
+/// the first range that failed is returned.
 pub fn in_row_spans<R: Send>(
     rows: usize,
     parallel: bool,
@@ -300,20 +328,28 @@ pub fn in_row_spans<R: Send>(
     par::map(rows.div_ceil(step), parallel, || (), unit).into_iter().collect()
 }
 
-/// Reorders the columns of rows of `order.len()` values in place: new column `i` is the old column `order[i]`. Panics if an index is out of
-/// range.
+/// Reorders the columns of a row-major matrix `rows` with `order.len()` columns in place: new column `i` is the old column `order[i]`,
+/// counted from 0. Values after the last whole row are unchanged. Panics if an index is not below `order.len()`.
 pub fn permute<T: Copy + Default>(rows: &mut [T], order: &[u32]) {
+    if order.is_empty() {
+        return;
+    }
     let mut scratch = vec![T::default(); order.len()];
-    for row in rows.chunks_exact_mut(order.len().max(1)) {
+    for row in rows.chunks_exact_mut(order.len()) {
         scratch.copy_from_slice(row);
         row.iter_mut().zip(order).for_each(|(v, &i)| *v = scratch[i as usize]);
     }
 }
 
-/// Inverts [`permute`] of rows of `order.len()` values in place: column `i` becomes column `order[i]`. Panics if an index is out of range.
+/// Undoes [`permute`] with the same `order`, in place: in a row-major matrix `rows` with `order.len()` columns, the old column `i` becomes
+/// column `order[i]`, counted from 0. `order` must be a permutation: a column that it does not name keeps its values. Values after the last
+/// whole row are unchanged. Panics if an index is not below `order.len()`.
 pub fn unpermute<T: Copy + Default>(rows: &mut [T], order: &[u32]) {
+    if order.is_empty() {
+        return;
+    }
     let mut scratch = vec![T::default(); order.len()];
-    for row in rows.chunks_exact_mut(order.len().max(1)) {
+    for row in rows.chunks_exact_mut(order.len()) {
         scratch.copy_from_slice(row);
         order.iter().zip(&scratch).for_each(|(&i, v)| row[i as usize] = *v);
     }

@@ -8,7 +8,7 @@ use crate::config::{DECODERS, bad, unsupported};
 use crate::encoder::ENCODERS;
 use crate::{DecoderConfig, EncoderConfig};
 
-/// A supported network with its configuration: a Llama-family decoder or a BERT-family encoder.
+/// A supported network with its configuration: a Llama-family decoder (Llama, Mistral, Qwen2, Qwen3) or a BERT encoder.
 ///
 /// ```
 /// use tersor_core::Limits;
@@ -31,8 +31,9 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    /// Determines the architecture of an open model from its configuration. Errors if it has none, or the architecture or an option of it is
-    /// unsupported.
+    /// Determines the architecture of an open model from its configuration (`config.json`, or the metadata of a GGUF file). Errors if the
+    /// model has no configuration, `model_type` and `architectures` are unknown or contradict each other, or the configuration lacks a size
+    /// or has an unsupported option.
     pub fn of(model: &Model) -> Result<Self> {
         let place = || model.path().display().to_string();
         let Some(json) = model.config() else {
@@ -50,7 +51,8 @@ impl Architecture {
         Ok(Self::Decoder(DecoderConfig::from_json(json)?))
     }
 
-    /// Returns the network's [sites](Site) in the order of execution.
+    /// Returns the network's [sites](Site) in the order of execution. A site is an input of the network together with the linear layers
+    /// that read it, such as q, k and v. There are four for each layer and, in a decoder, one for the output head.
     pub fn sites(&self) -> Vec<Site> {
         match self {
             Self::Decoder(c) => c.sites(),
@@ -58,7 +60,7 @@ impl Architecture {
         }
     }
 
-    /// Returns the number of layers.
+    /// Returns the number of transformer layers.
     pub fn layers(&self) -> usize {
         match self {
             Self::Decoder(c) => c.layers,
@@ -66,7 +68,7 @@ impl Architecture {
         }
     }
 
-    /// Returns the number of features of the hidden states between layers.
+    /// Returns the number of features of the hidden states between layers (`hidden_size`).
     pub fn hidden(&self) -> usize {
         match self {
             Self::Decoder(c) => c.hidden,
@@ -74,7 +76,7 @@ impl Architecture {
         }
     }
 
-    /// Returns the number of features of the attention output: heads times head dimension.
+    /// Returns the number of features of the attention output: the number of query heads times the head dimension.
     pub fn attention_width(&self) -> usize {
         match self {
             Self::Decoder(c) => c.heads * c.head_dim,
@@ -82,7 +84,7 @@ impl Architecture {
         }
     }
 
-    /// Returns the maximum number of tokens of a text, from the model's configuration.
+    /// Returns the maximum number of tokens of a text, as the model's configuration states it (`max_position_embeddings`).
     pub fn max_positions(&self) -> usize {
         match self {
             Self::Decoder(c) => c.max_positions,
@@ -90,7 +92,8 @@ impl Architecture {
         }
     }
 
-    /// Returns the tensor names of the embedding tables, in the order token, position, token type (a decoder has the first only).
+    /// Returns the tensor names of the embedding tables: of the token embedding alone for a decoder; of the token, position and token-type
+    /// embeddings, in this order, for an encoder.
     pub fn embeddings(&self) -> Vec<String> {
         match self {
             Self::Decoder(_) => vec!["model.embed_tokens.weight".into()],
@@ -98,7 +101,8 @@ impl Architecture {
         }
     }
 
-    /// Returns the index of the layer that a tensor belongs to, from its name; none for a tensor outside of the layers.
+    /// Returns the index, counted from 0, of the layer that the tensor called `tensor` belongs to. None if the name is not that of a tensor
+    /// inside of one of the network's layers.
     pub fn layer_of(&self, tensor: &str) -> Option<usize> {
         let rest = match self {
             Self::Decoder(_) => tensor.strip_prefix("model.layers."),
@@ -107,7 +111,7 @@ impl Architecture {
         rest?.split_once('.')?.0.parse().ok().filter(|l| *l < self.layers())
     }
 
-    /// Returns whether the output head shares the embedding's matrix.
+    /// Returns whether the output head shares the token embedding's matrix; false for an encoder, which has no head.
     pub fn tied(&self) -> bool {
         matches!(self, Self::Decoder(c) if c.tied)
     }

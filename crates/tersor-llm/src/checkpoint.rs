@@ -13,23 +13,26 @@ use tersor_operators::Dense;
 
 use crate::Architecture;
 
-/// Name of the manifest file, whose presence marks a directory as an output of `tersor compress`.
+/// Name of the manifest file, a JSON file whose presence marks a directory as an output of `tersor compress`.
 pub const MANIFEST: &str = "tersor.json";
 
-/// The parsed manifest `tersor.json` of a compressed model.
+/// The parsed manifest `tersor.json` of a compressed model: which matrices are compressed, and into which operators.
 #[derive(Clone, Debug)]
 pub struct Manifest {
-    /// The whole manifest as JSON: recipe, fingerprint (one hash of everything that the compressed weights depend on), report of each matrix.
+    /// The whole manifest as JSON. Among other keys, `recipe` tells how the model was compressed, `fingerprint` is one hash of everything
+    /// that the compressed weights depend on, and `tensors` has, by tensor name, the operator specification (`spec`: kind, shape,
+    /// parameters) and the measured errors (`report`) of each compressed matrix.
     pub json: Json,
-    /// The operator specification of each compressed matrix, by tensor name.
+    /// The operator specification (kind, shape, parameters) of each compressed matrix, by tensor name.
     pub specs: BTreeMap<String, OpSpec>,
 }
 
 impl Manifest {
-    /// Version of the manifest's format that this crate reads and writes.
+    /// Version of the manifest's format that this crate reads and writes (the key `format`).
     pub const FORMAT: u64 = 1;
 
-    /// Parses a manifest. Errors if its format version is not [`Manifest::FORMAT`], or an operator's specification is invalid.
+    /// Parses the manifest `tersor.json`. Errors if its key `format` is not [`Manifest::FORMAT`], the object `tensors` is missing, or an
+    /// entry of it lacks a valid operator specification `spec`.
     ///
     /// ```
     /// let json = serde_json::json!({"format": 1, "tensors": {"w": {"spec": {"kind": "dense", "shape": [2, 3]}}}});
@@ -60,18 +63,19 @@ impl Manifest {
     }
 }
 
-/// A weight matrix of a model and its size on disk.
+/// A weight matrix of a model: its name, its shape, and its size on disk.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoredWeight {
     /// Tensor name of the weight matrix.
     pub name: String,
     /// Shape of the weight matrix, `[out_features, in_features]`.
     pub shape: [usize; 2],
-    /// Total length in bytes of the stored tensors that make up the matrix: codes, scales, zeros, factors.
+    /// Total length in bytes of the stored tensors that make up the matrix: the matrix itself, or the codes, scales, zeros and factors of a
+    /// compressed one.
     pub bytes: u64,
 }
 
-/// An open model, original or compressed, whose weights load as operators.
+/// An open model, original or compressed, whose weights load as operators (matrices) or as f32 vectors.
 ///
 /// ```
 /// use tersor_llm::Checkpoint;
@@ -94,10 +98,9 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a model directory, a `.gguf` file, or an output directory of `tersor compress`, within the bounds of
-    /// [`Limits::default`] on sizes that a file states. `registry` loads the kinds of
-    /// operators in a compressed model. Errors if a file is missing, breaks its format or exceeds a limit, or the architecture is
-    /// unsupported.
+    /// Opens a model directory, a `.gguf` file, or an output directory of `tersor compress`. A size that a file states may not exceed
+    /// [`Limits::default`]. `registry` has the loaders of the operators in a compressed model; it is used when a matrix is loaded. Errors
+    /// if a file is missing, breaks its format or exceeds a limit, the model has no configuration, or the architecture is unsupported.
     pub fn open(path: &Path, registry: &Registry) -> Result<Self> {
         let limits = Limits::default();
         let model = Model::open(path, &limits)?;
@@ -111,39 +114,43 @@ impl Checkpoint {
         Ok(Self { model, manifest, registry: registry.clone(), architecture })
     }
 
-    /// Returns the kind and configuration of the network.
+    /// Returns the kind of network (decoder or encoder) with its configuration.
     pub fn architecture(&self) -> &Architecture {
         &self.architecture
     }
 
-    /// Returns the open model files.
+    /// Returns the open model files, which give stored tensors and `config.json`.
     pub fn model(&self) -> &Model {
         &self.model
     }
 
-    /// Returns the manifest of a compressed model; none for an original one.
+    /// Returns the parsed manifest `tersor.json` of a compressed model; None for an original one.
     pub fn manifest(&self) -> Option<&Manifest> {
         self.manifest.as_ref()
     }
 
-    /// Returns whether the model has a weight called `name`: a stored tensor or a compressed matrix.
+    /// Returns whether the model has a weight called `name`: a stored tensor of this name, or a compressed matrix.
     pub fn has(&self, name: &str) -> bool {
         self.manifest.as_ref().is_some_and(|m| m.specs.contains_key(name)) || self.model.tensor(name).is_ok()
     }
 
-    /// Loads the matrix `name` as an operator: the compressed one, or a dense f32 one from the original's values. Errors if it is missing, its shape
-    /// is not `shape` (`[out_features, in_features]`), or it holds a value that is not finite.
+    /// Loads the matrix `name` as an operator: the compressed one if the manifest lists it, otherwise a dense f32 one. Errors if there is
+    /// no such matrix, its shape is not `shape` (`[out_features, in_features]`), it holds a value that is not finite, or the registry
+    /// cannot load the kind of operator.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Box<dyn LinearOp>> {
         Weights::from(self).matrix(name, shape)
     }
 
-    /// Loads the vector `name` of `len` elements in f32. Errors if it is missing, has another length, or holds a value that is not finite.
+    /// Loads the vector `name` of `len` elements in f32. Errors if there is no such tensor, it has another length, or it holds a value that
+    /// is not finite.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         Weights::from(self).vector(name, len)
     }
 
-    /// Loads the stored orthogonal matrix `[head_dim, head_dim]` by which a quantized cache rotates the keys of a layer, after rotary embedding and
-    /// before rounding; none if the model stores none. Errors if the stored tensor has another shape or is not orthogonal.
+    /// Loads the stored orthogonal matrix `M`, `[head_dim, head_dim]`, by which a quantized cache rotates the keys of layer `layer`
+    /// (counted from 0), after rotary embedding and before rounding: a key `k` becomes `M k`. All heads share it. Returns None if the model
+    /// stores none for this layer. Errors if the stored tensor is not f32 `[1, head_dim, head_dim]`, has a value that is not finite, or is
+    /// not orthogonal: a vector `v` of random signs may differ from `M Mᵀ v` by at most 1e-4 in each component.
     pub fn key_rotation(&self, layer: usize, head_dim: usize) -> Result<Option<Rotation>> {
         let name = key_rotation_name(layer);
         if self.model.tensor(&name).is_err() {
@@ -154,7 +161,8 @@ impl Checkpoint {
         read().map(Some).map_err(|e| e.in_tensor(&name))
     }
 
-    /// Returns every two-dimensional weight with its size on disk, sorted by name. A head that shares the embedding's matrix is not listed.
+    /// Returns name, shape and size on disk of every two-dimensional weight, compressed or not, sorted by name. A head that shares the
+    /// embedding's matrix has no tensor of its own and is not listed.
     pub fn weights(&self) -> Vec<StoredWeight> {
         let tensors = self.model.tensors();
         let specs = self.manifest.as_ref().map(|m| &m.specs);
@@ -183,7 +191,8 @@ impl Checkpoint {
         found.into_values().collect()
     }
 
-    /// Returns the stored bits per weight over all matrices, and over all but embedding and head; see [`bits_per_weight`].
+    /// Returns the stored bits per matrix element, first over all matrices, then over all but embedding tables and output head. A value is
+    /// 0 if there are no such matrices. See [`bits_per_weight`].
     pub fn bits_per_weight(&self) -> (f64, f64) {
         bits_per_weight(&self.weights())
     }
@@ -191,18 +200,20 @@ impl Checkpoint {
 
 const KEY_ROTATION: &str = ".self_attn.k_rotation";
 
-/// Returns the tensor name of the key rotation of a layer. The tensor is an orthogonal f32 matrix `[1, head_dim, head_dim]` shared by all heads; row
-/// `i` is the direction whose coefficient becomes dimension `i` of the rotated keys.
+/// Returns the tensor name of the key rotation of layer `layer`, counted from 0. The tensor is an orthogonal f32 matrix
+/// `[1, head_dim, head_dim]` that all heads share: dimension `i` of a rotated key is the dot product of row `i` with the key.
 pub fn key_rotation_name(layer: usize) -> String {
     format!("model.layers.{layer}{KEY_ROTATION}")
 }
 
-/// Returns whether a tensor, by its name, is a key rotation (see [`key_rotation_name`]); only quantized caches read these.
+/// Returns whether a tensor called `name` is a key rotation: an orthogonal matrix by which quantized caches rotate keys (see
+/// [`key_rotation_name`]). Nothing but quantized caches reads such tensors.
 pub fn is_key_rotation(name: &str) -> bool {
     name.ends_with(KEY_ROTATION)
 }
 
-/// The weights of a checkpoint with folds (scales, permutations, rotations merged into weights) applied as they are read.
+/// The weights of a checkpoint with folds applied as they are read. A [fold](Fold) is a change of one stored weight: scaled, permuted,
+/// rotated or replaced rows or columns.
 ///
 /// ```
 /// use tersor_llm::{Checkpoint, Weights};
@@ -228,19 +239,24 @@ impl<'a> From<&'a Checkpoint> for Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    /// Returns the weights of a checkpoint with these [folds](Fold) applied; `From<&Checkpoint>` gives them without folds.
+    /// Returns the weights of `checkpoint` with the changes `folds` applied when they are read. Each [`Fold`] changes the rows or columns
+    /// of the weight that it names; folds of one weight are applied in the order of the list. A fold that names no weight of the checkpoint
+    /// has no effect. A fold that does not match the length of the axis that it changes is an error not here, but when the weight is read.
+    /// `Weights::from(&checkpoint)` gives the weights without folds.
     pub fn folded(checkpoint: &'a Checkpoint, folds: &'a [Fold]) -> Self {
         Self { checkpoint, folds }
     }
 
-    /// Returns whether the checkpoint has a weight called `name`: a stored tensor or a compressed matrix.
+    /// Returns whether the checkpoint has a weight called `name`: a stored tensor of this name, or a compressed matrix.
     pub fn has(&self, name: &str) -> bool {
         self.checkpoint.has(name)
     }
 
-    /// Loads the matrix `name` as an operator: the compressed one, or a dense f32 one from the original's values with the folds applied. Errors if
-    /// it is missing, its shape after the folds is not `shape` (`[out_features, in_features]`), it holds a value that is not finite, or a fold
-    /// applies to a compressed matrix.
+    /// Loads the matrix `name` as an operator: the compressed one if the manifest lists it, otherwise a dense f32 one with the folds
+    /// applied. Errors for a compressed matrix if a fold names it, or if the registry cannot load its kind of operator. Errors for any
+    /// other matrix if there is no tensor of this name, if a fold does not match the length of the axis that it changes, or if a value
+    /// after the folds is not finite. Errors for both if the shape of the operator is not `shape` (`[out_features, in_features]`, after the
+    /// folds).
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Box<dyn LinearOp>> {
         let Checkpoint { model, manifest, registry, .. } = self.checkpoint;
         let op = match (manifest.as_ref().and_then(|m| m.specs.get(name)), model.stored()) {
@@ -261,8 +277,9 @@ impl<'a> Weights<'a> {
         Ok(op)
     }
 
-    /// Loads the vector `name` in f32, with the folds applied; `len` is its number of elements before them. Errors if it is missing, has another
-    /// length, holds a value that is not finite, or a fold does not fit it.
+    /// Loads the vector `name` in f32, with the folds applied. `len` is its number of elements before the folds; the result has another
+    /// length if a fold selects or combines elements. Errors if there is no such tensor, if its length before the folds is not `len`, if a
+    /// fold does not match the length of the vector that it changes, or if a value after the folds is not finite.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         let rows = self.checkpoint.model.rows(name)?;
         if rows.shape() != [1, len] {
@@ -273,7 +290,8 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// Returns stored bits per element over all `weights`, and over all but embedding and head; 0 if there are none.
+/// Returns the stored bits per matrix element, `8 * bytes / elements`, first over all `weights`, then over those that are not embedding
+/// tables or output head by their names. A value is 0 if there are no such weights.
 ///
 /// ```
 /// use tersor_llm::{StoredWeight, bits_per_weight};
@@ -290,7 +308,8 @@ pub fn bits_per_weight(weights: &[StoredWeight]) -> (f64, f64) {
     (ratio(false), ratio(true))
 }
 
-/// Returns whether a weight, by its name, is an embedding table or the output head.
+/// Returns whether `name` is the tensor name of an embedding table or of the output head: `model.embed_tokens.weight`, `lm_head.weight`, or
+/// a name that ends in `_embeddings.weight`.
 pub fn is_embedding_or_head(name: &str) -> bool {
     matches!(name, "model.embed_tokens.weight" | "lm_head.weight") || name.ends_with("_embeddings.weight")
 }

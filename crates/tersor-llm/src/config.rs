@@ -22,46 +22,60 @@ pub(crate) const MAX_LAYERS: u64 = 1024;
 /// Largest accepted number of features of a head: the table of its rotary frequencies is made before any tensor confirms the size.
 const MAX_HEAD_DIM: u64 = 1 << 16;
 
-/// Sizes and options of a Llama-family decoder, from its `config.json`.
+/// Sizes and options of a Llama-family decoder, from its `config.json`. [`DecoderConfig::from_json`] checks the ranges that the fields
+/// state.
 #[derive(Clone, PartialEq, Debug)]
 pub struct DecoderConfig {
     /// The configuration's `model_type`: `llama`, `mistral`, `qwen2` or `qwen3`.
     pub model_type: String,
-    /// Number of features of the residual stream (hidden states).
+    /// Number of features of the residual stream, the hidden states between layers (`hidden_size`); at least 1.
     pub hidden: usize,
-    /// Number of inner features of a feed-forward block.
+    /// Number of inner features of a feed-forward block, the rows of the gate and up matrices (`intermediate_size`); at least 1.
     pub intermediate: usize,
-    /// Number of decoder layers.
+    /// Number of decoder layers (`num_hidden_layers`), 1 to 1024.
     pub layers: usize,
-    /// Number of query heads.
+    /// Number of query heads (`num_attention_heads`); at least 1.
     pub heads: usize,
-    /// Number of key/value heads; divides the number of query heads.
+    /// Number of key/value heads (`num_key_value_heads`); at least 1, divides the number of query heads. The number of query heads if the
+    /// configuration does not state it.
     pub kv_heads: usize,
-    /// Number of features of one attention head; even.
+    /// Number of features of one attention head (`head_dim`); even, 2 to 65536. `hidden / heads` if the configuration does not state it;
+    /// `heads` must divide `hidden` then.
     pub head_dim: usize,
-    /// Number of tokens in the vocabulary.
+    /// Number of tokens in the vocabulary, the rows of the embedding (`vocab_size`); at least 1.
     pub vocab: usize,
-    /// Maximum number of tokens of a text (`max_position_embeddings`).
+    /// Maximum number of tokens of a text (`max_position_embeddings`), 2048 if the configuration does not state it. The decoder does not
+    /// refuse longer texts.
     pub max_positions: usize,
-    /// Epsilon of the RMS norms.
+    /// Epsilon that the RMS norms add to the mean square (`rms_norm_eps`); finite and not negative, 1e-6 if the configuration does not
+    /// state it.
     pub eps: f32,
-    /// Base of the rotary embedding's frequencies (`rope_theta`).
+    /// Base of the rotary embedding's frequencies (`rope_theta`); finite and above 0, 10000 if the configuration does not state it.
     pub rope_theta: f64,
-    /// Scaling of the rotary embedding's frequencies for longer texts (`rope_scaling`).
+    /// Scaling of the rotary embedding's frequencies for longer texts (`rope_scaling`): none, linear, Llama 3's, or YaRN; none if the
+    /// configuration does not state it.
     pub rope_scaling: RotaryScaling,
-    /// Whether the output head shares the embedding's matrix (`tie_word_embeddings`).
+    /// Whether the output head shares the embedding's matrix (`tie_word_embeddings`); false if the configuration does not state it.
     pub tied: bool,
-    /// Size of the attention window in tokens, the current one included (Mistral); none for full attention.
+    /// Size of the attention window in tokens, the current one included, at least 1 (Mistral only); None for attention to all earlier
+    /// tokens.
     pub sliding_window: Option<usize>,
-    /// Whether each query and key head has an RMS norm before rotary embedding (Qwen3).
+    /// Whether an RMS norm is applied to each query and key head before rotary embedding (Qwen3).
     pub qk_norm: bool,
-    /// Tokens that end a text (`eos_token_id`); empty if the configuration names none.
+    /// Token numbers that end a text (`eos_token_id`); empty if the configuration names none.
     pub eos: Vec<u32>,
 }
 
 impl DecoderConfig {
-    /// Parses the `config.json` of a decoder. Errors, naming the key, if one is missing, has another type, contradicts another, or has an unsupported
-    /// value.
+    /// Parses the `config.json` of a decoder. Optional keys that are missing or null get the defaults that the fields state.
+    ///
+    /// Errors if `model_type` or `architectures` is not that of Llama, Mistral, Qwen2 or Qwen3, if the two contradict each other, or if
+    /// both are missing. Errors if `hidden_size`, `intermediate_size`, `num_hidden_layers`, `num_attention_heads` or `vocab_size` is
+    /// missing. Errors if a size is not an integer of 1 to 2^32 - 1, or is outside of the range that its field states. Errors if
+    /// `num_key_value_heads` does not divide `num_attention_heads`, or if `head_dim` is missing and `num_attention_heads` does not divide
+    /// `hidden_size`. Errors if `rms_norm_eps` is negative or not finite, or the rotary base is not finite or not above 0. Errors if the
+    /// activation function is not `silu` (or its other name `swish`), the kind of rotary scaling is unknown or lacks a parameter, or a
+    /// model other than Mistral sets `use_sliding_window`. Errors if a key has a value of a wrong type.
     ///
     /// ```
     /// let json = serde_json::json!({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -86,30 +100,34 @@ impl DecoderConfig {
         if !head_dim.is_multiple_of(2) {
             return Err(bad(format!("head_dim {head_dim} is odd")));
         }
-        match json.get("hidden_act").and_then(Json::as_str) {
+        match text(json, "hidden_act")? {
             None | Some("silu" | "swish") => {}
             Some(other) => return Err(unsupported("activation function", other)),
         }
         let max_positions = optional(json, "max_position_embeddings")?.unwrap_or(2048);
         // Newer versions of transformers store all rotary parameters in `rope_parameters`.
-        let rope = ["rope_parameters", "rope_scaling"].into_iter().find_map(|k| json.get(k).filter(|v| v.is_object()));
-        let theta = rope.and_then(|r| r.get("rope_theta")).or(json.get("rope_theta")).and_then(Json::as_f64);
-        let eps = json.get("rms_norm_eps").and_then(Json::as_f64).unwrap_or(1e-6) as f32;
+        let object = |key| typed(json, key, "an object", |v| v.is_object().then_some(v));
+        let (parameters, older) = (object("rope_parameters")?, object("rope_scaling")?);
+        let rope = parameters.or(older);
+        let theta = rope.map_or(Ok(None), |r| number(r, "rope_theta"))?.or(number(json, "rope_theta")?);
+        let eps = number(json, "rms_norm_eps")?.unwrap_or(1e-6) as f32;
         let rope_theta = theta.unwrap_or(10_000.0);
         if !(eps.is_finite() && eps >= 0.0 && rope_theta.is_finite() && rope_theta > 0.0) {
             return Err(bad(format!("rms_norm_eps {eps} and rope_theta {rope_theta} must be finite and positive")));
         }
+        let token = |v: &Json| {
+            let id = v.as_u64().and_then(|v| u32::try_from(v).ok());
+            id.ok_or_else(|| bad(format!("`eos_token_id` has {v}, which is not the number of a token")))
+        };
         let eos = match json.get("eos_token_id") {
-            Some(Json::Array(ids)) => {
-                ids.iter().filter_map(Json::as_u64).filter_map(|v| u32::try_from(v).ok()).collect()
-            }
-            Some(v) => v.as_u64().and_then(|v| u32::try_from(v).ok()).into_iter().collect(),
-            None => Vec::new(),
+            None | Some(Json::Null) => Vec::new(),
+            Some(Json::Array(ids)) => ids.iter().map(token).collect::<Result<_>>()?,
+            Some(id) => vec![token(id)?],
         };
         let config = Self {
             qk_norm: model_type == "qwen3",
             sliding_window: sliding_window(json, &model_type)?,
-            tied: json.get("tie_word_embeddings").and_then(Json::as_bool).unwrap_or(false),
+            tied: flag(json, "tie_word_embeddings")?.unwrap_or(false),
             rope_scaling: rope.map_or(Ok(RotaryScaling::None), |r| scaling(r, max_positions))?,
             intermediate: size(json, "intermediate_size")?,
             layers: size(json, "num_hidden_layers")?,
@@ -133,8 +151,9 @@ impl DecoderConfig {
         Ok(config)
     }
 
-    /// Returns the attention heads of a layer (numbers, size, rotary embedding, sliding window), as key-value caches need them. Errors if the sizes
-    /// are inconsistent.
+    /// Returns the attention heads of a layer (numbers, size, rotary embedding, sliding window) in the form that key-value caches take.
+    /// Errors if a head count or size is 0, `heads` is not a multiple of `kv_heads`, `head_dim` is odd, the sliding window is 0 or above
+    /// 2^32 - 1, or a rotary frequency is not finite.
     pub fn attention_heads(&self) -> Result<Heads> {
         let rotary = Rotary::scaled(self.head_dim, self.rope_theta, &self.rope_scaling)?;
         let heads = Heads::new(self.heads, self.kv_heads, self.head_dim)?.with_rotary(Arc::new(rotary))?;
@@ -170,9 +189,32 @@ pub(crate) fn size(json: &Json, key: &str) -> Result<usize> {
     optional(json, key)?.ok_or_else(|| Error::Missing { name: key.to_string(), place: "config.json".into() })
 }
 
+/// Returns the value of a key that `read` converts; None if it is missing or null. Errors if it has another type, which is not `expected`.
+fn typed<'a, T>(json: &'a Json, key: &str, expected: &str, read: impl Fn(&'a Json) -> Option<T>) -> Result<Option<T>> {
+    match json.get(key) {
+        None | Some(Json::Null) => Ok(None),
+        Some(v) => read(v).map(Some).ok_or_else(|| bad(format!("`{key}` is {v}, which is not {expected}"))),
+    }
+}
+
+/// Returns the number of a key; None if it is missing or null. Errors if it is something else.
+pub(crate) fn number(json: &Json, key: &str) -> Result<Option<f64>> {
+    typed(json, key, "a number", Json::as_f64)
+}
+
+/// Returns the text of a key; None if it is missing or null. Errors if it is something else.
+pub(crate) fn text<'a>(json: &'a Json, key: &str) -> Result<Option<&'a str>> {
+    typed(json, key, "a text", Json::as_str)
+}
+
+/// Returns the boolean of a key; None if it is missing or null. Errors if it is something else.
+fn flag(json: &Json, key: &str) -> Result<Option<bool>> {
+    typed(json, key, "true or false", Json::as_bool)
+}
+
 /// Returns the sliding window of a configuration. Errors if only some layers have one.
 fn sliding_window(json: &Json, model_type: &str) -> Result<Option<usize>> {
-    let switched = json.get("use_sliding_window").and_then(Json::as_bool);
+    let switched = flag(json, "use_sliding_window")?;
     match (model_type, switched) {
         ("mistral", _) => optional(json, "sliding_window"),
         (_, Some(true)) => {
@@ -184,9 +226,9 @@ fn sliding_window(json: &Json, model_type: &str) -> Result<Option<usize>> {
 
 /// Parses `rope_scaling`. Errors if its kind is unknown or a parameter is missing.
 fn scaling(json: &Json, max_positions: usize) -> Result<RotaryScaling> {
-    let kind = json.get("rope_type").or(json.get("type")).and_then(Json::as_str).unwrap_or("default");
+    let kind = text(json, "rope_type")?.or(text(json, "type")?).unwrap_or("default");
     let number = |key: &str, default: Option<f64>| {
-        let found = json.get(key).and_then(Json::as_f64).or(default).filter(|v| v.is_finite() && *v > 0.0);
+        let found = number(json, key)?.or(default).filter(|v| v.is_finite() && *v > 0.0);
         found.ok_or_else(|| bad(format!("rotary scaling `{kind}` needs a positive `{key}`")))
     };
     let original = || number("original_max_position_embeddings", Some(max_positions as f64));
@@ -253,5 +295,33 @@ mod tests {
             json.as_object_mut().unwrap().remove(key);
             assert!(DecoderConfig::from_json(&json).unwrap_err().to_string().contains(key));
         }
+    }
+
+    #[test]
+    fn values_of_a_wrong_type_are_refused_and_null_is_missing() {
+        for (key, value) in [
+            ("rms_norm_eps", json!("1e-5")),
+            ("rope_theta", json!(true)),
+            ("tie_word_embeddings", json!("true")),
+            ("hidden_act", json!(3)),
+            ("eos_token_id", json!("2")),
+            ("eos_token_id", json!([2, -1])),
+            ("use_sliding_window", json!(1)),
+            ("rope_parameters", json!({"rope_theta": "1e4"})),
+            ("rope_scaling", json!({"rope_type": 7})),
+            ("rope_scaling", json!("linear")),
+        ] {
+            let mut json = base();
+            json[key] = value;
+            let e = DecoderConfig::from_json(&json).unwrap_err().to_string();
+            assert!(e.contains("which is not"), "{key}: {e}");
+            json[key] = Json::Null;
+            assert!(DecoderConfig::from_json(&json).is_ok(), "{key}");
+        }
+        let mut json = base();
+        (json["rope_theta"], json["rope_parameters"]) = (json!(5e5), json!({"rope_theta": null}));
+        assert_eq!(DecoderConfig::from_json(&json).unwrap().rope_theta, 5e5);
+        json["rope_parameters"]["rope_theta"] = json!(1e6);
+        assert_eq!(DecoderConfig::from_json(&json).unwrap().rope_theta, 1e6);
     }
 }

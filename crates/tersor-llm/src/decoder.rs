@@ -19,8 +19,8 @@ enum Layers {
     Streamed(Box<Checkpoint>),
 }
 
-/// A Llama-family decoder over dense or compressed operators. It is immutable and can be shared by threads; the key-value caches of each text are
-/// in a [`State`].
+/// A Llama-family decoder whose weight matrices are dense or compressed operators. It is immutable and can be shared by threads; the
+/// key-value caches of each text are in a [`State`].
 ///
 /// ```
 /// use tersor_core::Exec;
@@ -44,48 +44,51 @@ pub struct Decoder {
     caches: Arc<dyn CacheSet>,
 }
 
-/// The key-value caches of one text, one for each layer of a decoder. [`Decoder::state`] makes an empty one.
+/// The key-value caches of one text, one cache for each layer of a decoder, and the number of its tokens. [`Decoder::state`] makes an empty
+/// one.
 pub struct State {
     caches: Vec<Box<dyn KvCache>>,
     len: usize,
 }
 
 impl State {
-    /// Returns the number of tokens processed so far.
+    /// Returns the number of tokens processed so far, evicted ones included.
     pub fn len(&self) -> usize {
         self.len
     }
-    /// Returns whether no token has been processed.
+    /// Returns whether no token has been processed yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
-    /// Empties the caches, for a new text.
+    /// Removes all tokens from the caches, so that the state can be used for a new text.
     pub fn clear(&mut self) {
         self.caches.iter_mut().for_each(|c| c.clear());
         self.len = 0;
     }
-    /// Marks the end of the prompt: caches that evict tokens do so now and after every later token. Errors if a cache cannot.
+    /// Marks the end of the prompt: caches that evict tokens score them and evict some now, and evict again after every later token. Other
+    /// caches do nothing. Errors if a score cannot be computed or is not finite, or a cache cannot remove a token.
     pub fn seal(&mut self, exec: &Exec) -> Result<()> {
         self.caches.iter_mut().try_for_each(|c| c.score_prompt(exec))?;
         self.caches.iter_mut().try_for_each(|c| c.seal(exec))
     }
-    /// Returns the memory that all caches take, in bytes.
+    /// Returns the memory that the cached keys and values of all layers take, in bytes.
     pub fn bytes(&self) -> usize {
         self.caches.iter().map(|c| c.bytes()).sum()
     }
 }
 
 impl Decoder {
-    /// Loads all weights of a checkpoint into memory. Errors if the model is no decoder, or a tensor is missing, has another shape, or holds a value
-    /// that is not finite.
+    /// Loads all weights of a checkpoint into memory, with f32 key-value caches. Errors if the model is no decoder, or a tensor is missing,
+    /// has another shape, or holds a value that is not finite.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
         let config = checkpoint.architecture().decoder()?;
         let layers = (0..config.layers).map(|i| Layer::read(checkpoint, config, i)).collect::<Result<_>>()?;
         Self::with_layers(checkpoint, Layers::Resident(layers))
     }
 
-    /// Loads embedding, head and final norm only; each layer is read from the checkpoint whenever it runs and dropped afterwards, so that one layer
-    /// is in memory at a time. Errors as [`Decoder::load`] does.
+    /// Loads embedding, head and final norm only, with f32 key-value caches. Each layer is read from the checkpoint whenever it runs and
+    /// dropped afterwards, so that one layer is in memory at a time. Errors if the model is no decoder, or one of the three tensors is
+    /// missing, has another shape, or holds a value that is not finite; the same faults in a layer are errors when it runs.
     pub fn load_streamed(checkpoint: Checkpoint) -> Result<Self> {
         // `with_layers` borrows the checkpoint, which is moved into the decoder afterwards.
         let mut decoder = Self::with_layers(&checkpoint, Layers::Resident(Vec::new()))?;
@@ -116,13 +119,15 @@ impl Decoder {
         &self.config
     }
 
-    /// Returns the same decoder with key-value caches made by `caches` instead of the default ones in f32.
+    /// Returns this decoder with key-value caches made by `caches`, for example quantized ones, in the states that [`Decoder::state`] makes
+    /// from now on. Without this call they are f32 caches.
     pub fn with_caches(mut self, caches: Arc<dyn CacheSet>) -> Self {
         self.caches = caches;
         self
     }
 
-    /// Returns empty key-value caches for a new text. Errors if the decoder's cache set cannot be made for the model's heads.
+    /// Returns the empty key-value caches of a new text. Errors if the decoder's cache set cannot make caches for the model's heads, or
+    /// makes another number than one for each layer.
     pub fn state(&self) -> Result<State> {
         let caches = self.caches.make(&vec![self.heads.clone(); self.config.layers])?;
         if caches.len() != self.config.layers {
@@ -136,8 +141,8 @@ impl Decoder {
         DenseCaches::f32().layer(&self.heads)
     }
 
-    /// Calls `f` with layer `index`, which is read first if layers are streamed, and returns its result. Errors if there is no such layer, if it
-    /// cannot be read, or if `f` fails.
+    /// Calls `f` with layer `index`, counted from 0, and returns the result of `f`. A decoder that [`Decoder::load_streamed`] made reads
+    /// the layer from the checkpoint first and drops it afterwards. Errors if there is no such layer, it cannot be read, or `f` errors.
     pub fn with_layer<R>(&self, index: usize, f: impl FnOnce(&Layer) -> Result<R>) -> Result<R> {
         match &self.layers {
             Layers::Resident(layers) => {
@@ -148,15 +153,21 @@ impl Decoder {
         }
     }
 
-    /// Appends tokens to the text in `state` and returns their final hidden states, after the last norm, `[tokens, hidden]`. Errors if a token is
-    /// outside the vocabulary, the text would exceed 2^32 positions, an activation is not finite, or a cache refuses the tokens.
+    /// Appends the tokens `tokens` to the text in `state` and returns their final hidden states, after the last norm, `[tokens, hidden]`
+    /// row-major. Their positions continue those of the text, from 0. If `tokens` is empty, returns an empty vector and leaves `state` as
+    /// it is. A text that gets longer than the configuration's `max_positions` is no error. Errors if a token is outside of the vocabulary,
+    /// the text would have more than 2^32 - 1 tokens, an input of a matrix is not finite, a layer cannot be read (in a decoder that
+    /// [`Decoder::load_streamed`] made), or a cache refuses the tokens. After an error only some caches may hold the tokens: clear `state`
+    /// before it is used again.
     pub fn forward(&self, tokens: &[u32], state: &mut State, exec: &Exec) -> Result<Vec<f32>> {
         self.forward_observed(tokens, state, exec, &mut |_, _, _| Ok(()))
     }
 
-    /// Like [`Decoder::forward`], and calls `observe(layer, site, input)` with the input of each [site](SiteKind) as it is computed,
-    /// `[tokens, features]`. Tokens are processed in blocks of up to 512, with one call for each block and site. Errors as [`Decoder::forward`]
-    /// does, or if `observe` fails.
+    /// Appends the tokens `tokens` to the text in `state` and returns their final hidden states `[tokens, hidden]`, exactly as
+    /// [`Decoder::forward`] does, and calls `observe(layer, site, input)` before the matrices of each site read their input. A
+    /// [site](SiteKind) is one of the four inputs of a layer's matrices, `layer` counts from 0, and `input` is `[tokens, features]`. Tokens
+    /// are processed in blocks of up to 512, with one call for each block, layer and site. Errors under the conditions of
+    /// [`Decoder::forward`], or if `observe` errors.
     pub fn forward_observed(
         &self,
         tokens: &[u32],
@@ -193,8 +204,9 @@ impl Decoder {
         Ok(out)
     }
 
-    /// Appends tokens to the text in `state` and returns the logits that follow the last of them, `[vocab]`. Errors if `tokens` is empty, and as
-    /// [`Decoder::forward`] does.
+    /// Appends the tokens `tokens` to the text in `state` and returns the logits of the token that follows the last of them, `[vocab]`.
+    /// Errors if `tokens` is empty or a final hidden state is not finite, and under the conditions of [`Decoder::forward`]: among others, a
+    /// token outside of the vocabulary.
     pub fn next_logits(&self, tokens: &[u32], state: &mut State, exec: &Exec) -> Result<Vec<f32>> {
         par::region(exec.parallel(), || {
             let hidden = self.forward(tokens, state, exec)?;
@@ -204,7 +216,7 @@ impl Decoder {
         })
     }
 
-    /// Returns the embedding vectors of tokens, `[tokens, hidden]`. Errors if a token is outside the vocabulary.
+    /// Returns the embedding vectors of the tokens `tokens`, `[tokens, hidden]` row-major. Errors if a token is outside of the vocabulary.
     pub fn embed(&self, tokens: &[u32], exec: &Exec) -> Result<Vec<f32>> {
         let mut out = vec![0f32; tersor_core::view::elements([tokens.len(), self.config.hidden])?];
         for (&t, row) in tokens.iter().zip(out.chunks_exact_mut(self.config.hidden)) {
@@ -217,15 +229,17 @@ impl Decoder {
         Ok(out)
     }
 
-    /// Returns the logits `[tokens, vocab]` of hidden states `[tokens, hidden]` that [`Decoder::forward`] returned: the output head alone is applied.
-    /// Errors if the length of `hidden` is not a multiple of the hidden size, or a value is not finite.
+    /// Returns the logits `[tokens, vocab]`, row-major, of final hidden states `[tokens, hidden]` that [`Decoder::forward`] returned; only
+    /// the output head is applied, as the last norm already was. Errors if the length of `hidden` is not a multiple of the hidden size, or
+    /// a value of it is not finite.
     pub fn logits(&self, hidden: &[f32], exec: &Exec) -> Result<Vec<f32>> {
         let x = Input::new(hidden, [hidden.len() / self.config.hidden, self.config.hidden])?;
         apply(&*self.head, None, &x, exec)
     }
 
-    /// Writes the logits of final hidden states `[tokens, hidden]` into the buffer `out`, `[tokens, vocab]`. Errors if a length does not fit these
-    /// shapes, or a value of `hidden` is not finite.
+    /// Writes the logits of final hidden states `hidden`, `[tokens, hidden]` after the last norm, into `out`, `[tokens, vocab]` row-major.
+    /// Errors if the length of `hidden` is not a multiple of the hidden size, `out` has another length, or a value of `hidden` is not
+    /// finite.
     pub fn logits_into(&self, hidden: &[f32], out: &mut [f32], exec: &Exec) -> Result<()> {
         let shape = [hidden.len() / self.config.hidden, self.config.hidden];
         let x = Input::new(hidden, shape)?;

@@ -13,32 +13,39 @@ const BLOCK: usize = 64;
 /// Number of tokens of each window whose site inputs are compared with the original's: those of all tokens would not fit in memory.
 const COMPARED: usize = 16;
 
-/// The result of [`evaluate`]: perplexity, and the agreement with the original network.
+/// The result of [`evaluate`]: the perplexity of a network on a text, and the agreement of its predictions with those of the original
+/// network.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Evaluation {
-    /// Perplexity: `exp` of the mean negative log-probability of the scored tokens.
+    /// Perplexity: `exp` of the mean negative log-probability (natural logarithm) of the scored tokens, which are all tokens but the first
+    /// of each window. It is 1 if the network predicts each of them with certainty, and above 1 otherwise.
     pub perplexity: f64,
-    /// Number of scored tokens: all but the first of each window.
+    /// Number of scored tokens: all tokens but the first of each window.
     pub tokens: u64,
-    /// Agreement with the original network, if one was given.
+    /// Agreement with the original network; None if [`evaluate`] got no original.
     pub against: Option<Agreement>,
 }
 
-/// Agreement of a network's predictions with those of its original, over all scored tokens.
+/// Agreement of a network's predictions with those of its original, over all scored tokens (all but the first of each window).
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Agreement {
-    /// Mean Kullback-Leibler divergence `KL(original ‖ this network)` of the next-token distributions, in nats.
+    /// Mean Kullback-Leibler divergence `KL(original ‖ this network)` of the next-token distributions over all scored tokens (all but the
+    /// first of each window), in nats per token; 0 if they are equal.
     pub kl_mean: f64,
-    /// Share of scored tokens, 0 to 1, for which both networks give the largest logit to the same token.
+    /// Share of the scored tokens (all but the first of each window), 0 to 1, for which both networks predict the same most probable token.
     pub top1: f64,
-    /// Name and relative input error `‖x - x₀‖ / ‖x₀‖` of each [site](tersor_core::Site) of the layers, in the order of execution. `x` has the
-    /// site's inputs in this network and `x₀` those in the original, for evenly spaced tokens of all windows together: of each block of 512 tokens,
-    /// all if it has up to 31, else 16 to 31. Empty if the sites of the two networks differ.
+    /// Name and relative input error `‖x - x₀‖ / ‖x₀‖` of each [site](tersor_core::Site) of the layers (an input with the linear layers
+    /// that read it), in the order of execution. `x` has the site's inputs in this network and `x₀` those in the original. Both are for the
+    /// same sample of tokens from all windows, and `‖·‖` is the root of the sum of squares over all sampled tokens and all features. To
+    /// sample, each window is cut into blocks of 512 tokens, the last of which may be shorter: a block of up to 31 tokens gives all of
+    /// them, a longer one gives 16 to 24 evenly spaced ones. The error is 0 if `x₀` is 0. The list is empty if names or widths of the sites
+    /// of the two networks differ.
     pub sites: Vec<(String, f64)>,
 }
 
-/// Cuts tokens into non-overlapping windows of `ctx` tokens and returns the first `count` of them, or all; a shorter tail is dropped. Errors if
-/// `ctx` is below 2 or the tokens do not fill one window.
+/// Cuts the token sequence `tokens` into non-overlapping windows of `ctx` tokens each and returns the first `count` of them, or all if
+/// `count` is None. Tokens at the end that do not fill a window are dropped. Errors if `ctx` is below 2, `count` is 0, or the tokens do not
+/// fill one window.
 ///
 /// ```
 /// let tokens = [1, 2, 3, 4, 5];
@@ -57,9 +64,11 @@ pub fn windows(tokens: &[u32], ctx: usize, count: Option<usize>) -> Result<Vec<&
     Ok(all)
 }
 
-/// Measures the perplexity of a decoder on `windows`, each of at least 2 tokens, and, if `original` is given, the agreement with its predictions.
-/// Reports each window to `progress`; `cancel` stops between windows. Errors if a window is shorter, a token is outside the vocabulary, the two
-/// vocabularies differ, a logit is not finite, or the work is cancelled.
+/// Measures the perplexity of `decoder` on the token sequences `windows`. Each window has at least 2 tokens and is read on its own; all its
+/// tokens but the first are scored. If `original` is given, also measures how far the predictions of the two decoders agree. Reports each
+/// window as one step to `progress`; `cancel` is checked before each window. Errors if there is no window, a window has fewer than 2
+/// tokens, a token is outside of the vocabulary, the two vocabularies differ in size, a token's log-probability is not finite, a logit of
+/// the original is NaN or plus infinity, a decoder fails, or the work is cancelled.
 ///
 /// ```
 /// use tersor_core::{Cancel, Exec, Silent};
@@ -87,6 +96,9 @@ pub fn evaluate(
         && o.config().vocab != vocab
     {
         return Err(Error::shape("vocabulary of the original", vocab, o.config().vocab));
+    }
+    if windows.is_empty() {
+        return Err(Error::missing("a window", "the text to evaluate"));
     }
     if let Some(window) = windows.iter().find(|w| w.len() < 2) {
         return Err(Error::shape(

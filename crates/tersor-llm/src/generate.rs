@@ -6,22 +6,23 @@ use tersor_core::{Error, Exec, ParamError, Result, metrics};
 
 use crate::Decoder;
 
-/// How [`generate`] chooses the next token from the logits: the most probable one, or a random one at a temperature.
+/// How [`generate`] chooses the next token from the logits `[vocab]`: the most probable one, or a random one at a temperature.
 pub enum Sampling {
     /// Takes the token of the largest logit; among equal ones, that of the lowest number.
     Greedy,
-    /// Draws a token from `softmax(logits / temperature)`; see [`Sampling::at`].
+    /// Draws a token from `softmax(logits / temperature)`. [`Sampling::at`] makes it from a temperature above 0.
     Temperature(Temperature),
 }
 
-/// A checked sampling temperature with its random number generator. [`Sampling::at`] makes it.
+/// A sampling temperature, finite and above 0, with its random number generator. [`Sampling::at`] makes it.
 pub struct Temperature {
     temperature: f32,
     rng: Box<ChaCha8Rng>,
 }
 
 impl Sampling {
-    /// Returns sampling from `softmax(logits / temperature)` with random numbers from `rng`. Errors unless the temperature is finite and above 0.
+    /// Returns sampling from `softmax(logits / temperature)`, with random numbers from `rng`. Errors unless `temperature` is finite and
+    /// above 0.
     pub fn at(temperature: f32, rng: ChaCha8Rng) -> Result<Self> {
         if !temperature.is_finite() || temperature <= 0.0 {
             return Err(ParamError::new("temperature", temperature, "must be finite and above 0").into());
@@ -49,9 +50,11 @@ impl Sampling {
     }
 }
 
-/// Continues the token sequence `prompt` by up to `count` tokens, chosen by `sampling`, and returns the new tokens. Calls `each` with every new
-/// token and stops after it returns false, or at an end-of-text token of the model, which is not returned. Errors if the prompt is empty, and as
-/// [`Decoder::next_logits`] and [`State::seal`](crate::State::seal) do.
+/// Continues the token sequence `prompt` by up to `count` tokens, which `sampling` chooses, and returns the new tokens only. Calls `each`
+/// with every new token. Stops when there are `count` tokens, when `each` returns false (the token is still returned), or at an end-of-text
+/// token of the model's configuration, which is neither passed to `each` nor returned. Errors if the prompt is empty or has a token outside
+/// of the vocabulary, an input of a matrix is not finite, a layer cannot be read (in a decoder that [`Decoder::load_streamed`] made), or
+/// the decoder's key-value caches cannot be made, refuse a token or fail to evict one.
 ///
 /// ```
 /// use tersor_core::Exec;

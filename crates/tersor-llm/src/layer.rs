@@ -7,16 +7,18 @@ use tersor_kernels::{par, vector};
 
 use crate::{DecoderConfig, Weights};
 
-/// A linear layer: an operator, dense or compressed, and an optional bias.
+/// A linear layer `y = x Wᵀ + b`: its weight matrix, dense or compressed, and an optional bias.
 pub struct Linear {
-    /// The weight matrix of the linear layer as an operator, `[out_features, in_features]`.
+    /// The weight matrix `W` of the linear layer as an operator, `[out_features, in_features]`.
     pub op: Arc<dyn LinearOp>,
-    /// The bias of the linear layer, `[out_features]`.
+    /// The bias `b` of the linear layer, `[out_features]`; None if the layer has no bias. With a bias of another length, the application of
+    /// the layer errors.
     pub bias: Option<Vec<f32>>,
 }
 
 impl Linear {
-    /// Returns `x Wᵀ + b`, `[tokens, out_features]`, for an input `x` `[tokens, in_features]`. Errors if the shapes do not fit.
+    /// Returns `x Wᵀ + b`, `[tokens, out_features]` row-major, for an input `x`, `[tokens, in_features]`. Errors if `x` has another number
+    /// of features, a value of `x` is not finite, or the length of the bias is not `out_features`.
     pub fn apply(&self, x: &Input<'_>, exec: &Exec) -> Result<Vec<f32>> {
         apply(&*self.op, self.bias.as_deref(), x, exec)
     }
@@ -25,7 +27,7 @@ impl Linear {
     pub(crate) fn add_to(&self, x: &Input<'_>, y: &mut [f32], exec: &Exec) -> Result<()> {
         let shape = [x.shape()[0], self.op.shape()[0]];
         self.op.apply(x, MatViewMut::new(y, shape)?, Write::Add, exec)?;
-        add_bias(y, self.bias.as_deref());
+        add_bias(y, self.op.shape()[0], self.bias.as_deref())?;
         Ok(())
     }
 }
@@ -37,17 +39,21 @@ pub(crate) fn apply_all<const N: usize>(linears: [&Linear; N], x: &Input<'_>, ex
     let views = out.iter_mut().zip(linears).map(|(y, l)| MatViewMut::new(y, [tokens, l.op.shape()[0]]));
     tersor_core::operator::apply_all(&linears.map(|l| &*l.op), x, views.collect::<Result<_>>()?, exec)?;
     for (y, linear) in out.iter_mut().zip(linears) {
-        add_bias(y, linear.bias.as_deref());
+        add_bias(y, linear.op.shape()[0], linear.bias.as_deref())?;
     }
     Ok(out)
 }
 
-/// Adds a bias to each row of `y`.
-fn add_bias(y: &mut [f32], bias: Option<&[f32]>) {
-    let Some(bias) = bias else { return };
+/// Adds a bias to each row of `y`, `[tokens, features]`. Errors if the bias has another length than a row.
+fn add_bias(y: &mut [f32], features: usize, bias: Option<&[f32]>) -> Result<()> {
+    let Some(bias) = bias else { return Ok(()) };
+    if bias.len() != features {
+        return Err(Error::shape("bias of a linear layer", features, bias.len()));
+    }
     for row in y.chunks_exact_mut(bias.len().max(1)) {
         row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
     }
+    Ok(())
 }
 
 /// Returns `x Wᵀ + b`, `[tokens, out_features]`.
@@ -55,24 +61,28 @@ pub(crate) fn apply(op: &dyn LinearOp, bias: Option<&[f32]>, x: &Input<'_>, exec
     let shape = [x.shape()[0], op.shape()[0]];
     let mut y = vec![0f32; tersor_core::view::elements(shape)?];
     op.apply(x, MatViewMut::new(&mut y, shape)?, Write::Set, exec)?;
-    add_bias(&mut y, bias);
+    add_bias(&mut y, shape[1], bias)?;
     Ok(y)
 }
 
-/// The four sites of a transformer layer: the inputs that its weight matrices read.
+/// The four sites of a transformer layer, in the order of execution: `Qkv`, `O`, `GateUp` and `Down`. A site is an input of the layer
+/// together with the weight matrices that read it; its name is that of these matrices. There is no default.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SiteKind {
-    /// Input of the query, key and value matrices.
+    /// The input of the query, key and value matrices, `[tokens, hidden]`: the hidden states, in a decoder after the norm in front of
+    /// attention.
     Qkv,
-    /// The attention output, which the output matrix (`o_proj`) reads.
+    /// The attention output that the output matrix (`o_proj`) reads, `[tokens, heads * head_dim]`.
     O,
-    /// Input of the gate and up matrices; in an encoder, of the first feed-forward matrix.
+    /// The input of the gate and up matrices (in an encoder, of the first feed-forward matrix), `[tokens, hidden]`: the hidden states after
+    /// attention, in a decoder after the norm in front of the feed-forward block.
     GateUp,
-    /// Inner activations of the feed-forward block, which the down matrix (in an encoder, the second one) reads.
+    /// The inner activations of the feed-forward block that the down matrix (in an encoder, the second feed-forward matrix) reads,
+    /// `[tokens, intermediate]`.
     Down,
 }
 
-/// The weights of one decoder layer, with the field names of Hugging Face's files.
+/// The weights of one decoder layer in memory. Fields have the names that Hugging Face's files use.
 ///
 /// ```
 /// use tersor_llm::{Checkpoint, Layer};
@@ -88,35 +98,40 @@ pub enum SiteKind {
 pub struct Layer {
     /// Weight of the RMS norm in front of attention, `[hidden]`.
     pub input_layernorm: Vec<f32>,
-    /// Query matrix, `[heads * head_dim, hidden]`.
+    /// Query matrix, `[heads * head_dim, hidden]`, with an optional bias.
     pub q_proj: Linear,
-    /// Key matrix, `[kv_heads * head_dim, hidden]`.
+    /// Key matrix, `[kv_heads * head_dim, hidden]`, with an optional bias.
     pub k_proj: Linear,
-    /// Value matrix, `[kv_heads * head_dim, hidden]`.
+    /// Value matrix, `[kv_heads * head_dim, hidden]`, with an optional bias.
     pub v_proj: Linear,
-    /// Output matrix of attention, `[hidden, heads * head_dim]`.
+    /// Output matrix of attention, `[hidden, heads * head_dim]`, with an optional bias.
     pub o_proj: Linear,
-    /// Weight of the RMS norm of each query head, `[head_dim]` (Qwen3 only).
+    /// Weight of the RMS norm that is applied to each query head before rotary embedding, `[head_dim]` (Qwen3); None for models without
+    /// this norm.
     pub q_norm: Option<Vec<f32>>,
-    /// Weight of the RMS norm of each key head, `[head_dim]` (Qwen3 only).
+    /// Weight of the RMS norm that is applied to each key head before rotary embedding, `[head_dim]` (Qwen3); None for models without this
+    /// norm.
     pub k_norm: Option<Vec<f32>>,
     /// Weight of the RMS norm in front of the feed-forward block, `[hidden]`.
     pub post_attention_layernorm: Vec<f32>,
-    /// Gate matrix of the feed-forward block, `[intermediate, hidden]`.
+    /// Gate matrix of the feed-forward block, `[intermediate, hidden]`, with an optional bias.
     pub gate_proj: Linear,
-    /// Up matrix of the feed-forward block, `[intermediate, hidden]`.
+    /// Up matrix of the feed-forward block, `[intermediate, hidden]`, with an optional bias.
     pub up_proj: Linear,
-    /// Down matrix of the feed-forward block, `[hidden, intermediate]`.
+    /// Down matrix of the feed-forward block, `[hidden, intermediate]`, with an optional bias.
     pub down_proj: Linear,
 }
 
-/// Callback that receives the input `[tokens, features]` of each site while [`Layer::forward`] runs; an error stops the layer.
+/// Callback that [`Layer::forward`] calls with the input `[tokens, features]` of each of the layer's four sites (the inputs that its
+/// matrices read), in the order of execution. An error stops the layer, which returns it.
 pub type Observer<'a> = &'a mut dyn FnMut(SiteKind, &Input<'_>) -> Result<()>;
 
 impl Layer {
-    /// Reads layer `index` of a decoder from a checkpoint, or from a checkpoint with [`Fold`](tersor_core::Fold)s, which are applied as rows are read.
-    /// Errors if a tensor is missing, has another shape, or holds a
-    /// value that is not finite.
+    /// Reads layer `index`, counted from 0, of a decoder with the configuration `c` into memory. `weights` is a `&Checkpoint`, or a
+    /// [`Weights`], which applies [`Fold`](tersor_core::Fold)s (changes of the rows or columns of stored weights) as rows are read. A bias
+    /// is read if the checkpoint has it; every other tensor is required. Errors if a required tensor is missing, as for an `index` beyond
+    /// the last layer. Errors if a tensor has a shape that does not follow from `c`, or holds a value that is not finite. Errors if a
+    /// compressed matrix cannot be loaded, or a fold cannot be applied for the reasons that [`Weights::matrix`] states.
     pub fn read<'w>(weights: impl Into<Weights<'w>>, c: &DecoderConfig, index: usize) -> Result<Self> {
         let weights: Weights<'_> = weights.into();
         let name = |part: &str| format!("model.layers.{index}.{part}");
@@ -143,9 +158,13 @@ impl Layer {
         })
     }
 
-    /// Applies the layer (attention, then feed-forward block, each added to the residual stream) to the hidden states `stream`, `[tokens, hidden]`,
-    /// in place. `positions` has the position of each token; their keys and values are appended to `cache`; `observe` receives the input of each
-    /// [site](SiteKind) (of q, k and v; of o; of gate and up; of down), `[tokens, features]`, in this order. Errors if a length does not fit, the cache refuses the tokens, or `observe` fails.
+    /// Applies the layer to the hidden states `stream`, `[tokens, hidden]` row-major, in place: attention, then the feed-forward block,
+    /// each added to the residual stream. `config` is the configuration that the layer was read with. `positions` has the position of each
+    /// token in its text, strictly ascending and above those of the cached tokens. The tokens' keys and values are appended to `cache`, the
+    /// cache of this layer. `observe` receives the input `[tokens, features]` of each [site](SiteKind) (of q, k and v; of o; of gate and
+    /// up; of down), in this order. Errors if `stream` does not have `positions.len() * hidden` values, an input of a matrix is not finite,
+    /// the cache refuses the tokens (for example because of their positions), or `observe` errors; `stream` and `cache` may have changed
+    /// then.
     pub fn forward(
         &self,
         config: &DecoderConfig,

@@ -9,10 +9,12 @@ use crate::layer::{apply, gate};
 use crate::{Decoder, DecoderConfig, Layer, SiteKind};
 
 impl SiteKind {
-    /// The four sites of a layer, in the order of execution.
+    /// The four sites of a layer (the inputs that its weight matrices read), in the order of execution.
     pub const ALL: [SiteKind; 4] = [SiteKind::Qkv, SiteKind::O, SiteKind::GateUp, SiteKind::Down];
 
-    /// Returns the names of the weight matrices that read the site, relative to a decoder layer and without `.weight`, such as `self_attn.q_proj`.
+    /// Returns the names of the weight matrices of a decoder layer that read this input, relative to the layer and without `.weight`:
+    /// `self_attn.q_proj`, `self_attn.k_proj` and `self_attn.v_proj` for [`SiteKind::Qkv`]; `self_attn.o_proj` for [`SiteKind::O`];
+    /// `mlp.gate_proj` and `mlp.up_proj` for [`SiteKind::GateUp`]; `mlp.down_proj` for [`SiteKind::Down`].
     pub fn consumers(self) -> &'static [&'static str] {
         match self {
             SiteKind::Qkv => &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -22,7 +24,8 @@ impl SiteKind {
         }
     }
 
-    /// Returns the role of each matrix that reads the site, in the order of [`SiteKind::consumers`].
+    /// Returns the role ([`Role::Query`] or [`Role::Down`], for example) of each matrix that reads this input, in the order of
+    /// [`SiteKind::consumers`].
     pub fn roles(self) -> &'static [Role] {
         match self {
             SiteKind::Qkv => &[Role::Query, Role::Key, Role::Value],
@@ -32,7 +35,7 @@ impl SiteKind {
         }
     }
 
-    /// Returns the name of the site relative to a decoder layer, such as `self_attn.qkv`.
+    /// Returns the name of the site relative to a decoder layer: `self_attn.qkv`, `self_attn.o`, `mlp.gate_up` or `mlp.down`.
     pub fn name(self) -> &'static str {
         match self {
             SiteKind::Qkv => "self_attn.qkv",
@@ -42,7 +45,8 @@ impl SiteKind {
         }
     }
 
-    /// Returns the shape `[out_features, in_features]` of each matrix that reads the site, in the order of [`SiteKind::consumers`].
+    /// Returns the shape `[out_features, in_features]` of each weight matrix that reads this input in a decoder with the configuration `c`,
+    /// in the order of [`SiteKind::consumers`].
     pub fn shapes(self, c: &DecoderConfig) -> Vec<[usize; 2]> {
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         match self {
@@ -55,7 +59,8 @@ impl SiteKind {
 }
 
 impl DecoderConfig {
-    /// Returns the network's [sites](Site) in the order of execution: four for each layer, then the site of the output head.
+    /// Returns the network's [sites](Site) in the order of execution: four for each layer, then that of the output head. A site is an input
+    /// of the network together with the linear layers that read it, such as q, k and v.
     pub fn sites(&self) -> Vec<Site> {
         let weight = |layer: usize, part: &str| format!("model.layers.{layer}.{part}.weight");
         let mut writers = vec!["model.embed_tokens.weight".to_string()];
@@ -109,8 +114,9 @@ impl DecoderConfig {
         sites
     }
 
-    /// Returns the [couplings](Coupling) of each layer for structured pruning: key/value heads with their query heads, and feed-forward neurons.
-    /// Biases are listed whether the model has them or not.
+    /// Returns what structured pruning can remove, two [couplings](Coupling) for each layer: first its key/value heads, each with the query
+    /// heads that share it, then its feed-forward neurons. A coupling lists, for each such head or neuron, the rows and columns of all
+    /// weights that belong to it. The biases of matrices that lose rows are listed whether the model has them or not.
     pub fn couplings(&self) -> Vec<Coupling> {
         let mut all = Vec::new();
         for layer in 0..self.layers {
@@ -147,7 +153,7 @@ impl DecoderConfig {
 
 impl Layer {
     /// Returns the output of a site's module for one window, with `weights` in place of the site's own matrices; see [`Decoder::site_output`].
-    /// Errors if their number is wrong.
+    /// Errors if their number or shapes are wrong.
     pub(crate) fn module(
         &self,
         config: &DecoderConfig,
@@ -157,6 +163,10 @@ impl Layer {
         cache: &mut dyn KvCache,
         exec: &Exec,
     ) -> Result<Vec<f32>> {
+        let shapes: Vec<_> = weights.iter().map(|w| w.shape()).collect();
+        if shapes != kind.shapes(config) {
+            return Err(Error::shape("weights of a site", kind.shapes(config), shapes));
+        }
         match (kind, weights) {
             (SiteKind::Qkv, &[q, k, v]) => {
                 let bias = [&self.q_proj, &self.k_proj, &self.v_proj].map(|l| l.bias.as_deref());
@@ -179,16 +189,21 @@ impl Layer {
 }
 
 impl Decoder {
-    /// Returns the network's [sites](Site) in the order of execution: four for each layer, then the site of the output head.
+    /// Returns the network's [sites](Site) in the order of execution: four for each layer, then that of the output head. A site is an input
+    /// of the network together with the linear layers that read it, such as q, k and v.
     pub fn sites(&self) -> Vec<Site> {
         self.config().sites()
     }
 
-    /// Returns the output of a [site's](SiteKind) module (the matrices that read the site, and what follows up to the next site) on stored inputs
-    /// `x`, with `weights` in place of the site's own matrices, in the order of [`SiteKind::consumers`]: for q, k and v the attention output,
-    /// `[tokens, heads * head_dim]`; for gate and up the gated product, `[tokens, intermediate]`; for o and down the product, `[tokens, hidden]`.
-    /// `x` is `[tokens, features]` and holds whole windows of `window` tokens, each attending only to itself. Errors if a shape does not fit, or
-    /// there is no layer `layer`.
+    /// Returns the output of one module of layer `layer` (counted from 0) on stored inputs `x`. The module is the matrices that read the
+    /// [site](SiteKind) `kind` (one of the four inputs of a layer) and what follows up to the next site. The operators `weights` take the
+    /// place of the module's own matrices, in the order of [`SiteKind::consumers`]; biases are kept. `x` is `[tokens, features]`,
+    /// row-major, and consists of whole windows of `window` tokens, each of which attends only to itself, from position 0.
+    ///
+    /// The output is row-major: for q, k and v the attention output, `[tokens, heads * head_dim]`; for gate and up the gated product,
+    /// `[tokens, intermediate]`; for o and down the product without the residual, `[tokens, hidden]`. It is empty if `x` is. Errors if the
+    /// shapes of `weights` are not those of [`SiteKind::shapes`], `window` is 0, the length of `x` is not a multiple of
+    /// `window * features`, or a value of `x` is not finite. Errors also if layer `layer` does not exist or cannot be read.
     pub fn site_output(
         &self,
         layer: usize,
@@ -204,12 +219,13 @@ impl Decoder {
             return Err(Error::shape("weights of a site", kind.shapes(config), shapes));
         }
         let features = shapes[0][1];
-        if window == 0 || !x.len().is_multiple_of(window * features) {
+        let step = window.checked_mul(features).filter(|n| *n > 0 && x.len().is_multiple_of(*n));
+        let Some(step) = step else {
             return Err(Error::shape("sample of a site", format!("windows of {window} by {features}"), x.len()));
-        }
+        };
         self.with_layer(layer, |own| {
             let mut out = Vec::new();
-            for x in x.chunks_exact(window * features) {
+            for x in x.chunks_exact(step) {
                 let x = Input::new(x, [window, features])?;
                 out.extend(own.module(config, kind, &x, weights, &mut self.cache()?, exec)?);
             }

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tersor_core::{Cancel, DType, Error, Exec, LinearOp, MatView, MemTensors, Site, StatNeeds, StatSet};
-use tersor_llm::{Calibration, Checkpoint, Decoder, Hooks, Replacements, SiteKind, Upstream};
+use tersor_llm::{
+    Calibration, Checkpoint, Decoder, Hooks, ObservedSite, Replacements, SiteChanges, SiteKind, Upstream,
+};
 use tersor_operators::{Dense, registry};
 
 const NEEDS: StatNeeds = StatNeeds { squares: true, channel: true, gram: true, sample: 7, windows: false };
@@ -234,4 +236,54 @@ fn bad_windows_and_cancellation_are_errors() {
         folds: Vec::new(),
     };
     assert!(matches!(calibration.layer(0, &mut hooks), Err(Error::Cancelled)));
+}
+
+#[test]
+fn a_rewrite_that_needs_a_sample_alone_gets_it() {
+    let checkpoint = open("golden/llama");
+    let (all, cancel) = (windows(3), Cancel::new());
+    let slices: Vec<&[u32]> = all.iter().map(Vec::as_slice).collect();
+    let mut calibration = Calibration::new(&checkpoint, &slices, 0..3, 16, None).unwrap();
+    embed(&checkpoint, &mut calibration);
+    let mut sampled = Vec::new();
+    let mut rewrite = |observed: &[ObservedSite<'_>]| {
+        for site in observed {
+            sampled.push(site.sample.len() / site.site.features);
+            let weights: Vec<Box<dyn LinearOp>> = site
+                .site
+                .consumers
+                .iter()
+                .map(|c| {
+                    Box::new(Dense::new(vec![0.5; c.shape[0] * c.shape[1]], c.shape, DType::F32).unwrap())
+                        as Box<dyn LinearOp>
+                })
+                .collect();
+            let weights: Vec<&dyn LinearOp> = weights.iter().map(|w| &**w).collect();
+            assert!(!(site.output)(&site.sample, &weights, false)?.is_empty());
+        }
+        Ok(Vec::new())
+    };
+    let mut hooks = Hooks {
+        upstream: Upstream::Original,
+        cancel: &cancel,
+        seed: 0,
+        needs: &|_| StatNeeds::default(),
+        change: &|_| Ok(None),
+        compress: &mut |_: &Site, _: &StatSet| Ok(Replacements::new()),
+        rewriting: Some(SiteChanges {
+            needs: &|_| StatNeeds { sample: 24, ..StatNeeds::default() },
+            rewrite: &mut rewrite,
+        }),
+        folds: Vec::new(),
+    };
+    calibration.layer(0, &mut hooks).unwrap();
+    assert_eq!(sampled, [24; 4]);
+}
+
+#[test]
+fn a_calibration_without_embeddings_is_an_error() {
+    let (checkpoint, cancel) = (open("golden/llama"), Cancel::new());
+    let mut calibration = Calibration::new(&checkpoint, &[&[1, 2]], 0..1, 16, None).unwrap();
+    let e = calibration.head(NEEDS, 0, &cancel).unwrap_err();
+    assert!(e.to_string().contains("hidden states"), "{e}");
 }

@@ -232,6 +232,22 @@ fn an_adapter_holds_the_correction() {
     assert_eq!((&config["r"], &config["lora_alpha"]), (&6.into(), &6.into()));
     assert_eq!(config["rank_pattern"]["model.layers.0.mlp.gate_proj"], 1);
     assert_eq!(adapter.modules(), 2);
+    // Factors of other shapes do not replace one of the two.
+    let before = tersor_core::tensors::read_floats(
+        adapter.tensors(),
+        "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",
+        &[6, 36],
+    )
+    .unwrap();
+    let (other, wide) = (dense(&vec![9.0; 6 * 36], [6, 36]), dense(&vec![9.0; 12 * 6], [12, 6]));
+    assert!(adapter.add("model.layers.0.mlp.up_proj", &wide, &other).is_err());
+    let after = tersor_core::tensors::read_floats(
+        adapter.tensors(),
+        "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight",
+        &[6, 36],
+    )
+    .unwrap();
+    assert_eq!(before, after);
 }
 
 #[test]
@@ -261,7 +277,17 @@ fn wrong_parameters_and_statistics_are_named() {
         prepared.compress(&MatView::new(&w, [8, 8]).unwrap(), 0..8, &cx).err(),
         Some(Error::Shape { .. })
     ));
+    // A Gram matrix of other features is refused even if only the report would use it.
     let how = Corrected::lqer(rtn(3)).check().unwrap();
+    let half = how.prepare(&stats(&inputs(20, 4), 4), &cx).unwrap();
+    assert!(matches!(half.compress(&MatView::new(&w, [8, 8]).unwrap(), 0..8, &cx).err(), Some(Error::Shape { .. })));
+    let factors =
+        |e: &[f32], shape, bits| factorize(e, shape, Norm::Plain, Rank::Fixed(1), bits, &StatSet::none(), &cx);
+    assert!(
+        factors(&[1.0], [0, 5], 16.0).is_err()
+            && factors(&[1.0], [1, 1], f64::NAN).is_err()
+            && factors(&[1.0], [1, 1], 0.0).is_err()
+    );
     let prepared = how.prepare(&StatSet::none(), &cx).unwrap();
     assert!(prepared.compress(&MatView::new(&w, [8, 8]).unwrap(), 0..4, &cx).is_err());
     let mut bad = w.clone();

@@ -19,7 +19,8 @@ enum Store {
     BF16(Vec<bf16>),
 }
 
-/// A matrix `[out_features, in_features]` of f32, f16 or bf16 values, stored as one tensor under the operator's own name.
+/// A matrix `[out_features, in_features]` of f32, f16 or bf16 values. It is stored as one tensor of this shape under the operator's own
+/// name.
 ///
 /// ```
 /// use tersor_operators::{DType, Dense, LinearOp};
@@ -36,11 +37,13 @@ pub struct Dense {
 }
 
 impl Dense {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
+    /// The `kind` of this operator in an [`OpSpec`], the description of an operator without its tensors. A `Registry` finds the operator's
+    /// loader by it.
     pub const KIND: &'static str = "dense";
 
-    /// Returns the matrix of `values`, of this shape, row-major, rounded to nearest even in `dtype`: f32, f16 or bf16. Errors if the length is wrong,
-    /// `dtype` is another type, or a value is not finite or becomes infinite in `dtype`.
+    /// Returns the matrix of the shape `[out_features, in_features]` with the given `values`, row-major, stored as `dtype` (f32, f16 or
+    /// bf16) and rounded to nearest even. Errors if the number of values is not the product of `shape`, `dtype` is another type, or a value
+    /// is not finite or becomes infinite in `dtype`.
     pub fn new(values: Vec<f32>, shape: [usize; 2], dtype: DType) -> Result<Self> {
         let n = view::elements(shape)?;
         if values.len() != n {
@@ -54,7 +57,7 @@ impl Dense {
         Ok(dense)
     }
 
-    /// Returns the type of the stored values.
+    /// Returns the type of the stored values: f32, f16 or bf16.
     pub fn dtype(&self) -> DType {
         match self.store {
             Store::F32(_) => DType::F32,
@@ -63,7 +66,7 @@ impl Dense {
         }
     }
 
-    /// Returns the values, row-major, if they are stored as f32; `None` otherwise.
+    /// Returns the values, `[out_features, in_features]` row-major, if they are stored as f32; `None` if they are f16 or bf16.
     pub fn as_f32(&self) -> Option<&[f32]> {
         match &self.store {
             Store::F32(v) => Some(v),

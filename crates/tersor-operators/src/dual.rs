@@ -17,11 +17,12 @@ use crate::integer::{multiply, scaled_rows, task};
 use crate::packing::{group_in, pack_rows, unpack_rows};
 
 /// A dual-grained matrix `[out_features, in_features]` of 4-bit codes (DGQ, arXiv 2310.04836):
-/// `weight = row_scale * (group_scale * (code - zero))`. The group scale is an integer from 1 to 127, and the expanded weight
-/// `group_scale * (code - zero)` is at most 127 in magnitude.
+/// `weight = row_scale * (group_scale * (code - zero))`. Each row has a float scale; each group of neighbouring columns of a row has an
+/// integer scale from 1 to 127 and a zero point from 0 to 15. The expanded weight `group_scale * (code - zero)` is at most 127 in
+/// magnitude.
 ///
-/// Stored as `codes` (u8, `[rows, ceil(cols / 2)]`, two a byte, the first in the low half), `group_scales` (u8, `[rows, groups]`), `zeros` (u8,
-/// `[rows, ceil(groups / 2)]`, packed as codes are) and `row_scales` (f16, `[rows]`).
+/// Stored as `codes` (u8, `[rows, ceil(cols / 2)]`, two a byte, the first in the low half), `group_scales` (u8, `[rows, groups]`), `zeros`
+/// (u8, `[rows, ceil(groups / 2)]`, packed as codes are) and `row_scales` (f16, `[rows]`).
 ///
 /// ```
 /// use tersor_operators::{DualLinear, GroupSize};
@@ -44,17 +45,20 @@ pub struct DualLinear {
     row_scales: Vec<f32>,
 }
 
-/// The largest integer scale of a group of a [`DualLinear`], and the largest magnitude of an expanded weight, the 8-bit integer
-/// `(code - zero) * group scale` that is multiplied.
+/// The upper limit, 127, of two numbers in a [`DualLinear`]: the integer scale of a group, and the magnitude of an expanded weight, the
+/// 8-bit integer `(code - zero) * group_scale` that products use.
 pub const MAX_EXPANDED: i32 = 127;
 
 impl DualLinear {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
+    /// The `kind` of this operator in an [`OpSpec`], the description of an operator without its tensors. A `Registry` finds the operator's
+    /// loader by it.
     pub const KIND: &'static str = "dual";
 
-    /// Returns the matrix of `codes`, one a byte, 0 to 15, of this shape, row-major, with the scales (1 to 127) and zero points (0 to 15) of
-    /// groups, both `[rows, groups]`, and the scales of rows, `[rows]`, positive values of f16. Errors if a length is wrong, a number is out of
-    /// range, an expanded weight is above 127 in magnitude, or there are more columns than the kernels support (131 072).
+    /// Returns the matrix of the given shape, `[rows, cols]`. `codes` is `[rows, cols]`, one code a byte, 0 to 15. `group_scales` (1 to
+    /// 127) and the zero points `zeros` (0 to 15) are `[rows, groups]`; with [`GroupSize::Tensor`] each row is one group. `row_scales` is
+    /// `[rows]`, positive values of f16. All are row-major. Errors if a length is wrong, a code is above 15, or a scale or zero point is
+    /// out of range. Errors if an expanded weight `group_scale * (code - zero)` is above 127 in magnitude. Errors if there are more than
+    /// 131 072 columns, or a group has more than 32 768 columns and is neither a multiple of 32 768 columns nor a whole row.
     pub fn new(
         shape: [usize; 2],
         group: GroupSize,
@@ -66,6 +70,9 @@ impl DualLinear {
         let [rows, cols] = shape;
         if codes.len() != tersor_core::view::elements(shape)? {
             return Err(Error::shape("codes of a matrix", rows * cols, codes.len()));
+        }
+        if let Some(code) = codes.iter().find(|c| **c > 15) {
+            return Err(Error::range("code of a weight", 0..=15, code));
         }
         Self::of_packed(shape, group, pack_rows(codes, cols, 4), group_scales, zeros, row_scales)
     }
@@ -106,17 +113,19 @@ impl DualLinear {
         Ok(op)
     }
 
-    /// Returns the integer scale of each group, `[rows, groups]`.
+    /// Returns the integer scale of each group, 1 to 127, `[rows, groups]` row-major. A weight is
+    /// `row_scale * (group_scale * (code - zero))`.
     pub fn group_scales(&self) -> &[u8] {
         &self.group_scales
     }
 
-    /// Returns the scale of each row, `[rows]`.
+    /// Returns the scale of each row, `[rows]`, by which the integers `group_scale * (code - zero)` of the row are multiplied.
     pub fn row_scales(&self) -> &[f32] {
         &self.row_scales
     }
 
-    /// Returns the expanded weights `group_scale * (code - zero)` of a row, `[cols]`. Errors if there is no such row.
+    /// Returns the expanded weights `group_scale * (code - zero)` of row number `row`, counted from 0, `[cols]`. Times the scale of the row
+    /// they are its weights. Errors if there is no such row.
     pub fn row_integers(&self, row: usize) -> Result<Vec<i8>> {
         self.expand(Isa::detect(), row)
     }
@@ -156,7 +165,9 @@ impl DualLinear {
         Ok(self.panels.get_or_init(|| made))
     }
 
-    /// Returns the names, types and shapes of the tensors that store a matrix of the shape `[rows, cols]`.
+    /// Returns the name, type and shape of each tensor that stores a matrix `[rows, cols]` with groups of the size `group`: `codes`,
+    /// `group_scales`, `zeros` and `row_scales`, as described at [`DualLinear`]. With [`GroupSize::Tensor`] each row is one group. Does not
+    /// fail; [`Layout::bits`] errors later if a size overflows.
     pub fn layout(group: GroupSize, [rows, cols]: [usize; 2]) -> Layout {
         let groups = group.count(cols);
         Layout::exact([

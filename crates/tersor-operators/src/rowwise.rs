@@ -22,11 +22,11 @@ const STEP: f32 = 7.874_016e-3;
 /// Added to signed codes: the kernels take unsigned ones.
 const MIDDLE: u8 = 128;
 
-/// A matrix `[out_features, in_features]` of 8-bit codes: `weight = code * absmax / 127`, with `absmax` the largest magnitude of the row (LLM.int8,
-/// arXiv 2208.07339, section 2.2).
+/// A matrix `[out_features, in_features]` of signed 8-bit codes with one scale for each row: `weight = code * absmax / 127`, with `absmax`
+/// the largest magnitude of the row (LLM.int8, arXiv 2208.07339, section 2.2).
 ///
-/// Stored as the codes under the operator's own name (i8, `[rows, cols]`) and `SCB` (f32, `[rows]`, the largest magnitudes). For bitsandbytes'
-/// names see `tersor_blockwise::bitsandbytes::write_int8`.
+/// Stored as the codes under the operator's own name (i8, `[rows, cols]`) and `SCB` (f32, `[rows]`, the largest magnitudes). For
+/// bitsandbytes' names see `tersor_blockwise::bitsandbytes::write_int8`.
 ///
 /// ```
 /// use tersor_operators::{Exec, LinearOp, RowwiseInt8};
@@ -46,11 +46,12 @@ pub struct RowwiseInt8 {
 }
 
 impl RowwiseInt8 {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
+    /// The `kind` of this operator in an [`OpSpec`], the description of an operator without its tensors. A `Registry` finds the operator's
+    /// loader by it.
     pub const KIND: &'static str = "rowwise_int8";
 
-    /// Returns the matrix of `codes`, of this shape, row-major, with the largest magnitude of each row, `[rows]`. Errors if a length is wrong, or a
-    /// magnitude is negative or not finite.
+    /// Returns the matrix of the given shape, `[rows, cols]`, with the signed `codes`, `[rows, cols]` row-major, and the largest magnitude
+    /// of each row, `absmax`, `[rows]`. Errors if a length is wrong, or a magnitude is negative or not finite.
     pub fn from_parts(codes: Vec<i8>, absmax: Vec<f32>, shape: [usize; 2]) -> Result<Self> {
         let want = (elements(shape)?, shape[0]);
         if (codes.len(), absmax.len()) != want {
@@ -65,12 +66,12 @@ impl RowwiseInt8 {
         Ok(Self { shape, panels, absmax })
     }
 
-    /// Returns the largest magnitude of each row, `[rows]`.
+    /// Returns the largest magnitude of each row, `[rows]`: the weight that code 127 stands for.
     pub fn absmax(&self) -> &[f32] {
         &self.absmax
     }
 
-    /// Returns the codes, `[rows, cols]` row-major.
+    /// Returns the signed codes, `[rows, cols]` row-major.
     pub fn codes(&self) -> Vec<i8> {
         let mut out = Vec::with_capacity(self.shape[0] * self.shape[1]);
         let mut row = vec![0u8; self.shape[1]];
@@ -81,8 +82,10 @@ impl RowwiseInt8 {
         out
     }
 
-    /// Writes the codes under the first name and the largest magnitudes of rows under the second; the rows are the block `at` of a larger matrix,
-    /// or the whole. Errors if `sink` fails.
+    /// Writes the codes to the tensor `names[0]` (i8, `[rows, cols]`) and the largest magnitudes of rows to `names[1]` (f32, `[rows]`). The
+    /// rows of this matrix become those from number `at.first` on, counted from 0, of a stored matrix with `at.total` rows; with
+    /// `RowSlot::whole(rows)` the stored matrix is this one alone. Errors if `sink` does, for example because the rows do not lie inside of
+    /// the stored matrix.
     pub fn save_as(&self, names: [&str; 2], at: RowSlot, sink: &mut dyn TensorSink) -> Result<()> {
         let codes: Vec<u8> = self.codes().iter().map(|c| *c as u8).collect();
         let absmax: Vec<u8> = self.absmax.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -91,8 +94,9 @@ impl RowwiseInt8 {
         sink.write_rows(names[1], &s, at.first, &absmax)
     }
 
-    /// Reads a matrix of this shape whose codes are stored under the first name and whose largest magnitudes of rows are stored under the second.
-    /// Errors if a tensor is missing or has another type or shape, or as [`RowwiseInt8::from_parts`].
+    /// Reads a matrix of the given shape, `[rows, cols]`, from `source`: the codes from the tensor `names[0]` (i8, `[rows, cols]`), the
+    /// largest magnitudes of rows from `names[1]` (f32, `[rows]`). Errors if a tensor is missing or has another type or shape, or a
+    /// magnitude is negative or not finite.
     pub fn load_as(names: [&str; 2], shape: [usize; 2], source: &dyn TensorSource) -> Result<Self> {
         elements(shape)?;
         let [w, s] = Self::infos(shape);
@@ -107,7 +111,9 @@ impl RowwiseInt8 {
         [TensorInfo { dtype: DType::I8, shape: vec![rows, cols] }, TensorInfo { dtype: DType::F32, shape: vec![rows] }]
     }
 
-    /// Returns the names, types and shapes of the tensors that store a matrix of the shape `[rows, cols]`.
+    /// Returns the name, type and shape of each tensor that stores a matrix of the shape `[rows, cols]`: the codes, with an empty name that
+    /// stands for the operator's own (i8, `[rows, cols]`), and `SCB`, the largest magnitudes of rows (f32, `[rows]`). Does not fail;
+    /// [`Layout::bits`] errors later if a size overflows.
     pub fn layout(shape: [usize; 2]) -> Layout {
         let [w, s] = Self::infos(shape);
         Layout { tensors: vec![(String::new(), w), ("SCB".into(), s)], exact: true }

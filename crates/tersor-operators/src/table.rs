@@ -18,12 +18,12 @@ use crate::grouped::{Grid, GroupedLinear};
 use crate::integer::scaled_rows;
 use crate::packing::{group_in, pack_rows};
 
-/// A matrix `[out_features, in_features]` of 4-bit codes with the zero point 8, an f16 scale for each group and an f32 scale for each row (QQQ,
-/// arXiv 2406.09904): `weight = row_scale * round((code - 8) * group_scale)`. The rounded factor, ties to even, is limited to 127 in magnitude;
-/// products look it up in a table of 16 integers for each group.
+/// A matrix `[out_features, in_features]` of 4-bit codes with the zero point 8 (QQQ, arXiv 2406.09904):
+/// `weight = row_scale * round((code - 8) * group_scale)`. Each row has a scale in f32, each group of neighbouring columns of a row one in
+/// f16. The rounded factor, ties to even, is limited to 127 in magnitude; products look it up in a table of 16 integers for each group.
 ///
-/// Stored as `codes` (u8, `[rows, ceil(cols / 2)]`, two a byte, the first in the low half), `group_scales` (f16, `[rows, groups]`) and `row_scales`
-/// (f32, `[rows]`).
+/// Stored as `codes` (u8, `[rows, ceil(cols / 2)]`, two a byte, the first in the low half), `group_scales` (f16, `[rows, groups]`) and
+/// `row_scales` (f32, `[rows]`).
 ///
 /// ```
 /// use tersor_operators::{GroupSize, TableLinear, f16};
@@ -45,12 +45,14 @@ pub struct TableLinear {
 }
 
 impl TableLinear {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
+    /// The `kind` of this operator in an [`OpSpec`], the description of an operator without its tensors. A `Registry` finds the operator's
+    /// loader by it.
     pub const KIND: &'static str = "table";
 
-    /// Returns the matrix of `codes`, one a byte, 0 to 15, of this shape, row-major, with the scales of groups, `[rows, groups]`, and of rows,
-    /// `[rows]`. Errors if a length is wrong, a code is above 15, a group scale is negative or not finite, or a row scale is not positive and
-    /// finite.
+    /// Returns the matrix of the given shape, `[rows, cols]`. `codes` is `[rows, cols]`, one code a byte, 0 to 15. `group_scales` is
+    /// `[rows, groups]`; with [`GroupSize::Tensor`] each row is one group. `row_scales` is `[rows]`. All are row-major. Errors if a length
+    /// is wrong, a code is above 15, a group scale is negative or not finite, a row scale is not positive and finite, or there are more
+    /// than 131 072 columns.
     pub fn new(
         shape: [usize; 2],
         group: GroupSize,
@@ -94,7 +96,8 @@ impl TableLinear {
         Ok(Self { shape, group, codes, panels, group_scales, row_scales })
     }
 
-    /// Returns the integers `round((code - 8) * group_scale)` of a row, `[cols]`, which the row's scale multiplies. Errors if there is no such row.
+    /// Returns the integers `round((code - 8) * group_scale)` of row number `row`, counted from 0, `[cols]`. Ties are rounded to even, and
+    /// the integers are limited to -127 to 127. Times the scale of the row they are its weights. Errors if there is no such row.
     pub fn row_integers(&self, row: usize) -> Result<Vec<i8>> {
         self.expand(Isa::detect(), row)
     }
@@ -116,7 +119,9 @@ impl TableLinear {
             .collect())
     }
 
-    /// Returns the names, types and shapes of the tensors that store a matrix of the shape `[rows, cols]`.
+    /// Returns the name, type and shape of each tensor that stores a matrix `[rows, cols]` with groups of the size `group`: `codes`,
+    /// `group_scales` and `row_scales`, as described at [`TableLinear`]. With [`GroupSize::Tensor`] each row is one group. Does not fail;
+    /// [`Layout::bits`] errors later if a size overflows.
     pub fn layout(group: GroupSize, [rows, cols]: [usize; 2]) -> Layout {
         Layout::exact([
             ("codes", DType::U8, vec![rows, bits::packed_len(cols, 4)]),
@@ -183,9 +188,11 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result
 }
 
 impl TableLinear {
-    /// Converts a matrix of 4-bit codes on the grid [`Grid::SymFull`]: the codes stay, each group's scale is divided by the new scale of its row,
-    /// the largest magnitude of the row's weights divided by 127. Errors if `op` has other bits or another grid, or a scale does not fit f16 or
-    /// f32.
+    /// Converts a matrix of 4-bit codes on the grid [`Grid::SymFull`], with the same codes and groups. The scale of a row becomes the
+    /// largest magnitude of the row's weights divided by 127, or 1 if that is below the smallest normal f32, as for a row of zeros. The
+    /// scale of each group is divided by the new scale of its row and rounded to f16. `exec` has the instruction set and threads to compute
+    /// with. Errors if `op` has other bits or another grid, a weight is infinite in f32, the scale of a group divided by that of its row is
+    /// infinite in f16 although the group has a weight other than 0, or there are more than 131 072 columns.
     pub fn of_grouped(op: &GroupedLinear, exec: &Exec) -> Result<Self> {
         let spec = op.group_spec();
         if spec.bits().get() != 4 || spec.grid() != Grid::SymFull {
@@ -204,8 +211,12 @@ impl TableLinear {
             let scale = if max < f32::MIN_POSITIVE * 127.0 { 1.0 } else { max / 127.0 };
             row_scales.push(scale);
             for g in 0..groups {
-                let params = op.quant_params_of(r, g * spec.group().width(cols));
-                shares.push(f16::from_f32(params.map_or(1.0, |p| p.scale) / scale));
+                let first = g * spec.group().width(cols);
+                let params = op.quant_params_of(r, first);
+                let share = f16::from_f32(params.map_or(1.0, |p| p.scale) / scale);
+                // Any scale stands for a group of zeros, whose own may be far above that of the row.
+                let zeros = || row[first..cols.min(first + spec.group().width(cols))].iter().all(|v| *v == 0.0);
+                shares.push(if share.is_finite() || !zeros() { share } else { f16::ONE });
             }
             codes.extend(op.row_codes(r)?);
         }

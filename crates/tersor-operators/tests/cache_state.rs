@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tersor_core::cache::{Budget, CacheLoading, Eviction, Probs, TokenScorer};
 use tersor_core::tensors::{join, read_floats, write_floats};
@@ -121,11 +121,14 @@ fn a_loaded_cache_evicts_as_the_saved_one_would() -> Result<()> {
 /// Dense rows that refuse what a switch says.
 struct Refusing {
     rows: DenseRows,
-    refuses: Arc<[AtomicBool; 2]>,
+    refuses: Arc<[AtomicBool; 3]>,
+    decoded: AtomicUsize,
 }
 
 const REMOVE: usize = 0;
 const DECODE: usize = 1;
+/// Decoding is refused from the fourth block of rows on.
+const LATER: usize = 2;
 
 impl Refusing {
     fn check(&self, what: usize) -> Result<()> {
@@ -151,6 +154,9 @@ impl KvStore for Refusing {
     }
     fn decode(&self, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
         self.check(DECODE)?;
+        if self.refuses[LATER].load(Ordering::Relaxed) && self.decoded.fetch_add(1, Ordering::Relaxed) >= 3 {
+            return self.check(LATER);
+        }
         self.rows.decode(rows, out, exec)
     }
     fn retain(&mut self, keep: &[u32]) -> Result<()> {
@@ -175,10 +181,11 @@ impl KvStore for Refusing {
     }
 }
 
-fn refusing() -> (LayerCache, Arc<[AtomicBool; 2]>) {
-    let refuses: Arc<[AtomicBool; 2]> = Arc::default();
+fn refusing() -> (LayerCache, Arc<[AtomicBool; 3]>) {
+    let refuses: Arc<[AtomicBool; 3]> = Arc::default();
     let rows = DenseRows::new(DIM, DType::F32).unwrap();
-    let values: Vec<Box<dyn KvStore>> = vec![Box::new(Refusing { rows, refuses: Arc::clone(&refuses) })];
+    let values: Vec<Box<dyn KvStore>> =
+        vec![Box::new(Refusing { rows, refuses: Arc::clone(&refuses), decoded: AtomicUsize::new(0) })];
     let cache = LayerCache::new(Heads::new(2, 1, DIM).unwrap(), dense(1), values).unwrap();
     (cache, refuses)
 }
@@ -224,4 +231,41 @@ fn a_step_whose_attention_fails_leaves_the_tokens_before_it() {
         refuses[DECODE].store(false, Ordering::Relaxed);
         step(&mut cache, 12..14).unwrap();
     }
+    // If the tokens cannot be removed again, the cache refuses later calls.
+    let (mut cache, refuses) = refusing();
+    step(&mut cache, 0..12).unwrap();
+    refuses.iter().for_each(|r| r.store(true, Ordering::Relaxed));
+    step(&mut cache, 12..14).unwrap_err();
+    refuses.iter().for_each(|r| r.store(false, Ordering::Relaxed));
+    assert!(step(&mut cache, 12..14).unwrap_err().to_string().contains("clear the cache"));
+}
+
+#[test]
+fn a_cache_is_loaded_for_its_own_heads_alone() -> Result<()> {
+    let mut cache = LayerCache::new(Heads::new(4, 2, DIM)?, dense(2), dense(2))?;
+    step(&mut cache, 0..5)?;
+    let mut file = MemTensors::new();
+    cache.save("layer", &mut file)?;
+    let registry = cache_registry();
+    let loading = CacheLoading::new(&registry, &file);
+    let load = |heads: Heads, spec: &OpSpec| LayerCache::load(heads, None, spec, "layer", &loading);
+    assert!(load(Heads::new(4, 2, DIM)?, &cache.spec()).is_ok());
+    for key_heads in [1, 4] {
+        assert!(matches!(load(Heads::new(4, key_heads, DIM)?, &cache.spec()).err(), Some(Error::Shape { .. })));
+    }
+    assert!(load(Heads::new(4, 2, DIM)?, &OpSpec { kind: "dense".into(), ..cache.spec() }).is_err());
+    Ok(())
+}
+
+/// After a failure the scorer may have observed some queries of the step, which it cannot forget.
+#[test]
+fn a_step_that_fails_after_probabilities_were_observed_damages_the_cache() {
+    let (cache, refuses) = refusing();
+    let mut cache = cache.with_eviction(eviction());
+    // More queries than attend at once; rows are refused after the first of them.
+    step(&mut cache, 0..2000).unwrap();
+    refuses[LATER].store(true, Ordering::Relaxed);
+    step(&mut cache, 2000..2300).unwrap_err();
+    refuses[LATER].store(false, Ordering::Relaxed);
+    assert!(step(&mut cache, 2300..2301).unwrap_err().to_string().contains("clear the cache"));
 }

@@ -437,6 +437,35 @@ impl Recall for Tenth {
     }
 }
 
+/// Returns the same merges, whatever was evicted.
+struct Always(Vec<Vec<Merge>>);
+
+impl Recall for Always {
+    fn merges(&mut self, _: &[Box<dyn KvStore>], _: &[Vec<u32>], _: &[Vec<u32>], _: &Exec) -> Result<Vec<Vec<Merge>>> {
+        Ok(self.0.clone())
+    }
+}
+
+#[test]
+fn merges_take_evicted_tokens_into_retained_ones_alone() {
+    let (heads, exec) = (Heads::new(2, 1, 4).unwrap(), &Exec::new());
+    let x = Inputs::new(&heads, 12);
+    let run = |merges: &[Vec<Merge>]| {
+        let scorer = Box::new(Heavy { probs: Probs::Sums, ..Heavy::default() });
+        let eviction = Eviction::new(0, scorer, Arc::new(Fixed(4))).with_recall(Box::new(Always(merges.to_vec())));
+        let mut cache = LayerCache::new(heads.clone(), vec![dense(4)], vec![dense(4)]).unwrap().with_eviction(eviction);
+        cache.step(x.step(0..8), &mut vec![0f32; 8 * 8], exec).unwrap();
+        cache.seal(exec).map(|()| cache.positions(0).to_vec())
+    };
+    let stays = run(&[]).unwrap();
+    let gone: Vec<u32> = (0..8).filter(|p| !stays.contains(p)).collect();
+    let merge = |into: u32, from: u32| vec![Merge { into, own: 0.5, from: vec![(from, 0.5)] }];
+    assert_eq!(run(&[merge(stays[1], gone[0])]).unwrap(), stays);
+    assert!(run(&[merge(gone[1], gone[0])]).is_err(), "into an evicted token");
+    assert!(run(&[merge(stays[1], stays[0])]).is_err(), "a retained token");
+    assert!(run(&[merge(stays[1], gone[0]), vec![]]).is_err(), "more heads than the cache has");
+}
+
 #[test]
 fn evicted_tokens_go_and_may_be_merged_and_the_rest_attends() {
     let (heads, exec) = (Heads::new(2, 1, 4).unwrap(), &Exec::new());

@@ -327,6 +327,22 @@ fn blocks_of_rows_save_as_the_whole() {
 }
 
 #[test]
+fn rows_have_the_same_bits_in_every_cut() {
+    let dense =
+        |shape: [usize; 2], salt| Box::new(Dense::new(values(shape[0] * shape[1], salt), shape, DType::F32).unwrap());
+    let low_rank = Factored::new(dense([9, 5], 1), dense([5, 1100], 2)).unwrap();
+    let op = Residual::new(dense([9, 1100], 3), Box::new(low_rank)).unwrap();
+    let whole = rows_of(&op);
+    for first in 0..9 {
+        for end in first + 1..=9 {
+            let mut part = vec![0f32; (end - first) * 1100];
+            op.decompress_rows(first..end, &mut part, &Exec::new()).unwrap();
+            assert_eq!(part, whole[first * 1100..end * 1100], "rows {first} to {end}");
+        }
+    }
+}
+
+#[test]
 fn mismatched_and_hostile_specifications_are_refused() {
     let dense =
         |r: usize, c: usize| Box::new(Dense::new(vec![0.5; r * c], [r, c], DType::F32).unwrap()) as Box<dyn LinearOp>;

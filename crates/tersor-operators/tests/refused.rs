@@ -118,7 +118,8 @@ fn grids_that_cannot_be_stored() {
                 assert!(made(Affine { scale, zero: 8 }).is_ok());
             }
         }
-        assert!(made(Affine { scale: 0.5, zero: 15 }).is_ok());
+        // Symmetric grids have their zero point in the middle.
+        assert_eq!(made(Affine { scale: 0.5, zero: 15 }).is_ok(), grid == Grid::Asym);
         assert!(matches!(made(Affine { scale: 0.5, zero: 16 }), Err(Error::Range { .. })));
     }
     let dual = |scale| DualLinear::new([1, 2], GroupSize::Channel, &[1, 2], vec![1], vec![0], vec![scale]);
@@ -229,4 +230,58 @@ fn operators_that_could_not_be_loaded_are_not_saved() {
     assert!(registry().load(&nested(limit).spec(), "w", &file).is_ok());
     let mut none = MemTensors::new();
     assert!(matches!(nested(limit + 1).save("w", &mut none), Err(Error::Limit { .. })) && none.is_empty());
+}
+
+#[test]
+fn codes_that_do_not_fit_are_refused() {
+    let made = |code| DualLinear::new([1, 2], GroupSize::Channel, &[1, code], vec![1], vec![0], vec![1.0]);
+    assert!(made(15).is_ok() && matches!(made(16).err(), Some(Error::Range { .. })));
+}
+
+#[test]
+fn codes_beyond_the_input_are_left_unchanged() {
+    // The values of fp4 do not ascend, so that codes are relabelled.
+    let (map, isa) = (Map::fp4(), Isa::detect());
+    let mut codes = [7u8; 6];
+    map.encode(isa, &[0.1, -0.2], 1.0, &mut codes);
+    assert_eq!(codes[2..], [7; 4]);
+    map.encode_blocks(isa, &[0.1; 6], &[1.0], 3, &mut codes);
+    assert_eq!(codes[3..], [7; 3]);
+    map.encode_stochastic(isa, &[0.1], 1.0, |_| 0.5, &mut codes);
+    assert_eq!(codes[3..], [7; 3]);
+}
+
+#[test]
+fn one_scale_for_a_matrix_is_the_same_in_all_rows() {
+    let own = spec(4, GroupSize::Tensor, Grid::SymFull, DType::F32);
+    let made = |scale: fn(usize) -> f32| {
+        GroupedLinear::encode(own, [2, 2], &[0.0, 1.0, 2.0, 3.0], Isa::detect(), |row, _, out| {
+            out.fill(Affine { scale: scale(row), zero: 8 });
+            Ok(())
+        })
+    };
+    assert!(made(|_| 0.5).is_ok() && made(|row| 0.5 + row as f32).is_err());
+}
+
+#[test]
+fn a_loaded_matrix_equals_the_saved_one_however_its_ranges_were_found() {
+    let own = GroupSpec::new(4, GroupSize::Channel, Grid::Asym, DType::F16, Clip::Search { norm: 2.4 }).unwrap();
+    let op = GroupedLinear::from_codes(own, [1, 2], &[1, 2], &[Affine { scale: 0.5, zero: 3 }]).unwrap();
+    let mut file = MemTensors::new();
+    op.save("w", &mut file).unwrap();
+    let again = GroupedLinear::load(&op.spec(), "w", &file).unwrap();
+    assert!(again == op);
+    let both = GroupedLinear::stack(own, [2, 2], [op, again]).unwrap();
+    assert_eq!(both.shape(), [2, 2]);
+}
+
+#[test]
+fn a_group_of_zeros_in_a_row_of_small_weights_becomes_a_table() {
+    let own = spec(4, GroupSize::size(2).unwrap(), Grid::SymFull, DType::F32);
+    let params = [Affine { scale: 1.0, zero: 8 }, Affine { scale: 1e-6, zero: 8 }];
+    let op = GroupedLinear::from_codes(own, [1, 4], &[8, 8, 15, 0], &params).unwrap();
+    let (exec, mut out) = (Exec::serial(), [9f32; 4]);
+    TableLinear::of_grouped(&op, &exec).unwrap().decompress_rows(0..1, &mut out, &exec).unwrap();
+    assert_eq!(out[..2], [0.0; 2]);
+    assert!((out[3] + 8e-6).abs() < 1e-7, "{out:?}");
 }

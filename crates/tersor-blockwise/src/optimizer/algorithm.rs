@@ -74,23 +74,42 @@ struct Buffers {
 }
 
 impl CheckedConfig {
-    /// Updates the values `param` and the state by the gradient `grad`, of the same length; both may be f32, f16 or bf16. The result does not
-    /// depend on the number of threads.
+    /// Makes one step of the configured optimizer on one tensor: updates its values `param` and the optimizer's `state` by the gradient
+    /// `grad`. `param` and `grad` have one number for each element of the tensor, in f32, f16 or bf16. The result does not depend on the
+    /// number of threads.
     ///
-    /// Errors if lengths differ, the state was made with other parameters, or a gradient (with weight decay of [`Decay::Gradient`] also a
-    /// parameter) is not finite or above 1e15 in magnitude. Parameters and state are unchanged then.
+    /// Errors in the following cases, and leaves `param` and `state` unchanged then:
+    ///
+    /// - The lengths of `param`, `grad` and `state` differ.
+    /// - `state` was made for another update rule than the configured one, or its moments have other bits than [`CheckedConfig::bits_of`]
+    ///   returns for this length.
+    /// - `state` has 8-bit moments with another block size or codebook than configured.
+    /// - Percentile clipping is on, but `state` was made without it.
+    /// - A gradient is not finite, or above 1e15 in magnitude.
+    /// - With a weight decay above 0 that is added to the gradient ([`Decay::Gradient`]): a value of `param` is not finite, or above
+    ///   `1e15 / max(1, weight_decay)` in magnitude.
     pub fn step<P: Element, G: Element>(&self, state: &mut State, param: &mut [P], grad: &[G]) -> Result<()> {
         self.step_with(&self.options(param.len()), state, param, grad, &Exec::new())
     }
 
-    /// Returns the options of [`CheckedConfig::step`] for a tensor of `len` elements: the configured learning rate, gradient factor 1, weight decay
-    /// on, all elements active.
+    /// Returns the options with which [`CheckedConfig::step`] steps a tensor of `len` elements: the configured learning rate, a gradient
+    /// factor of 1, weight decay on, and all elements `0..len` trained. They can be changed and passed to [`CheckedConfig::step_with`].
     pub fn options(&self, len: usize) -> StepOptions {
         StepOptions { lr: self.0.lr, grad_scale: 1.0, decay: true, active: 0..len }
     }
 
-    /// Updates `param` and `state` as [`CheckedConfig::step`], with `options`, in the thread pool of `exec`. Errors also if the learning rate or
-    /// the factor of the gradient is negative or not finite, or the active range is not inside `0..param.len()`.
+    /// Makes one step of the configured optimizer on one tensor: updates its values `param` and the optimizer's `state` by the gradient
+    /// `grad`. `param` and `grad` have one number for each element of the tensor. `options` holds the learning rate, the factor of the
+    /// gradient, whether weight decay applies, and the range of trained elements. The step runs in the thread pool of `exec`. Elements
+    /// outside the range of trained elements keep their values; their gradients and values have no effect and are not checked, so that they
+    /// may be NaN.
+    ///
+    /// Errors if the lengths of `param`, `grad` and `state` differ, or if `state` does not fit the configuration (update rule, bits, block
+    /// size, codebook, percentile clipping), as [`CheckedConfig::step`] says. Errors if the gradient of a trained element is not finite, or
+    /// above `1e15 / max(1, grad_scale)` in magnitude. If weight decay applies and is added to the gradient ([`Decay::Gradient`]), errors
+    /// also if the value of a trained element is not finite, or above `1e15 / max(1, weight_decay)` in magnitude. Errors also if
+    /// `options.lr` or `options.grad_scale` is negative or not finite, or if `options.active` is not inside `0..param.len()`. `param` and
+    /// `state` are unchanged after an error.
     pub fn step_with<P: Element, G: Element>(
         &self,
         options: &StepOptions,
@@ -139,9 +158,9 @@ impl CheckedConfig {
         if state.is_some_and(|s| s.step == u64::MAX) {
             return Err(Error::Overflow { what: "the number of steps of a state".into() });
         }
-        let square = scan(exec, grad, active.clone(), "gradient", wants_square)?;
-        if self.0.decay == Decay::Gradient && self.0.weight_decay > 0.0 {
-            scan(exec, param, active, "parameter", false)?;
+        let square = scan(exec, grad, active.clone(), ("gradient", options.grad_scale), wants_square)?;
+        if options.decay && self.0.decay == Decay::Gradient && self.0.weight_decay > 0.0 {
+            scan(exec, param, active, ("parameter", self.0.weight_decay), false)?;
         }
         Ok(square)
     }
@@ -185,7 +204,15 @@ impl CheckedConfig {
 
 /// Returns the sum of the squares of the active elements, or 0 without `squares`. Errors if one is not finite or above [`MAX_GRADIENT`] in magnitude;
 /// `what` names the values.
-fn scan<T: Element>(exec: &Exec, x: &[T], active: Range<usize>, what: &str, squares: bool) -> Result<f64> {
+fn scan<T: Element>(
+    exec: &Exec,
+    x: &[T],
+    active: Range<usize>,
+    (what, scale): (&str, f32),
+    squares: bool,
+) -> Result<f64> {
+    let max = MAX_GRADIENT / scale.max(1.0);
+    let too_large = |v: f32| v.is_nan() || v.abs() > max;
     let (isa, start) = (exec.isa(), active.start);
     let x = &x[active];
     let found = par::map(x.len().div_ceil(UNIT), exec.parallel(), Vec::new, |i, wide: &mut Vec<f32>| {
@@ -193,22 +220,17 @@ fn scan<T: Element>(exec: &Exec, x: &[T], active: Range<usize>, what: &str, squa
         let x = widened(isa, x, wide);
         (blockwise::abs_max(isa, x), if squares { loops::sum_squares(x) } else { 0.0 })
     });
-    if let Some(i) = found.iter().position(|(max, _)| too_large(*max)) {
+    if let Some(i) = found.iter().position(|(largest, _)| too_large(*largest)) {
         let at = i * UNIT + x[i * UNIT..].iter().position(|v| too_large(v.to_f32())).unwrap_or(0);
         let (value, at) = (x[at].to_f32(), at + start);
         return Err(match value.is_finite() {
             false => Error::NonFinite { row: 0, col: at, value },
             true => Error::Numerical(format!(
-                "the {what} {value:e} at {at} is above {MAX_GRADIENT:e}; scale the loss or the gradient down"
+                "the {what} {value:e} at {at} is above {max:e}, the limit with the factor {scale}; scale the loss or the gradient down"
             )),
         });
     }
     Ok(found.iter().map(|(_, s)| s).sum())
-}
-
-/// Returns whether a magnitude is NaN or above [`MAX_GRADIENT`].
-fn too_large(v: f32) -> bool {
-    v.is_nan() || v.abs() > MAX_GRADIENT
 }
 
 /// Returns the norm of `x`; not finite if a value is not.
@@ -322,8 +344,7 @@ impl Plan<'_> {
             Rule::RmsProp => loops::scaled(isa, beta2, 1.0 - beta2, how.eps, g, a, u),
             Rule::Adagrad => loops::scaled(isa, 1.0, 1.0, how.eps, g, a, u),
         }
-        let partly = at.start < unit.active.start || unit.active.end < at.end;
-        if how.skip_zeros || partly {
+        if how.skip_zeros {
             for (old, now) in buffers.old.iter().zip(&mut buffers.moments) {
                 loops::restore(isa, raw, old, now);
             }

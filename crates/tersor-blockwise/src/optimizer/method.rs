@@ -10,8 +10,9 @@ use super::{CheckedConfig, OptimizerConfig, State, StepOptions};
 /// Added to the norm that the maximum is divided by, as in `torch.nn.utils.clip_grad_norm_`.
 const CLIP_EPS: f64 = 1e-6;
 
-/// An optimizer of named tensors. It holds a [`State`] for each tensor, which begins with the tensor's first step, and may have different
-/// parameters for some tensors.
+/// An optimizer of the named tensors of a model. It holds one [`State`] (moments and number of steps) for each tensor name, made at the
+/// tensor's first step. All tensors use the parameters passed to [`BlockwiseOptimizer::new`], except those to which
+/// [`BlockwiseOptimizer::set`] or [`BlockwiseOptimizer::keep_f32`] gave parameters of their own.
 ///
 /// ```
 /// use tersor_blockwise::optimizer::{BlockwiseOptimizer, OptimizerConfig};
@@ -47,15 +48,17 @@ pub struct BlockwiseOptimizer {
 }
 
 impl BlockwiseOptimizer {
-    /// Returns an optimizer without states; `base` are the parameters of all tensors. Errors if one is out of range.
+    /// Returns an optimizer without states. Every tensor uses the parameters `base`, unless [`BlockwiseOptimizer::set`] gives it others.
+    /// Errors if a value in `base` is out of range.
     pub fn new(base: OptimizerConfig) -> Result<Self> {
         let checked = base.clone().check()?;
         let (own, states) = (BTreeMap::new(), BTreeMap::new());
         Ok(Self { base, checked, own, states, lr_factor: 1.0, max_norm: None })
     }
 
-    /// Returns the optimizer with gradient clipping by the global norm: in [`Optimizer::step`], if the norm of the gradients of all tensors
-    /// together exceeds `max_norm`, they are scaled down to it. Errors unless `max_norm` is finite and above 0.
+    /// Returns the optimizer with gradient clipping by the global norm: [`Optimizer::step`] then multiplies every gradient by `min(1,
+    /// max_norm / (norm + 1e-6))`, where `norm` is the Euclidean norm of the gradients of all tensors together. Without this call gradients
+    /// are not clipped. Errors unless `max_norm` is finite and above 0.
     pub fn max_norm(self, max_norm: f64) -> Result<Self> {
         if !(max_norm.is_finite() && max_norm > 0.0) {
             return Err(ParamError::new("max_norm", max_norm, "must be finite and above 0").into());
@@ -63,21 +66,28 @@ impl BlockwiseOptimizer {
         Ok(Self { max_norm: Some(max_norm), ..self })
     }
 
-    /// Sets the parameters of the tensor `name` to `own(base)`, with `base` the parameters of all tensors. To be called before the tensor's first
-    /// step: later steps fail if its state has another rule, other bits or, in 8 bits, another block size or map, or has no norms for percentile
-    /// clipping. Errors if a parameter is out of range.
+    /// Gives the tensor `name` parameters of its own: `own(base)`, where `base` are the parameters passed to [`BlockwiseOptimizer::new`].
+    /// They replace those that earlier calls of this function or of [`BlockwiseOptimizer::keep_f32`] gave the tensor. Errors if a value in
+    /// `own(base)` is out of range; nothing has changed then.
+    ///
+    /// Call it before the tensor's first step. A later call succeeds, too, but the tensor keeps its state. Its following steps then error
+    /// if the new parameters have another update rule, other bits, or another block size or codebook of 8-bit moments, or if they turn on
+    /// percentile clipping, for which the state lacks the norms.
     pub fn set(&mut self, name: &str, own: impl FnOnce(OptimizerConfig) -> OptimizerConfig) -> Result<()> {
         self.own.insert(name.to_string(), own(self.base.clone()).check()?);
         Ok(())
     }
 
-    /// Keeps the moments of the tensor `name` in f32, as the stable embedding layer does (arXiv 2110.02861, section 2.3). To be called before the
-    /// tensor's first step. Errors as [`BlockwiseOptimizer::set`].
+    /// Keeps the moments of the tensor `name` in f32, as the stable embedding layer does (arXiv 2110.02861, section 2.3); its other
+    /// parameters stay those of [`BlockwiseOptimizer::params`]. Call it before the tensor's first step; later steps error if the tensor's
+    /// state already has 8-bit moments. This call itself never errors.
     pub fn keep_f32(&mut self, name: &str) -> Result<()> {
-        self.set(name, |o| o.bits(32))
+        let own = self.params(name).0.clone().bits(32);
+        self.set(name, |_| own)
     }
 
-    /// Sets the factor that multiplies every learning rate in the following steps, for schedules. Errors if it is negative or not finite.
+    /// Sets the factor that multiplies the learning rate of every tensor in all following steps, for learning-rate schedules. It replaces
+    /// the factor set before and is 1 at first. Errors if `factor` is negative or not finite.
     pub fn scale_lr(&mut self, factor: f32) -> Result<()> {
         if !(0.0..f32::INFINITY).contains(&factor) {
             return Err(ParamError::new("factor", factor, "must be finite and at least 0").into());
@@ -86,13 +96,21 @@ impl BlockwiseOptimizer {
         Ok(())
     }
 
-    /// Returns the parameters of the tensor `name`: its own, or those of all tensors.
+    /// Returns the parameters with which the tensor `name` is stepped: those that [`BlockwiseOptimizer::set`] or
+    /// [`BlockwiseOptimizer::keep_f32`] gave to this tensor, or, for every other name, those passed to [`BlockwiseOptimizer::new`].
     pub fn params(&self, name: &str) -> &CheckedConfig {
         self.own.get(name).unwrap_or(&self.checked)
     }
 
-    /// Updates the tensor `name` with the values `param` by its gradient `grad`, of the same length; both may be f32, f16 or bf16. The global norm
-    /// is not clipped. Errors as [`CheckedConfig::step`], naming the tensor; nothing has changed then.
+    /// Makes one optimizer step on the tensor `name` alone: updates its values `param` and its state by the gradient `grad`. The first step
+    /// of a tensor makes its state. `param` and `grad` have one number for each element, in f32, f16 or bf16. The gradient is not clipped
+    /// by the global norm, even after [`BlockwiseOptimizer::max_norm`].
+    ///
+    /// Errors, naming the tensor, if `param` and `grad` have different lengths or another length than in earlier steps, or if a gradient is
+    /// not finite or above 1e15 in magnitude. With a weight decay above 0 that is added to the gradient
+    /// ([`Decay::Gradient`](super::Decay::Gradient)), errors also if a value of `param` is not finite, or above `1e15 / max(1,
+    /// weight_decay)` in magnitude. Errors also if [`BlockwiseOptimizer::set`] or [`BlockwiseOptimizer::keep_f32`], called after the first
+    /// step, gave the tensor parameters that need another state, for example other bits. Nothing has changed after an error.
     pub fn step_tensor<P: Element, G: Element>(&mut self, name: &str, param: &mut [P], grad: &[G]) -> Result<()> {
         let config = self.own.get(name).unwrap_or(&self.checked);
         let options = StepOptions { lr: config.0.lr * self.lr_factor, ..config.options(param.len()) };
@@ -108,12 +126,13 @@ impl BlockwiseOptimizer {
         Ok(())
     }
 
-    /// Returns the state of the tensor `name`; `None` before its first step.
+    /// Returns the state of the tensor `name`: its moments and the number of its steps. `None` before the tensor's first step.
     pub fn state(&self, name: &str) -> Option<&State> {
         self.states.get(name)
     }
 
-    /// Returns the bytes of all states.
+    /// Returns the memory that the states of all tensors take, in bytes: moments, their block scales and, with percentile clipping,
+    /// gradient norms. It is 0 before the first step.
     pub fn bytes(&self) -> usize {
         self.states.values().map(State::bytes).sum()
     }
@@ -179,7 +198,8 @@ impl Optimizer for BlockwiseOptimizer {
                 states.insert(name.to_string(), state);
             }
         }
-        if states.is_empty() {
+        // An optimizer that was saved before its first step has no states.
+        if states.is_empty() && !source.names().is_empty() {
             return Err(Error::missing("a state", "the saved tensors; none is named `<tensor>.state`"));
         }
         self.states = states;

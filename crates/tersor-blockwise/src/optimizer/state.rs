@@ -20,8 +20,9 @@ pub(super) enum Moment {
     Blocks { map: Map, codes: Vec<u8>, absmax: Vec<f32> },
 }
 
-/// The state of an optimizer for one tensor: its moments and the number of steps done. [`CheckedConfig::state`] makes it, [`CheckedConfig::step`]
-/// updates it. A state that was saved and loaded continues bit for bit.
+/// The state of an optimizer for one tensor: its moments (running means or sums of gradients and squared gradients, one value for each
+/// element) and the number of steps done. [`CheckedConfig::state`] makes it, [`CheckedConfig::step`] updates it. A state that was saved and
+/// loaded continues bit for bit.
 ///
 /// ```
 /// use tersor_blockwise::{Check, MemTensors, optimizer::{OptimizerConfig, State}};
@@ -59,12 +60,14 @@ struct Header {
 }
 
 impl CheckedConfig {
-    /// Returns the bits of each stored moment of a tensor of `len` elements: 8 or 32.
+    /// Returns the bits in which each moment of a tensor of `len` elements is stored: 32 (f32) if `len` is below
+    /// `OptimizerConfig::min_8bit_size`, otherwise the configured bits, 8 or 32.
     pub fn bits_of(&self, len: usize) -> u32 {
         if len < self.0.min_8bit_size { 32 } else { self.0.bits }
     }
 
-    /// Returns the state of a tensor of `len` elements before its first step: all moments are zero. Errors if `len` is too large to address.
+    /// Returns the state of a tensor of `len` elements before its first step: all moments are zero, and no step is counted. Errors if `len`
+    /// is above `isize::MAX / 8`.
     pub fn state(&self, len: usize) -> Result<State> {
         let how = &self.0;
         if len > isize::MAX as usize / 8 {
@@ -118,17 +121,17 @@ impl CheckedConfig {
 }
 
 impl State {
-    /// Returns the number of elements of the tensor.
+    /// Returns the number of elements of the tensor that the state belongs to.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Returns whether the tensor has no elements.
+    /// Returns whether the tensor that the state belongs to has no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Returns the number of steps done.
+    /// Returns the number of steps done with this state; 0 before the first step.
     pub fn steps(&self) -> u64 {
         self.step
     }
@@ -138,7 +141,8 @@ impl State {
         matches!(self.moments.first(), Some(Moment::Full(_)))
     }
 
-    /// Returns the bytes of the moments, their scales and, with percentile clipping, the last 100 gradient norms.
+    /// Returns the memory of the state in bytes: for each moment 4 bytes an element in f32, or in 8 bits 1 byte an element and 4 bytes for
+    /// the scale of each block; with percentile clipping also 400 bytes for the last 100 gradient norms. Codebooks are not counted.
     pub fn bytes(&self) -> usize {
         let moment = |m: &Moment| match m {
             Moment::Full(v) => 4 * v.len(),
@@ -147,7 +151,8 @@ impl State {
         self.moments.iter().map(moment).sum::<usize>() + 4 * self.norms.len()
     }
 
-    /// Returns the values of the moment `name` (see [`Rule::moments`]), one for each element; `None` if the rule has no such moment.
+    /// Returns the values of the moment `name`, one for each element of the tensor, dequantized if they are stored in 8 bits. The names are
+    /// `mean`, `slow` and `square`; [`Rule::moments`] lists those of a rule. `None` if the rule has no such moment.
     pub fn moment(&self, name: &str) -> Option<Vec<f32>> {
         let at = self.rule.moments().iter().position(|n| *n == name)?;
         Some(match &self.moments[at] {
@@ -161,7 +166,8 @@ impl State {
         })
     }
 
-    /// Returns the 8-bit codes of the moment `name`, one for each element; `None` if it is stored in f32 or the rule has no such moment.
+    /// Returns the 8-bit codes of the moment `name` (`mean`, `slow` or `square`), one for each element of the tensor: indices into the
+    /// moment's codebook. `None` if the moment is stored in f32 or the rule has no such moment.
     pub fn codes(&self, name: &str) -> Option<&[u8]> {
         let at = self.rule.moments().iter().position(|n| *n == name)?;
         match &self.moments[at] {
@@ -170,8 +176,11 @@ impl State {
         }
     }
 
-    /// Writes the state as tensors under `prefix`: `state` (u8, JSON); each moment under its name, as f32 or as `codes` (u8), `absmax` (f32, one
-    /// for each block) and `map` (f32, the values of the codes); and with percentile clipping `norms` (f32, 100). Errors if `sink` fails.
+    /// Writes the state as tensors whose names begin with `prefix` and a dot: `state` (u8, JSON with the update rule and the numbers of
+    /// elements, of elements in a block, of steps, of bits and of norms); for each moment, such as `mean`, either `mean` (f32,
+    /// `[elements]`) or, in 8 bits, `mean.codes` (u8, `[elements]`), `mean.absmax` (f32, `[blocks]`, the scale of each block) and
+    /// `mean.map` (f32, the codebook: its value for a code, times the scale of the block, is the value of the moment); with percentile
+    /// clipping `norms` (f32, `[100]`, squares of the last norms of the gradient). Errors only if `sink` errors.
     pub fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let header = Header {
             rule: self.rule.name().into(),
@@ -199,8 +208,10 @@ impl State {
         if self.norms.is_empty() { Ok(()) } else { write("norms", DType::F32, NORMS, &to_bytes(&self.norms)) }
     }
 
-    /// Reads a state that [`State::save`] wrote under `prefix`. Errors if a tensor is missing or has another size, a value is not finite, or a
-    /// square, a scale or a norm is negative.
+    /// Reads the state that [`State::save`] wrote as tensors whose names begin with `prefix` and a dot. Errors if a tensor is missing or
+    /// has another type or size, the JSON description is malformed or longer than 4096 bytes, or a value is not finite. Errors also if one
+    /// of these is negative: the scale of a block, the norm of a gradient, or a value of the moment `square` (the running mean or the sum
+    /// of squared gradients).
     pub fn load(prefix: &str, source: &dyn TensorSource) -> Result<Self> {
         let name = join(prefix, "state");
         let info = source.info(&name)?;

@@ -16,13 +16,19 @@ const PIECE: usize = 1 << 12;
 const STEP: usize = 512;
 
 impl CheckedBlockwise {
-    /// Returns the number of bytes of the packed codes of `len` values: one for each, or one for two with 4-bit codes.
+    /// Returns the number of bytes that the packed codes of `len` values take: `len` with 8-bit codes, `ceil(len / 2)` with 4-bit codes
+    /// (codebooks of at most 16 values).
     pub fn code_bytes(&self, len: usize) -> usize {
         if self.map().bits() == 4 { len.div_ceil(2) } else { len }
     }
 
-    /// Quantizes the values `x` in consecutive blocks. Errors if a value is not finite, naming its index as the column, or with nested scales if a
-    /// dequantized scale overflows f32.
+    /// Quantizes the values `x`, a tensor of any shape in row-major order. Consecutive values form blocks, of which the last may be
+    /// shorter. Returns for each block its scale, which is its largest magnitude, and for each value its code: that of the codebook value
+    /// nearest to the value divided by the scale, or with [`Blockwise::stochastic`] that of one of the two neighbours. In a block of zeros,
+    /// whose scale is 0, the quotient counts as 0. The result is empty if `x` is.
+    ///
+    /// Errors with [`Error::NonFinite`], whose column is the index in `x`, if a value is not finite. With double quantization
+    /// ([`Blockwise::nested`]), errors also if a dequantized scale overflows f32.
     pub fn quantize_values<T: Element>(&self, x: &[T]) -> Result<Quantized> {
         let mut codes = vec![0u8; self.code_bytes(x.len())];
         let mut absmax = vec![0f32; x.len().div_ceil(self.block())];
@@ -39,9 +45,13 @@ impl CheckedBlockwise {
         self.finish(x.len(), dtype, codes, absmax)
     }
 
-    /// Quantizes `x` into given buffers: `codes` takes the packed codes, [`CheckedBlockwise::code_bytes`] bytes, of two 4-bit codes the first in
-    /// the high half of the byte; `absmax` takes the largest magnitude of each block. Scales are not quantized. Errors if a length is wrong or a
-    /// value is not finite; the content of the buffers is unspecified then.
+    /// Quantizes the values `x` into the caller's buffers. `codes` receives the packed codes and must have as many bytes as
+    /// [`CheckedBlockwise::code_bytes`] returns for `x.len()`; of two 4-bit codes in a byte, the first is in the high half. `absmax`
+    /// receives the scale of each block, its largest magnitude, and must have `ceil(x.len() / block)` elements for blocks of `block`
+    /// values. Scales are f32 even with double quantization ([`Blockwise::nested`]).
+    ///
+    /// Errors if a buffer has another length, or with [`Error::NonFinite`], whose column is the index in `x`, if a value is not finite; the
+    /// content of the buffers is unspecified then.
     pub fn quantize_into<T: Element>(&self, x: &[T], codes: &mut [u8], absmax: &mut [f32]) -> Result<()> {
         self.encode(x, 0, codes, absmax, &Exec::new())
     }
@@ -131,7 +141,7 @@ impl CheckedBlockwise {
         Quantized::from_parts(self.map().clone(), self.block(), len, dtype, codes, scales)
     }
 
-    /// Returns a quantizer that receives the values of a tensor in pieces.
+    /// Returns a quantizer with these parameters that receives the values of one tensor, of the type `T`, in consecutive pieces.
     pub fn stream<T: Element>(&self) -> Stream<T> {
         Stream::new(self.clone())
     }

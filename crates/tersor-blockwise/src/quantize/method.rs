@@ -43,8 +43,9 @@ impl Method for CheckedBlockwise {
 }
 
 impl CheckedBlockwise {
-    /// Returns the stored tensors of a matrix of this shape and element type `T`, as [`Blockwise::quantize`](super::Blockwise::quantize) makes it;
-    /// the name of the type is stored beside the codes. Errors if the shape overflows.
+    /// Returns the tensors (names, types and shapes) that will store a matrix of the shape `[out_features, in_features]` after
+    /// [`Blockwise::quantize`](super::Blockwise::quantize) of elements of the type `T`. The type matters only because its name is stored
+    /// beside the codes. Errors if a matrix of this shape would exceed the address space.
     pub fn layout_of<T: Element>(&self, shape: [usize; 2]) -> Result<Layout> {
         elements(shape)?;
         let form =

@@ -5,7 +5,9 @@ use tersor_operators::Quantized;
 
 use super::CheckedBlockwise;
 
-/// Quantizes the values of a tensor in pieces. The result is the same as of all values at once; less than two blocks of values are buffered.
+/// A block-wise quantizer of one tensor whose values come in consecutive pieces of any lengths: [`Stream::push`] takes a piece,
+/// [`Stream::finish`] returns the quantized tensor. The result is the same as for all values at once. Fewer than two blocks of values are
+/// buffered, beside codes and scales. `CheckedBlockwise::stream` makes a stream.
 ///
 /// ```
 /// use tersor_blockwise::{Blockwise, Check};
@@ -35,7 +37,8 @@ impl<T: Element> Stream<T> {
         Self { params, rest: Vec::new(), len: 0, codes: Vec::new(), absmax: Vec::new() }
     }
 
-    /// Appends the values `x`. Errors if one is not finite, naming its index in the whole tensor as the column; the stream is unchanged then.
+    /// Appends the values `x` to the tensor. Errors with `Error::NonFinite` if a value is not finite; the column of the error is the index
+    /// of such a value in the whole tensor. The stream is unchanged then.
     pub fn push(&mut self, x: &[T]) -> Result<()> {
         // Two blocks hold an even number of values, so that quantized parts begin at whole bytes.
         let unit = 2 * self.params.block();
@@ -79,7 +82,8 @@ impl<T: Element> Stream<T> {
         self.params.encode(x, first, &mut self.codes[codes..], &mut self.absmax[absmax..], &Exec::new())
     }
 
-    /// Returns the quantized values of all pieces. Errors only with nested scales, if a dequantized scale overflows f32.
+    /// Returns the quantized values of all pieces, in their order. Errors only with double quantization of the scales, if a dequantized
+    /// scale overflows f32.
     pub fn finish(mut self) -> Result<Quantized> {
         let rest = std::mem::take(&mut self.rest);
         self.append(&rest, self.len)?;

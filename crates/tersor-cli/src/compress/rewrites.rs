@@ -128,7 +128,7 @@ pub fn smooth(job: &Job<'_>, layer: usize, observed: &[ObservedSite<'_>]) -> Res
         let site = [s.as_site(&plain)];
         let folds = all.folds.clone();
         let weights = Changed { job, folds: &folds };
-        all.extend(rewrite.rewrite(std::slice::from_ref(s.site), &weights, &Observed(&site), job.cx)?);
+        all.extend(rewrite.rewrite(std::slice::from_ref(s.site), &weights, &Observed(&site), job.cx)?)?;
     }
     write(&layer_path(job, layer), &all)?;
     Ok(all.folds)

@@ -9,8 +9,10 @@ use super::positions::Positions;
 use super::{Angles, Heads, KvStore, Prepared, Probs, Product, TokenScorer};
 use crate::{Error, Exec, MatView, Result};
 
-/// Number of multiply-adds of one block of queries, `query_heads * tokens * cached tokens * key_dim`, from which several threads compute its
-/// attention.
+/// The amount of work from which the attention of one block of queries (at most 512 query tokens in a [`LayerCache`](super::LayerCache)) is
+/// shared between threads. It is counted in multiply-adds of queries and keys, `query_heads * query tokens * cached tokens * key_dim`; a
+/// block of less work runs on the calling thread. Inside of a region of `tersor_kernels::par`, whose threads are already awake, a sixteenth
+/// suffices.
 pub const FORK: usize = 1 << 19;
 
 /// Query tokens of one unit of work: few enough that their scores stay in the processor's cache, and that most later keys are skipped.
@@ -28,12 +30,14 @@ pub(super) struct Attention<'c> {
     pub keys: &'c [Box<dyn KvStore>],
     pub values: &'c [Box<dyn KvStore>],
     pub positions: &'c Positions,
-    /// Queries as their projection gives them, `[tokens, query_heads * key_dim]` row-major: before the rotary embedding, and not yet multiplied by
-    /// [`Heads::scale`].
+    /// Queries as their projection gives them, `[tokens, query_heads * key_dim]` row-major: before the rotary embedding, and not yet
+    /// multiplied by [`Heads::scale`].
     pub queries: &'c [f32],
-    /// The positions of the queries in the text, one for each token.
+    /// The position in the text of each query token, `[tokens]`, in any order. A query at position `p` sees the cached tokens at positions
+    /// up to `p`; if the layer has a sliding window of `w` positions, only those at positions `p - w + 1` to `p`.
     pub at: &'c [u32],
-    /// The rotary angles of each query token, in the order of `at`; empty without a rotary embedding.
+    /// Cosines and sines of the rotary embedding at the position of each query token, `[tokens]`; empty if the layer has no rotary
+    /// embedding.
     pub angles: &'c [Arc<Angles>],
 }
 
@@ -73,9 +77,20 @@ struct Scratch {
 }
 
 impl Attention<'_> {
-    /// Writes the attention output into `out`, `[tokens, query_heads * value_dim]`, whose length the caller has checked, and passes probabilities to
-    /// the scorer if there is one. Errors if a query sees no cached token or rows cannot be fetched.
-    pub fn run(&self, out: &mut [f32], mut scorer: Option<&mut dyn TokenScorer>, exec: &Exec) -> Result<()> {
+    /// Writes the attention output of all queries into `out`, `[tokens, query_heads * value_dim]` row-major. Panics if `out` is shorter
+    /// than this; if it is longer, its other values are unchanged. A scorer, if there is one, receives the attention probabilities that it
+    /// requests through [`TokenScorer::observe`]. `observed` becomes true if a block of queries (up to 512 query tokens) was computed of
+    /// which the scorer requests probabilities; otherwise it is unchanged.
+    ///
+    /// Errors, with `out` unchanged, if a query sees no cached token of some key head. Errors if rows of a store cannot be fetched; `out`
+    /// may be partly written and the scorer may have observed some of the queries then.
+    pub fn run(
+        &self,
+        out: &mut [f32],
+        mut scorer: Option<&mut dyn TokenScorer>,
+        observed: &mut bool,
+        exec: &Exec,
+    ) -> Result<()> {
         let scorer = &mut scorer;
         let visible: Vec<Vec<Range<usize>>> = self.positions.lists().iter().map(|l| self.visible(l)).collect();
         for list in &visible {
@@ -89,7 +104,9 @@ impl Attention<'_> {
         let step = if waits { TOKENS } else { AT_ONCE };
         for first in (0..self.at.len()).step_by(step) {
             let tokens = first..self.at.len().min(first + step);
+            let seen = !self.observed(probs, &tokens).is_empty();
             self.some(tokens, &visible, probs, out, scorer, exec)?;
+            *observed |= seen;
         }
         Ok(())
     }
@@ -150,8 +167,8 @@ impl Attention<'_> {
         Ok(())
     }
 
-    /// Cuts the work by blocks of query tokens, key heads, and ranges of cached tokens, by shape alone. The last group comes first: it sees the most tokens,
-    /// and long units should start early.
+    /// Cuts the work by blocks of query tokens, key heads, and ranges of cached tokens, by shape alone. The last group comes first: it sees
+    /// the most tokens, and long units should start early.
     fn cut<'v>(
         &self,
         tokens: Range<usize>,

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use super::Rotary;
 use crate::{ParamError, Result};
 
-/// The heads of one attention layer: how many query, key and value heads there are, how wide they are, how far back a query sees, and the rotary
-/// embedding. Checked when it is made.
+/// The heads of one attention layer: how many query, key and value heads there are, how wide they are, how far back a query sees (a sliding
+/// window), and the rotary embedding. Every number and width is at least 1. The number of value heads is a multiple of the number of key
+/// heads, and the number of query heads is a multiple of the number of value heads.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -32,9 +33,9 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Returns heads of `head_dim` values each, as many value heads as key heads, without window and rotary embedding. Each key head serves
-    /// `query_heads / key_heads` neighbouring query heads. Errors if a number is 0, `query_heads` is not a multiple of `key_heads`, or a token
-    /// of all heads does not fit the address space.
+    /// Returns heads of `head_dim` values each (queries, keys and values), as many value heads as key heads, without window and rotary
+    /// embedding. Each key head serves `query_heads / key_heads` neighbouring query heads. Errors if a number is 0, if `query_heads` is not
+    /// a multiple of `key_heads`, or if `query_heads * head_dim` values exceed the address space.
     pub fn new(query_heads: usize, key_heads: usize, head_dim: usize) -> Result<Self, ParamError> {
         positive("query_heads", query_heads)?;
         positive("key_heads", key_heads)?;
@@ -55,8 +56,9 @@ impl Heads {
         })
     }
 
-    /// Returns the same with another number and width of value heads. Errors if a number is 0, `heads` is not a multiple of the key heads, or
-    /// the query heads are not a multiple of `heads`.
+    /// Returns these heads with `heads` value heads of `head_dim` values each. Without this call, value heads are as many and as wide as
+    /// key heads. Errors if `heads` or `head_dim` is 0, if `heads` is not a multiple of the number of key heads, or if the number of query
+    /// heads is not a multiple of `heads`. Errors if the output of a token, `query_heads * head_dim` values, exceeds the address space.
     pub fn with_values(self, heads: usize, head_dim: usize) -> Result<Self, ParamError> {
         positive("value_heads", heads)?;
         positive("value_dim", head_dim)?;
@@ -68,15 +70,16 @@ impl Heads {
         Ok(Self { value: heads, value_dim: head_dim, ..self })
     }
 
-    /// Returns the same with a sliding window: a query at position `p` sees the keys at positions `p - tokens + 1` to `p`. Errors unless `tokens`
-    /// is 1 to 2^32 - 1.
+    /// Returns these heads with a sliding window of `tokens` positions: a query at position `p` sees the keys at positions `p - tokens + 1`
+    /// to `p`. Errors unless `tokens` is 1 to 2^32 - 1.
     pub fn with_window(self, tokens: usize) -> Result<Self, ParamError> {
         let window = u32::try_from(tokens).ok().filter(|w| *w > 0);
         let window = window.ok_or_else(|| ParamError::new("window", tokens, "must be 1 to 4294967295"))?;
         Ok(Self { window: Some(window), ..self })
     }
 
-    /// Returns the same with a rotary embedding of queries and keys. Errors if it rotates more dimensions than a key has.
+    /// Returns these heads with a rotary embedding, which is applied to the first `rotary.dims()` values of each query and key head. Errors
+    /// if these are more than the width of a key.
     pub fn with_rotary(self, rotary: Arc<Rotary>) -> Result<Self, ParamError> {
         if rotary.dims() > self.key_dim {
             let rule = format!("must be at most the {} of a head", self.key_dim);
@@ -90,42 +93,42 @@ impl Heads {
         self.query
     }
 
-    /// Returns the number of key heads; it divides that of query heads.
+    /// Returns the number of key heads, a divisor of the number of query heads.
     pub fn key_heads(&self) -> usize {
         self.key
     }
 
-    /// Returns the number of value heads: a multiple of that of key heads.
+    /// Returns the number of value heads: a multiple of the number of key heads, and a divisor of the number of query heads.
     pub fn value_heads(&self) -> usize {
         self.value
     }
 
-    /// Returns the number of query heads that share a key head.
+    /// Returns the number of query heads that share one key head.
     pub fn group(&self) -> usize {
         self.query / self.key
     }
 
-    /// Returns the width of a query and of a key.
+    /// Returns the width of one query head and of one key head, in values.
     pub fn key_dim(&self) -> usize {
         self.key_dim
     }
 
-    /// Returns the width of a value, and of an output of one query head.
+    /// Returns the width of one value head, and of the attention output of one query head, in values.
     pub fn value_dim(&self) -> usize {
         self.value_dim
     }
 
-    /// Returns the length of the sliding window, if there is one.
+    /// Returns the length of the sliding window in positions, counting the query's own; None if a query sees all earlier positions.
     pub fn window(&self) -> Option<usize> {
         self.window.map(|w| w as usize)
     }
 
-    /// Returns the rotary embedding, if there is one.
+    /// Returns the rotary embedding of queries and keys; None if the layer has none.
     pub fn rotary(&self) -> Option<&Arc<Rotary>> {
         self.rotary.as_ref()
     }
 
-    /// Returns the factor on scores, `1 / sqrt(key_dim)`.
+    /// Returns the factor on the products of queries and keys before the softmax, `1 / sqrt(key_dim)`.
     pub fn scale(&self) -> f32 {
         (self.key_dim as f32).sqrt().recip()
     }

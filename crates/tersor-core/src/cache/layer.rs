@@ -10,9 +10,10 @@ use super::positions::Positions;
 use super::{Angles, Eviction, Heads, KvCache, KvStep, KvStore, Rope, TokenScorer};
 use crate::{Error, Exec, MatView, Result, check_finite};
 
-/// The cache of one layer: a store of keys per key head, a store of values per value head, and the positions of the cached tokens. It appends blocks
-/// of tokens, computes their attention output, evicts tokens by an [`Eviction`], and returns the cached rows. Work is divided among threads by sizes
-/// alone, so that results do not depend on the number of threads. Implementations of stores, and examples, are in `tersor-operators`.
+/// The key-value cache of one attention layer: a [`KvStore`] of keys for each key head, one of values for each value head, and the
+/// positions of the cached tokens. It appends blocks of tokens, computes the attention output of queries, evicts tokens by an [`Eviction`]
+/// if it has one, and returns the cached rows. Results do not depend on the number of threads. Stores, and examples of caches over them,
+/// are in `tersor-operators`.
 pub struct LayerCache {
     pub(super) heads: Heads,
     pub(super) keys: Vec<Box<dyn KvStore>>,
@@ -33,8 +34,9 @@ pub struct LayerCache {
 const FORK_APPEND: usize = 1 << 16;
 
 impl LayerCache {
-    /// Returns an empty cache over empty stores: one of keys per key head, one of values per value head. Errors if their number or width does not fit
-    /// the heads, or a store is not empty.
+    /// Returns an empty cache for a layer with these heads. `keys` has an empty store for each key head, of rows of `key_dim` values;
+    /// `values` has one for each value head, of rows of `value_dim` values. Errors if the number or width of the stores does not fit the
+    /// heads, or a store is not empty.
     pub fn new(heads: Heads, keys: Vec<Box<dyn KvStore>>, values: Vec<Box<dyn KvStore>>) -> Result<Self> {
         let cache = Self::over(heads, keys, values)?;
         if let Some(store) = cache.keys.iter().chain(&cache.values).find(|s| !s.is_empty()) {
@@ -70,36 +72,39 @@ impl LayerCache {
         })
     }
 
-    /// Returns the same cache with eviction. The scorer is not given the keys and attention probabilities of tokens that are cached already;
-    /// [`LayerCache::load`] restores a cache together with what its scorer has observed.
+    /// Returns this cache with `eviction`, which replaces an earlier eviction. The cache should be empty, because the scorer is never told
+    /// the keys and attention probabilities of tokens that are cached already. A scorer that relies on them scores wrongly, errors or
+    /// panics when the cache evicts. To continue a saved cache with what its scorer has observed, use [`LayerCache::load`].
     pub fn with_eviction(self, eviction: Eviction) -> Self {
         Self { eviction: Some(eviction), ..self }
     }
 
-    /// Returns the sizes of the layer's attention: heads, widths, window and rotary embedding.
+    /// Returns the sizes of the layer's attention: the numbers of heads, their widths, the window and the rotary embedding.
     pub fn heads(&self) -> &Heads {
         &self.heads
     }
 
-    /// Returns the store of keys of a key head. Errors if there is no such head.
+    /// Returns the store of the keys of key head `head`, counted from 0. Errors if there is no such head.
     pub fn keys(&self, head: usize) -> Result<&dyn KvStore> {
         let store = self.keys.get(head).map(|s| &**s);
         store.ok_or_else(|| Error::range("key head", 0..self.keys.len(), head))
     }
 
-    /// Returns the store of values of a value head. Errors if there is no such head.
+    /// Returns the store of the values of value head `head`, counted from 0. Errors if there is no such head.
     pub fn values(&self, head: usize) -> Result<&dyn KvStore> {
         let store = self.values.get(head).map(|s| &**s);
         store.ok_or_else(|| Error::range("value head", 0..self.values.len(), head))
     }
 
-    /// Returns the positions of the tokens cached for a key head, ascending; empty if there is no such head.
+    /// Returns the position in the text of each token that is cached for key head `head` (counted from 0), ascending, `[cached tokens]`;
+    /// empty if there is no such head. Key heads may differ after an eviction.
     pub fn positions(&self, head: usize) -> &[u32] {
         if head < self.keys.len() { self.positions.of(head) } else { &[] }
     }
 
-    /// Writes cached keys of a key head, after the rotary embedding, `[rows.len(), key_dim]`. Errors if head or rows do not exist or `out` has another
-    /// length.
+    /// Writes the keys of key head `head` (counted from 0) into `out`, `[rows.len(), key_dim]` row-major, in f32 and after the rotary
+    /// embedding. `rows` is a range of the cached tokens, counted from 0 in the order of their positions. Errors if the head or rows do not
+    /// exist, `out` has another length, or rows cannot be fetched.
     pub fn read_keys(&self, head: usize, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
         let store = self.keys(head)?;
         read(store, rows.clone(), out, exec)?;
@@ -112,21 +117,36 @@ impl LayerCache {
         Ok(())
     }
 
-    /// Writes cached values of a value head, `[rows.len(), value_dim]`. Errors if head or rows do not exist or `out` has another length.
+    /// Writes the values of value head `head` (counted from 0) into `out`, `[rows.len(), value_dim]` row-major, in f32. `rows` is a range
+    /// of the cached tokens, counted from 0 in the order of their positions. Errors if the head or rows do not exist, `out` has another
+    /// length, or rows cannot be fetched.
     pub fn read_values(&self, head: usize, rows: Range<usize>, out: &mut [f32], exec: &Exec) -> Result<()> {
         read(self.values(head)?, rows, out, exec)
     }
 
-    /// Appends tokens without queries; lengths as in [`KvStep`]. Errors as [`KvCache::step`], with the cache unchanged.
+    /// Appends tokens without computing attention, and without an eviction. `keys` are `[tokens, key_heads * key_dim]` and `values`
+    /// `[tokens, value_heads * value_dim]`, row-major, as the projections gave them, before the rotary embedding. `positions` are
+    /// `[tokens]`, strictly ascending, and above those of all cached tokens. Zero tokens change nothing.
+    ///
+    /// Errors, with the cache unchanged, if `keys` or `values` has another length, or if a position is not above those of all cached tokens
+    /// and of the new tokens before it. Errors, with the cache unchanged, if a key or value is not finite, or if its store cannot hold it
+    /// (for example because it is beyond the range of f16). Errors if the cache is damaged because an earlier step, eviction, truncation or
+    /// [`LayerCache::attend`] failed half way; only [`KvCache::clear`] makes it usable again.
     pub fn append(&mut self, keys: &[f32], values: &[f32], positions: &[u32], exec: &Exec) -> Result<()> {
         self.check_block(keys, values, positions)?;
         let angles = self.angles(positions);
         exec.run(|| self.append_checked(keys, values, positions, &angles, exec))
     }
 
-    /// Writes the attention output `[tokens, query_heads * value_dim]` of queries `[tokens, query_heads * key_dim]` at ascending or equal positions,
-    /// without appending. A query sees the cached tokens at its own and earlier positions. Errors if a length is wrong, a query is not finite, or one
-    /// sees no token.
+    /// Writes the attention output of queries into `out`, `[tokens, query_heads * value_dim]` row-major, without appending tokens.
+    /// `queries` are `[tokens, query_heads * key_dim]` row-major, as the projection gave them, before the rotary embedding. `positions` are
+    /// `[tokens]`, in any order; positions may repeat. A query sees the cached tokens at its own and earlier positions, as far back as the
+    /// sliding window reaches. If the cache has an eviction, its scorer observes the attention probabilities.
+    ///
+    /// Errors, with `out` unchanged, if `queries` or `out` has another length, if a query is not finite, or if a query sees no cached token
+    /// of some key head. Errors if rows of a store cannot be fetched; `out` may be partly written then. If the scorer has observed some of
+    /// the queries before this error, the cache is damaged, as it is after a step, an eviction or a truncation that failed half way. Errors
+    /// if the cache is damaged; only [`KvCache::clear`] makes it usable again.
     pub fn attend(&mut self, queries: &[f32], positions: &[u32], out: &mut [f32], exec: &Exec) -> Result<()> {
         self.check_queries(queries, positions, out)?;
         let angles = self.angles(positions);
@@ -138,7 +158,7 @@ impl LayerCache {
         if self.damaged {
             let value = "clear the cache and start again".into();
             return Err(Error::Unsupported {
-                what: "a cache whose last eviction or truncation failed half way",
+                what: "a cache whose last step, eviction or truncation failed half way",
                 value,
             });
         }
@@ -245,7 +265,7 @@ impl LayerCache {
     fn remove_last(&mut self, tokens: usize) -> Result<()> {
         for (done, store) in self.keys.iter_mut().chain(&mut self.values).enumerate() {
             if let Err(e) = store.truncate(store.len().saturating_sub(tokens)) {
-                self.damaged = done > 0;
+                self.damaged |= done > 0;
                 return Err(e);
             }
         }
@@ -274,7 +294,12 @@ impl LayerCache {
             at: positions,
             angles,
         };
-        attention.run(out, self.eviction.as_mut().map(|e| &mut *e.scorer as &mut dyn TokenScorer), exec)
+        let scorer = self.eviction.as_mut().map(|e| &mut *e.scorer as &mut dyn TokenScorer);
+        let mut observed = false;
+        let done = attention.run(out, scorer, &mut observed, exec);
+        // A scorer cannot forget the probabilities of the queries before the failure.
+        self.damaged |= done.is_err() && observed;
+        done
     }
 }
 
@@ -291,8 +316,8 @@ impl KvCache for LayerCache {
         exec.run(|| {
             self.append_checked(step.keys, step.values, step.positions, &angles, exec)?;
             let done = self.attend_checked(step.queries, step.positions, &angles, out, exec);
-            if done.is_err() {
-                self.remove_last(step.positions.len())?;
+            if done.is_err() && self.remove_last(step.positions.len()).is_err() {
+                self.damaged = true;
             }
             done
         })?;

@@ -18,7 +18,8 @@ impl Positions {
         }
     }
 
-    /// Returns the lists of positions: a single one if all key heads cache the same tokens, else one for each key head.
+    /// Returns the positions of the cached tokens in the text, as ascending lists: one list if all key heads cache the same tokens,
+    /// otherwise one list for each key head, in order.
     pub fn lists(&self) -> &[Vec<u32>] {
         match self {
             Self::Shared(all) => std::slice::from_ref(all),
@@ -49,7 +50,8 @@ impl Positions {
         self.lists_mut().iter_mut().for_each(|l| l.truncate(l.len().saturating_sub(tokens)));
     }
 
-    /// Keeps, for each key head `h`, the positions with the ascending indices `keep[h]`; an index past the end is ignored.
+    /// Keeps, for each key head `h`, the positions with the ascending indices `keep[h]`, counted from 0, and drops the others. `keep` has a
+    /// list for each key head; an index past the last position is ignored.
     pub fn retain(&mut self, keep: &[Vec<u32>]) {
         let select = |(h, keep): (usize, &Vec<u32>)| -> Vec<u32> {
             keep.iter().filter_map(|&i| self.of(h).get(i as usize).copied()).collect()

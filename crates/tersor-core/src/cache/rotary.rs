@@ -7,7 +7,9 @@ use tersor_kernels::{Isa, vector};
 
 use crate::{ParamError, Result};
 
-/// How rotary frequencies are scaled for texts that are longer than those of training.
+/// How the frequencies of a rotary embedding are scaled for texts that are longer than those that the model was trained with. `None`, the
+/// default, leaves them as trained. `Linear` divides all frequencies by a factor. `Llama3` divides low frequencies and leaves high ones
+/// (Llama 3.1). `Yarn` divides low frequencies, leaves high ones, and multiplies cosines and sines by a factor (YaRN, arXiv 2309.00071).
 #[derive(Clone, PartialEq, Debug, Default)]
 pub enum RotaryScaling {
     /// Frequencies as trained.
@@ -44,19 +46,22 @@ pub enum RotaryScaling {
     },
 }
 
-/// Cosines and sines of the rotary angles of one position. `dims`, the number of rotated dimensions of a head, is twice the number of angles;
-/// dimension `i` is rotated together with dimension `i + dims / 2`.
+/// Cosines and sines of the rotary angles of one position, one for each pair of rotated dimensions: `dims / 2`, where `dims` is the number
+/// of rotated dimensions of a head. Pair `i` consists of the dimensions `i` and `i + dims / 2`.
 #[derive(Debug)]
 pub struct Angles {
-    /// Cosine of the rotary angle of each pair of rotated dimensions at one position, times [`Rotary::attention`].
+    /// Cosine of the rotary angle of each pair of rotated dimensions, times the factor [`Rotary::attention`] (1 unless the scaling is
+    /// YaRN), `[dims / 2]` for `dims` rotated dimensions.
     pub cos: Vec<f32>,
-    /// Sine of the rotary angle of each pair of rotated dimensions at one position, times [`Rotary::attention`].
+    /// Sine of the rotary angle of each pair of rotated dimensions, times the factor [`Rotary::attention`] (1 unless the scaling is YaRN),
+    /// `[dims / 2]` for `dims` rotated dimensions.
     pub sin: Vec<f32>,
 }
 
 impl Angles {
-    /// Rotates the first `2 * cos.len()` values of each vector of `dim` values in `rows`, in place. The other values, values after the last whole
-    /// vector, and vectors that are shorter than the rotated part are unchanged.
+    /// Rotates vectors in place: `rows` is `[vectors, dim]` row-major, and the first `dims = 2 * cos.len()` values of each vector are
+    /// rotated, value `i` together with value `i + dims / 2`. The other values of a vector, and values after the last whole vector, are
+    /// unchanged. If `dim` is below `dims`, nothing changes.
     pub fn apply(&self, isa: Isa, rows: &mut [f32], dim: usize) {
         let dims = 2 * self.cos.len();
         if dims == dim {
@@ -70,8 +75,9 @@ impl Angles {
     }
 }
 
-/// A rotary position embedding (RoPE, arXiv 2104.09864) of the first `dims` dimensions of a head: frequency `i` is `base^(-2i / dims)`, scaled for
-/// long texts.
+/// A rotary position embedding (RoPE, arXiv 2104.09864) of the first `dims` dimensions of a head. Dimensions `i` and `i + dims / 2` are
+/// rotated by `position * frequency[i]` radians, with `frequency[i] = base^(-2i / dims)` for `i` below `dims / 2`, or a scaled frequency
+/// for long texts.
 ///
 /// ```
 /// use tersor_core::cache::Rotary;
@@ -99,13 +105,16 @@ pub struct Rotary {
 const KNOWN: usize = 1 << 14;
 
 impl Rotary {
-    /// Returns the embedding of `dims` dimensions with frequencies as trained. Errors unless `dims` is even and at least 2 and `base` finite and above
-    /// 0.
+    /// Returns the embedding of `dims` dimensions with the frequencies `base^(-2i / dims)`, not scaled. Errors if `dims` is 0 or odd, or if
+    /// `base` is not finite or not above 0. Errors if a frequency is beyond the range of f32; this can happen only for a `base` below
+    /// 1e-38.
     pub fn new(dims: usize, base: f64) -> Result<Self, ParamError> {
         Self::scaled(dims, base, &RotaryScaling::None)
     }
 
-    /// Returns the embedding of `dims` dimensions with scaled frequencies. Errors as [`Rotary::new`], and if a frequency is not finite.
+    /// Returns the embedding of `dims` dimensions with the frequencies `base^(-2i / dims)` scaled by `scaling`. Errors if `dims` is 0 or
+    /// odd, or if `base` is not finite or not above 0. Errors if a scaled frequency, or the factor on cosines and sines, is not finite in
+    /// f32. Other values of `scaling` are accepted; a negative factor, for example, gives negative frequencies.
     pub fn scaled(dims: usize, base: f64, scaling: &RotaryScaling) -> Result<Self, ParamError> {
         if dims == 0 || !dims.is_multiple_of(2) {
             return Err(ParamError::new("rotary dimensions", dims, "must be even and at least 2"));
@@ -143,22 +152,25 @@ impl Rotary {
         Ok(Self { frequencies, attention, known: RwLock::default() })
     }
 
-    /// Returns the number of dimensions that are rotated.
+    /// Returns the number of dimensions of a head that are rotated, an even number of at least 2.
     pub fn dims(&self) -> usize {
         2 * self.frequencies.len()
     }
 
-    /// Returns the frequencies in radians per position, `[dims / 2]`.
+    /// Returns the frequency of each pair of rotated dimensions in radians per position, after scaling, `[dims / 2]` for `dims` rotated
+    /// dimensions.
     pub fn frequencies(&self) -> &[f32] {
         &self.frequencies
     }
 
-    /// Returns the factor on cosines and sines: that of [`RotaryScaling::Yarn`], 1 for other scalings.
+    /// Returns the factor on all cosines and sines: the field `attention` of [`RotaryScaling::Yarn`], 1 for other scalings.
     pub fn attention(&self) -> f32 {
         self.attention
     }
 
-    /// Returns cosines and sines of a position. The angles of up to 2^14 positions are kept in memory for later calls.
+    /// Returns the cosines and sines of the angles at `position`, which are `position * frequency` in radians, rounded to f32, for the
+    /// frequency of each pair of rotated dimensions. Each cosine and sine is multiplied by the factor [`Rotary::attention`], 1 unless the
+    /// scaling is YaRN. The results of the first 2^14 different positions are kept in memory for later calls.
     pub fn angles(&self, position: u32) -> Arc<Angles> {
         if let Some(known) = self.known.read().unwrap_or_else(|e| e.into_inner()).get(&position) {
             return Arc::clone(known);

@@ -5,17 +5,26 @@ use super::{CacheLoading, Eviction, Heads, KvStore, LayerCache};
 use crate::tensors::{join, read_expected};
 use crate::{DType, Error, OpSpec, Result, TensorInfo, TensorSink};
 
+/// The kind of the specification of a [`LayerCache`].
+const KIND: &str = "layer-cache";
+
 impl LayerCache {
-    /// Describes the cache: its heads, and the specifications of its stores as the parts `keys.0`, `keys.1`, …, `values.0`, ….
+    /// Returns the specification that [`LayerCache::load`] needs: the kind `layer-cache`, the shape
+    /// `[cached tokens of the longest head, key_dim]`, parameters, and the specifications of the stores. The parameters are the number of
+    /// query heads, the width of a value, the number of lists of positions, the number of tokens seen (evicted ones included), whether
+    /// tokens were evicted or merged, whether the tokens of the prompt were scored, and whether the prompt has ended. The stores are the
+    /// parts `keys.0`, `keys.1` and so on for each key head, and `values.0`, `values.1` and so on for each value head. Window and rotary
+    /// embedding are not in the specification.
     pub fn spec(&self) -> OpSpec {
         let lists = self.positions.lists();
         let longest = lists.iter().map(Vec::len).max().unwrap_or(0);
-        let mut spec = OpSpec::new("layer-cache", [longest, self.heads.key_dim()])
+        let mut spec = OpSpec::new(KIND, [longest, self.heads.key_dim()])
             .size("query_heads", self.heads.query_heads())
             .size("value_dim", self.heads.value_dim())
             .size("seen", self.seen)
             .int("evicted", i64::from(self.evicted))
             .int("sealed", i64::from(self.sealed))
+            .int("scored", i64::from(self.scored))
             .size("positions", lists.len());
         for (name, stores) in self.sides() {
             for (h, store) in stores.iter().enumerate() {
@@ -29,8 +38,9 @@ impl LayerCache {
         [("keys", &self.keys), ("values", &self.values)]
     }
 
-    /// Writes positions, stores, and what the scorer of an eviction has observed, under `prefix`. Errors if the sink does, or if an eviction or a
-    /// truncation failed half way.
+    /// Writes the positions of the cached tokens, the rows of all stores, and what the scorer of an eviction has observed, as tensors whose
+    /// names begin with `prefix.`. Errors if the sink does, or if an earlier step, eviction, truncation or [`LayerCache::attend`] failed
+    /// half way.
     pub fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         self.check_intact()?;
         for (i, list) in self.positions.lists().iter().enumerate() {
@@ -49,8 +59,16 @@ impl LayerCache {
         }
     }
 
-    /// Returns the cache that [`LayerCache::save`] wrote under `prefix`. It goes on evicting tokens by `eviction`, whose scorer is restored. Errors if
-    /// the specification does not fit the heads, a kind of store is unknown, or tensors are not what the specification says.
+    /// Returns the cache that [`LayerCache::save`] wrote under `prefix` and that [`LayerCache::spec`] describes; `loading` has the source
+    /// of its tensors. Window and rotary embedding are those of `heads`. With an `eviction`, the observations of its scorer are restored
+    /// from the saved ones, and the cache evicts tokens from then on. With None, saved observations are ignored and the cache does not
+    /// evict.
+    ///
+    /// Errors if the kind of `spec` is not `layer-cache`, if a number of heads or a width differs between `spec` and `heads`, or if `spec`
+    /// lacks a parameter or the specification of a store. Errors if the numbers of tokens in `spec` and in the stores contradict each
+    /// other. Errors if [`CacheLoading::store`] errors for a store, or if stores that cache the same tokens differ in length. Errors if the
+    /// positions of the tokens are missing, are not a u32 for each token, or do not ascend strictly. Errors if the scorer cannot be
+    /// restored.
     pub fn load(
         heads: Heads,
         eviction: Option<Eviction>,
@@ -58,6 +76,13 @@ impl LayerCache {
         prefix: &str,
         loading: &CacheLoading<'_>,
     ) -> Result<Self> {
+        if spec.kind != KIND {
+            return Err(Error::format("cache", format!("it is a `{}`, not a `{KIND}`", spec.kind)));
+        }
+        let stores = heads.key_heads() + heads.value_heads();
+        if spec.parts.len() != stores {
+            return Err(Error::shape("key and value heads of a stored cache", stores, spec.parts.len()));
+        }
         let expected = [heads.query_heads(), heads.key_dim(), heads.value_dim()];
         let found = [spec.get_size("query_heads")?, spec.shape[1], spec.get_size("value_dim")?];
         if expected != found {
@@ -104,7 +129,7 @@ impl LayerCache {
         if seen < len || (!cache.evicted && (seen > len || lists > 1)) {
             return Err(Error::shape("tokens seen by a stored cache", len, seen));
         }
-        cache.scored = cache.sealed;
+        cache.scored = cache.sealed || flag("scored")?;
         if let Some(mut eviction) = eviction {
             let lengths: Vec<usize> = cache.keys.iter().map(|s| s.len()).collect();
             eviction.scorer.restore(&join(prefix, "scorer"), &lengths, loading.source())?;

@@ -8,15 +8,15 @@ use crate::{Error, Exec, Result};
 /// The relative step of a difference: near the cube root of the rounding error of f64, where truncation and rounding errors balance.
 const STEP: f64 = 6e-6;
 
-/// Compares the gradients of `function` in f64 with central differences in every element of every input; an input is given by its values
-/// and shape. The step of a difference is 6e-6 times the larger of 1 and the element's magnitude. Outputs that are not a single value are
-/// summed with fixed, unequal weights first, so that every output counts. The [module](super) has an example.
+/// Tests the gradients of `function` in f64 against central differences, in every element of every input. `inputs` has the values
+/// (row-major) and the shape of each input. The step of a difference is 6e-6 times the larger of 1 and the element's magnitude. A function
+/// with several outputs is reduced to one number by a sum with fixed, unequal weights. The [module](super) has an example.
 ///
-/// Errors, naming input and element, unless `|a - d| <= tolerance * max(1, |a|, |d|)` for a gradient `a` and its difference `d`; if an
-/// input has another number of values than its shape; and if the function errors.
+/// Errors, naming input and element, at the first gradient `a` and difference `d` for which `|a - d| <= tolerance * max(1, |a|, |d|)` does
+/// not hold or that are not finite; if an input has another number of values than its shape; and if the function errors.
 ///
-/// A function that rounds is constant between steps, so that its differences do not show its surrogate gradient. For such functions see
-/// [`check_surrogate`].
+/// A function that rounds is constant between steps, so that its differences do not show its surrogate gradient (such as a straight-through
+/// estimate). For such functions see [`check_surrogate`].
 pub fn check_gradients(
     function: &dyn DynDifferentiable<f64>,
     inputs: &[(&[f64], &[usize])],
@@ -25,9 +25,17 @@ pub fn check_gradients(
     check_surrogate(function, function, inputs, tolerance)
 }
 
-/// Compares the gradients of `surrogate`, a function that rounds, with central differences of `smooth`, a differentiable function with the
-/// same inputs and outputs: the surrogate with each rounding replaced by adding the constant `rounded - original`, computed once at the
-/// given inputs. Inputs, tolerance and errors are those of [`check_gradients`].
+/// Tests the gradients of `surrogate`, a function that rounds and has a surrogate gradient (such as a straight-through estimate), against
+/// central differences of `smooth`, in f64 and in every element of every input. `smooth` is the same function with each rounding replaced
+/// by adding the constant `rounded - original`, computed once at the given inputs. It must accept the same input shapes and return the same
+/// output shape: its output is written into a buffer of the size of the output of `surrogate`, so that another size leads to an error, a
+/// panic or a wrong comparison, depending on `smooth`.
+///
+/// `inputs` has the values (row-major) and the shape of each input. The step of a difference is 6e-6 times the larger of 1 and the
+/// element's magnitude. Several outputs are reduced to one number by a sum with fixed, unequal weights.
+///
+/// Errors, naming input and element, at the first gradient `a` and difference `d` that are not finite, or for which `|a - d|` is above
+/// `tolerance * max(1, |a|, |d|)`. Errors if an input has another number of values than its shape, or if `surrogate` or `smooth` errors.
 pub fn check_surrogate(
     surrogate: &dyn DynDifferentiable<f64>,
     smooth: &dyn DynDifferentiable<f64>,
@@ -66,7 +74,8 @@ pub fn check_surrogate(
             values[input][at] = before;
             let difference = (high - low) / ((before + step) - (before - step));
             let limit = tolerance * gradient.abs().max(difference.abs()).max(1.0);
-            if (gradient - difference).abs() > limit || !gradient.is_finite() || !difference.is_finite() {
+            let close = (gradient - difference).abs() <= limit;
+            if !(close && gradient.is_finite() && difference.is_finite()) {
                 return Err(Error::Numerical(format!(
                     "gradient of input {input} at element {at}: {gradient:e}, where central differences give {difference:e}"
                 )));

@@ -59,7 +59,9 @@ pub use tensor::Tensor;
 
 use crate::{Error, Exec, Result};
 
-/// The environment of a forward or backward pass: how to run, and the source of random numbers.
+/// The environment of one forward or backward pass: the instruction set, threads and scratch memory, the seed of random numbers, and the
+/// number of the training step. Random numbers depend on both the seed and the step. A backward pass gets the same values as its forward
+/// pass.
 ///
 /// ```
 /// use rand_core::RngCore;
@@ -73,9 +75,9 @@ use crate::{Error, Exec, Result};
 pub struct Pass<'a> {
     /// Instruction set, thread pool and scratch memory of the pass.
     pub exec: &'a Exec,
-    /// The seed of the pass's random choices (dropout, stochastic rounding).
+    /// The seed of the random numbers of the pass (for dropout, stochastic rounding); any value.
     pub seed: u64,
-    /// The number of the training step, which random choices depend on.
+    /// The number of the training step, as the caller counts; any value. Random numbers differ between steps. [`Pass::new`] sets it to 0.
     pub step: u64,
 }
 
@@ -85,28 +87,32 @@ impl<'a> Pass<'a> {
         Self { exec, seed: 0, step: 0 }
     }
 
-    /// Returns a random stream that depends on the seed, the step and the name alone, so that a backward pass draws the same numbers as its
-    /// forward pass.
+    /// Returns a random number generator whose numbers depend on the seed, the step and `name` alone: each call with the same name starts
+    /// anew, so that a backward pass draws the same numbers as its forward pass.
     pub fn stream(&self, name: &str) -> ChaCha8Rng {
         crate::context::stream(self.seed, self.step, name)
     }
 }
 
-/// A function of tensors with a gradient: a loss, a layer, or a quantizer with a surrogate gradient. Labels and constants are part of the
-/// implementing value; teachers are inputs whose gradient is not requested. The [module](self) has an example.
+/// A function of tensors with a gradient, computed in `T` (f32 or f64): a loss, a layer, or a quantizer with a surrogate gradient. Labels
+/// and constants are fields of the implementing type. A tensor that gets no gradient, such as the output of a teacher, is an input whose
+/// gradient is not requested. The [module](self) has an example.
 pub trait Differentiable<T: Real = f32>: Send + Sync {
-    /// The values of the forward pass that the backward pass needs.
+    /// The values of the forward pass that the backward pass needs; `()` if it needs none.
     type Saved: Send + 'static;
 
-    /// Returns the shape of the output for inputs of the shapes `x`; `[]` for a loss. Errors if the shapes do not match.
+    /// Returns the shape of the output for inputs of the shapes `x`, one for each input; `[]` for a loss, whose output is a single value.
+    /// Errors if the number of inputs or their shapes do not suit the function.
     fn shape(&self, x: &[&[usize]]) -> Result<Vec<usize>>;
 
-    /// Writes the output of the inputs `x` into `y`, row-major, with as many elements as [`shape`](Self::shape) says, and returns the
-    /// values to save for the backward pass. Errors if the shapes do not match or a value is not finite.
+    /// Writes the output for the inputs `x` into `y`, row-major, and returns the values to save for the backward pass. The caller
+    /// guarantees that `y` has as many elements as [`shape`](Self::shape) says; its former content is to be overwritten. Errors if the
+    /// shapes do not match or a value is not finite.
     fn forward(&self, x: &[Tensor<'_, T>], y: &mut [T], pass: &Pass<'_>) -> Result<Self::Saved>;
 
-    /// Adds `dyᵀ ∂y/∂x[i]` to `dx[i]` for each input whose gradient is requested (`Some`), where `dy` is the gradient of the output. `x`,
-    /// `saved` and `pass` are those of the forward pass. Errors if the shapes do not match.
+    /// Adds `dyᵀ ∂y/∂x[i]` to `dx[i]` for each input whose gradient is requested (`Some`); None is skipped. `dy` is the gradient of the
+    /// output, as long as the output; `dx` has an entry for each input, as long as the input. `x`, `saved` and `pass` are those of the
+    /// forward pass. Errors if the shapes do not match.
     fn backward(
         &self,
         x: &[Tensor<'_, T>],
@@ -117,17 +123,19 @@ pub trait Differentiable<T: Real = f32>: Send + Sync {
     ) -> Result<()>;
 }
 
-/// [`Differentiable`] as a trait object, for lists of losses. Every `Differentiable` implements it.
+/// [`Differentiable`] as an object-safe trait, for lists of different functions, such as losses. Every `Differentiable` implements it; it
+/// is not meant to be implemented otherwise.
 pub trait DynDifferentiable<T: Real = f32>: Send + Sync {
-    /// Returns the shape of the output for inputs of the shapes `x`; `[]` for a loss. Errors if the shapes do not match.
+    /// Returns the shape of the output for inputs of the shapes `x`, one for each input; `[]` for a loss, whose output is a single value.
+    /// Errors if the number of inputs or their shapes do not suit the function.
     fn output_shape(&self, x: &[&[usize]]) -> Result<Vec<usize>>;
 
-    /// Writes the output of the inputs `x` into `y` and returns the values to save for the backward pass, in a box; see
+    /// Writes the output for the inputs `x` into `y`, row-major, and returns the values to save for the backward pass, in a box; see
     /// [`Differentiable::forward`]. Errors if the shapes do not match or a value is not finite.
     fn forward_dyn(&self, x: &[Tensor<'_, T>], y: &mut [T], pass: &Pass<'_>) -> Result<Box<dyn Any + Send>>;
 
-    /// Adds the gradients of the inputs to `dx`; see [`Differentiable::backward`]. Errors if the shapes do not match or `saved` came from a
-    /// function of another type.
+    /// Adds the gradient of each input whose gradient is requested (`Some`) to its entry in `dx`; see [`Differentiable::backward`]. `saved`
+    /// is what `forward_dyn` returned. Errors if the shapes do not match or `saved` came from a function of another type.
     fn backward_dyn(
         &self,
         x: &[Tensor<'_, T>],
@@ -161,8 +169,9 @@ impl<T: Real, D: Differentiable<T>> DynDifferentiable<T> for D {
     }
 }
 
-/// Returns the output of a function and the gradients of the sum of its outputs, one vector for each input, as long as the input. For a
-/// loss these are the gradients of the loss. Errors if the shapes do not match or a value is not finite.
+/// Runs `function` on the inputs `x` forward and backward. Returns its output, row-major, and the gradients of the sum of its outputs (for
+/// a loss, the gradients of the loss): one vector for each input, row-major, as long as the input. Errors if the function does, usually
+/// because shapes do not match or a value is not finite, or if the size of the output overflows.
 pub fn gradients<T: Real>(
     function: &dyn DynDifferentiable<T>,
     x: &[Tensor<'_, T>],

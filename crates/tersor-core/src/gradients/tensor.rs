@@ -9,8 +9,8 @@ use tersor_kernels::Real;
 use super::elements;
 use crate::{Element, Error, Isa, Result};
 
-/// A borrowed row-major tensor of any number of axes: values of the type that the function computes in, or f16 or bf16 values, which are
-/// converted as they are read.
+/// A borrowed row-major tensor of any number of axes, an input of a function that is computed in `T` (f32 or f64). Its values are of the
+/// type `T`, f16 or bf16; f16 and bf16 are converted to `T` as they are read, which is exact.
 ///
 /// ```
 /// use half::f16;
@@ -39,17 +39,20 @@ enum Data<'a, T> {
 }
 
 impl<'a, T: Real> Tensor<'a, T> {
-    /// Borrows values of the function's own type, with their shape. Errors if the number of values does not match the shape.
+    /// Borrows values of the type `T`, row-major, as a tensor of the shape `shape`; `[]` is the shape of a single value. Errors if the
+    /// number of values is not the product of the shape, or the product overflows.
     pub fn new(values: &'a [T], shape: &'a [usize]) -> Result<Self> {
         Self::of(Data::Own(values), values.len(), shape)
     }
 
-    /// Borrows f16 values, with their shape. Errors if the number of values does not match the shape.
+    /// Borrows f16 values, row-major, as a tensor of the shape `shape`; `[]` is the shape of a single value. Errors if the number of values
+    /// is not the product of the shape, or the product overflows.
     pub fn f16(values: &'a [f16], shape: &'a [usize]) -> Result<Self> {
         Self::of(Data::F16(values), values.len(), shape)
     }
 
-    /// Borrows bf16 values, with their shape. Errors if the number of values does not match the shape.
+    /// Borrows bf16 values, row-major, as a tensor of the shape `shape`; `[]` is the shape of a single value. Errors if the number of
+    /// values is not the product of the shape, or the product overflows.
     pub fn bf16(values: &'a [bf16], shape: &'a [usize]) -> Result<Self> {
         Self::of(Data::BF16(values), values.len(), shape)
     }
@@ -59,12 +62,12 @@ impl<'a, T: Real> Tensor<'a, T> {
         if n == len { Ok(Self { data, shape }) } else { Err(Error::shape("elements of a tensor", n, len)) }
     }
 
-    /// Returns the shape; `[]` for a single value.
+    /// Returns the lengths of the axes, slowest first; `[]` for a single value.
     pub fn shape(&self) -> &'a [usize] {
         self.shape
     }
 
-    /// Returns the number of elements.
+    /// Returns the number of elements, the product of the shape; 1 for the shape `[]`.
     pub fn len(&self) -> usize {
         match self.data {
             Data::Own(v) => v.len(),
@@ -73,18 +76,19 @@ impl<'a, T: Real> Tensor<'a, T> {
         }
     }
 
-    /// Returns whether there are no elements.
+    /// Returns whether the tensor has no elements, that is whether an axis has length 0.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Returns the shape as `[rows, cols]`: the product of all axes but the last, and the last axis; `[1, 1]` for a single value.
+    /// Returns the tensor's shape as that of a matrix `[rows, cols]`: `cols` is the length of the last axis, `rows` the product of all
+    /// other axes (1 if there are none). `[1, 1]` for the shape `[]`; `[0, 0]` if the last axis has length 0.
     pub fn matrix(&self) -> [usize; 2] {
         let cols = self.shape.last().copied().unwrap_or(1);
         [self.len().checked_div(cols).unwrap_or(0), cols]
     }
 
-    /// Returns all values as `T`, row-major: borrowed if they are stored as `T`, otherwise converted, rounded to nearest where `T` is narrower.
+    /// Returns all values as `T`, row-major: borrowed if they are stored as `T`, otherwise converted from f16 or bf16, which is exact.
     pub fn values(&self) -> Cow<'a, [T]> {
         if let Data::Own(values) = self.data {
             return Cow::Borrowed(values);
@@ -94,7 +98,8 @@ impl<'a, T: Real> Tensor<'a, T> {
         Cow::Owned(out)
     }
 
-    /// Writes the elements of a range of the flat tensor into `out`. Errors if the range leaves the tensor or `out` has another length.
+    /// Writes the elements with the flat, row-major indices `range` into `out`, as `T`; conversion from f16 or bf16 is exact and uses the
+    /// instruction set `isa`. Errors if the range is reversed or leaves the tensor, or `out` has another length than the range.
     pub fn read(&self, range: Range<usize>, isa: Isa, out: &mut [T]) -> Result<()> {
         if range.start > range.end || range.end > self.len() {
             return Err(Error::range("elements of a tensor", 0..self.len(), range));
@@ -120,7 +125,8 @@ impl<'a, T: Real> Tensor<'a, T> {
         }
     }
 
-    /// Errors with [`Error::NonFinite`] at the first value that is NaN or infinite, by row and column of [`Tensor::matrix`].
+    /// Errors with [`Error::NonFinite`] at the first value that is NaN or infinite. The error has its row and column, counted from 0 in the
+    /// matrix `[rows, cols]` that [`Tensor::matrix`] describes.
     pub fn check_finite(&self) -> Result<()> {
         let cols = self.matrix()[1].max(1);
         match self.values().iter().position(|v| !v.is_finite()) {

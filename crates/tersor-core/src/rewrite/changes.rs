@@ -8,7 +8,8 @@ use crate::{
     Transform, Value,
 };
 
-/// The changes of a network that a rewrite computed: folds, settings of later stages, new tensors, and entries of the configuration.
+/// All that a [`Rewrite`](crate::Rewrite) (a change of a network before compression, such as smoothing or rotation) computed: changes of
+/// stored weights, parameters for single matrices, new tensors, and entries of the configuration.
 ///
 /// ```
 /// use tersor_core::{Changes, Fold, Side, Transform};
@@ -23,44 +24,67 @@ use crate::{
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
-    /// The changes of tensors, applied in order as the tensors are read.
+    /// Changes of stored weights; each changes one weight along its rows or along its columns. They are applied in the order of the list
+    /// when the weights are read.
     pub folds: Vec<Fold>,
-    /// Changes of the columns of matrices that are undone on the matrices' inputs at run time, by [`Transform::input_change`]. They apply
-    /// after `folds`, at most one for each matrix.
+    /// Changes of the columns of matrices that the running network makes up for by changing the matrices' inputs
+    /// ([`Transform::input_change`]). They are applied after the changes of stored weights in `folds`. There is at most one for each
+    /// matrix.
     pub online: Vec<Fold>,
-    /// Parameters of later stages for single matrices, such as bits that an allocator chose, by weight name and parameter name.
+    /// Parameters for the compression of single matrices, such as bits that an allocator chose, by weight name and parameter name. They are
+    /// stored with the changes; the caller must apply them (the command `tersor` does not).
     pub settings: BTreeMap<(String, String), Value>,
-    /// New tensors that the rewrite adds to the model.
+    /// New tensors that are added to the model, by name.
     pub tensors: MemTensors,
-    /// Entries of the model's configuration that the rewrite changes.
+    /// Entries of the model's configuration (`config.json`) that are added or replaced, by key.
     pub config: BTreeMap<String, Value>,
 }
 
 impl Changes {
-    /// Adds the changes of another rewrite, which apply after these.
-    pub fn extend(&mut self, other: Changes) {
+    /// Adds the changes `other` of a later rewrite to these changes. The folds (changes of stored weights) of `other` are appended to
+    /// `folds`, so that they apply after the present ones. Its online changes (changes of the columns of a matrix that the running network
+    /// makes up for by changing the matrix's inputs) are appended to `online`. Three kinds of entries of `other` are added, and replace
+    /// those of the same name: parameters for the compression of single matrices (`settings`, named by weight and parameter), new tensors,
+    /// and entries of the model's configuration.
+    ///
+    /// Errors, and adds nothing, if a matrix has a change in `online` already and `other` changes the columns of this matrix, in `folds` or
+    /// in `online`: an online change of a matrix must be the last change of its columns. The error is an [`Error::Order`] inside of an
+    /// [`Error::Tensor`] with the name of the matrix.
+    pub fn extend(&mut self, other: Changes) -> Result<()> {
+        let columns = other.folds.iter().filter(|f| f.side == Side::Input).chain(&other.online);
+        if let Some(late) = columns.into_iter().find(|f| self.online(&f.weight).is_some()) {
+            let rule = "before a change of its inputs that the running network makes up for";
+            return Err(Error::order("a change of the columns of a matrix", rule, "after it").in_tensor(&late.weight));
+        }
         self.folds.extend(other.folds);
         self.online.extend(other.online);
         self.settings.extend(other.settings);
         self.tensors.extend(other.tensors);
         self.config.extend(other.config);
+        Ok(())
     }
 
-    /// Returns the change of a matrix's columns that is undone at run time; None if there is none.
+    /// Returns the change of the columns of the matrix `weight` that the running network makes up for by changing the matrix's inputs; the
+    /// first in the list if there are several, None if there is none.
     pub fn online(&self, weight: &str) -> Option<&Fold> {
         self.online.iter().find(|f| f.weight == weight)
     }
 
-    /// Returns all changes as tensors, for a file of work in progress. Rotations that several folds share are stored once. Errors if
-    /// something exceeds the address space.
+    /// Returns all changes as named tensors, for a file of work in progress; [`Changes::from_tensors`] makes the changes from them again. A
+    /// rotation that several folds share is stored once. Errors if a tensor exceeds the address space. Errors if the parameter name of an
+    /// entry of `settings` (parameters for the compression of single matrices, by weight name and parameter name) contains a `.`; the
+    /// weight name may contain it.
     pub fn to_tensors(&self) -> Result<MemTensors> {
         let mut out = MemTensors::new();
         for (list, folds) in [("fold", &self.folds), ("online", &self.online)] {
             for (i, fold) in folds.iter().enumerate() {
-                write_fold(&format!("{list}.{i:06}"), fold, &mut out)?;
+                write_fold(&format!("{list}.{i:010}"), fold, &mut out)?;
             }
         }
         for ((weight, name), value) in &self.settings {
+            if name.contains('.') {
+                return Err(Error::format(name, "the name of a setting must not contain a `.`").in_tensor(weight));
+            }
             write_text(&format!("setting.{name}.{weight}"), &value_text(value), &mut out)?;
         }
         for (name, value) in &self.config {
@@ -73,7 +97,8 @@ impl Changes {
         Ok(out)
     }
 
-    /// Reads changes that [`Changes::to_tensors`] returned. Errors if a tensor is no part of recorded changes or is invalid.
+    /// Reads the changes that [`Changes::to_tensors`] returned as tensors. `source` must hold nothing else. Errors if a tensor is not part
+    /// of recorded changes, is invalid, or cannot be read.
     pub fn from_tensors(source: &dyn TensorSource) -> Result<Self> {
         let (mut changes, mut rotations) = (Changes::default(), BTreeMap::new());
         for name in source.names() {
@@ -163,16 +188,23 @@ fn read_fold(
             let [from, to, list @ ..] = &words[..] else { return Err(broken()) };
             let sizes = [*from, *to].map(|n| usize::try_from(n).map_err(|_| broken()));
             let [from, to] = sizes;
+            let (from, to) = (from?, to?);
+            let whole = if kind == "select" { to == list.len() } else { list.len().is_multiple_of(3) };
+            if !whole {
+                return Err(broken());
+            }
             Transform::Map(if kind == "select" {
-                FeatureMap::selection(list.iter().map(index).collect::<Result<_>>()?, from?)?
+                FeatureMap::selection(list.iter().map(index).collect::<Result<_>>()?, from)?
             } else {
                 let entry = |e: &[u64; 3]| Ok((index(&e[0])?, index(&e[1])?, f32::from_bits(index(&e[2])?)));
-                FeatureMap::new(from?, to?, list.as_chunks::<3>().0.iter().map(entry).collect::<Result<_>>()?)?
+                FeatureMap::new(from, to, list.as_chunks::<3>().0.iter().map(entry).collect::<Result<_>>()?)?
             })
         }
         "rotate" => {
             let mut all = Vec::new();
-            for pair in read_words(name, source)?.as_chunks::<2>().0 {
+            let words = read_words(name, source)?;
+            let (pairs, []) = words.as_chunks::<2>() else { return Err(broken()) };
+            for pair in pairs {
                 let key = u128::from(pair[0]) << 64 | u128::from(pair[1]);
                 if let std::collections::btree_map::Entry::Vacant(place) = rotations.entry(key) {
                     place.insert(read_rotation(key, source)?);

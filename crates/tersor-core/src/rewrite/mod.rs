@@ -1,29 +1,38 @@
 //! [`Rewrite`]: changes of a network's sites before its matrices are compressed.
+//!
+//! A [`Site`] is an input of one or more linear layers, such as q, k and v, with these layers and what produces the input. A [`Fold`] is a
+//! change of one stored weight along its rows or columns. A rewrite gets sites and returns folds, with other [`Changes`].
 
 mod changes;
 
 use crate::{Context, Fold, Layout, LinearOp, Method, Result, RowSource, Site, StatNeeds, StatSet, TensorInfo};
 pub use changes::Changes;
 
-/// The sites that a rewrite gets in one call: one site, or all sites of the network.
+/// How many sites a [`Rewrite`] gets in one call: one, or all of the network. A [`Site`] is an input of one or more linear layers, such as
+/// q, k and v, with these layers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Scope {
-    /// One site after the other, each with weights that the rewrites of earlier sites have changed.
+    /// One site for each call, in the order of the network, with weights that the rewrites of earlier sites have changed.
     Site,
-    /// All sites of the network together, before anything else is done.
+    /// All sites of the network in one call, before anything else is done.
     Network,
 }
 
-/// The effect of a rewrite on a tensor, known from headers alone.
+/// What a [`Rewrite`] does to one tensor, stated from names and shapes before any weight is read. The tensor gets other values (`Values`)
+/// or another shape (`Shape`). Or the tensor is a matrix whose inputs will be changed at run time (`Online`). Or the tensor shared its
+/// values with another one, such as an output head tied to the embedding, and becomes a tensor of its own (`Untie`). Or the tensor is new
+/// (`New`).
 #[derive(Clone, PartialEq, Debug)]
 pub enum Effect {
-    /// The tensor's values change; a vector is stored in f32 then.
+    /// The tensor's values change, its shape does not. If it is a vector, it is stored in f32 afterwards.
     Values,
-    /// The tensor's shape changes to these rows and columns.
+    /// The tensor's shape changes to `[rows, cols]`.
     Shape([usize; 2]),
-    /// The inputs of the matrix are changed at run time, as described by these tensors, which are stored beside it.
+    /// The inputs of the matrix are changed at run time. The layout has the tensors that describe this change, which are stored beside the
+    /// matrix, such as the signs of a rotation.
     Online(Layout),
-    /// A tensor that was tied to another one (a head that is the embedding) becomes a tensor of its own, computed from the tensor `from`.
+    /// A tensor that shared its values with another one (a head that is tied to the embedding) becomes a tensor of its own, computed from
+    /// the tensor `from`.
     Untie {
         /// The name of the tensor that it was tied to.
         from: String,
@@ -37,9 +46,10 @@ pub enum Effect {
     },
 }
 
-/// A change of [`Site`]s (matrices that read the same input, and what produces it) before compression, such as smoothing, rotation, structured
-/// pruning or the allocation of parameters. [`plan`](Self::plan) states from names and shapes alone which tensors it will change and how, so that
-/// stored sizes are exact before any weight is read; [`rewrite`](Self::rewrite) computes the changes.
+/// A change of a network before compression, such as smoothing, rotation, structured pruning or the allocation of parameters. It gets
+/// [`Site`]s: a site is the input of one or more linear layers, such as q, k and v, with these layers and what produces the input.
+/// [`plan`](Self::plan) states from names and shapes alone which tensors will change and how, so that stored sizes are exact before any
+/// weight is read; [`rewrite`](Self::rewrite) computes the changes.
 ///
 /// ```
 /// use tersor_core::*;
@@ -107,45 +117,48 @@ pub enum Effect {
 pub trait Rewrite: Send + Sync {
     /// Returns a short name for reports, such as `awq`.
     fn name(&self) -> String;
-    /// Returns which sites the rewrite gets at once.
+    /// Returns whether [`rewrite`](Self::rewrite) gets one site at a time, or all of the network at once.
     fn scope(&self) -> Scope;
-    /// Returns the statistics that the rewrite needs of the inputs of a site; none for a site that it leaves unchanged. The `sample` tokens
-    /// are those of whole windows (calibration sequences), from the first window on.
+    /// Returns the statistics that the rewrite needs of the inputs of `site`; [`StatNeeds::none`] for a site that it leaves unchanged. If a
+    /// sample is requested, it consists of all tokens of whole windows (calibration sequences), from the first window on.
     fn needs(&self, site: &Site) -> StatNeeds;
-    /// Returns every tensor that the rewrite will change or add, with the effect, from the sites alone. Errors if the network cannot be
-    /// rewritten this way.
+    /// Returns the name of every tensor that the rewrite will change or add, with what happens to it, from the sites alone; a tensor may
+    /// occur several times. Errors if the network cannot be rewritten this way.
     fn plan(&self, sites: &[Site]) -> Result<Vec<(String, Effect)>>;
-    /// Returns folds that must be applied to the network while its inputs are observed; none by default. Errors if a weight is missing or
-    /// not finite.
+    /// Returns the changes of stored weights that must be applied to the network while its inputs are observed, for example norms that are
+    /// folded into the matrices behind them; none by default. Errors if a weight is missing or not finite.
     fn observed_with(&self, sites: &[Site], weights: &dyn Weights) -> Result<Vec<Fold>> {
         let _ = (sites, weights);
         Ok(Vec::new())
     }
-    /// Computes the changes of these sites from the weights and the observations `seen`. Errors if the statistics lack something that is
-    /// needed, a weight is missing or not finite, or `cx` is cancelled.
+    /// Computes the changes of `sites` (one, or all of the network, as [`scope`](Self::scope) says) from the weights and the observations
+    /// `seen`. Errors if the statistics lack something that is needed, a weight is missing or not finite, or `cx` is cancelled.
     fn rewrite(&self, sites: &[Site], weights: &dyn Weights, seen: &dyn Seen, cx: &Context) -> Result<Changes>;
 }
 
-/// The weights of a network, with the changes of earlier rewrites applied.
+/// Access to the weights of a network by name, with the changes of earlier rewrites applied. A [`Rewrite`] reads weights through it.
 pub trait Weights: Sync {
-    /// Returns the rows of a matrix or vector (a vector is one row). Errors if there is no such tensor.
+    /// Returns the weight `name` as a matrix `[rows, cols]` that is read some rows at a time; a vector is one row. Errors if there is no
+    /// such tensor.
     fn rows<'w>(&'w self, name: &'w str) -> Result<Box<dyn RowSource + 'w>>;
 }
 
-/// The observations of a network on calibration data, for a [`Rewrite`].
+/// Access to the observations of a network on calibration data: statistics and samples of the inputs of its sites (the inputs that one or
+/// more linear layers share). A [`Rewrite`] reads observations through it.
 pub trait Seen: Sync {
-    /// Calls `f` with the observed sites, those of one layer at a time, in the order of the network. Errors if `f` does or the sites cannot
-    /// be observed.
+    /// Calls `f` with the observed sites, once for each layer, in the order of the network; if a single site was observed, once with this
+    /// site. Errors, and stops, if `f` errors or the sites cannot be observed.
     fn each(&self, f: &mut dyn FnMut(&[SeenSite<'_>]) -> Result<()>) -> Result<()>;
-    /// Returns how far the predictions of the network with these folds applied are from those of the original, in a measure that the
-    /// implementation chooses; None, the default, if it is not measured. Errors if the network cannot be run.
+    /// Returns how far the predictions of the network with the changes `folds` of its weights are from those of the original network. The
+    /// implementation chooses the measure. None, the default, if it is not measured. Errors if the network cannot be run.
     fn effect(&self, folds: &[Fold]) -> Option<Result<f64>> {
         let _ = folds;
         None
     }
 }
 
-/// Observations of nothing, for rewrites that need no data.
+/// A [`Seen`] without observations, for rewrites that need no calibration data. [`Seen::each`] returns Ok without calling the function that
+/// is passed to it, and [`Seen::effect`] returns None.
 pub struct Unseen;
 
 impl Seen for Unseen {
@@ -154,35 +167,55 @@ impl Seen for Unseen {
     }
 }
 
-/// A function that returns the output of the module that a [`Site`] belongs to, `[tokens, out_features]`. Its arguments are inputs
-/// `[tokens, features]` for the tokens of [`SeenSite::sample`], one operator for each matrix of the site, in order, and a flag. If the flag
-/// is set, the output also passes through the next matrix of the network with its original weights (the attention output through the output
-/// projection, the inner activations through the down projection). Errors if the module cannot be computed, for example because an input is
-/// not finite.
+/// A function that computes the output of the module that reads the input of a [`Site`] (the input of one or more linear layers), with
+/// other operators in place of the site's matrices; biases are kept.
+///
+/// The first argument holds inputs of the site for the tokens of [`SeenSite::sample`], `[tokens, features]` row-major. The second holds one
+/// operator for each of [`Site::consumers`], in order, of the same shape as that matrix. The third is a flag that says whether the matrix
+/// behind the module is applied too, with its original weights.
+///
+/// The result is `[tokens, out_features]`, row-major. For q, k and v it is the output of attention; with the flag, this output after the
+/// output projection. For gate and up it is the inner activations of the feed-forward block; with the flag, these activations after the
+/// down projection. For any other matrix it is the product of the inputs with this matrix, whatever the flag. Errors if the length of the
+/// inputs, the number of operators or the number of columns of an operator does not match, or if the module cannot be computed, for example
+/// because an input is not finite. An operator with another number of rows than its matrix may give an error, wrong values or a panic.
 pub type ModuleOutput<'a> = dyn Fn(&[f32], &[&dyn LinearOp], bool) -> Result<Vec<f32>> + Sync + 'a;
 
-/// The keys, with rotary embedding applied, and the values of some tokens, `[tokens, kv_heads * head_dim]` each: the content of the cache
-/// of one layer.
+/// The keys, with rotary embedding applied, and then the values of some tokens in one layer, as a KV cache holds them; each is
+/// `[tokens, kv_heads * head_dim]`, row-major.
 pub type KeysAndValues = [Vec<f32>; 2];
 
-/// A function that returns the keys and values of a [`Site`] for inputs `[tokens, features]`, for the tokens of [`SeenSite::sample`]; None
-/// if the site does not produce keys and values. Errors if they cannot be computed, for example because an input is not finite.
+/// A function that computes the keys and values that the key and value projections of a [`Site`] (the input of one or more linear layers)
+/// give for other inputs of the site. The argument is these inputs, `[tokens, features]` row-major, for the tokens of [`SeenSite::sample`].
+/// Returns None if the site is not the input of key and value projections, or if the model is not a decoder. Errors if the argument has
+/// another length, or if the keys and values cannot be computed, for example because an input is not finite.
 pub type MakesKeysAndValues<'a> = dyn Fn(&[f32]) -> Result<Option<KeysAndValues>> + Sync + 'a;
 
-/// The observations of one site on calibration data: statistics and samples of its inputs, and the outputs of its module.
+/// What was observed of one [`Site`] (an input of one or more linear layers, such as q, k and v) on calibration data: statistics and a
+/// sample of the inputs, and functions that compute outputs, keys and values from inputs.
 pub struct SeenSite<'a> {
-    /// The observed site.
+    /// The site that was observed: the input of one or more linear layers, with these layers and what produces the input.
     pub site: &'a Site,
-    /// The statistics of the observed site's inputs.
+    /// The statistics of the site's inputs (the inputs that one or more linear layers share) over all calibration data, those that
+    /// [`Rewrite::needs`] requested.
     pub stats: &'a StatSet,
-    /// Inputs of the observed site, `[tokens, features]`, for the first windows (whole calibration sequences) one after the other.
+    /// A sample of the site's inputs (the inputs that one or more linear layers share), `[tokens, features]` row-major: all tokens of the
+    /// first windows (whole calibration sequences), one window after the other. There are as many windows as fit in the number of tokens
+    /// that [`Rewrite::needs`] requested, but at least one; there may be more if another site of the same layer requested more tokens.
+    /// Empty if [`Rewrite::needs`] requested no sample of this site.
     pub sample: &'a [f32],
-    /// The output of the module that the observed site belongs to, as a function of the site's inputs and of operators in place of its
-    /// matrices.
+    /// Computes the output of the module that reads the site's input (such as attention for q, k and v), with other operators in place of
+    /// the site's matrices. The arguments are inputs of the sampled tokens, `[tokens, features]` row-major; one operator for each of
+    /// [`Site::consumers`], in order; and a flag. If the flag is true, the matrix behind the module is applied too, with its original
+    /// weights: the output projection behind attention, or the down projection behind gate and up; for other sites the flag has no effect.
+    /// The result is row-major, `[tokens, out_features]`. [`ModuleOutput`] says when it errors.
     pub output: &'a ModuleOutput<'a>,
-    /// The keys and values of the observed site, as a function of the site's inputs.
+    /// Computes the keys and values that the site's key and value projections give for inputs of the sampled tokens. The argument is these
+    /// inputs, `[tokens, features]` row-major. The result is keys and then values, each `[tokens, kv_heads * head_dim]` row-major; None if
+    /// the site has no such projections or the model is not a decoder. [`MakesKeysAndValues`] says when it errors.
     pub keys_and_values: &'a MakesKeysAndValues<'a>,
-    /// For each consumer of the observed site, the method without data that has the stored form it will be compressed to, or None if that
-    /// is not known. Empty if it is not known for any consumer.
+    /// For each of [`Site::consumers`] (the weight matrices that read the site's input), in order, a method that needs no calibration data
+    /// and has the stored form that the matrix will be compressed to ([`Method::plain`]). Rewrites use it to try out changes. The entry is
+    /// None if there is no such method for the matrix. The slice may be empty if there is no such method for any of the matrices.
     pub plain: &'a [Option<&'a dyn Method>],
 }

@@ -12,23 +12,23 @@ const SAMPLE: &str = "a sample of tokens";
 const WINDOWS: &str = "figures of each window";
 
 impl StatSet {
-    /// Returns the number of input features of the site.
+    /// Returns the number of input features; 0 for [`StatSet::none`].
     pub fn features(&self) -> usize {
         self.features
     }
 
-    /// Returns the number of tokens observed, those of weight 0 included.
+    /// Returns the number of tokens observed, those of weight 0 and those of merged shards included.
     pub fn tokens(&self) -> u64 {
         self.tokens
     }
 
-    /// Returns the sum of the weights of the observed tokens, by which sums are divided for means; the number of tokens if no weights were
-    /// given.
+    /// Returns the sum of the weights of the observed tokens, by which weighted sums are divided for means. If every weight was 1, this is
+    /// the number of tokens.
     pub fn weight(&self) -> f64 {
         self.weight.unwrap_or(self.tokens as f64)
     }
 
-    /// Returns which statistics these hold: the needs that they were made for.
+    /// Returns which statistics are held, with the size of the sample that was requested.
     pub fn needs(&self) -> StatNeeds {
         StatNeeds {
             squares: self.squares.is_some(),
@@ -39,8 +39,9 @@ impl StatSet {
         }
     }
 
-    /// Returns the sum of squares of each feature, `[features]`, from the statistics that hold it: the squares themselves, else the channel
-    /// statistics, else the diagonal of the Gram matrix. None if there are none of these.
+    /// Returns the weighted sum of squares of each feature over the tokens, `[features]`. It comes from the statistics that hold it: the
+    /// squares themselves, otherwise the channel statistics, otherwise the diagonal of the Gram matrix. None if none of these was
+    /// requested; zeros if no token was observed.
     pub fn squares(&self) -> Option<Vec<f64>> {
         let diagonal = |g: &Arc<Vec<f64>>| (0..self.features).map(|i| g[i * self.features + i]).collect();
         self.squares
@@ -49,74 +50,86 @@ impl StatSet {
             .or_else(|| self.gram.as_ref().map(diagonal))
     }
 
-    /// Returns the statistics of each feature; None if they were not requested.
+    /// Returns the sums and extremes of each feature; None if they were not requested.
     pub fn channel(&self) -> Option<&ChannelStats> {
         self.channel.as_ref()
     }
 
-    /// Returns the Gram matrix `XᵀX`, `[features, features]`, exactly symmetric; None if it was not requested.
+    /// Returns the Gram matrix `XᵀX` (`Σ w x xᵀ` over tokens `x` of weight `w`), `[features, features]` row-major. None if it was neither
+    /// requested nor given by [`StatSet::with_gram`]. A matrix that was summed from observed tokens is exactly symmetric, and all zeros
+    /// before the first token. A matrix from [`StatSet::with_gram`] or a file is symmetric to a relative tolerance of 1e-6.
     pub fn gram(&self) -> Option<&[f64]> {
         self.gram.as_deref().map(Vec::as_slice)
     }
 
-    /// Returns [`StatSet::gram`] as a shared value that may outlive these statistics.
+    /// Returns the Gram matrix `XᵀX`, `[features, features]` row-major, as a shared value that may outlive these statistics; None if it was
+    /// neither requested nor given by [`StatSet::with_gram`]. Nothing is copied.
     pub fn shared_gram(&self) -> Option<Arc<Vec<f64>>> {
         self.gram.clone()
     }
 
-    /// Returns the sampled tokens in the order of the stream, `[n, features]` row-major; None if no sample was requested.
+    /// Returns the sampled tokens in the order of the stream, `[n, features]` row-major; None if no sample was requested. `n` is the number
+    /// of tokens requested, or of all tokens of weight above 0 if these are fewer.
     pub fn sample(&self) -> Option<Vec<f32>> {
         self.sample.as_ref().map(|s| s.in_order())
     }
 
-    /// Returns the mean and variance of each window (a whole sequence), in the order of window numbers; None if they were not requested.
+    /// Returns the mean and variance of each feature in each observed window (a whole sequence), one entry for each window, ascending by
+    /// the numbers of the windows; None if they were not requested.
     pub fn windows(&self) -> Option<&[WindowStats]> {
         self.windows.as_ref().map(|w| &w.stats[..])
     }
 
-    /// Returns the number of each window of [`StatSet::windows`] in the whole stream, ascending; None if windows were not requested.
+    /// Returns the number of each observed window (a whole sequence) in the whole calibration stream, counted from 0 and ascending; entry
+    /// `i` belongs to entry `i` of [`StatSet::windows`]. None if statistics of windows were not requested.
     pub fn window_numbers(&self) -> Option<&[u64]> {
         self.windows.as_ref().map(|w| &w.numbers[..])
     }
 
-    /// Returns the number of this shard's first window (a whole sequence) in the whole stream; None if windows were not requested.
+    /// Returns the number in the whole calibration stream, counted from 0, of the first window (a whole sequence) of this shard, which is a
+    /// part of the stream. It is 0 unless [`StatSet::with_first_window`] has set it; None if statistics of windows were not requested.
     pub fn first_window(&self) -> Option<u64> {
         self.windows.as_ref().map(|w| w.first)
     }
 
-    /// Returns [`StatSet::gram`]. Errors with [`Error::Missing`] if it was not requested or no token was observed.
+    /// Returns the Gram matrix `XᵀX`, `[features, features]` row-major. Errors with [`Error::Missing`] if it was neither requested nor
+    /// given by [`StatSet::with_gram`], or if no token was observed.
     pub fn require_gram(&self) -> Result<&[f64]> {
         self.demand(self.gram(), GRAM)
     }
 
-    /// Returns [`StatSet::shared_gram`]. Errors with [`Error::Missing`] if it was not requested or no token was observed.
+    /// Returns the Gram matrix `XᵀX`, `[features, features]` row-major, as a shared value that may outlive these statistics. Errors with
+    /// [`Error::Missing`] if it was neither requested nor given by [`StatSet::with_gram`], or if no token was observed.
     pub fn require_shared_gram(&self) -> Result<Arc<Vec<f64>>> {
         self.demand(self.shared_gram(), GRAM)
     }
 
-    /// Returns [`StatSet::channel`]. Errors with [`Error::Missing`] if it was not requested or no token was observed.
+    /// Returns the sums and extremes of each feature. Errors with [`Error::Missing`] if they were not requested or no token was observed.
     pub fn require_channel(&self) -> Result<&ChannelStats> {
         self.demand(self.channel(), CHANNEL)
     }
 
-    /// Returns [`StatSet::squares`]. Errors with [`Error::Missing`] if nothing that holds them was requested or no token was observed.
+    /// Returns the weighted sum of squares of each feature over the tokens, `[features]`. Errors with [`Error::Missing`] if neither squares
+    /// nor channel statistics nor a Gram matrix were requested, or no token was observed.
     pub fn require_squares(&self) -> Result<Vec<f64>> {
         self.demand(self.squares(), SQUARES)
     }
 
-    /// Returns [`StatSet::sample`], one token or more. Errors with [`Error::Missing`] if it was not requested or no token was observed.
+    /// Returns the sampled tokens in the order of the stream, `[n, features]` row-major, with `n` at least 1. Errors with
+    /// [`Error::Missing`] if no sample was requested or no token was observed.
     pub fn require_sample(&self) -> Result<Vec<f32>> {
         let none = self.sample.as_ref().is_some_and(|s| s.keys.is_empty());
         if none { Err(nothing_seen(SAMPLE)) } else { self.demand(self.sample(), SAMPLE) }
     }
 
-    /// Returns [`StatSet::windows`], one window or more. Errors with [`Error::Missing`] if they were not requested or none was observed.
+    /// Returns the mean and variance of each feature in each observed window (a whole sequence), at least one entry, ascending by the
+    /// numbers of the windows. Errors with [`Error::Missing`] if they were not requested or no window was observed.
     pub fn require_windows(&self) -> Result<&[WindowStats]> {
         let none = self.windows.as_ref().is_some_and(|w| w.stats.is_empty());
         if none { Err(nothing_seen(WINDOWS)) } else { self.demand(self.windows(), WINDOWS) }
     }
 
-    /// Errors with [`Error::Shape`] unless these are statistics of `features` input features.
+    /// Errors with [`Error::Shape`] unless these statistics have `features` input features.
     pub fn require_features(&self, features: usize) -> Result<()> {
         if self.features == features {
             Ok(())

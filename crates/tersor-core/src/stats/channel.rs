@@ -4,23 +4,24 @@ use std::ops::Range;
 
 use super::weights::Weights;
 
-/// Sums and extremes of each input feature over tokens, each a vector `[features]`. In the formulas `x` is the value of a feature and `w`
-/// the weight of its token, 1 by default. Read with [`StatSet::channel`](crate::StatSet::channel).
+/// Sums and extremes of each input feature (channel) over the observed tokens, each a vector `[features]`. In the formulas `x` is the value
+/// of a feature and `w` the weight of its token, 1 by default. A token of weight 0 is ignored.
+/// [`StatSet::channel`](crate::StatSet::channel) returns them.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ChannelStats {
-    /// Minimum of each input feature over the tokens of weight above 0; infinity if there are none.
+    /// Minimum of each input feature over the tokens of weight above 0, `[features]`; infinity if there is no such token.
     pub min: Vec<f32>,
-    /// Maximum of each input feature over the tokens of weight above 0; minus infinity if there are none.
+    /// Maximum of each input feature over the tokens of weight above 0, `[features]`; minus infinity if there is no such token.
     pub max: Vec<f32>,
-    /// Weighted sum of each feature over tokens, `Σ w x` for values `x` and token weights `w`.
+    /// Weighted sum of each input feature over tokens, `[features]`: `Σ w x` for values `x` and token weights `w`.
     pub sum: Vec<f64>,
-    /// Weighted sum of each feature's magnitude over tokens, `Σ w |x|` for values `x` and token weights `w`. Batches are summed separately,
-    /// so the rounding depends on how the stream is cut into batches.
+    /// Weighted sum of each input feature's magnitude over tokens, `[features]`: `Σ w |x|` for values `x` and token weights `w`. Each batch
+    /// is summed first, so the rounding depends on how the stream is cut into batches.
     pub sum_abs: Vec<f64>,
-    /// Weighted sum of each feature's square over tokens, `Σ w x²` for values `x` and token weights `w`.
+    /// Weighted sum of each input feature's square over tokens, `[features]`: `Σ w x²` for values `x` and token weights `w`.
     pub sum_sq: Vec<f64>,
-    /// Maximum over batches of each feature's mean magnitude in a batch, `Σ w |x| / Σ w` for values `x` and token weights `w`: it depends
-    /// on how the stream is cut into batches.
+    /// The largest mean magnitude of each input feature in any one batch, `[features]`: the maximum over batches of `Σ w |x| / Σ w`, for
+    /// the values `x` and token weights `w` of a batch. It depends on how the stream is cut into batches; 0 if no token was observed.
     pub max_mean_abs: Vec<f64>,
 }
 

@@ -10,26 +10,31 @@ use super::{ChannelStats, StatNeeds, StatSet, WindowStats};
 use crate::tensors::{join, read_expected, read_floats};
 use crate::{DType, Error, Result, TensorInfo, TensorSink, TensorSource};
 
-/// The sizes that determine the shapes of saved statistics, beside the number of features and the [`StatNeeds`].
+/// The sizes that, together with the number of features and the [`StatNeeds`] (which statistics are held), determine the tensors that
+/// [`StatSet::save`] writes, and their shapes.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct StatExtent {
-    /// The number of observed tokens, without those to which the caller gave the weight 0. Only the shape of a saved sample depends on it, which holds this many tokens
-    /// but at most as many as were requested. [`StatSet::extent`] of statistics with a sample has the number of sampled tokens here.
+    /// The number of observed tokens of weight above 0, which determines the size of the saved sample: this many tokens, or as many as were
+    /// requested if that is fewer. The number of sampled tokens leads to the same size. If no sample was requested, the value has no
+    /// effect. [`StatSet::extent`] sets the number of sampled tokens if a sample was requested, otherwise the number of all observed
+    /// tokens, those of weight 0 included.
     pub tokens: u64,
-    /// The number of windows in saved statistics.
+    /// The number of observed windows (whole sequences); 0 if statistics of windows were not requested.
     pub windows: usize,
-    /// Whether a token of the saved statistics has a weight other than 1.
+    /// Whether an observed token had a weight other than 1. If so, the sum of weights is saved too, as the tensor `weight`.
     pub weighted: bool,
 }
 
 impl StatSet {
-    /// Returns name suffix, type and shape of the tensors that [`StatSet::save`] writes for statistics of `tokens` tokens without weights
-    /// and windows. For windows and weights see [`StatSet::layout_of`].
+    /// Returns name suffix, type and shape of each tensor that [`StatSet::save`] writes for statistics with `features` features that hold
+    /// what `needs` requests, after `tokens` tokens, all of weight 1, and no windows. The full name is the prefix, a dot and the suffix.
+    /// For windows and other weights see [`StatSet::layout_of`].
     pub fn layout(features: usize, needs: StatNeeds, tokens: u64) -> Vec<(String, TensorInfo)> {
         Self::layout_of(features, needs, StatExtent { tokens, ..StatExtent::default() })
     }
 
-    /// Returns name suffix, type and shape of the tensors that [`StatSet::save`] writes for statistics of this extent.
+    /// Returns name suffix, type and shape of each tensor that [`StatSet::save`] writes for statistics with `features` features that hold
+    /// what `needs` requests, with the numbers of tokens and windows in `extent`. The full name is the prefix, a dot and the suffix.
     pub fn layout_of(features: usize, needs: StatNeeds, extent: StatExtent) -> Vec<(String, TensorInfo)> {
         let k = features;
         let info = |dtype, shape: &[usize]| TensorInfo { dtype, shape: shape.to_vec() };
@@ -60,7 +65,9 @@ impl StatSet {
         out.into_iter().map(|(name, info)| (name.to_string(), info)).collect()
     }
 
-    /// Returns the sizes that determine the shapes of the saved statistics, for [`StatSet::layout_of`].
+    /// Returns the number of sampled tokens (of all observed tokens if no sample was requested), the number of observed windows (whole
+    /// sequences; 0 if statistics of windows were not requested), and whether a token had a weight other than 1. With
+    /// [`StatSet::features`] and [`StatSet::needs`] they are the arguments of [`StatSet::layout_of`] for these statistics.
     pub fn extent(&self) -> StatExtent {
         StatExtent {
             // A sample that is not full holds every token of weight above 0.
@@ -70,9 +77,11 @@ impl StatSet {
         }
     }
 
-    /// Checks names, types and widths of the tensors saved in `source` under `prefix`, without reading values. Errors unless they are statistics of
-    /// `features` input features that include what `needs` requests: [`Error::Missing`] names a tensor that is missing. A request for sums of
-    /// squares of the inputs is also met by channel statistics or by the diagonal of a Gram matrix.
+    /// Checks, by the names, types and last axes of the tensors under `prefix` in `source`, that statistics of `features` input features
+    /// are saved there and include what `needs` requests. A request for squares (sums of squares of the inputs) is also met by channel
+    /// statistics or a Gram matrix. Values are not read, and the number of sampled tokens is not checked. Errors with [`Error::Missing`],
+    /// naming the tensor, if one is missing. Errors with [`Error::Shape`] inside of an [`Error::Tensor`], which names the tensor, if one
+    /// has another type or last axis.
     pub fn check_saved(prefix: &str, source: &dyn TensorSource, features: usize, needs: StatNeeds) -> Result<()> {
         for (suffix, want) in Self::layout(features, needs, 0) {
             let implied = ["squares", "sum_sq", "gram"].map(|n| join(prefix, n));
@@ -97,9 +106,10 @@ impl StatSet {
         Ok(())
     }
 
-    /// Writes the statistics under `prefix`: the tensors of [`StatSet::layout_of`] for [`StatSet::extent`], all little-endian. The tensor
-    /// `head` has the number of features, the first token, the number of tokens, and size and seed of the sample. Errors if the sink
-    /// errors.
+    /// Writes the statistics as tensors named `prefix.suffix`: those of [`StatSet::layout_of`] for [`StatSet::extent`], all little-endian.
+    /// The tensor `head` has five u64 values: the number of features, the index of the first token in the whole calibration stream (0
+    /// unless these statistics are those of a later shard), the number of observed tokens, the requested size of the sample (0 for none),
+    /// and the seed that determines which tokens are sampled (0 without a sample). Errors if the sink errors.
     pub fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         let k = self.features;
         let mut put = |suffix: &str, dtype: DType, shape: &[usize], bytes: &[u8]| {
@@ -143,8 +153,8 @@ impl StatSet {
         }
     }
 
-    /// Reads statistics that [`StatSet::save`] wrote under `prefix`. Errors if a tensor is missing, has a wrong type or shape, or has
-    /// values that no statistics can have.
+    /// Reads the statistics that [`StatSet::save`] wrote under `prefix`. Errors if a tensor is missing, has a wrong type or shape, or has
+    /// values that no statistics can have, such as NaN, a negative sum of squares or a Gram matrix that is not symmetric.
     pub fn load(prefix: &str, source: &dyn TensorSource) -> Result<Self> {
         let file = Saved { prefix, source };
         let head = file.u64s("head", 5)?;

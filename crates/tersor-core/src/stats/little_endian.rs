@@ -22,7 +22,8 @@ mod sealed {
 
 use sealed::Bytes;
 
-/// The numbers that are stored as little-endian bytes: f32, f64 and u64. Sealed: there are no other implementations.
+/// The number types that are stored as little-endian bytes: f32 (4 bytes), f64 and u64 (8 bytes). Sealed: there are no other
+/// implementations.
 pub trait Number: Bytes {}
 
 macro_rules! number {
@@ -42,7 +43,8 @@ macro_rules! number {
 
 number!(f32, f64, u64);
 
-/// Returns the little-endian bytes of numbers, in order: borrowed on a little-endian host, converted on others.
+/// Returns the little-endian bytes of numbers, in order, `size_of::<T>()` bytes each: borrowed on a little-endian host, converted on
+/// others.
 pub fn to_bytes<T: Number>(values: &[T]) -> Cow<'_, [u8]> {
     if cfg!(target_endian = "little") {
         Cow::Borrowed(bytemuck::cast_slice(values))
@@ -58,7 +60,8 @@ fn converted<T: Number>(values: &[T]) -> Vec<u8> {
     out
 }
 
-/// Returns the numbers whose little-endian bytes these are. Errors if the length is no multiple of a number's size.
+/// Returns the numbers, in order, that the little-endian `bytes` represent, `size_of::<T>()` bytes each. Errors if the number of bytes is
+/// not a multiple of this size.
 pub fn from_bytes<T: Number>(bytes: &[u8]) -> Result<Vec<T>> {
     if !bytes.len().is_multiple_of(T::SIZE) {
         return Err(Error::shape("bytes of numbers", format!("a multiple of {}", T::SIZE), bytes.len()));

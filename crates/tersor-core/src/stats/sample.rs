@@ -7,7 +7,8 @@ use std::ops::Range;
 pub(super) struct Sample {
     pub want: usize,
     pub seed: u64,
-    /// Key and number of each sampled token, ascending by key. The key is a hash of the seed and the number.
+    /// Key and number of each sampled token, ascending by key. The number of a token is its index in the whole stream, counted from 0; its
+    /// key is a hash of the seed and the number.
     pub keys: Vec<(u64, u64)>,
     pub rows: Vec<Vec<f32>>,
 }
@@ -17,8 +18,10 @@ impl Sample {
         Self { want, seed, keys: Vec::new(), rows: Vec::new() }
     }
 
-    /// Adds the token `number`, whose values `row` returns (`[features]`), if its key is among the `want` smallest; the token with the
-    /// largest key is dropped if there are more. A number that is in the sample already changes nothing.
+    /// Offers a token to the sample, which holds at most `want` tokens: those with the smallest keys. `number` is the token's index in the
+    /// whole stream, counted from 0; its key is a hash of the seed and the number. `row` returns the token's values, `[features]`; it is
+    /// called only if the token is added. If the sample was full, the token with the largest key is dropped. Nothing changes if the key is
+    /// not small enough or the sample holds a token of this number already.
     pub fn offer(&mut self, number: u64, row: impl FnOnce() -> Vec<f32>) {
         let key = (mix(self.seed ^ mix(number)), number);
         let at = match self.keys.binary_search(&key) {
@@ -40,14 +43,15 @@ impl Sample {
         }
     }
 
-    /// Returns the tokens in the order of the stream, `[n, features]` row-major.
+    /// Returns the values of the sampled tokens in the order of the stream, `[n, features]` row-major, where `n` is the number of sampled
+    /// tokens.
     pub fn in_order(&self) -> Vec<f32> {
         let mut order: Vec<usize> = (0..self.keys.len()).collect();
         order.sort_by_key(|&i| self.keys[i].1);
         order.into_iter().flat_map(|i| self.rows[i].iter().copied()).collect()
     }
 
-    /// Returns the sample with the features of a range only; panics if it is not inside of the features.
+    /// Returns the sample with only the features of the range `columns`, counted from 0; panics if the range leaves the features.
     pub fn columns(&self, columns: &Range<usize>) -> Self {
         let rows = self.rows.iter().map(|row| row[columns.clone()].to_vec()).collect();
         Self { want: self.want, seed: self.seed, keys: self.keys.clone(), rows }

@@ -9,10 +9,14 @@ use super::windows::Windows;
 use super::{ChannelStats, StatNeeds, WindowStats, gram};
 use crate::{Error, IntoMat, MatView, Result};
 
-/// Statistics of the inputs of one [site](crate::Site): a value that is updated by batches, adds to others, and is saved and loaded.
+/// Statistics of the inputs of one [site](crate::Site) (an input that one or more linear layers share, such as q, k and v) over calibration
+/// tokens: those that [`StatNeeds`] requests. Batches of tokens are added by [`observe`](StatSet::observe) or
+/// [`observe_window`](StatSet::observe_window). The stream of tokens may be cut into shards, whose statistics are gathered separately and
+/// added by [`merge`](StatSet::merge). [`save`](StatSet::save) and [`load`](StatSet::load) store them.
 ///
-/// Sums of squares are part of channel statistics, and the diagonal of a Gram matrix: statistics with one of these have
-/// [squares](StatSet::squares) too. Those of a Gram matrix carry the rounding of its f32 products.
+/// Channel statistics contain sums of squares, and so does the diagonal of a Gram matrix: statistics with one of these have
+/// [squares](StatSet::squares) too. A Gram matrix is summed in f32 over up to 512 tokens, then in f64, so that its squares are rounded to
+/// f32.
 ///
 /// ```
 /// use tersor_core::{MatView, StatNeeds, StatSet};
@@ -44,7 +48,7 @@ pub struct StatSet {
 }
 
 impl StatSet {
-    /// Returns statistics of nothing, for methods that need no data.
+    /// Returns statistics of 0 features that hold nothing, for methods that need no data.
     pub fn none() -> Self {
         Self {
             features: 0,
@@ -59,9 +63,10 @@ impl StatSet {
         }
     }
 
-    /// Returns statistics of `features` input features that hold what `needs` requests, without any token yet. `first_token` is the number
-    /// of this shard's first token in the whole stream; `seed` determines the sample. Windows are numbered from 0, see
-    /// [`StatSet::with_first_window`]. Errors if the Gram matrix would exceed the address space.
+    /// Returns statistics of `features` input features that hold what `needs` requests, before any token. `seed` determines which tokens
+    /// are sampled. These statistics may be those of a shard, a part of the calibration stream: `first_token` is the number of its first
+    /// token in the whole stream, counted from 0. Windows (whole sequences) are numbered from 0 unless [`StatSet::with_first_window`] says
+    /// otherwise. Errors if the Gram matrix would exceed the address space.
     pub fn new(features: usize, needs: StatNeeds, seed: u64, first_token: u64) -> Result<Self> {
         let gram =
             if needs.gram { Some(Arc::new(vec![0.0; crate::view::elements([features, features])?])) } else { None };
@@ -72,8 +77,8 @@ impl StatSet {
         Ok(Self { features, first_token, tokens: 0, weight: None, squares, channel, gram, sample, windows })
     }
 
-    /// Returns statistics that consist of the sums of squares of each feature, `[features]`, over `tokens` tokens: the content of an
-    /// importance matrix. Errors if a sum is negative or not finite.
+    /// Returns statistics that hold only the sum of squares of each feature, `squares` of the shape `[features]`, over `tokens` tokens: the
+    /// content of an importance matrix. Errors if a sum is negative or not finite.
     pub fn from_squares(squares: Vec<f64>, tokens: u64) -> Result<Self> {
         if let Some(i) = squares.iter().position(|v| !v.is_finite() || *v < 0.0) {
             return Err(Error::Numerical(format!(
@@ -85,8 +90,9 @@ impl StatSet {
         Ok(Self { tokens, squares: Some(squares), ..none })
     }
 
-    /// Returns these statistics with the number of this shard's first window in the whole stream; unchanged if no statistics of windows
-    /// were requested. Errors if a window was observed already.
+    /// Returns these statistics with `first` as the number in the whole calibration stream, counted from 0, of the first window (a whole
+    /// sequence) that they will observe. They are unchanged if no statistics of windows were requested. Errors if a window was observed
+    /// already.
     pub fn with_first_window(mut self, first: u64) -> Result<Self> {
         if let Some(windows) = &mut self.windows {
             if !windows.numbers.is_empty() {
@@ -101,8 +107,10 @@ impl StatSet {
         Ok(self)
     }
 
-    /// Returns these statistics with another Gram matrix, `[features, features]`. Errors if it has another length, is not finite or not
-    /// symmetric, or has a negative value on its diagonal.
+    /// Returns these statistics with `gram`, `[features, features]` row-major, as their Gram matrix; a Gram matrix held before is replaced.
+    /// The number of tokens and the other statistics stay as they are. Errors if `gram` has another length, if a value is not finite, or if
+    /// a value on the diagonal is negative. Errors if `gram` is not symmetric: two values across the diagonal may differ by at most 1e-6
+    /// times the larger of their magnitudes, or times the root of the product of their two diagonal values if that is larger.
     pub fn with_gram(self, gram: Vec<f64>) -> Result<Self> {
         let k = self.features;
         if Some(gram.len()) != k.checked_mul(k) {
@@ -112,26 +120,39 @@ impl StatSet {
         Ok(Self { gram: Some(Arc::new(gram)), ..self })
     }
 
-    /// Adds a batch of tokens `[tokens, features]`; a batch without tokens changes nothing. Statistics of windows take windows only, by
-    /// [`StatSet::observe_window`].
+    /// Adds a batch of tokens, `[tokens, features]`, each of weight 1; a batch without tokens or features changes nothing.
     ///
-    /// Errors, with the statistics unchanged, if the batch has another number of features, a value is not finite (by row and column of the
-    /// batch), its squares exceed f32 where a Gram matrix was requested, or statistics of windows were requested.
+    /// All errors leave the statistics unchanged. Errors if the batch has another number of features, or if a value is not finite (the
+    /// error has its row and column in the batch). Errors if statistics of windows were requested; [`StatSet::observe_window`] must be used
+    /// then. Errors if the index of a token in the whole stream exceeds u64.
+    ///
+    /// Errors if a sample was requested and holds a token whose index in the stream is not below that of the batch's first token. This
+    /// happens after a later shard was merged: a shard must be observed to its end before later shards are merged into it.
+    ///
+    /// Errors if a Gram matrix was requested and the sum of squares of a feature over 512 consecutive tokens of the batch exceeds f32.
     pub fn observe(&mut self, batch: &impl IntoMat<f32>) -> Result<()> {
         batch.with_mat(|m| self.add(m, Weights::NONE, false))
     }
 
-    /// Adds a window, that is a whole sequence of tokens `[tokens, features]`; windows are observed in their order. `weights` has one
-    /// weight for each token; None means 1 for each.
+    /// Adds a window, a whole sequence of tokens, `[tokens, features]`; windows are observed in the order of the stream and numbered in
+    /// this order. `weights` has one weight for each token; None means that each is 1. A window without features changes nothing.
     ///
-    /// A token of weight `w` adds `w x xᵀ` to the Gram matrix and `w x`, `w |x|`, `w x²` to channel statistics and squares; the mean and
-    /// variance of the window are weighted too. A token of weight 0 counts in [`StatSet::tokens`] only and is neither in extremes nor in
-    /// the sample. Gram matrices are summed over rows that are multiplied by the root of the weight and rounded to f32: a relative error of
-    /// `2^-24` for each value, exact for weights of 1. Weights that are all 1 give the same bits as [`StatSet::observe`].
+    /// A token of weight `w` adds `w x xᵀ` to the Gram matrix and `w x`, `w |x|`, `w x²` to channel statistics and squares; mean and
+    /// variance of the window are weighted too. A token of weight 0, such as padding, counts in [`StatSet::tokens`] and
+    /// [`WindowStats::tokens`] and nowhere else. For the Gram matrix, rows are multiplied by the root of their weight and rounded to f32: a
+    /// relative error of `2^-24` for each value, none for weights of 1. Weights that are all 1 give the same bits as [`StatSet::observe`].
     ///
-    /// Errors, with the statistics unchanged, as [`StatSet::observe`]; if the window has no tokens or another number of weights than
-    /// tokens; if a weight is negative or not finite, or all are 0; if a variance exceeds f32; and if another shard has a window of the
-    /// same number.
+    /// All errors leave the statistics unchanged. Errors if the window has no tokens, if there are more or fewer weights than tokens, if a
+    /// weight is negative or not finite, or if all weights are 0. Errors if the window has another number of features, or if a value is not
+    /// finite (the error has its row and column in the window). Errors if the index of a token in the whole stream exceeds u64.
+    ///
+    /// Errors if a sample was requested and holds a token whose index in the stream is not below that of the window's first token, which
+    /// happens after a later shard was merged. Errors if a Gram matrix was requested and a weighted value, or the weighted sum of squares
+    /// of a feature over 512 consecutive tokens, exceeds f32.
+    ///
+    /// If statistics of windows were requested, errors if a variance exceeds f32, if the window's number exceeds u64, or if that number is
+    /// unknown. It is unknown if windows of another shard were merged and the windows held are not numbered without gap from this shard's
+    /// first window on.
     pub fn observe_window(&mut self, batch: &impl IntoMat<f32>, weights: Option<&[f32]>) -> Result<()> {
         batch.with_mat(|m| {
             let tokens = m.shape()[0];
@@ -202,15 +223,18 @@ impl StatSet {
         Ok(())
     }
 
-    /// Adds the statistics of another shard. Floating-point sums depend on the order in which shards are added, so it should be fixed;
-    /// windows are put in the order of their numbers.
+    /// Adds the statistics `other` of another shard, a separately gathered part of the same calibration stream, to these. Floating-point
+    /// sums depend on the order in which shards are added, so a caller should fix this order. Windows are put in the order of their
+    /// numbers. The two shards must not overlap: a token that both have observed counts twice in sums and in [`StatSet::tokens`], without
+    /// an error.
     ///
-    /// The two must be made for the same needs, with one exception: if one of them holds squares, the other may hold channel statistics or
-    /// a Gram matrix that include them. The result then holds what the one with squares was made for: its squares are the sums of both
-    /// sides' [`StatSet::squares`], and channel statistics or a Gram matrix that only the other has are dropped.
+    /// Both must hold the same statistics ([`StatSet::needs`]), with one exception. If only one of them holds squares, the other may hold
+    /// channel statistics or a Gram matrix instead, from which its squares are taken. The result then holds the same statistics as the one
+    /// with squares. Channel statistics or a Gram matrix that only the other holds are dropped.
     ///
-    /// Errors, with `self` unchanged, if the two were made for different inputs or needs, have a window in common, or have observed more
-    /// tokens together than can be counted.
+    /// Errors, with `self` unchanged, if the two differ in the number of features, or in the statistics that they hold, apart from this
+    /// exception. Errors if they differ in the requested size or the seed of a sample, if they have a window of the same number, or if the
+    /// number of tokens exceeds u64.
     pub fn merge(&mut self, other: &Self) -> Result<()> {
         let needs = self.needs_of_sum(other);
         let needs = needs.ok_or_else(|| Error::shape("statistics to merge", self.summary(), other.summary()))?;
@@ -262,8 +286,9 @@ impl StatSet {
         }
     }
 
-    /// Returns these statistics without what `needs` does not request. Squares that are requested and not stored are derived from channel
-    /// statistics or the Gram matrix, so that the result merges with statistics made for `needs`. A sample keeps its size.
+    /// Returns these statistics reduced to what `needs` requests; a statistic that is requested but not held stays absent. Squares that are
+    /// requested and not stored are derived from channel statistics or the Gram matrix, so that the result merges with statistics made for
+    /// `needs`. A sample that is requested keeps its own size, even if `needs` has a smaller one.
     pub fn only(self, needs: StatNeeds) -> Self {
         let squares = if needs.squares { self.squares() } else { None };
         Self {
@@ -276,8 +301,8 @@ impl StatSet {
         }
     }
 
-    /// Returns the statistics with the features of a range only, `columns.len()` features. Errors if the range is not inside of the
-    /// features.
+    /// Returns the statistics of the features in the range `columns` alone, counted from 0; the result has `columns.len()` features. Errors
+    /// if the range is reversed or leaves the features.
     pub fn columns(&self, columns: Range<usize>) -> Result<Self> {
         let k = self.features;
         if columns.start > columns.end || columns.end > k {

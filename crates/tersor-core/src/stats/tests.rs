@@ -402,7 +402,7 @@ fn windows_are_numbered_saved_and_merged_in_order() {
     let before = early.clone();
     assert!(early.merge(&whole).is_err());
     assert_eq!(early, before);
-    // The next window would have the number 7 + 2, which one from elsewhere has.
+    // The windows held do not begin at 7, so that the number of the next one is unknown.
     let mut gap = empty(7);
     gap.merge(&late).unwrap();
     let before = gap.clone();

@@ -5,14 +5,15 @@ use std::ops::Range;
 use super::weights::Weights;
 use crate::{Error, Result};
 
-/// Mean and variance of each input feature in one window, that is a whole sequence.
+/// Mean and variance of each input feature over the tokens of one window, which is a whole calibration sequence.
 #[derive(Clone, PartialEq, Debug)]
 pub struct WindowStats {
-    /// Weighted mean of each feature over the tokens of the window, `[features]`: `Σ w x / Σ w`, where `w` is the weight of a token.
+    /// Weighted mean of each input feature over the tokens of the window, `[features]`: `Σ w x / Σ w`, where `w` is the weight of a token.
     pub mean: Vec<f32>,
-    /// Weighted variance of each feature over the tokens of the window, `[features]`: `Σ w (x - mean)² / Σ w`, 0 for one token.
+    /// Weighted variance of each input feature over the tokens of the window, `[features]`: `Σ w (x - mean)² / Σ w`, where `w` is the
+    /// weight of a token. It is 0 for a window of one token.
     pub variance: Vec<f32>,
-    /// The number of tokens of this calibration window, including those to which the caller gave the weight 0.
+    /// The number of tokens of this window (a whole calibration sequence), including those of weight 0.
     pub tokens: u64,
 }
 
@@ -42,9 +43,11 @@ impl WindowStats {
 /// The windows that were observed, in the order of their numbers.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Windows {
-    /// The number of this shard's first window in the whole stream of calibration sequences.
+    /// The number in the whole calibration stream, counted from 0, of the first window (a whole sequence) of this shard, which is a part of
+    /// the stream.
     pub first: u64,
-    /// The number of each observed window in the whole stream, ascending; `stats` has their statistics in this order.
+    /// The number of each observed window (a whole sequence) in the whole calibration stream, counted from 0 and ascending. The field
+    /// `stats` has the mean and variance of the windows in this order.
     pub numbers: Vec<u64>,
     pub stats: Vec<WindowStats>,
 }
@@ -54,12 +57,20 @@ impl Windows {
         Self { first, numbers: Vec::new(), stats: Vec::new() }
     }
 
-    /// Returns the number of the next window to observe: that of the first window plus the number of windows observed. Errors if it
-    /// overflows or another shard has a window of this number.
+    /// Returns the number, in the whole calibration stream, that the next observed window (a whole sequence) gets: `first`, the number of
+    /// this shard's first window, if no window is held, otherwise the number after that of the last window held. Errors if the windows
+    /// held, merged ones included, are not numbered `first`, `first + 1` and so on without gap: the number of the next window is unknown
+    /// then. Errors if the number exceeds u64.
     pub fn next(&self) -> Result<u64> {
+        // Numbers ascend, so that the ends tell whether one is missing between them.
+        if let (Some(first), Some(last)) = (self.numbers.first(), self.numbers.last())
+            && (*first != self.first || last - first != self.numbers.len() as u64 - 1)
+        {
+            let rule = "windows are observed before shards that do not begin where they end are merged";
+            return Err(Error::order("number of a window", rule, [first, last]));
+        }
         let next = self.first.checked_add(self.numbers.len() as u64);
-        let next = next.ok_or_else(|| Error::Overflow { what: "the number of a window".into() })?;
-        self.check_new(next).map(|()| next)
+        next.ok_or_else(|| Error::Overflow { what: "the number of a window".into() })
     }
 
     fn check_new(&self, number: u64) -> Result<()> {
@@ -69,12 +80,13 @@ impl Windows {
         }
     }
 
-    /// Errors with [`Error::Order`] if both have a window of the same number.
+    /// Errors with [`Error::Order`] if both hold a window of the same number.
     pub fn check_disjoint(&self, other: &Self) -> Result<()> {
         other.numbers.iter().try_for_each(|n| self.check_new(*n))
     }
 
-    /// Adds a window by its number; if there is one of this number already, it stays and `stats` is dropped.
+    /// Adds the statistics of the window with this number, in the order of numbers; if a window of this number is held already, it stays
+    /// and `stats` is dropped.
     pub fn insert(&mut self, number: u64, stats: WindowStats) {
         if let Err(at) = self.numbers.binary_search(&number) {
             self.numbers.insert(at, number);
@@ -88,7 +100,8 @@ impl Windows {
         }
     }
 
-    /// Returns the windows with the features of a range only; panics if it is not inside of the features.
+    /// Returns the means and variances of the same windows (whole sequences of tokens) for the features of the range `columns` alone,
+    /// counted from 0. Panics if the range is not inside of the features.
     pub fn columns(&self, columns: &Range<usize>) -> Self {
         let some = |w: &WindowStats| WindowStats {
             mean: w.mean[columns.clone()].to_vec(),

@@ -3,7 +3,10 @@
 use half::{bf16, f16};
 use tersor_core::{Error, Result};
 
-/// How the elements of a GGUF tensor are stored: as floats, or in quantized blocks of 32 or 256 elements.
+/// The stored type of a GGUF tensor (`ggml_type`). `F32`, `F16` and `BF16` store floats, each of which counts as a block of one element.
+/// The other types store blocks of consecutive elements of a row, each with integer codes and the scales that they share: `Q4_0`, `Q4_1`,
+/// `Q5_0`, `Q5_1` and `Q8_0` have blocks of 32 elements, `Q2_K`, `Q3_K`, `Q4_K`, `Q5_K` and `Q6_K` blocks of 256. The digit after `Q` is
+/// the number of bits of a code. There is no default type.
 ///
 /// ```
 /// use tersor_formats::gguf::BlockType;
@@ -48,10 +51,10 @@ pub enum BlockType {
 use BlockType::*;
 
 impl BlockType {
-    /// All block types that [`BlockType::decode`] handles.
+    /// All 13 block types. [`BlockType::decode`] handles each of them, [`BlockType::encode`] all but Q2_K and Q3_K.
     pub const ALL: [BlockType; 13] = [F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K];
 
-    /// Returns the number that stands for this type in a GGUF file (`ggml_type`).
+    /// Returns the number of this type in GGUF files (`ggml_type`), such as 2 for Q4_0.
     pub const fn id(self) -> u32 {
         match self {
             F32 => 0,
@@ -70,7 +73,7 @@ impl BlockType {
         }
     }
 
-    /// Returns the type with the number `id` (`ggml_type`). Errors if it is none of [`BlockType::ALL`].
+    /// Returns the type whose number in GGUF files (`ggml_type`) is `id`. Errors if it is the number of none of [`BlockType::ALL`].
     pub fn from_id(id: u32) -> Result<Self> {
         Self::ALL.into_iter().find(|t| t.id() == id).ok_or_else(|| Error::Unsupported {
             what: "GGUF tensor type",
@@ -97,7 +100,8 @@ impl BlockType {
         }
     }
 
-    /// Returns the number of elements of one block: 1, 32 or 256.
+    /// Returns the number of elements of one block: 1 for F32, F16 and BF16; 32 for Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0; 256 for the types that
+    /// end in `_K`.
     pub const fn elements(self) -> usize {
         match self {
             F32 | F16 | BF16 => 1,
@@ -106,7 +110,7 @@ impl BlockType {
         }
     }
 
-    /// Returns the number of bytes of one block.
+    /// Returns the number of stored bytes of one block, codes and scales together: 18 for the 32 elements of a Q4_0 block, 4 for one F32.
     pub const fn bytes(self) -> usize {
         match self {
             F32 => 4,
@@ -124,8 +128,9 @@ impl BlockType {
         }
     }
 
-    /// Decodes blocks of this type from `bytes` into f32 values in `out`. Errors if `out` is not a whole number of blocks, or `bytes` does not have
-    /// exactly the bytes of as many blocks.
+    /// Decodes the blocks in `bytes`, which are stored one after the other, into f32 values in `out`, one value for each element. Errors
+    /// unless `out.len()` is a multiple of [`BlockType::elements`] and `bytes.len()` is [`BlockType::bytes`] times the number of blocks. A
+    /// stored float or scale that is NaN or infinite is no error: it gives values that are NaN or infinite.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         let blocks = out.len() / self.elements();
         if !out.len().is_multiple_of(self.elements()) || blocks.checked_mul(self.bytes()) != Some(bytes.len()) {

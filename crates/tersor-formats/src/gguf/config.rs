@@ -4,8 +4,15 @@ use super::{File, Meta, MetaWriter};
 use serde_json::{Value as Json, json};
 use tersor_core::{Error, Result, RowSource};
 
-/// Builds the Hugging Face `config.json` of a GGUF file from its metadata and tensors. Errors if the architecture is none of `llama`, `qwen2` and
-/// `qwen3`, a size is missing, or the rotary embedding is partial or scaled in an unsupported way.
+/// Returns the Hugging Face `config.json` that corresponds to a GGUF file, built from its metadata and tensor table. Where the metadata
+/// lacks them, the norm epsilon is 1e-5, the rotary base is 10000, the number of key/value heads is that of the query heads, and the head
+/// dimension is the hidden size divided by the number of query heads.
+///
+/// Errors if the architecture is missing or is none of `llama`, `qwen2` and `qwen3`. Errors if the hidden size, the feed-forward size, the
+/// context length, the number of layers, the number of query heads, or the tensor `token_embd.weight` is missing. Errors if the rotary
+/// embedding rotates only a part of each head. Frequencies that are not scaled, linear and YaRN scaling with a factor, and Llama 3's
+/// scaling with its published parameters (`low_freq_factor` 1, `high_freq_factor` 4, 8192 original positions) are supported; errors for any
+/// other rotary scaling.
 pub fn hf_config(file: &File) -> Result<Json> {
     let meta = file.meta();
     let missing = |key: &str| Error::Missing { name: key.into(), place: "the GGUF metadata".into() };
@@ -80,9 +87,16 @@ fn rope_scaling(file: &File, meta: &Meta, arch: &str) -> Result<Option<Json>> {
     }
 }
 
-/// Builds the GGUF metadata that corresponds to a Hugging Face `config.json`. Also returns the values of the tensor `rope_freqs.weight` if the
-/// configuration scales rotary frequencies as Llama 3 does: one divisor per frequency, `[head_dim / 2]`. Errors if `model_type` is none of
-/// `llama`, `mistral` (written as `llama`), `qwen2` and `qwen3`, a size is missing, or the rotary scaling is unsupported.
+/// Returns the GGUF metadata that corresponds to a Hugging Face `config.json`, without the keys of the tokenizer. If the configuration
+/// scales rotary frequencies as Llama 3 does, also returns the values of the tensor `rope_freqs.weight`: the divisor of each rotary
+/// frequency, `[head_dim / 2]`. The second value is None otherwise.
+///
+/// Where the configuration lacks them, `head_dim` is `hidden_size / num_attention_heads`, `num_key_value_heads` is `num_attention_heads`,
+/// the rotary base is 10000, and rotary frequencies are not scaled. Errors if `model_type` is none of `llama`, `mistral` (written as
+/// `llama`), `qwen2` and `qwen3`. Errors if `rms_norm_eps` is missing. Errors if `hidden_size`, `intermediate_size`, `num_hidden_layers`,
+/// `num_attention_heads`, `max_position_embeddings` or `vocab_size` is missing. Errors if one of these six, `head_dim` or
+/// `num_key_value_heads` is not an integer of 0 to 2^32 - 1. Errors if the type of the rotary scaling is none of `default`, `linear`,
+/// `yarn` and `llama3`, or if one of the last three has no `factor`.
 ///
 /// ```
 /// let config = serde_json::json!({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
@@ -101,13 +115,20 @@ pub fn gguf_meta(config: &Json) -> Result<(MetaWriter, Option<Vec<f32>>)> {
             return Err(Error::Unsupported { what: "architecture of a GGUF file", value });
         }
     };
-    let number = |key: &str| config[key].as_u64().and_then(|v| u32::try_from(v).ok());
-    let uint = |key: &str| number(key).ok_or_else(|| missing(key));
+    let number = |key: &str| -> Result<Option<u32>> {
+        let value = &config[key];
+        let found = value.as_u64().and_then(|v| u32::try_from(v).ok());
+        if found.is_none() && !value.is_null() {
+            return Err(Error::format("config.json", format!("`{key}` is {value}, which is not a number below 2^32")));
+        }
+        Ok(found)
+    };
+    let uint = |key: &str| number(key)?.ok_or_else(|| missing(key));
     let (hidden, heads) = (uint("hidden_size")?, uint("num_attention_heads")?);
-    let dim = number("head_dim").or(hidden.checked_div(heads)).unwrap_or(0);
+    let dim = number("head_dim")?.or(hidden.checked_div(heads)).unwrap_or(0);
     // Newer versions of transformers store all rotary parameters in `rope_parameters`.
     let rope = if config["rope_parameters"].is_object() { &config["rope_parameters"] } else { &config["rope_scaling"] };
-    let base = config["rope_theta"].as_f64().or(rope["rope_theta"].as_f64()).unwrap_or(10_000.0);
+    let base = rope["rope_theta"].as_f64().or(config["rope_theta"].as_f64()).unwrap_or(10_000.0);
     let mut meta = MetaWriter::new();
     let key = |suffix: &str| format!("{arch}.{suffix}");
     meta.text("general.architecture", arch).text("general.type", "model");
@@ -117,7 +138,7 @@ pub fn gguf_meta(config: &Json) -> Result<(MetaWriter, Option<Vec<f32>>)> {
         ("embedding_length", hidden),
         ("feed_forward_length", uint("intermediate_size")?),
         ("attention.head_count", heads),
-        ("attention.head_count_kv", number("num_key_value_heads").unwrap_or(heads)),
+        ("attention.head_count_kv", number("num_key_value_heads")?.unwrap_or(heads)),
         ("attention.key_length", dim),
         ("attention.value_length", dim),
         ("rope.dimension_count", dim),
@@ -133,6 +154,13 @@ pub fn gguf_meta(config: &Json) -> Result<(MetaWriter, Option<Vec<f32>>)> {
     match (kind, factor) {
         ("default", _) => {}
         ("linear" | "yarn", Some(factor)) => {
+            let usual = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
+            for (name, usual) in [("beta_fast", 32.0), ("beta_slow", 1.0), ("attention_factor", usual)] {
+                if let Some(value) = rope[name].as_f64().filter(|v| kind == "yarn" && (v - usual).abs() > 1e-6) {
+                    let value = format!("`{name}` = {value}, for which a GGUF file of this kind has no key");
+                    return Err(Error::Unsupported { what: "rotary scaling", value });
+                }
+            }
             meta.text(&key("rope.scaling.type"), kind).float(&key("rope.scaling.factor"), factor as f32);
             if let Some(n) = rope["original_max_position_embeddings"].as_u64().and_then(|n| u32::try_from(n).ok()) {
                 meta.uint(&key("rope.scaling.original_context_length"), n);
@@ -141,7 +169,7 @@ pub fn gguf_meta(config: &Json) -> Result<(MetaWriter, Option<Vec<f32>>)> {
         ("llama3", Some(factor)) => {
             let of = |key: &str, default: f64| rope[key].as_f64().unwrap_or(default);
             let bounds = [of("low_freq_factor", 1.0), of("high_freq_factor", 4.0)];
-            let original = of("original_max_position_embeddings", 8192.0);
+            let original = of("original_max_position_embeddings", f64::from(uint("max_position_embeddings")?));
             let n = dim as usize / 2;
             frequencies = Some((0..n).map(|i| llama3_factor(base, i, n, factor, bounds, original) as f32).collect());
         }

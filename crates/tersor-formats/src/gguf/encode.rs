@@ -6,14 +6,17 @@ use tersor_core::{Error, Result};
 use super::BlockType::{self, *};
 
 impl BlockType {
-    /// Returns whether [`BlockType::encode`] handles this type: all but Q2_K and Q3_K.
+    /// Returns whether [`BlockType::encode`] can write this type: true for all types but Q2_K and Q3_K.
     pub const fn can_encode(self) -> bool {
         !matches!(self, Q2_K | Q3_K)
     }
 
-    /// Encodes the values `x` as blocks of this type into `out`, by llama.cpp's reference rules (without importance data). Errors if `x` is not a
-    /// whole number of blocks, `out` does not have exactly the bytes of as many, the type cannot be encoded, or a value or scale is not finite in
-    /// the type's half precision.
+    /// Quantizes the values `x` into blocks of this type by llama.cpp's reference rules (`quantize_row_*_ref`, without an importance
+    /// matrix), and writes the blocks to `out`, one after the other.
+    ///
+    /// Errors, with `out` unchanged, if `x.len()` is not a multiple of [`BlockType::elements`], if `out.len()` is not [`BlockType::bytes`]
+    /// times the number of blocks, or if this type is Q2_K or Q3_K. Errors, with a part of `out` written, if a value is NaN or infinite, or
+    /// if a value or the scale of a block exceeds the range of the float type that stores it.
     pub fn encode(self, x: &[f32], out: &mut [u8]) -> Result<()> {
         let blocks = x.len() / self.elements();
         if !x.len().is_multiple_of(self.elements()) || blocks.checked_mul(self.bytes()) != Some(out.len()) {
@@ -56,9 +59,13 @@ impl BlockType {
         Ok(())
     }
 
-    /// Packs one block from existing codes, without quantizing again: the block decodes to `d * (code - zero)` for Q4_0, Q5_0 and Q8_0 (zero 8, 16,
-    /// 128; `m` is ignored) and to `d * code + m` for Q4_1 and Q5_1. `out` receives [`BlockType::bytes`] bytes. None for any other type, or if
-    /// there are not exactly 32 codes, a code is too large for the type, `out` has another length, or `d` or `m` is not finite in half precision.
+    /// Writes one block with the 32 given codes to `out`, which has [`BlockType::bytes`] bytes; nothing is quantized. The block decodes to
+    /// `d * (code - zero)` for Q4_0, Q5_0 and Q8_0, whose zeros are 8, 16 and 128, and to `d * code + m` for Q4_1 and Q5_1. `d` and `m` are
+    /// rounded to f16; Q4_0, Q5_0 and Q8_0 ignore `m`.
+    ///
+    /// Returns Some if the block was written. Returns None, with the content of `out` unspecified, if this is another type, if there are
+    /// not exactly 32 codes, if `out` has another length, if a code is above 15 (Q4_0, Q4_1) or 31 (Q5_0, Q5_1), or if `d` is not finite in
+    /// f16. Returns None for Q4_1 and Q5_1 also if `m` is not finite in f16.
     pub fn pack_codes(self, d: f32, m: f32, codes: &[u8], out: &mut [u8]) -> Option<()> {
         let max = match self {
             Q4_0 | Q4_1 => 15,

@@ -9,20 +9,22 @@ use std::path::Path;
 use tersor_core::rows::{check_range, rows_and_columns};
 use tersor_core::{DType, Error, Limits, Result, RowSource, TensorInfo};
 
-/// Shape, stored type and position of one tensor in a GGUF file.
+/// Shape, stored type, and byte range in the file of one tensor of a GGUF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GgufTensor {
-    /// Sizes of the tensor's axes, slowest-varying first (the reverse of the order in the file).
+    /// Sizes of the tensor's axes, slowest-varying first (the reverse of the order in the file): `[out_features, in_features]` for a
+    /// matrix.
     pub shape: Vec<usize>,
-    /// Stored type of the tensor's elements.
+    /// Stored type of the tensor's elements: floats, or quantized blocks.
     pub kind: BlockType,
     /// Offset of the tensor's data from the start of the file, in bytes.
     pub offset: u64,
-    /// Length of the tensor's data in bytes.
+    /// Length of the tensor's stored data in bytes, without padding.
     pub bytes: u64,
 }
 
-/// An open GGUF file, version 2 or 3: metadata and tensor table are in memory, tensor data is read on demand.
+/// An open GGUF file of version 2 or 3, little-endian. Its metadata and its tensor table (names, shapes, types, offsets) are in memory;
+/// tensor data is read from the file when it is needed.
 ///
 /// ```
 /// use tersor_core::{Limits, RowSource};
@@ -49,13 +51,20 @@ pub struct File {
 }
 
 impl File {
-    /// Opens the file at `path` and checks header, metadata and tensor table. Errors if it cannot be opened, and as [`File::new`] does.
+    /// Opens the GGUF file at `path` and reads and checks its header, metadata and tensor table. Errors if it is not a regular file that
+    /// can be opened, and under the conditions of [`File::new`]: it is no GGUF file of version 2 or 3, is above `limits`, or is
+    /// inconsistent.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self> {
         Self::new(Box::new(FileAt::open(path)?), limits)
     }
 
-    /// Reads and checks header, metadata and tensor table of any byte source. Errors if it ends early, a count or length is above `limits`, a type
-    /// or version is unknown, a name appears twice, or a tensor reaches beyond the end of the file or overlaps another.
+    /// Reads and checks header, metadata and tensor table of a GGUF file from any source of bytes.
+    ///
+    /// Errors if the source does not begin with `GGUF` and version 2 or 3, ends early, or has a count or length above `limits`. Errors if
+    /// the metadata has a value of an unknown type, a boolean other than 0 and 1, a string that is not UTF-8, or the same key twice. Errors
+    /// if a tensor has an unknown type, more than 4 axes, rows that are not whole blocks, or the same name as another. Errors if the
+    /// alignment (`general.alignment`, 32 bytes if the key is missing) is not a power of two. Errors if a tensor's data does not begin at a
+    /// multiple of the alignment, reaches beyond the end of the source, or overlaps the data of another tensor.
     pub fn new(source: Box<dyn ReadAt>, limits: &Limits) -> Result<Self> {
         let (meta, spans, tensors) = {
             let mut cursor = Cursor::new(&*source, limits);
@@ -76,13 +85,14 @@ impl File {
         Ok(Self { source, meta, spans, tensors })
     }
 
-    /// Returns the file's metadata: typed values by key.
+    /// Returns the file's metadata: a map from keys such as `llama.block_count` to typed values.
     pub fn meta(&self) -> &Meta {
         &self.meta
     }
 
-    /// Returns the stored bytes of a key's type and value, for copying with [`MetaWriter::raw`](super::MetaWriter::raw). Errors if there is no such
-    /// key, or the file cannot be read.
+    /// Returns the value of the metadata key `key` as the file stores it: the number of its type in four bytes, then the value,
+    /// little-endian. [`MetaWriter::raw`](super::MetaWriter::raw) writes such bytes to another file. Errors if the file has no such key, or
+    /// cannot be read.
     pub fn raw_meta(&self, key: &str) -> Result<Vec<u8>> {
         let missing = || Error::Missing { name: key.into(), place: self.source.name() };
         let span = self.spans.get(key).ok_or_else(missing)?;
@@ -91,7 +101,7 @@ impl File {
         Ok(bytes)
     }
 
-    /// Returns the description of every tensor, by its name in the file.
+    /// Returns shape, stored type and byte range of every tensor, by its name in the file (llama.cpp's naming).
     pub fn tensors(&self) -> &BTreeMap<String, GgufTensor> {
         &self.tensors
     }
@@ -101,8 +111,9 @@ impl File {
         self.source.len()
     }
 
-    /// Returns a source of the rows of the tensor `name` (its name in the file), dequantized to f32, in the order of the file. A vector is one row;
-    /// of a tensor with more than two axes, each row runs along the last axis. Errors if there is no tensor of that name.
+    /// Returns a source of the rows of the tensor `name` (its name in the file), as a matrix `[rows, cols]` with the rows in the order of
+    /// the file. Rows are dequantized to f32 when they are read. `cols` is the size of the last (fastest-varying) axis, `rows` the product
+    /// of the sizes of the others; a vector is one row. Errors if the file has no tensor of that name.
     pub fn rows(&self, name: &str) -> Result<GgufRows<'_>> {
         let tensor = self.tensors.get(name);
         let tensor = tensor.ok_or_else(|| Error::Missing { name: name.into(), place: self.source.name() })?;
@@ -179,7 +190,8 @@ fn table(
     Ok(tensors)
 }
 
-/// The rows of one GGUF tensor as a [`RowSource`]: read from the file and dequantized to f32 on each call. [`File::rows`] makes it.
+/// The rows of one GGUF tensor as a [`RowSource`], a matrix `[rows, cols]` that is read a range of rows at a time. Rows are read from the
+/// file and dequantized to f32 on each call. [`File::rows`] makes it.
 pub struct GgufRows<'a> {
     source: &'a dyn ReadAt,
     tensor: &'a GgufTensor,
@@ -189,9 +201,10 @@ pub struct GgufRows<'a> {
 }
 
 impl GgufRows<'_> {
-    /// Returns the same source with its rows (for a vector: its elements) un-permuted from llama.cpp's order to Hugging Face's. llama.cpp stores the
-    /// two rows of each rotary pair side by side; Hugging Face stores, within each head of `head_dim` rows, the first rows of all pairs, then the
-    /// second ones. Errors if `head_dim` is odd or does not divide the number of rows.
+    /// Returns this source with its rows (for a vector: its elements) in Hugging Face's order instead of llama.cpp's, for the query and key
+    /// weights of a Llama model. llama.cpp stores the two rows of each rotary pair side by side; Hugging Face stores, within each head of
+    /// `head_dim` rows, the first rows of all pairs, then the second ones. Errors if `head_dim` is 0 or odd, or does not divide the number
+    /// of rows (for a vector: of elements).
     pub fn unpermuted(mut self, head_dim: usize) -> Result<Self> {
         let rows = self.tensor.shape.first().copied().unwrap_or(0);
         if head_dim == 0 || !head_dim.is_multiple_of(2) || !rows.is_multiple_of(head_dim) {
@@ -210,8 +223,8 @@ impl GgufRows<'_> {
     }
 }
 
-/// The rows of another source permuted from Hugging Face's order to that of a Llama GGUF file, for writing query and key weights: the inverse of
-/// [`GgufRows::unpermuted`].
+/// A source of rows ([`RowSource`]) that reads another source with its rows permuted from Hugging Face's order to that of a Llama GGUF
+/// file, for writing query and key weights. It is the inverse of [`GgufRows::unpermuted`].
 ///
 /// ```
 /// use tersor_core::{MatView, RowSource};
@@ -227,9 +240,10 @@ pub struct InterleavedRows<'a> {
 }
 
 impl<'a> InterleavedRows<'a> {
-    /// Wraps a source whose rows form heads of `head_dim` consecutive rows, as Hugging Face orders them. The rows that it reads are those of a
-    /// Llama GGUF: within a head, a row of the first half and the corresponding row of the second half alternate. In a vector (a source of one row)
-    /// the elements are reordered instead. Errors if `head_dim` is odd or does not divide the number of rows (of elements, for a vector).
+    /// Returns the rows of `source`, which form heads of `head_dim` consecutive rows in Hugging Face's order, in the order of a Llama GGUF
+    /// file. Row `i` of the first half of a head becomes row `2 i` of that head, row `i` of the second half becomes row `2 i + 1`. If
+    /// `source` has one row (a vector), its elements are reordered like this instead. Errors if `head_dim` is 0 or odd, or does not divide
+    /// the number of rows (for a vector: of elements).
     pub fn new(source: &'a dyn RowSource, head_dim: usize) -> Result<Self> {
         let n = source.shape()[usize::from(source.shape()[0] == 1)];
         if head_dim == 0 || !head_dim.is_multiple_of(2) || !n.is_multiple_of(head_dim) {
@@ -238,8 +252,9 @@ impl<'a> InterleavedRows<'a> {
         Ok(Self { source, head_dim })
     }
 
-    /// Returns the index in Hugging Face's order of the row that a Llama GGUF file stores at `index`. `head_dim`, the number of rows of a head, is
-    /// even. Panics if it is 0.
+    /// Returns the index, in Hugging Face's order, of the row that a Llama GGUF file stores at `index`. Both indices count the rows of the
+    /// whole matrix from 0. `head_dim` is the number of rows of a head and must be even: an odd number gives a meaningless index. Panics if
+    /// `head_dim` is 0.
     pub fn hf_index(index: usize, head_dim: usize) -> usize {
         let (head, within) = (index / head_dim, index % head_dim);
         head * head_dim + within % 2 * (head_dim / 2) + within / 2

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use tersor_core::{Error, Limits, Result};
 
-/// One value of GGUF metadata: an integer, a float, a boolean, a string, or a list of these.
+/// One value of GGUF metadata: an unsigned integer, a signed integer, a float, a boolean, a string, or a list of values, which may be lists
+/// again. Integers and floats are widened to 64 bits, whatever their stored width. There is no default.
 #[derive(Clone, PartialEq, Debug)]
 pub enum MetaValue {
     /// An unsigned integer of 8 to 64 bits.
@@ -22,7 +23,7 @@ pub enum MetaValue {
     Array(Vec<MetaValue>),
 }
 
-/// The metadata of a GGUF file: its values by key.
+/// The metadata of a GGUF file: its values by key. The methods read the value of one key as one type.
 ///
 /// ```
 /// use tersor_formats::gguf::{Meta, MetaValue};
@@ -34,7 +35,8 @@ pub enum MetaValue {
 pub struct Meta(pub BTreeMap<String, MetaValue>);
 
 impl Meta {
-    /// Returns the value of a key as an unsigned integer. None if the key is missing, is no integer, or is negative.
+    /// Returns the value of `key` as an unsigned integer; a signed integer is converted. None if the key is missing, its value is no
+    /// integer, or it is negative.
     pub fn uint(&self, key: &str) -> Option<u64> {
         match self.0.get(key)? {
             MetaValue::UInt(v) => Some(*v),
@@ -43,7 +45,8 @@ impl Meta {
         }
     }
 
-    /// Returns the value of a key as a float; integers are converted. None if the key is missing or is no number.
+    /// Returns the value of `key` as a float; an integer is converted, rounded if it has more than 53 bits. None if the key is missing or
+    /// its value is no number.
     pub fn float(&self, key: &str) -> Option<f64> {
         match self.0.get(key)? {
             MetaValue::Float(v) => Some(*v),
@@ -53,7 +56,7 @@ impl Meta {
         }
     }
 
-    /// Returns the value of a key as a string. None if the key is missing or is no string.
+    /// Returns the value of `key` as a string. None if the key is missing or its value is no string.
     pub fn text(&self, key: &str) -> Option<&str> {
         match self.0.get(key)? {
             MetaValue::Text(v) => Some(v),
@@ -61,7 +64,7 @@ impl Meta {
         }
     }
 
-    /// Returns the value of a key as a boolean. None if the key is missing or is no boolean.
+    /// Returns the value of `key` as a boolean. None if the key is missing or its value is no boolean.
     pub fn bool(&self, key: &str) -> Option<bool> {
         match self.0.get(key)? {
             MetaValue::Bool(v) => Some(*v),
@@ -69,7 +72,7 @@ impl Meta {
         }
     }
 
-    /// Returns the elements of a key's list. None if the key is missing or is no list.
+    /// Returns the elements of the list that is the value of `key`. None if the key is missing or its value is no list.
     pub fn array(&self, key: &str) -> Option<&[MetaValue]> {
         match self.0.get(key)? {
             MetaValue::Array(v) => Some(v),

@@ -1,23 +1,25 @@
 //! Translates tensor names between llama.cpp and Hugging Face.
 
-/// A tensor's name translated between llama.cpp and Hugging Face, and the order in which a GGUF file of a Llama architecture stores its rows.
-/// [`hf_name`] and [`gguf_name`] return it.
+/// A tensor's name translated between llama.cpp's and Hugging Face's naming, and the order in which a GGUF file of the architecture `llama`
+/// stores its rows. [`hf_name`] and [`gguf_name`] return it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TensorName {
     /// The tensor's name in the naming that was translated to: Hugging Face's from [`hf_name`], llama.cpp's from [`gguf_name`].
     pub name: String,
-    /// Order of the tensor's rows in a GGUF file of a Llama architecture.
+    /// Order of the tensor's rows in a GGUF file of the architecture `llama`; files of `qwen2` and `qwen3` store the rows of all tensors in
+    /// Hugging Face's order.
     pub rows: RowOrder,
 }
 
-/// Order in which a GGUF file of a Llama architecture stores the rows of a tensor: as in Hugging Face's files, or permuted for interleaved rotary
-/// embedding.
+/// Order in which a GGUF file of the architecture `llama` stores the rows of a tensor: `Same`, the order of Hugging Face's files, or
+/// `Interleaved`, with the two rows of each rotary pair side by side instead of half a head apart (query and key weights). There is no
+/// default.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RowOrder {
     /// Rows are in the same order as in Hugging Face's files.
     Same,
-    /// Rows belong to query or key heads and are permuted for interleaved rotary embedding; see
-    /// [`GgufRows::unpermuted`](super::GgufRows::unpermuted).
+    /// Rows belong to query or key heads, and the two rows of each rotary pair are side by side; Hugging Face's files have them half a head
+    /// apart. [`GgufRows::unpermuted`](super::GgufRows::unpermuted) undoes this.
     Interleaved,
 }
 
@@ -43,7 +45,9 @@ const PARTS: [(&str, &str, RowOrder); 11] = [
     ("ffn_down", "mlp.down_proj", RowOrder::Same),
 ];
 
-/// Translates llama.cpp's name of a Llama-family tensor to Hugging Face's. None if the name is unknown.
+/// Translates llama.cpp's name of a tensor of a Llama, Mistral, Qwen2 or Qwen3 model, such as `blk.3.attn_q.weight`, to Hugging Face's,
+/// with the order of its rows. Returns None unless the name is that of the token embedding, the last norm, the output head, or a weight or
+/// bias of a layer's norms and linear layers.
 ///
 /// ```
 /// use tersor_formats::gguf::{RowOrder, hf_name};
@@ -67,7 +71,9 @@ pub fn hf_name(gguf: &str) -> Option<TensorName> {
     Some(TensorName { name: format!("model.layers.{layer}.{name}.{kind}"), rows })
 }
 
-/// Translates Hugging Face's name of a Llama-family tensor to llama.cpp's: the inverse of [`hf_name`]. None if the name is unknown.
+/// Translates Hugging Face's name of a tensor of a Llama, Mistral, Qwen2 or Qwen3 model, such as `model.norm.weight`, to llama.cpp's, with
+/// the order of its rows in a GGUF file: the inverse of [`hf_name`]. Returns None unless the name is that of the token embedding, the last
+/// norm, the output head, or a weight or bias of a layer's norms and linear layers.
 ///
 /// ```
 /// let name = tersor_formats::gguf::gguf_name("model.norm.weight").unwrap();

@@ -11,7 +11,7 @@ use crate::AtomicFile;
 /// Alignment in bytes of the start of the data and of each tensor.
 const ALIGNMENT: u64 = 32;
 
-/// The metadata of a GGUF file to be written: typed values by key. Setting a key again replaces its value.
+/// The metadata of a GGUF file that is to be written: typed values by key. Setting a key again replaces its value; no setter fails.
 ///
 /// ```
 /// let mut meta = tersor_formats::gguf::MetaWriter::new();
@@ -22,59 +22,62 @@ const ALIGNMENT: u64 = 32;
 pub struct MetaWriter(BTreeMap<String, Vec<u8>>);
 
 impl MetaWriter {
-    /// Returns metadata without keys.
+    /// Returns metadata without any key.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets a key to the stored bytes of a type and value, as [`File::raw_meta`](super::File::raw_meta) returns them. The bytes are not checked.
+    /// Sets the key `key` to the stored bytes of a type and value, as [`File::raw_meta`](super::File::raw_meta) returns them, in place of
+    /// an earlier value, and returns the metadata for further calls. The bytes are not checked: if they are wrong, the written file cannot
+    /// be read.
     pub fn raw(&mut self, key: &str, bytes: &[u8]) -> &mut Self {
         self.0.insert(key.into(), bytes.to_vec());
         self
     }
 
-    /// Sets a key to a 32-bit unsigned integer. Like the other setters, returns the metadata for chaining.
+    /// Sets the key `key` to the 32-bit unsigned integer `v`, in place of an earlier value, and returns the metadata for further calls.
     pub fn uint(&mut self, key: &str, v: u32) -> &mut Self {
         self.raw(key, &[4u32.to_le_bytes(), v.to_le_bytes()].concat())
     }
 
-    /// Sets a key to a 32-bit float.
+    /// Sets the key `key` to the 32-bit float `v`, in place of an earlier value, and returns the metadata for further calls.
     pub fn float(&mut self, key: &str, v: f32) -> &mut Self {
         self.raw(key, &[6u32.to_le_bytes(), v.to_le_bytes()].concat())
     }
 
-    /// Sets a key to a boolean.
+    /// Sets the key `key` to the boolean `v`, in place of an earlier value, and returns the metadata for further calls.
     pub fn bool(&mut self, key: &str, v: bool) -> &mut Self {
         self.raw(key, &[&7u32.to_le_bytes()[..], &[u8::from(v)]].concat())
     }
 
-    /// Sets a key to a string.
+    /// Sets the key `key` to the string `v`, in place of an earlier value, and returns the metadata for further calls.
     pub fn text(&mut self, key: &str, v: &str) -> &mut Self {
         self.raw(key, &[&8u32.to_le_bytes()[..], &string(v)].concat())
     }
 
-    /// Sets a key to a list of strings.
+    /// Sets the key `key` to the list of the strings that `v` yields, in place of an earlier value, and returns the metadata for further
+    /// calls.
     pub fn texts<'a>(&mut self, key: &str, v: impl ExactSizeIterator<Item = &'a str>) -> &mut Self {
         let mut bytes = array(8, v.len());
         v.for_each(|v| bytes.extend(string(v)));
         self.raw(key, &bytes)
     }
 
-    /// Sets a key to a list of 32-bit signed integers.
+    /// Sets the key `key` to a list of 32-bit signed integers, in place of an earlier value, and returns the metadata for further calls.
     pub fn ints(&mut self, key: &str, v: &[i32]) -> &mut Self {
         let mut bytes = array(5, v.len());
         bytes.extend(v.iter().flat_map(|v| v.to_le_bytes()));
         self.raw(key, &bytes)
     }
 
-    /// Sets a key to a list of 32-bit floats.
+    /// Sets the key `key` to a list of 32-bit floats, in place of an earlier value, and returns the metadata for further calls.
     pub fn floats(&mut self, key: &str, v: &[f32]) -> &mut Self {
         let mut bytes = array(6, v.len());
         bytes.extend(v.iter().flat_map(|v| v.to_le_bytes()));
         self.raw(key, &bytes)
     }
 
-    /// Returns whether a key is set.
+    /// Returns whether the key `key` has been set.
     pub fn has(&self, key: &str) -> bool {
         self.0.contains_key(key)
     }
@@ -90,7 +93,9 @@ fn array(kind: u32, len: usize) -> Vec<u8> {
     [&9u32.to_le_bytes()[..], &kind.to_le_bytes(), &(len as u64).to_le_bytes()].concat()
 }
 
-/// Writes a GGUF file of version 3. The file appears under its name when [`Writer::finish`] succeeds, which needs every tensor to be complete.
+/// Writes a GGUF file of version 3: first metadata and tensor table, then the data of the tensors, in any order of tensors, each from its
+/// first row to its last. The file appears under its name when [`Writer::finish`] succeeds, which needs the data of every tensor to be
+/// complete.
 ///
 /// ```
 /// use tersor_formats::gguf::{BlockType, MetaWriter, Writer};
@@ -109,10 +114,20 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts a file at `path` with this metadata (`general.architecture` first, other keys sorted) and lays out `tensors` in the given order; each
-    /// is a name, a shape (slowest-varying axis first) and a stored type. Errors if a type cannot be encoded, the last axis is not a whole number
-    /// of its blocks, a name appears twice, or the file cannot be created.
+    /// Starts a file at `path`, under a temporary name, and writes metadata and tensor table. The metadata is `meta`, with
+    /// `general.architecture` first and the other keys sorted. Each entry of `tensors` is a tensor's name in the file, its shape with the
+    /// slowest-varying axis first (`[out_features, in_features]`), and its stored type. An empty shape is that of a single element; an axis
+    /// of size 0 makes an empty tensor. The data of the tensors is laid out in the given order, each at a multiple of 32 bytes.
+    ///
+    /// Errors if `meta` sets another `general.alignment` than 32, a type is Q2_K or Q3_K, the size of the last axis is not a multiple of
+    /// the type's [`BlockType::elements`], a name appears twice, a size overflows, or the file cannot be created.
     pub fn create(path: &Path, meta: &MetaWriter, tensors: &[(String, Vec<usize>, BlockType)]) -> Result<Self> {
+        let mut aligned = MetaWriter::new();
+        aligned.uint("general.alignment", ALIGNMENT as u32);
+        if meta.0.get("general.alignment").is_some_and(|v| Some(v) != aligned.0.get("general.alignment")) {
+            let what = format!("`general.alignment` must be {ALIGNMENT}, at which the tensors are placed, or absent");
+            return Err(Error::format(path.display().to_string(), what));
+        }
         let mut head = Vec::new();
         head.extend(b"GGUF");
         head.extend(3u32.to_le_bytes());
@@ -149,18 +164,18 @@ impl Writer {
             offset = offset.checked_add(bytes).and_then(|o| o.checked_next_multiple_of(ALIGNMENT)).unwrap_or(u64::MAX);
         }
         let start = (head.len() as u64).next_multiple_of(ALIGNMENT);
+        let length =
+            start.checked_add(offset).ok_or_else(|| Error::Overflow { what: "the length of a file".into() })?;
         placed.values_mut().for_each(|t| t.2 += start);
         let mut file = AtomicFile::create(path)?;
         file.write(&head)?;
-        file.set_len(
-            start.checked_add(offset).ok_or_else(|| Error::Overflow { what: "the length of a file".into() })?,
-        )?;
+        file.set_len(length)?;
         Ok(Self { file, tensors: placed })
     }
 
-    /// Encodes the next values of a tensor, row-major, and appends them. Errors if the layout has no such tensor, `values` is not a whole number of
-    /// blocks, a value cannot be encoded (see [`BlockType::encode`]), the tensor would get more data than its shape allows, or the system cannot
-    /// write.
+    /// Encodes `values`, the elements of the tensor `name` that follow those of earlier calls in row-major order, and appends them to its
+    /// data. Errors if the tensor table has no such tensor, `values` is not a whole number of blocks, a value cannot be encoded (see
+    /// [`BlockType::encode`]), the tensor would get more elements than its shape has, or the system cannot write.
     pub fn write(&mut self, name: &str, values: &[f32]) -> Result<()> {
         let missing = || Error::Missing { name: name.into(), place: "the layout of the file".into() };
         let kind = self.tensors.get(name).ok_or_else(missing)?.0;
@@ -169,8 +184,8 @@ impl Writer {
         self.write_blocks(name, &bytes)
     }
 
-    /// Appends bytes of encoded blocks to the data of a tensor; one call may end within a block. Errors if the layout has no such tensor, it would
-    /// get more data than its shape allows, or the system cannot write.
+    /// Appends `bytes`, blocks that are already encoded, to the data of the tensor `name`; a block may be divided between two calls. Errors
+    /// if the tensor table has no such tensor, it would get more data than its shape has, or the system cannot write.
     pub fn write_blocks(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let missing = || Error::Missing { name: name.into(), place: "the layout of the file".into() };
         let (_, _, offset, all, done) = self.tensors.get_mut(name).ok_or_else(missing)?;
@@ -183,7 +198,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Completes the file: syncs it and renames it to its final name. Errors, and leaves no file, if a tensor is incomplete.
+    /// Completes the file: syncs it to disk, renames it to its final name in place of an older file, and syncs the directory. Errors if the
+    /// data of a tensor is incomplete, or the system cannot sync or rename the file: the temporary file is deleted then, and an older file
+    /// stays. Errors also if only the directory cannot be synced: the new file has its final name then.
     pub fn finish(self) -> Result<()> {
         for (name, (_, _, _, all, done)) in &self.tensors {
             if all != done {

@@ -6,18 +6,18 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tersor_core::{DType, Error, Limits, Result, TensorInfo};
 
-/// Type, shape and position of one tensor in a safetensors file.
+/// Type, shape, and byte range in the file of one tensor of a safetensors file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Type and shape of the tensor.
+    /// Element type and shape of the tensor.
     pub info: TensorInfo,
-    /// Offset of the tensor's data from the start of the file, in bytes.
+    /// Offset of the tensor's data from the start of the file (not of the data section), in bytes.
     pub offset: u64,
     /// Length of the tensor's data in bytes.
     pub bytes: u64,
 }
 
-/// The header of a safetensors file: type, shape and position of every tensor, and the file's metadata.
+/// The header of a safetensors file: type, shape and byte range of every tensor, and the file's metadata.
 ///
 /// ```
 /// use tersor_core::{DType, Limits, TensorInfo};
@@ -31,9 +31,9 @@ pub struct Entry {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Header {
-    /// The tensors of the file, by name.
+    /// Type, shape and byte range of every tensor of the file, by name.
     pub tensors: BTreeMap<String, Entry>,
-    /// The key-value pairs of the header's `__metadata__` entry; empty if it has none.
+    /// The key-value pairs of the header's `__metadata__` entry; empty if the header has none.
     pub metadata: BTreeMap<String, String>,
     /// Offset of the tensor data from the start of the file, in bytes: 8 plus the length of the JSON header.
     pub data_start: u64,
@@ -78,9 +78,9 @@ impl<'de> Deserialize<'de> for RawHeader {
 }
 
 impl Header {
-    /// Reads and checks the header of a file. Errors if it is longer than `limits.header_bytes` or than the file, is not valid JSON, names a tensor
-    /// twice, or has an unknown type; and if the tensors' byte ranges leave a hole, overlap, disagree with type and shape, or do not end at the
-    /// end of the file.
+    /// Reads and checks the header of a safetensors file. Errors if the header is longer than `limits.header_bytes` or than the file, is
+    /// not valid JSON of the format's form, has more tensors or axes than `limits` allow, names a tensor twice, or has an unknown type; and
+    /// if the tensors' byte ranges leave a hole, overlap, disagree with type and shape, or do not end at the end of the file.
     pub fn read(file: &dyn ReadAt, limits: &Limits) -> Result<Self> {
         let bad = |what: String| Error::format(file.name(), what);
         let mut length = [0u8; 8];
@@ -145,8 +145,9 @@ impl Header {
         Ok(header)
     }
 
-    /// Lays out a file of these tensors and returns its header and the header's bytes (length field included). The layout is canonical: JSON keys
-    /// are sorted, data is ordered by element size (largest first), then by name, and the header is padded with spaces to a multiple of 8 bytes.
+    /// Lays out a file of the tensors `tensors` (type and shape by name). Returns its header, and the first bytes of the file: the header's
+    /// length in eight little-endian bytes, then the header in JSON. The layout is canonical: JSON keys are sorted, data is ordered by
+    /// element size (largest first), then by name, there is no metadata, and the header is padded with spaces to a multiple of 8 bytes.
     /// Errors if a size overflows or a tensor is called `__metadata__`.
     pub fn canonical(tensors: &BTreeMap<String, TensorInfo>) -> Result<(Self, Vec<u8>)> {
         let mut order: Vec<(&String, &TensorInfo)> = tensors.iter().collect();
@@ -177,7 +178,7 @@ impl Header {
         Ok((Self { tensors: entries, metadata: BTreeMap::new(), data_start }, bytes))
     }
 
-    /// Returns the length of the whole file in bytes, header included.
+    /// Returns the length of the whole file in bytes, header and tensor data together.
     pub fn file_len(&self) -> u64 {
         self.tensors.values().map(|e| e.offset + e.bytes).max().unwrap_or(self.data_start)
     }

@@ -5,7 +5,8 @@ use crate::{FileAt, ReadAt};
 use std::path::Path;
 use tersor_core::{Error, Limits, Result, TensorInfo, TensorSource};
 
-/// An open safetensors file: its header is in memory, tensor data is read on demand through [`TensorSource`].
+/// An open safetensors file. Its header is in memory; tensor data is read when it is needed, through [`TensorSource`] (bytes of a tensor at
+/// an offset).
 ///
 /// ```
 /// use tersor_core::{DType, Limits, TensorInfo, TensorSource};
@@ -24,23 +25,25 @@ pub struct File {
 }
 
 impl File {
-    /// Opens the file at `path` and checks its header. Errors if it cannot be opened, and as [`Header::read`] does.
+    /// Opens the safetensors file at `path` and reads and checks its header. Errors if it is not a regular file that can be opened, and
+    /// under the conditions of [`Header::read`]: the header is above `limits`, is invalid, or does not agree with the length of the file.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self> {
         Self::new(Box::new(FileAt::open(path)?), limits)
     }
 
-    /// Reads and checks the header of any byte source. Errors as [`Header::read`] does.
+    /// Reads and checks the header of a safetensors file from any source of bytes, a file or memory. Errors under the conditions of
+    /// [`Header::read`]: the header is above `limits`, is invalid, or does not agree with the length of the source.
     pub fn new(source: Box<dyn ReadAt>, limits: &Limits) -> Result<Self> {
         let header = Header::read(&*source, limits)?;
         Ok(Self { source, header })
     }
 
-    /// Returns the checked header of the file.
+    /// Returns the header of the file (type, shape and byte range of every tensor), which was checked when the file was opened.
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// Returns the length of the file in bytes.
+    /// Returns the length of the whole file in bytes, header included.
     pub fn bytes(&self) -> u64 {
         self.source.len()
     }

@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tersor_core::{Error, Limits, Result, TensorInfo, TensorSource};
 
-/// File name of the index that maps each tensor of a sharded model to its shard.
+/// File name of the index of a sharded model: a JSON file whose object `weight_map` maps each tensor's name to the file that holds it.
 pub const INDEX: &str = "model.safetensors.index.json";
 
-/// The safetensors files of a model, opened together and read as one set of tensors through [`TensorSource`].
+/// The safetensors files of a model, opened together and read as one set of tensors through [`TensorSource`] (bytes of a tensor at an
+/// offset).
 ///
 /// ```
 /// use tersor_core::{DType, Limits, MemTensors, TensorInfo, TensorSink, TensorSource};
@@ -34,9 +35,10 @@ pub struct Shards {
 }
 
 impl Shards {
-    /// Opens the weights of a directory: `model.safetensors.index.json` and its shards; without an index, `model.safetensors`; without that, the
-    /// only `.safetensors` file. Errors if there is none, if there are several without an index, if the index and the shards disagree (naming
-    /// both), or if a file breaks the format.
+    /// Opens the safetensors files of the directory `dir`: the shards that `model.safetensors.index.json` lists; without this index,
+    /// `model.safetensors`; without that file, the only `.safetensors` file. Errors if there is no such file, if there are several without
+    /// an index, if a shard is missing or does not have exactly the tensors that the index places in it, or if a file breaks the format or
+    /// exceeds `limits`.
     pub fn open_dir(dir: &Path, limits: &Limits) -> Result<Self> {
         let index = dir.join(INDEX);
         if index.is_file() {
@@ -63,7 +65,8 @@ impl Shards {
         }
     }
 
-    /// Opens a single safetensors file as a model. Errors as [`File::open`] does.
+    /// Opens the safetensors file at `path` as a whole model. Errors if it cannot be opened, and under the conditions of [`File::open`]:
+    /// its header is above `limits`, is invalid, or does not agree with the length of the file.
     pub fn open_file(path: &Path, limits: &Limits) -> Result<Self> {
         let file = File::open(path, limits)?;
         let place = file.names().into_iter().map(|n| (n, 0)).collect();
@@ -128,12 +131,12 @@ impl Shards {
         Ok(Self { files, place })
     }
 
-    /// Iterates over the file names and open files, sorted by name.
+    /// Iterates over the file name, without directory, and the open file of each shard, sorted by name.
     pub fn files(&self) -> impl Iterator<Item = (&str, &File)> {
         self.files.iter().map(|(n, f)| (n.as_str(), f))
     }
 
-    /// Returns the name of the file that holds a tensor; none if no file does.
+    /// Returns the name, without directory, of the file that holds the tensor `tensor`; None if no file does.
     pub fn file_of(&self, tensor: &str) -> Option<&str> {
         self.place.get(tensor).map(|&i| self.files[i].0.as_str())
     }

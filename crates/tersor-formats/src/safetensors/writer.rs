@@ -7,8 +7,9 @@ use std::path::Path;
 use tersor_core::tensors::rows_span;
 use tersor_core::{Error, Result, TensorInfo, TensorSink, TensorSource};
 
-/// Writes every tensor of `source` into one canonical safetensors file at `path`. Errors if a tensor cannot be read or the file cannot be
-/// written; no file appears then.
+/// Writes every tensor of `source` into one safetensors file at `path`, in the canonical layout of [`Header::canonical`], and replaces an
+/// older file. Errors if a tensor cannot be read or is called `__metadata__`, a size overflows, or the file cannot be written or synced. If
+/// a tensor cannot be read or written, an older file at `path` stays and no new one appears.
 ///
 /// ```
 /// use tersor_core::{DType, Limits, MemTensors, TensorInfo, TensorSink, TensorSource};
@@ -32,8 +33,9 @@ pub fn write(path: &Path, source: &dyn TensorSource) -> Result<()> {
     file.finish()
 }
 
-/// Writes a canonical safetensors file; through [`TensorSink`], its tensors come in any order and in blocks of rows. The file appears under its
-/// name when [`Writer::finish`] succeeds, which needs every byte of every tensor to have been written.
+/// Writes a safetensors file in the canonical layout of [`Header::canonical`]. The tensors come through [`TensorSink`], in any order, whole
+/// or a few rows at a time. The file appears under its name when [`Writer::finish`] succeeds, which needs every row of every tensor to have
+/// been written.
 ///
 /// ```
 /// use tersor_core::{DType, TensorInfo, TensorSink};
@@ -55,8 +57,9 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts a file at `path` for these tensors (type and shape by name) and writes its header. Equal tensors give equal bytes, in whatever order
-    /// they are written. Errors as [`Header::canonical`] does, or if the file cannot be created.
+    /// Starts a file at `path`, under a temporary name, for the tensors `tensors` (type and shape by name), and writes its header. Equal
+    /// tensors give an equal file, in whichever order they are written. Errors if a size overflows, a tensor is called `__metadata__`, or
+    /// the file cannot be created.
     pub fn create(path: &Path, tensors: BTreeMap<String, TensorInfo>) -> Result<Self> {
         let (header, bytes) = Header::canonical(&tensors)?;
         let mut file = AtomicFile::create(path)?;
@@ -93,7 +96,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Completes the file: syncs it and renames it to its final name. Errors, and leaves no file, if a row of some tensor was not written.
+    /// Completes the file: syncs it to disk, renames it to its final name in place of an older file, and syncs the directory. Errors if a
+    /// row of a tensor was not written, or the system cannot sync or rename the file: the temporary file is deleted then, and an older file
+    /// stays. Errors also if only the directory cannot be synced: the new file has its final name then.
     pub fn finish(self) -> Result<()> {
         for (name, entry) in &self.header.tensors {
             let whole = entry.bytes == 0 || self.written.get(name).is_some_and(|r| r[..] == [(0, entry.bytes)]);

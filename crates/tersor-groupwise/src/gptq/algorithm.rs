@@ -16,10 +16,15 @@ impl CheckedGptq {
         self.damping.order() && self.groups == Groups::Dynamic && matches!(self.spec().group(), GroupSize::Size(_))
     }
 
-    /// Returns the upper Cholesky factor of the inverse of the damped Hessian `hessian = XᵀX`, `[features, features]` row-major (arXiv 2210.17323,
-    /// section 3.3); a positive multiple of the Hessian gives the same codes. If no damping up to 0.16 makes it positive definite, the result records
-    /// that, and quantizing with it rounds to nearest; with [`OnFailure::Error`] it is an error. Errors also if the Hessian is not finite or not
-    /// symmetric, or a diagonal element is negative.
+    /// Damps and factors the Hessian `hessian = XᵀX` of the inputs, `[features, features]` row-major, where `X` is `[tokens, features]`.
+    /// Returns the upper Cholesky factor of the inverse of the damped Hessian (arXiv 2210.17323, section 3.3); with
+    /// [`Gptq::act_order`](super::Gptq::act_order) its rows and columns are in the order of a falling Hessian diagonal. A positive multiple
+    /// of the Hessian gives the same codes.
+    ///
+    /// To damp the Hessian is to add a fraction of the mean of its nonzero diagonal elements to each diagonal element. If neither the
+    /// configured fraction nor its doublings up to 0.16 make the Hessian positive definite, the result holds no factor, and quantizing with
+    /// it rounds to nearest; with [`OnFailure::Error`] this call errors instead. Errors also if `hessian` has another length, is not finite
+    /// or not symmetric, or has a negative diagonal element.
     pub fn factor(&self, hessian: &[f64], features: usize) -> Result<HessianFactor> {
         let factor = self.damping.factor(hessian, features)?;
         match factor.failure() {

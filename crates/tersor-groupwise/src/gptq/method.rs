@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::time::Instant;
 
 use tersor_core::{
-    ColumnCoder, Compressed, Context, DType, Element, Extent, IntoMat, Layout, LinearOp, Method, Prepared, Report,
-    Result, RowSource, StatNeeds, StatSet, TensorInfo, check_finite, read_masked,
+    ColumnCoder, Compressed, Context, DType, Element, Error, Extent, IntoMat, Layout, LinearOp, Method, Prepared,
+    Report, Result, RowSource, StatNeeds, StatSet, TensorInfo, check_finite, read_masked,
 };
 use tersor_linalg::{Gram, HessianFactor};
 use tersor_operators::GroupedLinear;
@@ -55,9 +55,15 @@ impl Method for CheckedGptq {
 }
 
 impl CheckedGptq {
-    /// Quantizes `w`, `[out_features, in_features]`, with a factor of [`CheckedGptq::factor`], which several matrices or bit widths for the same
-    /// inputs can share. The report has no [`Report::data_energy`]. Errors if the factor has another number of features, a weight is not finite, or
-    /// a scale does not fit its stored type.
+    /// Quantizes `w`, `[out_features, in_features]`, with the factored Hessian `factor` of its inputs, which [`CheckedGptq::factor`] made.
+    /// Matrices with the same inputs can share a factor, also for other bits or group sizes, but only with the same
+    /// [`Gptq::act_order`](super::Gptq::act_order), since the factor holds the order of the columns. If the factorization failed, weights
+    /// are rounded to nearest. `cx` has the instruction set and threads to compute with.
+    ///
+    /// Returns the operator, and a report with the squared errors of weights and outputs; it lacks the sum of squares of the original
+    /// outputs ([`Report::data_energy`] is None), and the error of the outputs if the factorization failed. Errors if the factor has
+    /// another number of features, or was made with another `act_order`, a weight is not finite, a scale becomes infinite or 0 in its
+    /// stored type, the group size is not allowed for `w` (see [`Gptq::group`](super::Gptq::group)), or the propagated errors overflow f32.
     pub fn quantize_with<T: Element>(
         &self,
         w: &impl IntoMat<T>,
@@ -68,6 +74,14 @@ impl CheckedGptq {
             let start = Instant::now();
             let values = m.to_f32();
             check_finite(&values, m.shape()[1], 0)?;
+            if factor.upper().is_some() && factor.order().is_some() != self.damping.order() {
+                let found = if factor.order().is_some() { "with act_order" } else { "without act_order" };
+                return Err(Error::order(
+                    "columns of the Hessian factor",
+                    "made with the same act_order as the method",
+                    found,
+                ));
+            }
             let order = factor.order().filter(|_| self.permutes());
             let done = cx.run(|| self.quantize_rows(&values, m.shape(), None, (factor, order), 0, &cx.exec));
             let (op, report) = done?;
@@ -98,6 +112,15 @@ pub(crate) struct Ready<'s> {
 }
 
 impl Ready<'_> {
+    /// Returns the squared error of the outputs, on the calibration data, of the operator that replaces the rows `values`. Errors as
+    /// [`LinearOp::decompress_rows`].
+    pub(crate) fn data_error(&self, op: &dyn LinearOp, values: &[f32], cx: &Context) -> Result<f64> {
+        let mut errors = vec![0f32; values.len()];
+        op.decompress_rows(0..op.shape()[0], &mut errors, &cx.exec)?;
+        errors.iter_mut().zip(values).for_each(|(e, v)| *e = v - *e);
+        cx.run(|| self.gram.loss(&errors))
+    }
+
     /// Quantizes `rows` of `w`, with columns in the stored order. Errors as [`Prepared::compress`].
     pub(crate) fn grouped(
         &self,
@@ -111,6 +134,10 @@ impl Ready<'_> {
         let (shape, factor) = ([rows.len(), cols], (&self.factor, self.order.as_deref()));
         let done = cx.run(|| self.method.quantize_rows(&values, shape, mask.as_ref(), factor, rows.start, &cx.exec));
         let (op, mut report) = done?;
+        if report.data_error.is_none() {
+            // Rounded to nearest: columns are in their natural order.
+            report.data_error = Some(self.data_error(&op, &values, cx)?);
+        }
         report.seconds = start.elapsed().as_secs_f64();
         report.data_energy = Some(cx.run(|| self.gram.loss(&values))?);
         if self.tokens < cols as u64 {

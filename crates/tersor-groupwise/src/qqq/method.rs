@@ -49,8 +49,10 @@ impl Ready<'_> {
     /// Quantizes `rows` of `w`. Errors as [`Prepared::compress`].
     pub(super) fn table(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<(TableLinear, Report)> {
         let (grouped, report) = self.0.grouped(w, rows.clone(), cx)?;
-        let (op, squared_error) = to_tables(&grouped, &read_finite(w, rows)?, &cx.exec)?;
-        Ok((op, Report { squared_error, ..report }))
+        let values = read_finite(w, rows)?;
+        let (op, squared_error) = to_tables(&grouped, &values, &cx.exec)?;
+        let data_error = Some(self.0.data_error(&op, &values, cx)?);
+        Ok((op, Report { squared_error, data_error, ..report }))
     }
 }
 

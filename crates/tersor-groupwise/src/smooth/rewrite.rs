@@ -75,10 +75,14 @@ pub(crate) fn rewrite(
     Ok(changes)
 }
 
-/// Returns the changes of weights ([`Fold`]s) that divide the inputs of `site` by `factors`, `[features]`: the columns of the matrices that read
-/// the inputs are multiplied by the factors, and the norm, or the rows and bias of the matrix, that produces the inputs is divided by them. With
-/// [`Producer::Opaque`] only the columns are changed, and the inputs must be divided when the network runs. The number of factors is not checked
-/// here.
+/// Returns the changes of stored weights ([`Fold`]s, here multiplications of the columns or rows of a weight by factors) that divide the
+/// inputs of `site` by `factors`, `[features]`, without changing the network's output. The columns of the matrices that read the inputs are
+/// multiplied by the factors. What produces the inputs is divided by the factors: a norm, or the rows and the bias of a matrix. The change
+/// of the bias is returned even if the matrix has none. With [`Producer::Opaque`] (a producer that takes no factors) only the columns are
+/// changed, and the caller must divide the inputs when the network runs.
+///
+/// This function never errors. If the number of factors is not the number of features, applying the changes errors later. A factor of 0
+/// makes the changed weights of the producer infinite or NaN.
 pub fn smoothed(site: &Site, factors: &[f32]) -> Vec<Fold> {
     let fold = |weight: String, side, factors: Vec<f32>| Fold { weight, side, transform: Transform::Scale(factors) };
     let inverse: Vec<f32> = factors.iter().map(|s| s.recip()).collect();

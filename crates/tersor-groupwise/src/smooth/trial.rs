@@ -20,9 +20,15 @@ pub(crate) struct Trial<'a> {
 }
 
 impl<'a> Trial<'a> {
-    /// Returns a trial of the site `seen`, with the module's output for the original `weights` (one for each matrix of the site) on the site's
-    /// sample of inputs. `activations` holds one quantizer of inputs for each matrix, one for all, or none; with `through`, outputs are compared
-    /// after the next matrix of the network. Errors on another number of quantizers, a weight that is not finite, or an empty sample.
+    /// Returns a trial of smoothing factors, by which the inputs of the site `seen` (an input and the matrices that read it) are divided.
+    /// `weights` are the original matrices, one for each consumer of the site, in the same order. With them the call computes the output of
+    /// the site's module on the sample of inputs in `seen`; [`Trial::loss`] compares other outputs to it. The output is that of attention
+    /// for q, k and v, the input of the down projection for gate and up, and the product with the inputs for any other matrix. If `through`
+    /// is true, the output of attention is taken after the output projection, and the output for gate and up after the down projection.
+    ///
+    /// `activations` holds the quantizers of the inputs in [`Trial::loss`]: one for each matrix, one for all of them, or none to leave
+    /// inputs in f32. Errors if `activations` has another length, a weight is not finite, the sample is empty, or the module cannot be
+    /// computed.
     pub fn new(
         seen: &'a SeenSite<'a>,
         weights: &'a [&'a dyn RowSource],
@@ -50,8 +56,12 @@ impl<'a> Trial<'a> {
         Ok(Self { seen, weights, activations, through, want })
     }
 
-    /// Returns the squared error of the module's output on the sample when its inputs are divided by `factors`, `[features]`, and its matrices are
-    /// multiplied by them and compressed by their data-free methods. Errors if a matrix has no data-free method, or compression fails.
+    /// Returns the squared difference between the output of the site's module (of attention for q, k and v, for example) under the
+    /// smoothing factors `factors`, `[features]`, and the output that [`Trial::new`] computed with the original weights, summed over all
+    /// sampled tokens and output features. The inputs are divided by the factors and then quantized, if [`Trial::new`] received quantizers.
+    /// The columns of the matrices are multiplied by the factors, and each matrix is then compressed by its data-free method (the form of
+    /// its compression method that needs no calibration data). `cx` has the instruction set and threads to compute with. Errors if a matrix
+    /// has no data-free method, the number of factors is not that of the features, compressing errors, or `cx` is cancelled.
     pub fn loss(&self, factors: &[f32], cx: &Context) -> Result<f64> {
         cx.cancel.check()?;
         let folds = smoothed(self.seen.site, factors);

@@ -28,7 +28,7 @@ const PANEL: usize = 8;
 /// Values of the points that [`step`] assigns before it sums them: they stay in the second-level cache.
 const CHUNK: usize = 1 << 16;
 
-/// Centroids of k-means, prepared for the assignment kernels.
+/// The centroids of k-means, `[count, dims]`, together with a transposed copy and their squared norms, which [`nearest`] and [`step`] read.
 #[derive(Clone, Debug)]
 pub struct Centroids {
     dims: usize,
@@ -43,7 +43,9 @@ pub struct Centroids {
 }
 
 impl Centroids {
-    /// Prepares centroids `[count, dims]`, row-major. An incomplete row at the end is left out; 0 dimensions count as 1.
+    /// Copies centroids from `rows`, `[count, dims]`, row-major; `count` is `rows.len() / dims`. Values of an incomplete row at the end are
+    /// ignored, and a `dims` of 0 counts as 1. Any values are accepted. [`nearest`] passes over a centroid that has a NaN or an infinite
+    /// value, or whose squared norm is too large for f32.
     pub fn new(rows: &[f32], dims: usize) -> Self {
         let dims = dims.max(1);
         let rows = rows[..rows.len() / dims * dims].to_vec();
@@ -59,41 +61,44 @@ impl Centroids {
         Self { dims, rows, panels, norms, indices: (0..count as u32).collect() }
     }
 
-    /// Returns the centroids, `[count, dims]`.
+    /// Returns the centroids, `[count, dims]`, row-major.
     pub fn rows(&self) -> &[f32] {
         &self.rows
     }
 
-    /// Returns the number of dimensions.
+    /// Returns the number of dimensions, that is of values of one centroid; at least 1.
     pub fn dims(&self) -> usize {
         self.dims
     }
 
-    /// Returns the number of centroids.
+    /// Returns the number of centroids, which may be 0.
     pub fn count(&self) -> usize {
         self.rows.len() / self.dims
     }
 }
 
-/// The sums over a set of points that the update step of Lloyd's iteration needs.
+/// Sums over a set of points that are assigned to clusters: for each cluster the weighted sum of its points and the sum of their weights,
+/// and over all points the objective of k-means. The update step of Lloyd's iteration takes `vectors[c] / weights[c]` as the new centroid
+/// of a cluster `c` that has points.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Sums {
-    /// Weighted sum of the points of each cluster, `[count, dims]`.
+    /// The weighted sum of the points of each cluster, `[count, dims]`, row-major; zeros for a cluster without points.
     pub vectors: Vec<f64>,
-    /// Sum of the weights of the points of each cluster, `[count]`.
+    /// The sum of the weights of the points of each cluster, `[count]`; where points have no weights, the number of points.
     pub weights: Vec<f64>,
-    /// Weighted sum of the squared distances from points to their centroids: the objective of k-means.
+    /// The objective of k-means: the sum of the squared Euclidean distances from all points to the centroids of their clusters, each times
+    /// the weight of the point.
     pub objective: f64,
 }
 
 impl Sums {
-    /// Returns zeros for `count` clusters of `dims` dimensions.
+    /// Returns the sums over no points, all zero, for `count` clusters of `dims` dimensions.
     pub fn new(count: usize, dims: usize) -> Self {
         Self { vectors: vec![0.0; count * dims], weights: vec![0.0; count], objective: 0.0 }
     }
 
-    /// Adds the sums of other points, for the same numbers of clusters and dimensions. If these differ, the elements that both have are
-    /// added.
+    /// Adds the sums over another set of points to these, element by element. Both should have the same number of clusters and dimensions;
+    /// if they differ, only the leading elements that both have are added.
     pub fn add(&mut self, other: &Sums) {
         self.vectors.iter_mut().zip(&other.vectors).for_each(|(a, b)| *a += b);
         self.weights.iter_mut().zip(&other.weights).for_each(|(a, b)| *a += b);
@@ -101,9 +106,12 @@ impl Sums {
     }
 }
 
-/// Writes the index of the nearest centroid of each point to `out`, over the shorter of `points` (`[out.len(), dims]`) and `out`. The
-/// nearest centroid `c` of a point `x` has the smallest `‖c‖² − 2 x·c` in f32; of equal values the lowest index wins. Centroids for which
-/// this is NaN or plus infinity are passed over; the index is 0 if all are.
+/// Writes the index, counted from 0, of the centroid nearest to each point to `out`. `points` is `[n, dims]`, row-major, with the
+/// dimensions of the centroids; `out` has one element a point. Works on as many points as the shorter of the two has; later elements of
+/// `out` are unchanged.
+///
+/// The nearest centroid `c` of a point `x` is the one with the smallest score `‖c‖² − 2 x·c`, computed in f32; of equal scores the lowest
+/// index wins. Centroids whose score is NaN or plus infinity are ignored; if all are, or if there are no centroids, the index is 0.
 pub fn nearest(isa: Isa, centroids: &Centroids, points: &[f32], out: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]
     macro_rules! by_dims {
@@ -176,8 +184,13 @@ fn transpose(points: &[f32], dims: usize, columns: &mut [f32]) {
     }
 }
 
-/// Does one Lloyd iteration's work on a block of points `[out.len(), dims]`: writes the index of the nearest centroid of each point to
-/// `out` ([`nearest`]) and adds the points to `sums` ([`sum`]). Works over the shortest of `points`, `weights` (if given) and `out`.
+/// Does the work of one Lloyd iteration on a block of points, except for moving the centroids. Finds the centroid nearest to each point
+/// (see [`nearest`]), writes its index, counted from 0, to `out`, and adds the point to the sums of this cluster (see [`sum`]). `points` is
+/// `[n, dims]`, row-major. `weights` has one weight a point; without it each point weighs 1. `sums` should be made by [`Sums::new`] for the
+/// clusters and dimensions of `centroids`; points of a cluster that `sums` does not have are not added.
+///
+/// Works on as many points as the shorter of `points` and `out` has. Points past the end of `weights` get an index but are not added to
+/// `sums`. A point with a NaN gets the index 0 and makes sums of cluster 0, and the objective, NaN.
 pub fn step(
     isa: Isa,
     centroids: &Centroids,
@@ -196,9 +209,13 @@ pub fn step(
 }
 
 versions! {
-    /// Adds points to `sums` in f64, in the order of the points: `weight * x` to the vector of the point's cluster, the weight (1 without
-    /// `weights`) to the cluster's weight, and the weight times [`squared_distance`] to the objective. `points` is `[assignment.len(),
-    /// dims]`; works over the shortest of the slices and passes over points whose cluster does not exist.
+    /// Adds points to `sums` in f64, in the order of the points. `points` is `[n, dims]`, row-major; `assignment` has the index of the
+    /// cluster and `weights` the weight of each point (1 without `weights`). For each point `x` with weight `w`, `w * x` is added to the
+    /// vector of its cluster, `w` to the weight of its cluster, and `w` times the [`squared_distance`] to the centroid of its cluster to
+    /// the objective.
+    ///
+    /// Works on as many points as the shortest of the slices has. A point is ignored if its index is not that of a cluster of both
+    /// `centroids` and `sums`.
     pub fn sum(
         isa: Isa,
         centroids: &Centroids,
@@ -217,16 +234,22 @@ versions! {
         }
     }
 
-    /// Returns `Σ (a[i] − b[i])²` in f32 over the shorter of the two slices, summed in 8 interleaved lanes that are added pairwise, then
-    /// the rest in order.
+    /// Returns the squared Euclidean distance `Σ (a[i] − b[i])²` in f32. If the slices differ in length, only the elements that both have
+    /// count. The order of the additions is fixed, so that every instruction set gives the same bits.
     pub fn squared_distance(isa: Isa, a: &[f32], b: &[f32]) -> f32 {
         squared(a, b)
     }
 
-    /// Lowers `best[i]` to the squared distance from point `i` to `centre` if that is smaller, as k-means++ does for each new centre. The
-    /// points are columns, `[centre.len(), best.len()]`; with fewer columns than elements of `centre`, or more, only the dimensions of both
-    /// count. Returns `Σ weights[i] * best[i]` (weights are 1 without `weights`) over the shorter of `weights` and `best`, in f64, summed
-    /// in 8 interleaved lanes that are added in order.
+    /// Updates the squared distances that k-means++ draws its next centre from, after `centre` was chosen. `best[i]` is the squared
+    /// distance from point `i` to the nearest of the earlier centres, infinity if there are none. The squared distance from point `i` to
+    /// `centre` replaces `best[i]` if the new distance is smaller; a NaN is not smaller.
+    ///
+    /// `columns` holds the points transposed, as `[dims, n]` row-major with `n = best.len()`: coordinate `d` of point `i` is
+    /// `columns[d * n + i]`. `centre` is `[dims]`. If `columns` or `centre` has fewer dimensions than the other, only the dimensions that
+    /// both have count.
+    ///
+    /// Returns the sum in f64 of `weights[i] * best[i]` after the update, over the shorter of `weights` and `best`; without `weights` each
+    /// weight is 1. The order of the additions is fixed, so that every instruction set gives the same bits.
     pub fn min_distances(isa: Isa, columns: &[f32], centre: &[f32], weights: Option<&[f32]>, best: &mut [f32]) -> f64 {
         const BLOCK: usize = 64;
         let n = best.len();
@@ -248,12 +271,6 @@ versions! {
             }
         }
         lanes.iter().sum()
-    }
-
-    /// Returns the largest absolute value, 0 for an empty slice; infinite or NaN if a value is.
-    pub fn max_abs(isa: Isa, x: &[f32]) -> f32 {
-        // Without their signs, values are ordered as their bits are; infinity and then the NaNs come last.
-        f32::from_bits(x.iter().fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff)))
     }
 }
 
@@ -355,7 +372,7 @@ mod tests {
                 let total = min_distances(isa, &points, &values(dims, 5, coarse), weights, &mut best);
                 let distance = squared_distance(isa, &rows, &points);
                 let bits: Vec<u64> = sums.vectors.iter().chain(&sums.weights).map(|v| v.to_bits()).collect();
-                (out, bits, sums.objective.to_bits(), best, total.to_bits(), distance, max_abs(isa, &points))
+                (out, bits, sums.objective.to_bits(), best, total.to_bits(), distance)
             };
             let expected = run(Isa::SCALAR);
             prop_assert_eq!(&expected.0, &by_definition(&rows, dims, &points));
@@ -392,15 +409,5 @@ mod tests {
         let (mut nothing, empty) = ([3u32; 2], Centroids::new(&[], 4));
         nearest(Isa::detect(), &empty, &[0.0; 8], &mut nothing);
         assert_eq!((nothing, empty.count()), ([0; 2], 0));
-    }
-
-    #[test]
-    fn the_largest_value_tells_of_values_that_are_not_finite() {
-        for isa in Isa::available() {
-            assert_eq!((max_abs(isa, &[]), max_abs(isa, &[1.0, -3.0, 2.0])), (0.0, 3.0));
-            assert!(
-                max_abs(isa, &[1.0, f32::NEG_INFINITY]) == f32::INFINITY && max_abs(isa, &[f32::NAN, 1.0]).is_nan()
-            );
-        }
     }
 }

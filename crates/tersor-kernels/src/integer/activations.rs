@@ -2,19 +2,24 @@
 
 use crate::{Fault, Isa, blockwise, fault};
 
-/// How the columns of activations are laid out for a product: group after group, each padded with zeros to whole blocks.
+/// How the columns of activations are laid out in memory for an integer product. The columns are cut into groups, the quantization groups
+/// of the weights, and each group is padded with zeros to a whole number of blocks, the columns that a loop reads at once.
+/// [`Panels::padding`](super::Panels::padding) returns the layout that a weight matrix needs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Padding {
-    /// Columns of the activations, without padding.
+    /// The number of columns (features) of the activations, without padding.
     pub cols: usize,
-    /// Columns of a quantization group; the last group has the remaining columns.
+    /// The number of neighbouring columns of a group, that is of a quantization group of the weights; the last group has the remaining
+    /// columns. The constructors of [`Activations`] fail with `Fault::Range` if it is 0.
     pub group: usize,
-    /// Columns of a block, to multiples of which groups are padded; a multiple of 4.
+    /// The number of columns of a block, which a loop reads at once; each group of columns is padded with zeros to a whole number of
+    /// blocks. The layouts that weight matrices need have blocks of 4, 8, 16 or 32 columns. The constructors of [`Activations`] fail with
+    /// `Fault::Range` if the number is 0. Products fail with `Fault::Length` if the number is not that of the layout of the weights.
     pub block: usize,
 }
 
 impl Padding {
-    /// Returns the number of groups.
+    /// Returns the number of groups that the columns are cut into, `ceil(cols / group)`; a `group` of 0 counts as 1.
     #[must_use]
     pub fn groups(&self) -> usize {
         self.cols.div_ceil(self.group.max(1))
@@ -32,11 +37,15 @@ impl Padding {
     }
     /// Returns the number of columns with padding.
     pub(crate) fn width(&self) -> usize {
-        (0..self.groups()).map(|g| self.blocks(g)).sum::<usize>() * self.block
+        let Some(last) = self.groups().checked_sub(1) else { return 0 };
+        let full = self.group.div_ceil(self.block).saturating_mul(last);
+        full.saturating_add(self.blocks(last)).saturating_mul(self.block)
     }
 }
 
-/// Tokens as one or three planes of 8-bit codes: `x[t, k] = scale[t] * Σ_p 256^p * code[p, t, k]`.
+/// Activations `[tokens, cols]` as 8-bit integer codes, the left operand of integer products:
+/// `x[t, k] = scale[t] * Σ_p 256^p * code[p, t, k]`. There is one plane of codes (`p` is 0) for activations that are quantized to 8 bits,
+/// or there are three (`p` is 0 to 2) that hold 24 bits together, which is about the accuracy of f32.
 ///
 /// ```
 /// use tersor_kernels::{Isa, integer::{Activations, Padding, quantize_rows}};
@@ -66,13 +75,16 @@ pub struct Activations {
 const MAX: f32 = 127.0 * 65536.0;
 
 impl Activations {
-    /// Splits activations `x` `[tokens, cols]` into three planes of codes, which represent them within 2^-23 of the token's largest
-    /// magnitude. Fails with `Fault::Length` if the length does not match, with `Fault::NonFinite` at the first value that is NaN or
-    /// infinite, and with `Fault::Range` or `Fault::Overflow` if a block or group of the padding has no columns or the size does not fit in
-    /// memory.
+    /// Converts f32 activations `x`, `[tokens, cols]` row-major with `cols` from `padding`, to integers of three signed 8-bit codes with a
+    /// scale for each token: an activation is `scale * (c0 + 256 * c1 + 65536 * c2)` with its codes `c0`, `c1` and `c2`. This represents
+    /// each value within 2^-22 of the largest magnitude of its token; a token whose largest magnitude is below about 1e-31 becomes zeros.
+    ///
+    /// Fails with `Fault::Length` if `x` does not have `tokens * cols` values, with `Fault::NonFinite` at the first value that is NaN or
+    /// infinite, with `Fault::Range` if `block` or `group` of the padding is 0, and with `Fault::Overflow` if a size does not fit in
+    /// `usize`.
     pub fn exact(isa: Isa, x: &[f32], tokens: usize, padding: Padding) -> Result<Self, Fault> {
         let mut new = Self::empty(tokens, 3, padding, x.len())?;
-        let mut planes = vec![0i8; 3 * padding.cols];
+        let mut planes = vec![0i8; if tokens == 0 { 0 } else { 3 * padding.cols }];
         for (t, x) in x.chunks_exact(padding.cols.max(1)).enumerate() {
             let max = blockwise::abs_max(isa, x);
             if !max.is_finite() {
@@ -89,8 +101,12 @@ impl Activations {
         Ok(new)
     }
 
-    /// Takes one plane of codes `[tokens, cols]` and a scale for each token. Fails with `Fault::Length` if a length does not match, and
-    /// with `Fault::Range` or `Fault::Overflow` if a block or group of the padding has no columns or the size does not fit in memory.
+    /// Takes activations that are quantized to 8 bits: `codes` is `[tokens, cols]`, row-major, with `cols` from `padding`, and `scales` has
+    /// one scale for each token, so that an activation is `scales[t] * codes[t, k]`. The number of tokens is `scales.len()`. Any scales are
+    /// accepted; one that is NaN or infinite makes the products of its token NaN or infinite.
+    ///
+    /// Fails with `Fault::Length` if `codes` does not have `tokens * cols` values, with `Fault::Range` if `block` or `group` of the padding
+    /// is 0, and with `Fault::Overflow` if a size does not fit in `usize`.
     pub fn from_codes(codes: &[i8], scales: &[f32], padding: Padding) -> Result<Self, Fault> {
         let tokens = scales.len();
         let mut new = Self::empty(tokens, 1, padding, codes.len())?;
@@ -133,12 +149,13 @@ impl Activations {
         }
     }
 
-    /// Returns the number of tokens.
+    /// Returns the number of tokens, that is of rows of the activations.
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.tokens
     }
-    /// Returns the layout of the columns.
+    /// Returns the layout of the columns that the activations were made with: the number of columns, the size of the groups that they are
+    /// cut into, and the size of the blocks to which each group is padded with zeros.
     #[must_use]
     pub fn padding(&self) -> &Padding {
         &self.padding
@@ -172,12 +189,14 @@ impl Activations {
     }
 }
 
-/// Quantizes rows of `cols` values symmetrically, each by its own largest magnitude: `scale = max|x| / max_code` and `code = clamp(round(x
-/// / scale), -max_code - 1, max_code)`, ties to even. Writes `codes` `[rows, cols]` and one of `scales` for each row; the scale of a row of
-/// zeros is 1. A `max_code` below 1 counts as 1. Works on whole rows, over the shortest of the slices.
+/// Quantizes a matrix `x` `[rows, cols]`, row-major, symmetrically with one scale a row: `scale = max|x| / max_code` over the row and
+/// `code = clamp(round(x / scale), -max_code - 1, max_code)`, ties to even. `max_code` is 1 to 127, for example 127 for 8 bits and 7 for 4
+/// bits; less than 1 counts as 1. Writes `codes`, `[rows, cols]`, and `scales`, `[rows]`. A row whose scale would be 0 or subnormal has the
+/// scale 1.
 ///
-/// Fails with `Fault::NonFinite` at the first of these values that is NaN or infinite; the rows before that value's row are written then,
-/// its own row and later ones are not.
+/// Works on as many whole rows as the shortest of `x`, `codes` and `scales` has; a `cols` of 0 counts as 1. Fails with `Fault::NonFinite`
+/// at the first of the values of these rows that is NaN or infinite; the rows before that value's row are written then, its own row and
+/// later rows are not.
 pub fn quantize_rows(
     isa: Isa,
     x: &[f32],

@@ -44,9 +44,13 @@ use tokens::Packed;
 /// Panels that a micro-kernel processes at once.
 pub(crate) const PANELS: usize = 2;
 
-/// Computes `y[t, r] = Σ_k x[t, k] * w[r, k]`, or adds it to `y`, for `y` `[tokens, rows]`. With `parallel` spans of rows run in the
-/// current rayon pool. Fails with `Fault::Length` or `Fault::Overflow` if the columns of the activations are not laid out as
-/// [`Panels::padding`] says or `y` has too little room; `y` is unchanged then.
+/// Computes `y[t, r] = Σ_k x[t, k] * w[r, k]`, or adds it to `y`, for activations `x` `[tokens, cols]`, weights `w` `[rows, cols]` and an
+/// output `y` `[tokens, rows]`. `x[t, k]` and `w[r, k]` are the real values that the integer codes stand for, with scales and zero points
+/// applied. With `parallel` the threads of the current rayon pool share a product that is large enough, with the same result.
+///
+/// Fails with `Fault::Length` if the layout of the columns of `x` is not [`Panels::padding`] of `w` or if `y` is too small, and with
+/// `Fault::Overflow` if a size does not fit in `usize`; `y` is unchanged then. Without tokens or weight rows it succeeds and checks
+/// nothing.
 pub fn product(isa: Isa, x: &Activations, w: &Panels, write: Write, y: Out<'_>, parallel: bool) -> Result<(), Fault> {
     if x.tokens() == 0 || w.rows() == 0 {
         return Ok(());
@@ -55,7 +59,8 @@ pub fn product(isa: Isa, x: &Activations, w: &Panels, write: Write, y: Out<'_>, 
     run_tasks(vec![(&Product { x: packed.view(x), w }, write, y)], parallel)
 }
 
-/// A product of packed tokens with a matrix of integer codes, as a task for [`run_tasks`]: several such products can share their tokens.
+/// A product of activations with a matrix of integer codes, to be computed by [`run_tasks`] together with other products. The activations
+/// are packed beforehand ([`Tokens`]), so that several products with the same input can share them.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -82,8 +87,11 @@ pub struct Task<'w> {
 }
 
 impl<'w> Task<'w> {
-    /// Returns the product of `x` with `w`. Fails with `Fault::Length` if the columns of `x` are not laid out as [`Panels::padding`] of `w`
-    /// says, and with `Fault::Range` if `x` was packed for weights with another zero point.
+    /// Prepares the product `x wᵀ` of packed activations `[tokens, cols]` with weights `[rows, cols]`; [`run_tasks`] computes it, at the
+    /// instruction-set level that `x` was packed for. The layout of `x` must be equal to [`Panels::token_layout`] of `w` at that level.
+    /// Fails with `Fault::Length` if the columns of `x` are not laid out as [`Panels::padding`] of `w`. Fails with `Fault::Range` if the
+    /// two layouts have different zero points, or if only one of them has a zero point (which it has if all rows and groups of the weights
+    /// share one).
     pub fn new(x: Arc<Tokens>, w: &'w Panels) -> Result<Self, Fault> {
         let (given, needed) = (x.layout(), w.token_layout(x.layout().isa()));
         needed.padding().check(&given.padding())?;

@@ -4,7 +4,7 @@ use super::{Padding, TokenLayout};
 use crate::convert::{f16_bits, f16_value};
 use crate::{Fault, Isa, bits, fault};
 
-/// The number of weight rows of a panel.
+/// The number of weight rows of a panel (16), that is of rows whose codes are stored together because a kernel computes them together.
 pub const LANES: usize = 16;
 
 /// The largest number of columns of a group: the integer sum of 8-bit products over them stays below 2^31.
@@ -15,7 +15,8 @@ const MAX_GROUP: usize = 1 << 15;
 #[repr(C, align(64))]
 pub(crate) struct Line(pub [u8; 64]);
 
-/// A matrix `[rows, cols]` of packed codes with quantization parameters for each row and group, in panels of 16 rows.
+/// A weight matrix `[rows, cols]` of integer codes of 1 to 8 bits with a scale and a zero point for each row and group of columns, the
+/// right operand of [`integer::product`](super::product): a weight is `scale * (code - zero)`. Codes are stored in panels of 16 rows.
 ///
 /// ```
 /// use tersor_kernels::{Isa, integer::Panels};
@@ -26,10 +27,11 @@ pub(crate) struct Line(pub [u8; 64]);
 /// assert_eq!((w.rows(), codes), (2, [5, 6, 7, 8]));
 /// ```
 ///
-/// A panel is cut into groups, a group into blocks of columns. A line of 64 bytes has, for each of the 16 rows, four neighbouring columns:
-/// byte `4 r + j`. Codes of 8 bits are one such line for 4 columns. Of 4 bits, a line has the codes of columns 0 to 3 in its low halves and
-/// those of columns 4 to 7 in its high halves; of 2 bits, four lines share one likewise. Codes of 3 bits are two lines of their low 2 bits
-/// and one of their high bits, for 32 columns. Codes of 1 bit are stored in 2 bits, other widths in 8 bits.
+/// In memory, a panel is cut into groups, and a group into blocks of columns. A line of 64 bytes has, for each of the 16 rows, four
+/// neighbouring columns: byte `4 r + j` is column `j` of row `r`. Codes of 8 bits take one such line for 4 columns. Of 4 bits, a line has
+/// the codes of columns 0 to 3 in its low halves and those of columns 4 to 7 in its high halves; of 2 bits, the codes of 16 columns share a
+/// line in the same way. Codes of 3 bits take two lines of their low 2 bits and one of their high bits for 32 columns. Codes of 1 bit are
+/// stored in 2 bits, codes of 5 to 7 bits in 8.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Panels {
     rows: usize,
@@ -97,13 +99,15 @@ fn form(bits: u32) -> (u32, usize, usize) {
 }
 
 impl Panels {
-    /// Repacks a matrix `[rows, cols]` of codes of `bits` bits, whose rows are packed as by [`bits::pack`] into `ceil(cols * bits / 8)`
-    /// bytes each. `group` is the number of columns of a group; `grid(row, group)` returns its scale and zero point: a weight is `scale *
-    /// (code - zero)`.
+    /// Repacks a matrix of codes of `bits` bits (1 to 8), `[rows, cols]`. Each row of `packed` begins at a whole byte and has
+    /// `ceil(cols * bits / 8)` bytes, packed as by [`bits::pack`]; bytes after the last row are ignored. `group` is the number of columns
+    /// of a group; the last group of a row has the remaining columns. `grid(row, group)` returns the scale and the zero point of a group,
+    /// with both indices counted from 0: a weight is `scale * (code - zero)`. `isa` is used for the repacking alone; the result serves
+    /// every level.
     ///
-    /// Fails with `Fault::Length` if there are too few codes, with `Fault::Range` if `bits` is not 1 to 8, a group has no columns, or a
-    /// group has more than 32 768 columns, is not a whole row and is no multiple of 32 768, and with `Fault::Overflow` if the size does not
-    /// fit in `usize`.
+    /// Fails with `Fault::Length` if `packed` is too short, with `Fault::Range` if `bits` is not 1 to 8 or `group` is 0, and with
+    /// `Fault::Overflow` if the size of `packed` does not fit in `usize`. A group of more than 32 768 columns is refused with
+    /// `Fault::Range`, unless it is the whole row or a multiple of 32 768.
     pub fn new(
         isa: Isa,
         packed: &[u8],
@@ -120,13 +124,22 @@ impl Panels {
         Ok(new)
     }
 
-    /// Repacks a matrix with two levels of scales (DGQ, arXiv 2310.04836): a weight is `row_scales[row] * (scale * (code - zero))`, where
-    /// `grid(row, group)` returns an integer scale and the zero point, and `scale * (code - zero)` is at most 127 in magnitude. The product
-    /// of a row is then one integer sum. The other arguments are those of [`Panels::new`].
+    /// Repacks a matrix with two levels of scales (DGQ, arXiv 2310.04836): a weight is `row_scales[row] * (scale * (code - zero))`. The
+    /// integer `scale * (code - zero)` must be at most 127 in magnitude for every weight, so that the product of a row is one sum of
+    /// integers. `row_scales` has one f32 scale a row. `grid(row, group)` returns the scale of a group, an integer from 0 to 255, and its
+    /// zero point, with both indices counted from 0. `group` is the number of columns of a group; the last group of a row has the remaining
+    /// columns. The codes of `bits` bits (1 to 8) are `[rows, cols]`. Each row of `packed` begins at a whole byte and has
+    /// `ceil(cols * bits / 8)` bytes, packed as by [`bits::pack`]; bytes after the last row are ignored. `isa` is used for the repacking
+    /// alone; the result serves every level.
     ///
-    /// Fails with `Fault::Length` if there are too few codes or not one scale for each row, with `Fault::Range` if `bits` is not 1 to 8, an
-    /// integer weight is larger than 127, there are more than 131 072 columns, or a group has no columns or a size that [`Panels::new`]
-    /// refuses, and with `Fault::Overflow` if the size does not fit in `usize`.
+    /// Fails with `Fault::Length` if `packed` is too short or `row_scales` does not have `rows` elements, and with `Fault::Overflow` if the
+    /// size of `packed` does not fit in `usize`. Fails with `Fault::Range`
+    ///
+    /// - if `bits` is not 1 to 8;
+    /// - if there are more than 131 072 columns;
+    /// - if `group` is 0;
+    /// - if `group` is more than 32 768, less than `cols` and not a multiple of 32 768;
+    /// - if `scale * (code - zero)` is larger than 127 in magnitude for a weight.
     pub fn dual(
         isa: Isa,
         packed: &[u8],
@@ -182,9 +195,12 @@ impl Panels {
         let (panels, groups) = (rows.div_ceil(LANES), padding.groups());
         let mut scales = vec![[0f32; LANES]; panels * groups];
         let mut zeros = vec![[0u8; LANES]; panels * groups];
-        let mut lines = Vec::with_capacity(panels * Self::lines_of(&padding, stored));
-        let mut codes = vec![[0u8; LANES]; padding.width()];
-        let mut row = vec![0u8; cols];
+        let lines = fault::product("lines of panels", panels, Self::lines_of(&padding, stored))?;
+        let mut lines = Vec::with_capacity(lines);
+        // A matrix without rows or columns has no codes, however large its other size is.
+        let (panels, buffer) = if rows == 0 || cols == 0 { (0, 0) } else { (panels, cols) };
+        let mut codes = vec![[0u8; LANES]; if buffer == 0 { 0 } else { padding.width() }];
+        let mut row = vec![0u8; buffer];
         for panel in 0..panels {
             codes.iter_mut().for_each(|c| *c = [0; LANES]);
             for lane in 0..LANES {
@@ -235,23 +251,25 @@ impl Panels {
         padding.width() / form(bits).1 * form(bits).2
     }
 
-    /// Returns the number of weight rows.
+    /// Returns the number of rows of the weight matrix, without the rows of padding that fill up the last panel of 16 rows.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
-    /// Returns how the columns of activations must be laid out for a product with this matrix.
+    /// Returns the layout of columns that [`Activations`](super::Activations) must have for a product with this matrix: the number of
+    /// columns, the size of the groups that they are cut into, and the size of the blocks to which each group is padded with zeros. The
+    /// size of a group may be smaller than the one given to the constructor: it is at most 32 768 and at most the number of columns.
     #[must_use]
     pub fn padding(&self) -> Padding {
         self.padding
     }
-    /// Returns how products of this matrix at the level `isa` read tokens: packed [`Tokens`](super::Tokens) can be shared by matrices with
-    /// equal layouts.
+    /// Returns the layout that activations must be packed in ([`Tokens::pack`](super::Tokens::pack)) for products of this matrix at the
+    /// instruction-set level `isa`. Matrices with equal layouts can share packed activations.
     #[must_use]
     pub fn token_layout(&self, isa: Isa) -> TokenLayout {
         TokenLayout::new(isa, self)
     }
-    /// Returns the bytes of memory that codes, scales and zero points take.
+    /// Returns the number of bytes of memory that the codes, scales and zero points take, including the padding of rows and columns.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let scales = match &self.scales {
@@ -321,7 +339,8 @@ impl Panels {
         }
     }
 
-    /// Writes the codes of row `row`, one a byte, into `out`: as many as `out` or the row has. Writes nothing if there is no such row.
+    /// Unpacks codes of row `row`, counted from 0, in the order of the columns: writes them to `out`, one a byte, until `out` or the row
+    /// ends. Later elements of `out` are unchanged, and so is all of `out` if there is no such row.
     pub fn row_codes(&self, row: usize, out: &mut [u8]) {
         let (panel, lane) = (row / LANES, row % LANES * 4);
         if row >= self.rows {

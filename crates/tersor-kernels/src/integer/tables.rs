@@ -34,14 +34,14 @@ pub(crate) const ROWS: usize = 4;
 /// Columns of a line.
 const COLS: usize = 32;
 
-/// The largest number of columns: sums of products of bytes over them stay below 2^31.
+/// The largest number of columns: sums over them of products of activation codes, -128 to 127, and weights, -127 to 127, stay below 2^31.
 const MAX_COLS: usize = 1 << 17;
 
-/// A matrix `[rows, cols]` of 4-bit codes, a look-up table of 16 signed bytes for each row and group, and an f32 scale for each row: a
-/// weight is `row_scales[row] * table[row, group][code]`.
+/// A weight matrix `[rows, cols]` of 4-bit codes with a look-up table of 16 signed 8-bit integers for each row and group of columns and an
+/// f32 scale for each row, the right operand of [`tables::product`](product): a weight is `row_scales[row] * table[row, group][code]`.
 ///
-/// A line of 64 bytes has 16 bytes for each of four rows: the codes of 32 columns, those of the first 16 in the low halves. A line of
-/// tables has a table for each of four rows.
+/// In memory, a line of 64 bytes has 16 bytes for each of four rows: the codes of 32 columns, those of the first 16 in the low halves. A
+/// line of tables has a table for each of four rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TablePanels {
     rows: usize,
@@ -53,7 +53,9 @@ pub struct TablePanels {
     row_scales: Vec<f32>,
 }
 
-/// Returns QQQ's look-up table of a group scale: entry `code` is `round((code - 8) * scale)`, ties to even, limited to -127..=127.
+/// Returns the look-up table by which QQQ (arXiv 2406.09904) applies a group scale to 4-bit codes with the zero point 8: entry `code`, 0 to
+/// 15, is `round((code - 8) * scale)`, ties to even, limited to -127..=127. Any scale is allowed. An entry for which the product is NaN is
+/// 0: all entries for a NaN scale, entry 8 for an infinite one.
 #[must_use]
 pub fn rounded_table(scale: f16) -> [i8; 16] {
     let scale = f16_value(scale.to_bits());
@@ -62,10 +64,15 @@ pub fn rounded_table(scale: f16) -> [i8; 16] {
 }
 
 impl TablePanels {
-    /// Repacks a matrix `[rows, cols]` of 4-bit codes, whose rows are packed as by [`bits::pack`]. `group` is the number of columns of a
-    /// group; `table(row, group)` returns the weights of its 16 codes. Fails with `Fault::Length` if there are too few codes or not one
-    /// scale for each row, with `Fault::Range` if there are more than 131 072 columns or a group has none, and with `Fault::Overflow` if
-    /// the size does not fit in `usize`.
+    /// Repacks a matrix of 4-bit codes, `[rows, cols]`. Each row of `packed` begins at a whole byte and has `ceil(cols / 2)` bytes, packed
+    /// as by [`bits::pack`]; bytes after the last row are ignored. `group` is the number of columns of a group; the last group of a row has
+    /// the remaining columns. `table(row, group)` returns the look-up table of a group, the integers that its codes 0 to 15 select, with
+    /// both indices counted from 0, and `row_scales` has one scale a row: a weight is `row_scales[row] * table(row, group)[code]`. `isa` is
+    /// used for the repacking alone; the result serves every level.
+    ///
+    /// Fails with `Fault::Length` if `packed` is too short or `row_scales` does not have `rows` elements, with `Fault::Range` if there are
+    /// more than 131 072 columns, `group` is 0 or an entry of a table is -128 (even one that no code selects), and with `Fault::Overflow`
+    /// if the size of `packed` does not fit in `usize`.
     pub fn new(
         isa: Isa,
         packed: &[u8],
@@ -86,13 +93,16 @@ impl TablePanels {
         let mut lines = vec![Line([0; 64]); quartets * blocks];
         let mut tables = vec![Line([128; 64]); quartets * groups];
         let mut codes = vec![0u8; cols];
+        let mut lowest = 0;
         for (r, packed) in packed.chunks_exact(width.max(1)).take(rows).enumerate() {
             bits::unpack(isa, packed, 4, 0, &mut codes);
             let (quartet, lane) = (r / ROWS, r % ROWS * 16);
             let mut block = quartet * blocks;
             for g in 0..groups {
                 let bytes = &mut tables[quartet * groups + g].0[lane..lane + 16];
-                bytes.iter_mut().zip(table(r, g)).for_each(|(out, v)| *out = (v as u8) ^ 128);
+                let table = table(r, g);
+                lowest = table.iter().fold(lowest, |low: i8, v| low.min(*v));
+                bytes.iter_mut().zip(table).for_each(|(out, v)| *out = (v as u8) ^ 128);
                 for codes in codes[g * padding.group..((g + 1) * padding.group).min(cols)].chunks(COLS) {
                     for (j, c) in codes.iter().enumerate() {
                         lines[block].0[lane + j % 16] |= c << (4 * (j / 16));
@@ -101,20 +111,24 @@ impl TablePanels {
                 }
             }
         }
+        if lowest == i8::MIN {
+            return Err(Fault::Range { what: "magnitude of a weight of a table", limit: 127, found: 128 });
+        }
         Ok(Self { rows, padding, lines, tables, row_scales: row_scales.to_vec() })
     }
 
-    /// Returns the number of weight rows.
+    /// Returns the number of rows of the weight matrix.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
-    /// Returns how the columns of activations must be laid out for a product with this matrix.
+    /// Returns the layout of columns that [`Activations`] must have for a product with this matrix: the number of columns, the size of the
+    /// groups that they are cut into, and the size of the blocks to which each group is padded with zeros.
     #[must_use]
     pub fn padding(&self) -> Padding {
         self.padding
     }
-    /// Returns the bytes of memory that codes, tables and scales take.
+    /// Returns the number of bytes of memory that the codes, tables and row scales take, including the padding of rows and columns.
     #[must_use]
     pub fn bytes(&self) -> usize {
         (self.lines.len() + self.tables.len()) * 64 + self.row_scales.len() * 4
@@ -138,9 +152,14 @@ impl TablePanels {
     }
 }
 
-/// Computes `y[t, r] = Σ_k x[t, k] * w[r, k]`, or adds it to `y`, for `y` `[tokens, rows]`. With `parallel` spans of rows run in the
-/// current rayon pool. Fails with `Fault::Length` or `Fault::Overflow` if the columns of the activations are not laid out as
-/// [`TablePanels::padding`] says or `y` has too little room; `y` is unchanged then.
+/// Computes `y[t, r] = Σ_k x[t, k] * w[r, k]`, or adds it to `y`, for activations `x` `[tokens, cols]`, weights `w` `[rows, cols]` and an
+/// output `y` `[tokens, rows]`. A weight is the entry that its 4-bit code selects in the look-up table of its row and group of columns,
+/// times the scale of its row. With `parallel` the threads of the current rayon pool share a product that is large enough, with the same
+/// result.
+///
+/// Fails with `Fault::Length` if the layout of the columns of `x` is not [`TablePanels::padding`] of `w` or if `y` is too small, and with
+/// `Fault::Overflow` if a size does not fit in `usize`; `y` is unchanged then. Without tokens or weight rows it succeeds and checks
+/// nothing.
 pub fn product(
     isa: Isa,
     x: &Activations,
@@ -156,7 +175,10 @@ pub fn product(
     run_tasks(vec![(&Product { isa, x, w }, write, y)], parallel)
 }
 
-/// A product of activations with a matrix of table weights, as a task for [`run_tasks`]. Activations need no packing for it.
+/// The product `y = x Wᵀ` of integer activations `x`, `[tokens, cols]`, with a matrix `W`, `[rows, cols]`, of 4-bit codes
+/// ([`TablePanels`]), to be computed by [`run_tasks`] together with other products. A weight is the entry that its code selects in the
+/// look-up table of its row and group of columns, times the scale of its row. The task shares the activations and borrows the matrix; the
+/// output is given to [`run_tasks`].
 #[derive(Clone, Debug)]
 pub struct Task<'w> {
     isa: Isa,
@@ -165,8 +187,9 @@ pub struct Task<'w> {
 }
 
 impl<'w> Task<'w> {
-    /// Returns the product of `x` with `w`. Fails with `Fault::Length` if the columns of the activations are not laid out as
-    /// [`TablePanels::padding`] says.
+    /// Prepares the product `x wᵀ` of activations `[tokens, cols]` with weights `[rows, cols]`, at the instruction-set level `isa`;
+    /// [`run_tasks`] computes it. A weight is the entry that its 4-bit code selects in the look-up table of its row and group of columns,
+    /// times the scale of its row. Fails with `Fault::Length` if the layout of the columns of `x` is not [`TablePanels::padding`] of `w`.
     pub fn new(isa: Isa, x: Arc<Activations>, w: &'w TablePanels) -> Result<Self, Fault> {
         w.padding.check(x.padding())?;
         Ok(Self { isa, x, w })
@@ -404,6 +427,9 @@ mod tests {
         let wide = Fault::Range { what: "columns of weights with tables", limit: 1 << 17, found: (1 << 17) + 1 };
         assert_eq!((none(1 << 17, 1, (1 << 17) + 1, 1), none(4, 2, 4, 2)), (Some(wide), None));
         let w = TablePanels::new(Isa::detect(), &[0; 4], [2, 4], 32, |_, _| [0; 16], &[1.0; 2]).unwrap();
+        let lowest = TablePanels::new(Isa::detect(), &[0; 4], [2, 4], 32, |r, _| [-127 - r as i8; 16], &[1.0; 2]);
+        let range = Fault::Range { what: "magnitude of a weight of a table", limit: 127, found: 128 };
+        assert_eq!(lowest.err(), Some(range));
         let x = Activations::from_codes(&[0; 8], &[1.0; 2], w.padding()).unwrap();
         let short = product(Isa::SCALAR, &x, &w, Write::Set, Out { data: &mut [0.0; 3], stride: 2 }, false);
         assert_eq!(short, Err(length("output", 4, 3)));

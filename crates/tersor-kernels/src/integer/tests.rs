@@ -328,3 +328,20 @@ fn a_task_refuses_the_tile_of_another() {
     let task = Smaller(Task::new(x, &w).unwrap());
     let _ = run_tasks(vec![(&task, Write::Set, Out { data: &mut [0.0; 4], stride: 4 })], false);
 }
+
+#[test]
+fn empty_matrices_of_absurd_sizes_take_no_memory() {
+    let huge = usize::MAX / 2;
+    for shape in [[0, huge], [huge, 0]] {
+        let panels = Panels::new(Isa::detect(), &[], 4, shape, 32, |_, _| (1.0, 0));
+        assert!(panels.is_ok_and(|p| [p.rows(), p.padding().cols] == shape), "{shape:?}");
+    }
+    let padding = Padding { cols: huge, group: 3, block: 4 };
+    assert_eq!(Activations::exact(Isa::detect(), &[], 0, padding).map(|a| a.tokens()), Ok(0));
+    assert!(Activations::from_codes(&[], &[1.0], padding).is_err());
+    for (cols, group, block) in [(0, 3, 4), (1, 3, 4), (7, 3, 4), (8, 4, 4), (9, 100, 32), (65, 32, 16)] {
+        let padding = Padding { cols, group, block };
+        let blocks: usize = (0..padding.groups()).map(|g| padding.blocks(g)).sum();
+        assert_eq!(padding.width(), blocks * block);
+    }
+}

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use super::{Activations, Padding, Panels};
 use crate::{Fault, Isa};
 
-/// How the product of a matrix reads tokens, from [`Panels::token_layout`]. Matrices with equal layouts can share packed [`Tokens`]; the
-/// layout is the key to share them under.
+/// A description of the form in which activations are packed for integer products: the instruction-set level, the layout of the columns,
+/// whether codes are stored in 16 bits as well, and the zero point of the weights if all rows and groups have the same.
+/// [`Panels::token_layout`] returns the layout that a weight matrix needs. Matrices with equal layouts can share packed activations
+/// ([`Tokens`]). A cache of packed activations can use the layout or [`TokenLayout::key`] as the key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct TokenLayout {
     isa: Isa,
@@ -30,8 +32,8 @@ impl TokenLayout {
         if limit == found { Ok(()) } else { Err(Fault::Range { what, limit, found }) }
     }
 
-    /// Returns a number that identifies the layout, for caches of packed tokens. Layouts of fewer than 2^40 columns with blocks of fewer
-    /// than 4096 columns have different numbers.
+    /// Returns a number by which a cache can find activations packed in this layout. Equal layouts have equal numbers. Different layouts
+    /// have different numbers as long as they have fewer than 2^40 columns and blocks of fewer than 4096 columns.
     #[must_use]
     pub fn key(&self) -> u128 {
         let Padding { cols, group, block } = self.padding;
@@ -41,13 +43,14 @@ impl TokenLayout {
         fields.iter().fold(u128::from(self.isa.number()), |key, (value, bits)| key << bits ^ value)
     }
 
-    /// Returns the instruction-set level of the products.
+    /// Returns the instruction-set level of the products that read activations in this layout.
     #[must_use]
     pub fn isa(&self) -> Isa {
         self.isa
     }
 
-    /// Returns how the columns of activations are laid out.
+    /// Returns the padding that [`Activations`] must have to be packed in this layout: the number of columns, the size of the groups that
+    /// they are cut into, and the size of the blocks to which each group is padded with zeros.
     #[must_use]
     pub fn padding(&self) -> Padding {
         self.padding
@@ -115,7 +118,8 @@ impl Packed {
     }
 }
 
-/// Activations with their packed form, packed once for all products that read them in the same way.
+/// Activations together with their packed form, in the order in which integer products read them. They are packed once and then shared by
+/// the products ([`Task`](super::Task)) of all weight matrices with the same [`TokenLayout`].
 #[derive(Clone, Debug)]
 pub struct Tokens {
     x: Arc<Activations>,
@@ -123,19 +127,20 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Packs activations for the products of matrices with this [`Panels::token_layout`]. Fails with `Fault::Length` if the columns of the
-    /// activations are not laid out as those of the matrix.
+    /// Packs activations `x`, `[tokens, cols]`, in the order of bytes that a product with a weight matrix reads; `layout` is
+    /// [`Panels::token_layout`] of that matrix. Fails with `Fault::Length` unless `x` was made with the [`Padding`] that
+    /// [`TokenLayout::padding`] returns for `layout`: the same number of columns, cut into the same groups, padded to the same blocks.
     pub fn pack(x: Arc<Activations>, layout: TokenLayout) -> Result<Self, Fault> {
         Ok(Self { packed: Packed::new(&x, layout)?, x })
     }
 
-    /// Returns the layout that the tokens are packed in.
+    /// Returns the layout that the activations are packed in.
     #[must_use]
     pub fn layout(&self) -> TokenLayout {
         self.packed.layout
     }
 
-    /// Returns the activations that were packed.
+    /// Returns the activations as they were before packing.
     #[must_use]
     pub fn activations(&self) -> &Arc<Activations> {
         &self.x
@@ -165,23 +170,31 @@ impl TokenView<'_> {
         block.first * self.x.planes() * self.each
     }
 
-    /// Returns the 8-bit codes of the tokens of a block, `[cols / 4, tokens, planes]`, each element the codes of four neighbouring columns
-    /// (a quad). `planes` are those of [`Activations`], `cols` are padded.
+    /// Returns the 8-bit codes of a block of tokens, that is of neighbouring tokens that a kernel processes at once, as
+    /// `[width / 4, tokens, planes]`, row-major. An element has the codes of four neighbouring columns. `width` is the number of columns
+    /// with padding and `tokens` the number of tokens of the block. `planes` is the number of codes of one activation: 1, or 3 that are its
+    /// digits of base 256, the lowest first.
     pub fn quads(&self, block: TokenBlock) -> &[[i8; 4]] {
         let n = block.tokens * self.x.planes() * self.each;
         &self.quads[self.start(block)..][..n]
     }
 
-    /// Returns the codes of the tokens of a block as [`quads`](Self::quads) does, widened to 16 bits, the four columns of an element in the
-    /// order 0, 2, 1, 3. Panics if the layout does not store them.
+    /// Returns the 8-bit codes of a block of tokens that [`quads`](Self::quads) returns, widened to 16 bits, as
+    /// `[width / 4, tokens, planes]`, row-major. An element has the codes of four neighbouring columns in the order 0, 2, 1, 3. `width` is
+    /// the number of columns with padding, `tokens` the number of tokens of the block, and `planes` the number of codes of one activation,
+    /// 1 or 3. Panics unless the [`TokenLayout`] that the activations are packed in stores codes in 16 bits, as it does at the AVX2 level
+    /// for weights of 5 to 8 bits.
     #[cfg(target_arch = "x86_64")]
     pub fn pairs(&self, block: TokenBlock) -> &[[i16; 4]] {
         let n = block.tokens * self.x.planes() * self.each;
         &self.pairs[self.start(block)..][..n]
     }
 
-    /// Returns the initial values of the integer sums of a block, `[tokens, planes, groups]`: the negative sum of the codes of a group of
-    /// columns, times the zero point if all groups of the weights have the same.
+    /// Returns the initial values of the integer sums of a block of tokens, which add up products of activation codes and weight codes, as
+    /// `[tokens, planes, groups]`, row-major. `planes` is the number of codes of one activation, 1 or 3 (a plane has one code of each
+    /// activation), and `groups` the number of groups of columns. An initial value is `-zero * sum`, where `sum` is the sum of the
+    /// activation codes of one token, plane and group. `zero` is the zero point of the weights if all rows and groups have the same one,
+    /// and 1 otherwise, in which case the kernel multiplies by the zero point of each group itself.
     pub fn offsets(&self, block: TokenBlock) -> &[i32] {
         let each = self.x.planes() * self.x.padding().groups();
         &self.offsets[block.first * each..][..block.tokens * each]

@@ -14,9 +14,13 @@
 #[cfg(feature = "rayon")]
 mod team;
 
-/// Returns `f(i, scratch)` for every `i` in `0..count`, results in order. With `parallel` (and the feature `rayon`) items run on all
-/// threads of the region or the pool, each thread with its own value of `scratch()`; results of `f` must not depend on which thread has
-/// which item. Inside of an item of a [`region`], the calling thread does all the work. A panic of an item is passed on to the caller.
+/// Calls `f(i, scratch)` once for every item `i` in `0..count` and returns the `count` results in the order of the items. With `parallel`
+/// (and the feature `rayon`) the threads of the active [`region`], or else of the current rayon pool, share the items; otherwise the
+/// calling thread takes them in order. `scratch()` makes the working memory that `f` gets: no two threads share one, and a thread uses one
+/// for several items, so the results must not depend on what earlier items left in it.
+///
+/// The calling thread takes all items, even with `parallel`, in two cases: if `map` is called inside of [`serial`], and if it is called by
+/// the `f` of another `map` or [`pairs`] whose items the threads of a [`region`] share. A panic of `f` is passed on to the caller of `map`.
 pub fn map<S, R: Send>(
     count: usize,
     parallel: bool,
@@ -55,8 +59,11 @@ impl<T> Parts<T> {
     }
 }
 
-/// Returns `f(i, a_i, b_i)` for every pair of parts of two slices, `a` cut into parts of `na` elements and `b` into parts of `nb` elements
-/// (0 counts as 1); results in order. Ends with the slice that has fewer parts. `parallel` and panics as for [`map`].
+/// Cuts the slice `a` into parts of `na` elements and `b` into parts of `nb` elements. The last part of a slice may be shorter, and an `na`
+/// or `nb` of 0 counts as 1. Calls `f(i, a_i, b_i)` once for every pair of parts with the same index `i`, and returns the results in the
+/// order of `i`. If one slice has more parts than the other, the parts without a partner are left out. The pairs are shared between threads
+/// as the items of [`map`] are: if `parallel` is true, the threads of the active [`region`], or else of the current rayon pool, take them,
+/// otherwise the calling thread does. A panic of `f` is passed on to the caller.
 pub fn pairs<A: Send, B: Send, R: Send>(
     a: &mut [A],
     na: usize,
@@ -73,14 +80,19 @@ pub fn pairs<A: Send, B: Send, R: Send>(
     map(count, parallel, || (), |i, ()| unsafe { f(i, a.get(i), b.get(i)) })
 }
 
-/// Runs `f` on the calling thread while the other threads of the pool wait for work without sleeping, and returns its result. Meant for
-/// many calls of [`map`] and [`pairs`] in close succession.
+/// Runs `f` on the calling thread and returns its result. Meanwhile the other threads of the rayon pool stay awake for work, so that many
+/// calls of [`map`] and [`pairs`] by `f` in close succession need not wake them. A panic of `f` is passed on to the caller.
 ///
-/// One region is active in a process at a time. Without `parallel`, on a pool of one thread, inside of another region, or while another
-/// thread has a region, `f` runs without one, and its work is shared as it is elsewhere. A `map` inside of an item of another `map` runs on
-/// the thread of that item.
+/// One region is active in a process at a time. No new region begins, and [`map`] and [`pairs`] use the threads that they would use without
+/// this call of `region`,
+///
+/// - if `parallel` is false, or without the feature `rayon`;
+/// - if the pool has one thread;
+/// - if the call is inside of another region or of [`serial`];
+/// - if another thread has a region.
 ///
 /// Inside of a region:
+///
 /// - do not wait for files, sockets or other threads: all threads of the pool consume processor time until the region ends. Nothing
 ///   deadlocks, because threads that have found no work for a while run other jobs of the pool;
 /// - do not hold a lock that a job of the pool takes: the calling thread may run such a job while it waits for an item.
@@ -93,14 +105,16 @@ pub fn region<R>(parallel: bool, f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Runs `f` on the calling thread alone, and returns its result: [`map`], [`pairs`] and [`region`] inside of it use no other thread.
+/// Runs `f` on the calling thread and returns its result. [`map`], [`pairs`] and [`region`] that `f` calls on that thread use no other
+/// thread, even if their `parallel` is true.
 pub fn serial<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(feature = "rayon")]
     let _role = team::alone();
     f()
 }
 
-/// Returns the number of threads of the current pool; 1 without the feature `rayon`.
+/// Returns the number of threads of the current rayon pool, the calling thread included if it belongs to the pool; 1 without the feature
+/// `rayon`.
 #[must_use]
 pub fn threads() -> usize {
     #[cfg(feature = "rayon")]
@@ -109,8 +123,9 @@ pub fn threads() -> usize {
     1
 }
 
-/// Returns whether an amount of `work` is large enough to be shared between threads: at least `threshold`, in the same unit. Inside of a
-/// [`region`], whose threads need not be woken, a sixteenth of `threshold` suffices.
+/// Returns whether an amount of `work` is large enough to be shared between threads, that is at least `threshold`. Both have the same unit,
+/// which is up to the caller, for example bytes. On the thread that runs a [`region`], whose other threads are awake, a sixteenth of
+/// `threshold` suffices.
 #[must_use]
 pub fn worth(work: usize, threshold: usize) -> bool {
     #[cfg(feature = "rayon")]

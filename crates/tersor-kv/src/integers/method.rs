@@ -13,7 +13,9 @@ use tersor_operators::IntegerRows;
 use super::CheckedIntegers;
 
 impl CheckedIntegers {
-    /// Returns the empty cache of one layer. Errors if more dimensions have 8 bits than a head has, or the rotation has another width than a key.
+    /// Returns the empty cache of one attention layer with the given heads. It stores the keys of each key head and the values of each
+    /// value head as integers. Errors if a key or a value has fewer dimensions than these parameters store in 8 bits
+    /// ([`Integers::high`](crate::Integers::high)), or if these parameters have a rotation of keys that is not as wide as a key.
     pub fn layer(&self, heads: &Heads) -> Result<LayerCache> {
         let [keys, values] = self.parts(heads)?;
         let stores = |n: usize, parts: &[(usize, u32)], rotation: Option<&Arc<Rotation>>| {
@@ -49,7 +51,8 @@ impl CacheMethod for CheckedIntegers {
     }
 }
 
-/// Integer caches of all layers: the same parameters for all, or each layer's own.
+/// The caches of all attention layers of a network, which store keys and values as integers. All layers have the same parameters
+/// ([`IntegerCaches::new`]), or each layer has its own ([`IntegerCaches::by_layer`]).
 ///
 /// ```
 /// use tersor_core::{CacheSet, Heads};
@@ -69,15 +72,21 @@ pub struct IntegerCaches {
 }
 
 impl IntegerCaches {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds the loader.
+    /// The `kind` of these caches in an [`OpSpec`], their description without the cached rows. A `CacheRegistry` finds their loader by it.
     pub const KIND: &'static str = "integer-caches";
 
-    /// Returns caches with the same parameters in every layer.
+    /// Returns caches with the parameters `params` in every layer, for a network with any number of layers. Does not fail.
+    /// [`CacheSet::make`] errors later if a key or a value of a layer has fewer dimensions than `params` stores in 8 bits
+    /// ([`Integers::high`](crate::Integers::high)), or if `params` has a rotation of keys that is not as wide as a key.
     pub fn new(params: CheckedIntegers) -> Self {
         Self { layers: vec![params] }
     }
 
-    /// Returns caches with parameters for each layer. Errors if there is none.
+    /// Returns caches in which layer `i`, counted from 0, has the parameters `layers[i]`. If `layers` has a single element, every layer has
+    /// the parameters `layers[0]`, for a network with any number of layers. Errors if `layers` is empty. [`CacheSet::make`] errors later if
+    /// `layers` has two or more elements and the network has another number of layers. [`CacheSet::make`] also errors if a key or a value
+    /// of a layer has fewer dimensions than the parameters of that layer store in 8 bits ([`Integers::high`](crate::Integers::high)), or if
+    /// these parameters have a rotation of keys that is not as wide as a key.
     pub fn by_layer(layers: Vec<CheckedIntegers>) -> Result<Self> {
         if layers.is_empty() {
             return Err(Error::shape("layers of a cache", "at least one", 0));

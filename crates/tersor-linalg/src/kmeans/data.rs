@@ -3,7 +3,7 @@
 use rand_core::RngCore;
 use tersor_core::{Error, ParamError, Result};
 use tersor_kernels::cluster::{self, Centroids, Sums};
-use tersor_kernels::{Isa, par};
+use tersor_kernels::{Isa, blockwise, par};
 
 /// Minimum number of points of a block.
 const BLOCK: usize = 8192;
@@ -46,11 +46,11 @@ impl<'a> Data<'a> {
         Ok(data)
     }
 
-    /// Errors unless the values of points or centroids `x`, `[count, dims]` with the `dims` of this data, are finite and small enough that
-    /// squared distances do not overflow f32.
+    /// Checks the values `x` of points or centroids, `[count, dims]` row-major with the `dims` of this data. Errors if a value is not
+    /// finite, or has a magnitude above `sqrt(f32::MAX / 8 / dims)`, with which squared distances could overflow f32.
     pub fn check_values(&self, x: &[f32]) -> Result<()> {
         let parts = x.len().div_ceil(1 << 16);
-        let part = |i: usize, (): &mut ()| cluster::max_abs(self.isa, &x[i << 16..x.len().min((i + 1) << 16)]);
+        let part = |i: usize, (): &mut ()| blockwise::abs_max(self.isa, &x[i << 16..x.len().min((i + 1) << 16)]);
         let peaks = par::map(parts, par::worth(x.len(), PARALLEL), || (), part);
         for (i, peak) in peaks.into_iter().enumerate() {
             let first = i << 16;
@@ -70,7 +70,7 @@ impl<'a> Data<'a> {
         Ok(())
     }
 
-    /// Errors unless at least `k` points have a positive weight.
+    /// Checks that at least `k` points have a positive weight (without weights, every point counts). Errors if there are fewer.
     pub fn at_least(&self, k: usize) -> Result<()> {
         let found = self.weights.map_or(self.n, |w| w.iter().filter(|w| **w > 0.0).count());
         if found < k {
@@ -91,9 +91,12 @@ impl<'a> Data<'a> {
         self.weights.map_or(1.0, |w| w[i])
     }
 
-    /// Writes the index of the nearest centroid of each point to `assignment`, `[n]`, and returns the sums of the points by cluster. Blocks
-    /// of points run in parallel, and their sums are added in order. A block has at least two points for each centroid, so that the sums of
-    /// all blocks take no more memory than the points, or twice that if there is one block.
+    /// Assigns each point to its nearest centroid: writes the zero-based index of this centroid to `assignment`, `[n]`. Returns for each
+    /// cluster the weighted sum of its points and the sum of their weights, and the objective over all points: the weighted sum of the
+    /// squared distances from points to their centroids. Blocks of points run in parallel, and their sums are added in the order of the
+    /// blocks. A block has at least `2k` points, where `k` is the number of centroids, so that with several blocks their sums together take
+    /// about as much memory as the points. `assignment` must have one element for each point, and `centroids` the dimensions of the points;
+    /// otherwise the call panics or the result is unspecified.
     pub fn step(&self, centroids: &Centroids, assignment: &mut [u32]) -> Sums {
         let (k, dims) = (centroids.count(), self.dims);
         let block = BLOCK.max(k.saturating_mul(2));
@@ -126,9 +129,11 @@ impl<'a> Data<'a> {
         all
     }
 
-    /// Returns the new centroids `[k, dims]`: the weighted mean of each cluster, from the sums of the points under their `assignment`
-    /// (`[n]`) to the centroids `old`. A cluster without weight gets the point of the largest weighted squared distance to its centroid in
-    /// `old`, the lowest index of equal ones and each point once; if no such distance is above 0, it keeps its centroid.
+    /// Returns the new centroids, `[k, dims]` row-major: the weighted mean of each cluster. `sums` hold for each cluster the weighted sum
+    /// of its points and the sum of their weights, as [`step`](Self::step) returns them with the `assignment` (`[n]`, zero-based) of the
+    /// points to the centroids `old`. Clusters without weight get points in place of a mean: the points with the largest weighted squared
+    /// distances to their centroids in `old`, a different one for each such cluster, the lower index first among equal distances. A cluster
+    /// for which no point with a distance above 0 is left keeps its centroid.
     pub fn means(&self, sums: &Sums, old: &Centroids, assignment: &[u32]) -> Vec<f32> {
         let (dims, mut rows) = (self.dims, old.rows().to_vec());
         let mut empty = Vec::new();

@@ -35,7 +35,8 @@ use tersor_kernels::cluster::Centroids;
 
 use data::Data;
 
-/// The result of k-means: centroids, the assignment of points to them, and the objective.
+/// The result of [`CheckedKMeans::fit`]: the centroids, the index of the centroid of each point, and the objective (the weighted sum of the
+/// squared distances from points to their centroids).
 #[derive(Clone, PartialEq, Debug)]
 pub struct Clustering {
     centroids: Vec<f32>,
@@ -49,7 +50,7 @@ impl Clustering {
         &self.centroids
     }
 
-    /// Returns the index of the centroid that each point is assigned to, as [`assign`] computes it for these centroids.
+    /// Returns the zero-based index of the nearest centroid of each point, `[n]`, as [`assign`] computes it for the final centroids.
     pub fn assignment(&self) -> &[u32] {
         &self.assignment
     }
@@ -59,34 +60,42 @@ impl Clustering {
         self.objectives.last().copied().unwrap_or_default()
     }
 
-    /// Returns the objective after the seeding and after each Lloyd iteration; for mini-batches only the final one.
+    /// Returns the history of the objective (the weighted sum of the squared distances from points to their centroids). For Lloyd's
+    /// iteration it is the value with the initial centroids, then the value after each iteration; for mini-batches it is one element, the
+    /// final value. With [`KMeans::restarts`] it is the history of one run: the run with the lowest final objective, whose centroids are
+    /// returned.
     pub fn objectives(&self) -> &[f64] {
         &self.objectives
     }
 
-    /// Returns the number of Lloyd iterations that ran; 0 for mini-batches, which run exactly as many as [`KMeans::iterations`] says.
+    /// Returns the number of Lloyd iterations that ran, which may be less than the maximum set by [`KMeans::iterations`]. With
+    /// [`KMeans::restarts`] only those of the run with the lowest objective are counted. It is always 0 for mini-batches.
     pub fn iterations(&self) -> usize {
         self.objectives.len().saturating_sub(1)
     }
 
-    /// Returns centroids and assignment without a copy.
+    /// Returns the centroids, `[k, dims]` row-major, and the zero-based index of the centroid of each point, `[n]`, without a copy.
     pub fn into_parts(self) -> (Vec<f32>, Vec<u32>) {
         (self.centroids, self.assignment)
     }
 }
 
 impl CheckedKMeans {
-    /// Clusters `points` of the shape `[n, dims]`, row-major. `weights` has one weight for each point; None means 1 for each.
+    /// Clusters `points`, `[n, dims]` row-major with `shape` as `[n, dims]`, and returns the centroids, the assignment of the points and
+    /// the objective. `weights` has one weight for each point; None means that each point has weight 1.
     ///
-    /// Runs in the pool of the context. Random choices come from the stream of the context that [`KMeans::stream`] names; cancellation is
-    /// checked once an iteration. Needs memory for the assignment and for sums in f64, at most `8 n (dims + 1)` bytes.
+    /// Where Lloyd's iteration finds a cluster without weight, a point replaces the centroid of this cluster: of all points, the one with
+    /// the largest weighted squared distance from the centroid that it is assigned to (another point for each such cluster). The centroid
+    /// stays if no point has a distance above 0. Repeated points are allowed: if there are fewer different points than `k`, some centroids
+    /// are equal, the points nearest to them belong to the one of lowest index, and the clusters of the others are empty.
     ///
-    /// Repeated points are allowed: if there are fewer different points than `k`, some centroids are equal, their clusters are empty, and
-    /// the objective can reach 0.
+    /// Runs in the thread pool of `cx`. Random choices come from the random stream of `cx` that [`KMeans::stream`] names. Cancellation is
+    /// checked at each iteration or batch, and at each centroid that k-means++ draws. Needs memory for the assignment, for sums in f64 of
+    /// about `8 n (dims + 1)` bytes at most, and with k-means++ for a copy of the points that it considers ([`Seeding::PlusPlus`]).
     ///
-    /// Errors if a length does not match the shape, `dims` is 0, a point or a given centroid is not finite or so large that squared
-    /// distances overflow f32, a weight is negative or not finite, fewer than `k` points have a positive weight, or the context is
-    /// cancelled.
+    /// Errors if `dims` is 0, `points` does not have `n * dims` values, `weights` does not have `n` values, or given centroids do not have
+    /// `k * dims` values. Errors if a point or a given centroid is not finite, or so large that squared distances overflow f32. Errors if a
+    /// weight is negative or not finite, or fewer than `k` points have a positive weight. Errors if `cx` is cancelled.
     pub fn fit(&self, points: &[f32], shape: [usize; 2], weights: Option<&[f32]>, cx: &Context) -> Result<Clustering> {
         cx.run(|| {
             let data = Data::new(cx.isa(), points, shape, weights)?;
@@ -111,11 +120,12 @@ impl CheckedKMeans {
     }
 }
 
-/// Returns the index of the nearest centroid of each point, as the [module](self) defines it, and the sum of the squared distances to them.
-/// `centroids` is `[k, dims]`, `points` has the shape `[n, dims]`. Runs in the pool of `exec`.
+/// Returns the zero-based index of the nearest centroid of each point, `[n]`, and the sum of the squared distances from the points to these
+/// centroids. `centroids` is `[k, dims]` and `points` has the `shape` `[n, dims]`, both row-major. The nearest centroid `c` of a point `x`
+/// is the one with the smallest `‖c‖² − 2 x·c`, computed in f32; of equal values the lowest index wins. Runs in the thread pool of `exec`.
 ///
-/// Errors if there is no centroid, a length does not match the shape, `dims` is 0, or a value is not finite or so large that squared
-/// distances overflow f32.
+/// Errors if there is no centroid, the length of `centroids` is not a multiple of `dims` or that of `points` is not `n * dims`, `dims` is
+/// 0, or a value is not finite or so large that squared distances overflow f32.
 pub fn assign(centroids: &[f32], points: &[f32], shape: [usize; 2], exec: &Exec) -> Result<(Vec<u32>, f64)> {
     exec.run(|| nearest(centroids, points, shape, exec.isa()))
 }

@@ -2,7 +2,8 @@
 
 use tersor_core::{Check, ParamError};
 
-/// The choice of the initial centroids, a parameter of [`KMeans`]: by k-means++ (the default), random points, or given centroids.
+/// How the initial centroids of k-means are chosen, set by [`KMeans::seeding`]: by k-means++ (the default), as points drawn at random from
+/// those that are clustered, or as given centroids.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Seeding {
     /// k-means++ (Arthur and Vassilvitskii 2007): each centroid is a point drawn with a probability proportional to its weight times its
@@ -11,13 +12,14 @@ pub enum Seeding {
     PlusPlus,
     /// Different points of positive weight, all sets of them equally likely.
     Random,
-    /// Given centroids, `[k, dims]` row-major.
+    /// Given centroids, `[k, dims]` row-major. [`CheckedKMeans::fit`] errors if there are not `k * dims` values.
     Given(Vec<f32>),
 }
 
-/// Unchecked parameters of k-means, by default at most 25 Lloyd iterations over all points, a tolerance of 1e-4, k-means++ seeding and one
-/// restart. `check` makes them [`CheckedKMeans`]; it errors if `k`, `mini_batch` or `restarts` is 0, `k` exceeds a u32, `tolerance` is not
-/// in `0..1`, or several restarts would be identical.
+/// Parameters of k-means, unchecked until `check` turns them into [`CheckedKMeans`]. By default at most 25 Lloyd iterations run over all
+/// points, with a tolerance of 1e-4, k-means++ seeding and one run. `check` errors if `k`, the size of mini-batches or the number of
+/// restarts is 0, `k` exceeds 4 294 967 295, the tolerance is negative, NaN, or 1 or more, or several restarts would be identical because
+/// nothing is random (given centroids and no mini-batches).
 ///
 /// ```
 /// use tersor_core::{Check, Context};
@@ -43,7 +45,8 @@ pub struct KMeans {
 }
 
 impl KMeans {
-    /// Returns the default parameters for `k` clusters.
+    /// Returns parameters for `k` clusters with the defaults: k-means++ seeding, at most 25 Lloyd iterations, a tolerance of 1e-4, one run,
+    /// and the random stream `k-means`. A `k` of 0 or above 4 294 967 295 is refused by `check`.
     pub fn new(k: usize) -> Self {
         Self {
             k,
@@ -56,37 +59,45 @@ impl KMeans {
         }
     }
 
-    /// Sets the maximum number of Lloyd iterations, or the exact number of mini-batches. With 0 points are assigned to the initial
-    /// centroids.
+    /// Sets the maximum number of Lloyd iterations, 25 by default; with mini-batches it is the exact number of batches. If it is 0, the
+    /// initial centroids are kept and the points are assigned to them; only [mini-batches](Self::mini_batch) then still replace centroids
+    /// without points.
     pub fn iterations(self, iterations: usize) -> Self {
         Self { iterations, ..self }
     }
 
-    /// Sets the tolerance: Lloyd's iteration stops when the objective drops by no more than this fraction of itself. With 0 all iterations
-    /// run. Mini-batches ignore it, because the objective is not computed between them.
+    /// Sets the tolerance, 1e-4 by default. If it is above 0, Lloyd's iteration stops after an iteration that lowers the objective (the
+    /// weighted sum of squared distances) by no more than this fraction of the objective before that iteration. If it is 0, all iterations
+    /// run. `check` errors unless it is at least 0 and below 1. Mini-batches ignore it, because the objective is not computed between them.
     pub fn tolerance(self, tolerance: f64) -> Self {
         Self { tolerance, ..self }
     }
 
-    /// Sets the choice of the initial centroids.
+    /// Sets how the initial centroids are chosen; [`Seeding::PlusPlus`] by default.
     pub fn seeding(self, seeding: Seeding) -> Self {
         Self { seeding, ..self }
     }
 
-    /// Replaces Lloyd's iteration by mini-batches (Sculley 2010, "Web-scale k-means clustering"): updates centroids by batches of `size`
-    /// points (or the number of all points, if that is less), drawn by weight with replacement, at a learning rate of one over the number
-    /// of points that the centroid has received so far. All points are assigned at the end.
+    /// Replaces Lloyd's iteration by mini-batches of `size` points (Sculley 2010, "Web-scale k-means clustering"); a size above the number
+    /// of points counts as that number. Points are drawn with replacement, with probabilities proportional to their weights, and each point
+    /// moves its nearest centroid at a learning rate of one over the number of points that this centroid has received so far. At the end
+    /// all points are assigned. If a cluster then has no weight, its centroid is replaced by the point with the largest weighted squared
+    /// distance from the centroid that the point is assigned to (another point for each such cluster), and all points are assigned once
+    /// more. `check` errors if `size` is 0.
     pub fn mini_batch(self, size: usize) -> Self {
         Self { mini_batch: Some(size), ..self }
     }
 
-    /// Sets the number of runs from different random choices; the one with the lowest objective is returned, the first of equal ones.
+    /// Sets the number of runs with different random choices, 1 by default. The run with the lowest objective is returned, the first of
+    /// equal ones. `check` errors if the number is 0, or above 1 with given initial centroids and without mini-batches, since all runs
+    /// would be equal.
     pub fn restarts(self, restarts: usize) -> Self {
         Self { restarts, ..self }
     }
 
-    /// Sets the name of the random stream that the clustering draws from, `k-means` by default. The stream depends on this name and the seed of
-    /// the [`Context`](tersor_core::Context) alone: clusterings of one name draw the same numbers.
+    /// Sets the name of the random stream that the clustering draws from, `k-means` by default. The random numbers depend only on this name
+    /// and on the seed of the [`Context`](tersor_core::Context): clusterings with the same name and seed draw the same numbers. Any name is
+    /// valid.
     pub fn stream(self, name: impl Into<String>) -> Self {
         Self { stream: name.into(), ..self }
     }

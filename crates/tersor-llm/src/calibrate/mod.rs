@@ -28,93 +28,142 @@ const SHARD_TOKENS: usize = 8192;
 /// Maximum number of tokens of the windows that are processed together.
 const BATCH_TOKENS: usize = 2048;
 
-/// Returns the number of windows whose statistics are gathered as one shard, for windows of at most `ctx` tokens: `8192 / ctx` rounded down,
-/// at least one; a `ctx` of 0 counts as 1. Shards are summed in order, so that the sums do not depend on which process gathered which shard.
+/// Returns the number of windows (token sequences) in a shard, for windows of at most `ctx` tokens: `8192 / ctx` rounded down, at least 1.
+/// A `ctx` of 0 counts as 1. A shard is a run of consecutive windows whose statistics [`Calibration`] sums before it adds them to the sums
+/// of earlier shards. One calibration on all windows therefore gives the same bits as one calibration for each shard (for example in
+/// several processes) whose [`StatSet`]s are [merged](StatSet::merge) in order, if all of them run the
+/// network with the same weights.
 pub fn shard_windows(ctx: usize) -> usize {
     (SHARD_TOKENS / ctx.max(1)).max(1)
 }
 
-/// Returns the maximum number of tokens whose activations are in memory together, for windows of at most `ctx` tokens: the largest multiple of
-/// `ctx` up to 2048, or `ctx` itself if it is larger.
+/// Returns the largest number of tokens whose activations [`Calibration`] has in memory together, for windows of at most `ctx` tokens: the
+/// largest multiple of `ctx` up to 2048, or `ctx` itself if it is above 2048. Returns 0 for a `ctx` of 0.
 pub fn batch_tokens(ctx: usize) -> usize {
     (BATCH_TOKENS / ctx.max(1)).max(1) * ctx
 }
 
-/// Whether the weights upstream of a [site](Site) are the compressed or the original ones when its calibration inputs are computed.
+/// Which form of the earlier matrices computes the calibration inputs of a [site](Site) (an input of the network with the linear layers
+/// that read it): `Compressed`, the operators that replace them after compression, or `Original`, the matrices before compression. There is
+/// no default.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Upstream {
-    /// Earlier matrices are the compressed ones, so that each site can compensate for the errors before it (sequential calibration).
+    /// Earlier matrices are the compressed ones, so that each site's compression can compensate for the errors before it (sequential
+    /// calibration).
     Compressed,
-    /// Earlier matrices are the original ones, so that sites are independent of each other.
+    /// Earlier matrices are the original ones, so that the inputs of a site do not depend on how others are compressed.
     Original,
 }
 
-/// The operator that replaces each matrix of a site after compression, in the order of [`Site::consumers`]; none for a matrix that stays as it is.
+/// For each matrix of a site (an input of the network with the linear layers that read it), in the order of [`Site::consumers`], the
+/// operator that replaces it after compression, of the same shape `[out_features, in_features]`; None for a matrix that stays as it is. A
+/// shorter list leaves the remaining matrices as they are; entries beyond the last matrix are ignored. [`Calibration::layer`] errors if it
+/// uses the list ([`Upstream::Compressed`]) and an operator has another shape than its matrix.
 pub type Replacements = Vec<Option<Arc<dyn LinearOp>>>;
 
-/// Callback that reads one row of an embedding table into a buffer: tensor name, row index, values `[hidden]`.
+/// Callback that reads one row of an embedding table: it receives the table's tensor name and the row's index, counted from 0, and fills
+/// the buffer `[hidden]`. The function that calls it returns its error.
 pub type ReadRow<'r> = &'r mut dyn FnMut(&str, usize, &mut [f32]) -> Result<()>;
 
-/// Settings and callbacks of [`Calibration::layer`].
+/// Settings and callbacks of [`Calibration::layer`]. If a callback errors, that function stops and returns the error. A site is an input of
+/// the layer together with the linear layers that read it, such as q, k and v.
 pub struct Hooks<'h> {
-    /// Whether the hidden states continue through the compressed or the original matrices of the layer.
+    /// Whether the hidden states continue through the operators that the callback [`Hooks::compress`] returns for the layer's matrices
+    /// ([`Upstream::Compressed`]), or through the original matrices.
     pub upstream: Upstream,
-    /// Cancellation of calibration, checked between batches of windows.
+    /// Cancellation of calibration, checked before each batch of windows; a cancelled call errors.
     pub cancel: &'h Cancel,
-    /// Seed of the random samples in the statistics.
+    /// Seed of the random token samples in the statistics; equal seeds choose equal tokens.
     pub seed: u64,
-    /// Returns the statistics to gather for a [site](Site); [`StatNeeds::none`] for a site that needs no data or whose matrices are already
-    /// compressed.
+    /// Returns the statistics that the callback [`Hooks::compress`] needs of the inputs of a [site](Site) (an input of the layer with the
+    /// linear layers that read it), such as the Gram matrix; [`StatNeeds::none`] for a site that needs no data or whose matrices are
+    /// already compressed. [`StatNeeds::windows`] must be false, otherwise [`Calibration::layer`] errors.
     pub needs: &'h dyn Fn(&Site) -> StatNeeds,
-    /// Returns the transform that is applied at run time to the inputs of a [site](Site) in front of its matrices, or none. The statistics are those
-    /// of the transformed inputs.
+    /// Returns the change (scales, permutation or rotation) that the compressed network applies at run time to the inputs of a [site](Site)
+    /// before the site's matrices multiply them; None for no change. The callback [`Hooks::compress`] receives the statistics of the
+    /// changed inputs, but the operators that it returns take the unchanged inputs. The hidden states are not affected. An error stops
+    /// [`Calibration::layer`], which returns it.
     pub change: &'h dyn Fn(&Site) -> Result<Option<InputChange>>,
-    /// Compresses the matrices of a [site](Site) from the statistics of its inputs and returns their [`Replacements`]. Called once for every site
-    /// of the layer, in the order of execution.
+    /// Compresses the matrices of a [site](Site) (the linear layers that read one input) from the statistics of this input, and returns the
+    /// operators that replace them ([`Replacements`]). Called once for every site of the layer, in the order of execution, also for sites
+    /// without statistics. The result is used with [`Upstream::Compressed`] only. An error stops [`Calibration::layer`], which returns it.
     pub compress: &'h mut dyn FnMut(&Site, &StatSet) -> Result<Replacements>,
-    /// Callbacks that rewrite the [sites](Site) of the layer (smoothing, for example) before they are compressed; none to compress them as they
-    /// are.
+    /// Callbacks that change the layer's weights before its [sites](Site) (inputs of the layer with the linear layers that read them) are
+    /// compressed: [`SiteChanges::rewrite`] returns the changes, such as the scales of smoothing. None to compress the weights without such
+    /// changes.
     pub rewriting: Option<SiteChanges<'h>>,
-    /// [Folds](Fold) to apply to the layer's weights when they are read. [`Calibration::layer`] appends those that `rewriting` returns.
+    /// [Folds](Fold) (changes of stored weights, such as scaled, rotated or permuted rows or columns) to apply to the layer's weights when
+    /// they are read. Folds of tensors outside of the layer have no effect. [`Calibration::layer`] appends the folds that the callback
+    /// [`SiteChanges::rewrite`] in [`Hooks::rewriting`] returns.
     pub folds: Vec<Fold>,
 }
+
+/// Receives the inputs of several sites for each window, in order.
+type Observe<'f> = dyn FnMut(&[Vec<f32>]) + 'f;
 
 /// Computes the inputs of several sites for one window.
 type Inputs<'f> = dyn Fn(&Window<'_>, &Exec) -> Result<Vec<Vec<f32>>> + Sync + 'f;
 
-/// Callbacks that rewrite the [sites](Site) of a layer before compression.
+/// Callbacks that rewrite the weights of a layer before its [sites](Site) (inputs of the layer with the linear layers that read them) are
+/// compressed, as smoothing and rotations do.
 pub struct SiteChanges<'h> {
-    /// Returns the statistics that the rewrite needs of a [site](Site). [`ObservedSite::sample`] then consists of the first windows that together
-    /// have at most [`StatNeeds::sample`] tokens (the largest number for any site of the layer), at least one window; it is empty if that number is
-    /// 0 for the site.
+    /// Returns the statistics that the callback [`SiteChanges::rewrite`] needs of the inputs of a [site](Site) (an input of the layer with
+    /// the linear layers that read it). [`StatNeeds::sample`] is the number of tokens whose inputs are wanted in [`ObservedSite::sample`];
+    /// a site that requests 0 gets an empty sample. All other sites get the inputs of the same windows: the first windows that together
+    /// have at most as many tokens as the largest request of a site of the layer, but at least one window. [`StatNeeds::windows`] must be
+    /// false, otherwise [`Calibration::layer`] errors.
     pub needs: &'h dyn Fn(&Site) -> StatNeeds,
-    /// Receives the observations of all sites of the layer, in the order of execution, and returns the [folds](Fold) to apply to the layer's
-    /// weights.
+    /// Computes the changes of the weights of one layer. Receives one [`ObservedSite`] for each of the layer's four sites (inputs with the
+    /// linear layers that read them: q, k and v; o; gate and up; down), in the order of execution. Returns [folds](Fold): each multiplies,
+    /// permutes, rotates or replaces the rows or columns of one stored weight, by its tensor name. [`Calibration::layer`] calls this once,
+    /// before it compresses anything, appends the folds to [`Hooks::folds`] and applies them when it reads the layer's weights again. An
+    /// error stops that function, which returns it.
     pub rewrite: &'h mut dyn FnMut(&[ObservedSite<'_>]) -> Result<Vec<Fold>>,
 }
 
-/// A [site](Site) of a layer with the calibration data that a rewrite needs: statistics, sample inputs, and the output of the site's module (its
-/// matrices and what follows up to the next site) for those inputs.
+/// A [site](Site) of a layer (an input with the linear layers that read it, such as q, k and v) with the calibration data that a rewrite of
+/// the layer's weights needs: statistics and samples of the input, and functions that compute the output of the site's module (its matrices
+/// and what follows up to the next site) from such a sample.
 pub struct ObservedSite<'s> {
-    /// The site whose inputs were observed.
+    /// The site whose inputs were observed: its name, its features, the matrices that read it, and what produces it.
     pub site: &'s Site,
-    /// Statistics of the site's inputs over all calibration windows.
+    /// Statistics of the site's inputs over all calibration windows: those that [`SiteChanges::needs`] requests, without the sample, which
+    /// is in `sample`.
     pub stats: StatSet,
-    /// Inputs of the site for the first calibration windows, whole windows only, `[tokens, features]`; empty if the rewrite needs no sample of the
-    /// site.
+    /// Inputs of the site for all tokens of the first calibration windows, `[tokens, features]`, row-major, one whole window after the
+    /// other. The windows are the same for each site of the layer: as many as together have at most the largest number of tokens that
+    /// [`SiteChanges::needs`] requests for a site of the layer, but at least one. Empty if [`SiteChanges::needs`] requests no sample of
+    /// this site.
     pub sample: Vec<f32>,
-    /// Computes the output of the site's module with other matrices in place of the site's own, from inputs of the same tokens as `sample`,
-    /// `[tokens, features]`; see [`ModuleOutput`]. Errors if a shape does not fit.
+    /// Computes the output of the site's module (its matrices and what follows up to the next site) with other matrices. The first argument
+    /// has inputs of the site, `[tokens, features]` row-major, for all tokens of the sampled windows: the first calibration windows that
+    /// together have at most the largest number of tokens that [`SiteChanges::needs`] requests for a site of the layer, but at least one
+    /// window. The second has one operator for each matrix of the site, in the order of [`Site::consumers`]; the layer's biases are kept.
+    /// The third is a flag.
+    ///
+    /// Without the flag, returns, row-major: for q, k and v the attention output, `[tokens, heads * head_dim]`; for gate and up the gated
+    /// product, `[tokens, intermediate]` (in an encoder, the output of the activation function); for o and down the product,
+    /// `[tokens, hidden]`. With the flag, the first two also pass through the layer's own matrix that follows (o, down) with its bias,
+    /// which gives `[tokens, hidden]`; the flag changes nothing for o and down.
+    ///
+    /// Errors if the first argument is not `[tokens, features]` for these tokens, if the number of operators is not that of the site's
+    /// matrices, if an operator has another shape than the matrix that it stands for, or if an input is not finite. See [`ModuleOutput`].
     pub output: Box<ModuleOutput<'s>>,
-    /// Computes keys and values, `[tokens, kv_heads * head_dim]` each, from inputs of the same tokens as `sample`, `[tokens, features]`; see
-    /// [`MakesKeysAndValues`]. Gives none unless the site feeds key and value matrices of a decoder.
+    /// Computes the keys and values that the layer would cache for other inputs of the site. The argument has inputs `[tokens, features]`,
+    /// row-major, for all tokens of the sampled windows: the first calibration windows that together have at most the largest number of
+    /// tokens that [`SiteChanges::needs`] requests for a site of the layer, but at least one window. Returns keys and values,
+    /// `[tokens, kv_heads * head_dim]` each, by the layer's own matrices: keys after the norm of each head, if the model has one, and after
+    /// rotary embedding, with positions counted from 0 in each window. Returns None unless the site is the input of q, k and v of a
+    /// decoder. Errors if the inputs have another length or are not finite. See [`MakesKeysAndValues`].
     pub keys_and_values: Box<MakesKeysAndValues<'s>>,
 }
 
 impl ObservedSite<'_> {
-    /// Returns the site in the form that a [`Rewrite`](tersor_core::Rewrite) takes. `plain` has one entry for each of [`Site::consumers`] (the
-    /// number is not checked): a data-free method with the grid that the matrix will be quantized to, or none if there is no such
-    /// method, which the searches of AWQ and QQQ refuse.
+    /// Returns this site as a [`SeenSite`], the argument of a [`Rewrite`](tersor_core::Rewrite) (a change of weights before compression),
+    /// with references to its data. `plain` has one entry for each of [`Site::consumers`], in order: a data-free compression method
+    /// (round-to-nearest, for example) with the grid that the matrix will be quantized to, or None if there is no such method. Only the
+    /// searches of AWQ and QQQ use `plain`: they error if the entry of a matrix is None or missing, and ignore entries beyond the last
+    /// matrix. For other rewrites, `plain` may be empty.
     pub fn as_site<'a>(&'a self, plain: &'a [Option<&'a dyn Method>]) -> SeenSite<'a> {
         SeenSite {
             site: self.site,
@@ -127,7 +176,9 @@ impl ObservedSite<'_> {
     }
 }
 
-/// The hidden states of calibration windows, moved through the network one layer at a time while statistics are gathered and matrices compressed.
+/// The hidden states of calibration windows (token sequences), moved through the network one layer at a time while statistics of the
+/// layers' inputs are gathered and matrices compressed. After [`Calibration::new`], call [`Calibration::embed`], then
+/// [`Calibration::layer`] for each layer in order, then, for a decoder, [`Calibration::head`].
 ///
 /// ```
 /// use tersor_core::{Cancel, Site, StatNeeds, StatSet};
@@ -166,6 +217,8 @@ pub struct Calibration<'a> {
     spans: Vec<Range<usize>>,
     /// Number of windows in a shard.
     shard: usize,
+    /// Number of tokens whose activations are in memory together.
+    batch: usize,
     /// Index of the first token among the tokens of all windows.
     first_token: u64,
     scratch: Option<PathBuf>,
@@ -173,10 +226,14 @@ pub struct Calibration<'a> {
 }
 
 impl<'a> Calibration<'a> {
-    /// Prepares the calibration on the windows `windows[part]`, each of 1 to `ctx` tokens; [`Calibration::embed`] or [`Calibration::resume`] must
-    /// follow. The windows before `part` only determine the token numbers that random samples depend on. Hidden states are stored in files in the
-    /// directory `scratch` if one is given, otherwise in memory. Errors if `windows` is empty, one of them is empty or longer than `ctx`, `part`
-    /// is reversed or ends beyond them, or a token is outside the vocabulary.
+    /// Prepares the calibration on the token sequences `windows[part]`; [`Calibration::embed`] or [`Calibration::resume`] must follow. Each
+    /// window has 1 to `ctx` tokens. The windows before `part` only determine the index of the first token, counted over all windows,
+    /// because random samples depend on the indices of tokens; those after `part` are ignored. An empty `part` is valid: statistics are
+    /// then those of no tokens. If `scratch` is given, hidden states are stored in files in this directory, which must exist and which no
+    /// other calibration may use at the same time; otherwise they are stored in memory.
+    ///
+    /// Errors if `windows` is empty, if a window, in `part` or not, is empty or longer than `ctx`, if `part` is reversed or ends beyond
+    /// `windows`, or if a token in `windows[part]` is outside of the vocabulary.
     pub fn new(
         checkpoint: &'a Checkpoint,
         windows: &[&[u32]],
@@ -213,16 +270,18 @@ impl<'a> Calibration<'a> {
         };
         tersor_core::view::elements([tokens.len(), network.hidden()])?;
         let (scratch, stream) = (scratch.map(Path::to_path_buf), Store::Memory(Vec::new()));
-        let (shard, first_token) = (shard_windows(ctx), before as u64);
-        Ok(Self { checkpoint, heads, tokens, spans, shard, first_token, scratch, stream })
+        let (shard, batch, first_token) = (shard_windows(ctx), batch_tokens(ctx), before as u64);
+        Ok(Self { checkpoint, heads, tokens, spans, shard, batch, first_token, scratch, stream })
     }
 
     fn hidden(&self) -> usize {
         self.checkpoint.architecture().hidden()
     }
 
-    /// Computes the hidden states in front of the first layer; `read` reads rows of the embedding tables that [`Architecture::embeddings`] names.
-    /// Errors if a row cannot be read or scratch files cannot be written.
+    /// Computes the hidden states in front of the first layer: the token embeddings; in an encoder, the layer norm of the sum of token,
+    /// position and token-type embeddings, with token type 0. `read` reads rows of the embedding tables that [`Architecture::embeddings`]
+    /// names. Errors if `read` does, if a tensor of an encoder's embedding norm is missing or invalid, or if the hidden states cannot be
+    /// stored.
     pub fn embed(&mut self, read: ReadRow<'_>) -> Result<()> {
         let hidden = self.hidden();
         let network = self.checkpoint.architecture();
@@ -250,32 +309,47 @@ impl<'a> Calibration<'a> {
         Ok(())
     }
 
-    /// Saves the current hidden states to a file, as little-endian f32 `[tokens, hidden]`, for [`Calibration::resume`]. Errors if the file cannot
-    /// be written.
+    /// Saves the current hidden states to the file `path`, in place of an older file, as little-endian f32 `[tokens, hidden]`, for
+    /// [`Calibration::resume`]. Before [`Calibration::embed`] or [`Calibration::resume`] there are no hidden states, and an empty file is
+    /// written. If hidden states are stored in a scratch directory, their file is not copied but moved to `path`, which must be on the same
+    /// file system. The calibration reads it there until the next layer is processed, and a second call before that moves it again. Errors
+    /// if the file cannot be written or moved.
     pub fn save(&mut self, path: &Path) -> Result<()> {
         self.stream.save(path)
     }
 
-    /// Replaces the hidden states by those of a file that [`Calibration::save`] wrote. The file does not hold the number of the layer: the caller
-    /// continues with the layer that was next when it was saved. Errors if the file cannot be read, or its length is not that of the hidden
-    /// states of this calibration.
+    /// Replaces the hidden states by those in the file `path`, which [`Calibration::save`] wrote for the same windows. The file does not
+    /// hold the number of the layer: the caller continues with the layer that was next when the file was saved. With a scratch directory,
+    /// the file is not read at once but used in place, and must not change, until the next layer is processed. Errors if the file cannot be
+    /// read, or does not have four bytes for each of the `[tokens, hidden]` values of this calibration.
     pub fn resume(&mut self, path: &Path) -> Result<()> {
         self.stream = Store::open(path, self.tokens.len() * self.hidden(), self.scratch.is_some())?;
         Ok(())
     }
 
-    /// Gathers and returns the statistics `needs` of the output head's inputs; to be called after the last layer. `seed` is the seed of random
-    /// samples. Errors if the network is an encoder, the last norm is missing, a value is not finite, or the work is cancelled.
+    /// Gathers and returns the statistics `needs` of the inputs of a decoder's output head: the current hidden states after the last norm,
+    /// `[tokens, hidden]`. To be called after the last layer; an earlier call does not error, but gives statistics of the hidden states at
+    /// that point. `seed` is the seed of the random token samples in the statistics; equal seeds choose equal tokens.
+    ///
+    /// Errors if the network is an encoder, or the last norm is missing or invalid. If `needs` requests no statistics, the result is empty
+    /// and nothing else is checked. Otherwise, errors if [`StatNeeds::windows`] is set, an input is not finite, the work is cancelled, or
+    /// neither [`Calibration::embed`] nor [`Calibration::resume`] has been called.
     pub fn head(&mut self, needs: StatNeeds, seed: u64, cancel: &Cancel) -> Result<StatSet> {
         let (hidden, config) = (self.hidden(), self.checkpoint.architecture().decoder()?);
         let norm = self.checkpoint.vector("model.norm.weight", hidden)?;
         self.gather(hidden, needs, seed, cancel, None, &|w, exec| Ok(rms_norm(w.stream, &norm, config.eps, exec)))
     }
 
-    /// Processes layer `index`: rewrites its sites if `hooks.rewriting` is set; then, for each site in order, gathers the statistics of its inputs,
-    /// calls `hooks.compress`, and computes the hidden states after it through the matrices that `hooks.upstream` selects. The caller processes the
-    /// layers in order, which is not checked. Errors if the layer cannot be read, a callback fails, statistics of windows ([`StatNeeds::windows`])
-    /// are requested, a value is not finite, or the work is cancelled.
+    /// Processes layer `index`, counted from 0. If `hooks.rewriting` is set, first computes the folds (changes of stored weights) that
+    /// rewrite the layer. Then, for each of the layer's four sites (inputs with the linear layers that read them) in order, gathers the
+    /// statistics of the site's inputs, calls `hooks.compress`, and computes the hidden states after the site through the matrices that
+    /// `hooks.upstream` selects.
+    ///
+    /// The caller processes each layer once, in order: a call out of order does not error, but gives the layer the hidden states of another
+    /// place in the network. Errors if the layer does not exist or cannot be read, a callback fails, an operator that `hooks.compress`
+    /// returns is used and has another shape than its matrix, statistics of windows ([`StatNeeds::windows`]) are requested, an input of a
+    /// matrix is not finite, the work is cancelled, or neither [`Calibration::embed`] nor [`Calibration::resume`] has been called. After an
+    /// error the hidden states may be those of the middle of the layer; [`Calibration::embed`] or [`Calibration::resume`] replaces them.
     pub fn layer(&mut self, index: usize, hooks: &mut Hooks<'_>) -> Result<()> {
         let sites = self.checkpoint.architecture().sites();
         let sites: Vec<&Site> = sites.iter().filter(|s| s.layer == Some(index)).collect();
@@ -296,7 +370,7 @@ impl<'a> Calibration<'a> {
             let made = (hooks.compress)(site, &stats)?;
             drop(stats);
             if hooks.upstream == Upstream::Compressed {
-                layer.replace(kind, made);
+                layer.replace(kind, made).map_err(|e| e.in_tensor(&site.name))?;
             }
             self.advance(kind, &*layer, &mut attn_output, hooks.cancel)?;
         }
@@ -308,7 +382,7 @@ impl<'a> Calibration<'a> {
         let mut out: Vec<Range<usize>> = Vec::new();
         for (w, span) in self.spans.iter().enumerate() {
             match out.last_mut() {
-                Some(b) if w % self.shard != 0 && span.end - self.spans[b.start].start <= BATCH_TOKENS => {
+                Some(b) if w % self.shard != 0 && span.end - self.spans[b.start].start <= self.batch => {
                     b.end = w + 1;
                 }
                 _ => out.push(w..w + 1),
@@ -383,7 +457,8 @@ impl<'a> Calibration<'a> {
             }
             number += 1;
         };
-        let stats = self.gather_all(&features, &plain, seed, cancel, None, &inputs, &mut observe)?;
+        let observe = (windows > 0).then_some(&mut observe as &mut Observe<'_>);
+        let stats = self.gather_all(&features, &plain, seed, cancel, None, &inputs, observe)?;
         let spans = &self.spans[..windows];
         let observed = sites.iter().zip(SiteKind::ALL).zip(stats.into_iter().zip(samples));
         let observed: Vec<ObservedSite<'_>> = observed
@@ -439,11 +514,11 @@ impl<'a> Calibration<'a> {
         input: &(dyn Fn(&Window<'_>, &Exec) -> Result<Vec<f32>> + Sync),
     ) -> Result<StatSet> {
         let one = |w: &Window<'_>, exec: &Exec| Ok(vec![input(w, exec)?]);
-        let mut all = self.gather_all(&[features], &[needs], seed, cancel, attn_output, &one, &mut |_| {})?;
+        let mut all = self.gather_all(&[features], &[needs], seed, cancel, attn_output, &one, None)?;
         all.pop().ok_or_else(|| Error::shape("inputs of a site", 1, 0))
     }
 
-    /// Like [`Calibration::gather`], for several inputs at once; calls `observe` with the inputs of each window, in order.
+    /// Like [`Calibration::gather`], for several inputs at once; calls `observe`, if it is given, with the inputs of each window, in order.
     #[allow(clippy::too_many_arguments)]
     fn gather_all(
         &mut self,
@@ -453,7 +528,7 @@ impl<'a> Calibration<'a> {
         cancel: &Cancel,
         mut attn_output: Option<&mut Store>,
         inputs: &Inputs<'_>,
-        observe: &mut dyn FnMut(&[Vec<f32>]),
+        mut observe: Option<&mut Observe<'_>>,
     ) -> Result<Vec<StatSet>> {
         let empty = |first: u64| -> Result<Vec<StatSet>> {
             features.iter().zip(needs).map(|(f, n)| StatSet::new(*f, *n, seed, first)).collect()
@@ -462,7 +537,7 @@ impl<'a> Calibration<'a> {
             total.iter_mut().zip(&done).try_for_each(|(t, d)| t.merge(d))
         };
         let mut total = empty(self.first_token)?;
-        if !needs.iter().any(|n| n.any_data()) {
+        if observe.is_none() && !needs.iter().any(|n| n.any_data()) {
             return Ok(total);
         }
         let mut shard: Option<Vec<StatSet>> = None;
@@ -474,7 +549,7 @@ impl<'a> Calibration<'a> {
                 merge(&mut total, done)?;
             }
             let windows = self.map(batch.clone(), attn_output.as_deref_mut(), inputs)?;
-            windows.iter().for_each(|w| observe(w));
+            observe.iter_mut().for_each(|f| windows.iter().for_each(|w| f(w)));
             let first = self.first_token + self.spans[batch.start].start as u64;
             let shard = match &mut shard {
                 Some(shard) => shard,

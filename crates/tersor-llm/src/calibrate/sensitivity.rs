@@ -14,23 +14,29 @@ use crate::{Architecture, Checkpoint, SiteKind};
 /// Number of tokens whose logits are in memory at once.
 const BLOCK: usize = 64;
 
-/// Number of networks whose hidden states [`Sensitivity::layer`] passes through a layer together; it bounds the memory for intermediate results.
+/// Maximum number of networks whose hidden states [`Sensitivity::layer`] passes through a layer together. More networks pass the layer in
+/// several groups, which bounds the memory for intermediate results. A network is the original with one matrix replaced.
 pub const CONCURRENT_NETWORKS: usize = 16;
 
-/// A matrix of a layer that a network of [`Sensitivity`] replaces by another operator.
+/// A matrix of a decoder or encoder layer, and the operator that takes its place in one network of [`Sensitivity`].
 pub struct Substitution {
-    /// The input of the replaced matrix, as one of the [sites](SiteKind) of its layer.
+    /// The input that the replaced matrix reads, as one of the four sites of its layer (the inputs of q, k and v; of o; of gate and up; of
+    /// down).
     pub site: SiteKind,
-    /// Index of the replaced matrix among those that read the site, in the order of [`Site::consumers`](tersor_core::Site::consumers).
+    /// Index, counted from 0, of the replaced matrix among those that read the site, in the order of
+    /// [`Site::consumers`](tersor_core::Site::consumers): 1 for k among q, k and v.
     pub index: usize,
-    /// Tensor name of the replaced matrix, which identifies the network in the result.
+    /// Name of the network in the result of [`Sensitivity::finish`], by convention the tensor name of the replaced matrix. It is not used
+    /// to find the matrix.
     pub name: String,
-    /// The operator that takes the place of the matrix, of the same shape `[out_features, in_features]`.
+    /// The operator that takes the place of the matrix. [`Sensitivity::layer`] errors unless it has the same shape
+    /// `[out_features, in_features]`.
     pub op: Arc<dyn LinearOp>,
 }
 
-/// Measures how much each of several single-matrix substitutions changes a network's predictions on a text. It holds the hidden states of the
-/// original network and of one network for each substitution, and passes all of them through the layers in order.
+/// Measures how much the replacement of one matrix changes a network's predictions on a text, for several such replacements, of the same
+/// matrix or of different ones. It holds the hidden states of the original network and of one network for each replacement, and passes all
+/// of them through the layers in order, with one layer in memory at a time.
 ///
 /// ```
 /// use tersor_core::{Cancel, DType, LinearOp};
@@ -75,8 +81,10 @@ struct Network {
 }
 
 impl<'a> Sensitivity<'a> {
-    /// Starts with the original network alone, in front of the first layer, on `windows` of at most `ctx` tokens; `read` reads rows of the embedding
-    /// tables. Errors as [`Calibration::new`] and [`Calibration::embed`] do.
+    /// Computes the hidden states of the original network, that of `checkpoint`, in front of its first layer, for the token sequences
+    /// `windows`, each of 1 to `ctx` tokens. The result holds no other network yet. `read` reads rows of the embedding tables. Errors if
+    /// there is no window, one is empty or longer than `ctx`, a token is outside of the vocabulary, `read` errors, or a tensor of an
+    /// encoder's embedding norm is missing or invalid.
     pub fn new(checkpoint: &'a Checkpoint, windows: &[&[u32]], ctx: usize, read: ReadRow<'_>) -> Result<Self> {
         let calibration = Calibration::new(checkpoint, windows, 0..windows.len(), ctx, None)?;
         let mut all = Self { calibration, original: Vec::new(), networks: Vec::new() };
@@ -91,9 +99,11 @@ impl<'a> Sensitivity<'a> {
         Ok(self.calibration.stream.read(0..len)?.to_vec())
     }
 
-    /// Adds a network, called `name`, with another embedding, whose rows `read` reads, and with another output head if `head` is given (for a head
-    /// that shares the embedding's matrix), `[vocab, hidden]`. To be called before the first layer, which is not checked. Errors if a row cannot be
-    /// read, or the head has another shape.
+    /// Adds a network called `name` that differs from the original in its embedding, whose rows `read` reads. If `head` is given, the
+    /// network also has the output head `head`, `[vocab, hidden]` (for a head that shares the embedding's matrix). To be called before the
+    /// first layer: after a layer was processed, a call does not error, but the network skips that layer, so that the divergence from the
+    /// original that [`finish`](Self::finish) returns for it is meaningless. Errors if `read` errors, if a tensor of an encoder's embedding
+    /// norm is missing or invalid, or if `head` is given and has another shape or the network is an encoder.
     pub fn add_embedding(&mut self, name: &str, head: Option<Arc<dyn LinearOp>>, read: ReadRow<'_>) -> Result<()> {
         if let Some(head) = &head {
             self.check_head(name, &**head)?;
@@ -103,9 +113,14 @@ impl<'a> Sensitivity<'a> {
         Ok(())
     }
 
-    /// Passes the hidden states of every network through layer `index`, and adds one network for each substitution in that layer. The caller
-    /// processes the layers in order, which is not checked. Errors if the layer cannot be read, a substitution's index or shape does not fit, or
-    /// the work is cancelled.
+    /// Passes the hidden states of the original network and of every network added so far through layer `index`, counted from 0. Also adds
+    /// one network for each of `substitutions`, which differs from the original in one matrix of this layer and has passed the layer, too,
+    /// after the call. The caller processes each layer once, in order: a call out of order does not error, but makes the divergences from
+    /// the original that [`finish`](Self::finish) returns meaningless.
+    ///
+    /// Errors if the layer does not exist or cannot be read, the index of a substitution is not below the number of matrices of its site,
+    /// the shape of its operator is not that of the replaced matrix, an input of a matrix is not finite, or the work is cancelled. After an
+    /// error, only some of the networks may have passed the layer: this value is of no further use.
     pub fn layer(&mut self, index: usize, substitutions: Vec<Substitution>, cancel: &Cancel) -> Result<()> {
         let (calibration, before) = (&self.calibration, self.networks.len());
         let mut layer = steps::layer(calibration.checkpoint, &[], calibration.heads.as_ref(), index)?;
@@ -136,8 +151,9 @@ impl<'a> Sensitivity<'a> {
         Ok(())
     }
 
-    /// Adds a network, called `name`, with the output head `op` of a decoder, `[vocab, hidden]`. To be called after the last layer, which is not
-    /// checked. Errors if the head has another shape.
+    /// Adds a network called `name` that differs from the original decoder in its output head `op`, `[vocab, hidden]`. To be called after
+    /// the last layer; after an earlier call the result is the same, but the network takes the time and memory of passing the remaining
+    /// layers. Errors if the head has another shape, or the original network is an encoder.
     pub fn add_head(&mut self, name: &str, op: Arc<dyn LinearOp>) -> Result<()> {
         self.check_head(name, &*op)?;
         self.networks.push(Network { name: name.into(), stream: self.original.clone(), head: Some(op) });
@@ -155,12 +171,14 @@ impl<'a> Sensitivity<'a> {
         }
     }
 
-    /// Returns name and divergence from the original of each network (the original with one matrix replaced), in the order in which
-    /// [`layer`](Self::layer), [`add_embedding`](Self::add_embedding) and [`add_head`](Self::add_head) added them; to be called after the last layer,
-    /// which is not checked. For
-    /// a decoder, the divergence is the mean KL divergence `KL(original ‖ network)` of the next-token distributions over all tokens, in nats; for
-    /// an encoder, the sum of the squared differences of the outputs over that of the original's squared outputs. Errors, for a decoder, if the checkpoint
-    /// lacks the last norm or the head, a logit is not finite, or the work is cancelled.
+    /// Returns, for each network, its name and the divergence of its predictions from those of the original, in the order in which
+    /// [`layer`](Self::layer), [`add_embedding`](Self::add_embedding) and [`add_head`](Self::add_head) added them. To be called after the
+    /// last layer; an earlier call does not error, but compares what the last norm and the head make of the hidden states at that point.
+    ///
+    /// For a decoder, the divergence is the mean KL divergence `KL(original ‖ network)` of the next-token distributions over all tokens, in
+    /// nats. For an encoder, it is the sum of the squared differences of the last layer's outputs divided by the sum of the original's
+    /// squared outputs. Never errors for an encoder. For a decoder, errors if the last norm or the head of the checkpoint is missing or
+    /// invalid, a logit is not finite, or the work is cancelled.
     pub fn finish(self, cancel: &Cancel) -> Result<Vec<(String, f64)>> {
         let checkpoint = self.calibration.checkpoint;
         let config = match checkpoint.architecture() {

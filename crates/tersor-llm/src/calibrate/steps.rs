@@ -1,6 +1,6 @@
 //! A layer as a list of steps, one for each site: the site's input, and the output of its module.
 
-use tersor_core::{Exec, Fold, Heads, Input, LayerCache, LinearOp, Result};
+use tersor_core::{Error, Exec, Fold, Heads, Input, LayerCache, LinearOp, Result};
 
 use tersor_core::rewrite::KeysAndValues;
 
@@ -63,13 +63,20 @@ pub(super) trait Steps: Sync {
     /// Returns the site's matrices.
     fn linears(&mut self, kind: SiteKind) -> Vec<&mut Linear>;
 
-    /// Replaces the site's matrices by the given operators.
-    fn replace(&mut self, kind: SiteKind, made: Replacements) {
-        for (linear, op) in self.linears(kind).into_iter().zip(made) {
+    /// Replaces the site's matrices by the given operators. Errors, with nothing replaced, if one has another shape.
+    fn replace(&mut self, kind: SiteKind, made: Replacements) -> Result<()> {
+        let mut linears = self.linears(kind);
+        for (linear, op) in linears.iter().zip(&made) {
+            if let Some(op) = op.as_ref().filter(|op| op.shape() != linear.op.shape()) {
+                return Err(Error::shape("operator that replaces a matrix", linear.op.shape(), op.shape()));
+            }
+        }
+        for (linear, op) in linears.iter_mut().zip(made) {
             if let Some(op) = op {
                 linear.op = op;
             }
         }
+        Ok(())
     }
 }
 
@@ -212,6 +219,11 @@ impl Steps for EncoderLayer {
         exec: &Exec,
     ) -> Result<Vec<f32>> {
         let at = SiteKind::ALL.iter().position(|k| *k == kind).unwrap_or(0);
+        let expected: Vec<_> = self.linears[at].iter().map(|l| l.op.shape()).collect();
+        let found: Vec<_> = ops.iter().map(|op| op.shape()).collect();
+        if found != expected {
+            return Err(Error::shape("matrices of a site", expected, found));
+        }
         let own = self.linears[at].iter().zip(ops);
         let mut made: Vec<Vec<f32>> =
             own.map(|(l, op)| apply(*op, l.bias.as_deref(), x, exec)).collect::<Result<_>>()?;

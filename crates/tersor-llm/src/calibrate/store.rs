@@ -36,7 +36,10 @@ impl Store {
     /// Returns the values in `range`.
     pub(super) fn read(&mut self, range: Range<usize>) -> Result<Cow<'_, [f32]>> {
         match self {
-            Store::Memory(values) => Ok(Cow::Borrowed(&values[range])),
+            Store::Memory(values) => {
+                let place = "the calibration; it starts with the embeddings or with saved ones";
+                values.get(range).map(Cow::Borrowed).ok_or_else(|| Error::missing("hidden states", place))
+            }
             Store::Disk(spill) => {
                 let mut values = vec![0f32; range.len()];
                 let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);

@@ -1,17 +1,18 @@
 //! Configuration (`config.json`) and sites of BERT-family encoders.
 
 use serde_json::Value as Json;
-use tersor_core::{Consumer, Error, Limits, Producer, Result, Site};
+use tersor_core::{Consumer, Error, Limits, Producer, Result, Role, Site};
 use tersor_formats::Model;
 
 use crate::SiteKind;
 use crate::architecture::check_architecture;
-use crate::config::{MAX_LAYERS, bad, optional, size, unsupported};
+use crate::config::{MAX_LAYERS, bad, number, optional, size, text, unsupported};
 
 /// `model_type` and class name of the supported encoders.
 pub(crate) const ENCODERS: [(&str, &str); 1] = [("bert", "BertModel")];
 
-/// The activation function between the two matrices of a BERT encoder's feed-forward block: GELU (exact or in tanh approximation) or ReLU.
+/// The activation function between the two matrices of a BERT encoder's feed-forward block: `Gelu` (exact), `GeluTanh` (GELU in tanh
+/// approximation) or `Relu`. There is no default.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Activation {
     /// Exact GELU, `x Φ(x)` with the error function.
@@ -22,36 +23,47 @@ pub enum Activation {
     Relu,
 }
 
-/// Sizes and options of a BERT-family encoder, from its `config.json`.
+/// Sizes and options of a BERT encoder, from its `config.json`. [`EncoderConfig::from_json`] checks the ranges that the fields state.
 #[derive(Clone, PartialEq, Debug)]
 pub struct EncoderConfig {
     /// The configuration's `model_type`: `bert`.
     pub model_type: String,
-    /// Common prefix of the encoder's tensor names in the model: empty, or `bert.`.
+    /// Common prefix of the encoder's tensor names in the model: empty, or `bert.`. [`EncoderConfig::from_json`] leaves it empty;
+    /// [`Architecture::of`](crate::Architecture::of) sets it from the model's tensor names.
     pub prefix: String,
-    /// Number of features of the hidden states between layers.
+    /// Number of features of the hidden states between layers (`hidden_size`); at least 1.
     pub hidden: usize,
-    /// Number of inner features of a feed-forward block.
+    /// Number of inner features of a feed-forward block (`intermediate_size`); at least 1.
     pub intermediate: usize,
-    /// Number of encoder layers.
+    /// Number of encoder layers (`num_hidden_layers`), 1 to 1024.
     pub layers: usize,
-    /// Number of attention heads; divides `hidden`.
+    /// Number of attention heads (`num_attention_heads`); at least 1, divides `hidden`.
     pub heads: usize,
-    /// Number of tokens in the vocabulary.
+    /// Number of tokens in the vocabulary, the rows of the token embedding (`vocab_size`); at least 1.
     pub vocab: usize,
-    /// Number of token types (segments): 2 for the first and second text of a pair.
+    /// Number of token types (segments), the rows of the token-type embedding (`type_vocab_size`); 1 to 2^32 - 1, 2 if the configuration
+    /// does not state it. BERT gives type 0 to the first text of a pair and type 1 to the second; this crate encodes single texts, whose
+    /// tokens all have type 0.
     pub types: usize,
-    /// Maximum number of tokens of a text: the number of learned position embeddings.
+    /// Maximum number of tokens of a text, the rows of the learned position embedding (`max_position_embeddings`); at least 1, 512 if the
+    /// configuration does not state it. [`Encoder::forward`](crate::Encoder::forward) refuses longer texts.
     pub max_positions: usize,
-    /// Epsilon that the layer norms add to the variance.
+    /// Epsilon that the layer norms add to the variance (`layer_norm_eps`); finite and not negative, 1e-12 if the configuration does not
+    /// state it.
     pub eps: f32,
-    /// Activation function of the feed-forward blocks.
+    /// Activation function of the feed-forward blocks (`hidden_act`); exact GELU if the configuration does not state it.
     pub activation: Activation,
 }
 
 impl EncoderConfig {
-    /// Parses the `config.json` of an encoder; `prefix` is left empty. Errors, naming the key, if one is missing, has another type, or has an
-    /// unsupported value.
+    /// Parses the `config.json` of an encoder; `prefix` is left empty. Optional keys that are missing or null get the defaults that the
+    /// fields state.
+    ///
+    /// Errors if `model_type` is not `bert`, `architectures` does not begin with `BertModel`, or both are missing. Errors if `hidden_size`,
+    /// `intermediate_size`, `num_hidden_layers`, `num_attention_heads` or `vocab_size` is missing. Errors if a size is not an integer of 1
+    /// to 2^32 - 1, or is outside of the range that its field states. Errors if `num_attention_heads` does not divide `hidden_size`. Errors
+    /// if `layer_norm_eps` is negative or not finite. Errors if the position embedding is not `absolute`, or the activation function is
+    /// none of `gelu`, `gelu_new`, `gelu_pytorch_tanh` and `relu`. Errors if a key has a value of a wrong type.
     ///
     /// ```
     /// let json = serde_json::json!({"model_type": "bert", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
@@ -65,17 +77,17 @@ impl EncoderConfig {
         if !hidden.is_multiple_of(heads) {
             return Err(bad(format!("hidden_size {hidden} is not a multiple of num_attention_heads {heads}")));
         }
-        match json.get("position_embedding_type").and_then(Json::as_str) {
+        match text(json, "position_embedding_type")? {
             None | Some("absolute") => {}
             Some(other) => return Err(unsupported("position embedding", other)),
         }
-        let activation = match json.get("hidden_act").and_then(Json::as_str) {
+        let activation = match text(json, "hidden_act")? {
             None | Some("gelu") => Activation::Gelu,
             Some("gelu_new" | "gelu_pytorch_tanh") => Activation::GeluTanh,
             Some("relu") => Activation::Relu,
             Some(other) => return Err(unsupported("activation function", other)),
         };
-        let eps = json.get("layer_norm_eps").and_then(Json::as_f64).unwrap_or(1e-12) as f32;
+        let eps = number(json, "layer_norm_eps")?.unwrap_or(1e-12) as f32;
         if !(eps.is_finite() && eps >= 0.0) {
             return Err(bad(format!("layer_norm_eps {eps} must be finite and not negative")));
         }
@@ -105,12 +117,13 @@ impl EncoderConfig {
         self.prefix = known.unwrap_or_default().into();
     }
 
-    /// Returns the number of features of one attention head.
+    /// Returns the number of features of one attention head, `hidden / heads`. Panics if `heads` is 0, which [`EncoderConfig::from_json`]
+    /// refuses.
     pub fn head_dim(&self) -> usize {
         self.hidden / self.heads
     }
 
-    /// Returns the tensor names of the three embedding tables: tokens, positions, token types.
+    /// Returns the tensor names of the three embedding tables, in the order tokens, positions, token types.
     pub fn embeddings(&self) -> [String; 3] {
         let name = |part: &str| format!("{}embeddings.{part}_embeddings.weight", self.prefix);
         [word_embeddings(&self.prefix), name("position"), name("token_type")]
@@ -132,13 +145,16 @@ impl EncoderConfig {
         }
     }
 
-    /// Returns the network's [sites](Site) in the order of execution, four for each layer. Nothing can be folded into the layer norms that produce
-    /// their inputs, because the residual connection reads the norms' outputs too.
+    /// Returns the network's [sites](Site) in the order of execution. A site is an input together with the linear layers that read it; each
+    /// layer has four: the inputs of query, key and value, of the attention output matrix, and of the two feed-forward matrices. No
+    /// [`Site::producer`] (the norm or matrix that computes a site's input) is a norm: scales of the input's features cannot be merged into
+    /// the layer norms, because the residual connection reads the norms' outputs too.
     pub fn sites(&self) -> Vec<Site> {
         let mut sites = Vec::new();
         for layer in 0..self.layers {
             for kind in SiteKind::ALL {
                 let consumers = self.consumers(kind);
+                let roles = if kind == SiteKind::GateUp { &[Role::Up] } else { kind.roles() };
                 let (producer, name) = match kind {
                     SiteKind::Qkv => (Producer::Opaque, "attention.qkv"),
                     SiteKind::O => {
@@ -154,7 +170,7 @@ impl EncoderConfig {
                     features: consumers[0].1[1],
                     consumers: consumers
                         .into_iter()
-                        .zip(kind.roles())
+                        .zip(roles)
                         .map(|((part, shape), role)| Consumer {
                             weight: self.part(layer, &format!("{part}.weight")),
                             shape,

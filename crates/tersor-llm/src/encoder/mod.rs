@@ -18,9 +18,9 @@ pub(crate) fn embedding_norm(checkpoint: &Checkpoint, config: &EncoderConfig) ->
     Norm::read(checkpoint.into(), &format!("{}embeddings.LayerNorm", config.prefix), config.hidden)
 }
 
-/// A BERT-family encoder with mean pooling, over dense or compressed operators, with all weights in memory.
+/// A BERT encoder with mean pooling, whose weight matrices are dense or compressed operators, all in memory.
 ///
-/// Tokens come from [`Tokenizer::encode_with_special_tokens`](crate::Tokenizer::encode_with_special_tokens).
+/// Its tokens come from [`Tokenizer::encode_with_special_tokens`](crate::Tokenizer::encode_with_special_tokens).
 ///
 /// ```
 /// use tersor_core::Exec;
@@ -41,8 +41,8 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Loads all weights of a checkpoint. Errors if the model is no encoder, or a tensor is missing, has another shape, or holds a value that is
-    /// not finite.
+    /// Loads all weights of a checkpoint into memory. Errors if the model is no encoder, or a tensor is missing, has another shape, or
+    /// holds a value that is not finite.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
         let config = checkpoint.architecture().encoder()?.clone();
         let [words, positions, types] = config.embeddings();
@@ -62,8 +62,9 @@ impl Encoder {
         &self.config
     }
 
-    /// Returns the last layer's output for each token, `[tokens, hidden]`. Errors if there are no tokens, more than `max_positions`, or one is
-    /// outside the vocabulary.
+    /// Returns the last layer's output for each token of one text, `[tokens, hidden]` row-major. All tokens have the token type 0. Errors
+    /// if `tokens` is empty or has more than the configuration's `max_positions` tokens, if a token is outside of the vocabulary, or if an
+    /// input of a matrix is not finite.
     pub fn forward(&self, tokens: &[u32], exec: &Exec) -> Result<Vec<f32>> {
         self.config.check_len(tokens.len())?;
         let hidden = self.config.hidden;
@@ -86,7 +87,9 @@ impl Encoder {
         Ok(stream)
     }
 
-    /// Returns the embedding of a text: the mean of its tokens' outputs, `[hidden]`, not normalized. Errors as [`Encoder::forward`] does.
+    /// Returns the embedding of one text: the mean of the last layer's outputs for its tokens, `[hidden]`, not normalized. Errors if
+    /// `tokens` is empty or has more than the configuration's `max_positions` tokens, if a token is outside of the vocabulary, or if an
+    /// input of a matrix is not finite.
     pub fn embed(&self, tokens: &[u32], exec: &Exec) -> Result<Vec<f32>> {
         let out = self.forward(tokens, exec)?;
         let mut mean = vec![0f32; self.config.hidden];

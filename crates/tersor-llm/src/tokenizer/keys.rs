@@ -210,8 +210,8 @@ const NAMES: [&str; 4] = ["gpt-2", "smollm", "llama-bpe", "qwen2"];
 /// Returns a merge as GGUF stores it, `left right`, from either of its forms in `tokenizer.json`; none if it is neither.
 fn merge(pair: &Json) -> Option<String> {
     match pair {
-        Json::String(s) => Some(s.clone()),
-        Json::Array(p) => Some(format!("{} {}", p.first()?.as_str()?, p.get(1)?.as_str()?)),
+        Json::String(s) if s.split(' ').count() == 2 => Some(s.clone()),
+        Json::Array(p) if p.len() == 2 => Some(format!("{} {}", p[0].as_str()?, p[1].as_str()?)),
         _ => None,
     }
 }

@@ -32,7 +32,8 @@ fn seam(all: &[(u32, usize)], piece: &[(u32, usize)], first: usize) -> Option<[u
     })
 }
 
-/// The tokenizer of a model: byte-level BPE, SentencePiece-style BPE, WordPiece, or any other kind that a `tokenizer.json` describes.
+/// The tokenizer of a model: byte-level BPE, SentencePiece-style BPE, WordPiece, or any other kind that a Hugging Face `tokenizer.json`
+/// describes.
 ///
 /// ```
 /// use tersor_llm::{Checkpoint, Tokenizer};
@@ -53,14 +54,15 @@ fn no_panic<R>(f: impl FnOnce() -> R) -> Result<R> {
 }
 
 impl Tokenizer {
-    /// Loads the tokenizer of a checkpoint: from `tokenizer.json` beside the weights, or from the metadata of a GGUF file. Errors as
-    /// [`Tokenizer::json_of`] and [`Tokenizer::from_json`] do.
+    /// Loads the tokenizer of a checkpoint: from `tokenizer.json` beside the weights, or from the metadata of a GGUF file. Errors if there
+    /// is none, it cannot be read or is invalid, or a GGUF file's kind of tokenizer or pre-tokenizer is unknown.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
         Self::from_json(&Self::json_of(checkpoint.model())?)
     }
 
-    /// Returns the content of a model's `tokenizer.json`; for a GGUF file, an equivalent one built from its metadata. Errors if there is none, or a
-    /// GGUF file's kind of tokenizer or pre-tokenizer is unknown.
+    /// Returns the content of the `tokenizer.json` beside a model's weights, as it is, even if it is no valid tokenizer. For a GGUF file,
+    /// returns the bytes of an equivalent `tokenizer.json` built from the file's metadata. Errors if `tokenizer.json` does not exist or is
+    /// larger than 100 MB, or if a GGUF file lacks the tokenizer's keys or has an unknown kind of tokenizer or pre-tokenizer.
     pub fn json_of(model: &Model) -> Result<Vec<u8>> {
         match model.gguf() {
             Some(file) => Ok(keys::read(file)?.to_string().into_bytes()),
@@ -76,16 +78,19 @@ impl Tokenizer {
         }
     }
 
-    /// Adds to `meta` the GGUF keys that correspond to a `tokenizer.json`. `json` is that file's content; `config` is the model's `config.json`,
-    /// which names the special tokens and the size of the vocabulary. Errors if it is no BPE tokenizer, or its pre-tokenizer has no known name in
-    /// llama.cpp.
+    /// Adds to `meta` the GGUF keys that correspond to a `tokenizer.json`. `json` is the content of that file, and `config` is the model's
+    /// `config.json`. The key `vocab_size` of `config` is the number of tokens to write, 0 if it is missing; a number that the tokenizer
+    /// does not use gets a placeholder such as `[PAD7]`. The keys `bos_token_id`, `eos_token_id` and `pad_token_id` of `config` name the
+    /// special tokens. Errors if `json` is not valid JSON or no BPE tokenizer, a merge is neither two tokens in a string with one space
+    /// between them nor a list of two tokens, a token's number is not below `vocab_size`, or, for a tokenizer without byte fallback, the
+    /// pre-tokenizer is none that llama.cpp has a known name for.
     pub fn write_gguf_meta(json: &[u8], config: &Json, meta: &mut MetaWriter) -> Result<()> {
         let json = serde_json::from_slice(json).map_err(|e| Error::format("tokenizer.json", e.to_string()))?;
         keys::write(&json, config, meta)
     }
 
-    /// Parses the content of a `tokenizer.json`. Its padding and truncation settings are ignored. Errors if it is not valid JSON or describes no
-    /// tokenizer.
+    /// Parses the content of a Hugging Face `tokenizer.json`. Its padding and truncation settings are ignored. Errors if it is not valid
+    /// JSON or describes no tokenizer that the `tokenizers` crate supports.
     pub fn from_json(json: &[u8]) -> Result<Self> {
         let bad = |e: Box<dyn std::error::Error + Send + Sync>| Error::format("tokenizer.json", e.to_string());
         // Parsed for the check alone: the crate panics at numbers and escapes that no value holds.
@@ -96,8 +101,9 @@ impl Tokenizer {
         Ok(Self(tokenizer))
     }
 
-    /// Returns the tokens of a text, without special tokens. A long text is tokenized in overlapping pieces, with the same result and bounded memory
-    /// beside the tokens. Errors if the tokenizer fails on the text.
+    /// Returns the token numbers of a text, without special tokens around it. To bound memory, a text of more than 64 KiB is tokenized in
+    /// overlapping pieces, whose tokens are joined at a place where they agree. If two neighbouring pieces do not agree, the text is
+    /// tokenized as a whole. Errors if the tokenizer fails on the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         if text.len() <= PIECE {
             return Ok(self.tokens_at(text, 0)?.into_iter().map(|t| t.0).collect());
@@ -130,8 +136,9 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().zip(encoding.get_offsets()).map(|(id, at)| (*id, base + at.0)).collect())
     }
 
-    /// Returns the tokens of a text with the special tokens that the model adds around it (`[CLS]`, `[SEP]`), at most `max` in all (one if `max` is
-    /// 0). A longer sequence is truncated before its last token, so that a final `[SEP]` remains. Errors if the tokenizer fails on the text.
+    /// Returns the token numbers of a text with the special tokens that the model adds around it (`[CLS]`, `[SEP]`). Of a sequence of more
+    /// than `max` tokens, returns the first `max - 1` and the last one, so that a final `[SEP]` remains. A `max` of 0 counts as 1. Errors
+    /// if the tokenizer fails on the text.
     pub fn encode_with_special_tokens(&self, text: &str, max: usize) -> Result<Vec<u32>> {
         let encoding =
             no_panic(|| self.0.encode_fast(text, true))?.map_err(|e| Error::format("text", e.to_string()))?;
@@ -142,8 +149,9 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// Returns the text of tokens, without special tokens; a token outside the vocabulary is skipped. Errors if the tokenizer fails on them.
+    /// Returns the text of the token numbers `tokens`. Special tokens and numbers outside of the vocabulary are skipped. Errors if the
+    /// tokenizer's decoder fails on the tokens.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        self.0.decode(tokens, true).map_err(|e| Error::format("tokens", e.to_string()))
+        no_panic(|| self.0.decode(tokens, true))?.map_err(|e| Error::format("tokens", e.to_string()))
     }
 }

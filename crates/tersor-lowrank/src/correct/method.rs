@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::time::Instant;
 
 use tersor_core::{
-    Compressed, Context, Extent, Layout, LinearOp, Method, Prepared, Report, Result, RowSource, StatNeeds, StatSet,
+    Compressed, Context, Error, Extent, Layout, LinearOp, Method, Prepared, Report, Result, RowSource, StatNeeds,
+    StatSet,
 };
 use tersor_linalg::Gram;
 use tersor_operators::Residual;
@@ -62,6 +63,9 @@ struct Ready<'s> {
 impl Prepared for Ready<'_> {
     fn compress(&self, w: &dyn RowSource, rows: Range<usize>, cx: &Context) -> Result<Compressed> {
         let (shape, start, how) = (whole(w, &rows)?, Instant::now(), self.method);
+        if let Some(gram) = self.gram.as_ref().filter(|g| g.features() != shape[1]) {
+            return Err(Error::shape("features of the Gram matrix", shape[1], gram.features()));
+        }
         let values = crate::read_unmasked(w, rows.clone(), &how.name())?;
         let done = self.base.compress(w, rows, cx)?;
         let mut back = vec![0f32; values.len()];

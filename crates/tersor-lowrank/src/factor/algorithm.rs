@@ -1,6 +1,6 @@
 //! The best factors of a matrix in a norm (Eckart and Young), by a truncated singular value decomposition.
 
-use tersor_core::{Context, Error, Result, StatSet};
+use tersor_core::{Context, Error, ParamError, Result, StatSet};
 use tersor_linalg::{cholesky, matmul, svd_truncated};
 
 use super::{Norm, Rank};
@@ -17,14 +17,18 @@ const MIN_MAGNITUDE: f64 = 1e-4;
 /// Damping of a Gram matrix, as a share of its mean diagonal.
 const DAMPING: f64 = 0.01;
 
-/// Two factors of a matrix `E`, `[out_features, in_features]`: `E ≈ up · down`.
+/// Two low-rank factors of a matrix `E`, `[out_features, in_features]`: `E ≈ up · down`. Made by [`factorize`].
 #[derive(Clone, PartialEq, Debug)]
 pub struct Factors {
-    /// Left singular vectors times singular values, `[out_features, rank]` row-major.
+    /// The left factor of `E ≈ up · down`, `[out_features, rank]` row-major, where `E`, `[out_features, in_features]`, is the matrix that was
+    /// factored: the left singular vectors of `E S` as columns, multiplied by the singular values. `S` is the matrix that weights the input
+    /// features in the norm `‖E S‖` ([`Norm`]), the identity for [`Norm::Plain`].
     pub up: Vec<f32>,
-    /// Right singular vectors, with the weighting of the norm undone, `[rank, in_features]` row-major.
+    /// The right factor of `E ≈ up · down`, `[rank, in_features]` row-major, where `E`, `[out_features, in_features]`, is the matrix that was
+    /// factored: the right singular vectors of `E S` as rows, multiplied by `S⁻¹` from the right. `S` is the matrix that weights the input
+    /// features in the norm `‖E S‖` ([`Norm`]), the identity for [`Norm::Plain`].
     pub down: Vec<f32>,
-    /// Rank of the factorization: the number of singular directions in both factors.
+    /// The rank of the factorization `up · down`: the number of columns of the left factor `up` and of rows of the right factor `down`.
     pub rank: usize,
 }
 
@@ -106,11 +110,17 @@ impl Weights {
     }
 }
 
-/// Returns the best factors of `e`, of the shape `[out_features, in_features]`, in a norm (Eckart and Young). `bits` is the storage of one value of a
-/// factor in bits, for [`Rank::Bits`]. Ranks far below full use a randomized decomposition, whose draws depend on the seed of `cx` and on the shape.
+/// Returns the factors `up`, `[out_features, rank]`, and `down`, `[rank, in_features]`, whose product approximates the matrix `e` best in
+/// the norm `norm` (Eckart and Young). `e` is row-major and has the `shape` `[out_features, in_features]`. `rank` says how many singular
+/// directions are kept; a number above `min(out_features, in_features)` counts as this minimum. The rank of an empty matrix is 0. `bits` is
+/// the number of bits in which one value of a factor will be stored; only [`Rank::Bits`] uses it. `stats` are the statistics of the inputs,
+/// of `in_features` features, that the norm needs; [`StatSet::none`] suffices for [`Norm::Plain`]. Ranks far below
+/// `min(out_features, in_features)` use a randomized decomposition, whose draws depend only on the seed of `cx` and on the shape.
 ///
-/// Errors if the length of `e` does not match the shape, the rank is out of range, `stats` lack what the norm needs or have another number of
-/// features, a value is not finite, or the decomposition does not converge.
+/// Errors if a number in `rank` is out of range ([`Rank::check`]), or if `bits` is not finite and above 0 (also where it is not used).
+/// Errors if `stats` lack what the norm needs, or if statistics that are needed have another number of features. Errors if the length of
+/// `e` does not match the shape, or if a value is not finite. Errors if the damped Gram matrix of [`Norm::Gram`] is not positive definite,
+/// or if the decomposition does not converge.
 ///
 /// ```
 /// use tersor_lowrank::{Context, Norm, Rank, StatSet, factorize};
@@ -147,6 +157,12 @@ pub(crate) fn decompose(
     cx: &Context,
 ) -> Result<Factors> {
     let [rows, cols] = shape;
+    if tersor_core::view::elements(shape)? != e.len() {
+        return Err(Error::shape("values of a matrix to factor", shape, e.len()));
+    }
+    if !(bits.is_finite() && bits > 0.0) {
+        return Err(ParamError::new("bits", bits, "must be finite and above 0").into());
+    }
     let max = rank.max_rank(shape, bits);
     if max == 0 {
         return Ok(Factors { up: Vec::new(), down: Vec::new(), rank: 0 });

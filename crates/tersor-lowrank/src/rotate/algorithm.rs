@@ -9,11 +9,13 @@ use crate::{Blocks, principal_rotation, widths};
 
 /// The rotations of a network.
 pub(super) struct Rotations {
-    /// Rotation of the residual stream, `[hidden, hidden]`.
+    /// Rotation of the features of the residual stream, `[hidden, hidden]`.
     pub stream: Rotation,
-    /// Rotations of the values of each layer, `[head_dim, head_dim]`: one for all heads, or one for each key/value head.
+    /// For each layer the rotations of the values (the outputs of the value projection), each `[head_dim, head_dim]`: one that serves all
+    /// heads, or one for each key/value head.
     pub values: Vec<Vec<Rotation>>,
-    /// Rotation of the keys of each layer after their rotary embedding, `[head_dim, head_dim]`; empty if keys are not rotated.
+    /// For each layer one rotation of the keys of all heads, `[head_dim, head_dim]`, which is applied after the rotary embedding; empty if
+    /// keys are not rotated.
     pub keys: Vec<Rotation>,
 }
 

@@ -6,13 +6,14 @@ use tersor_core::{Error, Producer, Result, Role, Site};
 pub(super) struct Parts<'s> {
     /// Number of features of the residual stream.
     pub hidden: usize,
-    /// Each [`Site`] (matrices with the same input) that reads the residual stream through a norm, with the name of the norm's weight.
+    /// Each [`Site`] (an input of one or more linear layers, such as q, k and v, with their matrices) whose input is the residual stream
+    /// after a norm, with the name of the norm's weight.
     pub normed: Vec<(&'s Site, &'s str)>,
     /// Name of the token embedding's weight.
     pub embedding: &'s str,
     /// Whether the output head (the projection to logits) shares the weight of the token embedding.
     pub tied: bool,
-    /// Names of the matrices and numbers of heads of each decoder layer, in order.
+    /// The names of the matrices, the numbers of heads and the sizes of each decoder layer, in the order of the layers.
     pub layers: Vec<LayerParts<'s>>,
 }
 
@@ -26,20 +27,21 @@ pub(super) struct LayerParts<'s> {
     pub attention_output: &'s str,
     /// Name of the weight of the down projection of the feed-forward part.
     pub down: &'s str,
-    /// Number of query heads.
+    /// Number of query heads of the layer.
     pub heads: usize,
-    /// Number of key/value heads.
+    /// Number of key/value heads of the layer; query heads are a multiple of it.
     pub kv_heads: usize,
-    /// Number of features of a head.
+    /// Number of features of one head.
     pub head_dim: usize,
-    /// Number of inner features of the feed-forward part.
+    /// Number of inner features of the feed-forward part: the inputs of its down projection.
     pub inner: usize,
 }
 
 impl<'s> Parts<'s> {
-    /// Returns the names and sizes of the matrices of a decoder that rotations change, found among the `sites` of the network. Errors unless the
-    /// output head reads the residual stream through a norm, the embedding is the first writer of that stream, and each layer has a key, a value,
-    /// an output and a down projection.
+    /// Returns the names and sizes of the matrices of a decoder that rotations change. `sites` are the inputs of all its linear layers,
+    /// each with the matrices that read it. Errors unless the output head reads the residual stream through a norm, some weight writes to
+    /// that stream (the first one is taken as the embedding), and each layer has a key projection, an output projection of the attention
+    /// whose inputs are the outputs of a value projection, and a down projection.
     pub fn find(sites: &'s [Site]) -> Result<Self> {
         let missing = |what: &str| Error::Unsupported {
             what: "rotation of a network",

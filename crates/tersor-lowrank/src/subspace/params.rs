@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use tersor_core::{Check, Element, Error, IntoMat, LinearOp, Method, ParamError, Report, Result, StatSet};
 
-/// Unchecked parameters of a matrix whose columns are cut into consecutive spans, each compressed by its own method (ResQ, arXiv 2412.14363). By
-/// default there is no span, features are not divided into heads, and damping is 0.01.
+/// Parameters, unchecked until `check`, of a matrix whose columns (input features) are cut into consecutive ranges, each compressed by its
+/// own method, for example with more bits for the principal directions of the inputs (ResQ, arXiv 2412.14363). Ranges are added by
+/// [`part`](Self::part); without any, `check` errors. By default the features are not divided into heads, and the damping with which the
+/// error of a range is compensated in the ranges after it ([`damping`](Self::damping)) is 0.01.
 ///
 /// ```
 /// use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -40,42 +42,50 @@ pub struct Subspaces {
 }
 
 impl Subspaces {
-    /// Returns parameters without spans.
+    /// Returns parameters without ranges of columns; [`part`](Self::part) adds them, and `check` errors if there are none.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Appends a span of columns: `share` of all features, compressed by `method`. Shares must be above 0 and add to 1.
+    /// Appends a range of columns (input features) after those that were added before: the fraction `share` of all columns, rounded to
+    /// whole columns, is compressed by `method`. A range that is rounded to no column is left out. `check` errors unless every share is
+    /// finite and above 0 and all shares add to 1 (to 1e-6).
     pub fn part(mut self, share: f64, method: Box<dyn Method>) -> Self {
         self.parts.push((share, method));
         self
     }
 
-    /// Divides features among `heads` heads: shares are of the features of one head, rounded to whole features, and the columns of a span hold its
-    /// share of every head. Columns must come in that order: the first span of each head, then the second of each head.
+    /// Divides the columns (input features) among `heads` heads, 1 by default: the shares of [`part`](Self::part) are then fractions of the
+    /// columns of one head, rounded to whole columns, and each range holds its share of every head. The columns must come in this order:
+    /// the first share of head 0, of head 1 and so on, then the second share of each head. `check` errors if `heads` is 0; compressing
+    /// errors if the number of columns is not a multiple of it.
     pub fn heads(self, heads: usize) -> Self {
         Self { heads: Some(heads), ..self }
     }
 
-    /// Sets the damping of the inputs' Gram matrix with which errors of one part (a range of columns) are compensated in the parts after it, as a
-    /// share of the mean diagonal; 0.01 by default. `check` errors unless it is finite and above 0.
+    /// Sets the damping with which the error of a range of columns is compensated in the ranges after it: the fraction of the mean diagonal
+    /// of the inputs' Gram matrix that is added to its diagonal. 0.01 by default. `check` errors unless it is finite and above 0.
     pub fn damping(self, damping: f64) -> Self {
         Self { damping: Some(damping), ..self }
     }
 
-    /// Checks the parameters and compresses `w`, `[out_features, in_features]`, for inputs with the statistics `stats`; [`StatSet::none`] suffices
-    /// if no method needs any. Returns a [`Split`](tersor_operators::Split). Errors if a parameter is out of range, `in_features` is not a
-    /// multiple of the number of heads that [`heads`](Self::heads) sets, the statistics lack what a method needs, or a weight is not finite.
+    /// Checks the parameters and compresses `w`, `[out_features, in_features]`. `stats` are the statistics of the inputs that `w` is
+    /// multiplied with; [`StatSet::none`] suffices if no method needs any. Returns a [`Split`](tersor_operators::Split) (the compressed
+    /// ranges of columns side by side) and a report of the errors. Errors if a parameter is out of range, `in_features` is not a multiple
+    /// of the number of heads that [`heads`](Self::heads) sets, `stats` lack what a method needs, statistics that are needed have another
+    /// number of features than `w`, the Gram matrix is not positive definite with the damping, a weight is not finite, or a method errors.
     pub fn quantize<T: Element>(self, w: &impl IntoMat<T>, stats: &StatSet) -> Result<(Box<dyn LinearOp>, Report)> {
         crate::typed(&self.check()?, w, stats)
     }
 }
 
-/// Checked parameters of a matrix in spans, and its [`Method`].
+/// Checked parameters of a matrix whose ranges of columns have methods of their own, made by `check` of [`Subspaces`], and the [`Method`]
+/// that compresses with them.
 ///
-/// If the statistics have a Gram matrix, errors are compensated across spans: each span is compressed with the Gram matrix conditioned on the spans
-/// after it (a Schur complement), and the columns of these are then updated by its error. With GPTQ for every span, this is GPTQ over all columns
-/// with a separate grid for each span (arXiv 2412.14363, section 4.1).
+/// If at least one of the methods needs statistics of the inputs, and the given statistics have a Gram matrix, errors are compensated
+/// across ranges: each range is compressed with the Gram matrix conditioned on the ranges after it (a Schur complement), and then the
+/// columns of those later ranges are changed to make up for its error. With GPTQ for every range, this is GPTQ over all columns with a
+/// separate grid for each range (arXiv 2412.14363, section 4.1).
 pub struct CheckedSubspaces {
     pub(super) parts: Vec<(f64, Box<dyn Method>)>,
     pub(super) heads: usize,
@@ -103,8 +113,10 @@ impl Check for Subspaces {
     }
 }
 
-/// Returns the number of features of each share of `features`: they add to `features` if the shares add to 1, and each differs from its exact share
-/// by less than 1.
+/// Returns the number of features of each subspace, in order: `features` times its share, rounded so that the numbers add to `features` if
+/// the shares add to 1. Each number then differs from its exact share by less than 1. Shares are not checked. A share of 0 or less gives 0,
+/// and a negative one also lowers the numbers after it. From a NaN on, all numbers are 0. The numbers never add to more than `features`:
+/// where the shares add to more than 1, the last ones are cut.
 ///
 /// ```
 /// assert_eq!(tersor_lowrank::widths([0.875, 0.125], 60), [53, 7]);

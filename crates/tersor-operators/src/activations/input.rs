@@ -33,20 +33,25 @@ pub(crate) fn offsets(x: &Input<'_>) -> Option<Arc<Codes>> {
     x.attached::<Codes>(CODES).filter(|c| !c.offsets.is_empty())
 }
 
-/// Returns the input `x`, `[tokens, features]`, as 8-bit codes for integer matrix products, with columns laid out and padded by `padding`; `x`
-/// caches the result of each padding. An input that was quantized with one scale for each token gives its codes. Any other input gives three planes
-/// of codes, which represent it within 2^-23 of the token's largest magnitude. Errors if `padding` is for another number of features or has groups
-/// or blocks of no columns, or a value is not finite.
+/// Returns the activations `x`, `[tokens, features]`, as 8-bit codes with one scale for each token, which integer matrix products read. If
+/// a [`QuantizedInputs`](crate::QuantizedInputs) has quantized `x` with one scale for each token, the result has the codes of that
+/// quantization. Otherwise each value becomes a 24-bit integer, stored as three 8-bit codes. These codes represent the value within 2^-22
+/// of the largest magnitude of its token; a token whose largest magnitude is below about 1e-31 becomes zeros. The features (columns) are
+/// cut into groups of `padding.group`, of which the last may be shorter. Each group is padded with zeros to a multiple of `padding.block`
+/// columns. `x` keeps the result for later calls with the same `padding`. `isa` is the instruction set to compute with. Errors if
+/// `padding.cols` is not the number of features, `padding.group` or `padding.block` is 0, or a value is not finite.
 pub fn integers(x: &Input<'_>, isa: Isa, padding: Padding) -> Result<Arc<Activations>> {
     let key = (padding.cols as u128) << 64 | (padding.group as u128) << 16 | padding.block as u128;
-    // The key contains the whole layout, so a shared value always has this one.
-    x.cached(key, |x| {
+    let make = |x: &Input<'_>| {
         let made = match x.attached::<Codes>(CODES) {
             Some(c) => Activations::from_codes(&c.codes, &c.scales, padding),
             None => Activations::exact(isa, x.data(), x.shape()[0], padding),
         };
         made.map_err(|e| Error::from(e).in_columns(x.shape()[1]))
-    })
+    };
+    let found = x.cached(key, make)?;
+    // If two layouts share a key, the second one is converted each time.
+    if *found.padding() == padding { Ok(found) } else { Ok(Arc::new(make(x)?)) }
 }
 
 /// Returns the input packed in the order of the kernel for integer weights, computed once for each layout. Errors as [`integers`].

@@ -8,8 +8,10 @@ use tersor_core::{Bits, Error, Isa, ParamError, Result, check_finite, power_of_t
 use tersor_kernels::affine::{self, Affine};
 use tersor_kernels::integer;
 
-/// A quantizer of activations `x`, `[tokens, features]`. Unless its constructor says otherwise it is symmetric: `q = clamp(round(x / s), -2^(b-1),
-/// 2^(b-1) - 1)` with the scale `s = max|x| / (2^(b-1) - 1)` over the values that share it. Zeros stay exactly zero.
+/// A quantizer of activations `x`, `[tokens, features]`, to codes `q` of `b` bits, 2 to 8. Unless its constructor says otherwise it is
+/// symmetric: `q = clamp(round(x / s), -2^(b-1), 2^(b-1) - 1)`, with ties to even. The scale `s` is given to the constructor (a static
+/// quantizer) or computed from the input at run time (a dynamic one): `s = max|x| / (2^(b-1) - 1)` over the values that share it, or 1 if
+/// that is below the smallest normal f32. Zeros stay exactly zero.
 ///
 /// ```
 /// use tersor_operators::{ActQuant, Isa};
@@ -56,11 +58,13 @@ pub(crate) enum Encoded {
 
 /// Activations as integers: `x[t, k] = scales[t] * codes[t, k] + offsets[t]`.
 pub(crate) struct Codes {
-    /// Codes of quantized activations, 8 bits each, `[tokens, features]`.
+    /// Signed codes of the quantized activations, `[tokens, features]` row-major. An activation is its code times the scale of its token,
+    /// plus the offset of its token.
     pub codes: Vec<i8>,
-    /// Scale of each token, by which its codes are multiplied, `[tokens]`.
+    /// Scale of each token, `[tokens]`, by which the token's codes are multiplied.
     pub scales: Vec<f32>,
-    /// Offset of each token, added to its scaled codes, `[tokens]`; empty if all are zero.
+    /// Offset of each token, `[tokens]`, which is added to each of the token's scaled codes. Empty if all offsets are 0, as those of
+    /// symmetric quantizers are.
     pub offsets: Vec<f32>,
 }
 
@@ -71,19 +75,20 @@ impl ActQuant {
         Ok(Self { key: made.fingerprint(), ..made })
     }
 
-    /// Returns a dynamic quantizer to `bits` bits with one scale for each token. Errors unless `bits` is 2 to 8.
+    /// Returns a symmetric quantizer to `bits` bits with one scale for each token, computed from the token's values at run time. Errors
+    /// unless `bits` is 2 to 8.
     pub fn per_token(bits: u32) -> Result<Self, ParamError> {
         Self::new(bits, Granularity::Token)
     }
 
-    /// Returns a dynamic quantizer to `bits` bits with one scale for all tokens of a batch: the result of a token depends on the other tokens.
-    /// Errors unless `bits` is 2 to 8.
+    /// Returns a symmetric quantizer to `bits` bits with one scale for a whole input, `[tokens, features]`, computed from its values at run
+    /// time. The result of a token therefore depends on the other tokens of the input. Errors unless `bits` is 2 to 8.
     pub fn per_tensor(bits: u32) -> Result<Self, ParamError> {
         Self::new(bits, Granularity::Tensor)
     }
 
-    /// Returns a static quantizer to `bits` bits with the same scale for all values. Errors unless `bits` is 2 to 8 and the scale positive and
-    /// finite.
+    /// Returns a symmetric quantizer to `bits` bits with the given scale, the distance of the values of neighbouring codes, for all
+    /// activations. Errors unless `bits` is 2 to 8 and `scale` is positive and finite.
     pub fn fixed(bits: u32, scale: f32) -> Result<Self, ParamError> {
         if !scale.is_finite() || scale <= 0.0 {
             return Err(ParamError::new("scale", scale, "must be positive and finite"));
@@ -91,8 +96,9 @@ impl ActQuant {
         Self::new(bits, Granularity::Fixed(scale))
     }
 
-    /// Returns a static quantizer to `bits` bits with one scale for each feature, `[features]`. Errors unless `bits` is 2 to 8 and all scales are
-    /// positive and finite.
+    /// Returns a symmetric quantizer to `bits` bits with a given scale for each feature: `scales` is `[features]`. Errors unless `bits` is
+    /// 2 to 8 and all scales are positive and finite. [`QuantizedInputs::new`](crate::QuantizedInputs::new) errors later if an operator has
+    /// another number of input features.
     pub fn channels(bits: u32, scales: Vec<f32>) -> Result<Self, ParamError> {
         if let Some(s) = scales.iter().find(|s| !s.is_finite() || **s <= 0.0) {
             return Err(ParamError::new("scale", *s, "must be positive and finite"));
@@ -100,8 +106,10 @@ impl ActQuant {
         Self::new(bits, Granularity::Channels(scales.into()))
     }
 
-    /// Returns the MXINT quantizer (arXiv 2402.02446, section 3.1): every `block` features of a token share the power of two `2^ceil(log2 max|x|)`,
-    /// and magnitudes have `bits - 1` bits. Errors unless `bits` is 2 to 8 and `block` at least 1.
+    /// Returns the MXINT quantizer (arXiv 2402.02446, section 3.1), whose scales are computed at run time. Each `block` neighbouring
+    /// features of a token share the scale `2^ceil(log2 max|x|) / 2^(bits-1)`, a power of two; the last block of a token may be shorter.
+    /// Codes are limited to `2^(bits-1) - 1` in magnitude. A block whose largest magnitude is below `2^(bits-1)` times the smallest normal
+    /// f32 becomes zeros. Errors unless `bits` is 2 to 8 and `block` at least 1.
     pub fn mxint(bits: u32, block: usize) -> Result<Self, ParamError> {
         if block == 0 {
             return Err(ParamError::new("block", 0, "must be at least 1"));
@@ -109,9 +117,12 @@ impl ActQuant {
         Self::new(bits, Granularity::Blocks(block))
     }
 
-    /// Returns a dynamic asymmetric quantizer (ResQ, arXiv 2412.14363, section 4.1): the features of a token are cut into `spans` equal spans (1
-    /// for the whole token, or the number of heads, for example), each with a scale and a zero point, `s = (max - min) / (2^b - 1)` over a range
-    /// that includes 0 and `q = clamp(round(x / s) + round(-min / s), 0, 2^b - 1)`. Errors unless `bits` is 2 to 8 and `spans` at least 1.
+    /// Returns an asymmetric quantizer (ResQ, arXiv 2412.14363, section 4.1), whose scales are computed at run time. The features of a
+    /// token are cut into `spans` runs of equal length: 1 for the whole token, or one run for each head, for example. Each run has its own
+    /// scale `s = (max - min) / (2^bits - 1)` and its own zero point `round(-min / s)`. `max` is the largest value of the run, but at least
+    /// 0; `min` is the smallest value, but at most 0. An `s` below the smallest normal f32, as of a run of zeros, is replaced by 1. Codes
+    /// are `clamp(round(x / s) + round(-min / s), 0, 2^bits - 1)`. Errors unless `bits` is 2 to 8 and `spans` at least 1.
+    /// [`QuantizedInputs::new`](crate::QuantizedInputs::new) errors later if `spans` does not divide the number of features.
     pub fn asymmetric(bits: u32, spans: usize) -> Result<Self, ParamError> {
         if spans == 0 {
             return Err(ParamError::new("spans", spans, "must be at least 1"));
@@ -119,14 +130,15 @@ impl ActQuant {
         Self::new(bits, Granularity::Asymmetric(spans))
     }
 
-    /// Returns the bits of a code.
+    /// Returns the number of bits of a code, 2 to 8.
     pub fn bits(&self) -> Bits {
         self.bits
     }
 
-    /// Returns which activations share a scale, by its name in an [`OpSpec`](tersor_core::OpSpec): `token` (those of a token), `tensor` (all of an
-    /// input, measured at run time), `fixed` (all, one static scale), `channels` (those of a feature, static scales), `mxint` (blocks of
-    /// neighbouring features of a token), `asymmetric` (spans of features of a token, with a zero point).
+    /// Returns which activations share a scale, as the name that an [`OpSpec`](tersor_core::OpSpec) has for it: `token` (those of one
+    /// token), `tensor` (all of one input), `fixed` (all, with a given scale), `channels` (those of one feature, with given scales),
+    /// `mxint` (a block of neighbouring features of one token) or `asymmetric` (one of several equal runs of features of a token, with a
+    /// zero point). Scales that are not given are computed at run time.
     pub fn granularity(&self) -> &'static str {
         match self.granularity {
             Granularity::Token => "token",
@@ -138,7 +150,8 @@ impl ActQuant {
         }
     }
 
-    /// Returns the static scales: one, one for each feature, or none for dynamic quantizers.
+    /// Returns the scales that were given to the constructor: one for [`ActQuant::fixed`], one for each feature for [`ActQuant::channels`],
+    /// and none for quantizers that compute scales at run time.
     pub fn scales(&self) -> &[f32] {
         match &self.granularity {
             Granularity::Fixed(s) => std::slice::from_ref(s),
@@ -147,12 +160,14 @@ impl ActQuant {
         }
     }
 
-    /// Returns the number of features of an MXINT block; `None` for other quantizers.
+    /// Returns the number of neighbouring features of a token that share a scale in a quantizer made by [`ActQuant::mxint`]; `None` for
+    /// other quantizers.
     pub fn block(&self) -> Option<usize> {
         if let Granularity::Blocks(n) = self.granularity { Some(n) } else { None }
     }
 
-    /// Returns the number of spans of a token that have a scale each, of an asymmetric quantizer; `None` for other quantizers.
+    /// Returns the number of equal runs of features that a token is cut into, each with its own scale and zero point, in a quantizer made
+    /// by [`ActQuant::asymmetric`]; `None` for other quantizers.
     pub fn spans(&self) -> Option<usize> {
         if let Granularity::Asymmetric(n) = self.granularity { Some(n) } else { None }
     }
@@ -266,9 +281,12 @@ impl ActQuant {
         Encoded::Codes(Codes { codes, scales: vec![scale; x.len() / cols], offsets: Vec::new() })
     }
 
-    /// Quantizes `x`, rows of `cols` values, symmetrically with one scale for each row, even if this quantizer has another granularity. Returns the
-    /// codes, `[rows, cols]`, and the scales, `[rows]`; values after the last whole row are ignored. Errors if a value is not finite, naming its
-    /// row and column.
+    /// Quantizes `x`, `[rows, cols]` row-major, symmetrically to the bits of this quantizer, with one scale for each row. The scale is the
+    /// largest magnitude of the row divided by `2^(bits-1) - 1`, or 1 if that is below the smallest normal f32. Other properties of the
+    /// quantizer (given scales, blocks, zero points) are not used. Returns the codes, `[rows, cols]`, and the scales, `[rows]`. Values
+    /// after the last whole row are ignored. If `cols` is 0, there are no codes, and every value of `x` counts as a row with the scale 1.
+    /// `isa` is the instruction set to compute with. Errors if a value of a whole row is not finite; the error names the row and column of
+    /// the value, counted from 0.
     pub fn encode(&self, isa: Isa, x: &[f32], cols: usize) -> Result<(Vec<i8>, Vec<f32>)> {
         let rows = x.len() / cols.max(1);
         let (mut codes, mut scales) = (vec![0i8; rows * cols], vec![1f32; rows]);
@@ -277,8 +295,9 @@ impl ActQuant {
         Ok((codes, scales))
     }
 
-    /// Returns the values `scale * code + offset` of `codes`, `[tokens, cols]`, with one scale and one offset for each token; missing offsets count
-    /// as 0. Only tokens with whole codes and a scale are returned.
+    /// Returns the values `scales[t] * codes[t, k] + offsets[t]`, `[tokens, cols]` row-major, of signed `codes`, `[tokens, cols]`, with one
+    /// scale and one offset for each token. Missing offsets count as 0. Codes after the last whole token and tokens without a scale are
+    /// left out. A `cols` of 0 counts as 1. Does not fail.
     pub fn decode(codes: &[i8], scales: &[f32], offsets: &[f32], cols: usize) -> Vec<f32> {
         let rows = codes.chunks_exact(cols.max(1)).zip(scales).enumerate();
         rows.flat_map(|(t, (row, scale))| {

@@ -4,18 +4,24 @@ use tersor_core::{Bits, ParamError, Result, StatNeeds, StatSet};
 
 use super::ActQuant;
 
-/// How the range of a static scale is chosen from the activations seen in calibration.
+/// How the largest magnitude that a static scale covers is chosen from the activations seen in calibration: the maximum of their magnitudes
+/// ([`ActRange::Max`]), a percentile of the magnitudes ([`ActRange::Percentile`]), or the limit at which quantization has the smallest
+/// squared error ([`ActRange::Mse`]). There is no default. The scale is the chosen magnitude divided by the largest code, `2^(bits-1) - 1`.
+/// Activations beyond the codes are clamped.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum ActRange {
-    /// The largest magnitude.
+    /// The largest magnitude of all tokens seen.
     Max,
-    /// A percentile of the magnitudes of a sample, in percent, above 50 and at most 100.
+    /// This percentile of the magnitudes of a sample of tokens, in percent: above 50 and at most 100.
     Percentile(f64),
-    /// The largest magnitude times `1 - i / 100`, with the `i` in `0..80` of the smallest squared error on a sample.
+    /// The largest magnitude of a sample of tokens times `1 - i / 100`, with the `i` from 0 to 79 for which quantizing the sample has the
+    /// smallest squared error.
     Mse,
 }
 
-/// A quantizer of activations before calibration: its static scales are computed by [`ActPlan::ready`].
+/// A quantizer of activations before calibration. It is a quantizer that needs no calibration ([`ActPlan::Ready`]), or a symmetric one with
+/// one static scale for all values ([`ActPlan::Fixed`]) or for each feature ([`ActPlan::Channels`]). [`ActPlan::ready`] computes static
+/// scales from statistics of the inputs. There is no default.
 ///
 /// ```
 /// use tersor_core::{StatNeeds, StatSet};
@@ -32,9 +38,9 @@ pub enum ActRange {
 pub enum ActPlan {
     /// A quantizer that needs no calibration.
     Ready(ActQuant),
-    /// One static scale for all values, at these bits.
+    /// A symmetric quantizer with one static scale for all values: bits of a code, 2 to 8, and how the range is chosen.
     Fixed(Bits, ActRange),
-    /// One static scale for each feature, at these bits.
+    /// A symmetric quantizer with one static scale for each feature: bits of a code, 2 to 8, and how the range is chosen.
     Channels(Bits, ActRange),
 }
 
@@ -42,15 +48,16 @@ pub enum ActPlan {
 const SAMPLE: usize = 512;
 
 impl ActPlan {
-    /// Returns the plan of a static quantizer to `bits` bits with one scale, or with `channels` one scale for each feature. Errors unless `bits` is
-    /// 2 to 8 and a percentile above 50 and at most 100.
+    /// Returns the plan of a symmetric quantizer to `bits` bits with static scales, which are computed from calibration data as `range`
+    /// says: one scale for each feature if `channels`, otherwise one for all values. Errors unless `bits` is 2 to 8 and the percentile of
+    /// an [`ActRange::Percentile`] is above 50 and at most 100.
     pub fn fixed(bits: u32, range: ActRange, channels: bool) -> Result<Self, ParamError> {
         range.check()?;
         let bits = Bits::within(bits, 2, 8)?;
         Ok(if channels { Self::Channels(bits, range) } else { Self::Fixed(bits, range) })
     }
 
-    /// Returns the bits of a code.
+    /// Returns the number of bits of a code.
     pub fn bits(&self) -> Bits {
         match self {
             Self::Ready(act) => act.bits(),
@@ -58,7 +65,8 @@ impl ActPlan {
         }
     }
 
-    /// Returns the statistics of the inputs that the scales are computed from.
+    /// Returns the statistics of the inputs that [`ActPlan::ready`] reads: the extremes of each feature for [`ActRange::Max`], a sample of
+    /// 512 tokens for the other ranges, nothing for [`ActPlan::Ready`].
     pub fn needs(&self) -> StatNeeds {
         match self {
             Self::Ready(_) => StatNeeds::default(),
@@ -69,7 +77,9 @@ impl ActPlan {
         }
     }
 
-    /// Returns the number of stored scales for inputs with `features` features.
+    /// Returns the number of static scales that the quantizer stores: 1 for [`ActPlan::Fixed`], and `features`, the number of features of
+    /// its inputs, for [`ActPlan::Channels`]. For [`ActPlan::Ready`] it is the number of scales that the quantizer holds
+    /// ([`ActQuant::scales`]), 0 if scales are computed at run time; `features` is not read then.
     pub fn scales(&self, features: usize) -> usize {
         match self {
             Self::Ready(act) => act.scales().len(),
@@ -78,8 +88,9 @@ impl ActPlan {
         }
     }
 
-    /// Returns the quantizer with scales computed from `stats`. Errors if the statistics lack what [`ActPlan::needs`] names, have seen no token, or
-    /// the bits or the percentile are out of range as in [`ActPlan::fixed`].
+    /// Returns the quantizer, with static scales computed from `stats`, the statistics of the inputs that it will quantize. A scale whose
+    /// activations are all zero is 1. [`ActPlan::Ready`] returns its quantizer and does not read `stats`. Errors if `stats` lacks what
+    /// [`ActPlan::needs`] names or has seen no token, the bits are not 2 to 8, or a percentile is not above 50 and at most 100.
     pub fn ready(&self, stats: &StatSet) -> Result<ActQuant> {
         let (bits, range, channels) = match self {
             Self::Ready(act) => return Ok(act.clone()),

@@ -12,12 +12,15 @@ use super::{Map, MapKind, NESTED_BLOCK, Quantized, Scales};
 /// Largest number of characters of an f64 in JSON.
 const MAX_NUMBER_LEN: usize = 24;
 
-/// A matrix `[out_features, in_features]` of block-wise quantized values: row-major values are cut into blocks, each with a scale, and each value
-/// is a code of a codebook.
+/// A matrix `[out_features, in_features]` of block-wise quantized weights. The weights in row-major order are cut into blocks of equal
+/// length, which may extend over rows; the last block may be shorter. Each block has a scale, and each weight is the code of a value in a
+/// codebook: `weight = scale * codebook[code]`.
 ///
-/// Stored as bitsandbytes stores a 4-bit weight: codes under the operator's own name (u8, `[bytes, 1]`), `absmax` (`[blocks]`, f32, or u8 if scales
-/// are quantized), `quant_map` (f32, one value for each code), for quantized scales `nested_absmax` (f32) and `nested_quant_map` (f32, `[256]`),
-/// and `quant_state.bitsandbytes__<map>` (u8), a JSON description.
+/// Stored as bitsandbytes stores a 4-bit weight: codes under the operator's own name (u8, `[bytes, 1]`; two codes a byte, the first in the
+/// high half, if the codebook has at most 16 values, otherwise one), `absmax` (`[blocks]`, f32, or u8 if scales are quantized), `quant_map`
+/// (f32, one value for each code), for quantized scales `nested_absmax` (f32, `[ceil(blocks / 256)]`) and `nested_quant_map` (f32,
+/// `[256]`), and `quant_state.bitsandbytes__<map>` (u8), a JSON description. `<map>` is the name of the codebook's kind
+/// ([`MapKind::name`]), such as `nf4`.
 ///
 /// ```
 /// use tersor_operators::{BlockwiseLinear, DType, Exec, LinearOp, Map, Quantized, Scales};
@@ -38,10 +41,12 @@ pub struct BlockwiseLinear {
 }
 
 impl BlockwiseLinear {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
+    /// The `kind` of this operator in an [`OpSpec`], the description of an operator without its tensors. A `Registry` finds the operator's
+    /// loader by it.
     pub const KIND: &'static str = "blockwise";
 
-    /// Returns the matrix of the quantized values, of this shape, row-major. Errors unless there are as many as the shape has.
+    /// Returns the matrix of the shape `[out_features, in_features]` whose weights, row-major, are `values`. Errors unless the number of
+    /// values is the product of `shape`, or if that overflows.
     pub fn new(values: Quantized, shape: [usize; 2]) -> Result<Self> {
         if elements(shape)? != values.len() {
             return Err(Error::shape("values of a matrix", elements(shape)?, values.len()));
@@ -49,12 +54,13 @@ impl BlockwiseLinear {
         Ok(Self { values, shape })
     }
 
-    /// Returns the quantized values: codes, scales and codebook.
+    /// Returns the quantized weights, row-major: their codes, the scales of blocks and the codebook.
     pub fn quantized(&self) -> &Quantized {
         &self.values
     }
 
-    /// Returns the stored bits, codebook and description included, divided by the number of weights; 0 for an empty matrix.
+    /// Returns the stored bits, including those of the codebook and the JSON description, divided by the number of weights; 0 for an empty
+    /// matrix.
     pub fn bits_per_weight(&self) -> f64 {
         if self.values.is_empty() { 0.0 } else { self.storage_bits() as f64 / self.values.len() as f64 }
     }
@@ -141,7 +147,9 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result
     Ok(Box::new(BlockwiseLinear::new(values, spec.shape)?))
 }
 
-/// The parameters of a [`BlockwiseLinear`] that determine its stored tensors, known before it is quantized.
+/// The parameters of a [`BlockwiseLinear`] (a matrix of block-wise quantized weights) that are known before the weights are quantized:
+/// codebook, length of a block, whether scales are quantized too, type of the weights before quantization, and shape. They determine the
+/// tensors that the matrix is stored as ([`BlockwiseForm::layout`]).
 ///
 /// ```
 /// use tersor_operators::{BlockwiseForm, DType, Map};
@@ -153,13 +161,14 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct BlockwiseForm<'a> {
-    /// Codebook that the codes of the values refer to.
+    /// Codebook of the weights: the value of each code. A weight is the value of its code times the scale of its block.
     pub map: &'a Map,
-    /// Number of consecutive values that share a scale (a block), at least 1.
+    /// Number of consecutive weights, in row-major order, that share a scale; 0 counts as 1.
     pub block: usize,
-    /// Whether the scales are quantized too (double quantization).
+    /// Whether the scales of blocks are quantized too, to one byte each (double quantization), instead of f32.
     pub nested: bool,
-    /// Type of the values before quantization; its name is stored.
+    /// Type of the weights before quantization. Only its name is stored, in the JSON description: `float16`, `bfloat16`, or `float32` for
+    /// all other types.
     pub dtype: DType,
     /// The shape of the matrix, `[out_features, in_features]`.
     pub shape: [usize; 2],
@@ -188,7 +197,9 @@ impl BlockwiseForm<'_> {
         bytes
     }
 
-    /// Returns the names, types and shapes of the stored tensors.
+    /// Returns the name, type and shape of each stored tensor, as listed at [`BlockwiseLinear`]. Each name is the part that follows the
+    /// operator's own name; that of the codes is empty, since they are stored under the operator's own name. Does not fail: a number of
+    /// weights above `usize::MAX` counts as `usize::MAX`.
     pub fn layout(&self) -> Layout {
         // Shapes whose product overflows were refused before.
         let len = self.shape[0].saturating_mul(self.shape[1]);

@@ -30,7 +30,8 @@ const NF4: [f32; 16] = [
 /// Magnitudes of FP4 (a sign, two bits of exponent, one of fraction) in twelfths, by the lower three bits of the code.
 const FP4: [f32; 8] = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0];
 
-/// The kind of a [`Map`]: one of the named codebooks, or a custom one.
+/// The kind of a [`Map`] (the codebook of block-wise quantization): the signed or the unsigned dynamic map, the signed or the unsigned
+/// linear map, NF4, FP4, or any other map ([`MapKind::Custom`]). There is no default.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum MapKind {
     /// The signed 8-bit map of [`Map::dynamic`].
@@ -50,7 +51,8 @@ pub enum MapKind {
 }
 
 impl MapKind {
-    /// Returns the name in specifications: `dynamic`, `dynamic-unsigned`, `linear`, `linear-unsigned`, `nf4`, `fp4`, `custom`.
+    /// Returns the name of this kind in stored descriptions: `dynamic`, `dynamic-unsigned`, `linear`, `linear-unsigned`, `nf4`, `fp4` or
+    /// `custom`.
     pub const fn name(self) -> &'static str {
         match self {
             MapKind::Dynamic => "dynamic",
@@ -64,8 +66,8 @@ impl MapKind {
     }
 }
 
-/// A codebook of 2 to 256 values, one for each code, usually between -1 and 1: values relative to the largest magnitude of a block. Clones share
-/// memory.
+/// A codebook of 2 to 256 values, in which code `c` stands for value number `c`, counted from 0. Values are relative to the largest
+/// magnitude of a block, so they usually lie between -1 and 1. Clones share memory.
 ///
 /// ```
 /// use tersor_operators::{Isa, Map};
@@ -94,8 +96,9 @@ struct Inner {
 }
 
 impl Map {
-    /// Returns the 8-bit dynamic map (arXiv 2110.02861, section 2.1): a decimal exponent from 0 to -6, and a linear fraction in the remaining bits.
-    /// The signed map has 127 values of each sign besides 0 and 1, the unsigned one 254 positive values besides 0 and 1.
+    /// Returns the 8-bit dynamic map (arXiv 2110.02861, section 2.1) of 256 values in ascending order. Its magnitudes lie in seven decades
+    /// between 1e-7 and 1; they are equally spaced inside a decade, and each decade has twice as many as the one below. The signed map has
+    /// 127 values of each sign besides 0 and 1, the unsigned one 254 positive values besides 0 and 1.
     pub fn dynamic(signed: bool) -> Self {
         let mut values = vec![0.0, 1.0];
         for exponent in 0..7 {
@@ -119,7 +122,8 @@ impl Map {
         Self::build(if signed { MapKind::Dynamic } else { MapKind::DynamicUnsigned }, values)
     }
 
-    /// Returns the 8-bit map of equal steps: `-127 ..= 127` divided by 127 if `signed`, else `0 ..= 255` divided by 255.
+    /// Returns the 8-bit map of equal steps, in ascending order: the 255 values `k / 127` for `k` from -127 to 127 if `signed`, otherwise
+    /// the 256 values `k / 255` for `k` from 0 to 255.
     pub fn linear(signed: bool) -> Self {
         let values = |low: i32, high: i32| (low..=high).map(|k| k as f32 / high as f32).collect();
         match signed {
@@ -128,20 +132,23 @@ impl Map {
         }
     }
 
-    /// Returns QLoRA's 4-bit NormalFloat (arXiv 2305.14314, section 3): 16 quantiles of the normal distribution, sorted, with an exact zero.
+    /// Returns QLoRA's 4-bit NormalFloat (arXiv 2305.14314, section 3): 16 quantiles of the normal distribution in ascending order, from -1
+    /// (code 0) to 1 (code 15), with an exact zero (code 7).
     pub fn nf4() -> Self {
         Self::build(MapKind::Nf4, NF4.to_vec())
     }
 
-    /// Returns QLoRA's 4-bit float: bit 3 of a code is the sign. The code 8, -0, decodes to 0.
+    /// Returns QLoRA's 4-bit float map of 16 values. Bit 3 of a code is the sign; the lower three bits, from 0 to 7, stand for the
+    /// magnitudes 0, 1/192, 2/3, 1, 1/3, 1/2, 1/6 and 1/4. Code 8, a negative zero, stands for 0.
     pub fn fp4() -> Self {
         let value = |code: usize| (FP4[code & 7] / 12.0) * if code > 8 { -1.0 } else { 1.0 };
         Self::build(MapKind::Fp4, (0..16).map(|c| if c == 8 { 0.0 } else { value(c) }).collect())
     }
 
-    /// Returns the map with the given value for each code, in any order. Values are relative to the largest magnitude of a block and should cover
-    /// the range from -1 to 1. Among codes of equal values, the first is chosen for inputs below the value, the last for inputs above. Errors
-    /// unless there are 2 to 256 values, each finite and at most half of the largest f32 in magnitude.
+    /// Returns the map in which code `c` stands for `values[c]`. Values may have any order; they are relative to the largest magnitude of a
+    /// block and should cover the range from -1 to 1. If several codes have the same value, encoding chooses the first of them for inputs
+    /// up to the value and the last for inputs above it. Errors unless there are 2 to 256 values, each finite and at most half of the
+    /// largest f32 in magnitude.
     pub fn custom(values: &[f32]) -> Result<Self, ParamError> {
         if !(2..=256).contains(&values.len()) {
             return Err(ParamError::new("values of a map", values.len(), "must be 2 to 256"));
@@ -152,7 +159,9 @@ impl Map {
         Ok(Self::build(MapKind::Custom, values.to_vec()))
     }
 
-    /// Returns the named map that has these values, else [`Map::custom`] of them. Errors as [`Map::custom`].
+    /// Returns the named map, such as [`Map::nf4`], whose codes stand for exactly these values in this order; if there is none, the map
+    /// that [`Map::custom`] makes of them. Errors unless there are 2 to 256 values, each finite and at most half of the largest f32 in
+    /// magnitude.
     pub fn known(values: &[f32]) -> Result<Self, ParamError> {
         // Made once: their tables take longer to make than a matrix to load.
         static NAMED: LazyLock<[Map; 6]> = LazyLock::new(|| {
@@ -164,9 +173,10 @@ impl Map {
         }
     }
 
-    /// Returns the map of `count` quantiles of `data` (quantile quantization, arXiv 2110.02861, section 1.2). Each block of `block` values is
-    /// divided by its largest magnitude; the values of the map are the midpoints between neighbouring `(count + 1)`-quantiles, and the one nearest
-    /// to 0 is set to 0. Errors unless `count` is 2 to 256, `block` at least 1, and `data` has more than `count` values, all finite.
+    /// Returns a map of `count` quantiles of `data` (quantile quantization, arXiv 2110.02861, section 1.2). Each `block` consecutive values
+    /// of `data` are first divided by their largest magnitude; the last block may be shorter. Value `i` of the map, for `i` from 0 to
+    /// `count - 1`, is then the midpoint of the quantiles `i / (count + 1)` and `(i + 1) / (count + 1)`; the value nearest to 0 is replaced
+    /// by 0. Errors unless `count` is 2 to 256, `block` is at least 1, and `data` has more than `count` values, all finite.
     pub fn quantile(data: &[f32], block: usize, count: usize) -> Result<Self, ParamError> {
         if !(2..=256).contains(&count) || block == 0 {
             return Err(ParamError::new("values of a map", count, "must be 2 to 256, with blocks of at least 1 value"));
@@ -217,49 +227,57 @@ impl Map {
         Self(Arc::new(Inner { kind, values, search, codes, first, look_up }))
     }
 
-    /// Returns the kind of the map.
+    /// Returns which named codebook this map is; [`MapKind::Custom`] if it is none.
     pub fn kind(&self) -> MapKind {
         self.0.kind
     }
 
-    /// Returns the value of each code, in the order of codes.
+    /// Returns the 2 to 256 values of the codebook: code `c` stands for the value at index `c`.
     pub fn values(&self) -> &[f32] {
         &self.0.values
     }
 
-    /// Returns the bits of a stored code: 4 with up to 16 values, else 8.
+    /// Returns the number of bits that a stored code takes: 4 if the map has at most 16 values, otherwise 8.
     pub fn bits(&self) -> u32 {
         if self.0.values.len() <= 16 { 4 } else { 8 }
     }
 
-    /// Returns the code of the value nearest to 0.
+    /// Returns the code of the value that is nearest to 0; of two that are equally near, that of the lower value.
     pub fn zero(&self) -> u8 {
         let mut code = [0];
         self.encode(Isa::SCALAR, &[0.0], 1.0, &mut code);
         code[0]
     }
 
-    /// Returns the largest difference of neighbouring values in sorted order.
+    /// Returns the largest difference between neighbours among the values in ascending order: twice the largest rounding error of an input
+    /// between the smallest and the largest value.
     pub fn widest_gap(&self) -> f32 {
         self.0.search.values().windows(2).map(|w| w[1] - w[0]).fold(0.0, f32::max)
     }
 
-    /// Writes to `codes` the code of the value nearest to each `x * scale`, of two equally near ones the lower value, one code a byte. The shorter
-    /// of the two slices sets the length.
+    /// Writes to `codes[i]` the code, one a byte, of the value that is nearest to `x[i] * scale`; of two that are equally near, that of the
+    /// lower value. `isa` is the instruction set to compute with. The code of a NaN is unspecified. If the slices differ in length, the
+    /// shorter one counts and further elements of `codes` are left unchanged.
     pub fn encode(&self, isa: Isa, x: &[f32], scale: f32, codes: &mut [u8]) {
         self.0.search.nearest(isa, x, scale, codes);
-        self.relabel(isa, codes);
+        let written = x.len().min(codes.len());
+        self.relabel(isa, &mut codes[..written]);
     }
 
-    /// Writes codes as [`Map::encode`], with one of `scales` for each `block` values of `x`, in order. Codes beyond the last scale are left
-    /// unchanged.
+    /// Writes to `codes[i]` the code, one a byte, of the value that is nearest to `x[i] * scales[i / block]`; of two that are equally near,
+    /// that of the lower value. A `block` of 0 counts as 1. `isa` is the instruction set to compute with. The code of a NaN is unspecified.
+    /// Elements of `codes` for which there is no input or no scale are left unchanged; inputs for which there is no code are ignored.
     pub fn encode_blocks(&self, isa: Isa, x: &[f32], scales: &[f32], block: usize, codes: &mut [u8]) {
         self.0.search.nearest_blocks(isa, x, scales, block, codes);
-        self.relabel(isa, codes);
+        let written = x.len().min(codes.len()).min(scales.len().saturating_mul(block.max(1)));
+        self.relabel(isa, &mut codes[..written]);
     }
 
-    /// Writes codes as [`Map::encode`], with stochastic rounding: of the two values around `x * scale` one is chosen at random, so that its
-    /// expectation is `x * scale`. `draw(i)` returns a number for value `i`, uniform in `[0, 1)`.
+    /// Writes to `codes[i]` the code, one a byte, of `x[i] * scale` by stochastic rounding: of the two values of the map that are next to
+    /// `x[i] * scale`, one is chosen at random, so that the expected value is `x[i] * scale`. `draw(i)` returns a random number for index
+    /// `i`, uniform in `[0, 1)`. `isa` is the instruction set to compute with. If `x[i] * scale` is below the smallest or above the largest
+    /// value of the map, that value is chosen. The code of a NaN is unspecified. If `x` and `codes` differ in length, the shorter one
+    /// counts and further elements of `codes` are left unchanged.
     pub fn encode_stochastic(&self, isa: Isa, x: &[f32], scale: f32, draw: impl Fn(usize) -> f32, codes: &mut [u8]) {
         self.0.search.nearest(isa, x, scale, codes);
         let values = self.0.search.values();
@@ -272,7 +290,8 @@ impl Map {
                 *code = other as u8;
             }
         }
-        self.relabel(isa, codes);
+        let written = x.len().min(codes.len());
+        self.relabel(isa, &mut codes[..written]);
     }
 
     /// Replaces indices of sorted values by their codes.
@@ -282,14 +301,17 @@ impl Map {
         }
     }
 
-    /// Writes `values[code] * scale` to `out` for packed 4-bit codes (two a byte, the first in the high half), beginning with code number `first`
-    /// of `packed`; `scales` holds one scale for each `block` elements of `out`. Elements of `out` without a code or a scale are left unchanged.
+    /// Writes `out[i] = values[c] * scales[i / block]`, where `values` are those of this map and `c` is the code number `first + i` of
+    /// `packed`, counted from 0. Codes have 4 bits: two a byte, the first in the high half. `isa` is the instruction set to compute with. A
+    /// code above the last one of the map counts as the last; of a map with more than 16 values only the first 16 are used. A `block` of 0
+    /// counts as 1. Elements of `out` without a code or a scale are left unchanged.
     pub fn decode_packed(&self, isa: Isa, packed: &[u8], first: usize, scales: &[f32], block: usize, out: &mut [f32]) {
         blockwise::look_up_nibbles(isa, &self.0.first, packed, first, scales, block, out);
     }
 
-    /// Writes `values[code] * scale` for codes of one byte to `out`; codes above the last one count as the last. The shorter of the two slices sets
-    /// the length.
+    /// Writes `out[i] = values[codes[i]] * scale`, where `values` are those of this map, for codes of one byte. `isa` is the instruction
+    /// set to compute with. A code above the last one of the map counts as the last. If the slices differ in length, the shorter one counts
+    /// and further elements of `out` are left unchanged.
     pub fn decode(&self, isa: Isa, codes: &[u8], scale: f32, out: &mut [f32]) {
         self.0.look_up.look_up(isa, codes, scale, out);
     }

@@ -8,7 +8,8 @@ use tersor_kernels::{blockwise, par};
 
 use super::Map;
 
-/// Number of block scales that share one outer scale in double quantization.
+/// Number of consecutive block scales that share one outer scale in double quantization, where the scales of blocks are quantized too
+/// ([`Scales::Nested`]).
 pub const NESTED_BLOCK: usize = 256;
 
 /// Number of values from which on results are written past the caches.
@@ -20,25 +21,27 @@ const PIECE: usize = 1 << 12;
 /// Number of values of a unit of parallel work.
 const UNIT: usize = 1 << 16;
 
-/// The scale of each block: the largest magnitude of its values.
+/// The scales of a [`Quantized`] tensor, one for each block of consecutive values, usually the largest magnitude of the block. They are
+/// stored in f32 ([`Scales::Plain`]), or quantized to one byte each ([`Scales::Nested`], double quantization). There is no default.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Scales {
-    /// Scales in f32, `[blocks]`.
+    /// The scale of each block in f32, `[blocks]`.
     Plain(Vec<f32>),
-    /// Quantized scales (double quantization, arXiv 2305.14314, section 3): their differences from `offset` as codes of the signed dynamic map, in
-    /// blocks of 256.
+    /// Quantized scales (double quantization, arXiv 2305.14314, section 3): their differences from `offset` as codes of the signed dynamic
+    /// map ([`Map::dynamic`]), with one outer scale for each 256 differences. A scale is `offset + absmax * map[code]`.
     Nested {
-        /// Codes, `[blocks]`.
+        /// The code of each block's scale, one a byte, `[blocks]`.
         codes: Vec<u8>,
-        /// The largest magnitude of each 256 differences, `[ceil(blocks / 256)]`.
+        /// The outer scales: the largest magnitude of each 256 consecutive differences, `[ceil(blocks / 256)]`.
         absmax: Vec<f32>,
-        /// The mean of the scales.
+        /// The mean of the scales, which is subtracted before they are quantized.
         offset: f32,
     },
 }
 
 impl Scales {
-    /// Returns the scales as f32, `[blocks]`.
+    /// Returns the scale of each block in f32, `[blocks]`. Those of [`Scales::Plain`] are borrowed, those of [`Scales::Nested`] dequantized
+    /// with the instruction set `isa`. Does not fail.
     pub fn values(&self, isa: Isa) -> Cow<'_, [f32]> {
         match self {
             Scales::Plain(s) => Cow::Borrowed(s),
@@ -53,7 +56,9 @@ impl Scales {
         }
     }
 
-    /// Returns the stored bits of the scales: 32 for each f32; if they are quantized, codes, outer scales and offset.
+    /// Returns the number of bits that the scales of all blocks take as they are stored: 32 for each one of [`Scales::Plain`]; for
+    /// [`Scales::Nested`] 8 for the code of each block's scale, 32 for each outer scale, which 256 consecutive blocks share, and 32 for the
+    /// offset, the mean of the scales, which all blocks share.
     pub fn bits(&self) -> u64 {
         match self {
             Scales::Plain(s) => s.len() as u64 * 32,
@@ -62,7 +67,8 @@ impl Scales {
     }
 }
 
-/// A tensor of block-wise quantized values: codes of a codebook, and a scale for each block of its consecutive values.
+/// A tensor of block-wise quantized values, stored in one sequence without a shape. Each value is the code of a value in a codebook
+/// ([`Map`]), and each block of consecutive values has a scale: `value = scale * codebook[code]`.
 ///
 /// ```
 /// use tersor_operators::{DType, Map, Quantized, Scales};
@@ -86,9 +92,10 @@ pub struct Quantized {
 }
 
 impl Quantized {
-    /// Returns the tensor of `len` values, originally of the type `dtype`, from its stored parts: packed `codes` as [`Quantized::codes`] returns
-    /// them, and one scale for each `block` values. Errors if a length is wrong, `block` is 0, a scale is not finite, or the map has no value for a
-    /// code.
+    /// Returns the tensor of `len` values, originally of the type `dtype`, from its stored parts. With a map of at most 16 values, `codes`
+    /// has two codes a byte, the first in the high half, `ceil(len / 2)` bytes; with a larger map it has one code a byte, `len` bytes. Each
+    /// `block` consecutive values share a scale, so there are `ceil(len / block)` scales; a negative scale is allowed. Errors if `block` is
+    /// 0, a length is wrong, a scale is not finite, or the map has no value for a code. The unused half of a last byte counts as a code.
     pub fn from_parts(
         map: Map,
         block: usize,
@@ -133,17 +140,17 @@ impl Quantized {
         Ok(Self { map, block, len, dtype, codes, scales, absmax })
     }
 
-    /// Returns the codebook.
+    /// Returns the codebook: the value of each code. A quantized value is the codebook's value of its code times the scale of its block.
     pub fn map(&self) -> &Map {
         &self.map
     }
 
-    /// Returns the number of values of a block.
+    /// Returns the number of consecutive values that share a scale; the last block may have fewer.
     pub fn block(&self) -> usize {
         self.block
     }
 
-    /// Returns the number of values.
+    /// Returns the number of values of the tensor.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -153,28 +160,32 @@ impl Quantized {
         self.len == 0
     }
 
-    /// Returns the type of the original values.
+    /// Returns the type that the values had before they were quantized.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Returns the packed codes: one a byte, or with a 4-bit map two a byte, the first in the high half.
+    /// Returns the packed codes: with a 4-bit map two a byte, the first in the high half, `ceil(len / 2)` bytes; otherwise one a byte,
+    /// `len` bytes.
     pub fn codes(&self) -> &[u8] {
         &self.codes
     }
 
-    /// Returns the scales as they are stored.
+    /// Returns the scales of blocks as they are stored, in f32 or quantized. [`Quantized::absmax`] returns them in f32.
     pub fn scales(&self) -> &Scales {
         &self.scales
     }
 
-    /// Returns whether the scales are quantized too.
+    /// Returns whether the scales of blocks are quantized too ([`Scales::Nested`], double quantization).
     pub fn is_nested(&self) -> bool {
         matches!(self.scales, Scales::Nested { .. })
     }
 
-    /// Quantizes other values with the scales of this tensor; values above the scale of their block in magnitude get the outermost code. Errors if
-    /// the length differs or a value is not finite.
+    /// Quantizes other values `x`, `[len]`, with the codebook and the scales of this tensor, and returns the new tensor. Each `x[i]`,
+    /// divided by the scale of its block, gets the code of the nearest value of the codebook; of two that are equally near, that of the
+    /// lower value. A quotient outside of the codebook's range gets the code of the smallest or the largest value. In the division a scale
+    /// below 1e-38, also a negative one, counts as 1e-38. `isa` is the instruction set to compute with. Errors if `x` has another length
+    /// than this tensor or a value is not finite.
     pub fn requantize(&self, x: &[f32], isa: Isa) -> Result<Self> {
         if x.len() != self.len {
             return Err(Error::shape("values to quantize", self.len, x.len()));
@@ -192,25 +203,26 @@ impl Quantized {
         Ok(Self { codes, ..self.clone() })
     }
 
-    /// Returns the scale of each block, `[blocks]`; quantized scales dequantized.
+    /// Returns the scale of each block in f32, `[ceil(len / block)]`; scales that are stored quantized are dequantized.
     pub fn absmax(&self) -> &[f32] {
         &self.absmax
     }
 
-    /// Returns the bits of codes and scales, without the codebook, divided by the number of values; 0 if there are none.
+    /// Returns the stored bits of codes and scales, without those of the codebook, divided by the number of values; 0 for an empty tensor.
     pub fn bits_per_value(&self) -> f64 {
         let bits = self.codes.len() as u64 * 8 + self.scales.bits();
         if self.len == 0 { 0.0 } else { bits as f64 / self.len as f64 }
     }
 
-    /// Returns the values, `[len]`, rounded to the type `T`. Does not fail.
+    /// Returns all values, `[len]`, rounded to the type `T`: f32, f16 or bf16. Does not fail.
     pub fn dequantize<T: Element>(&self) -> Result<Vec<T>> {
         let mut out = vec![T::ZERO; self.len];
         self.dequantize_into(&mut out, &Exec::new())?;
         Ok(out)
     }
 
-    /// Writes the values to `out`, rounded to the type `T`, in the thread pool of `exec`. Errors if `out` has another length.
+    /// Writes all values to `out`, `[len]`, rounded to the type `T` (f32, f16 or bf16), in parallel in the thread pool of `exec`. Errors if
+    /// `out` does not have as many elements as the tensor has values.
     pub fn dequantize_into<T: Element>(&self, out: &mut [T], exec: &Exec) -> Result<()> {
         if out.len() != self.len {
             return Err(Error::shape("length of the output", self.len, out.len()));
@@ -243,7 +255,8 @@ impl Quantized {
         Ok(())
     }
 
-    /// Writes the values of a range of indices to `out`. Errors if the range leaves the tensor or `out` has another length.
+    /// Writes the values with the indices `range`, counted from 0, to `out` in f32, `[range.len()]`. `isa` is the instruction set to
+    /// compute with. Errors if the range is not inside of `0..len` or `out` has another length.
     pub fn read(&self, range: Range<usize>, out: &mut [f32], isa: Isa) -> Result<()> {
         if range.start > range.end || range.end > self.len || range.len() != out.len() {
             return Err(Error::range(
@@ -278,7 +291,8 @@ impl Quantized {
 /// Lower bound of the scale that values are divided by.
 const MIN_SCALE: f32 = 1e-38;
 
-/// Returns the factor `1 / absmax` that brings the values of a block to the range -1 to 1; `absmax` counts as at least 1e-38.
+/// Returns the factor `1 / absmax` that brings the values of a block, whose largest magnitude is `absmax`, to the range from -1 to 1. An
+/// `absmax` below 1e-38, or NaN, counts as 1e-38, so the factor is finite. Does not fail.
 pub fn inverse_scale(absmax: f32) -> f32 {
     1.0 / absmax.max(MIN_SCALE)
 }

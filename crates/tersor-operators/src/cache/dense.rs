@@ -17,7 +17,8 @@ enum Values {
     F16(Vec<f16>),
 }
 
-/// Cached keys or values of one head in f32 or f16, `[tokens, dim]`. Stored as one tensor under the store's own name.
+/// A store of the cached keys, or the cached values, of one attention head in f32 or f16, `[tokens, dim]`. It is saved as one tensor of
+/// this shape under the store's own name.
 ///
 /// ```
 /// use tersor_core::cache::LayerCache;
@@ -41,10 +42,12 @@ pub struct DenseRows {
 }
 
 impl DenseRows {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds the loader.
+    /// The `kind` of this store in an [`OpSpec`], the description of a store without its rows. A `CacheRegistry` finds the store's loader
+    /// by it.
     pub const KIND: &'static str = "dense-rows";
 
-    /// Returns an empty store of rows of `dim` values. Errors if `dim` is 0 or `dtype` is neither f32 nor f16.
+    /// Returns a store without tokens, whose rows have `dim` values of the type `dtype`. Errors if `dim` is 0 or `dtype` is neither f32 nor
+    /// f16.
     pub fn new(dim: usize, dtype: DType) -> Result<Self> {
         if dim == 0 {
             return Err(Error::shape("width of a cached row", "at least 1", 0));
@@ -60,7 +63,7 @@ impl DenseRows {
         Ok(Self { values, dim })
     }
 
-    /// Returns the type of the stored values.
+    /// Returns the type of the stored values, f32 or f16.
     pub fn dtype(&self) -> DType {
         match self.values {
             Values::F32(_) => DType::F32,

@@ -15,10 +15,12 @@ use tersor_kernels::{Isa, bits, cached_rows, vector};
 
 use super::{merged, retain_rows};
 
-/// Cached keys or values of one head as integers. A row is cut into parts, each with its own number of bits, a scale and a minimum in f16: a value is
-/// `minimum + scale * code`. Rows may be rotated before they are stored; prepared queries are rotated alike, sums of values back.
+/// A store of the cached keys, or the cached values, of one attention head as integers. The row of a token is cut into parts of given
+/// widths. Each part has its own number of bits, and in each row a scale and a minimum in f16: a value is `minimum + scale * code`. With a
+/// rotation, rows are rotated before they are quantized, queries are rotated alike, and weighted sums of values are rotated back.
 ///
-/// A stored row is, part after part, the packed codes, the scale and the minimum. Saved as one tensor of bytes `[tokens, row bytes]`.
+/// The bytes of a row are those of its parts, one after the other: packed codes, scale, minimum. Saved as the tensor `rows` (u8,
+/// `[tokens, bytes of a row]`) and, with a rotation, its tensors under `rotation`.
 ///
 /// ```
 /// use tersor_core::{KvStore, MatView};
@@ -46,11 +48,13 @@ pub struct IntegerRows {
 }
 
 impl IntegerRows {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds the loader.
+    /// The `kind` of this store in an [`OpSpec`], the description of a store without its rows. A `CacheRegistry` finds the store's loader
+    /// by it.
     pub const KIND: &'static str = "integer-rows";
 
-    /// Returns an empty store of rows with parts of these widths and bits, rotated by `rotation`. Errors if there is no part, one is empty, bits are not
-    /// 1 to 8, or the rotation has another width than the row.
+    /// Returns a store without tokens. `parts` has the width (the number of values) and the bits of each part of a row, in order; a row has
+    /// as many values as all parts together. Rows are rotated by `rotation`, if there is one, before they are quantized. Errors if there is
+    /// no part, a width is 0, bits are not 1 to 8, a row does not fit the address space, or the rotation does not have the width of a row.
     pub fn new(parts: &[(usize, u32)], rotation: Option<Arc<Rotation>>) -> Result<Self> {
         let mut dim = 0usize;
         for &(n, b) in parts {
@@ -251,6 +255,9 @@ pub(super) fn load(spec: &OpSpec, prefix: &str, loading: &CacheLoading<'_>) -> R
         None => None,
     };
     let mut store = IntegerRows::new(&parts, rotation)?;
+    if store.dim() != spec.shape[1] {
+        return Err(Error::shape("parts of a cached row", spec.shape[1], store.dim()));
+    }
     let stored = store.row_bytes();
     store.bytes = read_expected(loading.source(), &join(prefix, "rows"), DType::U8, &[spec.shape[0], stored])?;
     for (row, bytes) in store.bytes.chunks_exact(stored).enumerate() {

@@ -11,15 +11,15 @@ pub use integers::IntegerRows;
 pub use set::DenseCaches;
 pub use tersor_kernels::cached_rows::row_bytes as integer_row_bytes;
 
-/// Registers the loaders of this crate's stores of cached rows ([`DenseRows`], [`IntegerRows`]) and of its caches of all layers ([`DenseCaches`]),
-/// by their kinds.
+/// Adds the loaders of this crate's caches to `registry`, each under the `KIND` of its type: the stores of cached rows [`DenseRows`] and
+/// [`IntegerRows`], and [`DenseCaches`], the caches of all layers. Each replaces a loader that the registry has for its kind.
 pub fn register_caches(registry: &mut CacheRegistry) {
     registry.register_store(DenseRows::KIND, dense::load);
     registry.register_store(IntegerRows::KIND, integers::load);
     registry.register_set(DenseCaches::KIND, set::load);
 }
 
-/// Returns a registry with the loaders that [`register_caches`] adds.
+/// Returns a new registry with the loaders of [`DenseRows`], [`IntegerRows`] and [`DenseCaches`], as [`register_caches`] adds them.
 ///
 /// ```
 /// use tersor_core::{CacheSet, MemTensors};

@@ -5,7 +5,7 @@ use tersor_core::{CacheSet, DType, Error, Heads, KvCache, KvStore, LayerCache, O
 
 use super::DenseRows;
 
-/// Caches that store keys and values in f32 or f16, the same in every layer.
+/// The caches of all attention layers of a network, which store keys and values in f32 or f16, the same type in every layer.
 ///
 /// ```
 /// use tersor_core::{CacheSet, Heads};
@@ -23,21 +23,22 @@ pub struct DenseCaches {
 }
 
 impl DenseCaches {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds the loader.
+    /// The `kind` of these caches in an [`OpSpec`], their description without the cached rows. A `CacheRegistry` finds their loader by it.
     pub const KIND: &'static str = "dense-caches";
 
-    /// Returns caches of this type. Errors unless it is f32 or f16.
+    /// Returns caches that store keys and values as `dtype`. Errors unless `dtype` is f32 or f16.
     pub fn new(dtype: DType) -> Result<Self> {
         DenseRows::new(1, dtype)?;
         Ok(Self { dtype })
     }
 
-    /// Returns caches in f32.
+    /// Returns caches that store keys and values in f32.
     pub fn f32() -> Self {
         Self { dtype: DType::F32 }
     }
 
-    /// Returns the empty cache of one layer with these heads. Does not fail for heads that [`Heads::new`] accepts.
+    /// Returns the empty cache of one attention layer with the given heads: a [`DenseRows`] for the keys of each key head, and one for the
+    /// values of each value head. Does not fail for heads that [`Heads::new`] accepts.
     pub fn layer(&self, heads: &Heads) -> Result<LayerCache> {
         let stores = |n: usize, dim: usize| {
             let store = |_| -> Result<Box<dyn KvStore>> { Ok(Box::new(DenseRows::new(dim, self.dtype)?)) };

@@ -9,10 +9,13 @@ use tersor_core::{
     Error, Exec, GemmTask, Input, LinearOp, Loading, MatView, MatViewMut, OpSpec, Result, RowSlot, TensorSink, Tile,
     Write, view,
 };
-use tersor_kernels::dense::{Options, Out, product};
+use tersor_kernels::vector;
 
-/// A low-rank matrix `W = up · down`, `[out_features, in_features]`, of two operators: `up`, `[out_features, rank]`, and `down`,
-/// `[rank, in_features]`.
+/// The number of columns of a low-rank matrix that are decompressed together.
+const COLUMN_SPAN: usize = 1024;
+
+/// A low-rank matrix `W = up · down`, `[out_features, in_features]`, the product of two operators: `up`, `[out_features, rank]`, and
+/// `down`, `[rank, in_features]`. It multiplies by one after the other: `y = (x downᵀ) upᵀ`.
 ///
 /// ```
 /// use tersor_operators::{DType, Dense, Factored, LinearOp};
@@ -29,10 +32,12 @@ pub struct Factored {
 }
 
 impl Factored {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
+    /// The `kind` of this operator in an [`OpSpec`], the description of an operator without its tensors. A `Registry` finds the operator's
+    /// loader by it.
     pub const KIND: &'static str = "factored";
 
-    /// Returns the product of two operators. Errors unless `up` has as many columns as `down` has rows.
+    /// Returns the product `up · down` of the operators `up`, `[out_features, rank]`, and `down`, `[rank, in_features]`. Errors unless `up`
+    /// has as many columns as `down` has rows.
     pub fn new(up: Box<dyn LinearOp>, down: Box<dyn LinearOp>) -> Result<Self> {
         if up.shape()[1] != down.shape()[0] {
             return Err(Error::shape("rank of two factors", up.shape()[1], down.shape()[0]));
@@ -52,19 +57,21 @@ impl LinearOp for Factored {
         check_range(self.shape(), &rows, out.len())?;
         let ([_, rank], [_, cols]) = (self.up.shape(), self.down.shape());
         let mut up = vec![0f32; rows.len() * rank];
-        self.up.decompress_rows(rows.clone(), &mut up, exec)?;
+        self.up.decompress_rows(rows, &mut up, exec)?;
         let mut down = vec![0f32; rank * cols];
         self.down.decompress_rows(0..rank, &mut down, exec)?;
-        // The product takes the right operand column by column.
-        let mut transposed = vec![0f32; rank * cols];
-        for r in 0..rank {
-            for c in 0..cols {
-                transposed[c * rank + r] = down[r * cols + c];
+        out.fill(0.0);
+        // Every row is summed in the order of the rank, so that its bits do not depend on which rows are asked for. A span of columns of
+        // `down` stays in the cache for all rows.
+        for first in (0..cols).step_by(COLUMN_SPAN) {
+            let span = first..cols.min(first + COLUMN_SPAN);
+            for (out, up) in out.chunks_mut(cols).zip(up.chunks(rank.max(1))) {
+                for (&c, down) in up.iter().zip(down.chunks(cols)) {
+                    vector::axpy(exec.isa(), c, &down[span.clone()], &mut out[span.clone()]);
+                }
             }
         }
-        let y = Out { data: out, stride: cols };
-        let how = Options { isa: exec.isa(), write: Write::Set, parallel: false };
-        Ok(product(how, &up, [rows.len(), rank], &transposed, cols, y)?)
+        Ok(())
     }
     fn apply(&self, x: &Input<'_>, y: MatViewMut<'_>, write: Write, exec: &Exec) -> Result<()> {
         check_apply(self.shape(), x, &y)?;
@@ -99,7 +106,8 @@ impl LinearOp for Factored {
     }
 }
 
-/// The sum `W = base + low_rank` of two operators of the shape `[out_features, in_features]`: a matrix with a correction, usually a [`Factored`] one.
+/// The sum `W = base + low_rank` of two operators, both `[out_features, in_features]`: a compressed matrix and a correction of it, usually
+/// a [`Factored`] one.
 ///
 /// ```
 /// use tersor_operators::{DType, Dense, Exec, LinearOp, Residual};
@@ -118,10 +126,12 @@ pub struct Residual {
 }
 
 impl Residual {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
+    /// The `kind` of this operator in an [`OpSpec`], the description of an operator without its tensors. A `Registry` finds the operator's
+    /// loader by it.
     pub const KIND: &'static str = "residual";
 
-    /// Returns the sum of two operators. Errors unless both have the same shape.
+    /// Returns the sum of the operators `base` and `low_rank`, which may be any two. Errors unless both have the same shape,
+    /// `[out_features, in_features]`.
     pub fn new(base: Box<dyn LinearOp>, low_rank: Box<dyn LinearOp>) -> Result<Self> {
         if base.shape() != low_rank.shape() {
             return Err(Error::shape("shape of a correction", base.shape(), low_rank.shape()));

@@ -4,9 +4,9 @@ use tersor_core::{DType, Error, InputChange, Layout, LinearOp, Result, Rotation,
 
 use super::{Permuted, Rotated, ScaledInputs};
 
-/// Returns `op` with `change` applied to its inputs, `[tokens, features]`: a [`ScaledInputs`], [`Permuted`] or [`Rotated`]. Errors if the change is
-/// for another number of features than `op` has, a factor is not finite, an order is not a permutation, or [`InputChange::Rotate`] does not hold
-/// exactly one rotation.
+/// Returns an operator that applies `change` to its inputs, `[tokens, features]`, whenever it multiplies, and passes them to `op`: a
+/// [`ScaledInputs`], [`Permuted`] or [`Rotated`]. Errors if the change is for another number of features than `op` has, a factor is not
+/// finite, a permutation does not hold each feature once, or [`InputChange::Rotate`] does not hold exactly one rotation.
 ///
 /// ```
 /// use tersor_operators::*;
@@ -27,9 +27,12 @@ pub fn online(op: Box<dyn LinearOp>, change: &InputChange) -> Result<Box<dyn Lin
     })
 }
 
-/// Returns the tensors that the result of [`online`] stores in addition to those of the operator, which has `features` input features. Factors and
-/// orders are not read: an [`InputChange::Scale`] or [`InputChange::Permute`] may be empty. Errors if [`InputChange::Rotate`] does not hold exactly
-/// one rotation.
+/// Returns the name, type and shape of each tensor that the result of [`online`] stores for `change`, without those of the operator behind
+/// it. For [`InputChange::Scale`] there is one tensor, `input_scales` (f32, `[features]`), for [`InputChange::Permute`] one tensor, `order`
+/// (u32, `[features]`). `features` is the number of input features of the operator; the vector in the change is not read and may be empty.
+/// For [`InputChange::Rotate`] there are the two tensors of the rotation ([`Rotation::layout`]): `signs` (i8, one for each of the `p * 2^m`
+/// features that it rotates) and `factor` (f32, `[p, p]`, the orthogonal matrix that it applies besides a Walsh-Hadamard transform of order
+/// `2^m`); `features` is not read. Errors if [`InputChange::Rotate`] does not hold exactly one rotation.
 pub fn online_layout(change: &InputChange, features: usize) -> Result<Layout> {
     let vector = |name: &str, dtype| (name.to_string(), TensorInfo { dtype, shape: vec![features] });
     let tensors = match change {

@@ -10,8 +10,9 @@ use tersor_core::{
     view,
 };
 
-/// A matrix `W = [W_0 W_1 ...]`, `[out_features, in_features]`, of operators side by side, each for a span of the columns: `y = Σ x[span i] W_iᵀ`.
-/// ResQ (arXiv 2412.14363) has 4-bit and 8-bit columns, multiplied by 4-bit and 8-bit inputs.
+/// A matrix `W = [W_0 W_1 ...]`, `[out_features, in_features]`, of operators side by side. Each `W_i` has its own range of neighbouring
+/// columns and multiplies only the features of the input in that range: `y = Σ x_i W_iᵀ` with the features `x_i` of part `i`. ResQ (arXiv
+/// 2412.14363) has a part of 4-bit and a part of 8-bit columns, multiplied by 4-bit and 8-bit inputs.
 ///
 /// ```
 /// use tersor_operators::{DType, Dense, LinearOp, Split};
@@ -29,10 +30,12 @@ pub struct Split {
 }
 
 impl Split {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
+    /// The `kind` of this operator in an [`OpSpec`], the description of an operator without its tensors. A `Registry` finds the operator's
+    /// loader by it.
     pub const KIND: &'static str = "split";
 
-    /// Returns the matrix of `parts` side by side, in order. Errors if there is none, they differ in rows, or the shape overflows.
+    /// Returns the matrix whose columns are those of `parts`, one part after the other: its `in_features` are the sum of theirs. Errors if
+    /// `parts` is empty, the parts do not have the same number of rows, or the shape overflows.
     pub fn new(parts: Vec<Box<dyn LinearOp>>) -> Result<Self> {
         let rows = parts.first().map(|p| p.shape()[0]);
         let rows = rows.ok_or_else(|| Error::shape("parts of a split operator", "at least 1", 0))?;
@@ -60,7 +63,9 @@ fn name(index: usize) -> String {
     format!("part{index}")
 }
 
-/// Returns the layout of a [`Split`] from those of its parts, in order.
+/// Returns the stored tensors of a [`Split`], given those of its parts in order. The tensor `x` of part `i`, counted from 0, gets the name
+/// `part<i>.x`, for example `part0.codes`. A tensor of part `i` with an empty name gets the name `part<i>`. Types and shapes are unchanged.
+/// The sizes are marked as exact if those of all parts are; otherwise they are upper bounds. Without parts there are no tensors.
 pub fn split_layout(parts: impl IntoIterator<Item = Layout>) -> Layout {
     let mut all = Layout { tensors: Vec::new(), exact: true };
     for (i, part) in parts.into_iter().enumerate() {

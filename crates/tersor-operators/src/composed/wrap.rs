@@ -16,7 +16,9 @@ use tersor_core::{
 
 use crate::activations::{ActQuant, offsets, quantized};
 
-/// An operator `W'` for rotated inputs: `y = (x Rᵀ) W'ᵀ`, so that `W = W' R` with the rotation `R`, `[in_features, in_features]`.
+/// An operator that rotates its inputs and passes them to an operator `W'` for rotated inputs: `y = (x Rᵀ) W'ᵀ` with a rotation `R`,
+/// `[in_features, in_features]`. For the original inputs it is the matrix `W = W' R`, `[out_features, in_features]`. Its decompressed rows
+/// are those of `W`.
 ///
 /// ```
 /// use tersor_operators::{DType, Dense, Exec, LinearOp, Rotated, Rotation};
@@ -34,7 +36,9 @@ pub struct Rotated {
     op: Box<dyn LinearOp>,
 }
 
-/// An operator `W'` for permuted inputs: `y = x[order] W'ᵀ`, so that column `i` of `W'` is column `order[i]` of `W`.
+/// An operator that reorders the features of its inputs and passes them to an operator `W'` for reordered inputs: `y = x[order] W'ᵀ`, where
+/// feature `i` of `x[order]` is feature `order[i]` of `x`. For the original inputs it is a matrix `W`: column `order[i]` of `W` is column
+/// `i` of `W'`. Its decompressed rows are those of `W`.
 ///
 /// ```
 /// use tersor_operators::{DType, Dense, Exec, LinearOp, Permuted};
@@ -52,7 +56,8 @@ pub struct Permuted {
     op: Box<dyn LinearOp>,
 }
 
-/// An operator `W'` for scaled inputs: `y = (x diag(s)) W'ᵀ`, so that `W = W' diag(s)`, with one factor `s_j` for each input feature.
+/// An operator that multiplies each feature of its inputs by a factor and passes them to an operator `W'` for scaled inputs:
+/// `y = (x diag(s)) W'ᵀ` with the factors `s`, `[in_features]`. It is the matrix `W = W' diag(s)` for the original inputs.
 ///
 /// ```
 /// use tersor_operators::{DType, Dense, Exec, LinearOp, ScaledInputs};
@@ -70,7 +75,8 @@ pub struct ScaledInputs {
     op: Box<dyn LinearOp>,
 }
 
-/// An operator whose inputs are quantized: `y = Q(x) Wᵀ`, with a quantizer `Q` of activations and the weights `W` of the operator.
+/// An operator that quantizes its inputs and passes them to another operator `W`, `[out_features, in_features]`: `y = Q(x) Wᵀ` with a
+/// quantizer `Q` of activations ([`ActQuant`]). Its decompressed rows are those of `W`, and gradients pass the quantizer unchanged.
 ///
 /// ```
 /// use tersor_operators::{ActQuant, DType, Dense, LinearOpExt, MatView, QuantizedInputs};
@@ -100,10 +106,12 @@ fn check_width(op: &dyn LinearOp, n: usize) -> Result<()> {
 }
 
 impl Rotated {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
+    /// The `kind` of this operator in an [`OpSpec`], the description of an operator without its tensors. A `Registry` finds the operator's
+    /// loader by it.
     pub const KIND: &'static str = "rotated";
 
-    /// Returns `op`, an operator for rotated inputs, with the rotation of the original inputs in front. Errors if their numbers of features differ.
+    /// Returns the operator `y = (x Rᵀ) W'ᵀ`, which rotates its inputs `x`, `[tokens, in_features]`, by `rotation` (the matrix `R`) and
+    /// passes them to `op` (the matrix `W'`). It has the shape of `op`. Errors if `rotation` and `op` have different numbers of features.
     pub fn new(rotation: Rotation, op: Box<dyn LinearOp>) -> Result<Self> {
         check_width(&*op, rotation.dim())?;
         Ok(Self { rotation, op })
@@ -111,11 +119,12 @@ impl Rotated {
 }
 
 impl Permuted {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
+    /// The `kind` of this operator in an [`OpSpec`], the description of an operator without its tensors. A `Registry` finds the operator's
+    /// loader by it.
     pub const KIND: &'static str = "permuted";
 
-    /// Returns `op`, an operator for permuted inputs, with the permutation of the original inputs in front: its feature `i` is feature `order[i]`
-    /// of the input. Errors unless `order` holds each feature of `op` once.
+    /// Returns the operator that reorders the features of its inputs and passes them to `op`: feature `i` of the input of `op` is feature
+    /// `order[i]` of the original one, both counted from 0. Errors unless `order` holds each input feature of `op` exactly once.
     pub fn new(order: Vec<u32>, op: Box<dyn LinearOp>) -> Result<Self> {
         check_width(&*op, order.len())?;
         FeatureMap::permutation(order.clone())?;
@@ -125,11 +134,12 @@ impl Permuted {
 }
 
 impl ScaledInputs {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
+    /// The `kind` of this operator in an [`OpSpec`], the description of an operator without its tensors. A `Registry` finds the operator's
+    /// loader by it.
     pub const KIND: &'static str = "scaled_inputs";
 
-    /// Returns `op`, an operator for scaled inputs, with the multiplication of the original inputs by `scales`, `[in_features]`, in front. Errors
-    /// unless there is a finite factor for each feature.
+    /// Returns the operator that multiplies feature `j` of its inputs by `scales[j]` and passes them to `op`. Errors unless `scales` has
+    /// one finite factor for each input feature of `op`.
     pub fn new(scales: Vec<f32>, op: Box<dyn LinearOp>) -> Result<Self> {
         check_width(&*op, scales.len())?;
         check_finite(&scales, scales.len(), 0)?;
@@ -139,12 +149,15 @@ impl ScaledInputs {
 }
 
 impl QuantizedInputs {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
+    /// The `kind` of this operator in an [`OpSpec`], the description of an operator without its tensors. A `Registry` finds the operator's
+    /// loader by it.
     pub const KIND: &'static str = "quantized_inputs";
 
-    /// Returns `op` with the quantizer `act` in front, which quantizes its inputs. Errors if `act` is for another number of features. Errors also
-    /// if `act` is asymmetric with one span and `op`, or an operator inside of it, quantizes activations too: the offset of a token is added to the
-    /// result of `op`, which must be linear.
+    /// Returns the operator that quantizes its inputs by `act` and passes them to `op`. Errors if `act` was made by [`ActQuant::channels`]
+    /// and does not have one scale for each input feature of `op`. Errors if `act` was made by [`ActQuant::asymmetric`] and its number of
+    /// spans (equal runs of features) does not divide the number of input features. Errors if `act` is asymmetric with 1 span and `op` is a
+    /// [`QuantizedInputs`] or contains one. The reason is that such an `act` leaves the offset of a token out of the input of `op` and adds
+    /// the offset's product with `op` to the result, which is right only if `op` is linear.
     pub fn new(act: ActQuant, op: Box<dyn LinearOp>) -> Result<Self> {
         act.check(op.shape()[1])?;
         if act.spans() == Some(1) && rounds_inputs(&op.spec()) {

@@ -4,7 +4,9 @@ use half::{bf16, f16};
 use tersor_core::{Bits, DType, Error, GroupSize, Isa, ParamError, Result, power_of_two_above};
 use tersor_kernels::affine::{self, Affine};
 
-/// The grid of a group of `b`-bit codes: which codes are used, and how the scale `s` and the zero point follow from the range of the values.
+/// The grid of a group of weights with `b`-bit codes: `weight = s * (code - zero)`. It says which codes are used, and how the scale `s` and
+/// the zero point follow from the range of the group's values. The grid is asymmetric ([`Grid::Asym`]), symmetric with all codes
+/// ([`Grid::SymFull`]), or symmetric without the lowest code ([`Grid::SymNarrow`]). There is no default.
 ///
 /// ```
 /// use tersor_operators::{Bits, Grid};
@@ -16,8 +18,8 @@ use tersor_kernels::affine::{self, Affine};
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Grid {
-    /// Asymmetric: codes `0 ..= 2^b - 1` from the smallest to the largest value, a range that includes 0; `s = (max - min) / (2^b - 1)`, with an
-    /// integer zero point.
+    /// Asymmetric: codes `0 ..= 2^b - 1` from the smallest to the largest value, a range that includes 0; `s = (max - min) / (2^b - 1)`,
+    /// with an integer zero point.
     Asym,
     /// Symmetric, all codes `-2^(b-1) ..= 2^(b-1) - 1`: `s = 2 max|w| / (2^b - 1)`. Every value lies within half a step of a code.
     SymFull,
@@ -26,12 +28,12 @@ pub enum Grid {
 }
 
 impl Grid {
-    /// Returns the usual symmetric grid for codes of `bits` bits: [`Grid::SymNarrow`] at 8 bits, [`Grid::SymFull`] below.
+    /// Returns the symmetric grid that is usual for codes of `bits` bits: [`Grid::SymNarrow`] at 8 bits, [`Grid::SymFull`] at fewer.
     pub fn symmetric(bits: Bits) -> Self {
         if bits.get() == 8 { Grid::SymNarrow } else { Grid::SymFull }
     }
 
-    /// Returns the name in stored specifications: `asym`, `sym_full` or `sym_narrow`.
+    /// Returns the name of this grid in stored descriptions of a matrix: `asym`, `sym_full` or `sym_narrow`.
     pub fn name(self) -> &'static str {
         match self {
             Grid::Asym => "asym",
@@ -40,12 +42,13 @@ impl Grid {
         }
     }
 
-    /// Returns the grid with this name; `None` if there is none.
+    /// Returns the grid that is called `asym`, `sym_full` or `sym_narrow`; `None` for any other name.
     pub fn from_name(name: &str) -> Option<Self> {
         [Grid::Asym, Grid::SymFull, Grid::SymNarrow].into_iter().find(|g| g.name() == name)
     }
 
-    /// Returns the range of stored codes; signed codes are stored with `2^(b-1)` added.
+    /// Returns the range of codes as they are stored, unsigned, for codes of `b` bits: `1..=2^b - 1` for [`Grid::SymNarrow`], `0..=2^b - 1`
+    /// for the others. The signed codes of symmetric grids are stored with `2^(b-1)` added, their zero point.
     pub fn codes(self, bits: Bits) -> std::ops::RangeInclusive<u8> {
         match self {
             Grid::SymNarrow => 1..=bits.max_code(),
@@ -54,20 +57,24 @@ impl Grid {
     }
 }
 
-/// How the range of the values of a group, which its grid covers, is chosen.
+/// How the range of values that the grid of a group covers is chosen: the whole range of the group's values ([`Clip::None`]), or that one
+/// of the whole range and 79 smaller ones (the whole range times 0.99, 0.98, and so on to 0.21) which has the smallest error
+/// ([`Clip::Search`]). The error is `Σ |w - ŵ|^norm` over the group's values `w` and their quantized values `ŵ`; `norm` is a parameter of
+/// the search. Values beyond the range are clamped. There is no default.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Clip {
     /// The whole range of the values.
     None,
-    /// The range times `1 - i / 100`, with the `i` in `0..80` of the smallest `Σ |w - ŵ|^norm` (the `mse` option of GPTQ's released code, whose
-    /// norm is 2.4).
+    /// The whole range times `1 - i / 100`, with the `i` from 0 to 79 for which `Σ |w - ŵ|^norm` over the group's values `w` and their
+    /// quantized values `ŵ` is smallest (the `mse` option of GPTQ's released code, whose norm is 2.4).
     Search {
-        /// The exponent, finite and at least 1.
+        /// The exponent of the errors, finite and at least 1.
         norm: f32,
     },
 }
 
-/// Checked parameters of a grid over groups of weights: bits, group size, grid, type of the scales, choice of the range.
+/// Checked parameters of quantization by groups of weights: bits of a code, group size, [`Grid`], stored type of the scales, and how the
+/// range that the grid of a group covers is chosen ([`Clip`]).
 ///
 /// ```
 /// use tersor_operators::{Clip, DType, Grid, GroupSize, GroupSpec, Isa};
@@ -87,12 +94,15 @@ pub struct GroupSpec {
     clip: Clip,
 }
 
-/// The quantization parameters of a group: scale and zero point.
+/// The quantization parameters of a group of weights: its `scale` (f32) and its zero point `zero` (u8). Code `c` stands for the weight
+/// `scale * (c - zero)`.
 pub type QuantParams = Affine;
 
 impl GroupSpec {
-    /// Returns the checked parameters. Errors if `bits` is not 2 to 8, `scale_dtype` is not f16, bf16, f32 or (on [`Grid::SymNarrow`] only) E8M0,
-    /// or the norm of the clip search is not finite and at least 1.
+    /// Returns the parameters: codes of `bits` bits on `grid`, a scale for each `group` of weights that is stored as `scale_dtype`, and
+    /// ranges chosen by `clip`. Errors unless `bits` is 2 to 8. Errors unless `scale_dtype` is f16, bf16 or f32, or E8M0 on
+    /// [`Grid::SymNarrow`]. Errors if `clip` is a [`Clip::Search`], which looks for the range of values with the smallest sum of
+    /// `|error|^norm`, and its exponent `norm` is below 1, NaN or infinite.
     pub fn new(bits: u32, group: GroupSize, grid: Grid, scale_dtype: DType, clip: Clip) -> Result<Self, ParamError> {
         let bits = Bits::within(bits, 2, 8)?;
         if !scale_dtype.is_scale() || (scale_dtype == DType::E8M0 && grid != Grid::SymNarrow) {
@@ -107,17 +117,18 @@ impl GroupSpec {
         Ok(Self { bits, group, grid, scale_dtype, clip })
     }
 
-    /// Returns the bits of a code, 2 to 8.
+    /// Returns the number of bits of a code, 2 to 8.
     pub fn bits(&self) -> Bits {
         self.bits
     }
 
-    /// Returns the group size: which weights share a scale.
+    /// Returns the group size, that is which weights share a scale: a number of neighbouring weights of a row, a whole row, or the whole
+    /// matrix.
     pub fn group(&self) -> GroupSize {
         self.group
     }
 
-    /// Returns the grid.
+    /// Returns the grid: which codes are used, and how scale and zero point follow from the range of a group's values.
     pub fn grid(&self) -> Grid {
         self.grid
     }
@@ -127,24 +138,38 @@ impl GroupSpec {
         self.scale_dtype
     }
 
-    /// Returns how the range that the grid of a group covers is chosen.
+    /// Returns how the range of values that the grid of a group covers is chosen.
     pub fn clip(&self) -> Clip {
         self.clip
     }
 
-    /// Returns the parameters with other bits. Errors unless `bits` is 2 to 8.
+    /// Returns whether matrices of both parameters are stored alike: all but the choice of the range is equal.
+    pub(super) fn stores_as(&self, other: &Self) -> bool {
+        Self { clip: other.clip, ..*self } == *other
+    }
+
+    /// Returns these parameters with the bits of a code set to `bits`. Errors unless `bits` is 2 to 8.
     pub fn with_bits(self, bits: u32) -> Result<Self, ParamError> {
         Self::new(bits, self.group, self.grid, self.scale_dtype, self.clip)
     }
 
-    /// Returns the scale, rounded to its stored type, and the zero point of a group with the finite values `w`. A group whose scale would be below
-    /// the smallest normal f32 is treated as zeros, with the scale 1. Errors if the scale does not fit its stored type.
+    /// Returns the scale, rounded to its stored type, and the zero point for a group with the values `w`. A scale that would be below the
+    /// smallest normal f32, as for zeros or an empty `w`, is 1; the zero point is then 0 on [`Grid::Asym`] and `2^(bits-1)` on symmetric
+    /// grids. A NaN in `w` is ignored, but makes [`Clip::Search`], which looks for the range of values with the smallest error, keep the
+    /// whole range. `isa` is the instruction set to compute with. Errors if a value of `w` is infinite, or the scale becomes infinite or 0
+    /// in its stored type.
     pub fn quant_params(&self, isa: Isa, w: &[f32]) -> Result<QuantParams> {
         self.quant_params_weighted(isa, w, &[])
     }
 
-    /// Returns the scale and zero point as [`GroupSpec::quant_params`], with the errors of the clip search weighted by `importance`: one weight for
-    /// each value of `w`, repeated if there are fewer, equal if there are none. Errors as [`GroupSpec::quant_params`].
+    /// Returns the scale, rounded to its stored type, and the zero point for a group with the values `w`. [`Clip::Search`], which looks for
+    /// the range of values with the smallest error, multiplies the error of `w[i]` by `importance[i]`, which should be at least 0: a
+    /// negative one rewards errors, and a NaN makes [`Clip::Search`] keep the whole range. If `importance` is shorter than `w`, it is
+    /// repeated from its beginning; if it is empty, all errors count equally; if it is longer, further elements are ignored. With
+    /// [`Clip::None`], `importance` has no effect. A scale that would be below the smallest normal f32, as for zeros or an empty `w`, is 1;
+    /// the zero point is then 0 on [`Grid::Asym`] and `2^(bits-1)` on symmetric grids. A NaN in `w` is ignored, but makes [`Clip::Search`]
+    /// keep the whole range. `isa` is the instruction set to compute with. Errors if a value of `w` is infinite, or the scale becomes
+    /// infinite or 0 in its stored type.
     pub fn quant_params_weighted(&self, isa: Isa, w: &[f32], importance: &[f32]) -> Result<QuantParams> {
         let (lo, hi) = affine::min_max(isa, w);
         let range = (lo.min(0.0), hi.max(0.0));
@@ -162,7 +187,12 @@ impl GroupSpec {
         Ok(best.1)
     }
 
-    /// Returns the scale and zero point as [`GroupSpec::quant_params_weighted`]; errors name `row` and the index `group` in the row.
+    /// Returns the scale, rounded to its stored type, and the zero point for a group with the values `w`: the result of
+    /// [`GroupSpec::quant_params_weighted`] for `w` and `importance`. [`Clip::Search`], which looks for the range of values with the
+    /// smallest error, multiplies the error of `w[i]` by `importance[i]`. An `importance` that is shorter than `w` is repeated from its
+    /// beginning; if it is empty, all errors count equally; if it is longer, further elements are ignored. `row` and `group` are the number
+    /// of the row and of the group in the row, counted from 0; they are only named in errors. `isa` is the instruction set to compute with.
+    /// Errors if a value of `w` is infinite, or the scale becomes infinite or 0 in its stored type.
     pub fn quant_params_at(
         &self,
         isa: Isa,
@@ -221,8 +251,10 @@ impl GroupSpec {
     }
 }
 
-/// Returns `scale` rounded to the nearest value of the stored type `dtype`; in f16 below the smallest normal number, and in E8M0, rounded up, so that
-/// the range of the group is not cut. Errors, naming row and group, if the rounded scale is not finite and above 0.
+/// Returns `scale` rounded to the type `dtype` that scales are stored in. In bf16 it is rounded to the nearest value, in E8M0 up to a power
+/// of two. In f16 it is rounded to the nearest value if that is a normal number or 0, and up otherwise, so that the range of the group is
+/// not cut. Other types leave it unchanged. Errors if the result is 0, negative or not finite. `row` and `group`, the number of the row and
+/// of the group in the row, counted from 0, are only named in the error.
 pub fn round_scale(dtype: DType, scale: f32, [row, group]: [usize; 2]) -> Result<f32> {
     let rounded = match dtype {
         DType::F16 => {
@@ -231,7 +263,7 @@ pub fn round_scale(dtype: DType, scale: f32, [row, group]: [usize; 2]) -> Result
             if up { f16::from_bits(near.to_bits() + 1).to_f32() } else { near.to_f32() }
         }
         DType::BF16 => bf16::from_f32(scale).to_f32(),
-        DType::E8M0 => power_of_two_above(scale),
+        DType::E8M0 if scale > 0.0 => power_of_two_above(scale),
         _ => scale,
     };
     if rounded.is_finite() && rounded > 0.0 {

@@ -19,12 +19,12 @@ use super::{Clip, Grid, GroupSpec};
 use crate::integer::{multiply, task};
 use crate::packing::{check_group, pack_rows, unpack_rows};
 
-/// A matrix `[out_features, in_features]` of codes on uniform grids: `weight = scale * (code - zero)`, with a scale and a zero point for each group
-/// of a row, each row, or the whole matrix.
+/// A matrix `[out_features, in_features]` of codes on uniform grids: `weight = scale * (code - zero)`. A scale and a zero point belong to
+/// each group of neighbouring columns of a row, each row, or the whole matrix, as the [`GroupSpec`] says.
 ///
-/// Stored as `codes` (u8, `[rows, ceil(cols * bits / 8)]`, packed along the row, little-endian), `scales` (`[rows, groups]`, in their type) and, on
-/// the asymmetric grid, `zeros` (u8, `[rows, ceil(groups * bits / 8)]`, packed as codes are). With one scale for the matrix, `scales` and `zeros`
-/// are `[1]`.
+/// Stored as `codes` (u8, `[rows, ceil(cols * bits / 8)]`, packed along the row, lowest bits first), `scales` (`[rows, groups]`, in the
+/// type of the [`GroupSpec`]) and, on the asymmetric grid, `zeros` (u8, `[rows, ceil(groups * bits / 8)]`, packed as codes are). With one
+/// scale for the matrix, `scales` and `zeros` are `[1]`.
 ///
 /// ```
 /// use tersor_operators::*;
@@ -54,12 +54,16 @@ pub struct GroupedLinear {
 }
 
 impl GroupedLinear {
-    /// The kind in an [`OpSpec`]: the name under which a registry holds this operator's loader.
+    /// The `kind` of this operator in an [`OpSpec`], the description of an operator without its tensors. A `Registry` finds the operator's
+    /// loader by it.
     pub const KIND: &'static str = "grouped";
 
-    /// Quantizes the finite values `w`, of this shape, row-major, by rounding each to the nearest code of its group. `params` holds the scale and
-    /// zero point of each group, `[rows, groups]`; one for [`GroupSize::Tensor`]. Errors if a length is wrong, a scale is not a positive value of
-    /// its stored type, or a zero point has more bits than a code.
+    /// Quantizes the values `w`, `[rows, cols]` row-major with `shape` as `[rows, cols]`, by rounding each to the nearest code of its
+    /// group. `params` holds the scale and zero point of each group, `[rows, groups]` row-major; one for [`GroupSize::Tensor`], or none if
+    /// the matrix is empty. Values that are not finite give no error: NaN and -∞ get the lowest code, ∞ the highest. `isa` is the
+    /// instruction set to compute with. Errors if a length is wrong, a scale is not a positive value of its stored type, a zero point is
+    /// above `2^bits - 1`, or a zero point on a symmetric grid is not `2^(bits-1)`. Errors if a group has more than 32 768 columns and is
+    /// neither a multiple of 32 768 columns nor a whole row ([`check_group`]).
     pub fn round(spec: GroupSpec, shape: [usize; 2], w: &[f32], params: &[Affine], isa: Isa) -> Result<Self> {
         let cols = shape[1];
         tersor_core::view::elements(shape)?;
@@ -74,9 +78,14 @@ impl GroupedLinear {
         })
     }
 
-    /// Quantizes `w`, `[rows, cols]` row-major, by rounding to the nearest codes, rows in parallel: `choose(row, values, params)` writes the scale
-    /// and zero point of each group of a row to `params`. Values must be finite, which `choose` may check. Errors if the length is wrong, `choose`
-    /// fails, or parameters that it wrote are invalid as in [`GroupedLinear::from_codes`].
+    /// Quantizes `w`, `[rows, cols]` row-major with `shape` as `[rows, cols]`, by rounding each value to the nearest code of its group. For
+    /// each row, in parallel, `choose(row, values, params)` receives the number of the row, counted from 0, and its values, `[cols]`, and
+    /// writes the scale and zero point of each group of the row to `params`, `[groups]`. For [`GroupSize::Tensor`] it writes one scale and
+    /// zero point, the same in every row. Values that are not finite give no error: NaN and -∞ get the lowest code, ∞ the highest. `isa` is
+    /// the instruction set to compute with. Errors if the length of `w` is wrong. Errors if a group has more than 32 768 columns and is
+    /// neither a multiple of 32 768 columns nor a whole row ([`check_group`]). Errors if `choose` errors, or writes different parameters in
+    /// the rows of a [`GroupSize::Tensor`] matrix. Errors if a scale is not a positive value of its stored type, a zero point is above
+    /// `2^bits - 1`, or a zero point on a symmetric grid is not `2^(bits-1)`.
     pub fn encode(
         spec: GroupSpec,
         shape: [usize; 2],
@@ -93,8 +102,15 @@ impl GroupedLinear {
         let mut codes = vec![0u8; rows * groups.row_bytes()];
         let mut params = vec![none; rows * groups.count()];
         grouped::quantize(isa, w, &groups, choose, (&mut codes, &mut params), true)?;
-        params.truncate(params_count(&spec, shape));
         check_params(&spec, cols, &params)?;
+        if spec.group() == GroupSize::Tensor && params.iter().any(|p| *p != params[0]) {
+            return Err(Error::order(
+                "parameters of rows",
+                "the same in all rows of a matrix with one scale",
+                "different",
+            ));
+        }
+        params.truncate(params_count(&spec, shape));
         Ok(Self::new(spec, shape, codes, &params))
     }
 
@@ -105,10 +121,11 @@ impl GroupedLinear {
         Self { spec, shape, codes, panels: OnceLock::new(), scales, zeros }
     }
 
-    /// Returns the matrix of `codes`, one a byte, of this shape, row-major. `params` holds the scale and zero point of each group,
-    /// `[rows, groups]`; one for [`GroupSize::Tensor`]. Errors if a length is wrong, a code is not on its grid, a scale is not a positive value of
-    /// its stored type (see [`round_scale`](super::round_scale)), a zero point has more bits than a code, or groups are wider than the kernels
-    /// support.
+    /// Returns the matrix of the given shape, `[rows, cols]`. `codes` is `[rows, cols]` row-major, one code a byte. `params` holds the
+    /// scale and zero point of each group, `[rows, groups]` row-major; one for [`GroupSize::Tensor`], or none if the matrix is empty.
+    /// Errors if a length is wrong, a code is not one of [`Grid::codes`], a scale is not a positive value of its stored type, a zero point
+    /// is above `2^bits - 1`, or a zero point on a symmetric grid is not `2^(bits-1)`. Errors if a group has more than 32 768 columns and
+    /// is neither a multiple of 32 768 columns nor a whole row ([`check_group`]).
     pub fn from_codes(spec: GroupSpec, shape: [usize; 2], codes: &[u8], params: &[Affine]) -> Result<Self> {
         let (n, want) = (tersor_core::view::elements(shape)?, params_count(&spec, shape));
         if codes.len() != n || params.len() != want {
@@ -127,21 +144,27 @@ impl GroupedLinear {
         Ok(Self::new(spec, shape, pack_rows(codes, shape[1], spec.bits().get()), params))
     }
 
-    /// Quantizes other values `w`, of the same shape, with the scales and zero points of this matrix. Errors if the length differs or a value is
-    /// not finite.
+    /// Quantizes other values `w`, `[rows, cols]` row-major, with the scales and zero points of this matrix, each to the nearest code.
+    /// Returns the new matrix, of the same shape. `isa` is the instruction set to compute with. Errors if `w` has another number of values
+    /// or one is not finite.
     pub fn requantize(&self, w: &[f32], isa: Isa) -> Result<Self> {
         check_finite(w, self.shape[1], 0)?;
         let params: Vec<Affine> = (0..self.scales.len()).map(|i| self.params_at(i)).collect();
         Self::round(self.spec, self.shape, w, &params, isa)
     }
 
-    /// Joins blocks of rows, in order, to a matrix of this shape. Errors if a part has another specification or number of columns, the rows do not
-    /// add up, or the group is the whole matrix.
+    /// Joins matrices that are blocks of neighbouring rows, in order, to one matrix of the given shape, `[rows, cols]`, with the parameters
+    /// `spec`. Errors if a part has other parameters than `spec`, or another number of columns; how the range of values that the grid of a
+    /// group covers was chosen ([`Clip`]) may differ. Errors if the rows of the parts do not add up to `rows`, or there is one scale for a
+    /// whole matrix ([`GroupSize::Tensor`]).
     pub fn stack(spec: GroupSpec, shape: [usize; 2], parts: impl IntoIterator<Item = Self>) -> Result<Self> {
         let (codes, scales, zeros) = Default::default();
+        if spec.group() == GroupSize::Tensor {
+            return Err(Error::shape("groups of blocks of rows", "rows or a number of columns", "the whole matrix"));
+        }
         let mut whole = Self { spec, shape: [0, shape[1]], codes, panels: OnceLock::new(), scales, zeros };
         for part in parts {
-            if part.spec != spec || part.shape[1] != shape[1] || spec.group() == GroupSize::Tensor {
+            if !part.spec.stores_as(&spec) || part.shape[1] != shape[1] {
                 return Err(Error::shape(
                     "specification and columns of a block of rows",
                     (spec, shape[1]),
@@ -159,35 +182,39 @@ impl GroupedLinear {
         Ok(whole)
     }
 
-    /// Returns the bits, group size, grid and scale type.
+    /// Returns the parameters of the quantization: bits, group size, grid, type of the scales, and how the range of values that the grid of
+    /// a group covers was chosen ([`Clip`]). That choice is not stored: a loaded matrix has [`Clip::None`].
     pub fn group_spec(&self) -> &GroupSpec {
         &self.spec
     }
 
-    /// Returns the stored bits divided by the number of weights; 0 for an empty matrix.
+    /// Returns the stored bits of codes, scales and zero points divided by the number of weights; 0 for an empty matrix.
     pub fn bits_per_weight(&self) -> f64 {
         let n = self.shape[0] * self.shape[1];
         if n == 0 { 0.0 } else { self.storage_bits() as f64 / n as f64 }
     }
 
-    /// Returns the scale of each group, `[rows, groups]`; one for [`GroupSize::Tensor`].
+    /// Returns the scale of each group, `[rows, groups]` row-major; one for [`GroupSize::Tensor`].
     pub fn scales(&self) -> &[f32] {
         &self.scales
     }
 
-    /// Returns the zero point of each group, `[rows, groups]`: the code whose weight is 0.
+    /// Returns the zero point of each group, the code that stands for the weight 0, `[rows, groups]` row-major; one for
+    /// [`GroupSize::Tensor`]. On symmetric grids all are `2^(bits-1)`.
     pub fn zeros(&self) -> impl Iterator<Item = u8> {
         (0..self.scales.len()).map(|i| self.params_at(i).zero)
     }
 
-    /// Returns the scale and zero point of the weight at a row and column; `None` if the matrix has no such row or column.
+    /// Returns the scale and zero point that hold for the weight in row number `row` and column number `column`, both counted from 0;
+    /// `None` if the matrix has no such row or column.
     pub fn quant_params_of(&self, row: usize, column: usize) -> Option<Affine> {
         let ([rows, cols], width) = (self.shape, self.spec.group().width(self.shape[1]).max(1));
         let inside = row < rows && column < cols;
         inside.then(|| self.params_at(params_index(&self.spec, cols, row, column / width)))
     }
 
-    /// Returns the codes of one row, `[cols]`, zero points not subtracted. Errors if there is no such row.
+    /// Returns the codes of row number `row`, counted from 0, one a byte, `[cols]`, as they are stored: the zero point is not subtracted.
+    /// Errors if there is no such row.
     pub fn row_codes(&self, row: usize) -> Result<Vec<u8>> {
         let mut out = vec![0u8; self.shape[1]];
         check_range(self.shape, &(row..row.saturating_add(1)), out.len())?;
@@ -237,15 +264,17 @@ impl GroupedLinear {
 
     /// Returns the scale and zero point at an index of `scales`.
     fn params_at(&self, index: usize) -> Affine {
-        let middle = 1u8 << (self.spec.bits().get() - 1);
+        let middle = middle(&self.spec);
         Affine { scale: self.scales[index], zero: self.zeros.get(index).copied().unwrap_or(middle) }
     }
 
-    /// Returns the names, types and shapes of the tensors that store a matrix of the shape `[rows, cols]`.
+    /// Returns the name, type and shape of each tensor that stores a matrix `[rows, cols]` with the parameters `spec`: `codes`, `scales`
+    /// and, on the asymmetric grid, `zeros`, as described at [`GroupedLinear`]. Does not fail; [`Layout::bits`] errors later if a size
+    /// overflows.
     pub fn layout(spec: &GroupSpec, [rows, cols]: [usize; 2]) -> Layout {
         let groups = spec.group().count(cols);
-        let params = params_count(spec, [rows, cols]);
         let (scales, zeros) = if spec.group() == GroupSize::Tensor {
+            let params = params_count(spec, [rows, cols]);
             (vec![params], vec![params])
         } else {
             (vec![rows, groups], vec![rows, bits::packed_len(groups, spec.bits().get())])
@@ -259,7 +288,7 @@ impl GroupedLinear {
     }
 }
 
-/// Errors unless every scale is a positive value of its stored type and every zero point is a code.
+/// Errors unless every scale is a positive value of its stored type and every zero point is a code, on a symmetric grid the middle one.
 fn check_params(spec: &GroupSpec, cols: usize, params: &[Affine]) -> Result<()> {
     let (dtype, groups) = (spec.scale_dtype(), spec.group().count(cols).max(1));
     let scales: Vec<f32> = params.iter().map(|f| f.scale).collect();
@@ -271,11 +300,16 @@ fn check_params(spec: &GroupSpec, cols: usize, params: &[Affine]) -> Result<()> 
         let (row, group) = (i / groups, i % groups);
         return Err(Error::ScaleRange { row, group, value: scales[i], dtype: dtype.name() });
     }
-    let max = spec.bits().max_code();
-    match params.iter().find(|f| f.zero > max) {
-        Some(f) => Err(Error::range("zero point of a group", 0..=max, f.zero)),
+    let zeros = if spec.grid() == Grid::Asym { 0..=spec.bits().max_code() } else { middle(spec)..=middle(spec) };
+    match params.iter().find(|f| !zeros.contains(&f.zero)) {
+        Some(f) => Err(Error::range("zero point of a group", zeros, f.zero)),
         None => Ok(()),
     }
+}
+
+/// Returns the zero point of a symmetric grid.
+fn middle(spec: &GroupSpec) -> u8 {
+    1 << (spec.bits().get() - 1)
 }
 
 /// Returns the bytes of the packed codes of a row.
@@ -306,8 +340,9 @@ fn params_index(spec: &GroupSpec, cols: usize, row: usize, group: usize) -> usiz
     if spec.group() == GroupSize::Tensor { 0 } else { row * spec.group().count(cols) + group }
 }
 
-/// Returns the range of columns of each group in a row of `cols` columns, in order; together they cover the row. The last one is shorter if the group
-/// size does not divide `cols`.
+/// Returns the range of columns, counted from 0, of each group in a row of `cols` columns, in order. The ranges cover the row; the last is
+/// shorter if the group size of `spec` does not divide `cols`. If a group is a whole row or the whole matrix there is one range. There is
+/// none if `cols` is 0.
 pub fn spans(spec: &GroupSpec, cols: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let width = spec.group().width(cols);
     (0..spec.group().count(cols)).map(move |g| g * width..((g + 1) * width).min(cols))
@@ -315,7 +350,8 @@ pub fn spans(spec: &GroupSpec, cols: usize) -> impl Iterator<Item = Range<usize>
 
 impl PartialEq for GroupedLinear {
     fn eq(&self, other: &Self) -> bool {
-        (self.spec, self.shape) == (other.spec, other.shape)
+        self.spec.stores_as(&other.spec)
+            && self.shape == other.shape
             && self.scales == other.scales
             && self.zeros == other.zeros
             && self.dense() == other.dense()
@@ -419,8 +455,11 @@ pub(crate) fn load(spec: &OpSpec, prefix: &str, loading: &Loading<'_>) -> Result
 }
 
 impl GroupedLinear {
-    /// Loads a matrix from the tensors under `prefix`, with its codes packed as they are stored. Errors if the specification is unknown, a tensor
-    /// is missing or has another type or shape, a scale is not positive and finite, or a code or zero point is not on the grid.
+    /// Loads a matrix from the tensors `codes`, `scales` and, on the asymmetric grid, `zeros` under `prefix` in `source`. `spec` is the
+    /// description that `LinearOp::spec` returned when the matrix was saved. Codes stay packed as they are stored. Errors if a parameter of
+    /// `spec` is missing or has a value that is unknown or out of range, or a tensor is missing or has another type or shape. Errors if a
+    /// scale is not positive and finite, a zero point is above `2^bits - 1`, or a code is 0 on [`Grid::SymNarrow`]. Errors if a group has
+    /// more than 32 768 columns and is neither a multiple of 32 768 columns nor a whole row ([`check_group`]).
     pub fn load(spec: &OpSpec, prefix: &str, source: &dyn TensorSource) -> Result<Self> {
         let unknown = |what: &'static str, value: &str| Error::Unsupported { what, value: value.to_string() };
         let group = match spec.get_text("group")? {
@@ -436,6 +475,7 @@ impl GroupedLinear {
         let own = GroupSpec::new(bits, group, grid, scale_dtype, Clip::None)?;
         let [rows, cols] = spec.shape;
         tersor_core::view::elements(spec.shape)?;
+        check_group(group, cols)?;
         let read =
             |info: &TensorInfo, suffix: &str| read_expected(source, &join(prefix, suffix), info.dtype, &info.shape);
         let (mut codes, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
