@@ -49,8 +49,7 @@ fn site(role: Role) -> Site {
 fn made(stages: Vec<Box<dyn StageSpec>>, role: Role) -> Result<(Box<dyn Method>, Vec<String>)> {
     let (kinds, site) = (tersor::stages(), site(role));
     let rules: [&[Box<dyn StageSpec>]; 2] = [&stages, &stages];
-    let at =
-        Target { weight: "w", dtype: DType::BF16, site: Some(&site), heads: 4, rules: &rules, own: 0, kinds: &kinds };
+    let at = Target { weight: "w", dtype: DType::BF16, site: Some(&site), heads: 4, rules: &rules, own: 0, kinds };
     let all = assemble(&at)?;
     Ok((all.method, all.rewrites.iter().map(|r| r.name()).collect()))
 }
