@@ -5,7 +5,7 @@ use std::ops::Range;
 use tersor_core::{Ahead, ColumnCoder, Error, FeatureMap, GroupSize, Isa, LinearOp, Result};
 use tersor_kernels::affine::{self, Affine};
 use tersor_linalg::sweep::unpermute;
-use tersor_operators::{Grid, GroupSpec, GroupedLinear, Permuted, spans};
+use tersor_operators::{GroupSpec, GroupedLinear, Permuted, spans};
 
 /// When a GPTQ sweep over the columns computes the scale and zero point of a group (consecutive columns of a row that share them): during
 /// the sweep, when it reaches the group ([`Groups::Dynamic`], the default of [`Gptq`](crate::Gptq)), or before the sweep
@@ -67,8 +67,7 @@ impl GroupCoder {
         let rows = w.len().checked_div(cols).unwrap_or(0);
         let dynamic = groups == Groups::Dynamic && matches!(spec.group(), GroupSize::Size(_));
         let params = if dynamic {
-            let zero = if spec.grid() == Grid::Asym { 0 } else { 1 << (spec.bits().get() - 1) };
-            vec![Affine { scale: 1.0, zero }; rows * spec.group().count(cols)]
+            vec![Affine { scale: 1.0, zero: *spec.zero_points().start() }; rows * spec.group().count(cols)]
         } else {
             params_of_rows(&spec, w, cols, first, isa)?
         };

@@ -1,7 +1,7 @@
 //! Search among candidates by the error of the outputs: `d H dᵀ` for the error `d` of a row of weights and the mean Gram matrix `H` of the inputs.
 
 use tersor_core::method::ROW_UNIT;
-use tersor_core::{Error, Result, StatSet};
+use tersor_core::{Result, StatSet};
 use tersor_kernels::par;
 use tersor_linalg::Gram;
 
@@ -14,18 +14,13 @@ pub(crate) struct GramBlocks {
 
 impl GramBlocks {
     /// Returns the mean Gram matrix of the inputs `X` that `stats` describe, `XᵀX` divided by the sum of the tokens' weights (their number if
-    /// they are not weighted), `[features, features]`, and its diagonal blocks for
-    /// groups of `width(features)` consecutive features; a width of 0 counts as 1, and the last group may be smaller. Errors if `stats`
+    /// they are not weighted), `[features, features]`, and its diagonal blocks for groups of `width(features)` consecutive features; a width of 0 counts as 1, and the last group may be smaller. Errors if `stats`
     /// have no Gram matrix, or have seen no token of a weight above 0.
     pub fn of(stats: &StatSet, width: impl Fn(usize) -> usize) -> Result<Self> {
         let (gram, features) = (stats.require_gram()?, stats.features());
         let width = width(features).max(1);
         // The mean over the tokens, so that losses of any number of tokens stay in the range of f32.
-        let weight = stats.weight();
-        if weight <= 0.0 {
-            return Err(Error::missing("a token of a weight above 0", "the statistics of the inputs"));
-        }
-        let whole = Gram::new(gram, features, 1.0 / weight)?;
+        let whole = Gram::new(gram, features, 1.0 / stats.require_weight()?)?;
         let blocks = (0..features).step_by(width).map(|first| whole.block(first, width)).collect();
         Ok(Self { whole, width, blocks })
     }

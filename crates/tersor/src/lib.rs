@@ -37,10 +37,10 @@ pub fn cache_registry() -> core::CacheRegistry {
     registry
 }
 
-/// Returns the registry that makes stages with default parameters by the names of their kinds; whoever adds kinds clones it. A stage is one step of the compression of a
-/// matrix, such as smoothing, quantization or a low-rank correction; a recipe lists the stages for each matrix. The kinds are those of the
-/// crate [`operators`] (float types and quantized activations) and, with the features `groupwise`, `blockwise` and `lowrank`, of the crates
-/// of these names.
+/// Returns the registry that makes stages with default parameters by the names of their kinds; to add kinds, clone it. A stage is one step
+/// of the compression of a matrix, such as smoothing, quantization or a low-rank correction; a recipe lists the stages for each matrix. The
+/// kinds are those of the crate [`operators`] (float types and quantized activations) and, with the features `groupwise`, `blockwise` and
+/// `lowrank`, of the crates of these names.
 ///
 /// ```
 /// let stages = tersor::stages();

@@ -40,6 +40,11 @@ fn put(stage: &mut dyn StageSpec, field: &'static str, parameter: &str, value: V
     })
 }
 
+/// Sets parameters that have the names of the rule's fields.
+fn put_all(stage: &mut dyn StageSpec, given: Vec<Given>) -> Result<()> {
+    given.into_iter().try_for_each(|(field, value)| put(stage, field, field, value))
+}
+
 fn int(value: impl TryInto<i64>) -> Value {
     Value::Int(value.try_into().unwrap_or(i64::MAX))
 }
@@ -90,7 +95,7 @@ impl Rule {
         let product = self.product();
         if let Some(how) = &self.low_rank {
             let mut correction = stage("low_rank", how, &CORRECTIONS)?;
-            product.into_iter().try_for_each(|(field, value)| put(&mut *correction, field, field, value))?;
+            put_all(&mut *correction, product)?;
             all.push(correction);
         } else if !product.is_empty() && self.method != "svd" {
             let rule = "it has no effect without low_rank";
@@ -108,10 +113,12 @@ impl Rule {
     fn smooth(&self) -> Result<Option<Box<dyn StageSpec>>> {
         let Some(how) = &self.smooth else {
             let rule = "it has no effect without smooth = \"smoothquant\"";
-            return self.alpha.map_or(Ok(None), |_| Err(ParamError::new("alpha", "given", rule).into()));
+            return if self.alpha.is_some() { Err(ParamError::new("alpha", "given", rule).into()) } else { Ok(None) };
         };
         let mut smooth = stage("smooth", how, &SMOOTHINGS)?;
-        self.alpha.map_or(Ok(()), |alpha| put(&mut *smooth, "alpha", "alpha", Value::Float(alpha)))?;
+        if let Some(alpha) = self.alpha {
+            put(&mut *smooth, "alpha", "alpha", Value::Float(alpha))?;
+        }
         Ok(Some(smooth))
     }
 
@@ -136,7 +143,7 @@ impl Rule {
             put(&mut *quantizer, field, parameter, value)?;
         }
         if self.method == "svd" {
-            self.product().into_iter().try_for_each(|(field, value)| put(&mut *quantizer, field, field, value))?;
+            put_all(&mut *quantizer, self.product())?;
         }
         Ok(quantizer)
     }

@@ -21,7 +21,7 @@ pub struct Assembled {
 /// its compression). One stage makes the base, the method that stores the weights ([`Part::Base`]). Other stages put methods around it
 /// ([`Part::Wrap`]): first those in front of the base in the list, from the last to the first, and then those after it, in order. Errors if
 /// [`StageSpec::parts`](super::StageSpec::parts) of a stage errors, or a [`Wrap`]. Errors (bad usage) if no stage or more than one makes a
-/// base, if a stage is for a whole network or for a cache, or if the stages are not in the order of [`Slot`].
+/// base, or if the stages are not in the order of [`Slot`].
 pub fn assemble(at: &Target<'_>) -> Result<Assembled> {
     let (mut rewrites, mut pruners, mut base) = (Vec::new(), Vec::new(), None);
     let (mut before, mut after): (Vec<Wrap>, Vec<Wrap>) = (Vec::new(), Vec::new());

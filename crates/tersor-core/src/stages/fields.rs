@@ -254,9 +254,8 @@ impl dyn Fields + '_ {
         words: &[(&'static str, T)],
         v: &mut T,
     ) -> Result<()> {
-        let mut value = words.iter().find(|(_, t)| t == v).map(|(w, _)| Value::Text(w.to_string()));
-        let kind = FieldKind::Word(words.iter().map(|(w, _)| *w).collect());
-        self.value(&Field { name, help, kind }, &mut value)?;
+        let mut value = text_of(words, *v);
+        self.value(&Field { name, help, kind: FieldKind::Word(texts(words)) }, &mut value)?;
         if let Some(value) = value {
             *v = word(name, words, &value)?;
         }
@@ -277,10 +276,8 @@ impl dyn Fields + '_ {
         (from, to): (impl Fn(i64) -> Option<T>, impl Fn(T) -> Option<i64>),
         v: &mut T,
     ) -> Result<()> {
-        let text = || words.iter().find(|(_, t)| t == v).map(|(w, _)| Value::Text(w.to_string()));
-        let mut value = text().or_else(|| to(*v).map(Value::Int));
-        let kind = FieldKind::IntOrWord(within, words.iter().map(|(w, _)| *w).collect());
-        self.value(&Field { name, help, kind }, &mut value)?;
+        let mut value = text_of(words, *v).or_else(|| to(*v).map(Value::Int));
+        self.value(&Field { name, help, kind: FieldKind::IntOrWord(within, texts(words)) }, &mut value)?;
         *v = match value {
             Some(Value::Int(n)) => from(n).ok_or_else(|| wrong(name, "a valid integer"))?,
             Some(value) => word(name, words, &value)?,
@@ -302,10 +299,8 @@ impl dyn Fields + '_ {
         (from, to): (impl Fn(f64) -> T, impl Fn(T) -> Option<f64>),
         v: &mut T,
     ) -> Result<()> {
-        let text = || words.iter().find(|(_, t)| t == v).map(|(w, _)| Value::Text(w.to_string()));
-        let mut value = text().or_else(|| to(*v).map(Value::Float));
-        let kind = FieldKind::FloatOrWord(within, words.iter().map(|(w, _)| *w).collect());
-        self.value(&Field { name, help, kind }, &mut value)?;
+        let mut value = text_of(words, *v).or_else(|| to(*v).map(Value::Float));
+        self.value(&Field { name, help, kind: FieldKind::FloatOrWord(within, texts(words)) }, &mut value)?;
         *v = match value {
             Some(Value::Int(n)) => from(n as f64),
             Some(Value::Float(x)) => from(x),
@@ -336,6 +331,17 @@ impl dyn Fields + '_ {
     }
 }
 
+/// Returns the words of a parameter without their values.
+fn texts<T>(words: &[(&'static str, T)]) -> Vec<&'static str> {
+    words.iter().map(|(w, _)| *w).collect()
+}
+
+/// Returns the first word of the value `v`; None if no word has it.
+fn text_of<T: PartialEq>(words: &[(&'static str, T)], v: T) -> Option<Value> {
+    words.iter().find(|(_, t)| *t == v).map(|(w, _)| Value::Text(w.to_string()))
+}
+
+/// Returns the value of the word `value`. Errors, naming the parameter `name`, if it is not among `words`.
 fn word<T: Copy>(name: &'static str, words: &[(&'static str, T)], value: &Value) -> Result<T> {
     let found = words.iter().find(|(w, _)| matches!(value, Value::Text(t) if t == w));
     found.map(|(_, t)| *t).ok_or_else(|| wrong(name, "one of its words"))

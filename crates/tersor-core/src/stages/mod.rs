@@ -113,8 +113,11 @@ pub trait StageSpec: CloneStage + Send + Sync {
     /// Returns the slot of the stage, which is what it works on, such as the stored form of the weights.
     fn slot(&self) -> Slot;
 
-    /// Shows every parameter to `f`, in the order in which they are printed; `f` reads or replaces it. Errors if `f` does.
-    fn fields(&mut self, f: &mut dyn Fields) -> Result<()>;
+    /// Shows every parameter to `f`, in the order in which they are printed; `f` reads or replaces it. Errors if `f` does. By default the
+    /// stage has no parameters.
+    fn fields(&mut self, _f: &mut dyn Fields) -> Result<()> {
+        Ok(())
+    }
 
     /// Returns what the stage contributes to the compression of the matrix `at`. Errors if parameters contradict each other, or do not suit
     /// the matrix or its other stages.

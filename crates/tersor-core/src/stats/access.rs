@@ -129,6 +129,13 @@ impl StatSet {
         if none { Err(nothing_seen(WINDOWS)) } else { self.demand(self.windows(), WINDOWS) }
     }
 
+    /// Returns the sum of the weights of the observed tokens, their number if they are not weighted, by which sums become means. Errors
+    /// with [`Error::Missing`] unless it is above 0.
+    pub fn require_weight(&self) -> Result<f64> {
+        let place = "the statistics of the inputs";
+        Some(self.weight()).filter(|w| *w > 0.0).ok_or_else(|| Error::missing("a token of a weight above 0", place))
+    }
+
     /// Errors with [`Error::Shape`] unless these statistics have `features` input features.
     pub fn require_features(&self, features: usize) -> Result<()> {
         if self.features == features {

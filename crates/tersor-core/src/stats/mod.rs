@@ -18,6 +18,4 @@ pub use set::StatSet;
 pub use windows::WindowStats;
 
 #[cfg(test)]
-mod properties;
-#[cfg(test)]
 mod tests;

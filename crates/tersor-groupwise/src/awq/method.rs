@@ -1,6 +1,6 @@
 //! AWQ as a rewrite: for each site the exponent with the smallest error.
 
-use tersor_core::{Context, Error, Folding, Result, RowSource, SeenSite, Site, StatNeeds};
+use tersor_core::{Context, Folding, Result, RowSource, SeenSite, Site, StatNeeds};
 
 use super::Awq;
 use super::algorithm::exponents;
@@ -22,10 +22,7 @@ impl Factors for Awq {
     }
 
     fn factors(&self, seen: &SeenSite<'_>, weights: &[&dyn RowSource], cx: &Context) -> Result<Option<Vec<f32>>> {
-        let tokens = seen.stats.weight();
-        if tokens <= 0.0 {
-            return Err(Error::missing("a token of a weight above 0", "the statistics of the inputs"));
-        }
+        let tokens = seen.stats.require_weight()?;
         let mean: Vec<f64> = seen.stats.require_channel()?.sum_abs.iter().map(|s| s / tokens).collect();
         let trial = Trial::new(seen, weights, &[], true)?;
         let mut best: Option<(f64, Vec<f32>)> = None;

@@ -5,5 +5,5 @@ mod algorithm;
 mod method;
 mod params;
 
-pub(crate) use params::GROUP;
+pub(crate) use params::four_bits;
 pub use params::{CheckedDgq, Dgq};

@@ -76,8 +76,11 @@ impl Check for Dgq {
     }
 }
 
-/// Help of the field `group` of methods whose groups have a size.
-pub(crate) const GROUP: &str = "Number of consecutive input features of a row that share a scale.";
+/// Shows the parameters of a method of 4 bits to `f`: the bits, and the size `group` of its groups. Errors if `f` does.
+pub(crate) fn four_bits(f: &mut dyn Fields, group: &mut usize) -> Result<()> {
+    f.int("bits", "Bits of a code.", 4..=4, &mut 4)?;
+    f.int("group", "Number of consecutive input features of a row that share a scale.", 1..=i64::MAX, group)
+}
 
 impl StageSpec for Dgq {
     fn kind(&self) -> &'static str {
@@ -90,8 +93,7 @@ impl StageSpec for Dgq {
         Slot::Quantize
     }
     fn fields(&mut self, f: &mut dyn Fields) -> Result<()> {
-        f.int("bits", "Bits of a code.", 4..=4, &mut 4)?;
-        f.int("group", GROUP, 1..=i64::MAX, &mut self.group)
+        four_bits(f, &mut self.group)
     }
     fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
         Ok(vec![Part::Base(Box::new(self.check()?))])

@@ -1,6 +1,6 @@
 //! Parameters of the clip search.
 
-use tersor_core::stages::{Fields, Part, Slot, StageSpec, Target, ValuesOf};
+use tersor_core::stages::{Part, Slot, StageSpec, Target, ValuesOf};
 use tersor_core::{Check, DType, GroupSize, Method, ParamError, Result, Role};
 use tersor_operators::{Clip, Grid, GroupSpec};
 
@@ -106,9 +106,6 @@ impl StageSpec for ClipStage {
     }
     fn slot(&self) -> Slot {
         Slot::Transform
-    }
-    fn fields(&mut self, _: &mut dyn Fields) -> Result<()> {
-        Ok(())
     }
     fn parts(&self, at: &Target<'_>) -> Result<Vec<Part>> {
         Ok(clip_part(at)?.into_iter().collect())

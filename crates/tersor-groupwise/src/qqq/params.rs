@@ -5,7 +5,7 @@ use tersor_core::{Check, Context, Element, GroupSize, IntoMat, ParamError, Repor
 use tersor_operators::{Clip, Grid, TableLinear};
 
 use crate::Gptq;
-use crate::dgq::GROUP;
+use crate::dgq::four_bits;
 use crate::gptq::{CheckedGptq, Groups};
 
 /// Unchecked parameters of QQQ with groups (arXiv 2406.09904, section 3.2): 4-bit codes on the symmetric grid with all codes
@@ -113,8 +113,7 @@ impl StageSpec for Qqq {
         Slot::Quantize
     }
     fn fields(&mut self, f: &mut dyn Fields) -> Result<()> {
-        f.int("bits", "Bits of a code.", 4..=4, &mut 4)?;
-        f.int("group", GROUP, 1..=i64::MAX, &mut self.group)
+        four_bits(f, &mut self.group)
     }
     fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
         Ok(vec![Part::Base(Box::new(self.check()?))])

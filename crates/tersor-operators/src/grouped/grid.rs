@@ -1,5 +1,7 @@
 //! [`Grid`] and [`GroupSpec`]: from the values of a group to its scale and zero point.
 
+use std::ops::RangeInclusive;
+
 use half::{bf16, f16};
 use tersor_core::{Bits, DType, Error, GroupSize, Isa, ParamError, Result, power_of_two_above};
 use tersor_kernels::affine::{self, Affine};
@@ -138,6 +140,13 @@ impl GroupSpec {
         self.scale_dtype
     }
 
+    /// Returns the zero points that a group may have: every code on the asymmetric grid, on the symmetric ones the middle code
+    /// `2^(bits - 1)` alone.
+    pub fn zero_points(&self) -> RangeInclusive<u8> {
+        let middle = 1 << (self.bits.get() - 1);
+        if self.grid == Grid::Asym { 0..=self.bits.max_code() } else { middle..=middle }
+    }
+
     /// Returns how the range of values that the grid of a group covers is chosen.
     pub fn clip(&self) -> Clip {
         self.clip
@@ -221,7 +230,7 @@ impl GroupSpec {
         };
         let symmetric = self.grid != Grid::Asym;
         if scale < f64::from(f32::MIN_POSITIVE) {
-            return Ok(Affine { scale: 1.0, zero: if symmetric { half } else { 0 } });
+            return Ok(Affine { scale: 1.0, zero: *self.zero_points().start() });
         }
         let scale = round_scale(self.scale_dtype, scale as f32, [0, 0])?;
         let zero = if symmetric { half } else { (-lo / f64::from(scale)).round_ties_even().clamp(0.0, steps) as u8 };

@@ -264,8 +264,9 @@ impl GroupedLinear {
 
     /// Returns the scale and zero point at an index of `scales`.
     fn params_at(&self, index: usize) -> Affine {
-        let middle = middle(&self.spec);
-        Affine { scale: self.scales[index], zero: self.zeros.get(index).copied().unwrap_or(middle) }
+        // Symmetric grids have one zero point, which is not stored.
+        let zero = self.zeros.get(index).copied().unwrap_or(*self.spec.zero_points().start());
+        Affine { scale: self.scales[index], zero }
     }
 
     /// Returns the name, type and shape of each tensor that stores a matrix `[rows, cols]` with the parameters `spec`: `codes`, `scales`
@@ -300,16 +301,11 @@ fn check_params(spec: &GroupSpec, cols: usize, params: &[Affine]) -> Result<()> 
         let (row, group) = (i / groups, i % groups);
         return Err(Error::ScaleRange { row, group, value: scales[i], dtype: dtype.name() });
     }
-    let zeros = if spec.grid() == Grid::Asym { 0..=spec.bits().max_code() } else { middle(spec)..=middle(spec) };
+    let zeros = spec.zero_points();
     match params.iter().find(|f| !zeros.contains(&f.zero)) {
         Some(f) => Err(Error::range("zero point of a group", zeros, f.zero)),
         None => Ok(()),
     }
-}
-
-/// Returns the zero point of a symmetric grid.
-fn middle(spec: &GroupSpec) -> u8 {
-    1 << (spec.bits().get() - 1)
 }
 
 /// Returns the bytes of the packed codes of a row.

@@ -40,9 +40,6 @@ impl StageSpec for Floats {
     fn slot(&self) -> Slot {
         Slot::Quantize
     }
-    fn fields(&mut self, _: &mut dyn Fields) -> Result<()> {
-        Ok(())
-    }
     fn parts(&self, at: &Target<'_>) -> Result<Vec<Part>> {
         Ok(vec![Part::Base(Box::new(Cast::new(self.0.unwrap_or(at.dtype))?))])
     }

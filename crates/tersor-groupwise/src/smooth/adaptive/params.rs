@@ -1,7 +1,7 @@
 //! Parameters of adaptive smoothing.
 
 use tersor_core::ParamError;
-use tersor_core::stages::{Fields, Part, Slot, StageSpec, Target};
+use tersor_core::stages::{Part, Slot, StageSpec, Target};
 use tersor_core::{Result, Value};
 use tersor_operators::ActQuant;
 
@@ -67,9 +67,6 @@ impl StageSpec for AdaptiveStage {
     }
     fn slot(&self) -> Slot {
         Slot::Transform
-    }
-    fn fields(&mut self, _: &mut dyn Fields) -> Result<()> {
-        Ok(())
     }
     fn parts(&self, at: &Target<'_>) -> Result<Vec<Part>> {
         let bits = |value: Option<Value>| match value {

@@ -1,7 +1,7 @@
 //! [`Percentile`]: it has no parameters.
 
 use tersor_core::Result;
-use tersor_core::stages::{Fields, Part, Slot, StageSpec, Target};
+use tersor_core::stages::{Part, Slot, StageSpec, Target};
 
 /// DGQ's percentile smoothing (arXiv 2310.04836, section 3.3) as a [`Rewrite`](tersor_core::Rewrite), a change of stored weights before
 /// they are quantized. For each [`Site`](tersor_core::Site) (an input and the matrices that read it, such as q, k and v) it divides the 0.5
@@ -31,9 +31,6 @@ impl StageSpec for Percentile {
     }
     fn slot(&self) -> Slot {
         Slot::Transform
-    }
-    fn fields(&mut self, _: &mut dyn Fields) -> Result<()> {
-        Ok(())
     }
     fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
         Ok(vec![Part::Rewrite(Box::new(*self))])

@@ -2,8 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::*;
-use crate::{MatView, MemTensors, TensorSource, tensors::join};
+use tersor_core::{MatView, MemTensors, StatNeeds, StatSet, TensorSource, tensors::join};
 
 /// Windows of a stream, each with its values, and a weight for each token that is 1 in half of the cases.
 #[derive(Debug)]
