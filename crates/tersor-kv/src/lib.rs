@@ -1,6 +1,11 @@
 #![doc = include_str!("../README.md")]
 
 mod integers;
+#[cfg(feature = "fit")]
+mod stages;
+
+#[cfg(feature = "fit")]
+pub use stages::register_stages;
 
 pub use integers::{CheckedIntegers, IntegerCaches, Integers};
 pub use tersor_core::{CacheRegistry, Check, Error, KvCache, ParamError, Result};

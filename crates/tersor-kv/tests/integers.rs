@@ -223,7 +223,7 @@ fn caches_of_all_layers_are_saved_and_loaded() {
     // As a method: no samples needed, the layout is what is written.
     let method = own(Some(rotation(DIM)));
     assert_eq!(method.needs().tokens, 0);
-    let fitted = method.fit(&CacheSample { heads: &all, layers: &[] }, &Context::new()).unwrap();
+    let fitted = method.fit(&CacheSample { heads: &all, layers: &[], key_rotations: &[] }, &Context::new()).unwrap();
     let (mut file, layout) = (MemTensors::new(), method.layout(&all).unwrap());
     fitted.save("cache", &mut file).unwrap();
     assert_eq!(layout.tensors.bits().unwrap(), 8 * file.bytes() as u64);

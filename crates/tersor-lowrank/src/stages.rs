@@ -1,20 +1,24 @@
-//! The stages of this crate: factorization, low-rank corrections, and parts of the columns with stages of their own.
+//! The stages of this crate: factorization, low-rank corrections, parts of the columns with stages of their own, and rotations.
 
-use tersor_core::stages::{Fields, HasFields, Part, Slot, StageSpec, Stages, Target, assemble};
+use tersor_core::stages::{
+    Field, Fields, HasFields, Named, Part, Segment, Slot, StageSpec, Stages, Target, ValuesOf, assemble, set, value_of,
+};
 use tersor_core::{Check, Method, ParamError, Result, Value};
 
+use crate::rotate::RotateStage;
 use crate::{Corrected, LowRank, Norm, Rank, Subspaces};
 
 /// Adds the kinds of stages (the steps of a recipe) of this crate to the registry `stages`: `svd`, which stores a matrix as a product of
 /// two of low rank; `lqer`, `l2qer` and `gram`, which add a low-rank correction of the error of the stages before, in the norms
-/// [`Norm::Plain`], [`Norm::Magnitude`] and [`Norm::Gram`]; and `split`, which compresses ranges of columns by stages of their own. Kinds
-/// of these names that `stages` has already are replaced.
+/// [`Norm::Plain`], [`Norm::Magnitude`] and [`Norm::Gram`]; `split`, which compresses ranges of columns by stages of their own; and the
+/// change of the network `rotate`. Kinds of these names that `stages` has already are replaced.
 pub fn register_stages(stages: &mut Stages) {
     stages.register(Factors::new(None));
     stages.register(Factors::new(Some(Norm::Plain)));
     stages.register(Factors::new(Some(Norm::Magnitude)));
     stages.register(Factors::new(Some(Norm::Gram)));
     stages.register(Split::default());
+    stages.register(RotateStage::default());
 }
 
 /// The stored form of low-rank factors.
@@ -107,6 +111,22 @@ impl StageSpec for Factors {
             })),
         }])
     }
+    fn segments(&self) -> Vec<Segment> {
+        vec![Segment::number("r", "rank")]
+    }
+    fn add_to(&self, recipe: &mut Named<'_>, _: &str) -> Result<()> {
+        // If its name has no other word and no group, a correction is that of its paper, over MXINT.
+        let alone = self.correction.is_some() && recipe.words.len() == 1;
+        let plain = recipe.stage(Slot::Quantize).filter(|_| alone);
+        let bits = plain.filter(|s| value_of(*s, "group") == Some(Value::Text("channel".into())));
+        if let Some(bits) = bits.and_then(|s| value_of(s, "bits")) {
+            let mut mxint = recipe.kinds.make("mxint")?;
+            set(&mut *mxint, "bits", bits)?;
+            recipe.replace(mxint);
+        }
+        recipe.push(Box::new(*self));
+        Ok(())
+    }
 }
 
 /// A contiguous part of the columns with stages of its own.
@@ -131,9 +151,59 @@ impl HasFields for SplitPart {
 
 /// Parts of the columns, in order, each with stages of its own.
 #[derive(Clone, Default)]
-struct Split {
+pub(crate) struct Split {
     damping: Option<f64>,
     parts: Vec<SplitPart>,
+}
+
+impl Split {
+    /// Returns parts with these shares and stages.
+    pub(crate) fn new(parts: impl IntoIterator<Item = (f64, Vec<Box<dyn StageSpec>>)>) -> Self {
+        Self { damping: None, parts: parts.into_iter().map(|(share, stages)| SplitPart { share, stages }).collect() }
+    }
+
+    /// Errors unless a rotation of the network that puts features in the order of parts has the shares of these.
+    fn check_order(&self, at: &Target<'_>) -> Result<()> {
+        /// Finds the parts of a rotation.
+        struct Shares(Vec<f64>);
+        impl Fields for Shares {
+            fn value(&mut self, _: &Field, _: &mut Option<Value>) -> Result<()> {
+                Ok(())
+            }
+            fn numbers(&mut self, _: &Field, value: &mut Vec<f64>) -> Result<()> {
+                self.0.clone_from(value);
+                Ok(())
+            }
+        }
+        for stage in at.network.iter().filter(|s| s.kind() == RotateStage::KIND) {
+            let mut shares = Shares(Vec::new());
+            stage.clone_stage().fields(&mut shares)?;
+            if !shares.0.iter().eq(self.parts.iter().map(|p| &p.share)) {
+                let own: Vec<f64> = self.parts.iter().map(|p| p.share).collect();
+                let rule = format!("the rotation of the network must have the same parts; it has {:?}", shares.0);
+                return Err(ParamError::new("parts", format!("{own:?}"), rule).into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns a stage of the kind and parameters of `stage`, but of `bits` bits. Errors if it does not take them.
+pub(crate) fn with_bits(stage: &dyn StageSpec, bits: i64, kinds: &Stages) -> Result<Box<dyn StageSpec>> {
+    /// Copies the parameters of a stage, but the bits.
+    struct But<'s>(ValuesOf<'s>, i64);
+    impl Fields for But<'_> {
+        fn value(&mut self, field: &Field, value: &mut Option<Value>) -> Result<()> {
+            if field.name == "bits" {
+                *value = Some(Value::Int(self.1));
+                return Ok(());
+            }
+            self.0.value(field, value)
+        }
+    }
+    let mut other = kinds.make(stage.kind())?;
+    other.fields(&mut But(ValuesOf(stage), bits))?;
+    Ok(other)
 }
 
 impl StageSpec for Split {
@@ -152,6 +222,7 @@ impl StageSpec for Split {
         f.list("parts", "The parts, in the order of the columns.", &mut self.parts)
     }
     fn parts(&self, at: &Target<'_>) -> Result<Vec<Part>> {
+        self.check_order(at)?;
         let mut all = Subspaces::new().heads(at.heads);
         if let Some(damping) = self.damping {
             all = all.damping(damping);
@@ -165,5 +236,8 @@ impl StageSpec for Split {
             all = all.part(part.share, own.method);
         }
         Ok(vec![Part::Base(Box::new(all.check()?))])
+    }
+    fn words(&self) -> Vec<&'static str> {
+        Vec::new()
     }
 }

@@ -59,6 +59,8 @@ pub fn stages() -> &'static core::stages::Stages {
         tersor_blockwise::register_stages(&mut stages);
         #[cfg(feature = "lowrank")]
         tersor_lowrank::register_stages(&mut stages);
+        #[cfg(feature = "kv")]
+        tersor_kv::register_stages(&mut stages);
         stages
     });
     &ALL

@@ -1,6 +1,6 @@
 //! [`LlmInt8`]: it has no parameters.
 
-use tersor_core::stages::{Fields, Part, Slot, StageSpec, Target};
+use tersor_core::stages::{Fields, Part, Segment, Slot, StageSpec, Target};
 use tersor_core::{Context, Element, IntoMat, Report, Result};
 use tersor_operators::RowwiseInt8;
 
@@ -51,5 +51,8 @@ impl StageSpec for LlmInt8 {
     }
     fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
         Ok(vec![Part::Base(Box::new(*self))])
+    }
+    fn segments(&self) -> Vec<Segment> {
+        vec![Segment::number("w", "bits")]
     }
 }

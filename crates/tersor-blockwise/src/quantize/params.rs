@@ -1,7 +1,7 @@
 //! Parameters of block-wise quantization.
 
-use tersor_core::stages::{Fields, Part, Slot, StageSpec, Target};
-use tersor_core::{Check, Context, Element, IntoMat, ParamError, Report, Result};
+use tersor_core::stages::{Fields, Part, Segment, Slot, StageSpec, Target};
+use tersor_core::{Check, Context, Element, IntoMat, ParamError, Report, Result, Value};
 use tersor_operators::{BlockwiseLinear, Map, Quantized};
 
 /// Unchecked parameters of block-wise quantization: consecutive values form blocks, each value is divided by the largest magnitude of its
@@ -140,5 +140,9 @@ impl StageSpec for Blockwise {
     }
     fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
         Ok(vec![Part::Base(Box::new(self.clone().check()?))])
+    }
+    fn segments(&self) -> Vec<Segment> {
+        let nested = Segment::word("dq", vec![("nested", Value::Bool(true))]);
+        vec![Segment::number("w", "bits"), Segment::number("g", "block"), nested]
     }
 }

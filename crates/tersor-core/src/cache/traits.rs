@@ -1,6 +1,6 @@
 //! The traits of caches: one layer's cache, the caches of a network, and the method that learns them.
 
-use crate::{Context, Exec, Heads, Layout, OpSpec, Result, TensorSink};
+use crate::{Context, Exec, Heads, Layout, OpSpec, Result, Rotation, TensorSink};
 
 /// The new tokens of a step of one attention layer: their queries, keys and values as the projections gave them, before the rotary
 /// embedding, and their positions.
@@ -108,6 +108,9 @@ pub struct CacheSample<'s> {
     /// Keys, values, queries and positions of the calibration tokens of each layer, `[layers]`, in order, before the rotary embedding. The
     /// list is empty if no tokens were needed; the queries in it are empty if they were not needed.
     pub layers: &'s [KvStep<'s>],
+    /// The rotations of keys that are stored with the network, `[layers]`, in order; None for a layer without one. Empty if the network
+    /// has none.
+    pub key_rotations: &'s [Option<Rotation>],
 }
 
 /// What a [`CacheMethod`] returns for a network: the parameters that it learned, such as codebooks, and the way in which keys and values

@@ -21,7 +21,7 @@ pub struct Assembled {
 /// its compression). One stage makes the base, the method that stores the weights ([`Part::Base`]). Other stages put methods around it
 /// ([`Part::Wrap`]): first those in front of the base in the list, from the last to the first, and then those after it, in order. Errors if
 /// [`StageSpec::parts`](super::StageSpec::parts) of a stage errors, or a [`Wrap`]. Errors (bad usage) if no stage or more than one makes a
-/// base, or if the stages are not in the order of [`Slot`].
+/// base, if the stages are not in the order of [`Slot`], or if one of them stores caches.
 pub fn assemble(at: &Target<'_>) -> Result<Assembled> {
     let (mut rewrites, mut pruners, mut base) = (Vec::new(), Vec::new(), None);
     let (mut before, mut after): (Vec<Wrap>, Vec<Wrap>) = (Vec::new(), Vec::new());
@@ -41,6 +41,7 @@ pub fn assemble(at: &Target<'_>) -> Result<Assembled> {
                     return Err(refuse("another stage already makes the stored form".into()));
                 }
                 Part::Base(m) => base = Some(m),
+                Part::Cache(_) => return Err(refuse("it stores key-value caches, and no matrix".into())),
                 Part::Wrap(w) if base.is_none() => before.push(w),
                 Part::Wrap(w) => after.push(w),
             }

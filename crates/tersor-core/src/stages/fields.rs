@@ -33,6 +33,8 @@ pub enum FieldKind {
     IntOrWord(RangeInclusive<i64>, Vec<&'static str>),
     /// A number of this range or one of these words.
     FloatOrWord(RangeInclusive<f64>, Vec<&'static str>),
+    /// A list of finite numbers of this range.
+    Floats(RangeInclusive<f64>),
     /// A list of stages of one of these slots.
     Stages(Vec<Slot>),
     /// A list of tables.
@@ -58,7 +60,7 @@ impl Field {
             FieldKind::Word(words) => word(words),
             FieldKind::IntOrWord(range, words) => int(range) || word(words),
             FieldKind::FloatOrWord(range, words) => float(range) || word(words),
-            FieldKind::Stages(_) | FieldKind::List => false,
+            FieldKind::Floats(_) | FieldKind::Stages(_) | FieldKind::List => false,
         };
         let shown = match value {
             Value::Bool(v) => v.to_string(),
@@ -91,6 +93,7 @@ impl fmt::Display for FieldKind {
             FieldKind::Word(words) => write!(f, "one of {}", words.join(", ")),
             FieldKind::IntOrWord(r, words) => write!(f, "{} or one of {}", int(r), words.join(", ")),
             FieldKind::FloatOrWord(r, words) => write!(f, "{} or one of {}", float(r), words.join(", ")),
+            FieldKind::Floats(r) => write!(f, "a list of numbers, each {}", float(r)),
             FieldKind::Stages(_) => f.write_str("a list of stages"),
             FieldKind::List => f.write_str("a list of tables"),
         }
@@ -137,6 +140,11 @@ pub trait Fields {
     /// Visits a boolean, number or string; `value` is None if the field has no value, which only optional fields may have. Errors if the
     /// visitor refuses the field, for example because the value in a file is out of range.
     fn value(&mut self, field: &Field, value: &mut Option<Value>) -> Result<()>;
+
+    /// Visits a list of numbers; by default leaves it unchanged. Errors as [`value`](Self::value).
+    fn numbers(&mut self, _field: &Field, _value: &mut Vec<f64>) -> Result<()> {
+        Ok(())
+    }
 
     /// Visits a list of stages; by default leaves it unchanged. Errors as [`value`](Self::value).
     fn nested(&mut self, _field: &Field, _value: &mut Vec<Box<dyn StageSpec>>) -> Result<()> {
@@ -308,6 +316,19 @@ impl dyn Fields + '_ {
             None => return Ok(()),
         };
         Ok(())
+    }
+
+    /// Shows the parameter `name` of a stage, a list of finite numbers, to this visitor, which may read or replace its value `v`. `help`
+    /// says what the parameter means, in one sentence. `within` is the range of each number, which the visitor is to check. Errors if the
+    /// visitor refuses the list.
+    pub fn floats(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        within: RangeInclusive<f64>,
+        v: &mut Vec<f64>,
+    ) -> Result<()> {
+        self.numbers(&Field { name, help, kind: FieldKind::Floats(within) }, v)
     }
 
     /// Shows the parameter `name` of a stage, a list of other stages (steps of the compression), to this visitor, which may read or replace

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::StageSpec;
+use super::{Section, StageSpec};
 use crate::{ParamError, Result};
 
 /// A registry of the kinds of stages (steps of the compression) that recipes may name, such as `gptq`. Each method crate has a function
@@ -13,7 +13,7 @@ use crate::{ParamError, Result};
 /// assert_eq!(Stages::new().kinds().count(), 0);
 /// ```
 #[derive(Clone, Default)]
-pub struct Stages(BTreeMap<&'static str, Box<dyn StageSpec>>);
+pub struct Stages(BTreeMap<(Section, &'static str), Box<dyn StageSpec>>);
 
 impl Stages {
     /// Returns a registry without kinds of stages.
@@ -21,22 +21,29 @@ impl Stages {
         Self::default()
     }
 
-    /// Adds the kind of `stage`, by the name [`StageSpec::kind`]; it replaces a kind of the same name. The parameters of `stage` become the
-    /// default parameters of the kind.
+    /// Adds the kind of `stage`, by the name [`StageSpec::kind`]; it replaces a kind of the same name and
+    /// [section](super::Slot::section). The parameters of `stage` become the default parameters of the kind.
     pub fn register(&mut self, stage: impl StageSpec + 'static) {
-        self.0.insert(stage.kind(), Box::new(stage));
+        self.0.insert((stage.slot().section(), stage.kind()), Box::new(stage));
     }
 
-    /// Returns the stage of each kind with default parameters, in the alphabetical order of the kinds' names.
+    /// Returns the stage of each kind with default parameters, ordered by section and, within a section, by the kinds' names.
     pub fn kinds(&self) -> impl Iterator<Item = &dyn StageSpec> {
         self.0.values().map(|stage| &**stage)
     }
 
-    /// Returns a new stage of the kind `kind` (its name in recipes, such as `gptq`), with default parameters. Errors (bad usage) if there
-    /// is no such kind; the message lists all kinds.
+    /// Returns a new stage of the kind `kind` (its name in recipes, such as `gptq`) for the rules of a recipe, with default parameters.
+    /// Errors (bad usage) if there is no such kind; the message lists all kinds.
     pub fn make(&self, kind: &str) -> Result<Box<dyn StageSpec>> {
-        self.0.get(kind).cloned().ok_or_else(|| {
-            let known: Vec<&str> = self.0.keys().copied().collect();
+        self.make_in(Section::Rules, kind)
+    }
+
+    /// Returns a new stage of the kind `kind` for the list `section` of a recipe, with default parameters. Errors (bad usage) if that list
+    /// has no such kind; the message lists all kinds that it has.
+    pub fn make_in(&self, section: Section, kind: &str) -> Result<Box<dyn StageSpec>> {
+        let own = || self.kinds().filter(|s| s.slot().section() == section);
+        own().find(|s| s.kind() == kind).map(|s| s.clone_stage()).ok_or_else(|| {
+            let known: Vec<&str> = own().map(StageSpec::kind).collect();
             ParamError::new("kind", format!("`{kind}`"), format!("must be one of {}", known.join(", "))).into()
         })
     }

@@ -23,11 +23,19 @@ pub struct Target<'a> {
     /// The index of this matrix in the list `rules`, counted from 0, which has the stages of each matrix that reads the same input as this
     /// one.
     pub own: usize,
+    /// The stages of [`Slot::Network`] of the recipe, which change the whole network before its matrices are compressed. Empty if there are
+    /// none.
+    pub network: &'a [Box<dyn StageSpec>],
     /// The registry of all kinds of stages, from which a stage can make other stages, for example one that stores parts of its result.
     pub kinds: &'a Stages,
 }
 
 impl<'a> Target<'a> {
+    /// Returns the target without a matrix that stages of [`Slot::Network`] and [`Slot::Cache`] get: no weight, no site, and no stages.
+    pub fn none(kinds: &'a Stages) -> Self {
+        Self { weight: "", dtype: DType::F32, site: None, heads: 1, rules: &[], own: 0, network: &[], kinds }
+    }
+
     /// Returns what the matrix computes, such as queries; [`Role::Linear`] if its site (its input, and the matrices that read it) is not
     /// known or does not list it.
     pub fn role(&self) -> Role {

@@ -1,7 +1,7 @@
 //! [`Awq`]: it has no parameters.
 
 use tersor_core::Result;
-use tersor_core::stages::{Fields, Part, Slot, StageSpec, Target};
+use tersor_core::stages::{Fields, Named, Part, Slot, StageSpec, Target};
 
 use crate::output_clip::clip_part;
 
@@ -64,5 +64,9 @@ impl StageSpec for AwqStage {
             parts.extend(clip_part(at)?);
         }
         Ok(parts)
+    }
+    fn add_to(&self, recipe: &mut Named<'_>, _: &str) -> Result<()> {
+        recipe.push(Box::new(Self { clip: true }));
+        Ok(())
     }
 }

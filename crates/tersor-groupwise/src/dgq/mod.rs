@@ -5,5 +5,5 @@ mod algorithm;
 mod method;
 mod params;
 
-pub(crate) use params::four_bits;
+pub(crate) use params::four_bit_segments;
 pub use params::{CheckedDgq, Dgq};

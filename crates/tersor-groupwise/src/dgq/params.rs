@@ -1,10 +1,10 @@
 //! Parameters of dual-grained quantization.
 
-use tersor_core::stages::{Fields, Part, Slot, StageSpec, Target};
+use tersor_core::stages::{Fields, Named, Part, Segment, Slot, StageSpec, Target};
 use tersor_core::{Check, Context, Element, GroupSize, IntoMat, ParamError, Report, Result, StatSet};
 use tersor_operators::DualLinear;
 
-use crate::{CheckedRtn, Rtn};
+use crate::{CheckedRtn, Percentile, Rtn};
 
 /// Unchecked parameters of dual-grained quantization (DGQ, arXiv 2310.04836, section 3.2): 4-bit codes, an integer scale and a zero point
 /// for each group of input features, and an f16 scale for each row. The only parameter is the group size, by default 128 features.
@@ -76,12 +76,6 @@ impl Check for Dgq {
     }
 }
 
-/// Shows the parameters of a method of 4 bits to `f`: the bits, and the size `group` of its groups. Errors if `f` does.
-pub(crate) fn four_bits(f: &mut dyn Fields, group: &mut usize) -> Result<()> {
-    f.int("bits", "Bits of a code.", 4..=4, &mut 4)?;
-    f.int("group", "Number of consecutive input features of a row that share a scale.", 1..=i64::MAX, group)
-}
-
 impl StageSpec for Dgq {
     fn kind(&self) -> &'static str {
         "dgq"
@@ -93,9 +87,29 @@ impl StageSpec for Dgq {
         Slot::Quantize
     }
     fn fields(&mut self, f: &mut dyn Fields) -> Result<()> {
-        four_bits(f, &mut self.group)
+        f.int("bits", "Bits of a code.", 4..=4, &mut 4)?;
+        f.int(
+            "group",
+            "Number of consecutive input features of a row that share a scale.",
+            1..=i64::MAX,
+            &mut self.group,
+        )
     }
     fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
         Ok(vec![Part::Base(Box::new(self.check()?))])
     }
+    fn segments(&self) -> Vec<Segment> {
+        four_bit_segments()
+    }
+    fn add_to(&self, recipe: &mut Named<'_>, _: &str) -> Result<()> {
+        // The paper smooths by percentiles first.
+        recipe.push(Box::new(Percentile));
+        recipe.push(Box::new(*self));
+        Ok(())
+    }
+}
+
+/// Returns the segments of names for a method of 4 bits in groups.
+pub(crate) fn four_bit_segments() -> Vec<Segment> {
+    vec![Segment::number("w", "bits"), Segment::number("g", "group")]
 }

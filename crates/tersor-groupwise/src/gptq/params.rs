@@ -1,13 +1,14 @@
 //! Parameters of GPTQ.
 
-use tersor_core::stages::{Fields, Part, Slot, StageSpec, Target};
+use tersor_core::stages::{Fields, Part, Segment, Slot, StageSpec, Target};
 use tersor_core::{
-    Check, Context, DType, Element, GroupSize, IntoMat, LinearOp, ParamError, Prepared, Report, Result, StatSet,
+    Check, Context, DType, Element, GroupSize, IntoMat, LinearOp, ParamError, Prepared, Report, Result, StatSet, Value,
 };
 use tersor_linalg::Damping;
 use tersor_operators::{Clip, Grid, GroupSpec};
 
 use crate::coder::Groups;
+use crate::rtn::grid_segments;
 use crate::{CheckedRtn, Rtn};
 
 /// What GPTQ does with a matrix whose Hessian is not positive definite with any damping that is tried: round the matrix to nearest
@@ -257,5 +258,9 @@ impl StageSpec for Gptq {
     }
     fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
         Ok(vec![Part::Base(Box::new(self.check()?))])
+    }
+    fn segments(&self) -> Vec<Segment> {
+        let order = vec![("act_order", Value::Bool(true)), ("static_groups", Value::Bool(true))];
+        grid_segments().into_iter().chain([Segment::word("ao", order)]).collect()
     }
 }

@@ -7,4 +7,5 @@ mod algorithm;
 mod method;
 mod params;
 
+pub(crate) use params::QqqStage;
 pub use params::{CheckedQqq, Qqq};

@@ -1,12 +1,13 @@
 //! Parameters of QQQ.
 
-use tersor_core::stages::{Fields, Part, Slot, StageSpec, Target};
-use tersor_core::{Check, Context, Element, GroupSize, IntoMat, ParamError, Report, Result, StatSet};
+use tersor_core::stages::{Fields, Named, Part, Segment, Slot, StageSpec, Target};
+use tersor_core::{Check, Context, DType, Element, GroupSize, IntoMat, ParamError, Report, Result, StatSet};
 use tersor_operators::{Clip, Grid, TableLinear};
 
 use crate::Gptq;
-use crate::dgq::four_bits;
+use crate::dgq::four_bit_segments;
 use crate::gptq::{CheckedGptq, Groups};
+use crate::smooth::AdaptiveStage;
 
 /// Unchecked parameters of QQQ with groups (arXiv 2406.09904, section 3.2): 4-bit codes on the symmetric grid with all codes
 /// ([`Grid::SymFull`]), an f32 scale for each row, and for each group of input features an f16 scale relative to that of the row. GPTQ
@@ -102,7 +103,14 @@ impl Check for Qqq {
     }
 }
 
-impl StageSpec for Qqq {
+/// QQQ in recipes. Without groups it is GPTQ with one f32 scale for each row on the symmetric grid without the lowest code, as in the
+/// paper's section 3.2.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub(crate) struct QqqStage {
+    group: Option<usize>,
+}
+
+impl StageSpec for QqqStage {
     fn kind(&self) -> &'static str {
         "qqq"
     }
@@ -113,9 +121,32 @@ impl StageSpec for Qqq {
         Slot::Quantize
     }
     fn fields(&mut self, f: &mut dyn Fields) -> Result<()> {
-        four_bits(f, &mut self.group)
+        f.int("bits", "Bits of a code.", 4..=4, &mut 4)?;
+        f.int_or_word(
+            (
+                "group",
+                "Number of consecutive input features of a row that share a scale; or one scale a row, without tables.",
+            ),
+            1..=i64::MAX,
+            &[("channel", None)],
+            (|n| usize::try_from(n).ok().map(Some), |group| group.and_then(|n| i64::try_from(n).ok())),
+            &mut self.group,
+        )
     }
     fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
-        Ok(vec![Part::Base(Box::new(self.check()?))])
+        let Some(group) = self.group else {
+            let rows = Gptq::new().grid(Grid::SymNarrow).scales(DType::F32).act_order(true).groups(Groups::Static);
+            return Ok(vec![Part::Base(Box::new(rows.check()?))]);
+        };
+        Ok(vec![Part::Base(Box::new(Qqq::new().group(group).check()?))])
+    }
+    fn segments(&self) -> Vec<Segment> {
+        four_bit_segments()
+    }
+    fn add_to(&self, recipe: &mut Named<'_>, _: &str) -> Result<()> {
+        // The paper smooths adaptively first.
+        recipe.push(Box::new(AdaptiveStage));
+        recipe.push(Box::new(*self));
+        Ok(())
     }
 }

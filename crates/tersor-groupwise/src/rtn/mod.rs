@@ -4,5 +4,5 @@ mod algorithm;
 mod method;
 mod params;
 
-pub(crate) use params::Mxint;
 pub use params::{CheckedRtn, Rtn};
+pub(crate) use params::{Mxint, grid_segments};

@@ -1,7 +1,7 @@
 //! Parameters of round-to-nearest.
 
-use tersor_core::stages::{Fields, Part, Slot, StageSpec, Target};
-use tersor_core::{Check, Context, DType, Element, GroupSize, IntoMat, ParamError, Report, Result, StatSet};
+use tersor_core::stages::{Fields, Part, Segment, Slot, StageSpec, Target};
+use tersor_core::{Check, Context, DType, Element, GroupSize, IntoMat, ParamError, Report, Result, StatSet, Value};
 use tersor_operators::{Clip, Grid, GroupSpec, GroupedLinear};
 
 /// Unchecked parameters of round-to-nearest: each weight becomes the nearest code of the grid of its group (weights that share a scale and
@@ -245,6 +245,22 @@ impl StageSpec for Rtn {
     fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
         Ok(vec![Part::Base(Box::new(self.check()?))])
     }
+    fn segments(&self) -> Vec<Segment> {
+        grid_segments()
+    }
+    fn is_default(&self) -> bool {
+        true
+    }
+}
+
+/// Returns the segments of names for [`Rtn::grid_fields`].
+pub(crate) fn grid_segments() -> Vec<Segment> {
+    vec![
+        Segment::number("w", "bits"),
+        Segment::number("g", "group"),
+        Segment::word("sym", vec![("grid", Value::Text("sym".into()))]),
+        Segment::word("mse", vec![("mse", Value::Bool(true))]),
+    ]
 }
 
 /// MXINT in recipes: [`Rtn::mxint`], whose only parameter is the number of bits.
@@ -274,5 +290,8 @@ impl StageSpec for Mxint {
     }
     fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
         Ok(vec![Part::Base(Box::new(Rtn::mxint(self.bits).check()?))])
+    }
+    fn segments(&self) -> Vec<Segment> {
+        vec![Segment::number("w", "bits")]
     }
 }

@@ -102,7 +102,8 @@ impl IntegerCaches {
         Ok(heads.iter().enumerate().map(move |(i, h)| (&self.layers[if one { 0 } else { i }], h)))
     }
 
-    fn layout(&self) -> Layout {
+    /// Returns the tensors that [`save`](CacheSet::save) writes: the rotations of keys.
+    pub(crate) fn layout(&self) -> Layout {
         let mut layout = Layout::exact([]);
         for (i, layer) in self.layers.iter().enumerate() {
             for (suffix, info) in layer.key_rotation.iter().flat_map(|r| r.layout()) {

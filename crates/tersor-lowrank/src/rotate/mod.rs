@@ -11,5 +11,8 @@ mod algorithm;
 mod method;
 mod params;
 mod parts;
+mod stage;
+
+pub(crate) use stage::RotateStage;
 
 pub use params::{By, CheckedRotate, Rotate, SAMPLE_TOKENS, SHARES};

@@ -80,4 +80,7 @@ impl StageSpec for SmoothQuant {
     fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
         Ok(vec![Part::Rewrite(Box::new(self.check()?))])
     }
+    fn words(&self) -> Vec<&'static str> {
+        vec!["smooth"]
+    }
 }

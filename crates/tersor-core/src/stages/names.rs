@@ -1,0 +1,235 @@
+//! Names of recipes, such as `w4-g128-awq-gptq`: segments that ask for stages, and segments that set parameters of these.
+
+use super::{Section, Slot, StageSpec, Stages, set};
+use crate::{ParamError, Result, Role, Value};
+
+/// A segment of a recipe's name that sets parameters of a stage: `g128` sets the group size, `sym` the grid.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Segment {
+    text: &'static str,
+    number: Option<&'static str>,
+    values: Vec<(&'static str, Value)>,
+}
+
+impl Segment {
+    /// Returns the segment of the letters `prefix` followed by a number without sign and leading zeros, which sets the parameter `field`:
+    /// with the prefix `g`, the segment `g128` sets it to 128.
+    pub fn number(prefix: &'static str, field: &'static str) -> Self {
+        Self { text: prefix, number: Some(field), values: Vec::new() }
+    }
+
+    /// Returns the segment `word`, which gives each parameter in `values` its value.
+    pub fn word(word: &'static str, values: Vec<(&'static str, Value)>) -> Self {
+        Self { text: word, number: None, values }
+    }
+
+    /// Returns the parameters that `segment` sets, with their values; None if it is not of this form.
+    pub fn values(&self, segment: &str) -> Option<Vec<(&'static str, Value)>> {
+        match self.number {
+            None => (self.text == segment).then(|| self.values.clone()),
+            Some(field) => {
+                let digits = segment.strip_prefix(self.text)?;
+                let number = digits.parse::<i64>().ok().filter(|n| n.to_string() == digits && *n >= 0)?;
+                Some(vec![(field, Value::Int(number))])
+            }
+        }
+    }
+}
+
+/// Shows the form of the segment, such as `g<number>` or `sym`.
+impl std::fmt::Display for Segment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.text)?;
+        if self.number.is_some() { f.write_str("<number>") } else { Ok(()) }
+    }
+}
+
+/// A rule of a recipe that a name stands for: which matrices it is for, and the stages that compress them.
+#[derive(Clone)]
+pub struct NameRule {
+    /// What the matrices compute, such as queries.
+    pub roles: Vec<Role>,
+    /// The stages that compress them, in order.
+    pub stages: Vec<Box<dyn StageSpec>>,
+}
+
+/// The recipe that a name stands for: stages of the whole network, of all matrices but those of the embedding and the output head, and of
+/// the caches. The kinds that a name asks for fill it ([`StageSpec::add_to`]).
+#[derive(Clone)]
+pub struct Named<'k> {
+    /// The changes of the network, in order.
+    pub network: Vec<Box<dyn StageSpec>>,
+    /// Rules for some matrices, which come before the stages of all matrices; the first that matches applies.
+    pub rules: Vec<NameRule>,
+    /// The stages of all other matrices, in the order of [`Slot`].
+    pub stages: Vec<Box<dyn StageSpec>>,
+    /// The stage of the caches of all layers; none for the default cache.
+    pub cache: Vec<Box<dyn StageSpec>>,
+    /// Parameters that the stage of the caches gets if the name asks for one, such as the rotation of keys that goes with a rotation of the
+    /// network.
+    pub cache_values: Vec<(&'static str, Value)>,
+    /// Whether embedding and output head have the same stages as the other matrices, instead of 8 bits.
+    pub everything: bool,
+    /// Whether a word of the name asks for the stage of [`Slot::Quantize`], as in `w4-gptq`; false if a segment alone does, as in `w4`.
+    pub quantizer_named: bool,
+    /// The words of the name, which ask for stages, in order; segments that set parameters are not among them.
+    pub words: Vec<String>,
+    /// The registry of all kinds of stages.
+    pub kinds: &'k Stages,
+}
+
+/// A stage while the name is read.
+struct Draft {
+    stage: Box<dyn StageSpec>,
+    word: String,
+    taken: Vec<&'static str>,
+}
+
+impl Draft {
+    /// Gives the stage a segment; false if it does not take it. Errors if the value is invalid, or if the stage has had such a segment.
+    fn take(&mut self, segment: &str) -> Result<bool> {
+        for form in self.stage.segments() {
+            let Some(values) = form.values(segment) else { continue };
+            if self.taken.contains(&form.text) {
+                return Err(ParamError::new("recipe", format!("`{segment}`"), "another segment sets the same").into());
+            }
+            self.taken.push(form.text);
+            values.into_iter().try_for_each(|(field, value)| set(&mut *self.stage, field, value))?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+}
+
+impl<'k> Named<'k> {
+    /// Returns the recipe that `name` stands for. The name consists of segments with `-` between them. A segment is a word that asks for a
+    /// stage ([`StageSpec::words`]), or sets a parameter ([`StageSpec::segments`]) of the last stage before it that takes it; if none takes
+    /// it, of the first stage after it that does, and if there is none, of a [default](StageSpec::is_default) stage, which the name then
+    /// has as well. Segments of letters and a number may follow each other without `-`, as in `w4a8`.
+    ///
+    /// Errors (bad usage), naming the segment, if no stage takes it, if it is repeated, if its value is invalid, or if there is more than
+    /// one stage of a slot other than [`Slot::Transform`]; and if the name has no stage of [`Slot::Quantize`] or [`StageSpec::add_to`]
+    /// errors.
+    pub fn parse(name: &str, kinds: &'k Stages) -> Result<Self> {
+        let refuse = |segment: &str, rule: &str| ParamError::new("recipe", format!("`{segment}`"), rule);
+        let (mut drafts, mut waiting): (Vec<Draft>, Vec<String>) = (Vec::new(), Vec::new());
+        let open = |drafts: &mut Vec<Draft>, waiting: &mut Vec<String>, stage: Box<dyn StageSpec>, word: &str| {
+            let slot = stage.slot();
+            if slot != Slot::Transform && drafts.iter().any(|d| d.stage.slot() == slot) {
+                let rule = format!("the name has a stage of `{}` already", slot.name());
+                return Err(crate::Error::from(refuse(word, &rule)));
+            }
+            let mut draft = Draft { stage, word: word.to_string(), taken: Vec::new() };
+            let mut rest = Vec::new();
+            for segment in waiting.drain(..) {
+                if !draft.take(&segment)? {
+                    rest.push(segment);
+                }
+            }
+            *waiting = rest;
+            drafts.push(draft);
+            Ok(())
+        };
+        for segment in name.split('-').flat_map(|part| pieces(part, kinds)) {
+            let asked = kinds.kinds().find(|s| s.slot() != Slot::Cache && s.words().contains(&segment));
+            if let Some(stage) = asked {
+                open(&mut drafts, &mut waiting, stage.clone_stage(), segment)?;
+                continue;
+            }
+            let mut taken = false;
+            for draft in drafts.iter_mut().rev() {
+                taken = draft.take(segment)?;
+                if taken {
+                    break;
+                }
+            }
+            if !taken {
+                waiting.push(segment.to_string());
+            }
+        }
+        while let Some(segment) = waiting.first().cloned() {
+            let takes =
+                |s: &&dyn StageSpec| s.is_default() && s.segments().iter().any(|f| f.values(&segment).is_some());
+            let stage = kinds.kinds().find(takes);
+            let stage = stage.ok_or_else(|| refuse(&segment, "no stage has this name or takes this segment"))?;
+            open(&mut drafts, &mut waiting, stage.clone_stage(), "")?;
+        }
+        if !drafts.iter().any(|d| d.stage.slot() == Slot::Quantize) {
+            return Err(refuse(name, "no segment says how weights are stored, such as `w4` or `bf16`").into());
+        }
+        Self::of(drafts, kinds)
+    }
+
+    /// Returns the recipe of the stages that a name asks for.
+    fn of(mut drafts: Vec<Draft>, kinds: &'k Stages) -> Result<Self> {
+        let quantizer_named = drafts.iter().any(|d| d.stage.slot() == Slot::Quantize && !d.word.is_empty());
+        let words = drafts.iter().filter(|d| !d.word.is_empty()).map(|d| d.word.clone()).collect();
+        let mut all = Self {
+            network: Vec::new(),
+            rules: Vec::new(),
+            stages: Vec::new(),
+            cache: Vec::new(),
+            cache_values: Vec::new(),
+            everything: false,
+            quantizer_named,
+            words,
+            kinds,
+        };
+        let order = |s: &Slot| match s.section() {
+            Section::Rules => 0,
+            Section::Network => 1,
+            Section::Cache => 2,
+        };
+        drafts.sort_by_key(|d| (order(&d.stage.slot()), d.stage.slot()));
+        for draft in &drafts {
+            draft.stage.add_to(&mut all, &draft.word)?;
+        }
+        for stage in &mut all.cache {
+            for (field, value) in &all.cache_values {
+                set(&mut **stage, field, value.clone())?;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Adds a stage to the list that it belongs in, after the stages of its slot and of the slots before it.
+    pub fn push(&mut self, stage: Box<dyn StageSpec>) {
+        let list = match stage.slot().section() {
+            Section::Network => &mut self.network,
+            Section::Rules => &mut self.stages,
+            Section::Cache => &mut self.cache,
+        };
+        let at = list.iter().position(|s| s.slot() > stage.slot()).unwrap_or(list.len());
+        list.insert(at, stage);
+    }
+
+    /// Returns the stage of all other matrices that has the slot `slot`; None if there is none.
+    pub fn stage(&self, slot: Slot) -> Option<&dyn StageSpec> {
+        self.stages.iter().map(|s| &**s).find(|s| s.slot() == slot)
+    }
+
+    /// Replaces the stages of the slot of `stage` by it.
+    pub fn replace(&mut self, stage: Box<dyn StageSpec>) {
+        self.stages.retain(|s| s.slot() != stage.slot());
+        self.push(stage);
+    }
+}
+
+/// Cuts a part of a name that is no word, and consists of letters and numbers in turn, after each number.
+fn pieces<'n>(part: &'n str, kinds: &Stages) -> Vec<&'n str> {
+    let ends_in_digit = part.ends_with(|c: char| c.is_ascii_digit());
+    let starts_with_letter = part.starts_with(|c: char| c.is_ascii_lowercase());
+    if kinds.kinds().any(|s| s.words().contains(&part)) || !ends_in_digit || !starts_with_letter {
+        return vec![part];
+    }
+    let mut out = Vec::new();
+    let (mut start, bytes) = (0, part.as_bytes());
+    for i in 1..bytes.len() {
+        if bytes[i - 1].is_ascii_digit() && bytes[i].is_ascii_lowercase() {
+            out.push(&part[start..i]);
+            start = i;
+        }
+    }
+    out.push(&part[start..]);
+    out
+}

@@ -1,0 +1,3 @@
+//! Compression of whole models.
+
+pub mod recipe;

@@ -1,0 +1,48 @@
+//! Recipes by name, such as `w4-g128-awq-gptq`.
+
+use tersor_core::stages::{Named, Section, Stages};
+use tersor_core::{Error, ParamError, Result};
+
+use super::{CacheRule, Layers, Pattern, Recipe, Rule};
+
+impl Recipe {
+    /// Returns the recipe that a name stands for: segments with `-` between them, each the word of a stage or a parameter of one
+    /// ([`Named::parse`]). Its stages are those of all matrices but the embedding and the output head, which are rounded to 8 bits; a name
+    /// of a float type alone, such as `bf16`, is for them as well. An encoder's pooler, which has no calibration inputs, is also rounded
+    /// to 8 bits. Errors (bad usage), with near names, if the name stands for nothing.
+    pub fn from_name(name: &str, kinds: &Stages) -> Result<Self> {
+        let named = Named::parse(name, kinds).map_err(|e| refuse(name, e, kinds))?;
+        let mut rules = Vec::new();
+        if !named.everything {
+            let outer = Named::parse("w8", kinds)?.stages;
+            rules.push(Rule::new(["@embedding", "@head", "*pooler.dense.weight"], outer)?);
+        }
+        for rule in named.rules {
+            rules.push(Rule::new(rule.roles.into_iter().filter_map(Pattern::word), rule.stages)?);
+        }
+        rules.push(Rule::new(["*"], named.stages)?);
+        let cache = named.cache.into_iter().map(|stage| CacheRule { layers: Layers::All, stage }).collect();
+        let recipe = Self { name: name.into(), statistics: None, network: named.network, cache, rules };
+        recipe.check(kinds)?;
+        Ok(recipe)
+    }
+}
+
+/// Returns the error that `name` stands for nothing, with names that are near.
+fn refuse(name: &str, error: Error, kinds: &Stages) -> Error {
+    let Error::Param(e) = error else { return error };
+    let segment = e.value.trim_matches('`');
+    let words = kinds.kinds().filter(|s| s.slot().section() != Section::Cache).flat_map(|s| s.words());
+    let forms = kinds.kinds().flat_map(|s| s.segments()).map(|s| s.to_string());
+    let mut near: Vec<String> = words.map(String::from).chain(forms.filter(|f| !f.contains('<'))).collect();
+    near.sort_by_key(|word| (strsim::damerau_levenshtein(word, segment), word.clone()));
+    near.dedup();
+    near.truncate(3);
+    let near: Vec<String> = near.iter().map(|word| name.replacen(segment, word, 1)).collect();
+    let rule = format!(
+        "there is no recipe or file of this name: segment `{segment}`: {}; near names: {}",
+        e.rule,
+        near.join(", ")
+    );
+    ParamError::new("recipe", format!("`{name}`"), rule).into()
+}
