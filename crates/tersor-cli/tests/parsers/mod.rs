@@ -14,7 +14,7 @@ use tersor::core::gradients::Optimizer;
 use tersor::core::{MatView, MemTensors, StatNeeds, StatSet, TensorSink, TensorSource};
 use tersor::formats::{Model, gguf, json, safetensors};
 use tersor::llm::{DecoderConfig, EncoderConfig, Manifest, Tokenizer};
-use tersor_cli::recipe::Recipe;
+use tersor::pipeline::Recipe;
 
 /// A parser, by name.
 pub struct Parser {
@@ -239,7 +239,7 @@ fn recipe(bytes: &[u8]) -> bool {
     with_file(bytes, |path| {
         let toml = path.with_extension("toml");
         std::fs::rename(path, &toml).unwrap();
-        let recipe = Recipe::find(toml.to_str().unwrap());
+        let recipe = Recipe::find(toml.to_str().unwrap(), tersor::stages());
         recipe.and_then(|r| r.rule("model.layers.0.mlp.up_proj.weight").map(|_| ())).is_ok()
     })
 }
@@ -361,5 +361,6 @@ fn recipe_names() -> Vec<Vec<u8>> {
 }
 
 fn recipe_name(bytes: &[u8]) -> bool {
-    std::str::from_utf8(bytes).is_ok_and(|name| Recipe::find(name).is_ok_and(|r| r.rule("lm_head.weight").is_ok()))
+    std::str::from_utf8(bytes)
+        .is_ok_and(|name| Recipe::find(name, tersor::stages()).is_ok_and(|r| r.rule("lm_head.weight").is_ok()))
 }
