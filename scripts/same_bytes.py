@@ -21,7 +21,7 @@ Each case is saved as soon as it is done, and `--resume` continues with the miss
 memory that plans state. Both files must be recorded with the same `--windows` and on processors with the same instruction sets.
 """
 import argparse, collections, concurrent.futures, dataclasses, hashlib, json, os, pathlib, re, shutil, signal, struct, subprocess, sys, tempfile
-import threading, time
+import threading, time, tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = ROOT / "examples/data"
@@ -143,6 +143,71 @@ TOML = {
     "awq-gptq-clip": body('method = "gptq"\nbits = 3\nsmooth = "awq"\noutput_clip = true'),
     "awq-nf4": body('method = "nf4"\nsmooth = "awq"'),
 }
+
+def as_stages(text):
+    """Converts a recipe file of the first edition, whose rules have one method each, to lists of stages."""
+    old = tomllib.loads(text)
+
+    def pick(rule, names):
+        return {new: rule[name] for name, new in (n.split("=") if "=" in n else (n, n) for n in names.split()) if name in rule}
+
+    def quantizer(rule, bits):
+        kind, given = rule["method"], pick(rule, "group grid mse importance nested act_order static_groups damping block dead on_failure")
+        if "scales" in rule:
+            given["scales"] = rule["scales"].lower()
+        if bits is not None and kind not in ("bf16", "f16", "f32", "keep"):
+            given = {"bits": bits} | given
+        if given.get("grid") == "mxint":
+            given = {"bits": bits, "group": 16} | given | {"grid": "sym_narrow", "scales": "e8m0"}
+        if kind in ("nf4", "fp4", "dynamic"):
+            given = {{"group": "block"}.get(k, k): v for k, v in given.items()}
+        if kind == "qqq":
+            given.setdefault("group", 128)
+        if kind == "svd":
+            given |= pick(rule, "rank rank_bits factors")
+        return {"kind": kind} | given
+
+    def act(rule, bits):
+        return [{"kind": "act", "bits": bits} | pick(rule, "activation_scale=scale activation_range=range")] if bits else []
+
+    def stages(rule):
+        out = []
+        smooth, clip = rule.get("smooth"), rule.get("output_clip", False)
+        if smooth:
+            out.append({"kind": smooth} | pick(rule, "alpha") | ({"clip": True} if smooth == "awq" and clip else {}))
+        if clip and smooth != "awq":
+            out.append({"kind": "clip"})
+        if rule.get("parts"):
+            own = [{"share": p["share"], "stages": [quantizer(rule, p["bits"])] + act(rule, p.get("activations"))} for p in rule["parts"]]
+            out.append({"kind": "split"} | pick(rule, "damping") | {"parts": own})
+        else:
+            out.append(quantizer(rule, rule.get("bits")))
+        if "low_rank" in rule:
+            out.append({"kind": rule["low_rank"]} | pick(rule, "rank rank_bits factors"))
+        return out + ([] if rule.get("parts") else act(rule, rule.get("activations")))
+
+    new = {"version": 1} | pick(old, "name statistics")
+    if "rotate" in old:
+        by = {"resq": {"by": "pca", "mix": True}}.get(old["rotate"], {"by": old["rotate"]})
+        shares = next(([p["share"] for p in rule["parts"]] for rule in old["rules"] if rule.get("parts")), None)
+        new["network"] = [{"kind": "rotate"} | by | ({"parts": shares} if shares else {})]
+    if "kv" in old:
+        head, *rest = old["kv"].split("-")
+        cache = {"match": "*", "kind": "int", "bits": int(head[3:])} if head.startswith("int") else {"match": "*", "kind": head}
+        for word in rest:
+            cache |= {"hadamard": {"keys": "hadamard"}, "pca": {"keys": "stored"}, "eighth": {"high": "eighth"}}.get(word) or {"high": int(word[4:])}
+        new["cache"] = [cache]
+    new["rules"] = [{"match": rule["match"], "stages": stages(rule)} | pick(rule, "non_finite") for rule in old.get("rules", [])]
+
+    def toml(v):
+        if isinstance(v, dict):
+            return "{ " + ", ".join(f"{k} = {toml(x)}" for k, x in v.items()) + " }"
+        if isinstance(v, list):
+            return "[" + ", ".join(map(toml, v)) + "]"
+        return json.dumps(v)
+
+    return "".join(f"{k} = {toml(v)}\n" for k, v in new.items())
+
 
 # Caches that the documentation names for an original model.
 KV = "f32 int8 int4 int3 int2 int4-high8 int4-hadamard int4-hadamard-high8 int3-hadamard int4-eighth int4-hadamard-eighth int4-pca".split()
@@ -276,6 +341,7 @@ class Run:
     def __init__(self, case, options, tmp):
         self.case, self.tmp, self.process = case, tmp, None
         self.binary, self.threads, self.windows, self.brief = options.binary, options.threads, options.windows, options.brief
+        self.first = options.first_edition and pathlib.Path(options.first_edition)
         self.model = ROOT / MODELS[case.model]
         if options.model_dir and MODELS[case.model].startswith("models/"):
             self.model = pathlib.Path(options.model_dir).resolve() / self.model.name
@@ -312,11 +378,12 @@ class Run:
         """Returns the argument of `--recipe`: the name, or a file."""
         if not name.endswith(".toml"):
             return name
-        shipped = ROOT / "examples/recipes" / name
+        shipped = (self.first or ROOT / "examples/recipes") / name
         if shipped.exists():
             return shipped
         path = self.tmp / name
-        path.write_text(f'name = "{name[:-5]}"\n{TOML[name[:-5]]}')
+        text = f'name = "{name[:-5]}"\n{TOML[name[:-5]]}'
+        path.write_text(text if self.first else as_stages(text))
         return path
 
     @property
@@ -752,6 +819,7 @@ def main():
     r.add_argument("--brief", action="store_true", help="record only the tensors of larger models, not what they evaluate to")
     r.add_argument("--only", help="only cases whose names contain this")
     r.add_argument("--tmp", help="where temporary directories are made")
+    r.add_argument("--first-edition", help="directory of the recipe files of a binary that reads the first edition, before stages")
     r.add_argument("--resume", action="store_true", help="go on with a file that is there")
     r.add_argument("--list", action="store_true", help="only list the cases")
     c = verbs.add_parser("compare", help="list all differences of two records")

@@ -2,6 +2,8 @@
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
+use tersor::pipeline::Text;
+use tersor::pipeline::plan::{Data, Options};
 
 /// Compress neural networks on a plain CPU machine.
 #[derive(Parser, Debug)]
@@ -73,6 +75,18 @@ pub struct Calibration {
     /// Maximum memory (`300MB`, `2GiB`); hidden states are kept on disk if that is needed.
     #[arg(long, value_parser = bytes)]
     pub max_memory: Option<u64>,
+}
+
+impl Calibration {
+    /// Returns what a plan takes from these arguments.
+    pub(crate) fn options(&self, ctx: Option<usize>, generic: bool) -> Options {
+        let data = match (&self.calib, self.stats.is_empty()) {
+            (Some(path), _) => Data::Text(Text::file(path)),
+            (None, false) => Data::Statistics(self.stats.clone()),
+            (None, true) => Data::None,
+        };
+        Options { data, windows: self.calib_windows, ctx, generic }
+    }
 }
 
 /// Parses a number of bytes: `1500000`, `300MB`, `1.5GiB`.

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde_json::{Value as Json, json};
-use tersor::core::{Error, Progress, Result};
-use tersor::formats::{json as files, write_atomic};
+use serde_json::Value as Json;
+use tersor::core::{Error, Result};
+use tersor::pipeline::evaluate::Evaluation;
+use tersor::pipeline::output::is_compressed;
+use tersor::pipeline::{Measured, Recipe, Row, Subject, compare, megabytes};
 
-use crate::recipe::Recipe;
-use crate::{args, megabytes, output, print_json, progress, report};
+use crate::{args, context, print_json};
 
 /// Recipes of the demonstration: rounding to nearest and GPTQ at several widths; the last is a TOML file.
 const DEMO: [&str; 12] = [
@@ -25,9 +26,6 @@ const DEMO: [&str; 12] = [
     "w2-g32-gptq",
     "examples/recipes/mixed.toml",
 ];
-
-/// Name of the file with the results of `compare`, which `report` reads.
-pub const ROWS: &str = "rows.json";
 
 pub fn demo(a: &args::Demo, json: bool, threads: usize) -> Result<()> {
     let root = shipped_root()?;
@@ -61,50 +59,34 @@ fn shipped_root() -> Result<PathBuf> {
 }
 
 pub fn run(a: &args::Compare, json: bool, threads: usize) -> Result<()> {
-    let recipes: Vec<Recipe> = a.recipes.iter().map(|r| Recipe::find(r)).collect::<Result<_>>()?;
+    let find = |name: &String| Recipe::find(name, &tersor::kinds().stages);
+    let recipes: Vec<Recipe> = a.recipes.iter().map(find).collect::<Result<_>>()?;
     let dir = match &a.out {
-        Some(dir) => {
-            std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-            dir.clone()
-        }
+        Some(dir) => dir.clone(),
         None => {
             let dir = tempfile::Builder::new().prefix("tersor-").tempdir();
             dir.map_err(|e| Error::io(std::env::temp_dir(), e))?.keep()
         }
     };
-    let bars = progress::bars();
-    bars.begin("compare", recipes.len() as u64 + 1);
-    let mut rows = Vec::new();
-    let mut first = measure(a, &a.model, false, threads)?;
-    first["recipe"] = "original".into();
-    first["compress_seconds"] = 0.0.into();
-    let original_bytes = first["weight_bytes"].as_u64().unwrap_or(u64::MAX);
-    first["larger_than_original"] = false.into();
-    rows.push(first);
-    bars.advance(1, "original");
-    for (recipe, name) in recipes.iter().zip(&a.recipes) {
-        let out = dir.join(&recipe.name);
-        let done = compress(a, name, &out, threads)?;
-        let mut row = measure(a, &out, true, threads)?;
-        row["recipe"] = recipe.name.clone().into();
-        row["compress_seconds"] = done["compress_seconds"].clone();
-        row["compress_peak_rss_bytes"] = done["peak_rss_bytes"].clone();
-        row["larger_than_original"] = (row["weight_bytes"].as_u64() > Some(original_bytes)).into();
-        rows.push(row);
-        bars.advance(1, &recipe.name);
-    }
-    bars.end();
-    let model = a.model.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let result = json!({"model": model, "rows": rows});
-    write_atomic(&dir.join(ROWS), &files::to_bytes(&result))?;
-    let page = dir.join("report.html");
-    write_atomic(&page, report::page(std::slice::from_ref(&dir))?.as_bytes())?;
+    // Each in a process of its own, so that peak memory is that of one recipe.
+    let measure = |subject: Subject<'_>| {
+        let Subject::Recipe(i, out) = subject else {
+            let figures = evaluate(a, &a.model, false, threads)?;
+            return Ok(Measured { compress_seconds: 0.0, compress_peak_rss_bytes: None, figures });
+        };
+        let done = compress(a, &a.recipes[i], out, threads)?;
+        Ok(Measured {
+            compress_seconds: done["compress_seconds"].as_f64().unwrap_or(0.0),
+            compress_peak_rss_bytes: done["peak_rss_bytes"].as_u64(),
+            figures: evaluate(a, out, true, threads)?,
+        })
+    };
+    let found = compare(&a.model, &recipes, &dir, &context(0, None), measure)?;
     if json {
-        print_json(&json!({"rows": result["rows"], "out": dir, "report": page}));
-    } else {
-        crate::outln!("{}", table(&result["rows"]).trim_end());
-        crate::outln!("report: {}", page.display());
+        return print_json(&found);
     }
+    outln!("{}", table(&found.rows).trim_end());
+    outln!("report: {}", found.report.display());
     Ok(())
 }
 
@@ -139,7 +121,7 @@ fn compress(a: &args::Compare, recipe: &str, out: &Path, threads: usize) -> Resu
     }
     match child(&list) {
         // The directory is an older output of this comparison (from another version, for example): it is replaced.
-        Err(_) if output::is_compressed(out) => {
+        Err(_) if is_compressed(out) => {
             std::fs::remove_dir_all(out).map_err(|e| Error::io(out, e))?;
             child(&list)
         }
@@ -147,7 +129,7 @@ fn compress(a: &args::Compare, recipe: &str, out: &Path, threads: usize) -> Resu
     }
 }
 
-fn measure(a: &args::Compare, model: &Path, against: bool, threads: usize) -> Result<Json> {
+fn evaluate(a: &args::Compare, model: &Path, against: bool, threads: usize) -> Result<Evaluation> {
     let mut list = vec!["eval".to_string(), model.display().to_string(), "--json".to_string()];
     let mut option = |name: &str, value: String| list.extend([name.to_string(), value]);
     option("--text", a.text.display().to_string());
@@ -161,36 +143,37 @@ fn measure(a: &args::Compare, model: &Path, against: bool, threads: usize) -> Re
     if against {
         option("--against", a.model.display().to_string());
     }
-    child(&list)
+    let found = child(&list)?;
+    serde_json::from_value(found).map_err(|e| Error::format("tersor eval", e.to_string()))
 }
 
 /// Formats the rows as a text table.
-fn table(rows: &Json) -> String {
+fn table(rows: &[Row]) -> String {
     let mut out = format!(
         "{:<20} {:>10} {:>9} {:>8} {:>7} {:>7} {:>10} {:>9} {:>9} {:>9}\n",
         "recipe", "perplexity", "KL", "top-1 %", "bits", "body", "weights", "prefill/s", "decode/s", "compress"
     );
-    for r in rows.as_array().into_iter().flatten() {
-        let number = |key: &str, digits: usize, scale: f64| match r[key].as_f64() {
-            Some(v) => format!("{:.digits$}", v * scale),
+    for r in rows {
+        let number = |value: Option<f64>, digits: usize| match value.filter(|v| v.is_finite()) {
+            Some(v) => format!("{v:.digits$}"),
             None => "-".into(),
         };
-        let mark = if r["larger_than_original"] == true { "*" } else { "" };
+        let (f, mark) = (&r.figures, if r.larger_than_original { "*" } else { "" });
         out += &format!(
             "{:<20} {:>10} {:>9} {:>8} {:>7} {:>7} {:>10} {:>9} {:>9} {:>9}\n",
-            format!("{}{mark}", r["recipe"].as_str().unwrap_or("?")),
-            number("perplexity", 3, 1.0),
-            number("kl_mean", 5, 1.0),
-            number("top1_agreement", 2, 100.0),
-            number("bits_per_weight", 3, 1.0),
-            number("body_bits_per_weight", 3, 1.0),
-            megabytes(r["weight_bytes"].as_u64().unwrap_or(0)),
-            number("prefill_tokens_per_s", 0, 1.0),
-            number("decode_tokens_per_s", 1, 1.0),
-            format!("{} s", number("compress_seconds", 2, 1.0)),
+            format!("{}{mark}", r.recipe),
+            number(Some(f.perplexity), 3),
+            number(f.kl_mean, 5),
+            number(f.top1_agreement.map(|v| v * 100.0), 2),
+            number(Some(f.bits_per_weight), 3),
+            number(Some(f.body_bits_per_weight), 3),
+            megabytes(f.weight_bytes),
+            number(f.prefill_tokens_per_s, 0),
+            number(f.decode_tokens_per_s, 1),
+            format!("{} s", number(Some(r.compress_seconds), 2)),
         );
     }
-    if rows.as_array().into_iter().flatten().any(|r| r["larger_than_original"] == true) {
+    if rows.iter().any(|r| r.larger_than_original) {
         out += "* larger than the original\n";
     }
     out

@@ -4,8 +4,8 @@ use serde_json::json;
 use std::io::Write;
 use tersor::core::{Context, Exec, Result};
 use tersor::llm::{Checkpoint, Decoder, Sampling, Tokenizer, generate};
+use tersor::pipeline::Caches;
 
-use crate::kv::Spec;
 use crate::{args, print_json};
 
 pub fn run(a: &args::Generate, json: bool) -> Result<()> {
@@ -13,9 +13,10 @@ pub fn run(a: &args::Generate, json: bool) -> Result<()> {
         None => Sampling::Greedy,
         Some(t) => Sampling::at(t, Context::new().with_seed(a.seed).stream("generate"))?,
     };
-    let checkpoint = Checkpoint::open(&a.model, &tersor::registry())?;
+    let checkpoint = Checkpoint::open(&a.model, &tersor::kinds().operators)?;
     let tokenizer = Tokenizer::of(&checkpoint)?;
-    let decoder = Spec::of(a.kv.as_deref(), &checkpoint)?.caches(&checkpoint)?.attach(Decoder::load(&checkpoint)?);
+    let caches = Caches::of(a.kv.as_deref(), &checkpoint, tersor::kinds())?;
+    let decoder = caches.attach(Decoder::load(&checkpoint)?);
     let prompt = tokenizer.encode(&a.prompt)?;
     let (mut seen, mut shown) = (Vec::new(), String::new());
     if !json {
@@ -36,12 +37,10 @@ pub fn run(a: &args::Generate, json: bool) -> Result<()> {
         true
     })?;
     if json {
-        print_json(
-            &json!({"prompt": a.prompt, "text": tokenizer.decode(&tokens)?, "prompt_tokens": prompt, "tokens": tokens}),
-        );
-    } else {
-        crate::outln!();
+        let text = tokenizer.decode(&tokens)?;
+        return print_json(&json!({"prompt": a.prompt, "text": text, "prompt_tokens": prompt, "tokens": tokens}));
     }
+    outln!();
     Ok(())
 }
 

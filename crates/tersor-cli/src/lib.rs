@@ -1,4 +1,4 @@
-//! The `tersor` command as a library: recipes, plans, compression into directories, evaluation, conversion, reports.
+//! The `tersor` command: arguments, progress bars, printing, exit codes. The work is that of `tersor::pipeline`.
 
 /// Prints a line on stdout. A closed pipe (`| head`) is not an error.
 macro_rules! outln {
@@ -7,7 +7,6 @@ macro_rules! outln {
         let _ = writeln!(std::io::stdout().lock(), $($arg)*);
     }};
 }
-pub(crate) use outln;
 
 pub mod args;
 mod calibrate;
@@ -17,18 +16,13 @@ mod convert;
 mod eval;
 mod generate;
 mod inspect;
-mod kv;
-mod output;
 mod plan;
 mod progress;
-pub mod recipe;
 mod report;
-mod statistics;
 mod verify;
-mod windows;
 
 use args::{Args, Verb};
-use tersor::core::{Error, Result};
+use tersor::core::{Cancel, Context, Error, Result};
 
 /// Runs the subcommand of parsed arguments; its result goes to stdout, progress and warnings to stderr. Errors as the subcommand does.
 pub fn run(args: Args) -> Result<()> {
@@ -56,26 +50,21 @@ pub fn exit_code(error: &Error) -> u8 {
     if error.is_usage() { 2 } else { 1 }
 }
 
+/// Returns the context of work with a seed and a maximum memory in bytes; it shows progress and warnings on stderr.
+pub(crate) fn context(seed: u64, max_memory: Option<u64>) -> Context {
+    Context { max_memory, ..Context::new().with_seed(seed).with_progress(progress::bars()) }
+}
+
 /// Sets a signal handler that cancels the work at its next step.
-pub(crate) fn cancel_on_signals(cancel: &tersor::core::Cancel) {
+pub(crate) fn cancel_on_signals(cancel: &Cancel) {
     let cancel = cancel.clone();
     // If no handler can be set, a signal ends the process at once; the work can be resumed all the same.
     let _ = ctrlc::set_handler(move || cancel.cancel());
 }
 
 /// Prints one JSON object.
-pub(crate) fn print_json(value: &serde_json::Value) {
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let value = serde_json::to_value(value).map_err(|e| Error::format("result", e.to_string()))?;
     outln!("{value:#}");
-}
-
-/// Formats a number of bytes in decimal units: `12.30 MB`.
-pub(crate) fn megabytes(bytes: u64) -> String {
-    let b = bytes as f64;
-    if b >= 1e9 {
-        format!("{:.2} GB", b / 1e9)
-    } else if b >= 1e6 {
-        format!("{:.2} MB", b / 1e6)
-    } else {
-        format!("{:.1} kB", b / 1e3)
-    }
+    Ok(())
 }

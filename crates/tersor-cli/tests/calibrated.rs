@@ -23,8 +23,8 @@ fn refused(code: i32, args: &[String], more: &[&str]) -> String {
 /// A recipe with statistics of the original network.
 fn original(dir: &Path) -> String {
     let path = dir.join("original.toml");
-    let text = "name = \"w3-original\"\nstatistics = \"original\"\n[[rules]]\nmatch = [\"*embed_tokens*\", \"lm_head*\"]\nmethod = \"rtn\"\nbits = 8\n\
-        [[rules]]\nmatch = \"*\"\nmethod = \"gptq\"\nbits = 3\ngroup = 32\n";
+    let gptq = "{ kind = \"gptq\", bits = 3, group = 32 }";
+    let text = recipe("w3-original", "statistics = \"original\"", &[(ENDS, RTN8), (ALL, gptq)]);
     fs::write(&path, text).unwrap();
     s(&path).to_string()
 }
@@ -438,7 +438,7 @@ fn calibration_that_cannot_be_is_refused() {
     assert!(!out.join("tersor.json").exists());
     // A recipe that needs data for an embedding table, or for a model of unknown architecture.
     let toml = dir.path().join("all.toml");
-    fs::write(&toml, "name = \"all\"\n[[rules]]\nmatch = \"*\"\nmethod = \"gptq\"\nbits = 4\n").unwrap();
+    fs::write(&toml, recipe("all", "", &[(ALL, "{ kind = \"gptq\" }")])).unwrap();
     let said = fails(1, &["plan", s(&model), "--recipe", s(&toml)]);
     assert!(said.contains("embed_tokens") && said.contains("rtn"), "{said}");
     assert!(fails(1, &["plan", s(&model), "--recipe", SEQUENTIAL, "--generic"]).contains("unknown architecture"));

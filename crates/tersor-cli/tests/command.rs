@@ -31,7 +31,7 @@ fn bad_usage_exits_with_2_and_lists_near_names() {
     assert!(said.contains("w4-g128-rtn"), "{said}");
     let dir = tempfile::tempdir().unwrap();
     let recipe = dir.path().join("r.toml");
-    std::fs::write(&recipe, "name = \"r\"\n[[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 9\n").unwrap();
+    std::fs::write(&recipe, common::recipe("r", "", &[(ALL, "{ kind = \"rtn\", bits = 9 }")])).unwrap();
     let said = fails(2, &["plan", SHIPPED, "--recipe", s(&recipe)]);
     assert!(said.contains("bits") && said.contains('9'), "{said}");
 }
@@ -116,7 +116,7 @@ fn values_that_are_not_finite_are_named() {
     tiny.set("model.layers.1.mlp.up_proj.weight", 7, f32::INFINITY);
     let model = tiny.write(&dir.path().join("repaired"));
     let recipe = dir.path().join("r.toml");
-    let toml = "name = \"r\"\n[[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 8\nnon_finite = \"clamp\"\n";
+    let toml = format!("name = \"r\"\nrules = [{{ match = \"*\", stages = [{RTN8}], non_finite = \"clamp\" }}]\n");
     std::fs::write(&recipe, toml).unwrap();
     let out = dir.path().join("repaired-out");
     let done = tersor(&["compress", s(&model), "--recipe", s(&recipe), "--out", s(&out)]);

@@ -67,9 +67,11 @@ fn codes_zeros_and_scales_mean_what_was_compressed() {
     // Matrices with other settings than the majority are listed by name.
     let (mixed, made) = (dir.path().join("mixed"), dir.path().join("mixed-made"));
     let recipe = dir.path().join("mixed.toml");
-    let rule = |m: &str, b: u32| format!("[[rules]]\nmatch = \"{m}\"\nmethod = \"rtn\"\nbits = {b}\ngroup = 32\n");
-    std::fs::write(&recipe, format!("name = \"mixed\"\n{}{}", rule("*.1.mlp.up_proj*", 8), rule("model.layers.*", 4)))
-        .unwrap();
+    let rules = [
+        ("\"*.1.mlp.up_proj*\"", "{ kind = \"rtn\", bits = 8, group = 32 }"),
+        ("\"model.layers.*\"", "{ kind = \"rtn\", bits = 4, group = 32 }"),
+    ];
+    std::fs::write(&recipe, common::recipe("mixed", "", &rules)).unwrap();
     tersor_json(&["compress", s(&shipped), "--recipe", s(&recipe), "--out", s(&mixed)]);
     tersor_json(&["convert", s(&mixed), "--to", "gptq-v2", "--out", s(&made)]);
     let config = json::read(&made.join("quantize_config.json"), &Limits::default()).unwrap();

@@ -12,16 +12,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn plan_operators_and_files_agree(
-        bits in 2u32..=8, group in prop_oneof![Just(String::new()), (1usize..100).prop_map(|g| format!("group = {g}\n")),
-            Just("group = \"tensor\"\n".to_string())],
+        bits in 2u32..=8, group in prop_oneof![Just(String::new()), (1usize..100).prop_map(|g| format!("group = {g}, ")),
+            Just("group = \"tensor\", ".to_string())],
         grid in prop_oneof![Just("asym"), Just("sym"), Just("sym_full"), Just("sym_narrow")],
         scales in prop_oneof![Just("f16"), Just("bf16"), Just("f32")],
     ) {
         let dir = tempfile::tempdir().unwrap();
         let model = Tiny::llama().write(&dir.path().join("m"));
         let recipe = dir.path().join("r.toml");
-        let rule = format!("[[rules]]\nmatch = \"*layers*\"\nmethod = \"rtn\"\nbits = {bits}\n{group}grid = \"{grid}\"\nscales = \"{scales}\"\n");
-        std::fs::write(&recipe, format!("name = \"r\"\n{rule}[[rules]]\nmatch = \"*\"\nmethod = \"bf16\"\n")).unwrap();
+        let stage = format!("{{ kind = \"rtn\", bits = {bits}, {group}grid = \"{grid}\", scales = \"{scales}\" }}");
+        let rules = [("\"*layers*\"", stage.as_str()), (ALL, "{ kind = \"bf16\" }")];
+        std::fs::write(&recipe, common::recipe("r", "", &rules)).unwrap();
         let out = dir.path().join("out");
         let plan = tersor_json(&["plan", s(&model), "--recipe", s(&recipe)]);
         tersor_json(&["compress", s(&model), "--recipe", s(&recipe), "--out", s(&out)]);

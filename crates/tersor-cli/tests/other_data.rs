@@ -13,9 +13,9 @@ fn an_importance_matrix_weighs_the_search_and_does_no_more() {
     let dir = tempfile::tempdir().unwrap();
     let model = Tiny::llama().write(&dir.path().join("m"));
     let recipe = dir.path().join("r.toml");
-    let text = "name = \"weighted\"\n[[rules]]\nmatch = [\"*embed*\"]\nmethod = \"rtn\"\nbits = 8\n\
-        [[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 3\ngroup = 16\nmse = true\nimportance = true\n";
-    fs::write(&recipe, text).unwrap();
+    let weighted = "{ kind = \"rtn\", bits = 3, group = 16, mse = true, importance = true }";
+    let text = common::recipe("weighted", "", &[("\"*embed*\"", RTN8), (ALL, weighted)]);
+    fs::write(&recipe, &text).unwrap();
     // An importance matrix as llama.cpp writes it, with llama.cpp's names.
     let mut file = 14i32.to_le_bytes().to_vec();
     for layer in 0..2 {
@@ -57,7 +57,7 @@ fn an_importance_matrix_weighs_the_search_and_does_no_more() {
     assert!(result(&weighted) == result(&again));
     let plain = out("plain");
     let alike = dir.path().join("p.toml");
-    fs::write(&alike, text.replace("importance = true", "")).unwrap();
+    fs::write(&alike, text.replace(", importance = true", "")).unwrap();
     tersor_json(&["compress", s(&model), "--recipe", s(&alike), "--out", s(&plain)]);
     assert!(result(&weighted)["model.safetensors"] != result(&plain)["model.safetensors"]);
 

@@ -10,6 +10,15 @@ use tersor::core::{Exec, Input, Limits, MatViewMut, OpSpec, Rotation, TensorSour
 /// Windows of the calibration text, and tokens per window.
 const WINDOWS: [&str; 2] = ["16", "64"];
 
+/// The stage of a rotation by Hadamard matrices, or by principal directions with (`resq`) or without (`pca`) a random rotation inside each part.
+fn rotation(how: &str) -> &'static str {
+    match how {
+        "hadamard" => "{ kind = \"rotate\" }",
+        "resq" => "{ kind = \"rotate\", by = \"pca\", mix = true }",
+        _ => "{ kind = \"rotate\", by = \"pca\" }",
+    }
+}
+
 #[test]
 fn principal_directions_change_nothing_until_something_is_rounded() {
     let dir = tempfile::tempdir().unwrap();
@@ -31,11 +40,8 @@ fn principal_directions_change_nothing_until_something_is_rounded() {
         for how in ["resq", "pca"] {
             let toml = dir.path().join("exact.toml");
             // Parts of the columns with f32 values, so that the attention output is permuted into the order of its subspaces.
-            let text = format!(
-                "name = \"exact\"\nrotate = \"{how}\"\n[[rules]]\nmatch = \"*_proj.weight\"\nmethod = \"f32\"\n\
-                 [[rules]]\nmatch = \"*\"\nmethod = \"f32\"\n"
-            );
-            std::fs::write(&toml, text).unwrap();
+            let head = format!("network = [{}]", rotation(how));
+            std::fs::write(&toml, recipe("exact", &head, &[(ALL, "{ kind = \"f32\" }")])).unwrap();
             let out = dir.path().join("out");
             let list = compress(model, s(&toml), &out, WINDOWS);
             let made = tersor_json(&with(&list, &[]));
@@ -143,32 +149,30 @@ fn each_piece_is_worth_something_and_costs_what_it_says() {
 fn other_methods_take_the_subspaces() {
     let dir = tempfile::tempdir().unwrap();
     let (model, toml, out) = (shipped(), dir.path().join("r.toml"), dir.path().join("out"));
-    let run = |head: &str, rules: &str| {
+    let run = |rotation: &str, stages: &str| {
         let _ = std::fs::remove_dir_all(&out);
-        std::fs::write(
-            &toml,
-            format!("name = \"r\"\n{head}\n[[rules]]\nmatch = \"*embed*\"\nmethod = \"f16\"\n{rules}"),
-        )
-        .unwrap();
+        let rules = [("\"@embedding\"", "{ kind = \"f16\" }"), ("\"*.layers.*\"", stages)];
+        std::fs::write(&toml, recipe("r", &format!("network = [{rotation}]"), &rules)).unwrap();
         run(&compress(&model, s(&toml), &out, WINDOWS), &[]);
         tersor_json(&["verify", s(&out)]);
         kl(&eval(&out, &model, &[]))
     };
-    let part = |share: f64, bits: u32| format!("{{ share = {share}, bits = {bits}, activations = {bits} }}");
-    let parts =
-        format!("parts = [{}, {}, {}]\nactivation_scale = \"asym\"", part(0.125, 2), part(0.75, 4), part(0.125, 6));
-    let rule = |more: &str| format!("[[rules]]\nmatch = \"*.layers.*\"\n{more}\n");
+    let act = |bits: u32| format!("{{ kind = \"act\", bits = {bits}, scale = \"asym\" }}");
+    let split = |kind: &str| {
+        let part = |share: f64, bits: u32| {
+            format!("{{ share = {share}, stages = [{{ kind = \"{kind}\", bits = {bits} }}, {}] }}", act(bits))
+        };
+        format!("{{ kind = \"split\", parts = [{}, {}, {}] }}", part(0.125, 2), part(0.75, 4), part(0.125, 6))
+    };
+    let rotation = |by: &str| format!("{{ kind = \"rotate\", by = {by}, parts = [0.125, 0.75, 0.125] }}");
     // The paper's variant with equal bits, the same with a correction, another rotation, and none.
-    let resq = "rotate = \"resq\"";
-    let equal = run(resq, &rule(&format!("method = \"gptq\"\n{parts}")));
-    let even = run(
-        "rotate = \"hadamard\"",
-        &rule("method = \"gptq\"\nbits = 4\nactivations = 4\nactivation_scale = \"asym\""),
-    );
-    let corrected = run(resq, &rule(&format!("method = \"gptq\"\n{parts}\nlow_rank = \"lqer\"\nrank = 8")));
+    let resq = rotation("\"pca\", mix = true");
+    let equal = run(&resq, &split("gptq"));
+    let even = run("{ kind = \"rotate\" }", &format!("{{ kind = \"gptq\" }}, {}", act(4)));
+    let corrected = run(&resq, &format!("{}, {{ kind = \"lqer\", rank = 8 }}", split("gptq")));
     assert!(corrected < equal, "{corrected} {equal}");
-    let anywhere = run("rotate = \"orthogonal\"", &rule(&format!("method = \"rtn\"\n{parts}")));
-    let nowhere = run("", &rule(&format!("method = \"gptq\"\n{parts}")));
+    let anywhere = run(&rotation("\"orthogonal\""), &split("rtn"));
+    let nowhere = run("", &split("gptq"));
     assert!(equal < anywhere && equal < nowhere && equal < 2.0 * even, "{equal} {even} {anywhere} {nowhere}");
 }
 
@@ -177,21 +181,21 @@ fn what_cannot_be_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (toml, out) = (dir.path().join("r.toml"), dir.path().join("out"));
     let model = shipped();
-    let refuse = |code: i32, text: &str, more: &[&str]| {
-        std::fs::write(&toml, format!("name = \"r\"\n{text}")).unwrap();
+    let refuse = |code: i32, head: &str, rule: (&str, &str), more: &[&str]| {
+        std::fs::write(&toml, recipe("r", head, &[rule])).unwrap();
         let list = compress(&model, s(&toml), &out, WINDOWS);
         fails(code, &with(&list, more))
     };
-    let rtn = "[[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 4\n";
-    let gptq = "[[rules]]\nmatch = \"*.layers.*\"\nmethod = \"gptq\"\nbits = 4\n";
+    let (rtn, gptq) = ((ALL, "{ kind = \"rtn\" }"), ("\"*.layers.*\"", "{ kind = \"gptq\" }"));
     // Statistics of the original network cannot be used for the rotated one.
     for how in ["resq", "hadamard"] {
-        let said = refuse(2, &format!("rotate = \"{how}\"\nstatistics = \"original\"\n{gptq}"), &[]);
-        assert!(said.contains("rotate") && said.contains("sequential"), "{said}");
+        let said = refuse(2, &format!("network = [{}]\nstatistics = \"original\"", rotation(how)), gptq, &[]);
+        assert!(said.contains("network") && said.contains("sequential"), "{said}");
     }
-    assert!(refuse(2, &format!("kv = \"int4-pca-high\"\n{rtn}"), &[]).contains("kv"));
+    let cache = "cache = [{ kind = \"int\", high = -1 }]";
+    assert!(refuse(2, cache, rtn, &[]).contains("cache 1, stage 1 (`int`), `high`"));
     // Without a text there are no directions.
-    std::fs::write(&toml, format!("name = \"r\"\nrotate = \"resq\"\n{rtn}")).unwrap();
+    std::fs::write(&toml, recipe("r", &format!("network = [{}]", rotation("resq")), &[rtn])).unwrap();
     let said = fails(2, &["compress", s(&model), "--recipe", s(&toml), "--out", s(&out)]);
     assert!(said.contains("--calib"), "{said}");
     assert!(!out.exists() || files(&out).keys().all(|n| !n.ends_with(".safetensors")));

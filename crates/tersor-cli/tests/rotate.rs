@@ -30,8 +30,8 @@ fn a_rotated_network_predicts_the_same() {
     for model in &models {
         for how in ["hadamard", "orthogonal"] {
             let toml = dir.path().join("exact.toml");
-            let text = format!("name = \"exact\"\nrotate = \"{how}\"\n[[rules]]\nmatch = \"*\"\nmethod = \"f32\"\n");
-            std::fs::write(&toml, text).unwrap();
+            let head = format!("network = [{{ kind = \"rotate\", by = \"{how}\" }}]");
+            std::fs::write(&toml, recipe("exact", &head, &[(ALL, "{ kind = \"f32\" }")])).unwrap();
             let out = dir.path().join("out");
             let made = tersor_json(&["compress", s(model), "--recipe", s(&toml), "--out", s(&out)]);
             let planned = tersor_json(&["plan", s(model), "--recipe", s(&toml)]);
@@ -94,16 +94,16 @@ fn figures_of_channels_are_those_behind_the_rotation() {
     let toml = dir.path().join("r.toml");
     let far = |more: &str| {
         let _ = std::fs::remove_dir_all(&out);
-        let ends = "[[rules]]\nmatch = [\"*embed*\", \"lm_head*\"]\nmethod = \"f16\"\n";
-        let body = format!("[[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 3\n{more}\n");
-        std::fs::write(&toml, format!("name = \"r\"\nrotate = \"hadamard\"\n{ends}{body}")).unwrap();
+        let stages = format!("{{ kind = \"rtn\", bits = 3 }}{more}");
+        let rules = [(ENDS, "{ kind = \"f16\" }"), (ALL, &stages)];
+        std::fs::write(&toml, recipe("r", "network = [{ kind = \"rotate\" }]", &rules)).unwrap();
         run(&compress(&model, s(&toml), &out, WINDOWS), &[]);
         kl(&eval(&out, &model, &[]))
     };
     // A correction by the magnitude of the inputs, and static ranges, need statistics of the rotated inputs of the down projections.
-    let (plain, corrected) = (far(""), far("low_rank = \"l2qer\"\nrank = 16"));
+    let (plain, corrected) = (far(""), far(", { kind = \"l2qer\", rank = 16 }"));
     assert!(corrected < 0.8 * plain, "{corrected} {plain}");
-    let fixed = far("activations = 8\nactivation_scale = \"static\"");
+    let fixed = far(", { kind = \"act\", scale = \"static\" }");
     assert!(fixed < 1.5 * plain, "{fixed} {plain}");
 }
 
@@ -135,18 +135,18 @@ fn what_cannot_be_rotated_is_refused() {
     let mut tiny = Tiny::llama();
     tiny.set("model.layers.0.post_attention_layernorm.weight", 2, f32::INFINITY);
     let model = tiny.write(&dir.path().join("m"));
-    let refuse = |code: i32, head: &str, rules: &str| {
-        std::fs::write(&toml, format!("name = \"r\"\n{head}\n{rules}")).unwrap();
+    let refuse = |code: i32, by: &str, rules: &[(&str, &str)]| {
+        std::fs::write(&toml, recipe("r", &format!("network = [{{ kind = \"rotate\", by = \"{by}\" }}]"), rules))
+            .unwrap();
         fails(code, &with(&compress(&model, s(&toml), &out, WINDOWS), &[]))
     };
-    let rule = |names: &str, more: &str| format!("[[rules]]\nmatch = \"{names}\"\n{more}\n");
-    let rtn = rule("*", "method = \"rtn\"\nbits = 4");
-    assert!(refuse(2, "rotate = \"spin\"", &rtn).contains("hadamard, orthogonal, resq or pca"));
-    let smooth = rule("*", "method = \"rtn\"\nbits = 4\nsmooth = \"awq\"");
-    assert!(refuse(2, "rotate = \"hadamard\"", &smooth).contains("exclude each other"));
-    let said = refuse(1, "rotate = \"hadamard\"", &rtn);
+    let rtn = (ALL, "{ kind = \"rtn\" }");
+    assert!(refuse(2, "spin", &[rtn]).contains("hadamard, orthogonal, pca"));
+    let smooth = (ALL, "{ kind = \"awq\" }, { kind = \"rtn\" }");
+    assert!(refuse(2, "hadamard", &[smooth]).contains("it excludes stages"));
+    let said = refuse(1, "hadamard", &[rtn]);
     assert!(said.contains("post_attention_layernorm"), "{said}");
     assert!(!out.exists() || files(&out).keys().all(|n| !n.ends_with(".safetensors")));
-    let head = rule("lm_head*", "method = \"gptq\"\nbits = 4") + &rtn;
-    assert!(refuse(1, "rotate = \"hadamard\"", &head).contains("lm_head.weight"));
+    let head = ("\"@head\"", "{ kind = \"gptq\" }");
+    assert!(refuse(1, "hadamard", &[head, rtn]).contains("lm_head.weight"));
 }

@@ -13,9 +13,8 @@ const WINDOWS: [&str; 2] = ["8", "64"];
 /// A recipe that smooths without rounding.
 fn exact(dir: &Path, how: &str) -> String {
     let path = dir.join(format!("{how}.toml"));
-    let text = format!(
-        "name = \"exact-{how}\"\n[[rules]]\nmatch = \"model.layers.*\"\nmethod = \"f32\"\nsmooth = \"{how}\"\n"
-    );
+    let stages = format!("{{ kind = \"{how}\" }}, {{ kind = \"f32\" }}");
+    let text = recipe(&format!("exact-{how}"), "", &[("\"model.layers.*\"", &stages)]);
     std::fs::write(&path, text).unwrap();
     s(&path).to_string()
 }
@@ -76,9 +75,8 @@ fn the_papers_methods_run_and_help() {
     };
     // Each method compared with rounding on the same grid.
     let narrow = dir.path().join("narrow.toml");
-    let ends = "[[rules]]\nmatch = [\"*embed_tokens*\", \"lm_head*\"]\nmethod = \"rtn\"\nbits = 8\n";
-    let rule = "[[rules]]\nmatch = \"*\"\nmethod = \"rtn\"\nbits = 4\ngrid = \"sym_narrow\"\nactivations = 8\n";
-    std::fs::write(&narrow, format!("name = \"narrow\"\n{ends}{rule}")).unwrap();
+    let stages = "{ kind = \"rtn\", grid = \"sym_narrow\" }, { kind = \"act\" }";
+    std::fs::write(&narrow, recipe("narrow", "", &[(ENDS, RTN8), (ALL, stages)])).unwrap();
     for (better, plain) in
         [("w4a8-g64-dgq", "w4a8-rtn"), ("w4a8-g64-qqq", "w4a8-g64-rtn-sym"), ("w4a8-qqq", s(&narrow))]
     {
@@ -87,9 +85,8 @@ fn the_papers_methods_run_and_help() {
     }
     // Combinations that are in no paper.
     let toml = dir.path().join("mixed.toml");
-    let text = "name = \"mixed\"\n[[rules]]\nmatch = \"model.layers.*\"\nmethod = \"dgq\"\nsmooth = \"percentile\"\nactivations = 8\n\
-        low_rank = \"l2qer\"\nrank = 8\n";
-    std::fs::write(&toml, text).unwrap();
+    let stages = "{ kind = \"percentile\" }, { kind = \"dgq\" }, { kind = \"l2qer\", rank = 8 }, { kind = \"act\" }";
+    std::fs::write(&toml, recipe("mixed", "", &[("\"model.layers.*\"", stages)])).unwrap();
     for recipe in [s(&toml), "w3-g64-awq-gptq", "w4a8-g64-smooth-gptq", "w3-g64-awq"] {
         let out = dir.path().join("composed");
         run(&compress(&shipped(), recipe, &out, WINDOWS), &[]);
@@ -119,17 +116,18 @@ fn tasks_and_threads_give_the_same_bytes() {
 fn what_cannot_be_smoothed_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (out, toml) = (dir.path().join("out"), dir.path().join("r.toml"));
-    let refuse = |text: &str| {
-        std::fs::write(&toml, format!("name = \"r\"\n{text}")).unwrap();
+    let refuse = |head: &str, rules: &[(&str, &str)]| {
+        std::fs::write(&toml, recipe("r", head, rules)).unwrap();
         fails(2, &with(&compress(&shipped(), s(&toml), &out, WINDOWS), &[]))
     };
-    let rule =
-        |names: &str, more: &str| format!("[[rules]]\nmatch = \"{names}\"\nmethod = \"rtn\"\nbits = 4\n{more}\n");
-    let said = refuse(&(rule("*.q_proj.*", "smooth = \"awq\"") + &rule("*", "")));
+    let awq = "{ kind = \"awq\" }, { kind = \"rtn\" }";
+    let said = refuse("", &[("\"@q\"", awq), (ALL, "{ kind = \"rtn\" }")]);
     assert!(said.contains("model.layers.0.self_attn.qkv"), "{said}");
-    assert!(refuse(&rule("lm_head*", "smooth = \"awq\"")).contains("none here"));
-    let original = format!("statistics = \"original\"\n{}", rule("*", "smooth = \"smoothquant\""));
-    assert!(refuse(&original).contains("sequential"));
+    assert!(refuse("", &[("\"lm_head*\"", awq)]).contains("none here"));
+    let smooth = "{ kind = \"smoothquant\" }, { kind = \"rtn\" }";
+    assert!(refuse("statistics = \"original\"", &[(ALL, smooth)]).contains("sequential"));
+    let twice = "{ kind = \"smoothquant\" }, { kind = \"awq\" }, { kind = \"rtn\" }";
+    assert!(refuse("", &[(ALL, twice)]).contains("only one stage"));
     let said = fails(2, &["compress", s(&shipped()), "--recipe", "w4a8-dgq", "--out", s(&out)]);
     assert!(said.contains("--calib"), "{said}");
     // Weights that are not finite give an error with their name, and no output.
@@ -144,10 +142,9 @@ fn what_cannot_be_smoothed_is_refused() {
 fn activations_of_every_kind_run() {
     let dir = tempfile::tempdir().unwrap();
     let (toml, out) = (dir.path().join("r.toml"), dir.path().join("out"));
-    let far = |more: &str| {
-        let rule =
-            format!("[[rules]]\nmatch = \"model.layers.*\"\nmethod = \"rtn\"\nbits = 8\nactivations = 8\n{more}\n");
-        std::fs::write(&toml, format!("name = \"r\"\n{rule}")).unwrap();
+    let far_with = |before: &str, more: &str| {
+        let stages = format!("{before}{RTN8}, {{ kind = \"act\"{more} }}");
+        std::fs::write(&toml, recipe("r", "", &[("\"model.layers.*\"", &stages)])).unwrap();
         let made = run(&compress(&shipped(), s(&toml), &out, WINDOWS), &[]);
         let planned = tersor_json(&["plan", s(&shipped()), "--recipe", s(&toml)]);
         assert_eq!(made["weight_bytes"], planned["weight_bytes"], "{more}");
@@ -155,21 +152,22 @@ fn activations_of_every_kind_run() {
         std::fs::remove_dir_all(&out).unwrap();
         found
     };
-    let scale = |name: &str| format!("activation_scale = \"{name}\"");
+    let far = |more: &str| far_with("", more);
+    let scale = |name: &str| format!(", scale = \"{name}\"");
     let token = far("");
     assert!(far(&scale("token")) == token && token < 0.01);
     for (more, max) in [
         (scale("tensor"), 0.05),
         (scale("static"), 0.2),
-        (format!("{}\nactivation_range = \"mse\"", scale("static")), 0.2),
-        (format!("{}\nactivation_range = 99.99", scale("static")), 0.5),
+        (scale("static") + ", range = \"mse\"", 0.2),
+        (scale("static") + ", range = 99.99", 0.5),
         (scale("static_channel"), 0.05),
         (scale("mxint"), 0.01),
-        (format!("{}\nsmooth = \"smoothquant\"", scale("static")), 0.2),
     ] {
         let found = far(&more);
         assert!(found < max, "{more}: {found}");
     }
+    assert!(far_with("{ kind = \"smoothquant\" }, ", &scale("static")) < 0.2);
     // Coarser activation scales have a larger error.
     assert!(token < far(&scale("tensor")));
 }

@@ -137,7 +137,7 @@ impl CacheMethod for IntStage {
         let identity = |heads: &Heads| -> Result<Option<Rotation>> {
             let dim = heads.key_dim();
             let values: Vec<f32> = (0..dim * dim).map(|i| if i % (dim + 1) == 0 { 1.0 } else { 0.0 }).collect();
-            Rotation::new(&values, 1, &vec![1.0; dim]).map(Some)
+            Rotation::dense(&values).map(Some)
         };
         let stored = match self.keys {
             Keys::Stored => layers.iter().map(identity).collect::<Result<Vec<_>>>()?,

@@ -1,3 +1,32 @@
-//! Compression of whole models.
+#![doc = include_str!("../README.md")]
 
+pub mod budget;
+mod caches;
+pub mod calibrate;
+mod compare;
+pub mod compress;
+pub mod evaluate;
+pub mod export;
+mod inspect;
+mod kinds;
+pub mod output;
+pub mod plan;
 pub mod recipe;
+pub mod report;
+pub mod rewrite;
+mod rows;
+mod text;
+mod units;
+mod verify;
+
+pub use caches::Caches;
+pub use compare::{Comparison, Measured, Row, Subject, compare};
+pub use compress::compress;
+pub use export::export;
+pub use inspect::{Inspected, TensorEntry, inspect};
+pub use kinds::Kinds;
+pub use plan::Plan;
+pub use recipe::Recipe;
+pub use text::Text;
+pub use units::megabytes;
+pub use verify::{Verified, verify};

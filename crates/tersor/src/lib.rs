@@ -17,6 +17,8 @@ pub use tersor_llm as llm;
 pub use tersor_lowrank as lowrank;
 pub use tersor_operators as operators;
 pub use tersor_operators::registry;
+#[cfg(feature = "pipeline")]
+pub use tersor_pipeline as pipeline;
 
 /// Returns a registry that loads saved key-value caches from their specification and tensors. It has loaders of the
 /// [`KvStore`](core::KvStore) kinds (the cached keys or values of one head) `dense-rows` and `integer-rows`, and of the
@@ -63,6 +65,21 @@ pub fn stages() -> &'static core::stages::Stages {
         tersor_kv::register_stages(&mut stages);
         stages
     });
+    &ALL
+}
+
+/// Returns all kinds of operators and stages, with which a [`pipeline`] works.
+///
+/// ```
+/// use tersor::pipeline::Recipe;
+/// let recipe = Recipe::find("w4-g32-gptq", &tersor::kinds().stages)?;
+/// assert_eq!(recipe.rules.len(), 2);
+/// # Ok::<(), tersor::core::Error>(())
+/// ```
+#[cfg(feature = "pipeline")]
+pub fn kinds() -> &'static pipeline::Kinds {
+    static ALL: std::sync::LazyLock<pipeline::Kinds> =
+        std::sync::LazyLock::new(|| pipeline::Kinds { operators: registry(), stages: stages().clone() });
     &ALL
 }
 

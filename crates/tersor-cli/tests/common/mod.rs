@@ -192,3 +192,16 @@ impl Tiny {
 pub fn s(path: &Path) -> &str {
     path.to_str().unwrap()
 }
+
+/// Returns a recipe file: `head` has lists beside the rules; each rule is a TOML pattern, or list of them, and its stages.
+pub fn recipe(name: &str, head: &str, rules: &[(&str, &str)]) -> String {
+    let rules = rules.iter().map(|(pattern, stages)| format!("    {{ match = {pattern}, stages = [{stages}] }},\n"));
+    format!("version = 1\nname = \"{name}\"\n{head}\nrules = [\n{}]\n", rules.collect::<String>())
+}
+
+/// The pattern of every matrix.
+pub const ALL: &str = "\"*\"";
+/// The patterns of embedding and head.
+pub const ENDS: &str = "[\"@embedding\", \"@head\"]";
+/// The stage of 8 bits a row.
+pub const RTN8: &str = "{ kind = \"rtn\", bits = 8 }";

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 
 use tersor::blockwise::optimizer::{BlockwiseOptimizer, OptimizerConfig, Rule};
 use tersor::core::gradients::Optimizer;
-use tersor::core::{MatView, MemTensors, StatNeeds, StatSet, TensorSink, TensorSource};
+use tersor::core::{MatView, MemTensors, Role, StatNeeds, StatSet, TensorSink, TensorSource};
 use tersor::formats::{Model, gguf, json, safetensors};
 use tersor::llm::{DecoderConfig, EncoderConfig, Manifest, Tokenizer};
-use tersor_cli::recipe::Recipe;
+use tersor::pipeline::Recipe;
 
 /// A parser, by name.
 pub struct Parser {
@@ -235,12 +235,21 @@ fn manifest(bytes: &[u8]) -> bool {
     STORED.with(|stored| specs.is_some_and(|s| s.values().all(|s| operators::loads(s, stored))))
 }
 
+/// Returns true; panics unless a recipe is equal to what is read from its text.
+fn prints(recipe: &Recipe) -> bool {
+    let text = recipe.to_toml(tersor::stages());
+    let again = Recipe::from_toml(&text, "printed", tersor::stages());
+    assert!(again.is_ok_and(|r| r == *recipe), "{text}");
+    recipe.rule("model.layers.0.mlp.up_proj.weight", &[Role::Up]);
+    true
+}
+
 fn recipe(bytes: &[u8]) -> bool {
     with_file(bytes, |path| {
         let toml = path.with_extension("toml");
         std::fs::rename(path, &toml).unwrap();
-        let recipe = Recipe::find(toml.to_str().unwrap());
-        recipe.and_then(|r| r.rule("model.layers.0.mlp.up_proj.weight").map(|_| ())).is_ok()
+        let recipe = Recipe::find(toml.to_str().unwrap(), tersor::stages());
+        recipe.is_ok_and(|r| prints(&r))
     })
 }
 
@@ -361,5 +370,5 @@ fn recipe_names() -> Vec<Vec<u8>> {
 }
 
 fn recipe_name(bytes: &[u8]) -> bool {
-    std::str::from_utf8(bytes).is_ok_and(|name| Recipe::find(name).is_ok_and(|r| r.rule("lm_head.weight").is_ok()))
+    std::str::from_utf8(bytes).is_ok_and(|name| Recipe::find(name, tersor::stages()).is_ok_and(|r| prints(&r)))
 }

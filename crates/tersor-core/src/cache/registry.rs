@@ -37,7 +37,9 @@ impl CacheRegistry {
         self.stores.insert(kind, loader);
     }
 
-    /// Adds the loader of the cache sets of a kind, the name in [`OpSpec::kind`]; it replaces an earlier loader of the same kind.
+    /// Adds the loader of the cache sets of a kind. A cache set ([`CacheSet`]) makes the caches of all layers of a network; the loader
+    /// returns it, with learned parameters such as codebooks, but without cached rows. `kind` is the name in [`OpSpec::kind`] of the set's
+    /// description ([`CacheSet::spec`]). Sets and stores have separate kinds. It replaces an earlier loader of the same kind of set.
     pub fn register_set(&mut self, kind: &'static str, loader: CacheSetLoader) {
         self.sets.insert(kind, loader);
     }
@@ -54,8 +56,7 @@ impl CacheRegistry {
     /// Loads the cache set (the caches of all layers) that `spec` describes from the tensors of `source` whose names begin with `prefix`.
     /// Errors if no loader is registered for its kind, or if tensors are missing or differ from the specification.
     pub fn load_set(&self, spec: &OpSpec, prefix: &str, source: &dyn TensorSource) -> Result<Box<dyn CacheSet>> {
-        let loader = find(&self.sets, "kind of cache", &spec.kind).map_err(|e| e.in_tensor(prefix))?;
-        loader(spec, prefix, &CacheLoading::new(self, source)).map_err(|e| e.in_tensor(prefix))
+        CacheLoading::new(self, source).set(spec, prefix)
     }
 }
 
@@ -97,6 +98,13 @@ impl<'l> CacheLoading<'l> {
             return Err(Error::shape("shape of a loaded store", spec.shape, shape).in_tensor(prefix));
         }
         Ok(store)
+    }
+
+    /// Loads the cache set (the caches of all layers) that `spec` describes from tensors whose names begin with `prefix.`. Errors if no
+    /// loader is registered for its kind, or if tensors are missing or differ from the specification.
+    pub fn set(&self, spec: &OpSpec, prefix: &str) -> Result<Box<dyn CacheSet>> {
+        let loader = find(&self.registry.sets, "kind of cache", &spec.kind).map_err(|e| e.in_tensor(prefix))?;
+        loader(spec, prefix, self).map_err(|e| e.in_tensor(prefix))
     }
 
     /// Returns the part `name`, such as a codebook, that stores of this loading share; `make` computes it if no store has requested it

@@ -5,6 +5,7 @@ mod integers;
 mod set;
 
 use tersor_core::CacheRegistry;
+use tersor_core::cache::MixedCaches;
 
 pub use dense::DenseRows;
 pub use integers::IntegerRows;
@@ -33,6 +34,7 @@ pub fn register_caches(registry: &mut CacheRegistry) {
 /// ```
 pub fn cache_registry() -> CacheRegistry {
     let mut registry = CacheRegistry::new();
+    MixedCaches::register(&mut registry);
     register_caches(&mut registry);
     registry
 }

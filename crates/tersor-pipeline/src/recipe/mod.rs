@@ -20,16 +20,18 @@ mod node;
 mod parse;
 mod pattern;
 mod print;
+mod roles;
 
 use std::path::Path;
 
 use serde_json::Value as Json;
 use tersor_core::stages::{StageSpec, Stages, Target, assemble};
-use tersor_core::{Error, NonFinite, ParamError, Result, Rewrite, Role};
+use tersor_core::{Error, NonFinite, ParamError, Result, Rewrite, Role, Site};
 
 use node::Node;
 use parse::Place;
 pub use pattern::{Layers, Pattern};
+pub use roles::{HEAD, Roles};
 
 /// Which weights are upstream of a site (an input, and the matrices that read it) while its statistics are gathered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -158,6 +160,13 @@ impl Recipe {
         self.rules.iter().enumerate().find(|(_, r)| r.patterns.iter().any(|p| p.matches(tensor, roles)))
     }
 
+    /// Returns the stages of each matrix that reads the site `site` (an input that matrices share), in the order of its consumers; none for a matrix
+    /// that no rule matches. `roles` has what each matrix computes.
+    pub fn stages_of(&self, site: &Site, roles: &Roles) -> Vec<&[Box<dyn StageSpec>]> {
+        let rule = |weight: &str| self.rule(weight, roles.of(weight)).map_or(&[][..], |(_, r)| &r.stages);
+        site.consumers.iter().map(|c| rule(&c.weight)).collect()
+    }
+
     /// Returns the changes of the whole network before anything is compressed, in order. Errors (bad usage) if a stage is invalid.
     pub fn network_rewrites(&self, kinds: &Stages) -> Result<Vec<Box<dyn Rewrite>>> {
         let mut all = Vec::new();
@@ -172,7 +181,17 @@ impl Recipe {
     }
 }
 
+/// Returns a stage on one line, as a TOML table with all its parameters.
+pub fn stage_text(stage: &dyn StageSpec) -> String {
+    print::stage(stage, None).to_toml()
+}
+
 impl Rule {
+    /// Returns whether a stage of the rule has parts with stages of their own.
+    pub fn has_parts(&self) -> bool {
+        self.stages.iter().any(|s| print::has_parts(&**s))
+    }
+
     /// Returns the rule of the stages `stages` for the matrices that `patterns` match. Errors (bad usage) if a pattern is invalid.
     pub fn new<'p>(patterns: impl IntoIterator<Item = &'p str>, stages: Vec<Box<dyn StageSpec>>) -> Result<Self> {
         let pattern = |p: &str| Pattern::new(p).map_err(|rule| ParamError::new("match", format!("`{p}`"), rule).into());
@@ -181,6 +200,14 @@ impl Rule {
             stages,
             non_finite: NonFinite::Refuse,
         })
+    }
+}
+
+impl CacheRule {
+    /// Parses the list `cache` of a recipe in the form of [`Recipe::to_json`]; null stands for an empty list. `file` is its name in messages. Errors
+    /// (bad usage) if it is invalid.
+    pub fn list(json: &Json, file: &str, kinds: &Stages) -> Result<Vec<Self>> {
+        parse::caches(&Node::from_json(json), file, kinds)
     }
 }
 

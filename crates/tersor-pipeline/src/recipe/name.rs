@@ -1,6 +1,6 @@
 //! Recipes by name, such as `w4-g128-awq-gptq`.
 
-use tersor_core::stages::{Named, Section, Stages};
+use tersor_core::stages::{Named, Section, Segment, Slot, Stages, set};
 use tersor_core::{Error, ParamError, Result};
 
 use super::{CacheRule, Layers, Pattern, Recipe, Rule};
@@ -25,6 +25,45 @@ impl Recipe {
         let recipe = Self { name: name.into(), statistics: None, network: named.network, cache, rules };
         recipe.check(kinds)?;
         Ok(recipe)
+    }
+}
+
+impl CacheRule {
+    /// Returns the cache of all layers that a name stands for: a kind of caches, followed by its number of bits if it has one, and segments that set
+    /// its parameters ([`StageSpec::segments`](tersor_core::stages::StageSpec::segments)), such as `f16` or `int4-hadamard-high8`. Errors (bad usage) if the name stands for nothing.
+    pub fn parse(name: &str, kinds: &Stages) -> Result<Self> {
+        let own = || kinds.kinds().filter(|s| s.slot() == Slot::Cache);
+        let refuse = |rule: String| Error::from(ParamError::new("kv", format!("`{name}`"), rule));
+        let mut parts = name.split('-');
+        let head = parts.next().unwrap_or_default();
+        let letters = head.trim_end_matches(|c: char| c.is_ascii_digit());
+        let known = |kind: &str| own().find(|s| s.kind() == kind).map(|s| s.clone_stage());
+        let mut stage = match (known(head), known(letters)) {
+            (Some(stage), _) => stage,
+            (None, Some(mut stage)) => {
+                let bits = Segment::number("", "bits").values(&head[letters.len()..]);
+                let bits = bits.ok_or_else(|| refuse("its number of bits must have no leading zero".into()))?;
+                bits.into_iter().try_for_each(|(field, value)| set(&mut *stage, field, value))?;
+                stage
+            }
+            (None, None) => {
+                let all: Vec<&str> = own().map(|s| s.kind()).collect();
+                return Err(refuse(format!("must begin with a kind of caches: {}", all.join(", "))));
+            }
+        };
+        let mut taken = Vec::new();
+        for part in parts {
+            let forms = stage.segments();
+            let found = forms.iter().find_map(|f| Some((f.to_string(), f.values(part)?)));
+            let Some((form, values)) = found.filter(|(form, _)| !taken.contains(form)) else {
+                let forms: Vec<String> = forms.iter().map(Segment::to_string).collect();
+                let rule = format!("`{part}` is none of its segments, or repeated; they are {}", forms.join(", "));
+                return Err(refuse(rule));
+            };
+            taken.push(form);
+            values.into_iter().try_for_each(|(field, value)| set(&mut *stage, field, value))?;
+        }
+        Ok(Self { layers: Layers::All, stage })
     }
 }
 

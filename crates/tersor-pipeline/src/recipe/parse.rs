@@ -281,3 +281,15 @@ pub(super) fn recipe(node: &Node, file: &str, kinds: &Stages) -> Result<Recipe> 
     table.finish("key of a recipe")?;
     Ok(Recipe { name, statistics, network, cache, rules })
 }
+
+/// Parses the list of caches of a recipe; `file` is its name in messages.
+pub(super) fn caches(node: &Node, file: &str, kinds: &Stages) -> Result<Vec<CacheRule>> {
+    let place = Place { file, path: Vec::new() };
+    match &node.data {
+        Data::Other("null") => Ok(Vec::new()),
+        Data::List(all) => {
+            all.iter().enumerate().map(|(i, node)| cache(node, place.at(format!("cache {}", i + 1)), kinds)).collect()
+        }
+        _ => Err(place.at("`cache`").refuse(node.line, format!("it is {}; it must be a list", node.what()))),
+    }
+}

@@ -127,3 +127,10 @@ pub(super) fn toml(r: &Recipe, kinds: &Stages) -> String {
     }
     out
 }
+
+/// Returns whether a stage has a list of tables with stages of their own.
+pub(super) fn has_parts(stage: &dyn StageSpec) -> bool {
+    let is_list =
+        |node: &Node| matches!(&node.data, Data::List(all) if all.iter().any(|n| matches!(n.data, Data::Table(_))));
+    parameters(stage, None).iter().any(|(_, node)| is_list(node))
+}

@@ -1,0 +1,74 @@
+//! `tersor plan`: prints a plan, and writes it to a file.
+
+use serde_json::{json, to_value};
+use tersor::core::{Error, Limits, ParamError, Result};
+use tersor::formats::Model;
+use tersor::pipeline::budget::{self, Limit};
+use tersor::pipeline::evaluate::peak_rss;
+use tersor::pipeline::plan::{Action, Plan};
+use tersor::pipeline::{Recipe, megabytes};
+
+use crate::{args, cancel_on_signals, context, convert, print_json};
+
+pub fn run(a: &args::Plan, json: bool) -> Result<()> {
+    if let Some(to) = &a.to {
+        let conversion = args::Convert { model: a.model.clone(), to: to.clone(), dry_run: true, out: a.model.clone() };
+        return convert::run(&conversion, json);
+    }
+    let (kinds, cx) = (tersor::kinds(), context(a.seed, a.calibration.max_memory));
+    let model = Model::open(&a.model, &Limits::default())?;
+    let options = a.calibration.options(a.ctx, a.generic);
+    let limit = match (a.budget, a.bits) {
+        (Some(bytes), _) => Some(Limit::Bytes(bytes)),
+        (None, bits) => bits.map(Limit::Bits),
+    };
+    let (recipe, chosen) = match (&a.recipe, limit) {
+        (_, Some(limit)) => {
+            cancel_on_signals(&cx.cancel);
+            let chosen = budget::choose(&model, limit, &options, a.measured.as_deref(), kinds, &cx)?;
+            (chosen.recipe, Some((chosen.loss, chosen.memory)))
+        }
+        (Some(name), None) => (Recipe::find(name, &kinds.stages)?, None),
+        (None, None) => {
+            return Err(ParamError::new("recipe", "missing", "must be given, or --budget, --bits or --to").into());
+        }
+    };
+    let mut plan = Plan::new(&model, recipe, &options, kinds, &cx)?;
+    plan.fit(&model, &cx)?;
+    if let Some(out) = &a.out {
+        plan.save(out, kinds)?;
+    }
+    let summary = plan.summary(&model)?;
+    if json {
+        let mut all = to_value(&summary).map_err(|e| Error::format("plan", e.to_string()))?;
+        if let Some((loss, memory)) = chosen {
+            all["predicted_loss"] = loss.into();
+            if let Some(memory) = memory {
+                all["measuring_peak_memory_bytes"] = json!(memory);
+                all["peak_rss_bytes"] = json!(peak_rss());
+            }
+        }
+        return print_json(&all);
+    }
+    let width = plan.entries.iter().map(|e| e.name.len()).max().unwrap_or(0);
+    for e in plan.entries.iter().filter(|e| matches!(e.action, Action::Compress(_))) {
+        let rule = e.rule.map_or("-".to_string(), |r| r.to_string());
+        let (method, bits, bytes) = (e.method_name(), e.bits_per_weight(), megabytes(e.bytes()));
+        outln!("{:width$}  rule {rule:>2}  {method:6} {bits:6.3} bits  {bytes:>10}", e.name);
+    }
+    outln!(
+        "{:.3} bits per weight ({:.3} without embedding and head), weights {}",
+        summary.bits_per_weight,
+        summary.body_bits_per_weight,
+        megabytes(summary.weight_bytes)
+    );
+    let memory = &summary.peak_memory_bytes;
+    outln!("peak memory at most {}:", megabytes(memory.values().sum()));
+    for (term, bytes) in memory {
+        outln!("  {term:13} {}", megabytes(*bytes));
+    }
+    if let Some(memory) = chosen.and_then(|c| c.1) {
+        outln!("peak memory of the measurement at most {}", megabytes(memory.values().sum()));
+    }
+    Ok(())
+}

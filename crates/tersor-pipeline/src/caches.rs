@@ -1,0 +1,82 @@
+//! The key-value caches of a decoder, as its recipe or the caller names them.
+
+use std::sync::Arc;
+
+use tersor_core::cache::{CacheSample, MixedCaches, MixedLayer};
+use tersor_core::stages::{Part, Target};
+use tersor_core::{CacheMethod, CacheSet, Context, Error, Heads, Result};
+use tersor_llm::{Checkpoint, Decoder};
+
+use crate::kinds::Kinds;
+use crate::recipe::CacheRule;
+
+/// The key-value caches of a decoder.
+pub struct Caches {
+    set: Arc<dyn CacheSet>,
+    /// Bytes per token in the caches of all layers.
+    pub bytes_per_token: usize,
+}
+
+impl Caches {
+    /// Returns the caches of the form `name` ([`CacheRule::parse`]) for the decoder of a checkpoint; without a name, those that the recipe of the
+    /// checkpoint records; f32 caches in layers for which it records none. Errors if the name is invalid or unknown, if the checkpoint has no decoder,
+    /// if its heads are too narrow, or if rotations of keys are needed that it does not store.
+    pub fn of(name: Option<&str>, checkpoint: &Checkpoint, kinds: &Kinds) -> Result<Self> {
+        let mut rules = match name {
+            Some(name) => vec![CacheRule::parse(name, &kinds.stages)?],
+            None => {
+                let recorded = checkpoint.manifest().map(|m| &m.json["recipe"]["cache"]);
+                recorded
+                    .map_or(Ok(Vec::new()), |json| CacheRule::list(json, "the recipe of the model", &kinds.stages))?
+            }
+        };
+        rules.push(CacheRule::parse("f32", &kinds.stages)?);
+        let c = checkpoint.architecture().decoder()?;
+        let layers = vec![c.attention_heads()?; c.layers];
+        let rotations = (0..c.layers).map(|layer| checkpoint.key_rotation(layer, c.head_dim));
+        let rotations = rotations.collect::<Result<Vec<_>>>()?;
+        let stored = if rotations.iter().any(Option::is_some) { &rotations[..] } else { &[] };
+        Self::new(&rules, &layers, &CacheSample { heads: &layers, layers: &[], key_rotations: stored }, kinds)
+    }
+
+    fn new(rules: &[CacheRule], layers: &[Heads], sample: &CacheSample<'_>, kinds: &Kinds) -> Result<Self> {
+        // The rule of each layer; only rules that some layer has are used.
+        let of_layer = |i: usize| rules.iter().position(|r| r.layers.contains(i)).unwrap_or(rules.len() - 1);
+        let rule_of: Vec<usize> = (0..layers.len()).map(of_layer).collect();
+        let mut used = rule_of.clone();
+        used.sort_unstable();
+        used.dedup();
+        let (mut sets, mut all): (Vec<Arc<dyn CacheSet>>, Vec<Option<MixedLayer>>) =
+            (Vec::new(), vec![None; layers.len()]);
+        for rule in used {
+            let method = method(&rules[rule], kinds)?;
+            for (i, heads) in layers.iter().enumerate().filter(|(i, _)| rule_of[*i] == rule) {
+                let bytes_per_token = method.layout(std::slice::from_ref(heads))?.bytes_per_token;
+                all[i] = Some(MixedLayer { set: sets.len(), bytes_per_token });
+            }
+            sets.push(method.fit(sample, &Context::new())?.into());
+        }
+        let set = match <[_; 1]>::try_from(sets) {
+            Ok([set]) => set,
+            Err(sets) => Arc::new(MixedCaches::new(sets, all.into_iter().flatten().collect())?),
+        };
+        Ok(Self { bytes_per_token: set.bytes_per_token(layers)?, set })
+    }
+
+    /// Returns the decoder with these caches.
+    pub fn attach(self, decoder: Decoder) -> Decoder {
+        decoder.with_caches(self.set)
+    }
+}
+
+/// Returns the method of caching of a rule. Errors if its stage is invalid, or learns from data, which is not supported yet.
+fn method(rule: &CacheRule, kinds: &Kinds) -> Result<Box<dyn CacheMethod>> {
+    let parts = rule.stage.parts(&Target::none(&kinds.stages))?;
+    let method = parts.into_iter().find_map(|p| if let Part::Cache(method) = p { Some(method) } else { None });
+    let method = method.ok_or_else(|| Error::missing("a method of caching", "the stage of the cache"))?;
+    if method.needs() != Default::default() {
+        let value = format!("`{}`, which learns from calibration data", rule.stage.kind());
+        return Err(Error::Unsupported { what: "kind of cache", value });
+    }
+    Ok(method)
+}

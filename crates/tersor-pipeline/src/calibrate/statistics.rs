@@ -1,0 +1,247 @@
+//! Files of statistics.
+//!
+//! A file has the statistics of one or several ranges of windows, for each site that the recipe needs statistics of. The sum over all windows is the
+//! sum of shards in their order. A file of a part of the shards stores each of them separately, so that the sum does not depend on how the windows
+//! were distributed over processes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+use tersor_core::{Error, Limits, Result, Site, StatNeeds, StatSet, TensorSource};
+use tersor_formats::imatrix::{self, Importance};
+use tersor_formats::safetensors::File;
+use tersor_formats::{FileAt, ReadAt};
+
+use super::Wanted;
+use crate::output::hash_file;
+
+/// Name of the tensor with the JSON description of the file.
+pub(super) const ABOUT: &str = "about";
+
+/// Version of the file's format.
+pub(super) const FORMAT: u64 = 1;
+
+/// Keys of the description that must agree between files and with the plan.
+pub(super) const KEYS: [&str; 10] = [
+    "headers",
+    "files",
+    "config",
+    "tokenizer",
+    "seed",
+    "version",
+    "instruction set",
+    "calibration text",
+    "windows",
+    "ctx",
+];
+
+/// Statistics of the inputs of sites, from files.
+pub enum Statistics {
+    /// Statistics that [`gather`](super::gather) wrote.
+    Gathered(Gathered),
+    /// An importance matrix of llama.cpp: its path, and its data by weight.
+    Importance(PathBuf, BTreeMap<String, Importance>),
+}
+
+/// Statistics of all windows, from one or several files of [`gather`](super::gather).
+pub struct Gathered {
+    /// Description of the first file.
+    about: Json,
+    /// Each range of windows: the first window, the number of windows, the index of the file.
+    runs: Vec<(usize, usize, usize)>,
+    files: Vec<(PathBuf, File)>,
+}
+
+impl Statistics {
+    /// Opens files that [`gather`](super::gather) wrote, or one importance matrix. Errors if they lack wanted sites or statistics, or are of another
+    /// model.
+    pub fn open(paths: &[PathBuf], wanted: &Wanted) -> Result<Self> {
+        if let [path] = paths
+            && !is_safetensors(path)?
+        {
+            let all = Self::Importance(path.clone(), imatrix::read(path, &Limits::default())?);
+            for (site, needs) in &wanted.sites {
+                all.site(site, *needs, wanted.seed)?;
+            }
+            return Ok(all);
+        }
+        Ok(Self::Gathered(Gathered::open(paths, wanted)?))
+    }
+
+    /// Returns what the result depends on, as name and hash.
+    pub fn inputs(&self) -> Result<Vec<(String, String)>> {
+        Ok(match self {
+            Self::Gathered(g) => g.inputs(),
+            Self::Importance(path, _) => vec![("importance matrix".into(), hash_file(path)?.1)],
+        })
+    }
+
+    /// Returns the requested number of windows and the maximum tokens per window; none for an importance matrix.
+    pub fn windows(&self) -> Option<[usize; 2]> {
+        match self {
+            Self::Gathered(g) => Some(g.windows()),
+            Self::Importance(..) => None,
+        }
+    }
+
+    /// Returns the hashes of the files, for the record of work in progress.
+    pub fn hashes(&self) -> Result<Vec<String>> {
+        match self {
+            Self::Gathered(g) => g.hashes(),
+            Self::Importance(path, _) => Ok(vec![hash_file(path)?.1]),
+        }
+    }
+
+    /// Returns the statistics of a site over all windows. Errors if the files lack what `needs` demands.
+    pub fn site(&self, site: &Site, needs: StatNeeds, seed: u64) -> Result<StatSet> {
+        let (path, all) = match self {
+            Self::Gathered(g) => return g.site(site, needs, seed),
+            Self::Importance(path, all) => (path, all),
+        };
+        let refuse = |what: String| Error::format(path.display().to_string(), what);
+        if needs.channel || needs.gram || needs.sample > 0 {
+            let what = format!(
+                "an importance matrix has sums of squares alone, and the method of {} needs more; use `tersor calibrate`",
+                site.name
+            );
+            return Err(refuse(what));
+        }
+        let known = site.consumers.iter().find_map(|c| all.get(&c.weight));
+        let known = known.ok_or_else(|| refuse(format!("it has no data for {}", site.name)))?;
+        if known.squares.len() != site.features {
+            let (has, wants) = (known.squares.len(), site.features);
+            return Err(refuse(format!("it has {has} features for {}, which has {wants}", site.name)));
+        }
+        StatSet::from_squares(known.squares.clone(), known.count)
+    }
+}
+
+/// Returns whether a file begins like safetensors: eight bytes, then a JSON object.
+fn is_safetensors(path: &Path) -> Result<bool> {
+    let file = FileAt::open(path)?;
+    let mut head = [0u8; 9];
+    if file.len() < 9 {
+        return Ok(true);
+    }
+    file.read_at(0, &mut head)?;
+    Ok(head[8] == b'{' && !head.starts_with(b"GGUF"))
+}
+
+impl Gathered {
+    /// Opens files that together cover all windows. Errors if one is of another model or text than the others or `wanted`, if windows are missing or
+    /// duplicated, or if a wanted site is missing.
+    fn open(paths: &[PathBuf], wanted: &Wanted) -> Result<Self> {
+        let mut files = Vec::new();
+        let (mut runs, mut about): (Vec<(usize, usize, usize)>, Option<Json>) = (Vec::new(), None);
+        for (number, path) in paths.iter().enumerate() {
+            let refuse = |what: String| Error::format(path.display().to_string(), what);
+            let file = File::open(path, &Limits::default())?;
+            let json = read_about(&file).map_err(|e| refuse(format!("it is no file of statistics: {e}")))?;
+            for key in KEYS {
+                let first = about.as_ref().unwrap_or(&json);
+                let planned = wanted.inputs.get(key).map(|v| Json::from(v.as_str()));
+                if json[key] != first[key] || planned.is_some_and(|p| p != json[key]) {
+                    return Err(refuse(format!("it is of another model, text or seed: {key} differs")));
+                }
+            }
+            for run in json["runs"].as_array().into_iter().flatten() {
+                let pair = (run[0].as_u64(), run[1].as_u64());
+                let (Some(first), Some(count)) = pair else {
+                    return Err(refuse("its list `runs` is not made of pairs of numbers".into()));
+                };
+                runs.push((first as usize, count as usize, number));
+            }
+            about = about.or(Some(json));
+            files.push((path.clone(), file));
+        }
+        runs.sort_unstable();
+        let about = about.unwrap_or_default();
+        let windows = about["windows"].as_u64().unwrap_or(0) as usize;
+        let mut next = 0;
+        for &(first, count, number) in &runs {
+            if first != next {
+                let name = files[number].0.display().to_string();
+                let what = if first > next {
+                    format!("it begins at window {first}, and windows {next} to {} are in no file", first - 1)
+                } else {
+                    format!("it has windows from {first} on, which another file has as well")
+                };
+                return Err(Error::format(name, what));
+            }
+            next = next.saturating_add(count);
+        }
+        if next != windows {
+            let name = paths.last().map_or(String::new(), |p| p.display().to_string());
+            return Err(Error::format(name, format!("windows {next} to {} are in no file", windows.saturating_sub(1))));
+        }
+        let all = Self { about, runs, files };
+        for (site, needs) in &wanted.sites {
+            all.check(site, *needs)?;
+        }
+        Ok(all)
+    }
+
+    /// Errors unless the files have the statistics `needs` of a site.
+    fn check(&self, site: &Site, needs: StatNeeds) -> Result<()> {
+        for &(first, _, number) in &self.runs {
+            let (path, file) = &self.files[number];
+            StatSet::check_saved(&prefix(&site.name, first), file, site.features, needs).map_err(|e| match e {
+                Error::Missing { name, .. } => {
+                    let what = format!("it has no `{name}`, which the recipe needs for {}", site.name);
+                    Error::format(path.display().to_string(), what)
+                }
+                other => other,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn inputs(&self) -> Vec<(String, String)> {
+        let text = self.about["calibration text"].as_str().unwrap_or_default().to_string();
+        let [windows, ctx] = self.windows();
+        vec![("calibration text".into(), text), ("calibration windows".into(), format!("{windows} of {ctx}"))]
+    }
+
+    fn windows(&self) -> [usize; 2] {
+        ["asked", "ctx"].map(|k| self.about[k].as_u64().unwrap_or(0) as usize)
+    }
+
+    fn hashes(&self) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        for (path, _) in &self.files {
+            all.push(hash_file(path)?.1);
+        }
+        all.sort();
+        Ok(all)
+    }
+
+    fn site(&self, site: &Site, needs: StatNeeds, seed: u64) -> Result<StatSet> {
+        let mut total = StatSet::new(site.features, needs, seed, 0)?;
+        for &(first, _, number) in &self.runs {
+            let (path, file) = &self.files[number];
+            let wrap = |e: Error| Error::format(path.display().to_string(), e.to_string());
+            let part = StatSet::load(&prefix(&site.name, first), file).map_err(wrap)?.only(needs);
+            total.merge(&part).map_err(wrap)?;
+        }
+        Ok(total)
+    }
+}
+
+/// Returns the prefix of the tensor names of a site for the range of windows that begins at `first`.
+pub(super) fn prefix(site: &str, first: usize) -> String {
+    format!("{site}.{first}")
+}
+
+/// Reads and checks the description of a file.
+fn read_about(file: &File) -> Result<Json> {
+    let info = file.info(ABOUT)?;
+    Limits::check("length of the description", info.bytes()? as u64, 1 << 20)?;
+    let mut bytes = vec![0u8; info.bytes()?];
+    file.read_at(ABOUT, 0, &mut bytes)?;
+    let json: Json = serde_json::from_slice(&bytes).map_err(|e| Error::format(ABOUT, e.to_string()))?;
+    match json["format"].as_u64() {
+        Some(FORMAT) => Ok(json),
+        other => Err(Error::Unsupported { what: "format of a file of statistics", value: format!("{other:?}") }),
+    }
+}

@@ -1,0 +1,103 @@
+//! Comparisons: rows of figures for an original model and several recipes, in files and on an HTML page.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tersor_core::{Context, Error, Result};
+use tersor_formats::{json as files, write_atomic};
+
+use crate::evaluate::Evaluation;
+use crate::recipe::Recipe;
+use crate::report::{self, ROWS};
+
+/// Name of the HTML page of a comparison.
+const PAGE: &str = "report.html";
+
+/// What is to be measured for a row of a comparison.
+#[derive(Clone, Copy, Debug)]
+pub enum Subject<'a> {
+    /// The original model.
+    Original,
+    /// A recipe: its index in the list, and the directory that the model is to be compressed into. The directory may have the result of an earlier
+    /// comparison.
+    Recipe(usize, &'a Path),
+}
+
+/// What was measured for a row of a comparison.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// Seconds that compression took; 0 for the original.
+    pub compress_seconds: f64,
+    /// Peak resident memory of compression in bytes; none for the original, or if it is unknown.
+    pub compress_peak_rss_bytes: Option<u64>,
+    /// The figures on the evaluation text, those of a recipe compared with the original.
+    pub figures: Evaluation,
+}
+
+/// A row of a comparison.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// Name of the recipe, or `original`.
+    pub recipe: String,
+    /// Seconds that compression took; 0 for the original.
+    pub compress_seconds: f64,
+    /// Peak resident memory of compression in bytes; none for the original, or if it is unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compress_peak_rss_bytes: Option<u64>,
+    /// Whether the weight files are larger than those of the original.
+    pub larger_than_original: bool,
+    /// The figures on the evaluation text.
+    #[serde(flatten)]
+    pub figures: Evaluation,
+}
+
+/// The result of a comparison.
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    /// The rows: the original, then each recipe.
+    pub rows: Vec<Row>,
+    /// The directory with the models, the rows and the page.
+    pub out: PathBuf,
+    /// The HTML page.
+    pub report: PathBuf,
+}
+
+/// Compares recipes on a model: calls `measure` for the original, then for each recipe, and writes the rows and an HTML page to the directory `out`,
+/// where each recipe has a folder of its name. `measure` compresses and evaluates: in this process, or in another one so that peak memory is that of
+/// one recipe. Errors if `measure` does, or a file cannot be written.
+pub fn compare(
+    model: &Path,
+    recipes: &[Recipe],
+    out: &Path,
+    cx: &Context,
+    mut measure: impl FnMut(Subject<'_>) -> Result<Measured>,
+) -> Result<Comparison> {
+    std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+    cx.progress.begin("compare", recipes.len() as u64 + 1);
+    let mut original_bytes = u64::MAX;
+    let mut rows = Vec::new();
+    for index in 0..=recipes.len() {
+        let (name, found) = match index.checked_sub(1) {
+            None => ("original", measure(Subject::Original)?),
+            Some(i) => (recipes[i].name.as_str(), measure(Subject::Recipe(i, &out.join(&recipes[i].name)))?),
+        };
+        if index == 0 {
+            original_bytes = found.figures.weight_bytes;
+        }
+        rows.push(Row {
+            recipe: name.to_string(),
+            compress_seconds: found.compress_seconds,
+            compress_peak_rss_bytes: found.compress_peak_rss_bytes,
+            larger_than_original: found.figures.weight_bytes > original_bytes,
+            figures: found.figures,
+        });
+        cx.progress.advance(1, name);
+    }
+    cx.progress.end();
+    let model = model.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    write_atomic(&out.join(ROWS), &files::to_bytes(&json!({"model": model, "rows": rows})))?;
+    let page = out.join(PAGE);
+    write_atomic(&page, report::page(&[out.to_path_buf()])?.as_bytes())?;
+    Ok(Comparison { rows, out: out.to_path_buf(), report: page })
+}

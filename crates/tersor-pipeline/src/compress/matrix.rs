@@ -1,0 +1,276 @@
+//! Compresses one matrix into a part, or copies a tensor as it is stored.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value as Json, json};
+use tersor_core::{
+    Changes, Context, Error, Fold, FoldedRows, MatView, NonFinite, Prepared, Repaired, Report, Result, RowSlot,
+    RowSource, Side, StatSet, TensorInfo, TensorSink, Transform, check_finite, read_finite,
+};
+use tersor_formats::{Model, json as files};
+
+use super::parts::Parts;
+use super::{chain, rewrites};
+use crate::kinds::Kinds;
+use crate::plan::{Action, Entry, Plan};
+use crate::rewrite::{self, Search};
+use crate::rows::copy_rows;
+
+/// A compression in progress.
+pub struct Job<'a> {
+    pub model: &'a Model,
+    pub plan: &'a Plan,
+    pub cx: &'a Context,
+    pub kinds: &'a Kinds,
+    /// The finished matrices.
+    pub parts: Parts,
+    /// Changes of the sites of the layer that was last used, with its index.
+    pub smoothed: Mutex<Option<(usize, Arc<Changes>)>>,
+    /// Changes of the whole network, once they are known; none without a rotation.
+    pub rotated: Option<Changes>,
+    /// What is done with values of a matrix that are not finite, by its name.
+    pub non_finite: BTreeMap<String, NonFinite>,
+}
+
+impl Job<'_> {
+    /// Returns where and for what the changes of rewrites are searched.
+    pub fn search(&self) -> Search<'_> {
+        Search { model: self.model, non_finite: &self.non_finite, cx: self.cx }
+    }
+
+    /// Returns the layer of a tensor if the plan smooths sites.
+    pub fn smoothed_layer(&self, name: &str) -> Option<usize> {
+        let layer = self.plan.network.as_ref().and_then(|n| n.layer_of(name));
+        layer.filter(|_| !self.plan.smoothings.is_empty())
+    }
+
+    /// Compresses an entry whose method needs no data, unless it is finished.
+    pub fn without_data(&self, number: usize) -> Result<()> {
+        let entry = &self.plan.entries[number];
+        let Action::Compress(method) = &entry.action else { return Ok(()) };
+        if self.parts.finished(number)?.is_none() {
+            let none = StatSet::none();
+            let prepared = method.prepare(&none, self.cx).map_err(|e| e.in_tensor(&entry.name))?;
+            let change = if self.rotated.is_some() { rewrites::input_change(self, &entry.name)? } else { None };
+            let prepared = chain::with_input_change(change.as_ref(), prepared);
+            self.matrix(number, &*prepared)?;
+        }
+        self.cx.progress.advance(1, &entry.name);
+        Ok(())
+    }
+
+    /// Returns the folds of a tensor. Errors if the changes of its layer have not been found yet.
+    pub fn folds(&self, name: &str) -> Result<Vec<Fold>> {
+        match (&self.rotated, self.smoothed_layer(name)) {
+            (Some(changes), _) => Ok(rewrite::folds_of(changes, name)),
+            (None, Some(layer)) => {
+                let place = "the work in progress; its task comes first";
+                let missing = || Error::missing(format!("factors of layer {layer}"), place);
+                Ok(rewrite::folds_of(&*rewrites::of_layer(self, layer)?.ok_or_else(missing)?, name))
+            }
+            (None, None) => Ok(Vec::new()),
+        }
+    }
+
+    /// Compresses one matrix with a prepared method, in blocks of rows.
+    pub fn matrix(&self, number: usize, prepared: &dyn Prepared) -> Result<()> {
+        let entry = &self.plan.entries[number];
+        self.blocks(number, entry, prepared).map_err(|e| e.in_tensor(&entry.name))
+    }
+
+    fn blocks(&self, number: usize, entry: &Entry, prepared: &dyn Prepared) -> Result<()> {
+        let Action::Compress(method) = &entry.action else { return Ok(()) };
+        let (plan, cx) = (self.plan, self.cx);
+        let source = HashedRows::new(self.model.rows(&entry.source)?);
+        let repaired = Repaired::new(&source, plan.non_finite(entry));
+        let folds = self.folds(&entry.name)?;
+        let folded = FoldedRows::new(&repaired, &entry.name, &folds)?.with_isa(cx.isa());
+        let shape = source.shape();
+        let (mut report, mut spec) = (Report::default(), None);
+        let mut writer = self.parts.create(number, entry)?;
+        let step = Plan::block_rows(shape, &**method);
+        // If a rotation mixes all rows, the rotated matrix is computed once.
+        let mixes = |f: &Fold| f.side == Side::Output && matches!(f.transform, Transform::Rotate(_));
+        let (values, whole);
+        let folded: &dyn RowSource = if folds.iter().any(mixes) {
+            values = read_finite(&folded, 0..shape[0])?;
+            whole = MatView::new(&values, shape)?;
+            &whole
+        } else {
+            &folded
+        };
+        // An empty matrix is one empty block.
+        for first in (0..shape[0].max(1)).step_by(step) {
+            let rows = first..(first + step).min(shape[0]);
+            let done = prepared.compress(folded, rows, cx)?;
+            let at = RowSlot { first, total: shape[0] };
+            done.op.save_block(&entry.name, at, &mut writer)?;
+            report.merge(&done.report);
+            spec = Some(done.op.spec_block(at));
+        }
+        let spec = spec.ok_or_else(|| Error::shape("blocks of a matrix", "at least one", 0))?;
+        report.replaced = repaired.count();
+        if report.replaced > 0 {
+            cx.progress.warn(&format!("{}: {} values were not finite and were replaced", entry.name, report.replaced));
+        }
+        for f in &report.fallbacks {
+            cx.progress.warn(&format!("{}: {f}", entry.name));
+        }
+        let manifest = json!({
+            "spec": files::from_spec(&spec), "method": method.name(), "rule": entry.rule, "bytes": entry.bytes(),
+            "source_blake3": source.hash(), "report": report_json(&report),
+        });
+        self.parts.commit(number, writer, manifest, report.seconds)
+    }
+}
+
+/// Returns the hash of a tensor's values, as [`Job::matrix`] or [`copy`] reads them.
+pub fn source_hash(model: &Model, entry: &Entry) -> Result<String> {
+    let Action::Compress(method) = &entry.action else {
+        return copy(model, entry, None);
+    };
+    let rows = HashedRows::new(model.rows(&entry.source)?);
+    let shape = rows.shape();
+    let step = Plan::block_rows(shape, &**method).min(shape[0].max(1));
+    let mut values = vec![0f32; step * shape[1]];
+    for first in (0..shape[0]).step_by(step) {
+        let last = (first + step).min(shape[0]);
+        rows.read_rows(first..last, &mut values[..(last - first) * shape[1]])?;
+    }
+    Ok(rows.hash())
+}
+
+/// Errors if the hash of a tensor's values is not the one that was recorded when it was read.
+pub fn check_source(model: &Model, entry: &Entry, recorded: Option<&str>) -> Result<()> {
+    if Some(source_hash(model, entry)?.as_str()) != recorded {
+        let what = "its values have changed since the work in progress was made from them; choose another directory";
+        return Err(Error::format(model.path().display().to_string(), what).in_tensor(&entry.name));
+    }
+    Ok(())
+}
+
+/// A sink that hashes the bytes and passes them to the next sink, if there is one.
+struct HashSink<'a> {
+    hasher: blake3::Hasher,
+    next: Option<&'a mut dyn TensorSink>,
+}
+
+impl TensorSink for HashSink<'_> {
+    fn write_rows(&mut self, name: &str, info: &TensorInfo, first: usize, bytes: &[u8]) -> Result<()> {
+        self.hasher.update(bytes);
+        self.next.as_mut().map_or(Ok(()), |s| s.write_rows(name, info, first, bytes))
+    }
+    fn write_shared(&mut self, name: &str, info: &TensorInfo, bytes: &[u8]) -> Result<()> {
+        self.hasher.update(bytes);
+        self.next.as_mut().map_or(Ok(()), |s| s.write_shared(name, info, bytes))
+    }
+}
+
+/// Rows that are hashed as they are read, in order.
+struct HashedRows<'a>(Box<dyn RowSource + 'a>, Mutex<blake3::Hasher>);
+
+impl<'a> HashedRows<'a> {
+    fn new(rows: Box<dyn RowSource + 'a>) -> Self {
+        Self(rows, Mutex::new(blake3::Hasher::new()))
+    }
+    fn hash(&self) -> String {
+        self.1.lock().unwrap_or_else(|e| e.into_inner()).finalize().to_hex().to_string()
+    }
+}
+
+impl RowSource for HashedRows<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.0.shape()
+    }
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        self.0.read_rows(rows, out)?;
+        let mut hasher = self.1.lock().unwrap_or_else(|e| e.into_inner());
+        let mut bytes = Vec::with_capacity(1 << 14);
+        for part in out.chunks(1 << 12) {
+            bytes.clear();
+            bytes.extend(part.iter().flat_map(|v| v.to_le_bytes()));
+            hasher.update(&bytes);
+        }
+        Ok(())
+    }
+}
+
+/// Returns a report as JSON.
+fn report_json(r: &Report) -> Json {
+    let mut out = json!({"squared_error": r.squared_error, "energy": r.energy, "relative_error": r.relative_error()});
+    let mut put = |name: &str, value: Option<f64>| {
+        if let Some(v) = value {
+            out[name] = v.into();
+        }
+    };
+    put("data_error", r.data_error);
+    put("data_energy", r.data_energy);
+    put("damping", r.damping);
+    if r.dead_columns > 0 {
+        out["dead_columns"] = r.dead_columns.into();
+    }
+    if r.replaced > 0 {
+        out["replaced"] = r.replaced.into();
+    }
+    if !r.fallbacks.is_empty() {
+        out["fallbacks"] = json!(r.fallbacks);
+    }
+    out
+}
+
+/// Writes a vector in f32 with its folds applied. Returns the hash of the original values.
+pub fn fold(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<String> {
+    let hash = copy(job.model, entry, None)?;
+    let rows = job.model.rows(&entry.name)?;
+    let folds = job.folds(&entry.name)?;
+    let folded = FoldedRows::new(&*rows, &entry.name, &folds)?;
+    let values = read_finite(&folded, 0..rows.shape()[0]).map_err(|e| e.in_tensor(&entry.name))?;
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let (name, info) = &entry.tensors[0];
+    sink.write_shared(name, info, &bytes)?;
+    Ok(hash)
+}
+
+/// Copies a tensor as it is stored (GGUF block types as f32 values) into `next`, if one is given. Returns the hash of the copied bytes. Errors if a float
+/// is not finite.
+pub fn copy(model: &Model, entry: &Entry, next: Option<&mut dyn TensorSink>) -> Result<String> {
+    let mut sink = HashSink { hasher: blake3::Hasher::new(), next };
+    pass(model, entry, &mut sink)?;
+    Ok(sink.hasher.finalize().to_hex().to_string())
+}
+
+/// Copies a tensor into a sink.
+fn pass(model: &Model, entry: &Entry, sink: &mut dyn TensorSink) -> Result<()> {
+    let (name, info) = &entry.tensors[0];
+    let fail = |e: Error| e.in_tensor(name);
+    let Some(stored) = model.stored() else {
+        let rows = model.rows(name)?;
+        let [n, cols] = rows.shape();
+        let mut values = vec![0f32; tersor_core::view::elements([n, cols])?];
+        rows.read_rows(0..n, &mut values)?;
+        check_finite(&values, cols, 0).map_err(fail)?;
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        return sink.write_shared(name, info, &bytes);
+    };
+    // The type is that of the model; a folded vector is converted to f32 later.
+    let info = &stored.info(name)?;
+    let check = |first: usize, bytes: &[u8]| {
+        if !info.dtype.is_weight() {
+            return Ok(());
+        }
+        let mut values = vec![0f32; bytes.len() / info.dtype.size()];
+        info.dtype.widen_bytes(bytes, &mut values)?;
+        check_finite(&values, values.len(), 0).map_err(|e| place(e, info, first))
+    };
+    copy_rows(stored, name, info, check, sink)
+}
+
+/// Converts the position in an error from a block, which begins at index `first` of the first axis, to row and column of the whole tensor.
+fn place(e: Error, info: &TensorInfo, first: usize) -> Error {
+    let Error::NonFinite { col, value, .. } = e else { return e };
+    let (cols, entry) = (info.shape.last().copied().unwrap_or(1).max(1), info.shape.iter().skip(1).product::<usize>());
+    let at = first * entry + col;
+    Error::NonFinite { row: at / cols, col: at % cols, value }
+}

@@ -1,0 +1,298 @@
+//! Compression: turns a model into a complete model directory, according to a plan.
+//!
+//! Work can be stopped at any moment and continues from there when it is started again; several processes can share it as the tasks of the plan. The
+//! result is the same in all cases. Work in progress is in the folder `.tersor` of the output directory.
+
+mod chain;
+mod matrix;
+mod parts;
+mod rewrites;
+mod tasks;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::json;
+use tersor_core::{Context, Error, Limits, ParamError, Result, Site};
+use tersor_formats::safetensors::Writer;
+use tersor_formats::{Model, json as files};
+use tersor_llm::{Checkpoint, MANIFEST, Manifest, bits_per_weight};
+
+use crate::kinds::Kinds;
+use crate::output::{self, Output, Share, Work};
+use crate::plan::{Action, Entry, Plan};
+use matrix::{Job, check_source, copy, fold};
+use parts::Parts;
+
+/// Name of the file with timings, the only output that differs from run to run.
+pub const TIMING: &str = "timing.json";
+
+/// Which part of the work a call of [`compress`] does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// All of it.
+    All,
+    /// One task of [`Plan::tasks`], by its number. Other processes may do others at the same time, once the tasks before it are done.
+    Task(usize),
+    /// Merges the results of all tasks into the output.
+    Merge,
+}
+
+/// What a call of [`compress`] did.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Outcome {
+    /// The output directory is complete.
+    Finished(Finished),
+    /// The task of this number is done.
+    Task(usize),
+}
+
+/// A complete output directory.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Finished {
+    /// The directory.
+    pub out: PathBuf,
+    /// Name of the recipe.
+    pub recipe: String,
+    /// Whether it was complete before the call.
+    pub finished_before: bool,
+    /// Stored bits per weight of all matrices, embedding and head included.
+    pub bits_per_weight: f64,
+    /// The same without embedding and head.
+    pub body_bits_per_weight: f64,
+    /// Total length of all weight files in bytes.
+    pub weight_bytes: u64,
+    /// Seconds that compression took.
+    pub compress_seconds: f64,
+    /// One hash over everything that the result depends on.
+    pub fingerprint: String,
+}
+
+/// Errors if a model is an output of [`compress`]: it cannot be compressed again.
+pub fn check_original(path: &Path) -> Result<()> {
+    if output::is_compressed(path) {
+        let value = path.display().to_string();
+        return Err(Error::Unsupported { what: "compressing an already compressed model", value });
+    }
+    Ok(())
+}
+
+/// Compresses a model into the directory `out` according to a plan, or does a part of the work. Progress, warnings and cancellation are those of `cx`;
+/// the seed is that of the plan. Errors if the plan needs data and has none, if the directory has other content, or work from other inputs, or is in
+/// use, if a tensor cannot be read, or if the work is cancelled; the same call then continues from there.
+pub fn compress(model: &Model, plan: &Plan, out: &Path, part: Part, kinds: &Kinds, cx: &Context) -> Result<Outcome> {
+    check_original(model.path())?;
+    let cx = cx.clone().with_seed(plan.seed);
+    let finished_before = match work(model, plan, out, part, kinds, &cx)? {
+        State::Done => false,
+        State::DoneBefore => true,
+        State::Task(k) => return Ok(Outcome::Task(k)),
+    };
+    let (bits_per_weight, body_bits_per_weight) = bits_per_weight(&plan.weights());
+    Ok(Outcome::Finished(Finished {
+        out: out.to_path_buf(),
+        recipe: plan.recipe.name.clone(),
+        finished_before,
+        bits_per_weight,
+        body_bits_per_weight,
+        weight_bytes: plan.weight_bytes()?,
+        compress_seconds: recorded_seconds(out),
+        fingerprint: plan.fingerprint(),
+    }))
+}
+
+/// Returns the seconds that compression took, from the directory's timings.
+fn recorded_seconds(dir: &Path) -> f64 {
+    let timing = files::read(&dir.join(TIMING), &Limits::default());
+    timing.ok().and_then(|t| t["compress_seconds"].as_f64()).unwrap_or(0.0)
+}
+
+/// The state of the directory after a part of the work.
+enum State {
+    /// It is now complete.
+    Done,
+    /// It was complete before.
+    DoneBefore,
+    /// This task is done.
+    Task(usize),
+}
+
+/// Does a part of the work.
+fn work(model: &Model, plan: &Plan, out: &Path, part: Part, kinds: &Kinds, cx: &Context) -> Result<State> {
+    if plan.needs_data() && plan.calibration.is_none() && plan.statistics.is_none() {
+        let rule =
+            format!("recipe `{}` needs a calibration text (--calib FILE) or statistics (--stats)", plan.recipe.name);
+        return Err(ParamError::new("calib", "missing", rule).into());
+    }
+    let tasks = plan.tasks();
+    let share = match part {
+        Part::Task(k) if k >= tasks.len() => {
+            let rule = format!("must be below {}, the number of tasks of the plan", tasks.len());
+            return Err(ParamError::new("task", k, rule).into());
+        }
+        Part::Task(k) => Share::Task(k),
+        _ => Share::Alone,
+    };
+    let start = Instant::now();
+    let inputs = json!(plan.inputs);
+    let beside = match &plan.statistics {
+        Some(statistics) => json!({"files of statistics": statistics.hashes()?}),
+        None => json!({}),
+    };
+    let work = match output::open(out, &inputs, &beside, MANIFEST, share)? {
+        Output::Finished => {
+            check_finished(model, plan, out)?;
+            return Ok(State::DoneBefore);
+        }
+        Output::Open(work) => work,
+    };
+    let parts = Parts::new(&work.scratch());
+    let non_finite = plan.entries.iter().map(|e| (e.name.clone(), plan.non_finite(e))).collect();
+    let mut job = Job { model, plan, cx, kinds, parts, smoothed: Default::default(), rotated: None, non_finite };
+    job.rotated = rewrites::of_network(&job)?;
+    if let Part::Task(k) = part {
+        tasks::run(&job, tasks[k])?;
+        return Ok(State::Task(k));
+    }
+    if part == Part::All
+        && let Err(e) = all_tasks(&mut job)
+    {
+        // If there is no result yet, the directory is removed.
+        if !job.parts.any()? {
+            work.abandon();
+        } else if let Error::Cancelled = e {
+            cx.progress.warn("stopped; the same command again continues from here");
+        }
+        return Err(e);
+    }
+    merge(&job, work, (part == Part::All).then_some(start))?;
+    Ok(State::Done)
+}
+
+/// Does all tasks in this process.
+fn all_tasks(job: &mut Job<'_>) -> Result<()> {
+    let (plan, cx) = (job.plan, job.cx);
+    let calibration = if plan.needs_data() && plan.statistics.is_none() {
+        let checkpoint = Checkpoint::open(job.model.path(), &job.kinds.operators)?;
+        let windows = plan.cut(&checkpoint, cx)?;
+        Some((checkpoint, windows))
+    } else {
+        None
+    };
+    if let Some(rotation) = plan.rotation.as_ref().filter(|_| plan.rotation_needs_data())
+        && let Some((checkpoint, windows)) = &calibration
+    {
+        if job.rotated.is_some() {
+            rewrites::check_network(job)?;
+        } else {
+            rewrites::find_network(job, &**rotation, checkpoint, windows)?;
+            job.rotated = rewrites::of_network(job)?;
+        }
+    }
+    let job = &*job;
+    let numbers = (0..plan.entries.len()).filter(|i| matches!(plan.entries[*i].action, Action::Compress(_)));
+    let numbers: Vec<usize> = numbers.collect();
+    for &i in &numbers {
+        // The sources of finished matrices must not have changed.
+        if let Some(record) = job.parts.finished(i)? {
+            cx.cancel.check()?;
+            check_source(job.model, &plan.entries[i], record.manifest["source_blake3"].as_str())?;
+        }
+    }
+    cx.progress.begin("compress", numbers.len() as u64);
+    let network = plan.network.as_ref().filter(|_| plan.needs_site_data());
+    let sites = network.map(|n| n.sites()).unwrap_or_default();
+    let fed = |i: &usize| {
+        let reads = |s: &Site| s.consumers.iter().any(|c| c.weight == plan.entries[*i].name);
+        sites.iter().any(|s| reads(s) && (s.layer.is_some() || plan.entries[*i].needs().any_data()))
+    };
+    for &i in numbers.iter().filter(|i| !fed(i)) {
+        job.without_data(i)?;
+    }
+    if let Some(statistics) = &plan.statistics {
+        for site in sites.iter().filter(|s| s.consumers.iter().filter_map(|c| plan.entry(&c.weight)).any(|i| fed(&i))) {
+            cx.cancel.check()?;
+            let unfinished = tasks::unfinished(job, site)?;
+            chain::site(job, site, &statistics.site(site, tasks::needs(plan, &unfinished), plan.seed)?)?;
+        }
+    }
+    if let Some((checkpoint, windows)) = calibration.filter(|_| plan.needs_site_data()) {
+        chain::run(job, &checkpoint, &windows)?;
+    }
+    cx.progress.end();
+    Ok(())
+}
+
+/// Writes finished matrices and copied tensors into the output files. `start` is the time at which the work began, if one process did all of it.
+fn merge(job: &Job<'_>, work: Work, start: Option<Instant>) -> Result<()> {
+    let (model, plan) = (job.model, job.plan);
+    let (mut tensors, mut copied, mut times) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let (mut shards, mut hashes) = (Vec::new(), BTreeMap::new());
+    for (file, layout) in plan.files() {
+        let names: Vec<String> = layout.keys().cloned().collect();
+        let mut writer = Writer::create(&work.pending(&file), layout)?;
+        for (i, entry) in plan.entries.iter().enumerate().filter(|(_, e)| e.file == file) {
+            job.cx.cancel.check()?;
+            if let Action::Fold = entry.action {
+                copied.insert(entry.name.clone(), fold(job, entry, &mut writer)?);
+                continue;
+            }
+            if let Action::New = entry.action {
+                rewrites::new_tensor(job, entry, &mut writer)?;
+                continue;
+            }
+            if let Action::Copy = entry.action {
+                copied.insert(entry.name.clone(), copy(model, entry, Some(&mut writer))?);
+                continue;
+            }
+            let missing = || Error::Missing {
+                name: entry.name.clone(),
+                place: "the finished matrices; its task has not been done".into(),
+            };
+            let record = job.parts.finished(i)?.ok_or_else(missing)?;
+            job.parts.copy(i, entry, &record, &mut writer)?;
+            times.insert(entry.name.clone(), record.seconds);
+            tensors.insert(entry.name.clone(), record.manifest);
+        }
+        writer.finish()?;
+        let (bytes, hash) = output::hash_file(&work.pending(&file))?;
+        hashes.insert(file.clone(), json!({"bytes": bytes, "blake3": hash}));
+        shards.push((file, names));
+    }
+    let recipe = plan.recipe.to_json();
+    let (all, body) = bits_per_weight(&plan.weights());
+    let manifest = json!({
+        "format": Manifest::FORMAT, "version": env!("CARGO_PKG_VERSION"), "recipe": recipe, "seed": plan.seed,
+        "fingerprint": plan.fingerprint(), "inputs": plan.inputs, "bits_per_weight": all, "body_bits_per_weight": body,
+        "files": hashes, "tensors": tensors, "copied": copied,
+    });
+    let total = plan.entries.iter().map(Entry::bytes).sum();
+    let mut config = model.config().cloned();
+    if let (Some(config), Some(changes)) = (config.as_mut(), &job.rotated) {
+        for (name, value) in &changes.config {
+            config[name] = files::from_value(value);
+        }
+    }
+    let mut beside = output::companions(model, config, &shards, total)?;
+    let seconds = start.map_or_else(|| times.values().sum(), |s| s.elapsed().as_secs_f64());
+    let timing = json!({"compress_seconds": seconds, "tensors": times});
+    beside.push((TIMING.into(), files::to_bytes(&timing)));
+    let weights: Vec<String> = shards.into_iter().map(|(f, _)| f).collect();
+    work.finish(&weights, &beside, (MANIFEST, files::to_bytes(&manifest)))
+}
+
+/// Errors if the model's tensors have changed since a finished directory was made from them.
+fn check_finished(model: &Model, plan: &Plan, out: &Path) -> Result<()> {
+    let manifest = files::read(&out.join(MANIFEST), &Limits::default())?;
+    for entry in &plan.entries {
+        let recorded = match entry.action {
+            Action::New => continue,
+            Action::Copy | Action::Fold => &manifest["copied"][&entry.name],
+            Action::Compress(_) => &manifest["tensors"][&entry.name]["source_blake3"],
+        };
+        check_source(model, entry, recorded.as_str())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! The rewrites of a compression: they are found once, stored with the work in progress, and applied to tensors as they are read.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::json;
+use tersor_core::{Changes, Error, Fold, InputChange, Method, Result, Rewrite, Site, TensorSink};
+use tersor_llm::{Checkpoint, ObservedSite};
+
+use super::matrix::{Job, check_source, source_hash};
+use super::parts::{record_file, recorded};
+use crate::plan::{Action, Entry};
+use crate::rewrite;
+
+fn layer_path(job: &Job<'_>, layer: usize) -> PathBuf {
+    job.parts.scratch().join(format!("factors-{layer:06}"))
+}
+
+/// Returns the changes of a layer's sites; none if they have not been found yet.
+pub fn of_layer(job: &Job<'_>, layer: usize) -> Result<Option<Arc<Changes>>> {
+    let mut known = job.smoothed.lock().unwrap_or_else(|e| e.into_inner());
+    if let Some((_, changes)) = known.as_ref().filter(|(l, _)| *l == layer) {
+        return Ok(Some(changes.clone()));
+    }
+    let path = layer_path(job, layer);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let changes = Arc::new(rewrite::read(&path)?);
+    *known = Some((layer, changes.clone()));
+    Ok(Some(changes))
+}
+
+/// Returns the transform that the running network applies to the inputs of a matrix, if there is one.
+pub fn input_change(job: &Job<'_>, weight: &str) -> Result<Option<InputChange>> {
+    let change = |changes: &Changes| changes.online(weight).map(|f| f.transform.input_change()).transpose();
+    match (&job.rotated, job.smoothed_layer(weight)) {
+        (Some(changes), _) => change(changes),
+        (None, Some(layer)) => of_layer(job, layer)?.map_or(Ok(None), |changes| change(&changes)),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Returns, for each consumer of a site, the data-free method with the grid that it will be quantized to, or none.
+fn plain<'p>(job: &'p Job<'_>, site: &Site) -> Vec<Option<&'p dyn Method>> {
+    let entry = |weight: &str| job.plan.entry(weight).map(|i| &job.plan.entries[i].action);
+    let method = |weight: &str| match entry(weight) {
+        Some(Action::Compress(method)) => method.plain(),
+        _ => None,
+    };
+    site.consumers.iter().map(|c| method(&c.weight)).collect()
+}
+
+/// Finds the changes of a layer's sites, stores them, and returns the folds.
+pub fn smooth(job: &Job<'_>, layer: usize, observed: &[ObservedSite<'_>]) -> Result<Vec<Fold>> {
+    let changes = rewrite::of_sites(job.search(), &job.plan.smoothings, &|site| plain(job, site), observed)?;
+    rewrite::write(&layer_path(job, layer), &changes)?;
+    Ok(changes.folds)
+}
+
+fn network_path(job: &Job<'_>) -> PathBuf {
+    job.parts.scratch().join("rotations")
+}
+
+/// Returns the changes of the network; none if they need data and have not been found yet. Changes that need no data are computed here. Errors if the
+/// stored file has changed since it was recorded.
+pub fn of_network(job: &Job<'_>) -> Result<Option<Changes>> {
+    let Some(rotation) = &job.plan.rotation else { return Ok(None) };
+    if !job.plan.rotation_needs_data() {
+        return rewrite::without_data(job.search(), &**rotation, &job.plan.sites()).map(Some);
+    }
+    if recorded(&network_path(job))?.is_none() {
+        return Ok(None);
+    }
+    rewrite::read(&network_path(job)).map(Some)
+}
+
+/// Errors if the tensors of the model have changed since the changes of the network were found.
+pub fn check_network(job: &Job<'_>) -> Result<()> {
+    let json = recorded(&network_path(job))?.unwrap_or_default();
+    for entry in sources(job) {
+        job.cx.cancel.check()?;
+        check_source(job.model, entry, json["sources"][&entry.name].as_str())?;
+    }
+    Ok(())
+}
+
+/// Returns the entries whose tensors are in the model.
+fn sources<'j>(job: &Job<'j>) -> impl Iterator<Item = &'j Entry> {
+    job.plan.entries.iter().filter(|e| !matches!(e.action, Action::New))
+}
+
+/// Finds the changes of the network on the calibration windows, and stores them.
+pub fn find_network(
+    job: &Job<'_>,
+    rotation: &dyn Rewrite,
+    checkpoint: &Checkpoint,
+    windows: &[Vec<u32>],
+) -> Result<()> {
+    let scratch = job.plan.spill.then(|| job.parts.scratch());
+    let text = rewrite::Windows { checkpoint, tokens: windows, ctx: job.plan.windows[1], scratch };
+    let changes = rewrite::with_data(job.search(), rotation, &job.plan.sites(), text)?;
+    rewrite::write(&network_path(job), &changes)?;
+    let hashes = sources(job).map(|e| Ok((e.name.clone(), source_hash(job.model, e)?)));
+    let hashes = hashes.collect::<Result<BTreeMap<_, _>>>()?;
+    record_file(&network_path(job), json!({"sources": hashes}))
+}
+
+/// Writes a tensor that the rotation of the network adds.
+pub fn new_tensor(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<()> {
+    let place = "the changes of the network; their task comes first";
+    let changes = job.rotated.as_ref().ok_or_else(|| Error::missing(&entry.name, place))?;
+    let (name, info) = &entry.tensors[0];
+    let bytes = changes.tensors.get(name).ok_or_else(|| Error::missing(name, place))?;
+    sink.write_shared(name, info, bytes)
+}

@@ -1,0 +1,218 @@
+//! Export: writes a model in formats that other programs load.
+
+mod gguf;
+mod gptq;
+mod peft;
+mod plain;
+
+pub use gguf::{GgufExport, GgufTensor, NotedTensor, RoundedTensor, Target};
+pub use gptq::{GptqExport, Version};
+pub use peft::PeftExport;
+pub use plain::PlainExport;
+
+use std::ops::Range;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Value as Json, json};
+use tersor_core::rows::check_range;
+use tersor_core::tensors::join;
+use tersor_core::{DType, Error, Exec, Limits, LinearOp, OpSpec, ParamError, Registry, Result, RowSource};
+use tersor_formats::{Model, json as files};
+use tersor_llm::{MANIFEST, Manifest, is_key_rotation};
+use tersor_operators::{GroupedLinear, QuantizedInputs};
+
+use crate::kinds::Kinds;
+
+/// A format to export to.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Format {
+    /// A directory of safetensors files in this float type, as Hugging Face's transformers write it.
+    Plain(DType),
+    /// A file for llama.cpp.
+    Gguf(Target),
+    /// A directory for gptqmodel and transformers, with the codes of a compressed model.
+    Gptq(Version),
+    /// The low-rank corrections of a compressed model as a LoRA adapter, with its base model.
+    Peft,
+}
+
+impl Format {
+    /// Returns the format of a name: `f16`, `bf16`, `f32`, `gguf:TYPE`, `gptq`, `gptq-v2` or `peft`. Errors (bad usage) if there is none.
+    pub fn from_name(name: &str) -> Result<Self> {
+        if let Some(dtype) = DType::from_name(name).filter(|d| d.is_weight()) {
+            return Ok(Self::Plain(dtype));
+        }
+        if let Some(target) = name.strip_prefix("gguf:") {
+            return Target::from_name(target).map(Self::Gguf);
+        }
+        if let Some(version) = Version::from_name(name) {
+            return Ok(Self::Gptq(version));
+        }
+        if name == "peft" {
+            return Ok(Self::Peft);
+        }
+        let types = Target::names().join(", ");
+        let rule = format!("must be f16, bf16, f32, gptq, gptq-v2, peft or gguf:TYPE, TYPE one of {types}");
+        Err(ParamError::new("to", format!("`{name}`"), rule).into())
+    }
+}
+
+/// What [`export`] wrote.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+#[allow(missing_docs)]
+pub enum Exported {
+    Plain(PlainExport),
+    Gguf(GgufExport),
+    Gptq(GptqExport),
+    Peft(PeftExport),
+}
+
+/// Writes a model, an original or an output of [`compress`](crate::compress), in a format to the file or directory `out`. Errors, naming the tensor, if
+/// the format cannot hold the model, and if `out` exists (a file) or has other content (a directory).
+pub fn export(model: &Path, format: Format, out: &Path, kinds: &Kinds) -> Result<Exported> {
+    let source = Source::open(model, kinds)?;
+    Ok(match format {
+        Format::Plain(dtype) => Exported::Plain(plain::run(&source, dtype, out)?),
+        Format::Gguf(target) => Exported::Gguf(gguf::run(&source, target, Some(out))?),
+        Format::Gptq(version) => Exported::Gptq(gptq::run(&source, version, out)?),
+        Format::Peft => Exported::Peft(peft::run(source, out)?),
+    })
+}
+
+/// Returns what [`export`] would write for llama.cpp, with the type of every tensor, without writing anything.
+pub fn gguf_types(model: &Path, target: Target, kinds: &Kinds) -> Result<GgufExport> {
+    gguf::run(&Source::open(model, kinds)?, target, None)
+}
+
+/// A model to convert: an original, or an output of `compress`.
+struct Source {
+    model: Model,
+    manifest: Option<Manifest>,
+    registry: Registry,
+    /// Whether low-rank corrections are left out.
+    base_only: bool,
+}
+
+/// A tensor of the network, in any stored form.
+struct Tensor {
+    name: String,
+    shape: Vec<usize>,
+    /// Its stored type if that is not a float, such as an integer; it is not converted then.
+    non_float: Option<DType>,
+}
+
+impl Source {
+    fn open(path: &Path, kinds: &Kinds) -> Result<Self> {
+        let model = Model::open(path, &Limits::default())?;
+        let manifest = path.join(MANIFEST);
+        let read = |m| Manifest::from_json(files::read(m, &Limits::default())?);
+        let manifest = if manifest.is_file() { Some(read(&manifest)?) } else { None };
+        Ok(Self { model, manifest, registry: kinds.operators.clone(), base_only: false })
+    }
+
+    /// Returns what a conversion depends on, as JSON with hashes.
+    fn inputs(&self, to: &str) -> Json {
+        let model = format!("{:?}{:?}", self.model.files(), self.model.tensors());
+        json!({
+            "model": blake3::hash(model.as_bytes()).to_hex().to_string(), "to": to, "version": env!("CARGO_PKG_VERSION"),
+            "fingerprint": self.manifest.as_ref().map(|m| m.json["fingerprint"].clone()),
+        })
+    }
+
+    /// Returns the operator specification of a compressed matrix; none for another tensor.
+    fn spec(&self, name: &str) -> Option<&OpSpec> {
+        self.manifest.as_ref()?.specs.get(name)
+    }
+
+    /// Returns every tensor of the network, without a tied head.
+    fn tensors(&self) -> Vec<Tensor> {
+        let specs = self.manifest.as_ref().map(|m| &m.specs);
+        let tied = self.model.config().is_some_and(|c| c["tie_word_embeddings"] == true);
+        let compressed = specs.into_iter().flatten();
+        let mut all: Vec<Tensor> = compressed
+            .map(|(name, spec)| Tensor { name: name.clone(), shape: spec.shape.to_vec(), non_float: None })
+            .collect();
+        for t in self.model.tensors() {
+            let part_of =
+                |n: &String| t.name.strip_prefix(n.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('.'));
+            let frequencies = self.model.gguf().is_some() && t.name == "rope_freqs.weight";
+            let keys = is_key_rotation(&t.name);
+            let tied = tied && t.name == "lm_head.weight";
+            if specs.is_some_and(|s| s.keys().any(part_of)) || tied || frequencies || keys {
+                continue;
+            }
+            let non_float = DType::from_name(&t.dtype).filter(|d| !d.is_weight() && *d != DType::F64);
+            all.push(Tensor { name: t.name, shape: t.shape, non_float });
+        }
+        all
+    }
+
+    /// Returns the name of the file that a tensor belongs in.
+    fn file_of(&self, name: &str) -> String {
+        if self.spec(name).is_none() {
+            return self.model.shard_of(name).to_string();
+        }
+        // All parts of a matrix are in the same file.
+        let part =
+            |t: &tersor_formats::Tensor| t.name.strip_prefix(name).is_some_and(|r| r.is_empty() || r.starts_with('.'));
+        let part = self.model.tensors().into_iter().find(part);
+        part.map_or("model.safetensors".into(), |t| self.model.shard_of(&t.name).to_string())
+    }
+
+    /// Returns the dequantized rows of a tensor.
+    fn rows<'a>(&'a self, name: &'a str) -> Result<Box<dyn RowSource + 'a>> {
+        match (self.spec(name), self.model.stored()) {
+            (Some(spec), Some(_)) => {
+                let corrected = peft::corrected(spec, name).filter(|_| self.base_only);
+                let op = match corrected {
+                    Some((spec, prefix)) => self.load(spec.get_part("base")?, &join(&prefix, "base"))?,
+                    None => self.load(spec, name)?,
+                };
+                Ok(Box::new(OperatorRows(op)))
+            }
+            _ => self.model.rows(name),
+        }
+    }
+
+    /// Loads an operator of a compressed model.
+    fn load(&self, spec: &OpSpec, prefix: &str) -> Result<Box<dyn LinearOp>> {
+        let stored = self.model.stored();
+        let stored = stored.ok_or_else(|| Error::Missing { name: prefix.into(), place: "the tensors".into() })?;
+        self.registry.load(spec, prefix, stored)
+    }
+
+    /// Returns a matrix that was compressed to a grid over groups, without the quantization of its inputs; none for any other matrix.
+    fn grouped(&self, name: &str) -> Result<Option<GroupedLinear>> {
+        let (Some(spec), Some(stored)) = (self.spec(name), self.model.stored()) else { return Ok(None) };
+        let (spec, prefix) = at(spec, name, QuantizedInputs::KIND);
+        let grouped = spec.kind == GroupedLinear::KIND;
+        grouped.then(|| GroupedLinear::load(spec, &prefix, stored)).transpose().map_err(|e| e.in_tensor(name))
+    }
+}
+
+/// Returns the specification inside wrappers of kind `wrapper`, and the prefix of its tensor names.
+fn at<'s>(mut spec: &'s OpSpec, name: &str, wrapper: &str) -> (&'s OpSpec, String) {
+    let mut prefix = name.to_string();
+    while spec.kind == wrapper
+        && let Ok(inner) = spec.get_part("op")
+    {
+        spec = inner;
+        prefix = join(&prefix, "op");
+    }
+    (spec, prefix)
+}
+
+/// The dequantized rows of an operator.
+struct OperatorRows(Box<dyn LinearOp>);
+
+impl RowSource for OperatorRows {
+    fn shape(&self) -> [usize; 2] {
+        self.0.shape()
+    }
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        check_range(self.shape(), &rows, out.len())?;
+        self.0.decompress_rows(rows, out, &Exec::new())
+    }
+}

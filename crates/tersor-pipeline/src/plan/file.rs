@@ -1,0 +1,87 @@
+//! Files of plans, and the inputs that they record.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::json;
+use tersor_core::{Error, Limits, Result};
+use tersor_formats::{Model, json as files, write_atomic};
+use tersor_llm::Tokenizer;
+
+use super::Plan;
+use crate::kinds::Kinds;
+use crate::recipe::Recipe;
+
+/// What a file of a plan has.
+pub struct PlanFile {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// Seed of all random numbers.
+    pub seed: u64,
+    /// Everything that the result depends on, as hashes by name.
+    pub inputs: BTreeMap<String, String>,
+}
+
+impl PlanFile {
+    /// Reads a file that [`Plan::save`] wrote. Errors if the recipe, the seed or the inputs are missing or invalid.
+    pub fn read(path: &Path, kinds: &Kinds) -> Result<Self> {
+        let json = files::read(path, &Limits::default())?;
+        let bad = |what: &str| Error::format(path.display().to_string(), what);
+        let recipe = Recipe::from_json(&json["recipe"], &path.display().to_string(), &kinds.stages);
+        let recipe = recipe.map_err(|e| bad(&e.to_string()))?;
+        let seed = json["seed"].as_u64().ok_or_else(|| bad("`seed` is missing or not a number"))?;
+        let inputs = serde_json::from_value(json["inputs"].clone()).map_err(|e| bad(&format!("inputs: {e}")))?;
+        Ok(Self { recipe, seed, inputs })
+    }
+
+    /// Errors, naming them, if inputs that the file records differ from those of a plan that was made from its recipe. The plan may have more inputs:
+    /// the file may have been made without a calibration text.
+    pub fn check(&self, plan: &Plan) -> Result<()> {
+        let differ = self.inputs.iter().filter(|(name, hash)| plan.inputs.get(*name) != Some(*hash));
+        let differ: Vec<&str> = differ.map(|(name, _)| name.as_str()).collect();
+        if differ.is_empty() {
+            return Ok(());
+        }
+        let what = format!("it was made for another model or machine: {} changed; plan again", differ.join(", "));
+        Err(Error::format("plan", what))
+    }
+}
+
+impl Plan {
+    /// Writes the plan to a file, for [`PlanFile::read`]; if the name ends in `.toml`, writes the recipe only.
+    pub fn save(&self, path: &Path, kinds: &Kinds) -> Result<()> {
+        if path.extension().is_some_and(|e| e == "toml") {
+            return write_atomic(path, self.recipe.to_toml(&kinds.stages).as_bytes());
+        }
+        let file = json!({"recipe": self.recipe.to_json(), "seed": self.seed, "inputs": self.inputs});
+        write_atomic(path, &files::to_bytes(&file))
+    }
+}
+
+/// Returns the BLAKE3 hash of bytes.
+pub fn hash(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
+/// Returns what a result depends on before calibration data is known, as hashes by name.
+pub fn inputs(model: &Model, recipe: &Recipe, seed: u64) -> BTreeMap<String, String> {
+    let mut headers = blake3::Hasher::new();
+    for t in model.tensors() {
+        headers.update(format!("{}\0{}\0{:?}\0{}\n", t.name, t.dtype, t.shape, t.bytes).as_bytes());
+    }
+    let recipe = recipe.to_json().to_string().into_bytes();
+    let config = model.config().map(files::to_bytes).unwrap_or_default();
+    let tokenizer = Tokenizer::json_of(model).unwrap_or_default();
+    [
+        ("headers", headers.finalize().to_hex().to_string()),
+        ("files", hash(format!("{:?}", model.files()).as_bytes())),
+        ("config", hash(&config)),
+        ("tokenizer", hash(&tokenizer)),
+        ("recipe", hash(&recipe)),
+        ("seed", seed.to_string()),
+        ("version", env!("CARGO_PKG_VERSION").to_string()),
+        ("instruction set", tersor_core::Isa::fingerprint()),
+    ]
+    .map(|(k, v)| (k.to_string(), v))
+    .into()
+}

@@ -1,0 +1,407 @@
+//! Plans: the result of a recipe on a model, computed from headers alone.
+//!
+//! A [`Plan`] has an [`Entry`] for every tensor of the output, which says what is done with it and exactly what is stored. So sizes, peak memory and
+//! tasks are known before any weight is read. A *site* of the network is one input and the matrices that read it; a *rule* of the recipe says what
+//! happens to the matrices that it matches.
+
+mod entry;
+mod file;
+mod gather;
+mod memory;
+mod summary;
+mod tasks;
+
+pub use entry::{Action, Entry};
+pub use file::PlanFile;
+pub use gather::Calibrated;
+pub use summary::{Summary, TensorSummary};
+pub use tasks::{Task, TaskSummary};
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use tersor_core::{
+    Context, DType, Effect, Error, Extent, Method, NonFinite, ParamError, Result, Rewrite, Site, StatNeeds, TensorInfo,
+    stages::{Target, assemble},
+    tensors::join,
+};
+use tersor_formats::safetensors::Header;
+use tersor_formats::{Model, Tensor};
+use tersor_llm::{Architecture, StoredWeight, Upstream};
+
+use crate::calibrate::{Statistics, Wanted};
+use crate::kinds::Kinds;
+use crate::recipe::{self, HEAD, Recipe, Roles};
+use crate::rewrite;
+use crate::text::Text;
+
+/// Size of a block of rows in bytes of f32 values.
+const BLOCK_BYTES: usize = 8 << 20;
+
+/// Calibration data: a text, or statistics that were gathered before.
+#[derive(Clone, Default, Debug)]
+pub enum Data {
+    /// None. A plan without budget needs none; compressing by a method that needs statistics does.
+    #[default]
+    None,
+    /// A text.
+    Text(Text),
+    /// Files of statistics of the original network: all shards that [`Plan::gather`] wrote, or one importance matrix of llama.cpp.
+    Statistics(Vec<PathBuf>),
+}
+
+/// What a plan takes beside a model and a recipe.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Calibration data. Recipes that need none ignore it.
+    pub data: Data,
+    /// Number of windows (pieces of a fixed number of tokens) of the calibration text; for an encoder, number of lines. 128 by default.
+    pub windows: usize,
+    /// Tokens per window; none for the smaller of 512 and the model's maximum.
+    pub ctx: Option<usize>,
+    /// Whether a model of unknown architecture is accepted. Its matrices are found by name patterns, and methods that need data are refused.
+    pub generic: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { data: Data::None, windows: 128, ctx: None, generic: false }
+    }
+}
+
+/// A recipe applied to the headers of a model.
+pub struct Plan {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// Every tensor of the output, sorted by name.
+    pub entries: Vec<Entry>,
+    /// The smoothing of each smoothed site, by the name of the site.
+    pub smoothings: BTreeMap<String, Box<dyn Rewrite>>,
+    /// The rotation of the whole network, if the recipe has one.
+    pub rotation: Option<Box<dyn Rewrite>>,
+    /// Seed of all random numbers.
+    pub seed: u64,
+    /// Everything that the result depends on, as hashes by name.
+    pub inputs: BTreeMap<String, String>,
+    /// The architecture; none with `--generic`.
+    pub network: Option<Architecture>,
+    /// The calibration text, if the recipe needs data and one was given.
+    pub calibration: Option<Text>,
+    /// Statistics from files, if the recipe needs data and they were given.
+    pub statistics: Option<Statistics>,
+    /// Whether hidden states are kept on disk instead of in memory.
+    pub spill: bool,
+    /// Number of calibration windows, and tokens per window.
+    pub windows: [usize; 2],
+}
+
+impl Plan {
+    /// Plans the compression of a model from its headers, with the seed of `cx`. Errors if the architecture is unsupported (unless
+    /// [`Options::generic`]), a rule is invalid, a method cannot store a matrix of the model's shape, or the calibration data does not fit the recipe
+    /// or cannot be read.
+    pub fn new(model: &Model, recipe: Recipe, options: &Options, kinds: &Kinds, cx: &Context) -> Result<Self> {
+        recipe.check(&kinds.stages)?;
+        let seed = cx.seed;
+        let network = match (model.config(), options.generic) {
+            (Some(_), false) => Some(Architecture::of(model)?),
+            (None, false) => {
+                let place = format!("{} (--generic takes matrices by name)", model.path().display());
+                return Err(Error::Missing { name: "config.json".into(), place });
+            }
+            (_, true) => None,
+        };
+        let tied = network.as_ref().is_some_and(Architecture::tied);
+        let rotation = rewrite::of_network(&recipe, network.as_ref(), kinds)?;
+        let sites = network.as_ref().map(Architecture::sites).unwrap_or_default();
+        let roles = Roles::new(network.as_ref(), &sites);
+        let smoothings = rewrite::smoothings(&recipe, &sites, &roles, kinds)?;
+        if rotation.is_some() && !smoothings.is_empty() {
+            let rule = "it excludes stages of `transform`: a rotation already spreads outliers over all features";
+            return Err(ParamError::new("network", "given", rule).into());
+        }
+        let mut effects: Vec<(String, Effect)> = Vec::new();
+        for site in &sites {
+            if let Some(smoothing) = smoothings.get(&site.name) {
+                effects.extend(smoothing.plan(std::slice::from_ref(site))?);
+            }
+        }
+        if let Some(rotation) = &rotation {
+            effects.extend(rotation.plan(&sites)?);
+        }
+        let mut by_name: BTreeMap<&str, Vec<&Effect>> = BTreeMap::new();
+        for (name, effect) in &effects {
+            by_name.entry(name).or_default().push(effect);
+        }
+        let of = |name: &str| by_name.get(name).into_iter().flatten().copied();
+        let mut entries = Vec::new();
+        let mut tensors: Vec<(String, Tensor)> = model.tensors().into_iter().map(|t| (t.name.clone(), t)).collect();
+        let mut own_head = false;
+        for (name, effect) in &effects {
+            if let Effect::Untie { from } = effect {
+                // A copy of the head in the file is not used; the head is made from the embedding.
+                tensors.retain(|(_, t)| t.name != *name);
+                let table = tensors.iter().find(|(_, t)| t.name == *from).map(|(_, t)| t.clone());
+                tensors.extend(table.map(|t| (from.clone(), Tensor { name: name.clone(), ..t })));
+                tensors.sort_by(|a, b| a.1.name.cmp(&b.1.name));
+                own_head = true;
+            }
+        }
+        let site_of: BTreeMap<&str, &Site> =
+            sites.iter().flat_map(|s| s.consumers.iter().map(move |c| (c.weight.as_str(), s))).collect();
+        for (source, t) in tensors {
+            // A copy of a tied head in the file is not used. The rotary frequencies of a GGUF file are in the configuration.
+            if (tied && !own_head && t.name == HEAD) || (model.gguf().is_some() && t.name == "rope_freqs.weight") {
+                continue;
+            }
+            let stored = DType::from_name(&t.dtype);
+            let is_float = stored.is_none_or(DType::is_weight);
+            let rule = if is_float && t.shape.len() == 2 { recipe.rule(&t.name, roles.of(&t.name)) } else { None };
+            let original = stored.filter(|d| d.is_weight()).unwrap_or(DType::F32);
+            let (action, tensors) = if is_float && let [rows, cols] = t.shape[..] {
+                let method = match rule {
+                    Some((_, rule)) => {
+                        let site = site_of.get(t.name.as_str()).copied();
+                        let own = [rule.stages.as_slice()];
+                        let of_site = site.map(|s| recipe.stages_of(s, &roles));
+                        let target = Target {
+                            weight: &t.name,
+                            dtype: original,
+                            site,
+                            heads: heads_of(network.as_ref(), &t.name),
+                            rules: of_site.as_deref().unwrap_or(&own),
+                            own: site.and_then(|s| s.consumers.iter().position(|c| c.weight == t.name)).unwrap_or(0),
+                            network: &recipe.network,
+                            kinds: &kinds.stages,
+                        };
+                        let made = assemble(&target).map_err(|e| e.in_tensor(&t.name))?;
+                        if !made.pruners.is_empty() {
+                            let value = "stages that remove weights".to_string();
+                            return Err(Error::Unsupported { what: "compression", value }.in_tensor(&t.name));
+                        }
+                        made.method
+                    }
+                    None => Box::new(tersor_operators::Cast::new(original)?),
+                };
+                let mut layout = method.layout([rows, cols]).map_err(|e| e.in_tensor(&t.name))?;
+                for effect in of(&t.name) {
+                    if let Effect::Online(own) = effect {
+                        layout = layout.nested("op");
+                        layout.tensors.extend(own.tensors.iter().cloned());
+                    }
+                }
+                let tensors = layout.tensors.into_iter().map(|(s, info)| (join(&t.name, &s), info)).collect();
+                (Action::Compress(method), tensors)
+            } else if is_float && of(&t.name).any(|e| *e == Effect::Values) {
+                (Action::Fold, vec![(t.name.clone(), TensorInfo { dtype: DType::F32, shape: t.shape.clone() })])
+            } else {
+                let dtype = stored.unwrap_or(DType::F32);
+                (Action::Copy, vec![(t.name.clone(), TensorInfo { dtype, shape: t.shape.clone() })])
+            };
+            let file = model.shard_of(&source).to_string();
+            entries.push(Entry {
+                name: t.name,
+                source,
+                shape: t.shape,
+                rule: rule.map(|r| r.0),
+                action,
+                tensors,
+                file,
+            });
+        }
+        for (name, effect) in &effects {
+            let Effect::New { info, beside } = effect else { continue };
+            entries.push(Entry {
+                source: name.clone(),
+                name: name.clone(),
+                shape: info.shape.clone(),
+                rule: None,
+                action: Action::New,
+                tensors: vec![(name.clone(), info.clone())],
+                file: model.shard_of(beside).to_string(),
+            });
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        let max = network.as_ref().map_or(512, Architecture::max_positions);
+        let ctx = options.ctx.unwrap_or(max.min(512));
+        if ctx < 2 || ctx > max {
+            return Err(ParamError::new("ctx", ctx, format!("must be 2 to {max}, the model's maximum")).into());
+        }
+        if options.windows == 0 {
+            return Err(ParamError::new("calib-windows", 0, "must be at least 1").into());
+        }
+        let mut plan = Self {
+            inputs: file::inputs(model, &recipe, seed),
+            recipe,
+            entries,
+            smoothings,
+            rotation,
+            seed,
+            network,
+            calibration: None,
+            statistics: None,
+            spill: false,
+            windows: [options.windows, ctx],
+        };
+        if plan.needs_data() {
+            plan.check_sites()?;
+            plan.take_data(&options.data)?;
+        }
+        Ok(plan)
+    }
+
+    /// Reads the calibration text, or opens the statistics. Errors if they cannot be used with the recipe.
+    fn take_data(&mut self, data: &Data) -> Result<()> {
+        let mut upstream = self.recipe_upstream();
+        let files = if let Data::Statistics(files) = data { Some(files) } else { None };
+        if !self.smoothings.is_empty() && (files.is_some() || upstream == Upstream::Original) {
+            let rule = "it changes the inputs of later sites, so it needs a text (--calib) and sequential statistics";
+            return Err(ParamError::new("stage of `transform`", "given", rule).into());
+        }
+        if self.rotation.is_some() && (files.is_some() || upstream == Upstream::Original) {
+            let rule = "it changes the inputs of every site, so it needs a text (--calib) and sequential statistics";
+            return Err(ParamError::new("network", "given", rule).into());
+        }
+        if let Some(files) = files {
+            if self.recipe.statistics == Some(recipe::Statistics::Sequential) {
+                let rule = "the files have statistics of the original network, and the recipe needs `sequential` ones; give a text (--calib)";
+                return Err(ParamError::new("stats", "given", rule).into());
+            }
+            let statistics = Statistics::open(files, &self.wanted())?;
+            self.inputs.extend(statistics.inputs()?);
+            self.windows = statistics.windows().unwrap_or(self.windows);
+            self.statistics = Some(statistics);
+            upstream = Upstream::Original;
+        } else if let Data::Text(text) = data {
+            let content = text.read()?;
+            let [windows, ctx] = self.windows;
+            self.inputs.insert("calibration text".into(), file::hash(content.as_bytes()));
+            self.inputs.insert("calibration windows".into(), format!("{windows} of {ctx}"));
+            self.calibration = Some(Text::new(text.name(), content));
+        }
+        let name = if upstream == Upstream::Original { "original" } else { "sequential" };
+        self.inputs.insert("statistics".into(), name.into());
+        Ok(())
+    }
+
+    /// Returns which weights are upstream of the sites during calibration.
+    pub fn upstream(&self) -> Upstream {
+        if self.statistics.is_some() { Upstream::Original } else { self.recipe_upstream() }
+    }
+
+    fn recipe_upstream(&self) -> Upstream {
+        match self.recipe.statistics {
+            Some(recipe::Statistics::Original) => Upstream::Original,
+            Some(recipe::Statistics::Sequential) | None => Upstream::Compressed,
+        }
+    }
+
+    /// Returns what is done with values of a tensor that are not finite.
+    pub fn non_finite(&self, entry: &Entry) -> NonFinite {
+        entry.rule.and_then(|r| self.recipe.rules.get(r)).map_or(NonFinite::Refuse, |r| r.non_finite)
+    }
+
+    /// Returns the sites of the network; none with `--generic`.
+    pub fn sites(&self) -> Vec<Site> {
+        self.network.as_ref().map(Architecture::sites).unwrap_or_default()
+    }
+
+    /// Returns whether the rotation of the network needs calibration data.
+    pub fn rotation_needs_data(&self) -> bool {
+        let found = |r: &dyn Rewrite| self.sites().iter().any(|s| r.needs(s).any_data());
+        self.rotation.as_ref().is_some_and(|r| found(&**r))
+    }
+
+    /// Returns whether calibration data is needed at all.
+    pub fn needs_data(&self) -> bool {
+        self.needs_site_data() || self.rotation_needs_data()
+    }
+
+    /// Returns whether compressing some matrix, or smoothing some site, needs calibration data.
+    pub fn needs_site_data(&self) -> bool {
+        !self.smoothings.is_empty() || self.entries.iter().any(|e| e.needs().any_data())
+    }
+
+    /// Errors unless every matrix whose method needs data is a consumer of a site.
+    fn check_sites(&self) -> Result<()> {
+        let Some(network) = &self.network else {
+            let value = "choose a method without calibration, such as rtn".to_string();
+            return Err(Error::Unsupported { what: "calibration of a model of unknown architecture", value });
+        };
+        let (sites, tables) = (network.sites(), network.embeddings());
+        let rotated = self.rotation.is_some();
+        let fed = |name: &str| {
+            let reads = |s: &&tersor_core::Site| s.consumers.iter().any(|c| c.weight == name);
+            sites.iter().filter(|s| s.layer.is_some() || !rotated).any(|s| reads(&s))
+        };
+        for e in self.entries.iter().filter(|e| e.needs().any_data()) {
+            if !fed(&e.name) || tables.contains(&e.name) {
+                let value = "no activations flow into it; choose a method without calibration, such as rtn".to_string();
+                return Err(Error::Unsupported { what: "calibration of this matrix", value }.in_tensor(&e.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the statistics that some matrix needs, and what they depend on.
+    pub fn wanted(&self) -> Wanted {
+        let with_needs = self.sites().into_iter().map(|site| {
+            let entries = site.consumers.iter().filter_map(|c| self.entry(&c.weight));
+            let needs = entries.map(|i| self.entries[i].needs()).fold(StatNeeds::default(), StatNeeds::union);
+            (site, needs)
+        });
+        let sites = with_needs.filter(|(_, needs)| needs.any_data()).collect();
+        let [windows, ctx] = self.windows;
+        Wanted { sites, windows, ctx, seed: self.seed, inputs: self.inputs.clone() }
+    }
+
+    /// Returns the index of a tensor's entry; none if there is no such tensor.
+    pub fn entry(&self, name: &str) -> Option<usize> {
+        self.entries.binary_search_by(|e| e.name.as_str().cmp(name)).ok()
+    }
+
+    /// Returns one hash over everything that the result depends on.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for (name, hash) in &self.inputs {
+            hasher.update(name.as_bytes()).update(b"\0").update(hash.as_bytes()).update(b"\n");
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    /// Returns the stored tensors of each output file.
+    pub fn files(&self) -> BTreeMap<String, BTreeMap<String, TensorInfo>> {
+        let mut files: BTreeMap<String, BTreeMap<String, TensorInfo>> = BTreeMap::new();
+        for e in &self.entries {
+            files.entry(e.file.clone()).or_default().extend(e.tensors.iter().cloned());
+        }
+        files
+    }
+
+    /// Returns the total length of all weight files in bytes, headers included.
+    pub fn weight_bytes(&self) -> Result<u64> {
+        self.files().values().map(|tensors| Ok(Header::canonical(tensors)?.0.file_len())).sum()
+    }
+
+    /// Returns the matrices with their stored sizes.
+    pub fn weights(&self) -> Vec<StoredWeight> {
+        let weight = |e: &Entry| Some(StoredWeight { name: e.name.clone(), shape: e.matrix()?, bytes: e.bytes() });
+        self.entries.iter().filter_map(weight).collect()
+    }
+
+    /// Returns how many rows of a matrix `[rows, cols]` a method compresses at a time.
+    pub fn block_rows([rows, cols]: [usize; 2], method: &dyn Method) -> usize {
+        use tersor_core::method::ROW_UNIT;
+        if method.extent() == Extent::Whole {
+            return rows.max(1);
+        }
+        (BLOCK_BYTES / 4 / cols.max(1) / ROW_UNIT).max(1) * ROW_UNIT
+    }
+}
+
+/// Returns the number of heads whose outputs are concatenated in the input of a matrix; 1 if it has another input.
+fn heads_of(network: Option<&Architecture>, name: &str) -> usize {
+    match network {
+        Some(Architecture::Decoder(c)) if name.ends_with(".self_attn.o_proj.weight") => c.heads,
+        _ => 1,
+    }
+}

@@ -1,0 +1,84 @@
+//! The figures of a plan.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use tersor_core::Result;
+use tersor_formats::Model;
+use tersor_llm::bits_per_weight;
+
+use super::{Plan, TaskSummary};
+
+/// The figures of a plan, as `tersor plan --json` prints them.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Name of the recipe.
+    pub recipe: String,
+    /// Stored bits per weight of all matrices, embedding and head included.
+    pub bits_per_weight: f64,
+    /// The same without embedding and head.
+    pub body_bits_per_weight: f64,
+    /// The smoothed sites.
+    pub smoothed: Vec<Smoothed>,
+    /// Total length of all weight files in bytes.
+    pub weight_bytes: u64,
+    /// Peak memory of compressing in bytes, by term.
+    pub peak_memory_bytes: BTreeMap<&'static str, u64>,
+    /// Whether hidden states are kept on disk.
+    pub hidden_states_on_disk: bool,
+    /// Every tensor of the output, sorted by name.
+    pub tensors: Vec<TensorSummary>,
+    /// The tasks, in an order in which they can be done.
+    pub tasks: Vec<TaskSummary>,
+}
+
+/// A smoothed site.
+#[derive(Clone, Debug, Serialize)]
+pub struct Smoothed {
+    /// Name of the site.
+    pub site: String,
+    /// Name of the smoothing.
+    pub by: String,
+}
+
+/// A tensor in a [`Summary`].
+#[derive(Clone, Debug, Serialize)]
+pub struct TensorSummary {
+    /// Name of the tensor.
+    pub name: String,
+    /// Index of the matching rule of the recipe; none if no rule matches.
+    pub rule: Option<usize>,
+    /// Name of the method, or `copy`, `fold`, `rotation of keys`.
+    pub method: String,
+    /// Stored bits per element.
+    pub bits_per_weight: f64,
+    /// Stored bytes.
+    pub bytes: u64,
+}
+
+impl Plan {
+    /// Returns the figures of the plan. Errors if a file would be too large for its format.
+    pub fn summary(&self, model: &Model) -> Result<Summary> {
+        let (all, body) = bits_per_weight(&self.weights());
+        let tensor = |e: &super::Entry| TensorSummary {
+            name: e.name.clone(),
+            rule: e.rule,
+            method: e.method_name(),
+            bits_per_weight: e.bits_per_weight(),
+            bytes: e.bytes(),
+        };
+        let smoothed =
+            |(site, how): (&String, &Box<dyn tersor_core::Rewrite>)| Smoothed { site: site.clone(), by: how.name() };
+        Ok(Summary {
+            recipe: self.recipe.name.clone(),
+            bits_per_weight: all,
+            body_bits_per_weight: body,
+            smoothed: self.smoothings.iter().map(smoothed).collect(),
+            weight_bytes: self.weight_bytes()?,
+            peak_memory_bytes: self.memory(model),
+            hidden_states_on_disk: self.spill,
+            tensors: self.entries.iter().map(tensor).collect(),
+            tasks: self.task_summaries(),
+        })
+    }
+}

@@ -1,0 +1,59 @@
+//! Verification: whether a directory is an unchanged output of `compress`.
+
+use std::path::Path;
+
+use serde::Serialize;
+use tersor_core::{Error, Result};
+use tersor_llm::{Checkpoint, MANIFEST};
+
+use crate::kinds::Kinds;
+use crate::output::hash_file;
+use crate::rows::each_block;
+
+/// What was verified.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Verified {
+    /// Number of files, which have the recorded lengths and hashes.
+    pub files: usize,
+    /// Number of compressed matrices, which have the right shapes and finite values.
+    pub matrices: usize,
+    /// Total length of the files in bytes.
+    pub weight_bytes: u64,
+}
+
+/// Checks the hashes, shapes and values of an output directory of [`compress`](crate::compress). Errors on the first fault.
+pub fn verify(dir: &Path, kinds: &Kinds) -> Result<Verified> {
+    let bad = |what: String| Error::format(dir.display().to_string(), what);
+    let manifest = dir.join(MANIFEST);
+    if !manifest.is_file() {
+        return Err(bad(format!("it has no {MANIFEST}, so it is not a finished output of `compress`")));
+    }
+    let recorded = tersor_formats::json::read(&manifest, &tersor_core::Limits::default())?;
+    let files = recorded["files"].as_object().ok_or_else(|| bad(format!("{MANIFEST} has no object `files`")))?;
+    let mut total = 0;
+    for (name, was) in files {
+        let plain = std::path::Path::new(name).file_name().is_some_and(|n| n == name.as_str());
+        if !plain {
+            return Err(bad(format!("`{name}` in {MANIFEST} is not the name of a file")));
+        }
+        let (bytes, hash) = hash_file(&dir.join(name))?;
+        if was["bytes"].as_u64() != Some(bytes) {
+            return Err(bad(format!("`{name}` has {bytes} bytes; it had {} when it was written", was["bytes"])));
+        }
+        if was["blake3"].as_str() != Some(&hash) {
+            return Err(bad(format!("`{name}` has changed since it was written: its hash differs")));
+        }
+        total += bytes;
+    }
+    let checkpoint = Checkpoint::open(dir, &kinds.operators)?;
+    let specs = checkpoint.manifest().map(|m| m.specs.clone()).unwrap_or_default();
+    for (name, spec) in &specs {
+        let op = checkpoint.matrix(name, spec.shape)?;
+        each_block(&*op, |_, _| Ok(())).map_err(|e| e.in_tensor(name))?;
+    }
+    let vectors: Vec<_> = checkpoint.model().tensors().into_iter().filter(|t| t.shape.len() == 1).collect();
+    for t in vectors.iter().filter(|t| tersor_core::DType::from_name(&t.dtype).is_some_and(|d| d.is_weight())) {
+        checkpoint.vector(&t.name, t.shape[0])?;
+    }
+    Ok(Verified { files: files.len(), matrices: specs.len(), weight_bytes: total })
+}
