@@ -616,8 +616,8 @@ def tensors(path):
 
 
 def files(path):
-    """Gives size and hash of a file, or of each file in a directory."""
-    paths = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    """Gives size and hash of a file, or of each file in a directory, except the record of a conversion, which has the fingerprint of the recipe."""
+    paths = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.name != "conversion.json")
     return {p.name if p == path else str(p.relative_to(path)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in paths}
 
 
@@ -634,7 +634,7 @@ def directory(path):
         "manifest": {
             "matrices": {n: without_times({k: t.get(k) for k in kept}) for n, t in manifest["tensors"].items()},
             "copied": sorted(manifest["copied"]),
-            "recipe": manifest["recipe"],
+            "recipe": manifest["recipe"]["name"],
             "bits_per_weight": manifest["bits_per_weight"],
             "body_bits_per_weight": manifest["body_bits_per_weight"],
             "instruction_set": manifest["inputs"].get("instruction set"),

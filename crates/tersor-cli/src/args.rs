@@ -31,6 +31,8 @@ fn threads(s: &str) -> Result<usize, String> {
 pub enum Verb {
     /// List the architecture and tensors of a model.
     Inspect(Inspect),
+    /// List the kinds of stages that recipes may name, or print the TOML that a name stands for.
+    Recipes(Recipes),
     /// Show the result of a recipe on a model without compressing it: sizes, bits, memory, tasks.
     Plan(Plan),
     /// Gather statistics of the activations of the original network, for `compress --stats`.
@@ -58,6 +60,13 @@ pub enum Verb {
 pub struct Inspect {
     /// A model directory, a `.gguf` file, or an output of `compress`.
     pub model: PathBuf,
+}
+
+/// `tersor recipes`
+#[derive(clap::Args, Debug)]
+pub struct Recipes {
+    /// Name of a recipe, or a TOML file: its TOML is printed.
+    pub name: Option<String>,
 }
 
 /// Calibration data; recipes that need none ignore it.

@@ -18,6 +18,7 @@ mod generate;
 mod inspect;
 mod plan;
 mod progress;
+mod recipes;
 mod report;
 mod verify;
 
@@ -32,6 +33,7 @@ pub fn run(args: Args) -> Result<()> {
     let json = args.json;
     match args.verb {
         Verb::Inspect(a) => inspect::run(&a, json),
+        Verb::Recipes(a) => recipes::run(&a, json),
         Verb::Plan(a) => plan::run(&a, json),
         Verb::Calibrate(a) => calibrate::run(&a, json),
         Verb::Compress(a) => compress::run(&a, json),

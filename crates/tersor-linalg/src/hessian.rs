@@ -144,8 +144,8 @@ impl Damping {
 /// [`HessianFactor::failure`]. It converts into [`Error::NotPositiveDefinite`], which has the same two fields.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Failure {
-    /// The zero-based index of the input feature, in the features' own order, at whose pivot the last attempt to factor the damped Hessian
-    /// failed.
+    /// The zero-based index of the input feature, in the features' own order, at whose pivot the last of the failed attempts to factor the
+    /// damped Hessian stopped. A failure exists only if the attempts with all dampings failed.
     pub pivot: usize,
     /// All dampings that were tried, in this order, each without success. Each is a fraction of the mean of the Hessian's nonzero diagonal
     /// elements.

@@ -87,3 +87,8 @@ pub fn kinds() -> &'static pipeline::Kinds {
 #[cfg(doctest)]
 #[doc = include_str!("../../../docs/design.md")]
 mod design {}
+
+/// The example of the page on recipes, as a documentation test.
+#[cfg(all(doctest, feature = "pipeline"))]
+#[doc = include_str!("../../../docs/recipes.md")]
+mod recipes {}

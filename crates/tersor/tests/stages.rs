@@ -1,7 +1,7 @@
 //! Stages of recipes make the same methods as the builders of the crates.
 
 use tersor::blockwise::{Blockwise, LlmInt8};
-use tersor::core::stages::{Field, FieldKind, Fields, List, Slot, StageSpec, Target, assemble, set, value_of};
+use tersor::core::stages::{Field, FieldKind, Fields, List, Section, Slot, StageSpec, Target, assemble, set, value_of};
 use tersor::core::{
     Check, Consumer, Context, DType, MatView, MemTensors, Method, OpSpec, Producer, Result, Role, Site, StatNeeds,
     StatSet, Value,
@@ -49,7 +49,16 @@ fn site(role: Role) -> Site {
 fn made(stages: Vec<Box<dyn StageSpec>>, role: Role) -> Result<(Box<dyn Method>, Vec<String>)> {
     let (kinds, site) = (tersor::stages(), site(role));
     let rules: [&[Box<dyn StageSpec>]; 2] = [&stages, &stages];
-    let at = Target { weight: "w", dtype: DType::BF16, site: Some(&site), heads: 4, rules: &rules, own: 0, kinds };
+    let at = Target {
+        weight: "w",
+        dtype: DType::BF16,
+        site: Some(&site),
+        heads: 4,
+        rules: &rules,
+        own: 0,
+        network: &[],
+        kinds,
+    };
     let all = assemble(&at)?;
     Ok((all.method, all.rewrites.iter().map(|r| r.name()).collect()))
 }
@@ -284,10 +293,30 @@ fn every_kind_shows_its_fields_with_defaults_in_range() {
         assert!(stage.help().ends_with('.') && stage.slot().name() != "", "{}", stage.kind());
         let mut shown = Shown(stage.kind(), 0);
         stage.fields(&mut shown).unwrap();
-        kinds.push(stage.kind());
+        kinds.push((stage.slot().section(), stage.kind()));
     }
+    let of = |section: Section| kinds.iter().filter(|k| k.0 == section).map(|k| k.1).collect::<Vec<_>>().join(" ");
     let known = "act adaptive awq bf16 clip dgq dynamic f16 f32 fp4 gptq gram int8 keep l2qer lqer mxint nf4 percentile qqq rtn smoothquant split svd";
-    assert_eq!(kinds, known.split(' ').collect::<Vec<_>>());
+    assert_eq!(
+        (of(Section::Network), of(Section::Rules), of(Section::Cache)),
+        ("rotate".into(), known.into(), "f16 f32 int".into())
+    );
+    // The documentation has every kind and parameter.
+    let page = include_str!("../../../docs/recipes.md");
+    for stage in tersor::stages().kinds() {
+        struct Names(Vec<&'static str>);
+        impl Fields for Names {
+            fn value(&mut self, field: &Field, _: &mut Option<Value>) -> Result<()> {
+                self.0.push(field.name);
+                Ok(())
+            }
+        }
+        let mut names = Names(vec![stage.kind()]);
+        stage.clone_stage().fields(&mut names).unwrap();
+        for name in names.0 {
+            assert!(page.contains(&format!("`{name}`")), "docs/recipes.md lacks `{name}` of `{}`", stage.kind());
+        }
+    }
     assert_eq!(value_of(&*stage("gptq", &[("bits", int(3))]), "bits"), Some(int(3)));
     assert_eq!(value_of(&*stage("gptq", &[]), "no such field"), None);
 }

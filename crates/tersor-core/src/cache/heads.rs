@@ -6,14 +6,16 @@ use super::Rotary;
 use crate::{ParamError, Result};
 
 /// The heads of one attention layer: how many query, key and value heads there are, how wide they are, how far back a query sees (a sliding
-/// window), and the rotary embedding. Every number and width is at least 1. The number of value heads is a multiple of the number of key
-/// heads, and the number of query heads is a multiple of the number of value heads.
+/// window, counted in tokens, its own included), and the rotary embedding, which may be of the first dimensions of a head alone. Every
+/// number and width is at least 1. The number of value heads is a multiple of the number of key heads, and the number of query heads is a
+/// multiple of the number of value heads.
 ///
 /// ```
 /// use std::sync::Arc;
 /// use tersor_core::Heads;
 /// use tersor_core::cache::Rotary;
 /// # fn main() -> tersor_core::Result<()> {
+/// // The first 64 of 128 dimensions are rotated.
 /// let rotary = Arc::new(Rotary::new(64, 10_000.0)?);
 /// let heads = Heads::new(32, 8, 128)?.with_rotary(rotary)?.with_window(4096)?;
 /// assert_eq!(heads.group(), 4);

@@ -37,11 +37,14 @@ const COLS: usize = 32;
 /// The largest number of columns: sums over them of products of activation codes, -128 to 127, and weights, -127 to 127, stay below 2^31.
 const MAX_COLS: usize = 1 << 17;
 
-/// A weight matrix `[rows, cols]` of 4-bit codes with a look-up table of 16 signed 8-bit integers for each row and group of columns and an
-/// f32 scale for each row, the right operand of [`tables::product`](product): a weight is `row_scales[row] * table[row, group][code]`.
+/// A weight matrix `W`, `[rows, cols]`, of 4-bit codes with a look-up table of 16 signed 8-bit integers for each row and group of columns
+/// and an f32 scale for each row: a weight is `row_scales[row] * table[row, group][code]`. Activations `x`, `[tokens, cols]`, are multiplied
+/// with it by [`tables::product`](product), which computes `x Wᵀ`. Any number of rows and up to 131 072 columns are allowed, in groups of
+/// any chosen number of consecutive columns; the last group of a row may be shorter.
 ///
-/// In memory, a line of 64 bytes has 16 bytes for each of four rows: the codes of 32 columns, those of the first 16 in the low halves. A
-/// line of tables has a table for each of four rows.
+/// In memory, a line of 64 bytes has 16 bytes for each of four rows: the codes of 32 columns of a group, those of the first 16 in the low
+/// halves. Missing rows and columns at the end are padded. The lines of four rows follow each other in the order of the columns, and these
+/// sequences in the order of the rows. The tables are stored apart, in the same order: a line has a table for each of four rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TablePanels {
     rows: usize,

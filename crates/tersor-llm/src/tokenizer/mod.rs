@@ -80,8 +80,8 @@ impl Tokenizer {
 
     /// Adds to `meta` the GGUF keys that correspond to a `tokenizer.json`. `json` is the content of that file, and `config` is the model's
     /// `config.json`. The key `vocab_size` of `config` is the number of tokens to write, 0 if it is missing; a number that the tokenizer
-    /// does not use gets a placeholder such as `[PAD7]`. The keys `bos_token_id`, `eos_token_id` and `pad_token_id` of `config` name the
-    /// special tokens. Errors if `json` is not valid JSON or no BPE tokenizer, a merge is neither two tokens in a string with one space
+    /// does not use gets a placeholder such as `[PAD7]`. The keys `bos_token_id`, `eos_token_id` and `pad_token_id` of `config` have the
+    /// numbers of the special tokens; of a list the first is taken, and a missing one or one of another type adds no key. Errors if `json` is not valid JSON or no BPE tokenizer, a merge is neither two tokens in a string with one space
     /// between them nor a list of two tokens, a token's number is not below `vocab_size`, or, for a tokenizer without byte fallback, the
     /// pre-tokenizer is none that llama.cpp has a known name for.
     pub fn write_gguf_meta(json: &[u8], config: &Json, meta: &mut MetaWriter) -> Result<()> {

@@ -15,6 +15,7 @@
 //!
 //! This module knows no kind of stage: it parses, prints and checks those of a registry.
 
+mod list;
 mod name;
 mod node;
 mod parse;
@@ -28,6 +29,7 @@ use serde_json::Value as Json;
 use tersor_core::stages::{StageSpec, Stages, Target, assemble};
 use tersor_core::{Error, NonFinite, ParamError, Result, Rewrite, Role, Site};
 
+pub use list::{KindInfo, ParameterInfo, list};
 use node::Node;
 use parse::Place;
 pub use pattern::{Layers, Pattern};
