@@ -21,7 +21,7 @@ pub struct Verified {
     pub weight_bytes: u64,
 }
 
-/// Checks the hashes, shapes and values of an output directory of [`compress`](crate::compress). Errors on the first fault.
+/// Checks the hashes, shapes and values of an output directory of [`compress`](crate::compress()). Errors on the first fault.
 pub fn verify(dir: &Path, kinds: &Kinds) -> Result<Verified> {
     let bad = |what: String| Error::format(dir.display().to_string(), what);
     let manifest = dir.join(MANIFEST);

@@ -61,15 +61,18 @@ impl Format {
 /// What [`export`] wrote.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
-#[allow(missing_docs)]
 pub enum Exported {
+    /// A directory of safetensors files.
     Plain(PlainExport),
+    /// A file for llama.cpp.
     Gguf(GgufExport),
+    /// A GPTQ checkpoint.
     Gptq(GptqExport),
+    /// A LoRA adapter with its base model.
     Peft(PeftExport),
 }
 
-/// Writes a model, an original or an output of [`compress`](crate::compress), in a format to the file or directory `out`. Errors, naming the tensor, if
+/// Writes a model, an original or an output of [`compress`](crate::compress()), in a format to the file or directory `out`. Errors, naming the tensor, if
 /// the format cannot hold the model, and if `out` exists (a file) or has other content (a directory).
 pub fn export(model: &Path, format: Format, out: &Path, kinds: &Kinds) -> Result<Exported> {
     let source = Source::open(model, kinds)?;

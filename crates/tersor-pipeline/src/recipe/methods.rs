@@ -53,7 +53,8 @@ fn text(value: &str) -> Value {
     Value::Text(value.to_string())
 }
 
-/// Returns the smoothing of a site before its matrices are compressed, if it has one; `rules` are the rules of the site's matrices.
+/// Returns the smoothing of a site before its matrices are compressed, if it has one; `rules` are the rules of the site's matrices, and `kinds`
+/// makes their stages.
 pub fn smoothing(kinds: &Stages, site: Option<&Site>, rules: &[&Rule]) -> Result<Option<Box<dyn Rewrite>>> {
     if rules.first().is_none_or(|r| r.smooth.is_none()) {
         return Ok(None);
@@ -78,7 +79,7 @@ impl Rule {
         (!self.parts.is_empty()).then(|| self.parts.iter().map(|p| p.share).collect())
     }
 
-    /// Returns the checked method for the matrix `weight` of a site. `dtype` is its stored type, which `keep` uses; `heads` is the number of heads
+    /// Returns the checked method for the matrix `weight` of a site; `kinds` makes its stages. `dtype` is its stored type, which `keep` uses; `heads` is the number of heads
     /// whose outputs are concatenated in its input, or 1.
     pub fn method(
         &self,

@@ -205,7 +205,7 @@ impl Rule {
 }
 
 impl Recipe {
-    /// Returns the recipe of a built-in name or of a TOML file, checked. Errors (bad usage) if there is neither, or it is invalid.
+    /// Returns the recipe of a built-in name or of a TOML file, checked; `kinds` makes its stages. Errors (bad usage) if there is neither, or it is invalid.
     pub fn find(name: &str, kinds: &Stages) -> Result<Self> {
         let path = Path::new(name);
         let recipe = if name.ends_with(".toml") || path.is_file() {
@@ -219,7 +219,7 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Checks the recipe and every rule of it. Errors (bad usage) on the first invalid value.
+    /// Checks the recipe and every rule of it; `kinds` makes its stages. Errors (bad usage) on the first invalid value.
     pub fn check(&self, kinds: &Stages) -> Result<()> {
         let plain = !self.name.is_empty() && self.name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         if !plain || self.name.starts_with('.') {
