@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![deny(clippy::exit, clippy::print_stderr, clippy::print_stdout)]
 
 pub mod budget;
 pub mod calibrate;

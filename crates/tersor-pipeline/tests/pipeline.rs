@@ -149,11 +149,11 @@ fn a_comparison_in_this_process() {
     assert!(std::fs::read_to_string(&found.report).unwrap().contains("w4-g32-rtn"));
 
     let compressed = found.out.join("w4-g32-rtn");
-    assert_eq!(verify(&compressed, kinds).unwrap().files, 1);
+    assert_eq!(verify(&compressed, kinds, &cx).unwrap().files, 1);
     assert_eq!(inspect(&compressed, kinds).unwrap().parameters, inspect(&model(), kinds).unwrap().parameters);
     assert!(Pipeline::open(&compressed, "bf16", kinds).is_err(), "a compressed model is not compressed again");
     let format = Format::from_name("f16").unwrap();
-    let Exported::Plain(plain) = export(&compressed, format, &dir.path().join("f16"), kinds).unwrap() else {
+    let Exported::Plain(plain) = export(&compressed, format, &dir.path().join("f16"), kinds, &cx).unwrap() else {
         panic!("another format");
     };
     assert_eq!(plain.to, "F16");
