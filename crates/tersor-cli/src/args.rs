@@ -88,7 +88,7 @@ pub struct Calibration {
 
 impl Calibration {
     /// Returns what a plan takes from these arguments.
-    pub(crate) fn options(&self, ctx: Option<usize>, generic: bool) -> Options {
+    pub fn options(&self, ctx: Option<usize>, generic: bool) -> Options {
         let data = match (&self.calib, self.stats.is_empty()) {
             (Some(path), _) => Data::Text(Text::file(path)),
             (None, false) => Data::Statistics(self.stats.clone()),

@@ -4,7 +4,7 @@ use tersor::core::{ParamError, Result};
 use tersor::pipeline::export::{Exported, Format, GgufExport, export, gguf_types};
 use tersor::pipeline::megabytes;
 
-use crate::{args, print_json};
+use crate::{args, context, print_json};
 
 pub fn run(a: &args::Convert, json: bool) -> Result<()> {
     let kinds = tersor::kinds();
@@ -16,7 +16,7 @@ pub fn run(a: &args::Convert, json: bool) -> Result<()> {
             let found = gguf_types(&a.model, target, kinds)?;
             Exported::Gguf(GgufExport { out: a.out.clone(), ..found })
         }
-        format => export(&a.model, format, &a.out, kinds)?,
+        format => export(&a.model, format, &a.out, kinds, &context(0, None))?,
     };
     if json {
         return print_json(&found);

@@ -101,8 +101,9 @@ pub struct Context {
     /// The flag that stops the context's work; not set by default. After [`Cancel::cancel`], the work ends with [`Error::Cancelled`] when
     /// it next checks the flag.
     pub cancel: Cancel,
-    /// A memory limit in bytes, for methods that can choose how much memory they use; None (the default) for no limit. It is a request and
-    /// not enforced: the methods of Tersor do not read it.
+    /// A memory limit in bytes, for work that can choose how much memory it uses; None (the default) for no limit. The plan of a whole model
+    /// (the crate `tersor-pipeline`) keeps hidden states on disk to stay within it, and is refused if that is not enough. Methods, which
+    /// compress one matrix, do not read it.
     pub max_memory: Option<u64>,
     /// The instruction set, the thread pool and the scratch memory (reused buffers of f32) with which the context's work runs;
     /// [`Exec::new`] by default.

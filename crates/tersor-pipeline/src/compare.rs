@@ -65,7 +65,7 @@ pub struct Comparison {
 
 /// Compares recipes on a model: calls `measure` for the original, then for each recipe, and writes the rows and an HTML page to the directory `out`,
 /// where each recipe has a folder of its name. `measure` compresses and evaluates: in this process, or in another one so that peak memory is that of
-/// one recipe. Errors if `measure` does, or a file cannot be written.
+/// one recipe. Errors if `measure` does, if a file cannot be written, or if the work is cancelled.
 pub fn compare(
     model: &Path,
     recipes: &[Recipe],
@@ -78,6 +78,7 @@ pub fn compare(
     let mut original_bytes = u64::MAX;
     let mut rows = Vec::new();
     for index in 0..=recipes.len() {
+        cx.cancel.check()?;
         let (name, found) = match index.checked_sub(1) {
             None => ("original", measure(Subject::Original)?),
             Some(i) => (recipes[i].name.as_str(), measure(Subject::Recipe(i, &out.join(&recipes[i].name)))?),

@@ -24,7 +24,7 @@ pub struct Inspected {
     /// Number of weight files.
     #[serde(skip)]
     pub files: usize,
-    /// Name of the recipe (a string) of an output of [`compress`](crate::compress); none for another model.
+    /// Name of the recipe (a string) of an output of [`compress`](crate::compress()); none for another model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recipe: Option<Json>,
 }

@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![deny(clippy::exit, clippy::print_stderr, clippy::print_stdout)]
 
 pub mod budget;
 mod caches;
@@ -10,6 +11,7 @@ pub mod export;
 mod inspect;
 mod kinds;
 pub mod output;
+mod pipeline;
 pub mod plan;
 pub mod recipe;
 pub mod report;
@@ -25,6 +27,7 @@ pub use compress::compress;
 pub use export::export;
 pub use inspect::{Inspected, TensorEntry, inspect};
 pub use kinds::Kinds;
+pub use pipeline::{Pipeline, Planned};
 pub use plan::Plan;
 pub use recipe::Recipe;
 pub use text::Text;

@@ -7,16 +7,15 @@ pub fn block_rows(cols: usize) -> usize {
     ((8usize << 20) / 4 / cols.max(1)).max(1)
 }
 
-/// Calls `f` with every block of dequantized rows of an operator and the index of its first row. Errors if a value is not finite, or `f` fails.
-pub fn each_block(op: &dyn LinearOp, mut f: impl FnMut(usize, Vec<f32>) -> Result<()>) -> Result<()> {
+/// Errors if a value of an operator is not finite. Rows are dequantized in blocks.
+pub fn check_values(op: &dyn LinearOp, exec: &Exec) -> Result<()> {
     let [rows, cols] = op.shape();
     let step = block_rows(cols);
     for first in (0..rows).step_by(step) {
         let last = (first + step).min(rows);
         let mut block = vec![0f32; (last - first) * cols];
-        op.decompress_rows(first..last, &mut block, &Exec::new())?;
+        op.decompress_rows(first..last, &mut block, exec)?;
         check_finite(&block, cols, first)?;
-        f(first, block)?;
     }
     Ok(())
 }

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use serde::Serialize;
-use tersor_core::{Error, Result};
+use tersor_core::{Context, Error, Result};
 use tersor_llm::{Checkpoint, MANIFEST};
 
 use crate::kinds::Kinds;
 use crate::output::hash_file;
-use crate::rows::each_block;
+use crate::rows::check_values;
 
 /// What was verified.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -21,8 +21,9 @@ pub struct Verified {
     pub weight_bytes: u64,
 }
 
-/// Checks the hashes, shapes and values of an output directory of [`compress`](crate::compress). Errors on the first fault.
-pub fn verify(dir: &Path, kinds: &Kinds) -> Result<Verified> {
+/// Checks the hashes, shapes and values of an output directory of [`compress`](crate::compress()). Errors on the first fault, or if
+/// the work is cancelled.
+pub fn verify(dir: &Path, kinds: &Kinds, cx: &Context) -> Result<Verified> {
     let bad = |what: String| Error::format(dir.display().to_string(), what);
     let manifest = dir.join(MANIFEST);
     if !manifest.is_file() {
@@ -36,6 +37,7 @@ pub fn verify(dir: &Path, kinds: &Kinds) -> Result<Verified> {
         if !plain {
             return Err(bad(format!("`{name}` in {MANIFEST} is not the name of a file")));
         }
+        cx.cancel.check()?;
         let (bytes, hash) = hash_file(&dir.join(name))?;
         if was["bytes"].as_u64() != Some(bytes) {
             return Err(bad(format!("`{name}` has {bytes} bytes; it had {} when it was written", was["bytes"])));
@@ -48,8 +50,9 @@ pub fn verify(dir: &Path, kinds: &Kinds) -> Result<Verified> {
     let checkpoint = Checkpoint::open(dir, &kinds.operators)?;
     let specs = checkpoint.manifest().map(|m| m.specs.clone()).unwrap_or_default();
     for (name, spec) in &specs {
+        cx.cancel.check()?;
         let op = checkpoint.matrix(name, spec.shape)?;
-        each_block(&*op, |_, _| Ok(())).map_err(|e| e.in_tensor(name))?;
+        check_values(&*op, &cx.exec).map_err(|e| e.in_tensor(name))?;
     }
     let vectors: Vec<_> = checkpoint.model().tensors().into_iter().filter(|t| t.shape.len() == 1).collect();
     for t in vectors.iter().filter(|t| tersor_core::DType::from_name(&t.dtype).is_some_and(|d| d.is_weight())) {

@@ -27,7 +27,7 @@ pub fn of_layer(job: &Job<'_>, layer: usize) -> Result<Option<Arc<Changes>>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let changes = Arc::new(rewrite::read(&path)?);
+    let changes = Arc::new(rewrite::load(&path)?);
     *known = Some((layer, changes.clone()));
     Ok(Some(changes))
 }
@@ -55,7 +55,7 @@ fn plain<'p>(job: &'p Job<'_>, site: &Site) -> Vec<Option<&'p dyn Method>> {
 /// Finds the changes of a layer's sites, stores them, and returns the folds.
 pub fn smooth(job: &Job<'_>, layer: usize, observed: &[ObservedSite<'_>]) -> Result<Vec<Fold>> {
     let changes = rewrite::of_sites(job.search(), &job.plan.smoothings, &|site| plain(job, site), observed)?;
-    rewrite::write(&layer_path(job, layer), &changes)?;
+    rewrite::save(&layer_path(job, layer), &changes)?;
     Ok(changes.folds)
 }
 
@@ -73,7 +73,7 @@ pub fn of_network(job: &Job<'_>) -> Result<Option<Changes>> {
     if recorded(&network_path(job))?.is_none() {
         return Ok(None);
     }
-    rewrite::read(&network_path(job)).map(Some)
+    rewrite::load(&network_path(job)).map(Some)
 }
 
 /// Errors if the tensors of the model have changed since the changes of the network were found.
@@ -101,7 +101,7 @@ pub fn find_network(
     let scratch = job.plan.spill.then(|| job.parts.scratch());
     let text = rewrite::Windows { checkpoint, tokens: windows, ctx: job.plan.windows[1], scratch };
     let changes = rewrite::with_data(job.search(), rotation, &job.plan.sites(), text)?;
-    rewrite::write(&network_path(job), &changes)?;
+    rewrite::save(&network_path(job), &changes)?;
     let hashes = sources(job).map(|e| Ok((e.name.clone(), source_hash(job.model, e)?)));
     let hashes = hashes.collect::<Result<BTreeMap<_, _>>>()?;
     record_file(&network_path(job), json!({"sources": hashes}))

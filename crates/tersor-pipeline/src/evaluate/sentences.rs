@@ -31,7 +31,8 @@ pub struct SentenceEvaluation {
 }
 
 /// Compares the embeddings of an encoder with those of the model `against`, for each line of a text. Of `options`, `ctx` and `windows` are used. Errors
-/// if a model cannot be opened or is no encoder, if their tokenizers differ, if the text has no line, or if an embedding is not finite.
+/// if a model cannot be opened or is no encoder, if their tokenizers differ, if the text has no line, if an embedding is not finite,
+/// or if the work is cancelled.
 pub fn sentences(
     model: &Path,
     text: &Text,
@@ -60,6 +61,7 @@ pub fn sentences(
     let exec = &cx.exec;
     let (mut sum, mut min) = (0f64, f64::INFINITY);
     for (i, sentence) in tokens.iter().enumerate() {
+        cx.cancel.check()?;
         let cosine = metrics::cosine(&encoder.embed(sentence, exec)?, &original.embed(sentence, exec)?);
         if !cosine.is_finite() {
             return Err(Error::NonFinite { row: i, col: 0, value: cosine as f32 }.in_tensor("embedding of a sentence"));

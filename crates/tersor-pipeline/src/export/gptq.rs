@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Value as Json, json};
-use tersor_core::{DType, Error, LinearOp, Result, TensorInfo, TensorSink, read_finite};
+use tersor_core::{Context, DType, Error, LinearOp, Result, TensorInfo, TensorSink, read_finite};
 use tersor_formats::json as files;
 use tersor_formats::safetensors::Writer;
 use tersor_llm::is_embedding_or_head;
@@ -66,7 +66,7 @@ pub struct GptqExport {
     pub bytes: u64,
 }
 
-pub fn run(source: &Source, version: Version, out: &Path) -> Result<GptqExport> {
+pub fn run(source: &Source, version: Version, out: &Path, cx: &Context) -> Result<GptqExport> {
     let config = source.model.config().cloned().ok_or_else(|| Error::Missing {
         name: "config.json".into(),
         place: source.model.path().display().to_string(),
@@ -92,11 +92,13 @@ pub fn run(source: &Source, version: Version, out: &Path) -> Result<GptqExport> 
         let names = layout.keys().cloned().collect();
         let mut writer = Writer::create(&work.pending(FILE), layout)?;
         for (name, kind) in &kinds {
+            cx.cancel.check()?;
             if let Some(op) = source.grouped(name)? {
                 write(&op, *kind, version, module(name), &mut writer).map_err(|e| e.in_tensor(name))?;
             }
         }
         for t in &plain {
+            cx.cancel.check()?;
             write_plain(source, t, &mut writer).map_err(|e| e.in_tensor(&t.name))?;
         }
         writer.finish()?;

@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 use tersor_core::rows::check_range;
 use tersor_core::tensors::join;
-use tersor_core::{DType, Error, Exec, Limits, LinearOp, OpSpec, ParamError, Registry, Result, RowSource};
+use tersor_core::{Context, DType, Error, Exec, Limits, LinearOp, OpSpec, ParamError, Registry, Result, RowSource};
 use tersor_formats::{Model, json as files};
 use tersor_llm::{MANIFEST, Manifest, is_key_rotation};
 use tersor_operators::{GroupedLinear, QuantizedInputs};
@@ -61,29 +61,32 @@ impl Format {
 /// What [`export`] wrote.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
-#[allow(missing_docs)]
 pub enum Exported {
+    /// A directory of safetensors files.
     Plain(PlainExport),
+    /// A file for llama.cpp.
     Gguf(GgufExport),
+    /// A GPTQ checkpoint.
     Gptq(GptqExport),
+    /// A LoRA adapter with its base model.
     Peft(PeftExport),
 }
 
-/// Writes a model, an original or an output of [`compress`](crate::compress), in a format to the file or directory `out`. Errors, naming the tensor, if
-/// the format cannot hold the model, and if `out` exists (a file) or has other content (a directory).
-pub fn export(model: &Path, format: Format, out: &Path, kinds: &Kinds) -> Result<Exported> {
+/// Writes a model, an original or an output of [`compress`](crate::compress()), in a format to the file or directory `out`. Errors, naming the tensor, if
+/// the format cannot hold the model, if `out` exists (a file) or has other content (a directory), and if the work is cancelled.
+pub fn export(model: &Path, format: Format, out: &Path, kinds: &Kinds, cx: &Context) -> Result<Exported> {
     let source = Source::open(model, kinds)?;
     Ok(match format {
-        Format::Plain(dtype) => Exported::Plain(plain::run(&source, dtype, out)?),
-        Format::Gguf(target) => Exported::Gguf(gguf::run(&source, target, Some(out))?),
-        Format::Gptq(version) => Exported::Gptq(gptq::run(&source, version, out)?),
-        Format::Peft => Exported::Peft(peft::run(source, out)?),
+        Format::Plain(dtype) => Exported::Plain(plain::run(&source, dtype, out, cx)?),
+        Format::Gguf(target) => Exported::Gguf(gguf::run(&source, target, Some(out), cx)?),
+        Format::Gptq(version) => Exported::Gptq(gptq::run(&source, version, out, cx)?),
+        Format::Peft => Exported::Peft(peft::run(source, out, cx)?),
     })
 }
 
 /// Returns what [`export`] would write for llama.cpp, with the type of every tensor, without writing anything.
 pub fn gguf_types(model: &Path, target: Target, kinds: &Kinds) -> Result<GgufExport> {
-    gguf::run(&Source::open(model, kinds)?, target, None)
+    gguf::run(&Source::open(model, kinds)?, target, None, &Context::new())
 }
 
 /// A model to convert: an original, or an output of `compress`.

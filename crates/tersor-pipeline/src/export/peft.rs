@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 use tersor_core::tensors::join;
-use tersor_core::{DType, Error, OpSpec, Result};
+use tersor_core::{Context, DType, Error, OpSpec, Result};
 use tersor_formats::{json as files, safetensors};
 use tersor_lowrank::peft::{Adapter, CONFIG, WEIGHTS};
 use tersor_operators::{Factored, QuantizedInputs, Residual};
@@ -32,7 +32,7 @@ pub struct PeftExport {
     pub base_bytes: u64,
 }
 
-pub fn run(mut source: Source, out: &Path) -> Result<PeftExport> {
+pub fn run(mut source: Source, out: &Path, cx: &Context) -> Result<PeftExport> {
     let inputs = source.inputs("peft");
     let mut adapter = Adapter::new();
     for t in source.tensors() {
@@ -59,7 +59,7 @@ pub fn run(mut source: Source, out: &Path) -> Result<PeftExport> {
     }
     source.base_only = true;
     let base = out.join(BASE);
-    let base_bytes = plain::write_out(&source, DType::F32, &base)?;
+    let base_bytes = plain::write_out(&source, DType::F32, &base, cx)?;
     Ok(PeftExport { out: out.to_path_buf(), to: "peft", modules: adapter.modules(), base, base_bytes })
 }
 

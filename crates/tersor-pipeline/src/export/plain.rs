@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Value as Json, json};
-use tersor_core::{DType, Error, Exec, LinearOp, Result, RowSlot, TensorInfo, TensorSink, read_finite};
+use tersor_core::{Context, DType, Error, Exec, LinearOp, Result, RowSlot, TensorInfo, TensorSink, read_finite};
 use tersor_formats::json as files;
 use tersor_formats::safetensors::Writer;
 use tersor_operators::Dense;
@@ -37,13 +37,13 @@ pub struct PlainExport {
     pub bytes: u64,
 }
 
-pub fn run(source: &Source, dtype: DType, out: &Path) -> Result<PlainExport> {
-    let bytes = write_out(source, dtype, out)?;
+pub fn run(source: &Source, dtype: DType, out: &Path, cx: &Context) -> Result<PlainExport> {
+    let bytes = write_out(source, dtype, out, cx)?;
     Ok(PlainExport { out: out.to_path_buf(), to: dtype.name(), tensors: source.tensors().len(), bytes })
 }
 
 /// Writes the directory, unless it is finished; returns the total length of its tensors in bytes.
-pub fn write_out(source: &Source, dtype: DType, out: &Path) -> Result<u64> {
+pub fn write_out(source: &Source, dtype: DType, out: &Path, cx: &Context) -> Result<u64> {
     let items = items(source, dtype);
     let inputs = source.inputs(dtype.name());
     let total: u64 = items.iter().map(|i| i.info.bytes().unwrap_or(0) as u64).sum();
@@ -57,6 +57,7 @@ pub fn write_out(source: &Source, dtype: DType, out: &Path) -> Result<u64> {
             let names = tensors.keys().cloned().collect();
             let mut writer = Writer::create(&work.pending(&file), tensors)?;
             for item in items.iter().filter(|i| i.file == file) {
+                cx.cancel.check()?;
                 write(source, item, &mut writer).map_err(|e| e.in_tensor(&item.name))?;
             }
             writer.finish()?;

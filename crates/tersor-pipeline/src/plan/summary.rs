@@ -67,13 +67,13 @@ impl Plan {
             bits_per_weight: e.bits_per_weight(),
             bytes: e.bytes(),
         };
-        let smoothed =
-            |(site, how): (&String, &Box<dyn tersor_core::Rewrite>)| Smoothed { site: site.clone(), by: how.name() };
         Ok(Summary {
             recipe: self.recipe.name.clone(),
             bits_per_weight: all,
             body_bits_per_weight: body,
-            smoothed: self.smoothings.iter().map(smoothed).collect(),
+            smoothed: (self.smoothings.iter())
+                .map(|(site, how)| Smoothed { site: site.clone(), by: how.name() })
+                .collect(),
             weight_bytes: self.weight_bytes()?,
             peak_memory_bytes: self.memory(model),
             hidden_states_on_disk: self.spill,

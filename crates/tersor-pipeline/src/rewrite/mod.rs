@@ -2,7 +2,7 @@
 //! site into its weights) and rotation.
 //!
 //! A *site* is one input and the matrices that read it. [`smoothings`] and [`of_network`] return the rewrites that a recipe names; [`of_sites`],
-//! [`without_data`] and [`with_data`] find their changes; [`write`] and [`read`] store these. A *fold* is the change of one tensor.
+//! [`without_data`] and [`with_data`] find their changes; [`save`] and [`load`] store these. A *fold* is the change of one tensor.
 
 mod choose;
 mod found;
@@ -10,4 +10,4 @@ mod stored;
 
 pub use choose::{of_network, smoothings};
 pub use found::{Search, Windows, of_sites, with_data, without_data};
-pub use stored::{folds_of, merged, read, write};
+pub use stored::{folds_of, load, merged, save};

@@ -7,7 +7,7 @@ use tersor_core::{Changes, Fold, Limits, Result, TensorSink, TensorSource};
 use tersor_formats::safetensors::{File, Writer};
 
 /// Writes changes to a file. Errors if the file cannot be written.
-pub fn write(path: &Path, changes: &Changes) -> Result<()> {
+pub fn save(path: &Path, changes: &Changes) -> Result<()> {
     let tensors = changes.to_tensors()?;
     let layout = tensors.names().into_iter().map(|n| Ok((n.clone(), tensors.info(&n)?)));
     let mut writer = Writer::create(path, layout.collect::<Result<BTreeMap<_, _>>>()?)?;
@@ -17,8 +17,8 @@ pub fn write(path: &Path, changes: &Changes) -> Result<()> {
     writer.finish()
 }
 
-/// Reads changes that [`write`] wrote. Errors if the file is invalid.
-pub fn read(path: &Path) -> Result<Changes> {
+/// Reads changes that [`save`] wrote. Errors if the file is invalid.
+pub fn load(path: &Path) -> Result<Changes> {
     Changes::from_tensors(&File::open(path, &Limits::default())?)
 }
 
