@@ -1,9 +1,12 @@
 //! `tersor calibrate`: gathers statistics of the original network into a file.
 
+use std::path::Path;
+
 use serde_json::json;
 use tersor::core::{Limits, ParamError, Result};
 use tersor::formats::Model;
 use tersor::pipeline::evaluate::peak_rss;
+use tersor::pipeline::output::{FileKind, check_file};
 use tersor::pipeline::plan::{Data, Options, Plan};
 use tersor::pipeline::{Recipe, Text, megabytes};
 
@@ -11,6 +14,7 @@ use crate::{args, cancel_on_signals, context, print_json};
 
 pub fn run(a: &args::Calibrate, json: bool) -> Result<()> {
     let (kinds, cx) = (tersor::kinds(), context(a.seed, a.max_memory));
+    check_file(&a.out, FileKind::Statistics, &[&a.model, &a.text, Path::new(&a.recipe)])?;
     let model = Model::open(&a.model, &Limits::default())?;
     let options =
         Options { data: Data::Text(Text::file(&a.text)), windows: a.windows, ctx: a.ctx, ..Options::default() };

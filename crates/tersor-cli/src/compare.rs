@@ -6,7 +6,6 @@ use std::process::{Command, Stdio};
 use serde_json::Value as Json;
 use tersor::core::{Error, Result};
 use tersor::pipeline::evaluate::Evaluation;
-use tersor::pipeline::output::is_compressed;
 use tersor::pipeline::{Measured, Recipe, Row, Subject, compare, megabytes};
 
 use crate::{args, context, print_json};
@@ -119,14 +118,7 @@ fn compress(a: &args::Compare, recipe: &str, out: &Path, threads: usize) -> Resu
             list.extend(["--ctx".to_string(), ctx.to_string()]);
         }
     }
-    match child(&list) {
-        // The directory is an older output of this comparison (from another version, for example): it is replaced.
-        Err(_) if is_compressed(out) => {
-            std::fs::remove_dir_all(out).map_err(|e| Error::io(out, e))?;
-            child(&list)
-        }
-        other => other,
-    }
+    child(&list)
 }
 
 fn evaluate(a: &args::Compare, model: &Path, against: bool, threads: usize) -> Result<Evaluation> {

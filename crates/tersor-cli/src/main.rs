@@ -59,9 +59,13 @@ fn run(args: Args) -> Result<()> {
     }
 }
 
-/// Returns the exit code of an error: 2 for bad usage, 1 for everything else.
+/// Returns the exit code of an error: 2 for bad usage, 130 if the work was interrupted, 1 for everything else.
 fn exit_code(error: &Error) -> u8 {
-    if error.is_usage() { 2 } else { 1 }
+    match error {
+        Error::Cancelled => 130,
+        e if e.is_usage() => 2,
+        _ => 1,
+    }
 }
 
 /// Returns the context of work with a seed and a maximum memory in bytes; it shows progress and warnings on stderr.

@@ -1,11 +1,14 @@
 //! `tersor plan`: prints a plan, and writes it to a file.
 
+use std::path::Path;
+
 use serde_json::{json, to_value};
 use tersor::core::{Error, Limits, ParamError, Result};
 use tersor::formats::Model;
 use tersor::pipeline::budget::{self, Limit};
 use tersor::pipeline::evaluate::peak_rss;
-use tersor::pipeline::plan::{Action, Plan};
+use tersor::pipeline::output::{FileKind, check_distinct, check_file};
+use tersor::pipeline::plan::{Action, Plan, PlanFile};
 use tersor::pipeline::{Recipe, megabytes};
 
 use crate::{args, cancel_on_signals, context, convert, print_json};
@@ -15,6 +18,7 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
         let conversion = args::Convert { model: a.model.clone(), to: to.clone(), dry_run: true, out: a.model.clone() };
         return convert::run(&conversion, json);
     }
+    check_outputs(a)?;
     let (kinds, cx) = (tersor::kinds(), context(a.seed, a.calibration.max_memory));
     let model = Model::open(&a.model, &Limits::default())?;
     let options = a.calibration.options(a.ctx, a.generic);
@@ -71,4 +75,17 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
         outln!("peak memory of the measurement at most {}", megabytes(memory.values().sum()));
     }
     Ok(())
+}
+
+/// Errors if a file that is to be written is there and is no earlier output of the same kind, or is an input. The measurements are read if they exist.
+fn check_outputs(a: &args::Plan) -> Result<()> {
+    let texts = a.calibration.calib.iter().chain(&a.calibration.stats).map(|p| p.as_path());
+    let inputs: Vec<&Path> =
+        [a.model.as_path()].into_iter().chain(texts).chain(a.recipe.as_deref().map(Path::new)).collect();
+    if let Some(measured) = &a.measured {
+        check_file(measured, FileKind::Measurement, &inputs)?;
+    }
+    let Some(out) = &a.out else { return Ok(()) };
+    check_file(out, PlanFile::kind(out), &inputs)?;
+    a.measured.as_ref().map_or(Ok(()), |measured| check_distinct(out, measured))
 }

@@ -2,13 +2,12 @@
 
 use serde_json::json;
 use tersor::core::Result;
-use tersor::formats::write_atomic;
-use tersor::pipeline::report::page;
+use tersor::pipeline::report::save;
 
 use crate::{args, print_json};
 
 pub fn run(a: &args::Report, json: bool) -> Result<()> {
-    write_atomic(&a.out, page(&a.dirs)?.as_bytes())?;
+    save(&a.dirs, &a.out)?;
     if json {
         return print_json(&json!({"report": a.out}));
     }

@@ -78,6 +78,11 @@ pub(crate) fn check_empty_axes([a, b]: [usize; 2]) -> Result<()> {
     Ok(())
 }
 
+/// Returns the error of loading something stored: a parameter that is invalid in a file is the fault of the file, not bad usage.
+pub(crate) fn stored(error: Error) -> Error {
+    if error.is_usage() { Error::format("what is stored", error.to_string()) } else { error }
+}
+
 /// The state of loading one or more operators from one source of tensors: the registry of loaders, the source, and the parts that several
 /// operators share, such as a codebook, by name. A shared part is loaded once.
 ///
@@ -122,7 +127,7 @@ impl<'l> Loading<'l> {
             let value = format!("`{}` (registered: {})", spec.kind, known.join(", "));
             Error::Unsupported { what: "kind of operator", value }.in_tensor(prefix)
         })?;
-        let op = loader(spec, prefix, self).map_err(|e| e.in_tensor(prefix))?;
+        let op = loader(spec, prefix, self).map_err(|e| stored(e).in_tensor(prefix))?;
         if op.shape() != spec.shape {
             return Err(Error::shape("shape of a loaded operator", spec.shape, op.shape()).in_tensor(prefix));
         }

@@ -1,7 +1,7 @@
 //! The supported kinds of networks.
 
 use serde_json::Value as Json;
-use tersor_core::{Error, Result, Site};
+use tersor_core::{Error, Producer, Result, Site};
 use tersor_formats::Model;
 
 use crate::config::{DECODERS, bad, unsupported};
@@ -49,6 +49,33 @@ impl Architecture {
             return Ok(Self::Encoder(config));
         }
         Ok(Self::Decoder(DecoderConfig::from_json(json)?))
+    }
+
+    /// Errors unless the model has every matrix that the configuration implies, and every tensor that it implies has the implied shape: the
+    /// matrices of all [sites](Site), the norms that produce their inputs, and the embeddings. Reads no weights.
+    pub fn check_shapes(&self, model: &Model) -> Result<()> {
+        let check = |name: &str, wanted: &[usize]| {
+            let found = model.tensor(name)?.shape;
+            let what = "shape, as the configuration implies it,";
+            if found == wanted { Ok(()) } else { Err(Error::shape(what, wanted, found).in_tensor(name)) }
+        };
+        let hidden = self.hidden();
+        let rows = match self {
+            Self::Decoder(c) => vec![c.vocab],
+            Self::Encoder(c) => vec![c.vocab, c.max_positions, c.types],
+        };
+        for (name, rows) in self.embeddings().iter().zip(rows) {
+            check(name, &[rows, hidden])?;
+        }
+        for site in self.sites() {
+            if let Producer::Norm { weight } = &site.producer {
+                check(weight, &[site.features])?;
+            }
+            for consumer in &site.consumers {
+                check(&consumer.weight, &consumer.shape)?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns the network's [sites](Site) in the order of execution. A site is an input of the network together with the linear layers

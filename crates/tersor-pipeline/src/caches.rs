@@ -26,8 +26,10 @@ impl Caches {
             Some(name) => vec![CacheRule::parse(name, &kinds.stages)?],
             None => {
                 let recorded = checkpoint.manifest().map(|m| &m.json["recipe"]["cache"]);
-                recorded
-                    .map_or(Ok(Vec::new()), |json| CacheRule::list(json, "the recipe of the model", &kinds.stages))?
+                let read = |json| CacheRule::list(json, "recipe of the model", &kinds.stages);
+                // What a file records is no bad usage.
+                let place = || checkpoint.model().path().display().to_string();
+                recorded.map_or(Ok(Vec::new()), read).map_err(|e| Error::format(place(), e.to_string()))?
             }
         };
         rules.push(CacheRule::parse("f32", &kinds.stages)?);

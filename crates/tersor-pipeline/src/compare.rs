@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tersor_core::{Context, Error, Result};
+use tersor_core::{Context, Error, ParamError, Result};
 use tersor_formats::{json as files, write_atomic};
 
 use crate::evaluate::Evaluation;
+use crate::output::{FileKind, check_file};
 use crate::recipe::Recipe;
 use crate::report::{self, ROWS};
 
@@ -20,7 +21,7 @@ pub enum Subject<'a> {
     /// The original model.
     Original,
     /// A recipe: its index in the list, and the directory that the model is to be compressed into. The directory may have the result of an earlier
-    /// comparison.
+    /// comparison, which [`compress`](crate::compress::compress) finds to be of the same inputs, or refuses.
     Recipe(usize, &'a Path),
 }
 
@@ -65,7 +66,7 @@ pub struct Comparison {
 
 /// Compares recipes on a model: calls `measure` for the original, then for each recipe, and writes the rows and an HTML page to the directory `out`,
 /// where each recipe has a folder of its name. `measure` compresses and evaluates: in this process, or in another one so that peak memory is that of
-/// one recipe. Errors if `measure` does, if a file cannot be written, or if the work is cancelled.
+/// one recipe. Nothing is deleted. Errors if `measure` does, if a file of the comparison is there and is none of an earlier one or cannot be written, or if the work is cancelled.
 pub fn compare(
     model: &Path,
     recipes: &[Recipe],
@@ -74,6 +75,13 @@ pub fn compare(
     mut measure: impl FnMut(Subject<'_>) -> Result<Measured>,
 ) -> Result<Comparison> {
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+    let (rows_file, page) = (out.join(ROWS), out.join(PAGE));
+    check_file(&rows_file, FileKind::Rows, &[])?;
+    check_file(&page, FileKind::Page, &[])?;
+    if let Some(recipe) = recipes.iter().find(|r| [ROWS, PAGE].contains(&r.name.as_str())) {
+        let rule = "it is the name of a file of the comparison; rename the recipe";
+        return Err(ParamError::new("name", format!("`{}`", recipe.name), rule).into());
+    }
     cx.progress.begin("compare", recipes.len() as u64 + 1);
     let mut original_bytes = u64::MAX;
     let mut rows = Vec::new();
@@ -97,8 +105,7 @@ pub fn compare(
     }
     cx.progress.end();
     let model = model.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    write_atomic(&out.join(ROWS), &files::to_bytes(&json!({"model": model, "rows": rows})))?;
-    let page = out.join(PAGE);
-    write_atomic(&page, report::page(&[out.to_path_buf()])?.as_bytes())?;
+    write_atomic(&rows_file, &files::to_bytes(&json!({"model": model, "rows": rows})))?;
+    report::save(&[out.to_path_buf()], &page)?;
     Ok(Comparison { rows, out: out.to_path_buf(), report: page })
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{CacheSet, KvStore};
-use crate::registry::{Shared, check_empty_axes};
+use crate::registry::{Shared, check_empty_axes, stored};
 use crate::{Error, OpSpec, Result, TensorSource};
 
 /// A function that loads the [`KvStore`]s of one kind (a stored form, such as `dense-rows`). Its arguments are the store's specification,
@@ -92,7 +92,7 @@ impl<'l> CacheLoading<'l> {
     pub fn store(&self, spec: &OpSpec, prefix: &str) -> Result<Box<dyn KvStore>> {
         check_empty_axes(spec.shape).map_err(|e| e.in_tensor(prefix))?;
         let loader = find(&self.registry.stores, "kind of key-value store", &spec.kind);
-        let store = loader.and_then(|load| load(spec, prefix, self)).map_err(|e| e.in_tensor(prefix))?;
+        let store = loader.and_then(|load| load(spec, prefix, self)).map_err(|e| stored(e).in_tensor(prefix))?;
         let shape = [store.len(), store.dim()];
         if shape != spec.shape {
             return Err(Error::shape("shape of a loaded store", spec.shape, shape).in_tensor(prefix));
@@ -104,7 +104,7 @@ impl<'l> CacheLoading<'l> {
     /// loader is registered for its kind, or if tensors are missing or differ from the specification.
     pub fn set(&self, spec: &OpSpec, prefix: &str) -> Result<Box<dyn CacheSet>> {
         let loader = find(&self.registry.sets, "kind of cache", &spec.kind).map_err(|e| e.in_tensor(prefix))?;
-        loader(spec, prefix, self).map_err(|e| e.in_tensor(prefix))
+        loader(spec, prefix, self).map_err(|e| stored(e).in_tensor(prefix))
     }
 
     /// Returns the part `name`, such as a codebook, that stores of this loading share; `make` computes it if no store has requested it

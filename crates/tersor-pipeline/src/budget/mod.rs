@@ -18,6 +18,7 @@ use tersor_groupwise::mixed::{Choice, allocate};
 
 use self::options::{Item, StorageOption};
 use crate::kinds::Kinds;
+use crate::output::{FileKind, check_file};
 use crate::plan::{Action, Data, Options, Plan};
 use crate::recipe::{Recipe, Rule};
 use crate::units::megabytes;
@@ -114,6 +115,9 @@ pub fn choose(
     {
         let own = megabytes(model.weight_bytes());
         cx.progress.warn(&format!("the files of the model have {own} and fit the budget as they are"));
+    }
+    if let Some(path) = measured {
+        check_file(path, FileKind::Measurement, &[model.path()])?;
     }
     let saved = measured.filter(|m| m.is_file());
     let memory = saved.is_none().then(|| measure::memory(&plan, model));

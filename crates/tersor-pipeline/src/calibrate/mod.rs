@@ -19,7 +19,8 @@ use tersor_core::{Context, DType, Result, Site, StatNeeds, StatSet, TensorInfo, 
 use tersor_formats::safetensors::Writer;
 use tersor_llm::{Calibration, Checkpoint, Hooks, Upstream, shard_windows};
 
-use statistics::{ABOUT, FORMAT, KEYS, prefix};
+use crate::output::{ABOUT, FileKind, check_file};
+use statistics::{FORMAT, KEYS, prefix};
 
 /// The statistics that a plan needs, and what they depend on.
 pub struct Wanted {
@@ -44,7 +45,7 @@ impl Wanted {
 
 /// Gathers statistics of the original network on `windows`, the tokens of all calibration windows, into the file `out`, for the shards in `part`
 /// (of `wanted.shards()`). If these are all shards, their sum is stored, otherwise each separately. Hidden states are kept in the directory `scratch`
-/// if one is given, otherwise in memory. Errors if a tensor cannot be read, the file cannot be written, or the work is cancelled.
+/// if one is given, otherwise in memory. Errors if `out` exists and is no earlier file of statistics, a tensor cannot be read, the file cannot be written, or the work is cancelled.
 pub fn gather(
     checkpoint: &Checkpoint,
     wanted: &Wanted,
@@ -54,6 +55,7 @@ pub fn gather(
     scratch: Option<&Path>,
     cx: &Context,
 ) -> Result<()> {
+    check_file(out, FileKind::Statistics, &[checkpoint.model().path()])?;
     let (model, sites, cancel) = (checkpoint.model(), &wanted.sites, &cx.cancel);
     let slices: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
     let ctx = wanted.ctx;

@@ -14,10 +14,8 @@ use tersor_formats::safetensors::File;
 use tersor_formats::{FileAt, ReadAt};
 
 use super::Wanted;
+use crate::output::ABOUT;
 use crate::output::hash_file;
-
-/// Name of the tensor with the JSON description of the file.
-pub(super) const ABOUT: &str = "about";
 
 /// Version of the file's format.
 pub(super) const FORMAT: u64 = 1;

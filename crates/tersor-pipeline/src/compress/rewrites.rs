@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use tersor_core::{Changes, Error, Fold, InputChange, Method, Result, Rewrite, Site, TensorSink};
 use tersor_llm::{Checkpoint, ObservedSite};
 
@@ -17,15 +17,28 @@ fn layer_path(job: &Job<'_>, layer: usize) -> PathBuf {
     job.parts.scratch().join(format!("factors-{layer:06}"))
 }
 
-/// Returns the changes of a layer's sites; none if they have not been found yet.
+/// Returns the entries of a layer whose tensors are in the model.
+fn of_layer_entries<'j>(job: &Job<'j>, layer: usize) -> impl Iterator<Item = &'j Entry> {
+    let network = job.plan.network.as_ref();
+    sources(job).filter(move |e| network.and_then(|n| n.layer_of(&e.name)) == Some(layer))
+}
+
+/// Returns the hash of the tensor of each entry, by name.
+pub fn hashes<'j>(job: &Job<'j>, entries: impl Iterator<Item = &'j Entry>) -> Result<BTreeMap<String, String>> {
+    entries.map(|e| Ok((e.name.clone(), source_hash(job.model, e)?))).collect()
+}
+
+/// Returns the changes of a layer's sites; none if they have not been found yet. Errors if the stored file, or a tensor that it was made from, has
+/// changed since it was recorded.
 pub fn of_layer(job: &Job<'_>, layer: usize) -> Result<Option<Arc<Changes>>> {
     let mut known = job.smoothed.lock().unwrap_or_else(|e| e.into_inner());
     if let Some((_, changes)) = known.as_ref().filter(|(l, _)| *l == layer) {
         return Ok(Some(changes.clone()));
     }
     let path = layer_path(job, layer);
-    if !path.is_file() {
-        return Ok(None);
+    let Some(record) = recorded(&path)? else { return Ok(None) };
+    for entry in of_layer_entries(job, layer) {
+        check_source(job.model, entry, record["sources"][&entry.name].as_str())?;
     }
     let changes = Arc::new(rewrite::load(&path)?);
     *known = Some((layer, changes.clone()));
@@ -56,7 +69,10 @@ fn plain<'p>(job: &'p Job<'_>, site: &Site) -> Vec<Option<&'p dyn Method>> {
 pub fn smooth(job: &Job<'_>, layer: usize, observed: &[ObservedSite<'_>]) -> Result<Vec<Fold>> {
     let changes = rewrite::of_sites(job.search(), &job.plan.smoothings, &|site| plain(job, site), observed)?;
     rewrite::save(&layer_path(job, layer), &changes)?;
-    Ok(changes.folds)
+    record_file(&layer_path(job, layer), json!({"sources": hashes(job, of_layer_entries(job, layer))?}))?;
+    let folds = changes.folds.clone();
+    *job.smoothed.lock().unwrap_or_else(|e| e.into_inner()) = Some((layer, Arc::new(changes)));
+    Ok(folds)
 }
 
 fn network_path(job: &Job<'_>) -> PathBuf {
@@ -78,16 +94,20 @@ pub fn of_network(job: &Job<'_>) -> Result<Option<Changes>> {
 
 /// Errors if the tensors of the model have changed since the changes of the network were found.
 pub fn check_network(job: &Job<'_>) -> Result<()> {
-    let json = recorded(&network_path(job))?.unwrap_or_default();
+    check_sources(job, &recorded(&network_path(job))?.unwrap_or_default())
+}
+
+/// Errors if a tensor of the model is not the one whose hash a record has under `sources`.
+pub fn check_sources(job: &Job<'_>, record: &Json) -> Result<()> {
     for entry in sources(job) {
         job.cx.cancel.check()?;
-        check_source(job.model, entry, json["sources"][&entry.name].as_str())?;
+        check_source(job.model, entry, record["sources"][&entry.name].as_str())?;
     }
     Ok(())
 }
 
 /// Returns the entries whose tensors are in the model.
-fn sources<'j>(job: &Job<'j>) -> impl Iterator<Item = &'j Entry> {
+pub fn sources<'j>(job: &Job<'j>) -> impl Iterator<Item = &'j Entry> {
     job.plan.entries.iter().filter(|e| !matches!(e.action, Action::New))
 }
 
@@ -102,9 +122,7 @@ pub fn find_network(
     let text = rewrite::Windows { checkpoint, tokens: windows, ctx: job.plan.windows[1], scratch };
     let changes = rewrite::with_data(job.search(), rotation, &job.plan.sites(), text)?;
     rewrite::save(&network_path(job), &changes)?;
-    let hashes = sources(job).map(|e| Ok((e.name.clone(), source_hash(job.model, e)?)));
-    let hashes = hashes.collect::<Result<BTreeMap<_, _>>>()?;
-    record_file(&network_path(job), json!({"sources": hashes}))
+    record_file(&network_path(job), json!({"sources": hashes(job, sources(job))?}))
 }
 
 /// Writes a tensor that the rotation of the network adds.

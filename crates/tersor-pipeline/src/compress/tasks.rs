@@ -1,10 +1,12 @@
 //! Runs one task of a plan, for processes that share the work.
 
+use serde_json::json;
 use tersor_core::{Error, Result, Site, StatNeeds};
 use tersor_llm::Checkpoint;
 
 use super::chain::{self, Chain};
 use super::matrix::{Job, check_source};
+use super::parts::{record_file, recorded};
 use super::rewrites;
 use crate::calibrate::{self, Statistics};
 use crate::plan::{Plan, Task};
@@ -71,13 +73,15 @@ pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
         }
         Task::Statistics(shard) => {
             let out = job.parts.scratch().join(shard_name(shard));
-            if out.is_file() {
-                return Ok(());
+            if let Some(record) = recorded(&out)? {
+                return rewrites::check_sources(job, &record);
             }
             let checkpoint = open(job)?;
             let windows = plan.cut(&checkpoint, job.cx)?;
             let scratch = plan.spill.then(|| job.parts.scratch());
-            calibrate::gather(&checkpoint, &plan.wanted(), &windows, shard..shard + 1, &out, scratch, job.cx)
+            calibrate::gather(&checkpoint, &plan.wanted(), &windows, shard..shard + 1, &out, scratch, job.cx)?;
+            let sources = rewrites::hashes(job, rewrites::sources(job))?;
+            record_file(&out, json!({"sources": sources}))
         }
     }
 }
@@ -95,9 +99,11 @@ fn matrix(job: &Job<'_>, number: usize, site: Site) -> Result<()> {
         Some(statistics) => statistics.site(&alone, needs, plan.seed)?,
         None => {
             let paths: Vec<_> = (0..plan.shards()).map(|s| job.parts.scratch().join(shard_name(s))).collect();
-            if let Some(s) = paths.iter().position(|p| !p.is_file()) {
-                let what = format!("statistics of shard {} are missing: its task comes first", s + 1);
-                return Err(Error::format("task", what));
+            for (s, path) in paths.iter().enumerate() {
+                if recorded(path)?.is_none() {
+                    let what = format!("statistics of shard {} are missing: its task comes first", s + 1);
+                    return Err(Error::format("task", what));
+                }
             }
             Statistics::open(&paths, &plan.wanted())?.site(&alone, needs, plan.seed)?
         }

@@ -86,7 +86,7 @@ pub fn run(source: &Source, version: Version, out: &Path, cx: &Context) -> Resul
         }
     }
     let total: u64 = layout.values().map(|t| t.bytes().unwrap_or(0) as u64).sum();
-    let inputs = source.inputs(version.name());
+    let inputs = source.inputs(version.name())?;
     if let Output::Open(work) = output::open(out, &inputs, &Json::Null, RECORD, Share::Alone)? {
         const FILE: &str = "model.safetensors";
         let names = layout.keys().cloned().collect();

@@ -23,6 +23,7 @@ use tersor_llm::{MANIFEST, Manifest, is_key_rotation};
 use tersor_operators::{GroupedLinear, QuantizedInputs};
 
 use crate::kinds::Kinds;
+use crate::output::hash_file;
 
 /// A format to export to.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -115,13 +116,20 @@ impl Source {
         Ok(Self { model, manifest, registry: kinds.operators.clone(), base_only: false })
     }
 
-    /// Returns what a conversion depends on, as JSON with hashes.
-    fn inputs(&self, to: &str) -> Json {
-        let model = format!("{:?}{:?}", self.model.files(), self.model.tensors());
-        json!({
-            "model": blake3::hash(model.as_bytes()).to_hex().to_string(), "to": to, "version": env!("CARGO_PKG_VERSION"),
+    /// Returns what a conversion depends on, as JSON with the hashes of the contents of all weight files, and of the configuration. Errors if a file
+    /// cannot be read.
+    fn inputs(&self, to: &str) -> Result<Json> {
+        let path = self.model.path();
+        let mut all = blake3::Hasher::new();
+        for (name, _) in self.model.files() {
+            let file = if path.is_dir() { path.join(&name) } else { path.to_path_buf() };
+            all.update(name.as_bytes()).update(b"\0").update(hash_file(&file)?.1.as_bytes()).update(b"\n");
+        }
+        all.update(&self.model.config().map(files::to_bytes).unwrap_or_default());
+        Ok(json!({
+            "model": all.finalize().to_hex().to_string(), "to": to, "version": env!("CARGO_PKG_VERSION"),
             "fingerprint": self.manifest.as_ref().map(|m| m.json["fingerprint"].clone()),
-        })
+        }))
     }
 
     /// Returns the operator specification of a compressed matrix; none for another tensor.

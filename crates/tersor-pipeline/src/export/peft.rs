@@ -33,7 +33,7 @@ pub struct PeftExport {
 }
 
 pub fn run(mut source: Source, out: &Path, cx: &Context) -> Result<PeftExport> {
-    let inputs = source.inputs("peft");
+    let inputs = source.inputs("peft")?;
     let mut adapter = Adapter::new();
     for t in source.tensors() {
         let Some((spec, prefix)) = source.spec(&t.name).and_then(|s| corrected(s, &t.name)) else { continue };

@@ -45,7 +45,7 @@ pub fn run(source: &Source, dtype: DType, out: &Path, cx: &Context) -> Result<Pl
 /// Writes the directory, unless it is finished; returns the total length of its tensors in bytes.
 pub fn write_out(source: &Source, dtype: DType, out: &Path, cx: &Context) -> Result<u64> {
     let items = items(source, dtype);
-    let inputs = source.inputs(dtype.name());
+    let inputs = source.inputs(dtype.name())?;
     let total: u64 = items.iter().map(|i| i.info.bytes().unwrap_or(0) as u64).sum();
     if let Output::Open(work) = output::open(out, &inputs, &Json::Null, RECORD, Share::Alone)? {
         let mut layout: BTreeMap<String, BTreeMap<String, TensorInfo>> = BTreeMap::new();

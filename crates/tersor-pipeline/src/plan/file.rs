@@ -10,6 +10,7 @@ use tersor_llm::Tokenizer;
 
 use super::Plan;
 use crate::kinds::Kinds;
+use crate::output::{FileKind, RECIPE_HEAD, check_file};
 use crate::recipe::Recipe;
 
 /// What a file of a plan has.
@@ -34,6 +35,11 @@ impl PlanFile {
         Ok(Self { recipe, seed, inputs })
     }
 
+    /// Returns what [`Plan::save`] writes to a file of this name: a recipe if it ends in `.toml`, a plan otherwise.
+    pub fn kind(path: &Path) -> FileKind {
+        if path.extension().is_some_and(|e| e == "toml") { FileKind::Recipe } else { FileKind::Plan }
+    }
+
     /// Errors, naming them, if inputs that the file records differ from those of a plan that was made from its recipe. The plan may have more inputs:
     /// the file may have been made without a calibration text.
     pub fn check(&self, plan: &Plan) -> Result<()> {
@@ -50,8 +56,10 @@ impl PlanFile {
 impl Plan {
     /// Writes the plan to a file, for [`PlanFile::read`]; if the name ends in `.toml`, writes the recipe only.
     pub fn save(&self, path: &Path, kinds: &Kinds) -> Result<()> {
-        if path.extension().is_some_and(|e| e == "toml") {
-            return write_atomic(path, self.recipe.to_toml(&kinds.stages).as_bytes());
+        let kind = PlanFile::kind(path);
+        check_file(path, kind, &[])?;
+        if kind == FileKind::Recipe {
+            return write_atomic(path, format!("{RECIPE_HEAD}{}", self.recipe.to_toml(&kinds.stages)).as_bytes());
         }
         let file = json!({"recipe": self.recipe.to_json(), "seed": self.seed, "inputs": self.inputs});
         write_atomic(path, &files::to_bytes(&file))

@@ -110,6 +110,9 @@ impl Plan {
             }
             (_, true) => None,
         };
+        if let Some(network) = &network {
+            network.check_shapes(model)?;
+        }
         let tied = network.as_ref().is_some_and(Architecture::tied);
         let rotation = rewrite::of_network(&recipe, network.as_ref(), kinds)?;
         let sites = network.as_ref().map(Architecture::sites).unwrap_or_default();

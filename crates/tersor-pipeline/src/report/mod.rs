@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 use tersor_core::{Error, Limits, Result};
-use tersor_formats::json as files;
+use tersor_formats::{json as files, write_atomic};
 use tersor_llm::MANIFEST;
 
 use crate::compress::TIMING;
+use crate::output::{FileKind, PAGE_MARK, check_file};
 use crate::units::megabytes;
 use charts::Run;
 use svg::escape;
@@ -23,6 +24,13 @@ h1{font-size:1.6em;margin-bottom:.2em}h2{font-size:1.15em;margin-top:2em}\
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,td{padding:.3em .6em;text-align:right;border-bottom:1px solid #dde3ea}\
 th:first-child,td:first-child{text-align:left}th{font-weight:600;color:#51606f}svg{width:100%;height:auto}\
 .note{color:#51606f}text{font:12px system-ui,sans-serif;fill:#1d2733}.axis{fill:#51606f}";
+
+/// Writes the HTML page for output directories of `compare`, `demo` and `compress` to the file `out`. Errors if a directory is none of these, or if
+/// `out` exists and is no earlier page.
+pub fn save(dirs: &[PathBuf], out: &Path) -> Result<()> {
+    check_file(out, FileKind::Page, &[])?;
+    write_atomic(out, page(dirs)?.as_bytes())
+}
 
 /// Returns the HTML page for output directories of `compare`, `demo` and `compress`. Errors if a directory is none of these.
 pub fn page(dirs: &[PathBuf]) -> Result<String> {
@@ -56,7 +64,7 @@ pub fn page(dirs: &[PathBuf]) -> Result<String> {
         if models.is_empty() { "Compressed models".into() } else { format!("Recipes on {}", models.join(", ")) };
     let mut out = format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-        <title>{0}</title><style>{STYLE}</style></head><body><h1>{0}</h1><p class=\"note\">Tersor {1}</p>",
+        {PAGE_MARK}<title>{0}</title><style>{STYLE}</style></head><body><h1>{0}</h1><p class=\"note\">Tersor {1}</p>",
         escape(&title),
         env!("CARGO_PKG_VERSION")
     );

@@ -1,4 +1,9 @@
-//! Output directories, which are new, in progress or finished. A final file name never belongs to an incomplete file.
+//! Output directories, which are new, in progress or finished, and output files. A final file name never belongs to an incomplete file, and nothing
+//! that this crate did not make is replaced or deleted.
+
+mod file;
+
+pub use file::{ABOUT, FileKind, PAGE_MARK, RECIPE_HEAD, check_distinct, check_file};
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
