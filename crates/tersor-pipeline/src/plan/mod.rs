@@ -83,7 +83,7 @@ pub struct Plan {
     pub seed: u64,
     /// Everything that the result depends on, as hashes by name.
     pub inputs: BTreeMap<String, String>,
-    /// The architecture; none with `--generic`.
+    /// The architecture; none with [`Options::generic`].
     pub network: Option<Architecture>,
     /// The calibration text, if the recipe needs data and one was given.
     pub calibration: Option<Text>,
@@ -303,7 +303,7 @@ impl Plan {
         entry.rule.and_then(|r| self.recipe.rules.get(r)).map_or(NonFinite::Refuse, |r| r.non_finite)
     }
 
-    /// Returns the sites of the network; none with `--generic`.
+    /// Returns the sites of the network; none with [`Options::generic`].
     pub fn sites(&self) -> Vec<Site> {
         self.network.as_ref().map(Architecture::sites).unwrap_or_default()
     }
