@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
+use tersor::core::Progress;
 use tersor::pipeline::Text;
 use tersor::pipeline::plan::{Data, Options};
 
@@ -75,9 +76,9 @@ pub struct Calibration {
     /// Calibration text.
     #[arg(long)]
     pub calib: Option<PathBuf>,
-    /// Number of windows of calibration text; for an encoder, number of lines.
-    #[arg(long, default_value_t = 128)]
-    pub calib_windows: usize,
+    /// Number of windows of calibration text; for an encoder, number of lines [default: that of the plan, else 128].
+    #[arg(long)]
+    pub calib_windows: Option<usize>,
     /// Statistics files from `calibrate` (all shards), or an importance matrix of llama.cpp, instead of a text.
     #[arg(long, value_delimiter = ',', conflicts_with = "calib")]
     pub stats: Vec<PathBuf>,
@@ -87,6 +88,18 @@ pub struct Calibration {
 }
 
 impl Calibration {
+    /// Returns what a budget takes from these arguments; without a text, the one that is built in, with a warning.
+    pub fn options_or_built_in(&self, ctx: Option<usize>, generic: bool, progress: &dyn Progress) -> Options {
+        let mut options = self.options(ctx, generic);
+        if let Data::None = options.data {
+            let what = "the built-in calibration text is used, English prose; give one that is like the model's use with --calib";
+            progress.warn(what);
+            options.data =
+                Data::Text(Text::new("the built-in calibration text", include_str!("../data/calibration.txt")));
+        }
+        options
+    }
+
     /// Returns what a plan takes from these arguments.
     pub fn options(&self, ctx: Option<usize>, generic: bool) -> Options {
         let data = match (&self.calib, self.stats.is_empty()) {
@@ -94,7 +107,7 @@ impl Calibration {
             (None, false) => Data::Statistics(self.stats.clone()),
             (None, true) => Data::None,
         };
-        Options { data, windows: self.calib_windows, ctx, generic }
+        Options { data, windows: self.calib_windows.unwrap_or(Options::default().windows), ctx, generic }
     }
 }
 
@@ -197,15 +210,23 @@ pub struct Plan {
 
 /// `tersor compress`
 #[derive(clap::Args, Debug)]
+#[command(group(clap::ArgGroup::new("how").required(true).args(["recipe", "plan", "budget", "bits"])))]
 pub struct Compress {
     /// A model directory or a `.gguf` file.
     pub model: PathBuf,
     /// Name of a recipe, or a TOML file.
-    #[arg(long, required_unless_present = "plan", conflicts_with = "plan")]
+    #[arg(long)]
     pub recipe: Option<String>,
     /// A plan file from `tersor plan --out`.
     #[arg(long)]
     pub plan: Option<PathBuf>,
+    /// Choose bits and method of each matrix so that all weight files together take at most this size (`60MB`), by the measured effect of each
+    /// matrix on the predictions for the calibration text; without --calib, for a text that is built in. A stopped run continues where it was.
+    #[arg(long, value_parser = bytes, conflicts_with_all = ["task", "merge", "stats"])]
+    pub budget: Option<u64>,
+    /// Like --budget, for a maximum number of bits per weight, embedding and head included.
+    #[arg(long, conflicts_with_all = ["task", "merge", "stats"])]
+    pub bits: Option<f64>,
     /// Output directory.
     #[arg(long)]
     pub out: PathBuf,

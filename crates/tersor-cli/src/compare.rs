@@ -35,7 +35,7 @@ pub fn demo(a: &args::Demo, json: bool, threads: usize) -> Result<()> {
         recipes: recipes.to_vec(),
         calibration: args::Calibration {
             calib: Some(at("examples/data/wiki-calib.txt")),
-            calib_windows: 128,
+            calib_windows: Some(128),
             ..Default::default()
         },
         text: at("examples/data/wiki-eval.txt"),
@@ -113,7 +113,9 @@ fn compress(a: &args::Compare, recipe: &str, out: &Path, threads: usize) -> Resu
     list.extend(["--threads".to_string(), threads.to_string()]);
     if let Some(calib) = &a.calibration.calib {
         list.extend(["--calib".to_string(), calib.display().to_string()]);
-        list.extend(["--calib-windows".to_string(), a.calibration.calib_windows.to_string()]);
+        if let Some(n) = a.calibration.calib_windows {
+            list.extend(["--calib-windows".to_string(), n.to_string()]);
+        }
         if let Some(ctx) = a.ctx {
             list.extend(["--ctx".to_string(), ctx.to_string()]);
         }

@@ -3,6 +3,7 @@
 use serde_json::{json, to_value};
 use tersor::core::{Error, Limits, ParamError, Result};
 use tersor::formats::Model;
+use tersor::pipeline::budget::{self, Limit};
 use tersor::pipeline::compress::{Outcome, Part, check_original, compress};
 use tersor::pipeline::evaluate::peak_rss;
 use tersor::pipeline::plan::{Plan, PlanFile};
@@ -14,18 +15,30 @@ pub fn run(a: &args::Compress, json: bool) -> Result<()> {
     let kinds = tersor::kinds();
     let model = Model::open(&a.model, &Limits::default())?;
     check_original(&a.model)?;
-    let (recipe, seed, planned) = match (&a.recipe, &a.plan) {
-        (Some(name), _) => (Recipe::find(name, &kinds.stages)?, a.seed, None),
-        (None, Some(path)) => PlanFile::read(path, kinds).map(|f| (f.recipe.clone(), f.seed, Some(f)))?,
-        (None, None) => return Err(ParamError::new("recipe", "missing", "must be given unless --plan is").into()),
+    let file = a.plan.as_ref().map(|path| PlanFile::read(path, kinds)).transpose()?;
+    let cx = context(file.as_ref().map_or(a.seed, |f| f.seed), a.calibration.max_memory);
+    cancel_on_signals(&cx.cancel);
+    let limit = a.budget.map(Limit::Bytes).or(a.bits.map(Limit::Bits));
+    let mut options = match limit {
+        Some(_) => a.calibration.options_or_built_in(a.ctx, a.generic, &*cx.progress),
+        None => a.calibration.options(a.ctx, a.generic),
     };
-    let cx = context(seed, a.calibration.max_memory);
-    let mut plan = Plan::new(&model, recipe, &a.calibration.options(a.ctx, a.generic), kinds, &cx)?;
-    if let Some(file) = planned {
-        file.check(&plan)?;
+    let recipe = match (&a.recipe, &file, limit) {
+        (Some(name), ..) => Recipe::find(name, &kinds.stages)?,
+        (_, Some(file), _) => {
+            // A plan holds its windows; others are given beside it on purpose.
+            options.windows = a.calibration.calib_windows.unwrap_or(file.windows[0]);
+            options.ctx = a.ctx.or(Some(file.windows[1]));
+            file.recipe.clone()
+        }
+        (.., Some(limit)) => budget::choose_for(&model, limit, &options, &a.out, None, kinds, &cx)?,
+        (None, None, None) => return Err(ParamError::new("recipe", "missing", "must be given").into()),
+    };
+    let mut plan = Plan::new(&model, recipe, &options, kinds, &cx)?;
+    if let Some(file) = file {
+        file.check(&plan, &cx)?;
     }
     plan.fit(&model, &cx)?;
-    cancel_on_signals(&cx.cancel);
     let part = match (a.task, a.merge) {
         (Some(k), _) => Part::Task(k),
         (None, true) => Part::Merge,

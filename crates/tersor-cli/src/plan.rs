@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{json, to_value};
 use tersor::core::{Error, Limits, ParamError, Result};
 use tersor::formats::Model;
-use tersor::pipeline::budget::{self, Limit};
+use tersor::pipeline::budget::{self, Limit, Store};
 use tersor::pipeline::evaluate::peak_rss;
 use tersor::pipeline::output::{FileKind, check_distinct, check_file};
 use tersor::pipeline::plan::{Action, Plan, PlanFile};
@@ -21,15 +21,16 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
     check_outputs(a)?;
     let (kinds, cx) = (tersor::kinds(), context(a.seed, a.calibration.max_memory));
     let model = Model::open(&a.model, &Limits::default())?;
-    let options = a.calibration.options(a.ctx, a.generic);
-    let limit = match (a.budget, a.bits) {
-        (Some(bytes), _) => Some(Limit::Bytes(bytes)),
-        (None, bits) => bits.map(Limit::Bits),
+    let limit = a.budget.map(Limit::Bytes).or(a.bits.map(Limit::Bits));
+    let options = match limit {
+        Some(_) => a.calibration.options_or_built_in(a.ctx, a.generic, &*cx.progress),
+        None => a.calibration.options(a.ctx, a.generic),
     };
     let (recipe, chosen) = match (&a.recipe, limit) {
         (_, Some(limit)) => {
             cancel_on_signals(&cx.cancel);
-            let chosen = budget::choose(&model, limit, &options, a.measured.as_deref(), kinds, &cx)?;
+            let store = a.measured.as_deref().map(Store::beside).unwrap_or_default();
+            let chosen = budget::choose(&model, limit, &options, &store, kinds, &cx)?;
             (chosen.recipe, Some((chosen.loss, chosen.memory)))
         }
         (Some(name), None) => (Recipe::find(name, &kinds.stages)?, None),

@@ -142,7 +142,7 @@ fn each_piece_is_worth_something_and_costs_what_it_says() {
     // A model without stored rotations cannot use them in its cache.
     let text = root().join("examples/data/wiki-eval.txt");
     let said = fails(1, &["eval", s(&model), "--text", s(&text), "--kv", "int4-pca", "--windows", "1"]);
-    assert!(said.contains("k_rotation") && said.contains("resq"), "{said}");
+    assert!(said.contains("rotation of the keys") && said.contains("principal directions"), "{said}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ pub mod gguf;
 pub mod imatrix;
 pub mod json;
 mod model;
+pub mod peft;
 mod read_at;
 pub mod safetensors;
 

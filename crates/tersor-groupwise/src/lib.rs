@@ -4,13 +4,13 @@ pub mod awq;
 pub mod coder;
 pub mod dgq;
 pub mod gptq;
-pub mod mixed;
 mod output_clip;
 pub mod qqq;
 mod rtn;
 mod search;
 pub mod smooth;
 mod stages;
+mod ways;
 
 pub use awq::{Awq, OutputClip};
 pub use dgq::Dgq;

@@ -2,7 +2,6 @@
 
 mod correct;
 mod factor;
-pub mod peft;
 mod principal;
 pub mod rotate;
 mod stages;

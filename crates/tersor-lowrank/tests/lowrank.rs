@@ -5,9 +5,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use tersor_blockwise::Blockwise;
 use tersor_core::*;
+use tersor_formats::peft;
 use tersor_groupwise::{Gptq, Rtn};
 use tersor_linalg::gaussian;
-use tersor_lowrank::{Corrected, LowRank, Norm, Rank, factorize, peft};
+use tersor_lowrank::{Corrected, LowRank, Norm, Rank, factorize};
 use tersor_operators::{ActQuant, Cast, Dense, QuantizedInputs};
 
 fn normal(seed: u64, n: usize) -> Vec<f32> {

@@ -120,9 +120,9 @@ fn plan_files_know_what_they_were_made_for() {
     plan.save(&path, tersor::kinds()).unwrap();
     let file = PlanFile::read(&path, tersor::kinds()).unwrap();
     assert_eq!((&file.recipe, file.seed), (&plan.recipe, 0));
-    file.check(&plan).unwrap();
-    let other: Plan = planned("w4-g32-rtn", &cx.with_seed(1)).plan;
-    assert!(file.check(&other).unwrap_err().to_string().contains("seed"));
+    file.check(&plan, &cx).unwrap();
+    let other: Plan = planned("w4-g32-rtn", &cx.clone().with_seed(1)).plan;
+    assert!(file.check(&other, &cx).unwrap_err().to_string().contains("seed"));
 }
 
 #[test]
@@ -164,4 +164,13 @@ fn an_application_can_register_kinds_of_its_own() {
     let none = tersor_pipeline::Kinds::default();
     assert!(Recipe::find("w4-g32-rtn", &none.stages).is_err());
     assert!(recipe::Recipe::find("w4-g32-rtn", &tersor::kinds().clone().stages).is_ok());
+}
+
+#[test]
+fn the_readme_has_the_program_that_is_run() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let read = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
+    let program = read("examples/compress/src/main.rs");
+    assert!(program.lines().count() <= 15);
+    assert!(read("README.md").contains(&program));
 }

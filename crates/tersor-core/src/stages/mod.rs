@@ -11,12 +11,14 @@ mod fields;
 mod names;
 mod registry;
 mod target;
+mod ways;
 
 pub use assemble::{Assembled, assemble};
 pub use fields::{Field, FieldKind, Fields, HasFields, List};
 pub use names::{NameRule, Named, Segment};
 pub use registry::Stages;
 pub use target::{Target, ValuesOf, set, value_of};
+pub use ways::{Measured, PreparedWays, Way, Ways};
 
 use crate::{CacheMethod, Method, Pruner, Result, Rewrite};
 
@@ -166,6 +168,11 @@ pub trait StageSpec: CloneStage + Send + Sync {
     /// Returns what the stage contributes to the compression of the matrix `at`; for a stage of [`Slot::Network`] or [`Slot::Cache`], `at`
     /// is [`Target::none`]. Errors if parameters contradict each other, or do not suit the matrix or its other stages.
     fn parts(&self, at: &Target<'_>) -> Result<Vec<Part>>;
+
+    /// Returns what a budget may choose among stages of this kind; None if this kind is no choice, which is the default.
+    fn ways(&self) -> Option<Box<dyn Ways>> {
+        None
+    }
 
     /// Returns the words by which the name of a recipe asks for this stage, such as `gptq` in `w4-g128-gptq`. By default it is the kind
     /// alone.

@@ -1,6 +1,6 @@
 //! Parameters of GPTQ.
 
-use tersor_core::stages::{Fields, Part, Segment, Slot, StageSpec, Target};
+use tersor_core::stages::{Fields, Part, Segment, Slot, StageSpec, Target, Ways};
 use tersor_core::{
     Check, Context, DType, Element, GroupSize, IntoMat, LinearOp, ParamError, Prepared, Report, Result, StatSet, Value,
 };
@@ -9,6 +9,7 @@ use tersor_operators::{Clip, Grid, GroupSpec};
 
 use crate::coder::Groups;
 use crate::rtn::grid_segments;
+use crate::ways::GptqWays;
 use crate::{CheckedRtn, Rtn};
 
 /// What GPTQ does with a matrix whose Hessian is not positive definite with any damping that is tried: round the matrix to nearest
@@ -258,6 +259,9 @@ impl StageSpec for Gptq {
     }
     fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
         Ok(vec![Part::Base(Box::new(self.check()?))])
+    }
+    fn ways(&self) -> Option<Box<dyn Ways>> {
+        Some(Box::new(GptqWays))
     }
     fn segments(&self) -> Vec<Segment> {
         let order = vec![("act_order", Value::Bool(true)), ("static_groups", Value::Bool(true))];

@@ -1,6 +1,7 @@
 //! Parameters of round-to-nearest.
 
-use tersor_core::stages::{Fields, Part, Segment, Slot, StageSpec, Target};
+use crate::ways::RtnWays;
+use tersor_core::stages::{Fields, Part, Segment, Slot, StageSpec, Target, Ways};
 use tersor_core::{Check, Context, DType, Element, GroupSize, IntoMat, ParamError, Report, Result, StatSet, Value};
 use tersor_operators::{Clip, Grid, GroupSpec, GroupedLinear};
 
@@ -244,6 +245,9 @@ impl StageSpec for Rtn {
     }
     fn parts(&self, _: &Target<'_>) -> Result<Vec<Part>> {
         Ok(vec![Part::Base(Box::new(self.check()?))])
+    }
+    fn ways(&self) -> Option<Box<dyn Ways>> {
+        Some(Box::new(RtnWays))
     }
     fn segments(&self) -> Vec<Segment> {
         grid_segments()

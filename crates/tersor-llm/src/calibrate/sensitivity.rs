@@ -1,12 +1,15 @@
 //! Sensitivity of the predictions to the compression of single matrices: a text is passed through concurrent networks that each differ from the
 //! original in one matrix, with one layer in memory at a time.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use tersor_core::{Cancel, Error, Exec, LinearOp, Result, metrics};
 use tersor_kernels::par;
 
 use super::steps::{self, Steps, Window};
+use super::store::{Store, le_bytes};
 use super::{Calibration, ReadRow};
 use crate::layer::{apply, rms_norm};
 use crate::{Architecture, Checkpoint, SiteKind};
@@ -157,6 +160,49 @@ impl<'a> Sensitivity<'a> {
     pub fn add_head(&mut self, name: &str, op: Arc<dyn LinearOp>) -> Result<()> {
         self.check_head(name, &*op)?;
         self.networks.push(Network { name: name.into(), stream: self.original.clone(), head: Some(op) });
+        Ok(())
+    }
+
+    /// Returns the name of each network, in the order in which they were added.
+    pub fn names(&self) -> Vec<String> {
+        self.networks.iter().map(|n| n.name.clone()).collect()
+    }
+
+    /// Saves the hidden states of the original network and of every other, in the order of [`names`](Self::names), to a file at `path`, which
+    /// is synced and appears under its name when it is complete. Output heads of networks are not saved. Errors if the file cannot be
+    /// written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut file = tersor_formats::AtomicFile::create(path)?;
+        for stream in [&self.original].into_iter().chain(self.networks.iter().map(|n| &n.stream)) {
+            for part in stream.chunks(1 << 18) {
+                file.write(&le_bytes(part))?;
+            }
+        }
+        file.finish()
+    }
+
+    /// Replaces the hidden states by those in the file `path`, which [`save`](Self::save) wrote for the same windows, and the networks by
+    /// those called `names`, in order. `heads` has the output head of each network that has one of its own, by name. The caller continues
+    /// with the layer that was next when the file was saved. Errors if the file cannot be read or has another length than these networks
+    /// have, or if a head has another shape than `[vocab, hidden]`.
+    pub fn resume(
+        &mut self,
+        path: &Path,
+        names: Vec<String>,
+        mut heads: BTreeMap<String, Arc<dyn LinearOp>>,
+    ) -> Result<()> {
+        for (name, head) in &heads {
+            self.check_head(name, &**head)?;
+        }
+        let len = self.original.len();
+        let mut all = Store::open(path, len * (names.len() + 1), true)?;
+        let mut part = |i: usize| Ok::<_, Error>(all.read(i * len..(i + 1) * len)?.into_owned());
+        self.original = part(0)?;
+        let network = |(i, name): (usize, String)| {
+            let head = heads.remove(&name);
+            Ok(Network { stream: part(i + 1)?, name, head })
+        };
+        self.networks = names.into_iter().enumerate().map(network).collect::<Result<_>>()?;
         Ok(())
     }
 

@@ -1,13 +1,17 @@
 //! Measures the effect of each matrix on the predictions.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
-use tersor_core::{Check, Context, Result, Site, StatNeeds, StatSet};
+use tersor_core::stages::{Measured, Way, Ways};
+use tersor_core::{Context, Error, LinearOp, Result, RowSource, Site, StatNeeds, StatSet};
 use tersor_formats::Model;
-use tersor_groupwise::Gptq;
 use tersor_llm::{CONCURRENT_NETWORKS, Calibration, Checkpoint, Hooks, Sensitivity, SiteKind, Substitution, Upstream};
 
-use super::options::{self, Item};
+use super::item::Item;
+use super::progress::Progress;
 use crate::kinds::Kinds;
 use crate::plan::{Action, Plan};
 
@@ -25,9 +29,52 @@ pub fn steps(plan: &Plan) -> u64 {
     plan.network.as_ref().map_or(0, |n| n.layers() as u64) + 1
 }
 
-/// Returns every matrix of a layer, the embedding and the head, with storage options, errors and measured effect. Errors if the model or the
-/// calibration text cannot be used.
-pub fn measure(plan: &Plan, model: &Model, kinds: &Kinds, cx: &Context) -> Result<Vec<Item>> {
+/// Returns the kinds of ways to store a matrix: those that need data if its inputs are observed, the others if not. Errors if there is none.
+pub fn ways(kinds: &Kinds, observed: bool) -> Result<Vec<Box<dyn Ways>>> {
+    let all = kinds.stages.kinds().filter_map(|s| s.ways()).filter(|w| w.needs().any_data() == observed);
+    let all: Vec<Box<dyn Ways>> = all.collect();
+    let place = "the registered kinds of stages; a budget chooses among them";
+    if all.is_empty() { Err(Error::missing("a way to store a matrix", place)) } else { Ok(all) }
+}
+
+/// Returns the ways to store a matrix with their errors, measured by each kind of ways, and the matrix stored by the probe of the first.
+fn measured(
+    name: &str,
+    rows: &dyn RowSource,
+    ways: &[Box<dyn Ways>],
+    stats: &StatSet,
+    cx: &Context,
+) -> Result<(Item, Arc<dyn LinearOp>)> {
+    let ready = ways.iter().map(|w| w.prepare(stats, cx)).collect::<Result<Vec<_>>>()?;
+    prepared(name, rows, &ready, cx)
+}
+
+fn prepared(
+    name: &str,
+    rows: &dyn RowSource,
+    ready: &[Box<dyn tersor_core::stages::PreparedWays + '_>],
+    cx: &Context,
+) -> Result<(Item, Arc<dyn LinearOp>)> {
+    let work = || -> Result<(Item, Arc<dyn LinearOp>)> {
+        let all = ready.iter().map(|w| w.measure(rows, cx)).collect::<Result<Vec<Measured>>>()?;
+        let first = ready.first().zip(all.first());
+        let (way, probe): (_, &Way) =
+            first.map(|(w, m)| (w, &m.probe)).ok_or_else(|| Error::missing("a probe", "the ways"))?;
+        Ok((Item::new(name, &all), way.store(rows, probe, cx)?))
+    };
+    work().map_err(|e| e.in_tensor(name))
+}
+
+/// Returns every matrix of a layer, the embedding and the head, with the ways to store it, their errors and the measured effect. Saves the work in
+/// the directory `work`, with the hashes of its inputs, when the time beside them has passed, and goes on from what is saved there. Errors if the model or the calibration text cannot be used.
+pub fn measure(
+    plan: &Plan,
+    model: &Model,
+    kinds: &Kinds,
+    work: Option<(&Path, &serde_json::Value, Duration)>,
+    cx: &Context,
+) -> Result<Vec<Item>> {
+    let mut progress = work.map(|(dir, inputs, every)| Progress::open(dir, inputs, every)).transpose()?;
     let checkpoint = Checkpoint::open(model.path(), &kinds.operators)?;
     let all = plan.cut(&checkpoint, cx)?;
     let windows: Vec<&[u32]> = all.iter().map(Vec::as_slice).collect();
@@ -42,46 +89,61 @@ pub fn measure(plan: &Plan, model: &Model, kinds: &Kinds, cx: &Context) -> Resul
     let network = checkpoint.architecture();
     let mut read = |name: &str, row: usize, out: &mut [f32]| model.rows(name)?.read_rows(row..row + 1, out);
     let mut networks = Sensitivity::new(&checkpoint, &sample, ctx, &mut read)?;
-    let mut items = Vec::new();
-    let head = if network.tied() { None } else { Some("lm_head.weight") };
-    let table = network.embeddings().into_iter().next();
-    let own_head = head.filter(|h| checkpoint.has(h)).map(String::from);
-    let embedding_and_head: Vec<String> = table.iter().cloned().chain(own_head).collect();
-    for name in &embedding_and_head {
-        items.push(Item::by_rounding(name, &*model.rows(name)?).map_err(|e| e.in_tensor(name))?);
-    }
-    let quantized = |name: &str| options::probe(&*model.rows(name)?, kinds).map_err(|e| e.in_tensor(name));
-    if let Some(name) = &table {
-        let op = quantized(name)?;
-        let other = op.clone();
-        networks.add_embedding(name, network.tied().then_some(op), &mut |from, row, out| {
-            if from == name {
-                other.decompress_rows(row..row + 1, out, &cx.exec)
-            } else {
-                model.rows(from)?.read_rows(row..row + 1, out)
-            }
-        })?;
-    }
-    cx.progress.advance(1, "embedding");
-
     let mut calibration = Calibration::new(&checkpoint, &windows, 0..windows.len(), ctx, None)?;
-    calibration.embed(&mut |name, row, out| model.rows(name)?.read_rows(row..row + 1, out))?;
-    for layer in 0..network.layers() {
+    let (rounding, fed) = (ways(kinds, false)?, ways(kinds, true)?);
+    let rounded = |name: &str| measured(name, &*model.rows(name)?, &rounding, &StatSet::none(), cx);
+    let head = if network.tied() { None } else { Some("lm_head.weight") }.filter(|h| checkpoint.has(h));
+    let table = network.embeddings().into_iter().next();
+
+    let before = progress.as_ref().map(|p| p.before(network.layers())).transpose()?.flatten();
+    let (mut items, first) = match (before, &progress) {
+        (Some(before), Some(progress)) => {
+            let file = progress.resume(before.layers, &mut calibration)?;
+            let mut heads = BTreeMap::new();
+            if let Some(name) = table.as_ref().filter(|_| network.tied()) {
+                heads.insert(name.clone(), rounded(name)?.1);
+            }
+            networks.resume(&file, before.networks, heads)?;
+            cx.progress.advance(before.layers as u64 + 1, "measured before");
+            (before.items, before.layers)
+        }
+        _ => {
+            let mut items = Vec::new();
+            if let Some(name) = &table {
+                let (item, op) = rounded(name)?;
+                items.push(item);
+                let other = op.clone();
+                networks.add_embedding(name, network.tied().then_some(op), &mut |from, row, out| {
+                    if from == name {
+                        other.decompress_rows(row..row + 1, out, &cx.exec)
+                    } else {
+                        model.rows(from)?.read_rows(row..row + 1, out)
+                    }
+                })?;
+            }
+            if let Some(name) = head {
+                items.push(rounded(name)?.0);
+            }
+            cx.progress.advance(1, "embedding");
+            calibration.embed(&mut |name, row, out| model.rows(name)?.read_rows(row..row + 1, out))?;
+            (items, 0)
+        }
+    };
+    for layer in first..network.layers() {
         let mut substitutions: Vec<Substitution> = Vec::new();
-        let mut kinds = SiteKind::ALL.into_iter();
+        let mut sites = SiteKind::ALL.into_iter();
         let mut compress = |site: &Site, stats: &StatSet| {
-            let kind = kinds.next().unwrap_or(SiteKind::Down);
-            let gram = stats.require_gram().map_err(|e| e.in_tensor(&site.name))?;
-            let factor = cx.run(|| Gptq::new().check()?.factor(gram, site.features))?;
+            let kind = sites.next().unwrap_or(SiteKind::Down);
+            let ready = fed.iter().map(|w| w.prepare(stats, cx)).collect::<Result<Vec<_>>>();
+            let ready = ready.map_err(|e| e.in_tensor(&site.name))?;
             for (index, c) in site.consumers.iter().enumerate() {
-                let rows = model.rows(&c.weight)?;
-                let (item, op) = Item::by_gptq(&c.weight, &*rows, &factor, cx).map_err(|e| e.in_tensor(&c.weight))?;
+                let (item, op) = prepared(&c.weight, &*model.rows(&c.weight)?, &ready, cx)?;
                 items.push(item);
                 substitutions.push(Substitution { site: kind, index, name: c.weight.clone(), op });
             }
             Ok(vec![None; site.consumers.len()])
         };
-        let needs = |_: &Site| StatNeeds { gram: true, ..StatNeeds::default() };
+        let needs = |_: &Site| fed.iter().map(|w| w.needs()).fold(StatNeeds::default(), StatNeeds::union);
         let mut hooks = Hooks {
             upstream: Upstream::Original,
             cancel: &cx.cancel,
@@ -94,10 +156,13 @@ pub fn measure(plan: &Plan, model: &Model, kinds: &Kinds, cx: &Context) -> Resul
         };
         calibration.layer(layer, &mut hooks)?;
         networks.layer(layer, substitutions, &cx.cancel)?;
+        if let Some(progress) = &mut progress {
+            progress.save(layer + 1, &items, &networks, &mut calibration)?;
+        }
         cx.progress.advance(1, &format!("layer {layer}"));
     }
-    if let Some(name) = head.filter(|h| checkpoint.has(h)) {
-        networks.add_head(name, quantized(name)?)?;
+    if let Some(name) = head {
+        networks.add_head(name, rounded(name)?.1)?;
     }
     drop(calibration);
     let effects: BTreeMap<String, f64> = networks.finish(&cx.cancel)?.into_iter().collect();
@@ -105,4 +170,9 @@ pub fn measure(plan: &Plan, model: &Model, kinds: &Kinds, cx: &Context) -> Resul
         item.effect = effects.get(&item.name).copied().unwrap_or(0.0);
     }
     Ok(items)
+}
+
+/// Deletes what [`measure`] saved in the directory `work`.
+pub fn finish(work: &Path, inputs: &serde_json::Value) -> Result<()> {
+    Progress::open(work, inputs, Duration::ZERO)?.finish()
 }

@@ -1,30 +1,35 @@
-//! Chooses a recipe for a budget: bits, group, grid and range search of each matrix, by its effect on the predictions.
+//! Chooses a recipe for a budget: the way to store each matrix, by its effect on the predictions.
 //!
-//! Each matrix in turn is quantized to three bits, with all others original, and the divergence of the predictions on a part of the calibration text
-//! is measured (`measure.rs`). The loss of another storage option is assumed proportional to its quantization error (`options.rs`), and losses are
-//! assumed to add. Dynamic programming then minimizes the total loss within the budget.
+//! Each matrix in turn is stored with much error, such as 3 bits, with all others original, and the divergence of the predictions on a part of the
+//! calibration text is measured (`measure.rs`). Kinds of stages offer the ways to store a matrix with the error of each
+//! ([`Ways`](tersor_core::stages::Ways)). The loss of a way is assumed proportional to its error, and losses are assumed to add. Dynamic programming
+//! then minimizes the total loss within the budget ([`allocate`]).
 
+mod allocate;
+mod item;
 mod measure;
-mod options;
+mod progress;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use serde_json::json;
-use tersor_core::stages::Stages;
+use serde_json::{Value as Json, json};
+use tersor_core::stages::{StageSpec, Stages};
 use tersor_core::{Context, Error, Limits, ParamError, Result};
 use tersor_formats::{Model, json as files, write_atomic};
-use tersor_groupwise::mixed::{Choice, allocate};
+use tersor_llm::MANIFEST;
 
-use self::options::{Item, StorageOption};
+pub use self::allocate::{Choice, allocate};
+use self::item::Item;
 use crate::kinds::Kinds;
-use crate::output::{FileKind, check_file};
-use crate::plan::{Action, Data, Options, Plan};
+use crate::output::{FileKind, Reserved, check_file, hash_model};
+use crate::plan::{Action, Data, INSTRUCTION_SET, Options, Plan};
 use crate::recipe::{Recipe, Rule};
 use crate::units::megabytes;
 
 /// The maximum size of the result.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Limit {
     /// Maximum total length of all weight files in bytes.
     Bytes(u64),
@@ -33,6 +38,14 @@ pub enum Limit {
 }
 
 impl Limit {
+    /// Returns the name of the recipe that is chosen for this limit.
+    pub fn name(self) -> String {
+        match self {
+            Limit::Bytes(bytes) => format!("budget-{:.1}MB", bytes as f64 / 1e6),
+            Limit::Bits(bits) => format!("bits-{bits}"),
+        }
+    }
+
     /// Returns the limit in bytes.
     fn bytes(self, plan: &Plan) -> u64 {
         match self {
@@ -67,11 +80,14 @@ fn elements(plan: &Plan) -> f64 {
 }
 
 /// Errors if the limit is below the size of the smallest choices. Called before the measurement, which takes minutes.
-fn refuse_too_small(plan: &Plan, limit: Limit) -> Result<()> {
+fn refuse_too_small(plan: &Plan, limit: Limit, kinds: &Kinds) -> Result<()> {
     let mut min = limit.used(plan)?;
+    let (rounding, fed) = (measure::ways(kinds, false)?, measure::ways(kinds, true)?);
     for entry in &plan.entries {
         if let (Action::Compress(method), Some(shape)) = (&entry.action, entry.matrix()) {
-            min = min - entry.bytes() + StorageOption::smallest(method.needs().gram).bytes(shape)?.min(entry.bytes());
+            let ways = if method.needs().any_data() { &fed } else { &rounding };
+            let sizes = ways.iter().map(|w| w.smallest(shape)).collect::<Result<Vec<_>>>()?;
+            min = min - entry.bytes() + sizes.into_iter().fold(entry.bytes(), u64::min);
         }
     }
     if min > limit.bytes(plan) { Err(limit.too_small(plan, min)) } else { Ok(()) }
@@ -87,14 +103,39 @@ pub struct Chosen {
     pub memory: Option<BTreeMap<&'static str, u64>>,
 }
 
-/// Chooses the recipe with the smallest predicted loss within a limit. The measurement is read from the file `measured` if it exists, and written there
-/// otherwise. Errors if there is no calibration text, the architecture is unsupported, the limit is below the size of the smallest choices, the
-/// measurement needs more memory than [`Context::max_memory`], or the file has a measurement of another model, text or version.
+/// Where a measurement is kept.
+#[derive(Clone, Default, Debug)]
+pub struct Store {
+    /// The file of the finished measurement: read if it exists, written otherwise. None to keep it in memory alone.
+    pub file: Option<PathBuf>,
+    /// The directory of a measurement in progress, which is saved there as it goes and continued from there; it is deleted when the measurement is
+    /// finished. None to keep it in memory alone.
+    pub work: Option<PathBuf>,
+    /// How often a measurement in progress is saved: the work that a stopped run loses. [`SAVE_EVERY`] by default.
+    pub every: Option<Duration>,
+}
+
+/// How often a measurement in progress is saved.
+pub const SAVE_EVERY: Duration = Duration::from_secs(30);
+
+impl Store {
+    /// Returns the store of a file that the user names: a measurement in progress is kept in a directory beside it, whose name is that of the file with
+    /// `.progress` at its end.
+    pub fn beside(file: &Path) -> Self {
+        let mut work = file.as_os_str().to_owned();
+        work.push(".progress");
+        Self { file: Some(file.to_path_buf()), work: Some(work.into()), every: None }
+    }
+}
+
+/// Chooses the recipe with the smallest predicted loss within a limit, by the measurement in `store`, or a new one, which is saved there. Errors if there
+/// is no calibration text, the architecture is unsupported, the limit is below the size of the smallest choices, the measurement needs more memory than
+/// [`Context::max_memory`], or the store has a measurement of another model, text or version, or files that are no measurement.
 pub fn choose(
     model: &Model,
     limit: Limit,
     options: &Options,
-    measured: Option<&Path>,
+    store: &Store,
     kinds: &Kinds,
     cx: &Context,
 ) -> Result<Chosen> {
@@ -116,30 +157,35 @@ pub fn choose(
         let own = megabytes(model.weight_bytes());
         cx.progress.warn(&format!("the files of the model have {own} and fit the budget as they are"));
     }
-    if let Some(path) = measured {
+    if let Some(path) = &store.file {
         check_file(path, FileKind::Measurement, &[model.path()])?;
     }
-    let saved = measured.filter(|m| m.is_file());
+    let saved = store.file.as_ref().filter(|m| m.is_file());
     let memory = saved.is_none().then(|| measure::memory(&plan, model));
     let mut items = match saved {
-        Some(path) => load(path, &plan)?,
+        Some(path) => load(path, &plan, model, cx)?,
         None => {
-            refuse_too_small(&plan, limit)?;
+            refuse_too_small(&plan, limit, kinds)?;
             let peak: u64 = memory.iter().flat_map(BTreeMap::values).sum();
             if let Some(max) = cx.max_memory.filter(|max| *max < peak) {
                 let rule = format!("must be at least {peak} bytes ({}) for measuring", megabytes(peak));
                 return Err(ParamError::new("max-memory", max, rule).into());
             }
             cx.progress.begin(&format!("measure (memory at most {})", megabytes(peak)), measure::steps(&plan));
-            let items = measure::measure(&plan, model, kinds, cx)?;
+            let inputs = json!({"inputs": plan.inputs, "model": hash_model(model)?});
+            let work = store.work.as_deref().map(|dir| (dir, &inputs, store.every.unwrap_or(SAVE_EVERY)));
+            let items = measure::measure(&plan, model, kinds, work, cx)?;
             cx.progress.end();
+            if let Some(path) = &store.file {
+                let all = json!({"inputs": inputs["inputs"], "model": inputs["model"], "matrices": items});
+                write_atomic(path, &files::to_bytes(&all))?;
+            }
+            if let Some((dir, inputs, _)) = work {
+                measure::finish(dir, inputs)?;
+            }
             items
         }
     };
-    if let Some(path) = measured.filter(|m| !m.is_file()) {
-        let all = json!({"inputs": plan.inputs, "matrices": items});
-        write_atomic(path, &files::to_bytes(&all))?;
-    }
     items.sort_by(|a, b| a.name.cmp(&b.name));
     let choices: Vec<Vec<Choice>> = items.iter().map(Item::choices).collect();
     let chosen: u64 = items.iter().filter_map(|i| Some(plan.entries[plan.entry(&i.name)?].bytes())).sum();
@@ -166,36 +212,72 @@ pub fn choose(
     ))
 }
 
-/// Returns the recipe of the chosen options, with one rule for each storage option and method that some matrix uses.
-fn recipe(limit: Limit, items: &[Item], picks: &[usize], kinds: &Stages) -> Result<Recipe> {
-    let mut rules: BTreeMap<(StorageOption, &str), Vec<String>> = BTreeMap::new();
-    for (item, pick) in items.iter().zip(picks) {
-        rules.entry((item.options[*pick], &item.method)).or_default().push(glob::Pattern::escape(&item.name));
+/// Chooses as [`choose`] does, for compression into the directory `out`: the measurement is kept with the work in progress there, saved `every`
+/// so often ([`SAVE_EVERY`] if it is none), so that a stopped run goes on, and a finished directory has its recipe already. Errors also if `out` has other content or a finished result of another recipe, or if another
+/// process is working in it.
+pub fn choose_for(
+    model: &Model,
+    limit: Limit,
+    options: &Options,
+    out: &Path,
+    every: Option<Duration>,
+    kinds: &Kinds,
+    cx: &Context,
+) -> Result<Recipe> {
+    let manifest = out.join(MANIFEST);
+    if manifest.is_file() {
+        let json = files::read(&manifest, &Limits::default())?;
+        let bad = |what: String| Error::format(out.display().to_string(), what);
+        let recipe = Recipe::from_json(&json["recipe"], "recipe", &kinds.stages).map_err(|e| bad(e.to_string()))?;
+        if recipe.name != limit.name() {
+            return Err(bad(format!("it has a finished result of recipe `{}`; choose another directory", recipe.name)));
+        }
+        return Ok(recipe);
     }
-    let mut all = Vec::new();
-    for ((option, method), names) in rules {
-        all.push(Rule::new(names.iter().map(String::as_str), vec![option.stage(method, kinds)?])?);
+    let reserved = Reserved::new(out)?;
+    let (file, work) = (reserved.scratch().join("measured.json"), reserved.scratch().join("measuring"));
+    let store = Store { file: Some(file.clone()), work: Some(work.clone()), every };
+    let chosen = choose(model, limit, options, &store, kinds, cx);
+    if chosen.is_err() && !file.is_file() && !progress::any(&work) {
+        // Nothing was measured yet.
+        reserved.abandon();
+    } else if let Err(Error::Cancelled) = chosen {
+        cx.progress.warn("stopped; the same command again continues from here");
     }
-    // Other matrices are rounded to 8 bits, as in the named recipes.
-    let other = StorageOption { bits: 8, group: 0, sym: false, mse: false };
-    all.push(Rule::new(["*"], vec![other.stage("rtn", kinds)?])?);
-    let name = match limit {
-        Limit::Bytes(bytes) => format!("budget-{:.1}MB", bytes as f64 / 1e6),
-        Limit::Bits(bits) => format!("bits-{bits}"),
-    };
-    Ok(Recipe { name, statistics: None, network: Vec::new(), cache: Vec::new(), rules: all })
+    Ok(chosen?.recipe)
 }
 
-/// Reads a saved measurement. Errors if it is of another model, text or version.
-fn load(path: &Path, plan: &Plan) -> Result<Vec<Item>> {
+/// Returns the recipe of the chosen ways, with one rule for each list of stages that some matrix has.
+fn recipe(limit: Limit, items: &[Item], picks: &[usize], kinds: &Stages) -> Result<Recipe> {
+    let mut rules: BTreeMap<String, (Vec<Box<dyn StageSpec>>, Vec<String>)> = BTreeMap::new();
+    for (item, pick) in items.iter().zip(picks) {
+        let stages = item.stages(*pick, kinds)?;
+        let text = item.ways.get(*pick).map(|w| w.stages.to_string()).unwrap_or_default();
+        rules.entry(text).or_insert_with(|| (stages, Vec::new())).1.push(glob::Pattern::escape(&item.name));
+    }
+    let mut all = Vec::new();
+    for (stages, names) in rules.into_values() {
+        all.push(Rule::new(names.iter().map(String::as_str), stages)?);
+    }
+    // Other matrices are rounded to 8 bits, as in the named recipes.
+    all.push(Rule::new(["*"], Recipe::outer(kinds)?)?);
+    Ok(Recipe { name: limit.name(), statistics: None, network: Vec::new(), cache: Vec::new(), rules: all })
+}
+
+/// Reads a saved measurement. Errors if it is of another model, text or version. Warns if it was made on another instruction set.
+fn load(path: &Path, plan: &Plan, model: &Model, cx: &Context) -> Result<Vec<Item>> {
     let json = files::read(path, &Limits::default())?;
     let bad = |what: &str| Error::format(path.display().to_string(), what);
-    if json["inputs"] != json!(plan.inputs) {
+    let (mut now, mut then) = (json!(plan.inputs), json["inputs"].clone());
+    if now[INSTRUCTION_SET] != then[INSTRUCTION_SET] {
+        cx.progress.warn(&format!("{} was measured on another instruction set", path.display()));
+        (now[INSTRUCTION_SET], then[INSTRUCTION_SET]) = (Json::Null, Json::Null);
+    }
+    if now != then || json["model"].as_str() != Some(&hash_model(model)?) {
         return Err(bad("it was measured with another model, text or version; remove it or choose another name"));
     }
     let items: Vec<Item> = serde_json::from_value(json["matrices"].clone()).map_err(|e| bad(&e.to_string()))?;
-    let whole = |i: &Item| i.is_complete() && plan.entry(&i.name).is_some();
-    if items.is_empty() || !items.iter().all(whole) {
+    if items.is_empty() || !items.iter().all(|i| plan.entry(&i.name).is_some()) {
         return Err(bad("its matrices are not those of the model; remove it or choose another name"));
     }
     Ok(items)

@@ -9,7 +9,7 @@ use tersor_core::{Changes, Error, Fold, InputChange, Method, Result, Rewrite, Si
 use tersor_llm::{Checkpoint, ObservedSite};
 
 use super::matrix::{Job, check_source, source_hash};
-use super::parts::{record_file, recorded};
+use crate::output::{record_file, recorded};
 use crate::plan::{Action, Entry};
 use crate::rewrite;
 

@@ -6,9 +6,9 @@ use tersor_llm::Checkpoint;
 
 use super::chain::{self, Chain};
 use super::matrix::{Job, check_source};
-use super::parts::{record_file, recorded};
 use super::rewrites;
 use crate::calibrate::{self, Statistics};
+use crate::output::{record_file, recorded};
 use crate::plan::{Plan, Task};
 
 /// Does a task, unless it is done. Errors if a task that it depends on is not done.

@@ -23,7 +23,7 @@ use tersor_llm::{MANIFEST, Manifest, is_key_rotation};
 use tersor_operators::{GroupedLinear, QuantizedInputs};
 
 use crate::kinds::Kinds;
-use crate::output::hash_file;
+use crate::output::hash_model;
 
 /// A format to export to.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -119,15 +119,8 @@ impl Source {
     /// Returns what a conversion depends on, as JSON with the hashes of the contents of all weight files, and of the configuration. Errors if a file
     /// cannot be read.
     fn inputs(&self, to: &str) -> Result<Json> {
-        let path = self.model.path();
-        let mut all = blake3::Hasher::new();
-        for (name, _) in self.model.files() {
-            let file = if path.is_dir() { path.join(&name) } else { path.to_path_buf() };
-            all.update(name.as_bytes()).update(b"\0").update(hash_file(&file)?.1.as_bytes()).update(b"\n");
-        }
-        all.update(&self.model.config().map(files::to_bytes).unwrap_or_default());
         Ok(json!({
-            "model": all.finalize().to_hex().to_string(), "to": to, "version": env!("CARGO_PKG_VERSION"),
+            "model": hash_model(&self.model)?, "to": to, "version": env!("CARGO_PKG_VERSION"),
             "fingerprint": self.manifest.as_ref().map(|m| m.json["fingerprint"].clone()),
         }))
     }

@@ -6,8 +6,8 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 use tersor_core::tensors::join;
 use tersor_core::{Context, DType, Error, OpSpec, Result};
+use tersor_formats::peft::{Adapter, CONFIG, WEIGHTS};
 use tersor_formats::{json as files, safetensors};
-use tersor_lowrank::peft::{Adapter, CONFIG, WEIGHTS};
 use tersor_operators::{Factored, QuantizedInputs, Residual};
 
 use super::plain::{self, RECORD};

@@ -2,8 +2,10 @@
 //! that this crate did not make is replaced or deleted.
 
 mod file;
+mod record;
 
 pub use file::{ABOUT, FileKind, PAGE_MARK, RECIPE_HEAD, check_distinct, check_file};
+pub use record::{record_file, recorded};
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -45,25 +47,16 @@ pub enum Share {
 /// work is finished once the file `last` exists. Errors if the directory has other content or work from other inputs (naming those that differ), or
 /// if another process is working in it.
 pub fn open(dir: &Path, inputs: &Json, beside: &Json, last: &str, share: Share) -> Result<Output> {
-    let work = dir.join(WORK);
     let refuse = |what: &str| Error::format(dir.display().to_string(), what);
-    if dir.exists() && !dir.is_dir() {
-        return Err(refuse("it exists and is not a directory; choose another name"));
-    }
-    fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let finished = dir.join(last);
     if finished.is_file() {
         let before = files::read(&finished, &Limits::default())?;
         check_same(dir, &before["inputs"], inputs)?;
         // The process may have been stopped between writing the last file and deleting the work in progress.
-        let _ = fs::remove_dir_all(&work);
+        let _ = fs::remove_dir_all(dir.join(WORK));
         return Ok(Output::Finished);
     }
-    let empty = fs::read_dir(dir).map_err(|e| Error::io(dir, e))?.next().is_none();
-    if !empty && !work.is_dir() {
-        return Err(refuse("it has files that tersor did not write; choose a new or empty directory"));
-    }
-    fs::create_dir_all(&work).map_err(|e| Error::io(&work, e))?;
+    let work = prepare(dir)?;
     let busy = "another process is working in it";
     let mut locks = Vec::new();
     match share {
@@ -91,6 +84,56 @@ pub fn open(dir: &Path, inputs: &Json, beside: &Json, last: &str, share: Share) 
     Ok(Output::Open(Work { dir: dir.to_path_buf(), _locks: locks }))
 }
 
+/// A directory for work in progress in front of [`open`], locked until dropped.
+pub struct Reserved {
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl Reserved {
+    /// Makes the directory of work in progress in the output directory `dir`, and locks it. Errors if `dir` has other content, or if another process is
+    /// working in it.
+    pub fn new(dir: &Path) -> Result<Self> {
+        let work = prepare(dir)?;
+        let lock = lock(&work.join("lock"), File::try_lock)?;
+        let busy = || Error::format(dir.display().to_string(), "another process is working in it");
+        Ok(Self { dir: dir.to_path_buf(), _lock: lock.ok_or_else(busy)? })
+    }
+
+    /// Returns the directory for work in progress.
+    pub fn scratch(&self) -> PathBuf {
+        self.dir.join(WORK)
+    }
+
+    /// Deletes the work in progress, and the directory if it is empty then.
+    pub fn abandon(self) {
+        abandon(&self.dir);
+    }
+}
+
+/// Makes an output directory with its directory of work in progress, and returns the latter. Errors if the directory has other content.
+fn prepare(dir: &Path) -> Result<PathBuf> {
+    let work = dir.join(WORK);
+    let refuse = |what: &str| Error::format(dir.display().to_string(), what);
+    if dir.exists() && !dir.is_dir() {
+        return Err(refuse("it exists and is not a directory; choose another name"));
+    }
+    fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    let empty = fs::read_dir(dir).map_err(|e| Error::io(dir, e))?.next().is_none();
+    if !empty && !work.is_dir() {
+        return Err(refuse("it has files that tersor did not write; choose a new or empty directory"));
+    }
+    fs::create_dir_all(&work).map_err(|e| Error::io(&work, e))?;
+    Ok(work)
+}
+
+/// Deletes the work in progress in an output directory, and the directory if it is empty then.
+fn abandon(dir: &Path) {
+    // Failures are ignored: the error that led here is reported instead.
+    let _ = fs::remove_dir_all(dir.join(WORK));
+    let _ = fs::remove_dir(dir);
+}
+
 /// Takes a file lock, which the system releases when this process ends. None if another process holds it.
 fn lock(path: &Path, take: impl Fn(&File) -> Result<(), std::fs::TryLockError>) -> Result<Option<File>> {
     let file = File::options().create(true).append(true).open(path).map_err(|e| Error::io(path, e))?;
@@ -116,9 +159,7 @@ fn check_same(dir: &Path, before: &Json, now: &Json) -> Result<()> {
 impl Work {
     /// Deletes the work in progress, and the directory if it is empty then.
     pub fn abandon(self) {
-        // Failures are ignored: the error that led here is reported instead.
-        let _ = fs::remove_dir_all(self.dir.join(WORK));
-        let _ = fs::remove_dir(&self.dir);
+        abandon(&self.dir);
     }
 
     /// Returns the directory for work in progress.
@@ -191,6 +232,17 @@ pub fn hash_file(path: &Path) -> Result<(u64, String)> {
     let mut hasher = blake3::Hasher::new();
     let n = std::io::copy(&mut file, &mut hasher).map_err(|e| Error::io(path, e))?;
     Ok((n, hasher.finalize().to_hex().to_string()))
+}
+
+/// Returns one hash of the contents of all weight files of a model and of its configuration. Errors if a file cannot be read.
+pub fn hash_model(model: &Model) -> Result<String> {
+    let (path, mut all) = (model.path(), blake3::Hasher::new());
+    for (name, _) in model.files() {
+        let file = if path.is_dir() { path.join(&name) } else { path.to_path_buf() };
+        all.update(name.as_bytes()).update(b"\0").update(hash_file(&file)?.1.as_bytes()).update(b"\n");
+    }
+    all.update(&model.config().map(files::to_bytes).unwrap_or_default());
+    Ok(all.finalize().to_hex().to_string())
 }
 
 /// Returns whether a directory is an output of `compress`.

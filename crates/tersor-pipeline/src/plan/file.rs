@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::json;
-use tersor_core::{Error, Limits, Result};
+use tersor_core::{Context, Error, Limits, Result};
 use tersor_formats::{Model, json as files, write_atomic};
 use tersor_llm::Tokenizer;
 
@@ -21,7 +21,12 @@ pub struct PlanFile {
     pub seed: u64,
     /// Everything that the result depends on, as hashes by name.
     pub inputs: BTreeMap<String, String>,
+    /// Number of calibration windows, and tokens per window.
+    pub windows: [usize; 2],
 }
+
+/// The name of the input that says on which instruction set something was made.
+pub const INSTRUCTION_SET: &str = "instruction set";
 
 impl PlanFile {
     /// Reads a file that [`Plan::save`] wrote. Errors if the recipe, the seed or the inputs are missing or invalid.
@@ -32,7 +37,9 @@ impl PlanFile {
         let recipe = recipe.map_err(|e| bad(&e.to_string()))?;
         let seed = json["seed"].as_u64().ok_or_else(|| bad("`seed` is missing or not a number"))?;
         let inputs = serde_json::from_value(json["inputs"].clone()).map_err(|e| bad(&format!("inputs: {e}")))?;
-        Ok(Self { recipe, seed, inputs })
+        let number = |i: usize| json["windows"][i].as_u64().and_then(|n| usize::try_from(n).ok());
+        let windows = number(0).zip(number(1)).ok_or_else(|| bad("`windows` is missing or not two numbers"))?;
+        Ok(Self { recipe, seed, inputs, windows: [windows.0, windows.1] })
     }
 
     /// Returns what [`Plan::save`] writes to a file of this name: a recipe if it ends in `.toml`, a plan otherwise.
@@ -42,13 +49,17 @@ impl PlanFile {
 
     /// Errors, naming them, if inputs that the file records differ from those of a plan that was made from its recipe. The plan may have more inputs:
     /// the file may have been made without a calibration text.
-    pub fn check(&self, plan: &Plan) -> Result<()> {
-        let differ = self.inputs.iter().filter(|(name, hash)| plan.inputs.get(*name) != Some(*hash));
+    pub fn check(&self, plan: &Plan, cx: &Context) -> Result<()> {
+        let differs = |(name, hash): &(&String, &String)| plan.inputs.get(*name) != Some(*hash);
+        if self.inputs.iter().filter(differs).any(|(name, _)| name == INSTRUCTION_SET) {
+            cx.progress.warn("the plan was made on another instruction set; bytes may differ from those made there");
+        }
+        let differ = self.inputs.iter().filter(differs).filter(|(name, _)| *name != INSTRUCTION_SET);
         let differ: Vec<&str> = differ.map(|(name, _)| name.as_str()).collect();
         if differ.is_empty() {
             return Ok(());
         }
-        let what = format!("it was made for another model or machine: {} changed; plan again", differ.join(", "));
+        let what = format!("it was made for other inputs: {} changed; plan again", differ.join(", "));
         Err(Error::format("plan", what))
     }
 }
@@ -61,7 +72,9 @@ impl Plan {
         if kind == FileKind::Recipe {
             return write_atomic(path, format!("{RECIPE_HEAD}{}", self.recipe.to_toml(&kinds.stages)).as_bytes());
         }
-        let file = json!({"recipe": self.recipe.to_json(), "seed": self.seed, "inputs": self.inputs});
+        let file = json!({
+            "recipe": self.recipe.to_json(), "seed": self.seed, "inputs": self.inputs, "windows": self.windows,
+        });
         write_atomic(path, &files::to_bytes(&file))
     }
 }
@@ -88,7 +101,7 @@ pub fn inputs(model: &Model, recipe: &Recipe, seed: u64) -> BTreeMap<String, Str
         ("recipe", hash(&recipe)),
         ("seed", seed.to_string()),
         ("version", env!("CARGO_PKG_VERSION").to_string()),
-        ("instruction set", tersor_core::Isa::fingerprint()),
+        (INSTRUCTION_SET, tersor_core::Isa::fingerprint()),
     ]
     .map(|(k, v)| (k.to_string(), v))
     .into()

@@ -12,7 +12,7 @@ mod summary;
 mod tasks;
 
 pub use entry::{Action, Entry};
-pub use file::PlanFile;
+pub use file::{INSTRUCTION_SET, PlanFile};
 pub use gather::Calibrated;
 pub use summary::{Summary, TensorSummary};
 pub use tasks::{Task, TaskSummary};

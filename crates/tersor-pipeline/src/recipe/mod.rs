@@ -183,6 +183,16 @@ impl Recipe {
     }
 }
 
+/// Returns stages in JSON, with all their parameters, for [`stages_from_json`].
+pub fn stages_json(stages: &[Box<dyn StageSpec>]) -> Json {
+    print::stages(stages, None).to_json()
+}
+
+/// Parses the stages of a rule in the form of [`stages_json`]; `what` is their name in messages. Errors (bad usage) if they are invalid.
+pub fn stages_from_json(json: &Json, what: &str, kinds: &Stages) -> Result<Vec<Box<dyn StageSpec>>> {
+    parse::rule_stages(&Node::from_json(json), what, kinds)
+}
+
 /// Returns a stage on one line, as a TOML table with all its parameters.
 pub fn stage_text(stage: &dyn StageSpec) -> String {
     print::stage(stage, None).to_toml()

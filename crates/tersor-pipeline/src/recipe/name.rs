@@ -1,11 +1,17 @@
 //! Recipes by name, such as `w4-g128-awq-gptq`.
 
-use tersor_core::stages::{Named, Section, Segment, Slot, Stages, set};
+use tersor_core::stages::{Named, Section, Segment, Slot, StageSpec, Stages, set};
 use tersor_core::{Error, ParamError, Result};
 
 use super::{CacheRule, Layers, Pattern, Recipe, Rule};
 
 impl Recipe {
+    /// Returns the stages that names stand for where they say nothing, as for embeddings and heads: 8 bits by the default quantizer. Errors if `kinds`
+    /// has none.
+    pub fn outer(kinds: &Stages) -> Result<Vec<Box<dyn StageSpec>>> {
+        Ok(Named::parse("w8", kinds)?.stages)
+    }
+
     /// Returns the recipe that a name stands for: segments with `-` between them, each the word of a stage or a parameter of one
     /// ([`Named::parse`]). Its stages are those of all matrices but the embedding and the output head, which are rounded to 8 bits; a name
     /// of a float type alone, such as `bf16`, is for them as well. An encoder's pooler, which has no calibration inputs, is also rounded
@@ -14,8 +20,7 @@ impl Recipe {
         let named = Named::parse(name, kinds).map_err(|e| refuse(name, e, kinds))?;
         let mut rules = Vec::new();
         if !named.everything {
-            let outer = Named::parse("w8", kinds)?.stages;
-            rules.push(Rule::new(["@embedding", "@head", "*pooler.dense.weight"], outer)?);
+            rules.push(Rule::new(["@embedding", "@head", "*pooler.dense.weight"], Self::outer(kinds)?)?);
         }
         for rule in named.rules {
             rules.push(Rule::new(rule.roles.into_iter().filter_map(Pattern::word), rule.stages)?);
@@ -30,7 +35,7 @@ impl Recipe {
 
 impl CacheRule {
     /// Returns the cache of all layers that a name stands for: a kind of caches, followed by its number of bits if it has one, and segments that set
-    /// its parameters ([`StageSpec::segments`](tersor_core::stages::StageSpec::segments)), such as `f16` or `int4-hadamard-high8`. Errors (bad usage) if the name stands for nothing.
+    /// its parameters ([`StageSpec::segments`]), such as `f16` or `int4-hadamard-high8`. Errors (bad usage) if the name stands for nothing.
     pub fn parse(name: &str, kinds: &Stages) -> Result<Self> {
         let own = || kinds.kinds().filter(|s| s.slot() == Slot::Cache);
         let refuse = |rule: String| Error::from(ParamError::new("kv", format!("`{name}`"), rule));

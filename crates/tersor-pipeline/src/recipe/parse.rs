@@ -293,3 +293,12 @@ pub(super) fn caches(node: &Node, file: &str, kinds: &Stages) -> Result<Vec<Cach
         _ => Err(place.at("`cache`").refuse(node.line, format!("it is {}; it must be a list", node.what()))),
     }
 }
+
+/// Parses the stages of a rule; `what` is their name in messages.
+pub(super) fn rule_stages(node: &Node, what: &str, kinds: &Stages) -> Result<Vec<Box<dyn StageSpec>>> {
+    let place = Place { file: what, path: Vec::new() };
+    match &node.data {
+        Data::List(all) => stages(all, &place, &OF_RULES, kinds),
+        _ => Err(place.refuse(node.line, format!("it is {}; it must be a list of stages", node.what()))),
+    }
+}

@@ -55,7 +55,7 @@ pub(super) fn stage(stage: &dyn StageSpec, kinds: Option<&Stages>) -> Node {
     Node::table([("kind", Node::text(stage.kind()))].into_iter().chain(own))
 }
 
-fn stages(all: &[Box<dyn StageSpec>], kinds: Option<&Stages>) -> Node {
+pub(super) fn stages(all: &[Box<dyn StageSpec>], kinds: Option<&Stages>) -> Node {
     Node::list(all.iter().map(|s| stage(&**s, kinds)))
 }
 

@@ -1,11 +1,11 @@
 //! Low-rank corrections as LoRA adapters in the files of Hugging Face's PEFT, which load beside a base model.
 //!
 //! ```
-//! use tersor_lowrank::peft::Adapter;
+//! use tersor_formats::peft::Adapter;
 //! use tersor_operators::Dense;
-//! # fn main() -> tersor_lowrank::Result<()> {
-//! let up = Dense::new(vec![1.0, 2.0], [2, 1], tersor_lowrank::DType::F32)?;
-//! let down = Dense::new(vec![0.5, 0.0, 1.0], [1, 3], tersor_lowrank::DType::F32)?;
+//! # fn main() -> tersor_core::Result<()> {
+//! let up = Dense::new(vec![1.0, 2.0], [2, 1], tersor_core::DType::F32)?;
+//! let down = Dense::new(vec![0.5, 0.0, 1.0], [1, 3], tersor_core::DType::F32)?;
 //! let mut adapter = Adapter::new();
 //! adapter.add("model.layers.0.mlp.up_proj", &up, &down)?;
 //! let name = "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight";

@@ -1,7 +1,7 @@
 //! Budgets over matrices against exhaustive search.
 
 use proptest::prelude::*;
-use tersor_groupwise::mixed::{Choice, allocate};
+use tersor_pipeline::budget::{Choice, allocate};
 
 fn total(matrices: &[Vec<Choice>], picks: &[usize]) -> (u64, f64) {
     let of = matrices.iter().zip(picks).map(|(c, p)| c[*p]);

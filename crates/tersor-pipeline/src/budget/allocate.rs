@@ -31,8 +31,8 @@ const STEPS: u64 = 1 << 16;
 /// or their sum overflows `u64`.
 ///
 /// ```
-/// use tersor_groupwise::mixed::{Choice, allocate};
-/// # fn main() -> tersor_groupwise::Result<()> {
+/// use tersor_pipeline::budget::{Choice, allocate};
+/// # fn main() -> tersor_core::Result<()> {
 /// // Two matrices at 4 or 8 bits; only one can have 8.
 /// let matrix = |loss| vec![Choice { cost: 4, loss }, Choice { cost: 8, loss: 0.0 }];
 /// assert_eq!(allocate(&[matrix(1.0), matrix(3.0)], 12)?, [0, 1]);

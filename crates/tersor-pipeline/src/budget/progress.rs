@@ -1,0 +1,123 @@
+//! Measuring in progress: saved between two layers, so that a later run goes on from there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
+use tersor_core::{Error, Limits, Result};
+use tersor_formats::{json as files, write_atomic};
+use tersor_llm::{Calibration, Sensitivity};
+
+use super::item::Item;
+use crate::output::{record_file, recorded};
+
+/// A directory of measuring in progress.
+pub struct Progress {
+    dir: PathBuf,
+    every: Duration,
+    saved: Instant,
+}
+
+/// What was measured before the run was stopped.
+#[derive(Serialize, Deserialize)]
+pub struct Before {
+    /// Number of layers measured.
+    pub layers: usize,
+    /// The matrices measured, without their effect.
+    pub items: Vec<Item>,
+    /// The names of the networks, in order.
+    pub networks: Vec<String>,
+}
+
+impl Progress {
+    /// Opens or makes the directory `dir` for measuring that depends on `inputs`; what is measured is saved when `every` has passed since the last time.
+    /// Errors if it is there with other files or other inputs.
+    pub fn open(dir: &Path, inputs: &Json, every: Duration) -> Result<Self> {
+        let about = dir.join("inputs.json");
+        let refuse = |what: &str| Error::format(dir.display().to_string(), what);
+        if about.is_file() {
+            if files::read(&about, &Limits::default())? != *inputs {
+                return Err(refuse("it has a measurement in progress of another model, text or machine; remove it"));
+            }
+        } else {
+            fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+            if fs::read_dir(dir).map_err(|e| Error::io(dir, e))?.next().is_some() {
+                return Err(refuse("it has files that tersor did not write; choose another name for the measurement"));
+            }
+            write_atomic(&about, &files::to_bytes(inputs))?;
+        }
+        Ok(Self { dir: dir.to_path_buf(), every, saved: Instant::now() })
+    }
+
+    fn networks(&self, layers: usize) -> PathBuf {
+        self.dir.join(format!("networks-{layers:06}"))
+    }
+
+    fn stream(&self, layers: usize) -> PathBuf {
+        self.dir.join(format!("stream-{layers:06}"))
+    }
+
+    /// Returns what was saved last, at most `max` layers. Errors if a file has changed since it was recorded.
+    pub fn before(&self, max: usize) -> Result<Option<Before>> {
+        for layers in (1..=max).rev() {
+            let Some(json) = recorded(&self.networks(layers))? else { continue };
+            if recorded(&self.stream(layers))?.is_none() {
+                continue;
+            }
+            let place = self.networks(layers).display().to_string();
+            let before = serde_json::from_value(json["before"].clone());
+            return before.map(Some).map_err(|e| Error::format(place, e.to_string()));
+        }
+        Ok(None)
+    }
+
+    /// Continues from what was saved after `layers` layers.
+    pub fn resume(&self, layers: usize, calibration: &mut Calibration<'_>) -> Result<PathBuf> {
+        calibration.resume(&self.stream(layers))?;
+        Ok(self.networks(layers))
+    }
+
+    /// Saves what was measured, if the last time is long ago, and deletes what was saved before.
+    pub fn save(
+        &mut self,
+        layers: usize,
+        items: &[Item],
+        networks: &Sensitivity<'_>,
+        calibration: &mut Calibration<'_>,
+    ) -> Result<()> {
+        if self.saved.elapsed() < self.every {
+            return Ok(());
+        }
+        let before = Before { layers, items: items.to_vec(), networks: networks.names() };
+        let before = serde_json::to_value(before).map_err(|e| Error::format("measurement", e.to_string()))?;
+        calibration.save(&self.stream(layers))?;
+        record_file(&self.stream(layers), json!({}))?;
+        networks.save(&self.networks(layers))?;
+        record_file(&self.networks(layers), json!({"before": before}))?;
+        for old in 0..layers {
+            for path in [self.networks(old), self.stream(old)] {
+                // The record goes first: without it the file is nothing.
+                for path in [path.with_extension("json"), path] {
+                    if path.is_file() {
+                        fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+                    }
+                }
+            }
+        }
+        self.saved = Instant::now();
+        Ok(())
+    }
+
+    /// Deletes the directory: the measurement is complete and saved elsewhere.
+    pub fn finish(self) -> Result<()> {
+        fs::remove_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, e))
+    }
+}
+
+/// Returns whether anything is saved in a directory of measuring in progress.
+pub fn any(dir: &Path) -> bool {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.into_iter().any(|e| e.file_name().to_string_lossy().starts_with("networks-"))
+}
