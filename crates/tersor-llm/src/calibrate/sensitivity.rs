@@ -121,8 +121,8 @@ impl<'a> Sensitivity<'a> {
     /// after the call. The caller processes each layer once, in order: a call out of order does not error, but makes the divergences from
     /// the original that [`finish`](Self::finish) returns meaningless.
     ///
-    /// Errors if the layer does not exist or cannot be read, the index of a substitution is not below the number of matrices of its site,
-    /// the shape of its operator is not that of the replaced matrix, an input of a matrix is not finite, or the work is cancelled. After an
+    /// Errors if the layer does not exist or cannot be read, the index of a substitution is not below the number of matrices of its site
+    /// (the matrices that read the same input, such as q, k and v), the shape of its operator is not that of the replaced matrix, an input of a matrix is not finite, or the work is cancelled. After an
     /// error, only some of the networks may have passed the layer: this value is of no further use.
     pub fn layer(&mut self, index: usize, substitutions: Vec<Substitution>, cancel: &Cancel) -> Result<()> {
         let (calibration, before) = (&self.calibration, self.networks.len());

@@ -189,8 +189,11 @@ impl Work {
     }
 }
 
-/// Returns name and content of the files that belong beside the weights: configuration, tokenizer, index of shards, and small files that other tools
-/// read. `shards` has the name of each weight file and of its tensors; `total` is the length of all tensors in bytes.
+/// Returns name and content of the files that belong beside the weights of an output directory: `config` as `config.json` if it is given, the tokenizer of
+/// the original model `model`, the small files of its directory that other tools read (tokenizer settings, generation settings, chat template), and an
+/// index of shards unless `model.safetensors` is the only weight file. `shards` has the name of each weight file and of its tensors; `total` is the
+/// length of all tensors in bytes. A model without tokenizer or small files has none of them in the result. Errors if a small file is there and cannot be
+/// read.
 pub fn companions(
     model: &Model,
     config: Option<Json>,

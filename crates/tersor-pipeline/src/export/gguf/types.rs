@@ -80,7 +80,8 @@ pub struct Item {
     pub tensor: Tensor,
     /// Its name in the file.
     pub name: String,
-    /// The order of its rows in the file.
+    /// The order in which the file has the rows of the tensor: as the model has them, or those of queries and keys rearranged for
+    /// interleaved rotary embedding.
     pub rows: RowOrder,
     /// Its type in the file.
     pub kind: BlockType,
