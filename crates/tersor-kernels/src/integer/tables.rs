@@ -347,7 +347,7 @@ mod tests {
         assert_eq!(rounded_table(f16::from_f32(2.5))[5], -8);
         assert_eq!(rounded_table(f16::from_f32(100.0))[0], -127);
         // The trick with the spacing of f16 in 1024..2048, for every code and many scales.
-        for bits in 0..0x4d00u16 {
+        for bits in (0..0x4d00u16).step_by(if cfg!(miri) { 509 } else { 1 }) {
             let s = f16::from_bits(bits);
             for (n, v) in rounded_table(s).into_iter().enumerate() {
                 let sum = (n as f64 - 8.0) * s.to_f64();
