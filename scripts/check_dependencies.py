@@ -39,8 +39,6 @@ TABLE = [
 EXCEPTIONS = {
     ("tersor-blockwise", "serde_json"): "bitsandbytes' files and the optimizers' states hold JSON",
     ("tersor-lowrank", "serde_json"): "the configuration of PEFT's adapters is JSON",
-    ("tersor-pipeline", "tersor-groupwise"): "the search under a budget tries GPTQ and round-to-nearest by their types",
-    ("tersor-pipeline", "tersor-lowrank"): "the export of adapters writes PEFT's configuration",
 }
 
 
