@@ -38,7 +38,6 @@ TABLE = [
 
 EXCEPTIONS = {
     ("tersor-blockwise", "serde_json"): "bitsandbytes' files and the optimizers' states hold JSON",
-    ("tersor-lowrank", "serde_json"): "the configuration of PEFT's adapters is JSON",
 }
 
 
