@@ -1,5 +1,4 @@
-//! Networks rotated into the principal directions of their activations: predictions are unchanged without rounding, the bytes do not depend on how the
-//! work is distributed, and the errors are in the order that the paper claims.
+//! Networks rotated into the principal directions of their activations: predictions are unchanged without rounding, and the errors are in the order that the paper claims.
 
 mod common;
 
@@ -62,61 +61,6 @@ fn principal_directions_change_nothing_until_something_is_rounded() {
             std::fs::remove_dir_all(out).unwrap();
         }
     }
-}
-
-#[test]
-fn tasks_threads_and_interruptions_give_the_same_bytes() {
-    let dir = tempfile::tempdir().unwrap();
-    let model = shipped();
-    for recipe in ["w4a4kv4-resq", "w4a4kv4-resq-rtn"] {
-        let [whole, parts] = ["whole", "parts"].map(|n| dir.path().join(format!("{n}-{recipe}")));
-        let list = compress(&model, recipe, &whole, WINDOWS);
-        let made = tersor_json(&with(&list, &["--threads", "1"]));
-        let planned = tersor_json(&["plan", s(&model), "--recipe", recipe]);
-        assert_eq!(made["weight_bytes"], planned["weight_bytes"]);
-        let tasks = planned["tasks"].as_array().unwrap();
-        assert_eq!(tasks[0]["kind"], "directions");
-        assert!(tasks[1..].iter().any(|t| t["after"].as_array().unwrap().contains(&0.into())));
-        let list = compress(&model, recipe, &parts, WINDOWS);
-        // No matrix is compressed before the directions are known.
-        assert!(fails(1, &with(&list, &["--task", "1"])).contains("principal directions"));
-        for task in 0..tasks.len() {
-            let number = task.to_string();
-            tersor_json(&with(&list, &["--task", &number, "--threads", "3"]));
-        }
-        tersor_json(&with(&list, &["--merge"]));
-        assert_eq!(result(&whole), result(&parts), "{recipe}");
-        // The text determines the directions, and the seed the random rotation of the coefficients.
-        let other = dir.path().join("other");
-        run(&compress(&model, recipe, &other, WINDOWS), &["--seed", "9"]);
-        assert_ne!(result(&whole)["model.safetensors"], result(&other)["model.safetensors"]);
-        std::fs::remove_dir_all(&other).unwrap();
-    }
-}
-
-#[test]
-fn directions_of_another_model_are_not_taken() {
-    let dir = tempfile::tempdir().unwrap();
-    let model = Tiny::llama().write(&dir.path().join("m"));
-    let out = dir.path().join("out");
-    let list = compress(&model, "w4a4kv4-resq", &out, WINDOWS);
-    tersor_json(&with(&list, &["--task", "0"]));
-    // The directions are found once.
-    let found = std::fs::read(out.join(".tersor/rotations")).unwrap();
-    tersor_json(&with(&list, &["--task", "0"]));
-    assert_eq!(found, std::fs::read(out.join(".tersor/rotations")).unwrap());
-    let mut other = Tiny::llama();
-    other.set("model.layers.1.mlp.up_proj.weight", 5, 0.25);
-    other.write(&model);
-    assert!(fails(1, &with(&list, &[])).contains("model.layers.1.mlp.up_proj.weight"));
-    Tiny::llama().write(&model);
-    let mut cut = found.clone();
-    let last = cut.len() - 1;
-    cut[last] ^= 1;
-    std::fs::write(out.join(".tersor/rotations"), &cut).unwrap();
-    assert!(fails(1, &with(&list, &[])).contains("rotations"));
-    std::fs::write(out.join(".tersor/rotations"), &found).unwrap();
-    tersor_json(&with(&list, &[]));
 }
 
 #[test]

@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn widening_is_the_same_on_every_level_for_every_value() {
-        let all: Vec<u16> = (0..=u16::MAX).collect();
+        let all: Vec<u16> = (0..=u16::MAX).step_by(if cfg!(miri) { 251 } else { 1 }).collect();
         let halves: Vec<f16> = all.iter().map(|b| f16::from_bits(*b)).collect();
         let bfloats: Vec<bf16> = all.iter().map(|b| bf16::from_bits(*b)).collect();
         for isa in Isa::available() {
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn narrowing_is_the_same_around_every_half_and_its_middles() {
         let mut x = Vec::new();
-        for base in 0..=u16::MAX {
+        for base in (0..=u16::MAX).step_by(if cfg!(miri) { 1021 } else { 1 }) {
             let (half, bfloat) = (f16::from_bits(base).to_f32_const().to_bits(), u32::from(base) << 16);
             for bits in [half, half.wrapping_add(0x1000), bfloat, bfloat.wrapping_add(0x8000)] {
                 x.extend([bits.wrapping_sub(1), bits, bits.wrapping_add(1)].map(f32::from_bits));

@@ -444,7 +444,8 @@ mod tests {
 
     #[test]
     fn gram_is_symmetric_and_right() {
-        for (t, k) in [(300, 9), (1030, 33), (70, 261)] {
+        let shapes = if cfg!(miri) { [(300, 3), (1030, 1), (7, 20)] } else { [(300, 9), (1030, 33), (70, 261)] };
+        for (t, k) in shapes {
             let x = numbers(t * k, 3);
             let mut g = vec![0f64; k * k];
             add_gram(&x, [t, k], &mut g, true).unwrap();

@@ -282,14 +282,14 @@ mod tests {
 
     #[test]
     fn the_exponential_is_within_two_units_and_saturates() {
-        for i in -87_000..88_000 {
+        for i in (-87_000..88_000).step_by(if cfg!(miri) { 997 } else { 1 }) {
             let x = i as f32 / 1000.0;
             let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
             assert!((got - want).abs() <= 2.0 * f64::from(f32::EPSILON) * want, "{x}: {got} for {want}");
         }
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NAN).is_nan() && exp(-1e30) < 1.3e-38 && exp(1e30) > 1e38 && exp(1e30).is_finite());
-        for i in -5000..5000 {
+        for i in (-5000..5000).step_by(if cfg!(miri) { 97 } else { 1 }) {
             let x = i as f32 / 1000.0;
             assert!((f64::from(erf(x)) - libm::erf(f64::from(x))).abs() < 5e-7, "{x}");
         }

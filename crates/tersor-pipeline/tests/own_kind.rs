@@ -47,10 +47,14 @@ fn a_registered_kind_is_a_method_like_any_other() {
     assert!(Recipe::from_name("w7-sixteen", &kinds.stages).is_err());
     assert!(Recipe::from_name("w3-sixteen", tersor::stages()).unwrap_err().to_string().contains("sixteen"));
     let listed = recipe::list(&kinds.stages).into_iter().find(|k| k.kind == "sixteen").unwrap();
-    assert_eq!((listed.parameters[0].name.as_str(), listed.parameters[0].values.as_str()), ("bits", "an integer of 2 to 6"));
+    assert_eq!(
+        (listed.parameters[0].name.as_str(), listed.parameters[0].values.as_str()),
+        ("bits", "an integer of 2 to 6")
+    );
 
     let dir = tempfile::tempdir().unwrap();
-    let (model, out) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/models/tiny-wiki"), dir.path().join("out"));
+    let (model, out) =
+        (Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/models/tiny-wiki"), dir.path().join("out"));
     let cx = Context::new();
     let plan = Pipeline::open(&model, "w3-sixteen", &kinds).unwrap().plan(&cx).unwrap();
     let bytes = plan.plan.weight_bytes().unwrap();

@@ -1,9 +1,10 @@
 //! The whole-model work as calls, on the model that ships.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+mod common;
+
 use std::sync::{Arc, Mutex};
 
+use common::*;
 use tersor_core::{Cancel, Context, Error, Progress};
 use tersor_pipeline::compress::{Outcome, Part};
 use tersor_pipeline::export::{Exported, Format};
@@ -12,29 +13,10 @@ use tersor_pipeline::{
     Measured, Pipeline, Planned, Recipe, Subject, Text, compare, evaluate, export, inspect, recipe, verify,
 };
 
-fn examples() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples")
-}
-
-fn model() -> PathBuf {
-    examples().join("models/tiny-wiki")
-}
-
-fn text() -> Text {
-    Text::file(examples().join("data/wiki-calib.txt"))
-}
-
 /// Returns the plan of a recipe on four windows of 64 tokens.
 fn planned(recipe: &str, cx: &Context) -> Planned<'static> {
     let pipeline = Pipeline::open(model(), recipe, tersor::kinds()).unwrap();
     pipeline.data(text()).windows(4).ctx(64).plan(cx).unwrap()
-}
-
-/// Returns every file of a directory, by name, except the timings.
-fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
-    let named = entries.map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(&p).unwrap()));
-    named.filter(|(name, _)| name != "timing.json").collect()
 }
 
 /// A listener that keeps warnings, and cancels the work after some steps.

@@ -54,7 +54,7 @@ pub const PARSERS: [Parser; 17] = [
         parse: |b| with_file(b, |path| tersor::formats::imatrix::read(path, &Default::default()).is_ok()),
     },
     Parser { name: "optimizer", seeds: optimizers, parse: optimizer },
-    Parser { name: "recipe", seeds: || vec![read("examples/recipes/mixed.toml")], parse: recipe },
+    Parser { name: "recipe", seeds: recipes, parse: recipe },
     Parser { name: "recipe_name", seeds: recipe_names, parse: recipe_name },
 ];
 
@@ -242,6 +242,32 @@ fn prints(recipe: &Recipe) -> bool {
     assert!(again.is_ok_and(|r| r == *recipe), "{text}");
     recipe.rule("model.layers.0.mlp.up_proj.weight", &[Role::Up]);
     true
+}
+
+/// Returns a recipe with every part of the format, those of the examples, and what names stand for.
+fn recipes() -> Vec<Vec<u8>> {
+    let whole = r#"version = 1
+name = "whole"
+statistics = "original"
+network = [{ kind = "rotate", by = "orthogonal", parts = [0.125, 0.875] }]
+cache = [{ match = "layers 0-1", kind = "int", bits = 4, high = 8 }, { match = "*", kind = "f16" }]
+[[rules]]
+match = "@q"
+non_finite = "clamp"
+stages = [
+    { kind = "split", damping = 0.02, parts = [
+        { share = 0.125, stages = [{ kind = "rtn", bits = 8 }, { kind = "act", bits = 8 }] },
+        { share = 0.875, stages = [{ kind = "gptq", bits = 3, group = 32 }, { kind = "act", bits = 4, scale = "asym" }] },
+    ] },
+    { kind = "lqer", rank = 4 },
+]
+"#;
+    let examples = ["mixed", "resq-without-pca"].map(|n| read(&format!("examples/recipes/{n}.toml")));
+    let printed = |name: Vec<u8>| {
+        let recipe = Recipe::find(std::str::from_utf8(&name).unwrap(), tersor::stages()).unwrap();
+        recipe.to_toml(tersor::stages()).into_bytes()
+    };
+    [whole.into()].into_iter().chain(examples).chain(recipe_names().into_iter().map(printed)).collect()
 }
 
 fn recipe(bytes: &[u8]) -> bool {

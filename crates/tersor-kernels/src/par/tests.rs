@@ -14,7 +14,7 @@ fn in_pool<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
 #[test]
 fn every_item_is_done_once_and_results_stay_in_order() {
     let work = || {
-        for round in 0..2000usize {
+        for round in 0..if cfg!(miri) { 20 } else { 2000usize } {
             let got = map(
                 round % 17,
                 true,
@@ -52,7 +52,7 @@ fn many_regions_at_once_do_not_wait_for_each_other() {
         for t in 0..4usize {
             let pool = &pool;
             s.spawn(move || {
-                for _ in 0..200 {
+                for _ in 0..if cfg!(miri) { 10 } else { 200 } {
                     let sum: usize = pool.install(|| region(true, || map(20, true, || (), |i, ()| i + t).iter().sum()));
                     assert_eq!(sum, 190 + 20 * t);
                 }
@@ -76,25 +76,28 @@ fn a_panic_ends_the_region() {
 fn within_time<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> R {
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || sender.send(work()));
-    receiver.recv_timeout(std::time::Duration::from_secs(20)).expect("the work has ended")
+    receiver
+        .recv_timeout(std::time::Duration::from_secs(if cfg!(miri) { 600 } else { 20 }))
+        .expect("the work has ended")
 }
 
 #[test]
 #[cfg(feature = "rayon")]
 fn two_outside_threads_with_nested_jobs_in_regions_end() {
-    let sums = within_time(|| {
+    let rounds = if cfg!(miri) { 5 } else { 300 };
+    let sums = within_time(move || {
         // Both have begun their regions before either has jobs.
         let meet = std::sync::Barrier::new(2);
         let work = |t: usize| {
             region(true, || {
                 meet.wait();
                 let inner = |i: usize| map(9, true, || (), |j, ()| i * j + t).into_iter().sum::<usize>();
-                (0..300).map(|_| map(7, true, || (), |i, ()| inner(i)).into_iter().sum::<usize>()).sum::<usize>()
+                (0..rounds).map(|_| map(7, true, || (), |i, ()| inner(i)).into_iter().sum::<usize>()).sum::<usize>()
             })
         };
         std::thread::scope(|s| [0, 1].map(|t| s.spawn(move || work(t))).map(|h| h.join().unwrap()))
     });
-    assert_eq!(sums, [0, 1].map(|t| 300 * (21 * 36 + 63 * t)));
+    assert_eq!(sums, [0, 1].map(|t| rounds * (21 * 36 + 63 * t)));
 }
 
 #[test]
@@ -122,15 +125,16 @@ fn a_region_may_wait_for_a_job_of_its_pool() {
 #[test]
 #[cfg(feature = "rayon")]
 fn rayon_may_be_called_in_a_region() {
-    let sum = within_time(|| {
+    let (rounds, n) = if cfg!(miri) { (3, 100) } else { (100, 5000) };
+    let sum = within_time(move || {
         in_pool(3, || {
             use rayon::prelude::*;
             let sum = |n: u64| (0..n).into_par_iter().map(|v| v * v % 7).sum::<u64>();
-            (0..100)
-                .map(|_| region(true, || sum(5000) + map(5, true, || (), |i, ()| sum(i as u64)).iter().sum::<u64>()))
+            (0..rounds)
+                .map(|_| region(true, || sum(n) + map(5, true, || (), |i, ()| sum(i as u64)).iter().sum::<u64>()))
                 .sum::<u64>()
         })
     });
     let serial = |n: u64| (0..n).map(|v| v * v % 7).sum::<u64>();
-    assert_eq!(sum, 100 * (serial(5000) + (0..5).map(serial).sum::<u64>()));
+    assert_eq!(sum, rounds * (serial(n) + (0..5).map(serial).sum::<u64>()));
 }

@@ -227,34 +227,35 @@ fn all_tasks(job: &mut Job<'_>) -> Result<()> {
 
 /// Writes finished matrices and copied tensors into the output files. `start` is the time at which the work began, if one process did all of it.
 fn merge(job: &Job<'_>, work: Work, start: Option<Instant>) -> Result<()> {
-    let (model, plan) = (job.model, job.plan);
+    let (model, plan, cx) = (job.model, job.plan, job.cx);
+    cx.progress.begin("write", plan.entries.len() as u64);
     let (mut tensors, mut copied, mut times) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let (mut shards, mut hashes) = (Vec::new(), BTreeMap::new());
     for (file, layout) in plan.files() {
         let names: Vec<String> = layout.keys().cloned().collect();
         let mut writer = Writer::create(&work.pending(&file), layout)?;
         for (i, entry) in plan.entries.iter().enumerate().filter(|(_, e)| e.file == file) {
-            job.cx.cancel.check()?;
-            if let Action::Fold = entry.action {
-                copied.insert(entry.name.clone(), fold(job, entry, &mut writer)?);
-                continue;
+            cx.cancel.check()?;
+            match entry.action {
+                Action::Fold => {
+                    copied.insert(entry.name.clone(), fold(job, entry, &mut writer)?);
+                }
+                Action::New => rewrites::new_tensor(job, entry, &mut writer)?,
+                Action::Copy => {
+                    copied.insert(entry.name.clone(), copy(model, entry, Some(&mut writer))?);
+                }
+                Action::Compress(_) => {
+                    let missing = || Error::Missing {
+                        name: entry.name.clone(),
+                        place: "the finished matrices; its task has not been done".into(),
+                    };
+                    let record = job.parts.finished(i)?.ok_or_else(missing)?;
+                    job.parts.copy(i, entry, &record, &mut writer)?;
+                    times.insert(entry.name.clone(), record.seconds);
+                    tensors.insert(entry.name.clone(), record.manifest);
+                }
             }
-            if let Action::New = entry.action {
-                rewrites::new_tensor(job, entry, &mut writer)?;
-                continue;
-            }
-            if let Action::Copy = entry.action {
-                copied.insert(entry.name.clone(), copy(model, entry, Some(&mut writer))?);
-                continue;
-            }
-            let missing = || Error::Missing {
-                name: entry.name.clone(),
-                place: "the finished matrices; its task has not been done".into(),
-            };
-            let record = job.parts.finished(i)?.ok_or_else(missing)?;
-            job.parts.copy(i, entry, &record, &mut writer)?;
-            times.insert(entry.name.clone(), record.seconds);
-            tensors.insert(entry.name.clone(), record.manifest);
+            cx.progress.advance(1, &entry.name);
         }
         writer.finish()?;
         let (bytes, hash) = output::hash_file(&work.pending(&file))?;
@@ -280,7 +281,9 @@ fn merge(job: &Job<'_>, work: Work, start: Option<Instant>) -> Result<()> {
     let timing = json!({"compress_seconds": seconds, "tensors": times});
     beside.push((TIMING.into(), files::to_bytes(&timing)));
     let weights: Vec<String> = shards.into_iter().map(|(f, _)| f).collect();
-    work.finish(&weights, &beside, (MANIFEST, files::to_bytes(&manifest)))
+    work.finish(&weights, &beside, (MANIFEST, files::to_bytes(&manifest)), &*cx.progress)?;
+    cx.progress.end();
+    Ok(())
 }
 
 /// Errors if the model's tensors have changed since a finished directory was made from them.

@@ -108,7 +108,7 @@ pub fn run(source: &Source, version: Version, out: &Path, cx: &Context) -> Resul
         config["quantization_config"] = quantization.clone();
         let mut beside = output::companions(&source.model, Some(config), &[(FILE.into(), names)], total)?;
         beside.push(("quantize_config.json".into(), files::to_bytes(&quantization)));
-        work.finish(&[FILE.into()], &beside, (RECORD, files::to_bytes(&json!({"inputs": inputs}))))?;
+        work.finish(&[FILE.into()], &beside, (RECORD, files::to_bytes(&json!({"inputs": inputs}))), &*cx.progress)?;
     }
     Ok(GptqExport { out: out.to_path_buf(), to: version.name(), matrices: kinds.len(), bytes: total })
 }

@@ -55,7 +55,7 @@ pub fn run(mut source: Source, out: &Path, cx: &Context) -> Result<PeftExport> {
         safetensors::write(&work.pending(WEIGHTS), adapter.tensors())?;
         let base = out.join(BASE).display().to_string();
         let beside = [(CONFIG.to_string(), files::to_bytes(&adapter.config(&base)))];
-        work.finish(&[WEIGHTS.into()], &beside, (RECORD, files::to_bytes(&json!({"inputs": inputs}))))?;
+        work.finish(&[WEIGHTS.into()], &beside, (RECORD, files::to_bytes(&json!({"inputs": inputs}))), &*cx.progress)?;
     }
     source.base_only = true;
     let base = out.join(BASE);

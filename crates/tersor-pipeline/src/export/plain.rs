@@ -66,7 +66,7 @@ pub fn write_out(source: &Source, dtype: DType, out: &Path, cx: &Context) -> Res
         let config = source.model.config().cloned().map(|c| with_dtype(c, dtype));
         let beside = output::companions(&source.model, config, &shards, total)?;
         let weights: Vec<String> = shards.into_iter().map(|(f, _)| f).collect();
-        work.finish(&weights, &beside, (RECORD, files::to_bytes(&json!({"inputs": inputs}))))?;
+        work.finish(&weights, &beside, (RECORD, files::to_bytes(&json!({"inputs": inputs}))), &*cx.progress)?;
     }
     Ok(total)
 }

@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
-use tersor_core::{Error, Limits};
+use tersor_core::{Error, Limits, Progress};
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 use tersor_formats::{Model, ModelKind, json as files, safetensors, sync_dir, write_atomic};
@@ -173,17 +173,26 @@ impl Work {
     }
 
     /// Finishes the directory: moves the weight files to their final names, writes the files `beside` them, then the file `last`, and deletes the work
-    /// in progress.
-    pub fn finish(self, weights: &[String], beside: &[(String, Vec<u8>)], last: (&str, Vec<u8>)) -> Result<()> {
+    /// in progress. `progress` hears of each file that has its final name, without a step, and nothing else happens meanwhile.
+    pub fn finish(
+        self,
+        weights: &[String],
+        beside: &[(String, Vec<u8>)],
+        last: (&str, Vec<u8>),
+        progress: &dyn Progress,
+    ) -> Result<()> {
         for file in weights {
             let to = self.dir.join(file);
             fs::rename(self.pending(file), &to).map_err(|e| Error::io(&to, e))?;
+            progress.advance(0, file);
         }
         sync_dir(&self.dir)?;
         for (name, bytes) in beside {
             write_atomic(&self.dir.join(name), bytes)?;
+            progress.advance(0, name);
         }
         write_atomic(&self.dir.join(last.0), &last.1)?;
+        progress.advance(0, last.0);
         let work = self.dir.join(WORK);
         fs::remove_dir_all(&work).map_err(|e| Error::io(&work, e))
     }
