@@ -228,9 +228,8 @@ mod tests {
                 sorted.sort_by(f64::total_cmp);
                 for share in [0.0, 0.1, 0.5, 0.9, 1.0] {
                     // The first value that enough values are not above.
-                    let enough = |v: &&f64| {
-                        sorted.iter().filter(|w| *w <= *v).count() as f64 >= share * sorted.len() as f64
-                    };
+                    let enough =
+                        |v: &&f64| sorted.iter().filter(|w| *w <= *v).count() as f64 >= share * sorted.len() as f64;
                     assert_eq!(nearest_rank(&sorted, share), sorted.iter().find(enough).copied());
                 }
             }

@@ -148,7 +148,10 @@ impl Architecture {
         match self {
             Self::Decoder(c) => Ok(c),
             Self::Encoder(c) => {
-                let value = format!("`{}` is an encoder; `tersor eval --sentences FILE --against ORIGINAL` measures it", c.model_type);
+                let value = format!(
+                    "`{}` is an encoder; `tersor eval --sentences FILE --against ORIGINAL` measures it",
+                    c.model_type
+                );
                 Err(Error::Unsupported { what: "text generation or perplexity", value })
             }
         }

@@ -3,7 +3,7 @@
 
 mod file;
 
-pub use file::{ABOUT, FileKind, PAGE_MARK, RECIPE_HEAD, check_distinct, check_file};
+pub use file::{ABOUT, FileKind, PAGE_MARK, RECIPE_HEAD, REFERENCE, check_distinct, check_file};
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

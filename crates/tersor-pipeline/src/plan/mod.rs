@@ -13,6 +13,7 @@ mod tasks;
 
 pub use entry::{Action, Entry};
 pub use file::PlanFile;
+pub(crate) use file::hash;
 pub use gather::Calibrated;
 pub use summary::{Summary, TensorSummary};
 pub use tasks::{Task, TaskSummary};
