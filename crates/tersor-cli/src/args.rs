@@ -256,11 +256,15 @@ pub struct Eval {
     /// A model directory, a `.gguf` file, or an output of `compress`.
     pub model: PathBuf,
     /// Evaluation text, for a decoder.
-    #[arg(long, required_unless_present = "sentences", conflicts_with = "sentences")]
+    #[arg(long, required_unless_present_any = ["sentences", "task"], conflicts_with = "sentences")]
     pub text: Option<PathBuf>,
     /// Sentences, one per line, for an encoder; its embeddings are compared with those of --against.
-    #[arg(long, requires = "against")]
+    #[arg(long, requires = "against", conflicts_with = "task")]
     pub sentences: Option<PathBuf>,
+    /// Prompts with answers, for a decoder: on each line a JSON object with `prompt` and `answer`. Counts the greedy continuations that are the
+    /// answer. With --text or alone.
+    #[arg(long)]
+    pub task: Option<PathBuf>,
     /// Tokens per window [default: the smaller of 512 and the model's maximum].
     #[arg(long)]
     pub ctx: Option<usize>,
@@ -270,6 +274,13 @@ pub struct Eval {
     /// Model whose predictions or embeddings are compared with.
     #[arg(long)]
     pub against: Option<PathBuf>,
+    /// File for the predictions of --against, or of MODEL without it: read if it exists, written otherwise. With it, other models are compared on
+    /// the same text without running the original again.
+    #[arg(long, requires = "text")]
+    pub reference: Option<PathBuf>,
+    /// Measure also how far bf16 activations alone move the predictions of --against, or of MODEL without it.
+    #[arg(long, requires = "text")]
+    pub noise_floor: bool,
     /// Form of the key-value cache: `f32`, `f16` or `int<bits>[-hadamard|-pca][-high<dimensions>|-eighth]` [default: that of the recipe].
     #[arg(long)]
     pub kv: Option<String>,
@@ -279,6 +290,9 @@ pub struct Eval {
     /// Read each layer when it runs, so that only one layer is in memory at a time.
     #[arg(long)]
     pub stream: bool,
+    /// Write the figures to a JSON file, with the names of model and recipe; `report` takes such files as rows.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
 }
 
 /// `tersor compare`
@@ -317,7 +331,7 @@ pub struct Demo {
 /// `tersor report`
 #[derive(clap::Args, Debug)]
 pub struct Report {
-    /// Output directories of `compare`, `demo` or `compress`.
+    /// Output directories of `compare`, `demo` or `compress`, and files of `eval --out`.
     #[arg(required = true)]
     pub dirs: Vec<PathBuf>,
     /// The HTML file to write.

@@ -67,20 +67,29 @@ pub fn run(a: &args::Compare, json: bool, threads: usize) -> Result<()> {
             dir.map_err(|e| Error::io(std::env::temp_dir(), e))?.keep()
         }
     };
+    let cx = context(0, None);
+    crate::cancel_on_signals(&cx.cancel);
+    // The original runs once: its predictions are in a file until the comparison ends.
+    std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
+    let scratch = tempfile::Builder::new().prefix(".tersor-").tempdir_in(&dir).map_err(|e| Error::io(&dir, e))?;
+    let reference = scratch.path().join("reference.safetensors");
     // Each in a process of its own, so that peak memory is that of one recipe.
     let measure = |subject: Subject<'_>| {
         let Subject::Recipe(i, out) = subject else {
-            let figures = evaluate(a, &a.model, false, threads)?;
+            let figures = evaluate(a, &a.model, false, &reference, threads)?;
             return Ok(Measured { compress_seconds: 0.0, compress_peak_rss_bytes: None, figures });
         };
         let done = compress(a, &a.recipes[i], out, threads)?;
         Ok(Measured {
             compress_seconds: done["compress_seconds"].as_f64().unwrap_or(0.0),
             compress_peak_rss_bytes: done["peak_rss_bytes"].as_u64(),
-            figures: evaluate(a, out, true, threads)?,
+            figures: evaluate(a, out, true, &reference, threads)?,
         })
     };
-    let found = compare(&a.model, &recipes, &dir, &context(0, None), measure)?;
+    let found = compare(&a.model, &recipes, &dir, &cx, measure);
+    // A signal stops the child process too, whose error is then that of the interruption.
+    cx.cancel.check()?;
+    let found = found?;
     if json {
         return print_json(&found);
     }
@@ -123,11 +132,13 @@ fn compress(a: &args::Compare, recipe: &str, out: &Path, threads: usize) -> Resu
     child(&list)
 }
 
-fn evaluate(a: &args::Compare, model: &Path, against: bool, threads: usize) -> Result<Evaluation> {
+/// Evaluates the original, whose predictions are written to the file `reference`, or with `against` a model that is compared with it.
+fn evaluate(a: &args::Compare, model: &Path, against: bool, reference: &Path, threads: usize) -> Result<Evaluation> {
     let mut list = vec!["eval".to_string(), model.display().to_string(), "--json".to_string()];
     let mut option = |name: &str, value: String| list.extend([name.to_string(), value]);
     option("--text", a.text.display().to_string());
     option("--threads", threads.to_string());
+    option("--reference", reference.display().to_string());
     if let Some(ctx) = a.ctx {
         option("--ctx", ctx.to_string());
     }
@@ -136,6 +147,8 @@ fn evaluate(a: &args::Compare, model: &Path, against: bool, threads: usize) -> R
     }
     if against {
         option("--against", a.model.display().to_string());
+    } else {
+        list.push("--noise-floor".into());
     }
     let found = child(&list)?;
     serde_json::from_value(found).map_err(|e| Error::format("tersor eval", e.to_string()))
@@ -157,7 +170,7 @@ fn table(rows: &[Row]) -> String {
             "{:<20} {:>10} {:>9} {:>8} {:>7} {:>7} {:>10} {:>9} {:>9} {:>9}\n",
             format!("{}{mark}", r.recipe),
             number(Some(f.perplexity), 3),
-            number(f.kl_mean, 5),
+            number(f.kl_mean, 5) + if r.kl_below_noise { "~" } else { "" },
             number(f.top1_agreement.map(|v| v * 100.0), 2),
             number(Some(f.bits_per_weight), 3),
             number(Some(f.body_bits_per_weight), 3),
@@ -169,6 +182,12 @@ fn table(rows: &[Row]) -> String {
     }
     if rows.iter().any(|r| r.larger_than_original) {
         out += "* larger than the original\n";
+    }
+    if let Some(floor) = rows.first().and_then(|r| r.figures.kl_noise_floor) {
+        if rows.iter().any(|r| r.kl_below_noise) {
+            out += "~ below the noise of bf16\n";
+        }
+        out += &format!("rounding activations to bf16 alone makes a KL of {floor:.6}\n");
     }
     out
 }

@@ -148,7 +148,10 @@ impl Architecture {
         match self {
             Self::Decoder(c) => Ok(c),
             Self::Encoder(c) => {
-                let value = format!("`{}` is an encoder; `tersor eval --sentences` measures it", c.model_type);
+                let value = format!(
+                    "`{}` is an encoder; `tersor eval --sentences FILE --against ORIGINAL` measures it",
+                    c.model_type
+                );
                 Err(Error::Unsupported { what: "text generation or perplexity", value })
             }
         }
@@ -159,7 +162,7 @@ impl Architecture {
         match self {
             Self::Encoder(c) => Ok(c),
             Self::Decoder(c) => {
-                let value = format!("`{}` is a decoder; `tersor eval --text` measures it", c.model_type);
+                let value = format!("`{}` is a decoder; `tersor eval --text FILE` measures it", c.model_type);
                 Err(Error::Unsupported { what: "sentence embedding", value })
             }
         }

@@ -6,11 +6,11 @@ use tersor_core::{CacheSet, Error, Exec, Heads, Input, KvCache, LayerCache, Line
 use tersor_kernels::par;
 use tersor_operators::DenseCaches;
 
-use crate::layer::{apply, rms_norm};
+use crate::layer::{Precision, apply, rms_norm};
 use crate::{Checkpoint, DecoderConfig, Layer, SiteKind};
 
 /// Maximum number of tokens that pass through the layers together.
-const BLOCK: usize = 512;
+pub(crate) const BLOCK: usize = 512;
 
 enum Layers {
     /// All layers are in memory.
@@ -175,11 +175,21 @@ impl Decoder {
         exec: &Exec,
         observe: &mut dyn FnMut(usize, SiteKind, &Input<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        par::region(exec.parallel(), || self.run(tokens, state, exec, observe))
+        par::region(exec.parallel(), || self.run(Precision::F32, tokens, state, exec, observe))
+    }
+
+    /// Appends the tokens `tokens` to the text in `state` and returns their final hidden states `[tokens, hidden]`, as
+    /// [`Decoder::forward`] does, with the input of every matrix rounded to the nearest bf16: the four [sites](SiteKind) of each layer and
+    /// the final hidden states, which the output head reads. Products, the residual stream, norms and attention stay in f32. The distance
+    /// of its predictions from those of [`Decoder::forward`] is what bf16 activations alone change. Errors under the conditions of
+    /// [`Decoder::forward`]; a value that exceeds the range of bf16 is not finite.
+    pub fn forward_bf16(&self, tokens: &[u32], state: &mut State, exec: &Exec) -> Result<Vec<f32>> {
+        par::region(exec.parallel(), || self.run(Precision::Bf16, tokens, state, exec, &mut |_, _, _| Ok(())))
     }
 
     fn run(
         &self,
+        precision: Precision,
         tokens: &[u32],
         state: &mut State,
         exec: &Exec,
@@ -195,11 +205,13 @@ impl Decoder {
             for (i, cache) in state.caches.iter_mut().enumerate() {
                 self.with_layer(i, |layer| {
                     let seen: crate::layer::Observer<'_> = &mut |kind, x| observe(i, kind, x);
-                    layer.forward(&self.config, &mut stream, &positions, &mut **cache, exec, seen)
+                    layer.forward_in(precision, &self.config, &mut stream, &positions, &mut **cache, exec, seen)
                 })?;
             }
             state.len += block.len();
-            out.extend(rms_norm(&stream, &self.norm, self.config.eps, exec));
+            let mut normed = rms_norm(&stream, &self.norm, self.config.eps, exec);
+            precision.round(&mut normed);
+            out.extend(normed);
         }
         Ok(out)
     }

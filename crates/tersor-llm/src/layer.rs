@@ -82,6 +82,27 @@ pub enum SiteKind {
     Down,
 }
 
+/// The precision of the inputs of a network's matrices.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Precision {
+    /// As they are computed.
+    F32,
+    /// Rounded to the nearest bf16, ties to even.
+    Bf16,
+}
+
+impl Precision {
+    /// Rounds values in place. A value beyond the range of bf16 becomes infinite.
+    pub(crate) fn round(self, values: &mut [f32]) {
+        if self == Self::Bf16 {
+            for v in values.iter_mut().filter(|v| v.is_finite()) {
+                let bits = v.to_bits();
+                *v = f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000);
+            }
+        }
+    }
+}
+
 /// The weights of one decoder layer in memory. Fields have the names that Hugging Face's files use.
 ///
 /// ```
@@ -174,23 +195,42 @@ impl Layer {
         exec: &Exec,
         observe: Observer<'_>,
     ) -> Result<()> {
+        self.forward_in(Precision::F32, config, stream, positions, cache, exec, observe)
+    }
+
+    /// [`Layer::forward`] with the input of every site in the given precision; `observe` receives the rounded input.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn forward_in(
+        &self,
+        precision: Precision,
+        config: &DecoderConfig,
+        stream: &mut [f32],
+        positions: &[u32],
+        cache: &mut dyn KvCache,
+        exec: &Exec,
+        observe: Observer<'_>,
+    ) -> Result<()> {
         let tokens = positions.len();
         if stream.len() != tokens * config.hidden {
             return Err(Error::shape("residual stream", tokens * config.hidden, stream.len()));
         }
         let shape = [tokens, config.hidden];
-        let normed = rms_norm(stream, &self.input_layernorm, config.eps, exec);
+        let mut normed = rms_norm(stream, &self.input_layernorm, config.eps, exec);
+        precision.round(&mut normed);
         let x = Input::new(&normed, shape)?;
         observe(SiteKind::Qkv, &x)?;
-        let attn_output = self.attn_output(config, &x, positions, cache, exec)?;
+        let mut attn_output = self.attn_output(config, &x, positions, cache, exec)?;
+        precision.round(&mut attn_output);
         let x = Input::new(&attn_output, [tokens, config.heads * config.head_dim])?;
         observe(SiteKind::O, &x)?;
         self.o_proj.add_to(&x, stream, exec)?;
 
-        let normed = rms_norm(stream, &self.post_attention_layernorm, config.eps, exec);
+        let mut normed = rms_norm(stream, &self.post_attention_layernorm, config.eps, exec);
+        precision.round(&mut normed);
         let x = Input::new(&normed, shape)?;
         observe(SiteKind::GateUp, &x)?;
-        let gated = self.gated(&x, exec)?;
+        let mut gated = self.gated(&x, exec)?;
+        precision.round(&mut gated);
         let x = Input::new(&gated, [tokens, config.intermediate])?;
         observe(SiteKind::Down, &x)?;
         self.down_proj.add_to(&x, stream, exec)

@@ -24,7 +24,9 @@ pub use checkpoint::{
 pub use config::DecoderConfig;
 pub use decoder::{Decoder, State};
 pub use encoder::{Activation, Encoder, EncoderConfig};
-pub use evaluate::{Agreement, Evaluation, evaluate, windows};
+pub use evaluate::{
+    Agreement, Bucket, CONFIDENCES, Evaluation, Keep, Original, Request, States, evaluate, evaluate_with, windows,
+};
 pub use generate::{Sampling, Temperature, generate};
 pub use layer::{Layer, Linear, SiteKind};
 pub use tokenizer::Tokenizer;

@@ -48,6 +48,10 @@ pub struct Row {
     pub compress_peak_rss_bytes: Option<u64>,
     /// Whether the weight files are larger than those of the original.
     pub larger_than_original: bool,
+    /// Whether the divergence is below the noise floor of the original's row, so that it cannot be told from the rounding of activations to bf16. False
+    /// if that row has none.
+    #[serde(default)]
+    pub kl_below_noise: bool,
     /// The figures on the evaluation text.
     #[serde(flatten)]
     pub figures: Evaluation,
@@ -66,7 +70,8 @@ pub struct Comparison {
 
 /// Compares recipes on a model: calls `measure` for the original, then for each recipe, and writes the rows and an HTML page to the directory `out`,
 /// where each recipe has a folder of its name. `measure` compresses and evaluates: in this process, or in another one so that peak memory is that of
-/// one recipe. Nothing is deleted. Errors if `measure` does, if a file of the comparison is there and is none of an earlier one or cannot be written, or if the work is cancelled.
+/// one recipe. The original is measured first: with [`Options::reference`](crate::evaluate::Options::reference), its text passes through it only once,
+/// and with a noise floor in its figures, rows below the floor are marked. Nothing is deleted. Errors if `measure` does, if a file of the comparison is there and is none of an earlier one or cannot be written, or if the work is cancelled.
 pub fn compare(
     model: &Path,
     recipes: &[Recipe],
@@ -83,7 +88,7 @@ pub fn compare(
         return Err(ParamError::new("name", format!("`{}`", recipe.name), rule).into());
     }
     cx.progress.begin("compare", recipes.len() as u64 + 1);
-    let mut original_bytes = u64::MAX;
+    let (mut original_bytes, mut noise_floor) = (u64::MAX, None);
     let mut rows = Vec::new();
     for index in 0..=recipes.len() {
         cx.cancel.check()?;
@@ -93,12 +98,14 @@ pub fn compare(
         };
         if index == 0 {
             original_bytes = found.figures.weight_bytes;
+            noise_floor = found.figures.kl_noise_floor;
         }
         rows.push(Row {
             recipe: name.to_string(),
             compress_seconds: found.compress_seconds,
             compress_peak_rss_bytes: found.compress_peak_rss_bytes,
             larger_than_original: found.figures.weight_bytes > original_bytes,
+            kl_below_noise: found.figures.below_noise(noise_floor),
             figures: found.figures,
         });
         cx.progress.advance(1, name);

@@ -10,7 +10,7 @@ use tersor_pipeline::compress::{Outcome, Part};
 use tersor_pipeline::export::{Exported, Format};
 use tersor_pipeline::plan::{Plan, PlanFile};
 use tersor_pipeline::{
-    Measured, Pipeline, Planned, Recipe, Subject, Text, compare, evaluate, export, inspect, recipe, verify,
+    Measured, Pipeline, Planned, Recipe, Subject, compare, evaluate, export, inspect, recipe, verify,
 };
 
 /// Returns the plan of a recipe on four windows of 64 tokens.
@@ -150,7 +150,7 @@ fn an_application_can_register_kinds_of_its_own() {
 
 #[test]
 fn the_readme_has_the_program_that_is_run() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let read = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
     let program = read("examples/compress/src/main.rs");
     assert!(program.lines().count() <= 15);

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use common::*;
 use tersor_core::{Cancel, Context, Error, Progress};
 use tersor_pipeline::compress::{Finished, Outcome, Part};
-use tersor_pipeline::{Pipeline, Planned, Text, verify};
+use tersor_pipeline::{Pipeline, Planned, verify};
 
 /// Returns the plan of a recipe for the model that ships, on two windows of 32 tokens.
 fn planned(recipe: &str) -> Planned<'static> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value as Json;
+#[allow(unused_imports)]
 pub use tiny::Tiny;
 
 #[path = "../../../tersor-pipeline/tests/common/tiny.rs"]

@@ -16,6 +16,9 @@ pub const PAGE_MARK: &str = "<meta name=\"generator\" content=\"Tersor\">";
 /// Name of the tensor with the JSON description of a file of statistics.
 pub const ABOUT: &str = "about";
 
+/// Name of the tensor with the JSON description of a file of predictions.
+pub const REFERENCE: &str = "reference";
+
 /// What a file holds that this crate writes under a name that the user chooses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileKind {
@@ -33,6 +36,8 @@ pub enum FileKind {
     Rows,
     /// The figures of an evaluation, in JSON.
     Figures,
+    /// The predictions of an original network.
+    Reference,
 }
 
 impl FileKind {
@@ -46,6 +51,7 @@ impl FileKind {
             Self::Page => "report",
             Self::Rows => "comparison",
             Self::Figures => "evaluation",
+            Self::Reference => "file of predictions",
         }
     }
 
@@ -63,13 +69,14 @@ impl FileKind {
             let found = if begins("{", 16) { files::read(path, &Limits::default()).ok() } else { None };
             found.is_some_and(|json: Json| keys.iter().all(|k| json.get(k).is_some()))
         };
+        let described =
+            |by: &str| safetensors::File::open(path, &Limits::default()).is_ok_and(|file| file.info(by).is_ok());
         match self {
             Self::Plan => json(&["recipe", "seed", "inputs"]),
             Self::Recipe => begins(RECIPE_HEAD, RECIPE_HEAD.len()),
             Self::Measurement => json(&["inputs", "matrices"]),
-            Self::Statistics => {
-                safetensors::File::open(path, &Limits::default()).is_ok_and(|file| file.info(ABOUT).is_ok())
-            }
+            Self::Statistics => described(ABOUT),
+            Self::Reference => described(REFERENCE),
             Self::Page => begins(PAGE_MARK, 1024),
             Self::Rows => json(&["model", "rows"]),
             Self::Figures => json(&["weight_bytes", "peak_rss_bytes"]),

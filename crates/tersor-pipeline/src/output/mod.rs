@@ -4,7 +4,7 @@
 mod file;
 mod record;
 
-pub use file::{ABOUT, FileKind, PAGE_MARK, RECIPE_HEAD, check_distinct, check_file};
+pub use file::{ABOUT, FileKind, PAGE_MARK, RECIPE_HEAD, REFERENCE, check_distinct, check_file};
 pub use record::{record_file, recorded};
 
 use std::fs::{self, File};

@@ -12,6 +12,7 @@ mod summary;
 mod tasks;
 
 pub use entry::{Action, Entry};
+pub(crate) use file::hash;
 pub use file::{INSTRUCTION_SET, PlanFile};
 pub use gather::Calibrated;
 pub use summary::{Summary, TensorSummary};

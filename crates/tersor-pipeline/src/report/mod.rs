@@ -25,20 +25,24 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,t
 th:first-child,td:first-child{text-align:left}th{font-weight:600;color:#51606f}svg{width:100%;height:auto}\
 .note{color:#51606f}text{font:12px system-ui,sans-serif;fill:#1d2733}.axis{fill:#51606f}";
 
-/// Writes the HTML page for output directories of `compare`, `demo` and `compress` to the file `out`. Errors if a directory is none of these, or if
-/// `out` exists and is no earlier page.
+/// Writes the HTML page for `dirs`, as [`page`] takes them, to the file `out`. Errors if one of them is none of these, or if `out` exists and is no earlier
+/// page.
 pub fn save(dirs: &[PathBuf], out: &Path) -> Result<()> {
-    check_file(out, FileKind::Page, &[])?;
+    check_file(out, FileKind::Page, &dirs.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     write_atomic(out, page(dirs)?.as_bytes())
 }
 
-/// Returns the HTML page for output directories of `compare`, `demo` and `compress`. Errors if a directory is none of these.
+/// Returns the HTML page for output directories of `compare`, `demo` and `compress`, and for files of figures
+/// ([`evaluate::save`](crate::evaluate::save)), each of which is a row. Errors if a path is none of these. A row whose recipe an earlier row has too gets
+/// the name of its model beside it.
 pub fn page(dirs: &[PathBuf]) -> Result<String> {
     let (mut rows, mut runs, mut models) = (Vec::new(), Vec::new(), Vec::new());
     for dir in dirs {
         let limits = Limits::default();
         let compared = dir.join(ROWS);
-        if compared.is_file() {
+        if dir.is_file() {
+            rows.push(figures(dir, &limits, &rows, &mut models)?);
+        } else if compared.is_file() {
             let found = files::read(&compared, &limits)?;
             models.extend(found["model"].as_str().map(String::from));
             for row in found["rows"].as_array().into_iter().flatten() {
@@ -54,12 +58,14 @@ pub fn page(dirs: &[PathBuf]) -> Result<String> {
             rows.push(row);
             runs.push(run);
         } else {
-            let what =
-                format!("it has neither {ROWS} nor {MANIFEST}, so it is no output of `compare`, `demo` or `compress`");
+            let what = format!(
+                "it has neither {ROWS} nor {MANIFEST}, so it is no output of `compare`, `demo` or `compress`, nor a file of `eval --out`"
+            );
             return Err(Error::format(dir.display().to_string(), what));
         }
     }
-    models.dedup();
+    let mut seen = std::collections::BTreeSet::new();
+    models.retain(|m: &String| seen.insert(m.clone()));
     let title =
         if models.is_empty() { "Compressed models".into() } else { format!("Recipes on {}", models.join(", ")) };
     let mut out = format!(
@@ -110,18 +116,44 @@ fn compressed(dir: &Path, limits: &Limits) -> Result<(Json, Run)> {
     Ok((row, Run { name, manifest }))
 }
 
-/// Returns the HTML table of all rows.
+/// Returns the row of a file of figures. Errors if it is none.
+fn figures(file: &Path, limits: &Limits, rows: &[Json], models: &mut Vec<String>) -> Result<Json> {
+    if !FileKind::Figures.matches(file) {
+        let what = "it is no file of `eval --out`; name such a file, or an output directory of `compare`, `demo` or `compress`";
+        return Err(Error::format(file.display().to_string(), what));
+    }
+    let mut row = files::read(file, limits)?;
+    let model = row["model"].as_str().unwrap_or("?").to_string();
+    let recipe = row["recipe"].as_str().unwrap_or("?").to_string();
+    if rows.iter().any(|r| r["recipe"] == recipe.as_str()) {
+        row["recipe"] = format!("{recipe} ({model})").into();
+    }
+    if recipe == "original" {
+        models.push(model);
+    }
+    Ok(row)
+}
+
+/// Returns the HTML table of all rows. Columns without any value are left out, except the first ones and those of size.
 fn table(rows: &[Json]) -> String {
-    let columns: [(&str, &str, usize, f64); 8] = [
+    let columns: [(&str, &str, usize, f64); 13] = [
         ("perplexity", "perplexity", 3, 1.0),
         ("KL, nats", "kl_mean", 5, 1.0),
+        ("KL, median", "kl_median", 5, 1.0),
+        ("KL, 90 %", "kl_p90", 5, 1.0),
         ("top-1, %", "top1_agreement", 2, 100.0),
+        ("answers, %", "task_accuracy", 1, 100.0),
+        ("cosine, mean", "cosine_mean", 5, 1.0),
+        ("cosine, minimum", "cosine_min", 5, 1.0),
         ("bits per weight", "bits_per_weight", 3, 1.0),
         ("body", "body_bits_per_weight", 3, 1.0),
         ("prefill, tokens/s", "prefill_tokens_per_s", 0, 1.0),
         ("decode, tokens/s", "decode_tokens_per_s", 1, 1.0),
         ("compress, s", "compress_seconds", 2, 1.0),
     ];
+    const OPTIONAL: [&str; 5] = ["kl_median", "kl_p90", "task_accuracy", "cosine_mean", "cosine_min"];
+    let shown = |key: &str| !OPTIONAL.contains(&key) || rows.iter().any(|r| r[key].is_number());
+    let columns: Vec<_> = columns.into_iter().filter(|c| shown(c.1)).collect();
     let mut out = "<table><thead><tr><th>recipe</th>".to_string();
     for c in &columns {
         out += &format!("<th>{}</th>", c.0);
@@ -132,9 +164,24 @@ fn table(rows: &[Json]) -> String {
         out += &format!("<tr><td>{}{mark}</td>", escape(r["recipe"].as_str().unwrap_or("?")));
         for (_, key, digits, scale) in &columns {
             let value = r[*key].as_f64().map_or("–".into(), |v| format!("{:.*}", digits, v * scale));
-            out += &format!("<td>{value}</td>");
+            let noise = if *key == "kl_mean" && below_noise(r) { "<br>below the noise of bf16" } else { "" };
+            out += &format!("<td>{value}{noise}</td>");
         }
         out += &format!("<td>{}</td></tr>", megabytes(r["weight_bytes"].as_u64().unwrap_or(0)));
     }
-    out + "</tbody></table>"
+    out += "</tbody></table>";
+    for floor in rows.iter().filter_map(|r| Some((r["recipe"].as_str()?, r["kl_noise_floor"].as_f64()?))) {
+        out += &format!(
+            "<p class=\"note\">Rounding activations to bf16 alone makes a KL of {:.6} nats ({}).</p>",
+            floor.1,
+            escape(floor.0)
+        );
+    }
+    out
+}
+
+/// Returns whether the divergence of a row is marked as below the noise floor, or is below its own.
+fn below_noise(row: &Json) -> bool {
+    let below = row["kl_mean"].as_f64().zip(row["kl_noise_floor"].as_f64()).is_some_and(|(kl, floor)| kl < floor);
+    below || row["kl_below_noise"] == true
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use tersor_pipeline::Text;
+#[allow(unused_imports)]
 pub use tiny::Tiny;
 
 mod tiny;

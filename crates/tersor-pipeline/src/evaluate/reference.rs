@@ -1,0 +1,256 @@
+//! Files with the predictions of an original network, so that it runs once for many comparisons.
+//!
+//! A file has the final hidden states of every token in f32, from which the original's output head makes the logits again, and the inputs of the
+//! sampled tokens at every site. Logits themselves would take `vocab / hidden` times the space of the hidden states.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value as Json, json};
+use tersor_core::{Context, DType, Error, Limits, Result, TensorInfo, TensorSink, TensorSource};
+use tersor_formats::safetensors::{File, Writer};
+use tersor_formats::{Model, json as files};
+use tersor_llm::{Checkpoint, DecoderConfig, States};
+
+use super::{Options, cut};
+use crate::kinds::Kinds;
+use crate::output::{REFERENCE, hash_file};
+use crate::plan::hash;
+
+use crate::text::Text;
+
+/// Version of the file's format.
+const FORMAT: u64 = 1;
+
+/// Names of the tensors beside the description.
+const HIDDEN: &str = "hidden";
+const SITES: &str = "sites";
+const HASHES: &str = "hashes";
+
+/// Length of a hash in bytes.
+const HASH: usize = 32;
+
+/// A file with the predictions of an original network on the windows of a text: a safetensors file with the tensors
+///
+/// - `hidden`, f32 `[windows * ctx, hidden]`: final hidden states after the last norm
+/// - `sites`, f32 `[windows, values]`: of each window the inputs of all sites of the layers in the order of execution, `[sampled, features]` each
+/// - `hashes`, u8 `[windows, 32]`: the BLAKE3 hash of each window's values in the two tensors
+/// - `reference`, u8: a description in JSON, with the sizes and with hashes of what the predictions depend on
+///
+/// [`decoder`](super::decoder) writes and reads it ([`Options::reference`]). Figures that were computed with a file are equal to the last bit to those
+/// without.
+pub struct Reference {
+    path: PathBuf,
+    file: File,
+    inputs: BTreeMap<String, String>,
+    sizes: Sizes,
+}
+
+/// The sizes of a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Sizes {
+    windows: usize,
+    ctx: usize,
+    hidden: usize,
+    /// Features of each site.
+    features: Vec<usize>,
+}
+
+impl Sizes {
+    fn of(config: &DecoderConfig, windows: usize, ctx: usize) -> Self {
+        Self { windows, ctx, hidden: config.hidden, features: States::features(config) }
+    }
+
+    fn read(about: &Json) -> Option<Self> {
+        let size = |v: &Json| v.as_u64().and_then(|n| usize::try_from(n).ok());
+        let features = about["features"].as_array()?.iter().map(size).collect::<Option<_>>()?;
+        let [windows, ctx, hidden] = ["windows", "ctx", "hidden"].map(|k| size(&about[k]));
+        Some(Self { windows: windows?, ctx: ctx?, hidden: hidden?, features })
+    }
+
+    /// Returns the number of values of all sites in a window. Errors if it overflows.
+    fn values(&self) -> Result<usize> {
+        let sampled = States::sampled(self.ctx);
+        let sum = self.features.iter().try_fold(0usize, |sum, f| sum.checked_add(f.checked_mul(sampled)?));
+        sum.ok_or_else(|| Error::Overflow { what: "inputs of the sites of a window".into() })
+    }
+
+    /// Returns the tensors beside the description.
+    fn layout(&self) -> Result<[(&'static str, TensorInfo); 3]> {
+        let tokens = self.windows.checked_mul(self.ctx);
+        let tokens = tokens.ok_or_else(|| Error::Overflow { what: "tokens of all windows".into() })?;
+        let info = |dtype, rows, cols| TensorInfo { dtype, shape: vec![rows, cols] };
+        let layout = [
+            (HIDDEN, info(DType::F32, tokens, self.hidden)),
+            (SITES, info(DType::F32, self.windows, self.values()?)),
+            (HASHES, info(DType::U8, self.windows, HASH)),
+        ];
+        for (_, info) in &layout {
+            info.bytes()?;
+        }
+        Ok(layout)
+    }
+}
+
+impl Reference {
+    /// Opens a file. Its values are read window by window, later. Errors if it is no such file, or its tensors do not have the sizes that its
+    /// description states.
+    pub fn open(path: &Path) -> Result<Self> {
+        let bad = |what: String| Error::format(path.display().to_string(), what);
+        let file = File::open(path, &Limits::default())?;
+        let info = file.info(REFERENCE).map_err(|e| bad(format!("it is no file of predictions: {e}")))?;
+        let length = info.bytes()?;
+        Limits::check("length of the description", length as u64, 1 << 20)?;
+        let mut bytes = vec![0u8; length];
+        file.read_at(REFERENCE, 0, &mut bytes)?;
+        let about: Json = serde_json::from_slice(&bytes).map_err(|e| bad(format!("its description: {e}")))?;
+        if about["format"].as_u64() != Some(FORMAT) {
+            let value = format!("{} (this version reads {FORMAT})", about["format"]);
+            return Err(Error::Unsupported { what: "format of a file of predictions", value });
+        }
+        let sizes = Sizes::read(&about).ok_or_else(|| bad("its description lacks a size".into()))?;
+        let inputs = serde_json::from_value(about["inputs"].clone()).map_err(|e| bad(format!("its inputs: {e}")))?;
+        for (name, wanted) in sizes.layout().map_err(|e| bad(e.to_string()))? {
+            let found = file.info(name).map_err(|e| bad(e.to_string()))?;
+            if found != wanted {
+                let what = format!("its tensor `{name}` has another type or shape than its description states");
+                return Err(bad(what));
+            }
+        }
+        Ok(Self { path: path.to_path_buf(), file, inputs, sizes })
+    }
+
+    /// Errors unless the file has the predictions of the decoder `model` on the windows that `options` cuts from a text: the same weights,
+    /// configuration and tokens, by their hashes, and the same version and instruction set, on which the last bits depend. The error names what
+    /// differs. Errors also if the model or the text cannot be read. Of `options`, `ctx` and `windows` are used.
+    pub fn matches(&self, model: &Path, text: &Text, options: &Options, kinds: &Kinds, cx: &Context) -> Result<()> {
+        let checkpoint = Checkpoint::open(model, &kinds.operators)?;
+        let windows = cut(&checkpoint, text, options, cx)?.1;
+        let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+        self.check(&checkpoint, &windows)
+    }
+
+    /// Errors unless the file has the predictions of the decoder of a checkpoint on the windows of tokens.
+    pub(super) fn check(&self, checkpoint: &Checkpoint, windows: &[&[u32]]) -> Result<()> {
+        let now = inputs(checkpoint, windows)?;
+        let keys: std::collections::BTreeSet<&String> = now.keys().chain(self.inputs.keys()).collect();
+        let differ: Vec<&str> =
+            keys.into_iter().filter(|k| now.get(*k) != self.inputs.get(*k)).map(String::as_str).collect();
+        let config = checkpoint.architecture().decoder()?;
+        let sizes = Sizes::of(config, windows.len(), windows.first().map_or(0, |w| w.len()));
+        let what = match differ.is_empty() {
+            true if sizes == self.sizes => return Ok(()),
+            true => "its sizes are not those of the model".to_string(),
+            false => format!("it has predictions of other inputs: {} differs", differ.join(", ")),
+        };
+        Err(Error::format(self.path.display().to_string(), format!("{what}; remove it or choose another name")))
+    }
+
+    /// Returns the states of window `index`, counted from 0. Errors if there is no such window, the file cannot be read, or the values are not those
+    /// that were written.
+    pub fn window(&self, index: usize) -> Result<States> {
+        let Sizes { windows, ctx, hidden, features } = &self.sizes;
+        if index >= *windows {
+            return Err(Error::range("window", 0..*windows, index));
+        }
+        let (values, sampled) = (self.sizes.values()?, States::sampled(*ctx));
+        let mut hasher = blake3::Hasher::new();
+        let mut read = |name: &str, n: usize| -> Result<Vec<f32>> {
+            let mut bytes = vec![0u8; 4 * n];
+            self.file.read_at(name, (index * bytes.len()) as u64, &mut bytes)?;
+            hasher.update(&bytes);
+            Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+        };
+        let (hidden, all) = (read(HIDDEN, ctx * hidden)?, read(SITES, values)?);
+        let mut wanted = [0u8; HASH];
+        self.file.read_at(HASHES, (index * HASH) as u64, &mut wanted)?;
+        if hasher.finalize() != wanted {
+            let what = format!("the values of window {index} are not those that were written; remove the file");
+            return Err(Error::format(self.path.display().to_string(), what));
+        }
+        let mut rest = all.as_slice();
+        let mut next = |f: &usize| {
+            let (site, after) = rest.split_at(f * sampled);
+            rest = after;
+            site.to_vec()
+        };
+        Ok(States { hidden, sites: features.iter().map(&mut next).collect() })
+    }
+}
+
+/// Returns what predictions depend on, by name: hashes of the model's content and of the tokens, the version and the instruction set.
+fn inputs(checkpoint: &Checkpoint, windows: &[&[u32]]) -> Result<BTreeMap<String, String>> {
+    let mut tokens = blake3::Hasher::new();
+    for window in windows {
+        let bytes: Vec<u8> = window.iter().flat_map(|t| t.to_le_bytes()).collect();
+        tokens.update(&bytes);
+    }
+    let ctx = windows.first().map_or(0, |w| w.len());
+    let all = [
+        ("original", content(checkpoint)?),
+        ("text", tokens.finalize().to_hex().to_string()),
+        ("ctx", ctx.to_string()),
+        ("windows", windows.len().to_string()),
+        ("version", env!("CARGO_PKG_VERSION").to_string()),
+        ("instruction set", tersor_core::Isa::fingerprint()),
+    ];
+    Ok(all.map(|(k, v)| (k.to_string(), v)).into())
+}
+
+/// Returns a hash of a model's configuration, manifest and weight files.
+fn content(checkpoint: &Checkpoint) -> Result<String> {
+    let model: &Model = checkpoint.model();
+    let mut all = vec![hash(&model.config().map(files::to_bytes).unwrap_or_default())];
+    all.extend(checkpoint.manifest().map(|m| hash(&files::to_bytes(&m.json))));
+    for (name, _) in model.files() {
+        let path = if model.path().is_dir() { model.path().join(name) } else { model.path().to_path_buf() };
+        all.push(hash_file(&path)?.1);
+    }
+    Ok(hash(all.join("\n").as_bytes()))
+}
+
+/// A file in progress. It appears under its name when [`finish`](Self::finish) succeeds.
+pub(super) struct Recorder {
+    writer: Writer,
+    sizes: Sizes,
+    hashes: Vec<u8>,
+}
+
+impl Recorder {
+    /// Begins the file `path` for the decoder of a checkpoint on the windows of tokens, which all have the same length.
+    pub fn create(path: &Path, checkpoint: &Checkpoint, windows: &[&[u32]]) -> Result<Self> {
+        let config = checkpoint.architecture().decoder()?;
+        let sizes = Sizes::of(config, windows.len(), windows.first().map_or(0, |w| w.len()));
+        let about = json!({
+            "format": FORMAT, "inputs": inputs(checkpoint, windows)?, "windows": sizes.windows, "ctx": sizes.ctx,
+            "hidden": sizes.hidden, "features": sizes.features,
+        });
+        let about = about.to_string().into_bytes();
+        let info = TensorInfo { dtype: DType::U8, shape: vec![about.len()] };
+        let mut layout: BTreeMap<String, TensorInfo> =
+            sizes.layout()?.into_iter().map(|(name, info)| (name.to_string(), info)).collect();
+        layout.insert(REFERENCE.to_string(), info.clone());
+        let mut writer = Writer::create(path, layout)?;
+        writer.write_shared(REFERENCE, &info, &about)?;
+        Ok(Self { writer, sizes, hashes: Vec::new() })
+    }
+
+    /// Adds the states of window `index`. The windows come in order.
+    pub fn add(&mut self, index: usize, states: &States) -> Result<()> {
+        let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let (hidden, sites) = (bytes(&states.hidden), bytes(&states.sites.concat()));
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&hidden).update(&sites);
+        self.hashes.extend_from_slice(hasher.finalize().as_bytes());
+        let [(_, of_hidden), (_, of_sites), _] = self.sizes.layout()?;
+        self.writer.write_rows(HIDDEN, &of_hidden, index * self.sizes.ctx, &hidden)?;
+        self.writer.write_rows(SITES, &of_sites, index, &sites)
+    }
+
+    /// Completes the file. Errors unless all windows were added.
+    pub fn finish(mut self) -> Result<()> {
+        let [.., (_, of_hashes)] = self.sizes.layout()?;
+        self.writer.write_rows(HASHES, &of_hashes, 0, &self.hashes)?;
+        self.writer.finish()
+    }
+}

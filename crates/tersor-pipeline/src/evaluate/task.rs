@@ -1,0 +1,128 @@
+//! Prompts with known answers, which a decoder continues.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+use tersor_core::{Context, Error, Result};
+use tersor_llm::{Checkpoint, Decoder, Sampling, Tokenizer, generate};
+
+use super::{Options, peak_rss};
+use crate::caches::Caches;
+use crate::kinds::Kinds;
+use crate::text::Text;
+
+/// Number of new tokens beyond those of the answer, for white space in front of it.
+const SPARE: usize = 2;
+
+/// The figures of a decoder on prompts with answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TaskEvaluation {
+    /// Share of the prompts, 0 to 1, whose continuation is the answer.
+    pub task_accuracy: f64,
+    /// Number of prompts.
+    pub task_total: u64,
+    /// Stored bits per weight of all matrices, embedding and head included.
+    pub bits_per_weight: f64,
+    /// The same without embedding and head.
+    pub body_bits_per_weight: f64,
+    /// Total length of all weight files in bytes.
+    pub weight_bytes: u64,
+    /// Peak resident memory of the process in bytes, on Linux.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+/// A prompt and its answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Question {
+    /// The text that is continued.
+    pub prompt: String,
+    /// The expected continuation, without white space around it.
+    pub answer: String,
+}
+
+/// Returns the prompts and answers of a text in JSON lines: on each line an object with the texts `prompt` and `answer`. Other keys and empty lines are
+/// ignored. Errors, naming text and line, if a line is no such object, or an answer or a prompt is empty; errors if there is no line.
+///
+/// ```
+/// use tersor_pipeline::{Text, evaluate::questions};
+/// let text = Text::new("sums", "{\"prompt\": \"1 + 1 =\", \"answer\": \" 2\"}\n");
+/// assert_eq!(questions(&text).unwrap()[0].1.answer, "2");
+/// assert!(questions(&Text::new("sums", "{\"prompt\": 1}")).unwrap_err().to_string().starts_with("sums:1"));
+/// ```
+pub fn questions(text: &Text) -> Result<Vec<(usize, Question)>> {
+    let mut all = Vec::new();
+    for (i, line) in text.read()?.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+        let bad = |what: String| Error::format(place(text, i + 1), what);
+        let json: Json = serde_json::from_str(line).map_err(|e| bad(format!("it is no JSON: {e}")))?;
+        let field = |key: &str| match json[key].as_str() {
+            Some(value) if value.trim().is_empty() => Err(bad(format!("`{key}` is empty"))),
+            Some(value) => Ok(value.to_string()),
+            None => Err(bad(format!("`{key}` is missing or no text"))),
+        };
+        all.push((i + 1, Question { prompt: field("prompt")?, answer: field("answer")?.trim().to_string() }));
+    }
+    if all.is_empty() {
+        return Err(Error::format(text.name(), "it has no line with a prompt and an answer"));
+    }
+    Ok(all)
+}
+
+/// Returns the name of a line, counted from 1.
+fn place(text: &Text, line: usize) -> String {
+    format!("{}:{line}", text.name())
+}
+
+/// Continues the prompts of a text ([`questions`] has its form) with the decoder of a model file or directory, and counts the continuations that are the
+/// answer. At every step the most likely token follows. The continuation ends at an end-of-text token, as soon as it has the answer's length without
+/// white space around it, or after two tokens more than the answer has; it must then be equal to the answer, white space around it apart. So what the
+/// model would say after the answer does not count.
+///
+/// Of `options`, `windows` (the number of prompts), `kv` and `stream` are used. Errors if the model cannot be opened or is no decoder, if a line is
+/// wrong or too long for the model, or if the work is cancelled.
+pub fn task(model: &Path, text: &Text, options: &Options, kinds: &Kinds, cx: &Context) -> Result<TaskEvaluation> {
+    let checkpoint = Checkpoint::open(model, &kinds.operators)?;
+    let max = checkpoint.architecture().decoder()?.max_positions;
+    let tokenizer = Tokenizer::of(&checkpoint)?;
+    let mut all = Vec::new();
+    for (line, question) in questions(text)?.into_iter().take(options.windows.unwrap_or(usize::MAX)) {
+        let prompt = tokenizer.encode(&question.prompt)?;
+        let limit = tokenizer.encode(&question.answer)?.len() + SPARE;
+        if prompt.is_empty() {
+            return Err(Error::format(place(text, line), "its prompt has no token"));
+        }
+        if prompt.len() + limit > max {
+            let what =
+                format!("prompt and answer have {} tokens, more than the {max} of the model", prompt.len() + limit);
+            return Err(Error::format(place(text, line), what));
+        }
+        all.push((prompt, limit, question.answer));
+    }
+    let (bits_per_weight, body_bits_per_weight) = checkpoint.bits_per_weight();
+    let weight_bytes = checkpoint.model().weight_bytes();
+    let caches = Caches::of(options.kv.as_deref(), &checkpoint, kinds)?;
+    let loaded = if options.stream { Decoder::load_streamed(checkpoint) } else { Decoder::load(&checkpoint) };
+    let decoder = caches.attach(loaded?);
+    let mut right = 0u64;
+    cx.progress.begin("task", all.len() as u64);
+    for (prompt, limit, answer) in &all {
+        cx.cancel.check()?;
+        let mut seen = Vec::new();
+        let more = |token| {
+            seen.push(token);
+            tokenizer.decode(&seen).is_ok_and(|said| said.trim().len() < answer.len())
+        };
+        let tokens = generate(&decoder, prompt, *limit, Sampling::Greedy, &cx.exec, more)?;
+        right += u64::from(tokenizer.decode(&tokens)?.trim() == answer);
+        cx.progress.advance(1, "");
+    }
+    cx.progress.end();
+    Ok(TaskEvaluation {
+        task_accuracy: right as f64 / all.len() as f64,
+        task_total: all.len() as u64,
+        bits_per_weight,
+        body_bits_per_weight,
+        weight_bytes,
+        peak_rss_bytes: peak_rss(),
+    })
+}
