@@ -29,7 +29,7 @@ pub fn steps(plan: &Plan) -> u64 {
 /// calibration text cannot be used.
 pub fn measure(plan: &Plan, model: &Model, kinds: &Kinds, cx: &Context) -> Result<Vec<Item>> {
     let checkpoint = Checkpoint::open(model.path(), &kinds.operators)?;
-    let all = plan.cut(&checkpoint, cx)?;
+    let all = plan.cut()?;
     let windows: Vec<&[u32]> = all.iter().map(Vec::as_slice).collect();
     let ctx = plan.windows[1];
     let mut remaining = SAMPLE;
