@@ -87,7 +87,7 @@ def matrices(recipes, work):
     work = pathlib.Path(work)
     stats, plain = work / "stats", work / "plain"
     if not stats.exists():
-        tersor("calibrate", MODEL, "--recipe", recipes[0], "--text", DATA / "wiki-calib.txt", "--out", stats)
+        tersor("calibrate", MODEL, "--recipe", recipes[0], "--calib", DATA / "wiki-calib.txt", "--out", stats)
     tersor("convert", MODEL, "--to", "f32", "--out", plain)
     original, grams = safe_open(plain / "model.safetensors", "pt"), safe_open(stats, "pt")
     for recipe in recipes:

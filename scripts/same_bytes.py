@@ -449,7 +449,8 @@ class Run:
     def statistics(self, recipe, name, *more, windows=None):
         """Gathers statistics and returns their file and the output of the command."""
         out, text = self.tmp / name, self.calibration[1]
-        args = ["calibrate", self.model, "--recipe", self.recipe(recipe), "--text", text, "--windows", windows or self.windows, "--out", out, *more]
+        calib, count = ("--text", "--windows") if self.first else ("--calib", "--calib-windows")
+        args = ["calibrate", self.model, "--recipe", self.recipe(recipe), calib, text, count, windows or self.windows, "--out", out, *more]
         return out, self.tersor(*args)
 
     def calibrate(self, recipe):

@@ -139,10 +139,10 @@ pub struct Calibrate {
     pub recipe: String,
     /// Calibration text.
     #[arg(long)]
-    pub text: PathBuf,
-    /// Number of windows of the text; for an encoder, number of lines.
+    pub calib: PathBuf,
+    /// Number of windows of calibration text; for an encoder, number of lines.
     #[arg(long, default_value_t = 128)]
-    pub windows: usize,
+    pub calib_windows: usize,
     /// Tokens per window [default: the smaller of 512 and the model's maximum].
     #[arg(long)]
     pub ctx: Option<usize>,

@@ -14,10 +14,10 @@ use crate::{args, cancel_on_signals, context, print_json};
 
 pub fn run(a: &args::Calibrate, json: bool) -> Result<()> {
     let (kinds, cx) = (tersor::kinds(), context(a.seed, a.max_memory));
-    check_file(&a.out, FileKind::Statistics, &[&a.model, &a.text, Path::new(&a.recipe)])?;
+    check_file(&a.out, FileKind::Statistics, &[&a.model, &a.calib, Path::new(&a.recipe)])?;
     let model = Model::open(&a.model, &Limits::default())?;
-    let options =
-        Options { data: Data::Text(Text::file(&a.text)), windows: a.windows, ctx: a.ctx, ..Options::default() };
+    let data = Data::Text(Text::file(&a.calib));
+    let options = Options { data, windows: a.calib_windows, ctx: a.ctx, ..Options::default() };
     let mut plan = Plan::new(&model, Recipe::find(&a.recipe, &kinds.stages)?, &options, kinds, &cx)?;
     if !plan.needs_data() {
         let rule = "it needs no statistics, so there is nothing to gather";

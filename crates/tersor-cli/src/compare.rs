@@ -1,14 +1,16 @@
 //! `tersor compare` and `tersor demo`: compress with several recipes and evaluate each, in separate processes.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::Value as Json;
-use tersor::core::{Error, Result};
+use tersor::core::{Context, Error, Progress, Result};
 use tersor::pipeline::evaluate::Evaluation;
 use tersor::pipeline::{Measured, Recipe, Row, Subject, compare, megabytes};
 
-use crate::{args, context, print_json};
+use crate::progress::{Bars, bars};
+use crate::{args, print_json};
 
 /// Recipes of the demonstration: rounding to nearest and GPTQ at several widths; the last is a TOML file.
 const DEMO: [&str; 12] = [
@@ -67,7 +69,8 @@ pub fn run(a: &args::Compare, json: bool, threads: usize) -> Result<()> {
             dir.map_err(|e| Error::io(std::env::temp_dir(), e))?.keep()
         }
     };
-    let cx = context(0, None);
+    let bars = bars();
+    let cx = Context::new().with_progress(bars.clone());
     crate::cancel_on_signals(&cx.cancel);
     // The original runs once: its predictions are in a file until the comparison ends.
     std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
@@ -75,15 +78,17 @@ pub fn run(a: &args::Compare, json: bool, threads: usize) -> Result<()> {
     let reference = scratch.path().join("reference.safetensors");
     // Each in a process of its own, so that peak memory is that of one recipe.
     let measure = |subject: Subject<'_>| {
+        let name = if let Subject::Recipe(i, _) = subject { &recipes[i].name } else { "original" };
+        let row = Child { row: name, bars: &bars, threads };
         let Subject::Recipe(i, out) = subject else {
-            let figures = evaluate(a, &a.model, false, &reference, threads)?;
+            let figures = row.evaluate(a, &a.model, false, &reference)?;
             return Ok(Measured { compress_seconds: 0.0, compress_peak_rss_bytes: None, figures });
         };
-        let done = compress(a, &a.recipes[i], out, threads)?;
+        let done = row.compress(a, &a.recipes[i], out)?;
         Ok(Measured {
             compress_seconds: done["compress_seconds"].as_f64().unwrap_or(0.0),
             compress_peak_rss_bytes: done["peak_rss_bytes"].as_u64(),
-            figures: evaluate(a, out, true, &reference, threads)?,
+            figures: row.evaluate(a, out, true, &reference)?,
         })
     };
     let found = compare(&a.model, &recipes, &dir, &cx, measure);
@@ -98,60 +103,89 @@ pub fn run(a: &args::Compare, json: bool, threads: usize) -> Result<()> {
     Ok(())
 }
 
-/// Runs this program as a child process and returns the JSON object that it prints.
-fn child(args: &[String]) -> Result<Json> {
-    let program = std::env::current_exe().map_err(|e| Error::io("tersor", e))?;
-    let out = Command::new(&program).args(args).stdin(Stdio::null()).stderr(Stdio::piped()).output();
-    let out = out.map_err(|e| Error::io(&program, e))?;
-    let stderr = String::from_utf8_lossy(&out.stderr);
-    if !out.status.success() {
-        let stderr = stderr.trim().trim_start_matches("error: ").to_string();
-        return Err(Error::format(
-            format!("tersor {}", args[0]),
-            if stderr.is_empty() { out.status.to_string() } else { stderr },
-        ));
-    }
-    eprint!("{stderr}");
-    serde_json::from_slice(&out.stdout).map_err(|e| Error::format(format!("tersor {}", args[0]), e.to_string()))
+/// Child processes for a row of the comparison.
+struct Child<'a> {
+    /// Name of the recipe, or `original`.
+    row: &'a str,
+    bars: &'a Bars,
+    threads: usize,
 }
 
-fn compress(a: &args::Compare, recipe: &str, out: &Path, threads: usize) -> Result<Json> {
-    let mut list = vec!["compress".to_string(), a.model.display().to_string()];
-    list.extend(["--json", "--recipe", recipe, "--out"].map(String::from));
-    list.push(out.display().to_string());
-    list.extend(["--threads".to_string(), threads.to_string()]);
-    if let Some(calib) = &a.calibration.calib {
-        list.extend(["--calib".to_string(), calib.display().to_string()]);
-        if let Some(n) = a.calibration.calib_windows {
-            list.extend(["--calib-windows".to_string(), n.to_string()]);
+impl Child<'_> {
+    /// Runs this program as a child process and returns the JSON object that it prints. Its warnings and lines of progress are shown as they come.
+    fn run(&self, args: &[String]) -> Result<Json> {
+        let program = std::env::current_exe().map_err(|e| Error::io("tersor", e))?;
+        let io = |e| Error::io(&program, e);
+        let mut command = Command::new(&program);
+        command.args(args).arg("--threads").arg(self.threads.to_string());
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(io)?;
+        let stderr = child.stderr.take();
+        let (out, said) = std::thread::scope(|scope| {
+            let relay = scope.spawn(|| stderr.map(|pipe| self.relay(BufReader::new(pipe))).unwrap_or_default());
+            (child.wait_with_output(), relay.join().unwrap_or_default())
+        });
+        let out = out.map_err(io)?;
+        if !out.status.success() {
+            let what = if said.is_empty() { out.status.to_string() } else { said };
+            return Err(Error::format(format!("tersor {}", args[0]), what));
         }
+        serde_json::from_slice(&out.stdout).map_err(|e| Error::format(format!("tersor {}", args[0]), e.to_string()))
+    }
+
+    /// Shows the warnings and lines of progress that a child process prints. Returns its error message.
+    fn relay(&self, stderr: impl BufRead) -> String {
+        let mut error: Option<String> = None;
+        for line in stderr.split(b'\n').map_while(|line| line.ok()) {
+            let line = String::from_utf8_lossy(&line);
+            if let Some(error) = &mut error {
+                *error += &format!("\n{line}");
+            } else if let Some(rest) = line.strip_prefix("error: ") {
+                error = Some(rest.to_string());
+            } else if let Some(warning) = line.strip_prefix("warning: ") {
+                self.bars.warn(warning);
+            } else {
+                self.bars.line(&format!("{}: {line}", self.row));
+            }
+        }
+        error.unwrap_or_default().trim_end().to_string()
+    }
+
+    fn compress(&self, a: &args::Compare, recipe: &str, out: &Path) -> Result<Json> {
+        let mut list = vec!["compress".to_string(), a.model.display().to_string()];
+        list.extend(["--json", "--recipe", recipe, "--out"].map(String::from));
+        list.push(out.display().to_string());
+        if let Some(calib) = &a.calibration.calib {
+            list.extend(["--calib".to_string(), calib.display().to_string()]);
+            if let Some(n) = a.calibration.calib_windows {
+                list.extend(["--calib-windows".to_string(), n.to_string()]);
+            }
+            if let Some(ctx) = a.ctx {
+                list.extend(["--ctx".to_string(), ctx.to_string()]);
+            }
+        }
+        self.run(&list)
+    }
+
+    /// Evaluates the original, whose predictions are written to the file `reference`, or with `against` a model that is compared with it.
+    fn evaluate(&self, a: &args::Compare, model: &Path, against: bool, reference: &Path) -> Result<Evaluation> {
+        let mut list = vec!["eval".to_string(), model.display().to_string(), "--json".to_string()];
+        let mut option = |name: &str, value: String| list.extend([name.to_string(), value]);
+        option("--text", a.text.display().to_string());
+        option("--reference", reference.display().to_string());
         if let Some(ctx) = a.ctx {
-            list.extend(["--ctx".to_string(), ctx.to_string()]);
+            option("--ctx", ctx.to_string());
         }
+        if let Some(n) = a.windows {
+            option("--windows", n.to_string());
+        }
+        if against {
+            option("--against", a.model.display().to_string());
+        } else {
+            list.push("--noise-floor".into());
+        }
+        serde_json::from_value(self.run(&list)?).map_err(|e| Error::format("tersor eval", e.to_string()))
     }
-    child(&list)
-}
-
-/// Evaluates the original, whose predictions are written to the file `reference`, or with `against` a model that is compared with it.
-fn evaluate(a: &args::Compare, model: &Path, against: bool, reference: &Path, threads: usize) -> Result<Evaluation> {
-    let mut list = vec!["eval".to_string(), model.display().to_string(), "--json".to_string()];
-    let mut option = |name: &str, value: String| list.extend([name.to_string(), value]);
-    option("--text", a.text.display().to_string());
-    option("--threads", threads.to_string());
-    option("--reference", reference.display().to_string());
-    if let Some(ctx) = a.ctx {
-        option("--ctx", ctx.to_string());
-    }
-    if let Some(n) = a.windows {
-        option("--windows", n.to_string());
-    }
-    if against {
-        option("--against", a.model.display().to_string());
-    } else {
-        list.push("--noise-floor".into());
-    }
-    let found = child(&list)?;
-    serde_json::from_value(found).map_err(|e| Error::format("tersor eval", e.to_string()))
 }
 
 /// Formats the rows as a text table.
@@ -190,4 +224,17 @@ fn table(rows: &[Row]) -> String {
         out += &format!("rounding activations to bf16 alone makes a KL of {floor:.6}\n");
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_a_child_are_shown_and_its_error_is_returned() {
+        let child = Child { row: "w4", bars: &bars(), threads: 1 };
+        let said = "warning: w\ncompress: 1 of 2 done\nerror: no such file\nsecond line\n";
+        assert_eq!(child.relay(said.as_bytes()), "no such file\nsecond line");
+        assert_eq!(child.relay(&b""[..]), "");
+    }
 }

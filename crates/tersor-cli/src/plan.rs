@@ -55,12 +55,6 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
         }
         return print_json(&all);
     }
-    let width = plan.entries.iter().map(|e| e.name.len()).max().unwrap_or(0);
-    for e in plan.entries.iter().filter(|e| matches!(e.action, Action::Compress(_))) {
-        let rule = e.rule.map_or("-".to_string(), |r| r.to_string());
-        let (method, bits, bytes) = (e.method_name(), e.bits_per_weight(), megabytes(e.bytes()));
-        outln!("{:width$}  rule {rule:>2}  {method:6} {bits:6.3} bits  {bytes:>10}", e.name);
-    }
     outln!(
         "{:.3} bits per weight ({:.3} without embedding and head), weights {}",
         summary.bits_per_weight,
@@ -74,6 +68,12 @@ pub fn run(a: &args::Plan, json: bool) -> Result<()> {
     }
     if let Some(memory) = chosen.and_then(|c| c.1) {
         outln!("peak memory of the measurement at most {}", megabytes(memory.values().sum()));
+    }
+    let width = plan.entries.iter().map(|e| e.name.len()).max().unwrap_or(0);
+    for e in plan.listed().into_iter().filter(|e| matches!(e.action, Action::Compress(_))) {
+        let rule = e.rule.map_or("-".to_string(), |r| r.to_string());
+        let (method, bits, bytes) = (e.method_name(), e.bits_per_weight(), megabytes(e.bytes()));
+        outln!("{:width$}  rule {rule:>2}  {method:6} {bits:6.3} bits  {bytes:>10}", e.name);
     }
     Ok(())
 }

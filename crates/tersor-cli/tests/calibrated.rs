@@ -122,8 +122,18 @@ fn processes_that_share_the_work_and_files_of_statistics_give_the_same_bytes() {
     let calibrate = |shard: Option<&str>, name: &str| -> PathBuf {
         let file = dir.path().join(name);
         let model = shipped();
-        let mut list =
-            vec!["calibrate", s(&model), "--recipe", &recipe, "--text", &text, "--windows", "90", "--ctx", "128"];
+        let mut list = vec![
+            "calibrate",
+            s(&model),
+            "--recipe",
+            &recipe,
+            "--calib",
+            &text,
+            "--calib-windows",
+            "90",
+            "--ctx",
+            "128",
+        ];
         list.extend(shard.map(|s| ["--shard", s]).into_iter().flatten());
         tersor_json(&[&list[..], &["--out", s(&file)]].concat());
         file
@@ -161,9 +171,9 @@ fn processes_that_share_the_work_and_files_of_statistics_give_the_same_bytes() {
         s(&model),
         "--recipe",
         &recipe,
-        "--text",
+        "--calib",
         s(&eval),
-        "--windows",
+        "--calib-windows",
         "90",
         "--ctx",
         "128",
@@ -182,10 +192,11 @@ fn processes_that_share_the_work_and_files_of_statistics_give_the_same_bytes() {
     }
     fs::remove_file(&other).unwrap();
     for bad in ["0/2", "3/2", "1/9", "1", "a/b", "1/0"] {
-        let list = ["calibrate", s(&model), "--recipe", &recipe, "--text", &text, "--windows", "90", "--ctx", "128"];
+        let list =
+            ["calibrate", s(&model), "--recipe", &recipe, "--calib", &text, "--calib-windows", "90", "--ctx", "128"];
         fails(2, &[&list[..], &["--shard", bad, "--out", s(&other)]].concat());
     }
-    fails(2, &["calibrate", s(&model), "--recipe", "w4-rtn", "--text", &text, "--out", s(&other)]);
+    fails(2, &["calibrate", s(&model), "--recipe", "w4-rtn", "--calib", &text, "--out", s(&other)]);
 }
 
 #[test]

@@ -220,3 +220,35 @@ fn a_plan_is_a_promise() {
     let said = fails(1, &["compress", s(&other), "--plan", s(&file), "--out", s(&again)]);
     assert!(said.contains("another model"), "{said}");
 }
+
+#[test]
+fn a_plan_begins_with_its_totals_and_lists_layers_in_order() {
+    let out = tersor(&["plan", SHIPPED, "--recipe", "w4-g32-rtn"]);
+    let said = String::from_utf8(out.stdout).unwrap();
+    let at = |part: &str| said.find(part).unwrap_or_else(|| panic!("{part}: {said}"));
+    assert!(said.lines().next().unwrap().contains("bits per weight"), "{said}");
+    assert!(at("peak memory at most") < at("model.embed_tokens.weight"), "{said}");
+    assert!(at("model.embed_tokens.weight") < at("layers.0.") && at("layers.0.") < at("layers.1."), "{said}");
+    assert!(String::from_utf8(out.stderr).unwrap().is_empty());
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("mine.toml");
+    std::fs::write(&file, recipe("mine", "", &[("\"*.no_such.*\"", RTN8)])).unwrap();
+    let out = tersor(&["plan", SHIPPED, "--recipe", s(&file)]);
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.success() && said.contains("warning: ") && said.contains("nothing is compressed"), "{said}");
+    assert!(said.contains("rule 1 (`*.no_such.*`)"), "{said}");
+}
+
+#[test]
+fn options_of_calibration_have_one_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("statistics");
+    let calibrate = ["calibrate", SHIPPED, "--recipe", "w4-g32-gptq", "--ctx", "64", "--out", s(&out)];
+    assert!(fails(2, &[&calibrate[..], &["--text", TEXT]].concat()).contains("--text"));
+    let found = tersor_json(&[&calibrate[..], &["--calib", TEXT, "--calib-windows", "2"]].concat());
+    assert_eq!(found["windows"], 2);
+    let said = fails(1, &["compress", SHIPPED, "--recipe", "w4-g32-gptq", "--calib", s(&out), "--out", "x"]);
+    assert!(said.contains("it is a safetensors file"), "{said}");
+    let said = fails(1, &["compress", SHIPPED, "--recipe", "w4-g32-gptq", "--stats", TEXT, "--out", "x"]);
+    assert!(said.contains("it is a text") && said.contains("tersor calibrate"), "{said}");
+}

@@ -37,7 +37,7 @@ fn files_of_the_user_are_not_replaced() {
         assert!(keeps(1, file, &[&report[..], &[s(file)]].concat()).contains("no earlier report"));
     }
     let calibrate =
-        ["calibrate", s(&model), "--recipe", "w4-g32-gptq", "--windows", "2", "--ctx", "64", "--text", s(&text)];
+        ["calibrate", s(&model), "--recipe", "w4-g32-gptq", "--calib-windows", "2", "--ctx", "64", "--calib", s(&text)];
     assert!(keeps(1, &text, &[&calibrate[..], &["--out", s(&text)]].concat()).contains("input of the work"));
     for file in [&gguf, &recipe, &compressed.join("model.safetensors")] {
         assert!(
@@ -77,7 +77,7 @@ fn earlier_outputs_of_the_same_kind_are_replaced() {
         }
         tersor_json(&["report", s(&compressed), "--out", s(&page)]);
         if recipe == "w8-gptq" {
-            let args = ["--windows", "2", "--ctx", "64", "--text", s(&text), "--out", s(&statistics)];
+            let args = ["--calib-windows", "2", "--ctx", "64", "--calib", s(&text), "--out", s(&statistics)];
             for _ in 0..2 {
                 tersor_json(&[&["calibrate", s(&model), "--recipe", recipe][..], &args].concat());
             }

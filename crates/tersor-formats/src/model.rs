@@ -1,8 +1,8 @@
 //! A model on disk in either format: its tensors under Hugging Face's names, and its configuration.
 
 use crate::gguf::{self, BlockType, RowOrder};
-use crate::json;
 use crate::safetensors::Shards;
+use crate::{describe, json};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -56,7 +56,8 @@ impl Model {
     /// `model.safetensors.index.json` lists, or a single one (see [`Shards::open_dir`]), and may have a `config.json`. A file is read as
     /// GGUF if its name ends in `.gguf` or its content begins with `GGUF`, otherwise as safetensors. Errors if `path` does not exist, a
     /// weight file is missing, or a file breaks its format or exceeds `limits`. Errors if a shard does not have exactly the tensors that
-    /// the index of the directory places in it. Errors if two tensors of a GGUF file have the same Hugging Face name.
+    /// the index of the directory places in it. Errors if two tensors of a GGUF file have the same Hugging Face name. If a file is of another
+    /// kind, such as a pickle, the error says which and what to do.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self> {
         if path.is_dir() {
             let file = path.join("config.json");
@@ -66,10 +67,13 @@ impl Model {
         }
         let mut magic = [0u8; 4];
         let file = crate::FileAt::open(path)?;
-        let gguf = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
-            || (crate::ReadAt::len(&file) >= 4
-                && crate::ReadAt::read_at(&file, 0, &mut magic).is_ok()
-                && &magic == b"GGUF");
+        let marked =
+            crate::ReadAt::len(&file) >= 4 && crate::ReadAt::read_at(&file, 0, &mut magic).is_ok() && &magic == b"GGUF";
+        let gguf = marked || path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+        let content = describe(path)?;
+        if content.is_no_weights() {
+            return Err(content.instead_of_model(path));
+        }
         if gguf {
             return Self::from_gguf(gguf::File::open(path, limits)?, path);
         }

@@ -54,7 +54,9 @@ impl FileAt {
         let file = File::open(path).map_err(|e| Error::io(path, e))?;
         let meta = file.metadata().map_err(|e| Error::io(path, e))?;
         if !meta.is_file() {
-            return Err(Error::format(path.display().to_string(), "not a regular file"));
+            let what =
+                if meta.is_dir() { "it is a directory, where a file is expected" } else { "it is no regular file" };
+            return Err(Error::format(path.display().to_string(), what));
         }
         Ok(Self { file, path: path.to_path_buf(), len: meta.len() })
     }

@@ -32,6 +32,7 @@ pub fn verify(dir: &Path, kinds: &Kinds, cx: &Context) -> Result<Verified> {
     let recorded = tersor_formats::json::read(&manifest, &tersor_core::Limits::default())?;
     let files = recorded["files"].as_object().ok_or_else(|| bad(format!("{MANIFEST} has no object `files`")))?;
     let mut total = 0;
+    cx.progress.begin("verify files", files.len() as u64);
     for (name, was) in files {
         let plain = std::path::Path::new(name).file_name().is_some_and(|n| n == name.as_str());
         if !plain {
@@ -46,14 +47,19 @@ pub fn verify(dir: &Path, kinds: &Kinds, cx: &Context) -> Result<Verified> {
             return Err(bad(format!("`{name}` has changed since it was written: its hash differs")));
         }
         total += bytes;
+        cx.progress.advance(1, name);
     }
+    cx.progress.end();
     let checkpoint = Checkpoint::open(dir, &kinds.operators)?;
     let specs = checkpoint.manifest().map(|m| m.specs.clone()).unwrap_or_default();
+    cx.progress.begin("verify matrices", specs.len() as u64);
     for (name, spec) in &specs {
         cx.cancel.check()?;
         let op = checkpoint.matrix(name, spec.shape)?;
         check_values(&*op, &cx.exec).map_err(|e| e.in_tensor(name))?;
+        cx.progress.advance(1, name);
     }
+    cx.progress.end();
     let vectors: Vec<_> = checkpoint.model().tensors().into_iter().filter(|t| t.shape.len() == 1).collect();
     for t in vectors.iter().filter(|t| tersor_core::DType::from_name(&t.dtype).is_some_and(|d| d.is_weight())) {
         checkpoint.vector(&t.name, t.shape[0])?;

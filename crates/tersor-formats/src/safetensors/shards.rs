@@ -1,7 +1,8 @@
 //! A model stored in one safetensors file, or in shards with an index.
 
 use super::File;
-use crate::json;
+use crate::content::no_weights_in;
+use crate::{describe, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tersor_core::{Error, Limits, Result, TensorInfo, TensorSource};
@@ -57,7 +58,7 @@ impl Shards {
         }
         match &found[..] {
             [one] => Self::open_file(one, limits),
-            [] => Err(Error::Missing { name: "model.safetensors".into(), place: dir.display().to_string() }),
+            [] => Err(no_weights_in(dir)?),
             _ => Err(Error::format(
                 dir.display().to_string(),
                 format!("it has {} safetensors files and no `{INDEX}` that lists the shards of the model", found.len()),
@@ -68,7 +69,7 @@ impl Shards {
     /// Opens the safetensors file at `path` as a whole model. Errors if it cannot be opened, and under the conditions of [`File::open`]:
     /// its header is above `limits`, is invalid, or does not agree with the length of the file.
     pub fn open_file(path: &Path, limits: &Limits) -> Result<Self> {
-        let file = File::open(path, limits)?;
+        let file = open_weights(path, limits)?;
         let place = file.names().into_iter().map(|n| (n, 0)).collect();
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Self { files: vec![(name, file)], place })
@@ -104,7 +105,7 @@ impl Shards {
             if !path.is_file() {
                 return Err(bad(format!("it names the shard `{}`, which does not exist", names[i])));
             }
-            files.push((names[i].clone(), File::open(&path, limits)?));
+            files.push((names[i].clone(), open_weights(&path, limits)?));
         }
         for at in place.values_mut() {
             *at = order.iter().position(|i| i == at).unwrap_or(0);
@@ -159,4 +160,13 @@ impl TensorSource for Shards {
     fn read_at(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<()> {
         self.home(name)?.read_at(name, offset, out)
     }
+}
+
+/// Opens a safetensors file of a model. If it is a file of another kind, the error says which.
+fn open_weights(path: &Path, limits: &Limits) -> Result<File> {
+    let content = describe(path)?;
+    if content.is_no_weights() {
+        return Err(content.instead_of_model(path));
+    }
+    File::open(path, limits)
 }

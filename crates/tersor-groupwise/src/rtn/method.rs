@@ -89,7 +89,7 @@ impl Ready<'_> {
     ) -> Result<(GroupedLinear, Report)> {
         cx.cancel.check()?;
         let ([all, cols], start) = (w.shape(), Instant::now());
-        if !self.importance.is_empty() && self.importance.len() != cols {
+        if self.method.importance && self.importance.len() != cols {
             return Err(Error::shape("features of the statistics", cols, self.importance.len()));
         }
         self.method.extent().check(&rows, all)?;

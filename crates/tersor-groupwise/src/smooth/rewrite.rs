@@ -57,7 +57,8 @@ pub(crate) fn rewrite(
         for s in sites.iter().filter(|s| how.covers(s.site)) {
             let rows = s.site.consumers.iter().map(|c| weights.rows(&c.weight)).collect::<Result<Vec<_>>>()?;
             let rows: Vec<&dyn RowSource> = rows.iter().map(|r| &**r).collect();
-            let found = how.factors(s, &rows, cx).and_then(|f| {
+            let own = s.stats.require_features(s.site.features);
+            let found = own.and_then(|()| how.factors(s, &rows, cx)).and_then(|f| {
                 f.iter().try_for_each(|f| check_finite(f, f.len(), 0))?;
                 Ok(f)
             });

@@ -76,7 +76,7 @@ pub fn measure(
 ) -> Result<Vec<Item>> {
     let mut progress = work.map(|(dir, inputs, every)| Progress::open(dir, inputs, every)).transpose()?;
     let checkpoint = Checkpoint::open(model.path(), &kinds.operators)?;
-    let all = plan.cut(&checkpoint, cx)?;
+    let all = plan.cut()?;
     let windows: Vec<&[u32]> = all.iter().map(Vec::as_slice).collect();
     let ctx = plan.windows[1];
     let mut remaining = SAMPLE;

@@ -26,7 +26,7 @@ use statistics::{FORMAT, KEYS, prefix};
 pub struct Wanted {
     /// The sites of which statistics are needed, with these statistics.
     pub sites: Vec<(Site, StatNeeds)>,
-    /// Number of calibration windows; the text may have fewer.
+    /// Number of calibration windows.
     pub windows: usize,
     /// Tokens per window.
     pub ctx: usize,
@@ -66,7 +66,7 @@ pub fn gather(
     let runs: Vec<Range<usize>> =
         if whole { vec![cut(part)] } else { part.map(|s| cut(s..s + 1)).filter(|r| !r.is_empty()).collect() };
     let mut about = json!({
-        "format": FORMAT, "windows": windows.len(), "asked": wanted.windows, "ctx": ctx,
+        "format": FORMAT, "windows": windows.len(), "ctx": ctx,
         "runs": runs.iter().map(|r| [r.start, r.len()]).collect::<Vec<_>>(),
     });
     for key in KEYS.into_iter().filter(|k| !matches!(*k, "windows" | "ctx")) {
@@ -85,6 +85,8 @@ pub fn gather(
     }
     let mut writer = Writer::create(out, layout)?;
     writer.write_shared(ABOUT, &about_info, &about)?;
+    let layers = checkpoint.architecture().layers();
+    cx.progress.begin("calibrate", (runs.len() * layers) as u64);
     for run in runs {
         let mut calibration = Calibration::new(checkpoint, &slices, run.clone(), ctx, scratch)?;
         calibration.embed(&mut |name, row, out| model.rows(name)?.read_rows(row..row + 1, out))?;
@@ -105,13 +107,15 @@ pub fn gather(
             rewriting: None,
             folds: Vec::new(),
         };
-        for layer in 0..checkpoint.architecture().layers() {
+        for layer in 0..layers {
             calibration.layer(layer, &mut hooks)?;
+            cx.progress.advance(1, &format!("layer {layer}"));
         }
         if let Some((site, needs)) = sites.iter().find(|(s, _)| s.layer.is_none()) {
             let stats = calibration.head(*needs, wanted.seed, cancel)?;
             stats.save(&prefix(&site.name, run.start), &mut writer)?;
         }
     }
+    cx.progress.end();
     writer.finish()
 }

@@ -5,13 +5,13 @@
 //! were distributed over processes.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::Value as Json;
 use tersor_core::{Error, Limits, Result, Site, StatNeeds, StatSet, TensorSource};
 use tersor_formats::imatrix::{self, Importance};
 use tersor_formats::safetensors::File;
-use tersor_formats::{FileAt, ReadAt};
+use tersor_formats::{Content, describe};
 
 use super::Wanted;
 use crate::output::ABOUT;
@@ -34,6 +34,9 @@ pub(super) const KEYS: [&str; 10] = [
     "ctx",
 ];
 
+/// What files of statistics are, for messages.
+const WANTED: &str = "a file of `tersor calibrate` or an importance matrix of llama.cpp";
+
 /// Statistics of the inputs of sites, from files.
 pub enum Statistics {
     /// Statistics that [`gather`](super::gather) wrote.
@@ -55,10 +58,26 @@ impl Statistics {
     /// Opens files that [`gather`](super::gather) wrote, or one importance matrix. Errors if they lack wanted sites or statistics, or are of another
     /// model.
     pub fn open(paths: &[PathBuf], wanted: &Wanted) -> Result<Self> {
+        for path in paths {
+            let content = describe(path)?;
+            let importance = matches!(content, Content::Gguf | Content::Other);
+            if !importance && content != Content::Safetensors {
+                return Err(content.instead_of(WANTED, path));
+            }
+            if content == Content::Gguf && paths.len() > 1 {
+                let what = "it is a GGUF file; an importance matrix must be the only file of statistics";
+                return Err(Error::format(path.display().to_string(), what));
+            }
+        }
         if let [path] = paths
-            && !is_safetensors(path)?
+            && describe(path)? != Content::Safetensors
         {
-            let all = Self::Importance(path.clone(), imatrix::read(path, &Limits::default())?);
+            let read = imatrix::read(path, &Limits::default());
+            let read = read.map_err(|e| match e {
+                Error::Format { file, what } => Error::format(file, format!("{what}; {WANTED} is expected")),
+                other => other,
+            })?;
+            let all = Self::Importance(path.clone(), read);
             for (site, needs) in &wanted.sites {
                 all.site(site, *needs, wanted.seed)?;
             }
@@ -75,7 +94,7 @@ impl Statistics {
         })
     }
 
-    /// Returns the requested number of windows and the maximum tokens per window; none for an importance matrix.
+    /// Returns the number of windows and the maximum tokens per window; none for an importance matrix.
     pub fn windows(&self) -> Option<[usize; 2]> {
         match self {
             Self::Gathered(g) => Some(g.windows()),
@@ -113,17 +132,6 @@ impl Statistics {
         }
         StatSet::from_squares(known.squares.clone(), known.count)
     }
-}
-
-/// Returns whether a file begins like safetensors: eight bytes, then a JSON object.
-fn is_safetensors(path: &Path) -> Result<bool> {
-    let file = FileAt::open(path)?;
-    let mut head = [0u8; 9];
-    if file.len() < 9 {
-        return Ok(true);
-    }
-    file.read_at(0, &mut head)?;
-    Ok(head[8] == b'{' && !head.starts_with(b"GGUF"))
 }
 
 impl Gathered {
@@ -202,7 +210,7 @@ impl Gathered {
     }
 
     fn windows(&self) -> [usize; 2] {
-        ["asked", "ctx"].map(|k| self.about[k].as_u64().unwrap_or(0) as usize)
+        ["windows", "ctx"].map(|k| self.about[k].as_u64().unwrap_or(0) as usize)
     }
 
     fn hashes(&self) -> Result<Vec<String>> {

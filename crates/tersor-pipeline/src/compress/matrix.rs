@@ -1,13 +1,14 @@
 //! Compresses one matrix into a part, or copies a tensor as it is stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value as Json, json};
+use tersor_core::method::ROW_UNIT;
 use tersor_core::{
-    Changes, Context, Error, Fold, FoldedRows, MatView, NonFinite, Prepared, Repaired, Report, Result, RowSlot,
-    RowSource, Side, StatSet, TensorInfo, TensorSink, Transform, check_finite, read_finite,
+    Changes, Context, Error, Extent, Fold, FoldedRows, MatView, Method, NonFinite, Prepared, Repaired, Report, Result,
+    RowSlot, RowSource, Side, StatSet, TensorInfo, TensorSink, Transform, check_finite, read_finite,
 };
 use tersor_formats::{Model, json as files};
 
@@ -88,7 +89,8 @@ impl Job<'_> {
         let folds = self.folds(&entry.name)?;
         let folded = FoldedRows::new(&repaired, &entry.name, &folds)?.with_isa(cx.isa());
         let shape = source.shape();
-        let (mut report, mut spec) = (Report::default(), None);
+        let (mut report, mut spec, mut sample) = (Report::default(), None, Vec::new());
+        let plain = self.plain(&**method, shape)?;
         let mut writer = self.parts.create(number, entry)?;
         let step = Plan::block_rows(shape, &**method);
         // If a rotation mixes all rows, the rotated matrix is computed once.
@@ -104,9 +106,13 @@ impl Job<'_> {
         // An empty matrix is one empty block.
         for first in (0..shape[0].max(1)).step_by(step) {
             let rows = first..(first + step).min(shape[0]);
-            let done = prepared.compress(folded, rows, cx)?;
+            let done = prepared.compress(folded, rows.clone(), cx)?;
             let at = RowSlot { first, total: shape[0] };
             done.op.save_block(&entry.name, at, &mut writer)?;
+            if first == 0 && plain.is_some() {
+                sample.resize(rows.len().min(ROW_UNIT) * shape[1], 0.0);
+                done.op.decompress_rows(0..rows.len().min(ROW_UNIT), &mut sample, &cx.exec)?;
+            }
             report.merge(&done.report);
             spec = Some(done.op.spec_block(at));
         }
@@ -118,11 +124,61 @@ impl Job<'_> {
         for f in &report.fallbacks {
             cx.progress.warn(&format!("{}: {f}", entry.name));
         }
-        let manifest = json!({
+        let hash = source.hash();
+        let mut manifest = json!({
             "spec": files::from_spec(&spec), "method": method.name(), "rule": entry.rule, "bytes": entry.bytes(),
-            "source_blake3": source.hash(), "report": report_json(&report),
+            "source_blake3": hash, "report": report_json(&report),
         });
+        if let Some(plain) = plain
+            && self.stores(plain, entry, folded, &sample)?
+        {
+            manifest["report"][NO_EFFECT] = true.into();
+        }
         self.parts.commit(number, writer, manifest, report.seconds)
+    }
+
+    /// Returns the form without data of a method that needs data, if it has one of the same size that is compressed by blocks of rows.
+    fn plain<'m>(&self, method: &'m dyn Method, shape: [usize; 2]) -> Result<Option<&'m dyn Method>> {
+        let plain = method.plain().filter(|p| method.needs().any_data() && !p.needs().any_data());
+        let Some(plain) = plain.filter(|p| p.extent() == Extent::Blocks) else { return Ok(None) };
+        Ok((method.layout(shape)?.bits()? == plain.layout(shape)?.bits()?).then_some(plain))
+    }
+
+    /// Returns whether the method `plain`, which needs no data, stores the first rows of the matrix `w` as `sample`.
+    fn stores(&self, plain: &dyn Method, entry: &Entry, w: &dyn RowSource, sample: &[f32]) -> Result<bool> {
+        let rows = sample.len().checked_div(w.shape()[1]).unwrap_or(0);
+        if rows == 0 {
+            return Ok(false);
+        }
+        let change = rewrites::input_change(self, &entry.name)?;
+        let none = StatSet::none();
+        let prepared = chain::with_input_change(change.as_ref(), plain.prepare(&none, self.cx)?);
+        let op = match prepared.compress(w, 0..rows, self.cx) {
+            Ok(done) => done.op,
+            Err(Error::Cancelled) => return Err(Error::Cancelled),
+            // Without data the matrix cannot be stored at all.
+            Err(_) => return Ok(false),
+        };
+        let mut values = vec![0f32; sample.len()];
+        op.decompress_rows(0..rows, &mut values, &self.cx.exec)?;
+        Ok(values.iter().zip(sample).all(|(a, b)| a.to_bits() == b.to_bits()))
+    }
+}
+
+/// Key of a matrix's report that says that calibration had no effect on it.
+const NO_EFFECT: &str = "calibration_had_no_effect";
+
+/// Warns if calibration had no effect on any matrix of a calibrated method; `tensors` has the records of all compressed matrices.
+pub fn warn_of_no_effect(plan: &Plan, tensors: &BTreeMap<String, Json>, cx: &Context) {
+    let calibrated = || plan.entries.iter().filter(|e| e.needs().any_data());
+    let same = |e: &Entry| tensors.get(&e.name).is_some_and(|t| t["report"][NO_EFFECT] == true);
+    if calibrated().next().is_some() && calibrated().all(same) {
+        let methods: BTreeSet<String> = calibrated().map(Entry::method_name).collect();
+        let methods = methods.into_iter().collect::<Vec<_>>().join(", ");
+        cx.progress.warn(&format!(
+            "calibration had no effect: all {} matrices of calibrated methods ({methods}) are stored as without data; check the calibration data",
+            calibrated().count()
+        ));
     }
 }
 

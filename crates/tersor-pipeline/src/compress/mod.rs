@@ -23,7 +23,7 @@ use tersor_llm::{Checkpoint, MANIFEST, Manifest, bits_per_weight};
 use crate::kinds::Kinds;
 use crate::output::{self, Output, Share, Work};
 use crate::plan::{Action, Entry, Plan};
-use matrix::{Job, check_source, copy, fold};
+use matrix::{Job, check_source, copy, fold, warn_of_no_effect};
 use parts::Parts;
 
 /// Name of the file with timings, the only output that differs from run to run.
@@ -176,8 +176,7 @@ fn all_tasks(job: &mut Job<'_>) -> Result<()> {
     let (plan, cx) = (job.plan, job.cx);
     let calibration = if plan.needs_data() && plan.statistics.is_none() {
         let checkpoint = Checkpoint::open(job.model.path(), &job.kinds.operators)?;
-        let windows = plan.cut(&checkpoint, cx)?;
-        Some((checkpoint, windows))
+        Some((checkpoint, plan.cut()?))
     } else {
         None
     };
@@ -219,7 +218,7 @@ fn all_tasks(job: &mut Job<'_>) -> Result<()> {
         }
     }
     if let Some((checkpoint, windows)) = calibration.filter(|_| plan.needs_site_data()) {
-        chain::run(job, &checkpoint, &windows)?;
+        chain::run(job, &checkpoint, windows)?;
     }
     cx.progress.end();
     Ok(())
@@ -262,6 +261,7 @@ fn merge(job: &Job<'_>, work: Work, start: Option<Instant>) -> Result<()> {
         hashes.insert(file.clone(), json!({"bytes": bytes, "blake3": hash}));
         shards.push((file, names));
     }
+    warn_of_no_effect(plan, &tensors, job.cx);
     let recipe = plan.recipe.to_json();
     let (all, body) = bits_per_weight(&plan.weights());
     let manifest = json!({

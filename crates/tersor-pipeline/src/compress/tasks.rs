@@ -23,8 +23,7 @@ pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
                 rewrites::check_network(job)?;
             } else if let Some(rotation) = &plan.rotation {
                 let checkpoint = open(job)?;
-                let windows = plan.cut(&checkpoint, job.cx)?;
-                rewrites::find_network(job, &**rotation, &checkpoint, &windows)?;
+                rewrites::find_network(job, &**rotation, &checkpoint, plan.cut()?)?;
             }
             Ok(())
         }
@@ -42,7 +41,7 @@ pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
             if plan.tasks().contains(&Task::Layer(0)) {
                 let checkpoint = open(job)?;
                 let layers = checkpoint.architecture().layers();
-                let mut chain = Chain::start(job, &checkpoint, &plan.cut(&checkpoint, job.cx)?, layers)?;
+                let mut chain = Chain::start(job, &checkpoint, plan.cut()?, layers)?;
                 return if chain.passed() == layers { chain.head(&site) } else { Err(before(chain.passed())) };
             }
             matrix(job, i, site)
@@ -63,8 +62,7 @@ pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
                     }
                 }
             }
-            let windows = plan.cut(&checkpoint, job.cx)?;
-            let mut chain = Chain::start(job, &checkpoint, &windows, layer)?;
+            let mut chain = Chain::start(job, &checkpoint, plan.cut()?, layer)?;
             if chain.passed() < layer {
                 return Err(before(chain.passed()));
             }
@@ -77,9 +75,9 @@ pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
                 return rewrites::check_sources(job, &record);
             }
             let checkpoint = open(job)?;
-            let windows = plan.cut(&checkpoint, job.cx)?;
+            let windows = plan.cut()?;
             let scratch = plan.spill.then(|| job.parts.scratch());
-            calibrate::gather(&checkpoint, &plan.wanted(), &windows, shard..shard + 1, &out, scratch, job.cx)?;
+            calibrate::gather(&checkpoint, &plan.wanted(), windows, shard..shard + 1, &out, scratch, job.cx)?;
             let sources = rewrites::hashes(job, rewrites::sources(job))?;
             record_file(&out, json!({"sources": sources}))
         }

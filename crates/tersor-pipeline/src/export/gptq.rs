@@ -91,16 +91,20 @@ pub fn run(source: &Source, version: Version, out: &Path, cx: &Context) -> Resul
         const FILE: &str = "model.safetensors";
         let names = layout.keys().cloned().collect();
         let mut writer = Writer::create(&work.pending(FILE), layout)?;
+        cx.progress.begin("convert", (kinds.len() + plain.len()) as u64);
         for (name, kind) in &kinds {
             cx.cancel.check()?;
             if let Some(op) = source.grouped(name)? {
                 write(&op, *kind, version, module(name), &mut writer).map_err(|e| e.in_tensor(name))?;
             }
+            cx.progress.advance(1, name);
         }
         for t in &plain {
             cx.cancel.check()?;
             write_plain(source, t, &mut writer).map_err(|e| e.in_tensor(&t.name))?;
+            cx.progress.advance(1, &t.name);
         }
+        cx.progress.end();
         writer.finish()?;
         let quantization = quantization(&kinds, version);
         let mut config = config;

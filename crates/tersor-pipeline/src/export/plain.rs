@@ -53,16 +53,19 @@ pub fn write_out(source: &Source, dtype: DType, out: &Path, cx: &Context) -> Res
             layout.entry(i.file.clone()).or_default().insert(i.name.clone(), i.info.clone());
         }
         let mut shards = Vec::new();
+        cx.progress.begin("convert", items.len() as u64);
         for (file, tensors) in layout {
             let names = tensors.keys().cloned().collect();
             let mut writer = Writer::create(&work.pending(&file), tensors)?;
             for item in items.iter().filter(|i| i.file == file) {
                 cx.cancel.check()?;
                 write(source, item, &mut writer).map_err(|e| e.in_tensor(&item.name))?;
+                cx.progress.advance(1, &item.name);
             }
             writer.finish()?;
             shards.push((file, names));
         }
+        cx.progress.end();
         let config = source.model.config().cloned().map(|c| with_dtype(c, dtype));
         let beside = output::companions(&source.model, config, &shards, total)?;
         let weights: Vec<String> = shards.into_iter().map(|(f, _)| f).collect();

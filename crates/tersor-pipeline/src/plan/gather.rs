@@ -38,7 +38,7 @@ impl Plan {
             return Err(ParamError::new("recipe", format!("`{}`", self.recipe.name), rule).into());
         }
         let checkpoint = Checkpoint::open(model.path(), &kinds.operators)?;
-        let windows = self.cut(&checkpoint, cx)?;
+        let windows = self.cut()?;
         let shards = self.shards();
         if n > shards || i == 0 || i > n {
             let rule = format!("must have at most {shards} parts, the number of shards of these windows");
@@ -53,16 +53,14 @@ impl Plan {
             None
         };
         let (scratch, wanted) = (scratch.as_ref().map(|d| d.path()), self.wanted());
-        calibrate::gather(&checkpoint, &wanted, &windows, part, out, scratch, cx)?;
+        calibrate::gather(&checkpoint, &wanted, windows, part, out, scratch, cx)?;
         let bytes = std::fs::metadata(out).map_err(|e| Error::io(out, e))?.len();
         Ok(Calibrated { sites: wanted.sites.len(), windows: windows.len(), bytes })
     }
 
-    /// Returns the tokens of the calibration windows of the plan's text. Warns if there are fewer than planned. Errors if the plan has no text, or the
-    /// text has no window.
-    pub fn cut(&self, checkpoint: &Checkpoint, cx: &Context) -> Result<Vec<Vec<u32>>> {
-        let text = self.calibration.as_ref();
-        let text = text.ok_or_else(|| Error::Missing { name: "calibration text".into(), place: "the plan".into() })?;
-        calibrate::cut(text, self.windows, checkpoint, &*cx.progress)
+    /// Returns the tokens of the calibration windows of the plan's text. Errors if the plan has no text.
+    pub fn cut(&self) -> Result<&[Vec<u32>]> {
+        let tokens = self.tokens.as_ref().map(|t| t.as_slice());
+        tokens.ok_or_else(|| Error::Missing { name: "calibration text".into(), place: "the plan".into() })
     }
 }

@@ -30,11 +30,12 @@ use tersor_formats::safetensors::Header;
 use tersor_formats::{Model, Tensor};
 use tersor_llm::{Architecture, StoredWeight, Upstream};
 
-use crate::calibrate::{Statistics, Wanted};
+use crate::calibrate::{self, Statistics, Wanted};
 use crate::kinds::Kinds;
 use crate::recipe::{self, HEAD, Recipe, Roles};
 use crate::rewrite;
-use crate::text::Text;
+use crate::text::{Text, Tokens};
+use crate::units::megabytes;
 
 /// Size of a block of rows in bytes of f32 values.
 const BLOCK_BYTES: usize = 8 << 20;
@@ -92,14 +93,18 @@ pub struct Plan {
     pub statistics: Option<Statistics>,
     /// Whether hidden states are kept on disk instead of in memory.
     pub spill: bool,
-    /// Number of calibration windows, and tokens per window.
+    /// Number of calibration windows, and tokens per window. If the plan has a text or statistics, these are the windows that are used; a text may have
+    /// fewer than were requested.
     pub windows: [usize; 2],
+    /// The tokens of the windows of the calibration text.
+    tokens: Option<Tokens>,
 }
 
 impl Plan {
     /// Plans the compression of a model from its headers, with the seed of `cx`. Errors if the architecture is unsupported (unless
     /// [`Options::generic`]), a rule is invalid, a method cannot store a matrix of the model's shape, or the calibration data does not fit the recipe
-    /// or cannot be read.
+    /// or cannot be read. Warns if nothing is compressed, if a rule of a recipe file matches no matrix, and if the calibration text has fewer windows
+    /// than requested.
     pub fn new(model: &Model, recipe: Recipe, options: &Options, kinds: &Kinds, cx: &Context) -> Result<Self> {
         recipe.check(&kinds.stages)?;
         let seed = cx.seed;
@@ -137,6 +142,7 @@ impl Plan {
             by_name.entry(name).or_default().push(effect);
         }
         let of = |name: &str| by_name.get(name).into_iter().flatten().copied();
+        let mut matched = vec![false; recipe.rules.len()];
         let mut entries = Vec::new();
         let mut tensors: Vec<(String, Tensor)> = model.tensors().into_iter().map(|t| (t.name.clone(), t)).collect();
         let mut own_head = false;
@@ -160,6 +166,11 @@ impl Plan {
             let stored = DType::from_name(&t.dtype);
             let is_float = stored.is_none_or(DType::is_weight);
             let rule = if is_float && t.shape.len() == 2 { recipe.rule(&t.name, roles.of(&t.name)) } else { None };
+            if is_float && t.shape.len() == 2 {
+                for (seen, rule) in matched.iter_mut().zip(&recipe.rules) {
+                    *seen |= rule.matches(&t.name, roles.of(&t.name));
+                }
+            }
             let original = stored.filter(|d| d.is_weight()).unwrap_or(DType::F32);
             let (action, tensors) = if is_float && let [rows, cols] = t.shape[..] {
                 let method = match rule {
@@ -245,16 +256,18 @@ impl Plan {
             statistics: None,
             spill: false,
             windows: [options.windows, ctx],
+            tokens: None,
         };
+        plan.warn_of_rules(model, &matched, cx)?;
         if plan.needs_data() {
             plan.check_sites()?;
-            plan.take_data(&options.data)?;
+            plan.take_data(&options.data, model, cx)?;
         }
         Ok(plan)
     }
 
     /// Reads the calibration text, or opens the statistics. Errors if they cannot be used with the recipe.
-    fn take_data(&mut self, data: &Data) -> Result<()> {
+    fn take_data(&mut self, data: &Data, model: &Model, cx: &Context) -> Result<()> {
         let mut upstream = self.recipe_upstream();
         let files = if let Data::Statistics(files) = data { Some(files) } else { None };
         if !self.smoothings.is_empty() && (files.is_some() || upstream == Upstream::Original) {
@@ -276,14 +289,40 @@ impl Plan {
             self.statistics = Some(statistics);
             upstream = Upstream::Original;
         } else if let Data::Text(text) = data {
-            let content = text.read()?;
-            let [windows, ctx] = self.windows;
+            // Read once, so that the windows and the hash are of the same content.
+            let content = text.read()?.into_owned();
             self.inputs.insert("calibration text".into(), file::hash(content.as_bytes()));
+            let text = text.of_content(content);
+            if let Some(network) = &self.network {
+                let tokens = calibrate::cut(&text, self.windows, model, network, &*cx.progress)?;
+                self.windows[0] = tokens.len();
+                self.tokens = Some(tokens);
+            }
+            let [windows, ctx] = self.windows;
             self.inputs.insert("calibration windows".into(), format!("{windows} of {ctx}"));
-            self.calibration = Some(Text::new(text.name(), content));
+            self.calibration = Some(text);
         }
         let name = if upstream == Upstream::Original { "original" } else { "sequential" };
         self.inputs.insert("statistics".into(), name.into());
+        Ok(())
+    }
+
+    /// Warns if no rule matches a matrix, and of each rule of a recipe file that matches none; `matched` says which rules do.
+    fn warn_of_rules(&self, model: &Model, matched: &[bool], cx: &Context) -> Result<()> {
+        let name = &self.recipe.name;
+        if !matched.contains(&true) {
+            let (result, own) = (megabytes(self.weight_bytes()?), megabytes(model.weight_bytes()));
+            let what = format!("no rule of recipe `{name}` matches a matrix of the model, so nothing is compressed");
+            cx.progress.warn(&format!("{what}: the result has {result}, the model {own}"));
+        }
+        for (i, rule) in self.recipe.rules.iter().enumerate() {
+            let Some(line) = rule.line.filter(|_| !matched[i]) else { continue };
+            let patterns: Vec<String> = rule.patterns.iter().map(|p| format!("`{}`", p.as_str())).collect();
+            let (number, patterns) = (i + 1, patterns.join(", "));
+            cx.progress.warn(&format!(
+                "recipe `{name}`, line {line}: rule {number} ({patterns}) matches no matrix of the model"
+            ));
+        }
         Ok(())
     }
 

@@ -26,7 +26,7 @@ pub struct Summary {
     pub peak_memory_bytes: BTreeMap<&'static str, u64>,
     /// Whether hidden states are kept on disk.
     pub hidden_states_on_disk: bool,
-    /// Every tensor of the output, sorted by name.
+    /// Every tensor of the output: embeddings, layers in the order of their numbers, then final norms and the head.
     pub tensors: Vec<TensorSummary>,
     /// The tasks, in an order in which they can be done.
     pub tasks: Vec<TaskSummary>,
@@ -56,7 +56,46 @@ pub struct TensorSummary {
     pub bytes: u64,
 }
 
+/// A piece of a tensor name: digits as their number, or other text.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Piece<'a> {
+    Number(u64),
+    Text(&'a str),
+}
+
+/// Returns the key by which tensors are listed: tables of embeddings first, then those of layers, then the others; within these by name, numbers in a
+/// name by their value.
+fn place(name: &str) -> (u8, Vec<Piece<'_>>) {
+    let layer = name.split('.').any(|p| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()));
+    let class = if layer {
+        1
+    } else if name.contains("embed") {
+        0
+    } else {
+        2
+    };
+    let (mut pieces, mut rest) = (Vec::new(), name);
+    while let Some(first) = rest.bytes().next() {
+        let digits = first.is_ascii_digit();
+        let end = rest.bytes().position(|b| b.is_ascii_digit() != digits).unwrap_or(rest.len());
+        let (piece, after) = rest.split_at(end);
+        pieces.push(match piece.parse() {
+            Ok(number) if digits => Piece::Number(number),
+            _ => Piece::Text(piece),
+        });
+        rest = after;
+    }
+    (class, pieces)
+}
+
 impl Plan {
+    /// Returns the entries in the order in which they are listed: embeddings, layers in the order of their numbers, then final norms and the head.
+    pub fn listed(&self) -> Vec<&super::Entry> {
+        let mut all: Vec<_> = self.entries.iter().collect();
+        all.sort_by(|a, b| place(&a.name).cmp(&place(&b.name)));
+        all
+    }
+
     /// Returns the figures of the plan. Errors if a file would be too large for its format.
     pub fn summary(&self, model: &Model) -> Result<Summary> {
         let (all, body) = bits_per_weight(&self.weights());
@@ -77,7 +116,7 @@ impl Plan {
             weight_bytes: self.weight_bytes()?,
             peak_memory_bytes: self.memory(model),
             hidden_states_on_disk: self.spill,
-            tensors: self.entries.iter().map(tensor).collect(),
+            tensors: self.listed().into_iter().map(tensor).collect(),
             tasks: self.task_summaries(),
         })
     }

@@ -28,6 +28,7 @@ use std::path::Path;
 use serde_json::Value as Json;
 use tersor_core::stages::{StageSpec, Stages, Target, assemble};
 use tersor_core::{Error, NonFinite, ParamError, Result, Rewrite, Role, Site};
+use tersor_formats::Content;
 
 pub use list::{KindInfo, ParameterInfo, list};
 use node::Node;
@@ -70,6 +71,9 @@ pub struct Rule {
     pub stages: Vec<Box<dyn StageSpec>>,
     /// What is done with NaN and infinities among the weights.
     pub non_finite: NonFinite,
+    /// The line of the recipe file on which the rule begins, counted from 1; None for a rule that was not read from a TOML text. Plans warn of rules with
+    /// a line that match nothing.
+    pub line: Option<usize>,
 }
 
 /// The form of the key-value caches of some layers.
@@ -90,10 +94,14 @@ impl Recipe {
     pub fn find(name: &str, kinds: &Stages) -> Result<Self> {
         let path = Path::new(name);
         if name.ends_with(".toml") || path.is_file() {
+            let refuse = |content: Content| {
+                ParamError::new("recipe", name, format!("it is {content}, where a recipe in TOML is expected"))
+            };
+            if path.is_dir() {
+                return Err(refuse(Content::Directory).into());
+            }
             let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-            let text = String::from_utf8(text);
-            let text =
-                text.map_err(|_| ParamError::new("recipe", name, "it is no text in UTF-8, so it is no recipe"))?;
+            let text = String::from_utf8(text).map_err(|e| refuse(Content::of(e.as_bytes())))?;
             return Self::from_toml(&text, name, kinds);
         }
         Self::from_name(name, kinds)
@@ -159,7 +167,7 @@ impl Recipe {
     /// Returns the first rule that matches the matrix `tensor`, and its index; None if no rule matches. `roles` says what the matrix
     /// computes; a tied embedding, which is the output head as well, has two roles.
     pub fn rule(&self, tensor: &str, roles: &[Role]) -> Option<(usize, &Rule)> {
-        self.rules.iter().enumerate().find(|(_, r)| r.patterns.iter().any(|p| p.matches(tensor, roles)))
+        self.rules.iter().enumerate().find(|(_, r)| r.matches(tensor, roles))
     }
 
     /// Returns the stages of each matrix that reads the site `site` (an input that matrices share), in the order of its consumers; none for a matrix
@@ -199,6 +207,11 @@ pub fn stage_text(stage: &dyn StageSpec) -> String {
 }
 
 impl Rule {
+    /// Returns whether a pattern of the rule matches the matrix `tensor`. `roles` says what the matrix computes.
+    pub fn matches(&self, tensor: &str, roles: &[Role]) -> bool {
+        self.patterns.iter().any(|p| p.matches(tensor, roles))
+    }
+
     /// Returns whether a stage of the rule has parts with stages of their own.
     pub fn has_parts(&self) -> bool {
         self.stages.iter().any(|s| print::has_parts(&**s))
@@ -211,6 +224,7 @@ impl Rule {
             patterns: patterns.into_iter().map(pattern).collect::<Result<_>>()?,
             stages,
             non_finite: NonFinite::Refuse,
+            line: None,
         })
     }
 }

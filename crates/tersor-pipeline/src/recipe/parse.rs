@@ -230,7 +230,7 @@ fn rule(node: &Node, place: Place<'_>, kinds: &Stages) -> Result<Rule> {
             return Err(place.at("`non_finite`").refuse(node.line, rule));
         }
     };
-    let rule = Rule { patterns, stages, non_finite };
+    let rule = Rule { patterns, stages, non_finite, line: node.line };
     table.finish("key of a rule")?;
     Ok(rule)
 }

@@ -109,6 +109,7 @@ pub fn run(source: &Source, target: Target, out: Option<&Path>, cx: &Context) ->
             layout.push(("rope_freqs.weight".into(), vec![f.len()], BlockType::F32));
         }
         let mut file = Writer::create(out, &meta, &layout)?;
+        cx.progress.begin("convert", items.len() as u64);
         for item in &items {
             cx.cancel.check()?;
             let dim = if interleaved && item.rows == RowOrder::Interleaved { dim } else { None };
@@ -119,7 +120,9 @@ pub fn run(source: &Source, target: Target, out: Option<&Path>, cx: &Context) ->
                 let (tensor, kind) = (item.tensor.name.clone(), item.kind.name());
                 rounded_again.push(RoundedTensor { tensor, kind, relative_error: error });
             }
+            cx.progress.advance(1, &item.tensor.name);
         }
+        cx.progress.end();
         if let Some(f) = &frequencies {
             file.write("rope_freqs.weight", f)?;
         }
