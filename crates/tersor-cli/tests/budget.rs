@@ -92,8 +92,12 @@ fn what_cannot_be_is_refused() {
     let model = Tiny::llama().write(&dir.path().join("m"));
     let calib = root().join("examples/data/wiki-calib.txt");
     let measured = dir.path().join("measured.json");
-    let said = fails(2, &["plan", s(&model), "--budget", "1MB"]);
-    assert!(said.contains("--calib"), "{said}");
+    // Without a text the one that is built in is used, and said.
+    let out = tersor(&["plan", s(&model), "--bits", "5", "--calib-windows", "2"]);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success() && said.contains("built-in calibration text"), "{said}");
+    let stats = dir.path().join("no statistics");
+    assert!(fails(2, &["plan", s(&model), "--budget", "1MB", "--stats", s(&stats)]).contains("--calib"));
     let more = |list: &[&'static str]| -> String { fails(2, &plan(s(&model), list, s(&calib))) };
     assert!(more(&["--budget", "1kB"]).contains("must be at least"));
     assert!(more(&["--bits", "1.5"]).contains("must be at least 3."));

@@ -385,7 +385,8 @@ mod tests {
 
     #[test]
     fn every_shape_matches_the_definition() {
-        for [t, n, k] in [[0, 3, 4], [1, 1, 1], [1, 130, 33], [2, 5, 0], [3, 129, 31], [17, 300, 65]] {
+        let last = if cfg!(miri) { [9, 20, 17] } else { [17, 300, 65] };
+        for [t, n, k] in [[0, 3, 4], [1, 1, 1], [1, 130, 33], [2, 5, 0], [3, 129, 31], last] {
             let (x, w) = (numbers(t * k, 1), numbers(n * k, 2));
             for parallel in [false, true] {
                 for write in [Write::Set, Write::Add] {

@@ -30,7 +30,10 @@ impl Progress for Log {
         self.stages.lock().unwrap().push((stage.into(), total, 0));
     }
     fn advance(&self, steps: u64, _: &str) {
-        self.stages.lock().unwrap().last_mut().unwrap().2 += steps;
+        // Files that get their names are told outside of stages, with no step.
+        if let Some(stage) = self.stages.lock().unwrap().last_mut() {
+            stage.2 += steps;
+        }
     }
     fn warn(&self, message: &str) {
         self.warnings.lock().unwrap().push(message.into());

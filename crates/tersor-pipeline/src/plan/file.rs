@@ -59,7 +59,7 @@ impl PlanFile {
         if differ.is_empty() {
             return Ok(());
         }
-        let what = format!("it was made for other inputs: {} changed; plan again", differ.join(", "));
+        let what = format!("it was made for another model or text: {} changed; plan again", differ.join(", "));
         Err(Error::format("plan", what))
     }
 }

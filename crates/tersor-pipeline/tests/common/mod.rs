@@ -1,5 +1,5 @@
 //! The model that ships, its text, and directories of files.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
