@@ -58,7 +58,7 @@ impl CacheSet for MixedCaches {
         let mut made = made.collect::<Result<Vec<Vec<_>>>>()?;
         let of_layer = |(i, layer): (usize, &MixedLayer)| {
             let cache = made.get_mut(layer.set).and_then(|all| all.get_mut(i)).and_then(Option::take);
-            cache.ok_or_else(|| Error::missing(&format!("the cache of layer {i}"), "the set of caches"))
+            cache.ok_or_else(|| Error::missing(format!("the cache of layer {i}"), "the set of caches"))
         };
         self.layers.iter().enumerate().map(of_layer).collect()
     }
