@@ -229,6 +229,6 @@ fn files_of_figures_are_rows_of_a_report() {
     assert!(report::save(&files, &files[0]).is_err());
     let other = dir.path().join("other.json");
     fs::write(&other, "{}").unwrap();
-    assert!(report::page(&[other.clone()]).is_err());
+    assert!(report::page(std::slice::from_ref(&other)).is_err());
     assert!(evaluate::save(&other, &model(), &1).is_err());
 }
