@@ -37,7 +37,7 @@ fn weights() -> Vec<f32> {
 
 /// Returns tokens that are uncorrelated and whose values have the magnitude 1: the rows of a Hadamard matrix.
 fn even() -> Vec<f32> {
-    let sign = |i: usize| if (i / COLS & i % COLS).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+    let sign = |i: usize| if ((i / COLS) & (i % COLS)).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
     (0..COLS * COLS).map(sign).collect()
 }
 

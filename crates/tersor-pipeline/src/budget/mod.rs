@@ -249,7 +249,9 @@ pub fn choose_for(
 
 /// Returns the recipe of the chosen ways, with one rule for each list of stages that some matrix has.
 fn recipe(limit: Limit, items: &[Item], picks: &[usize], kinds: &Stages) -> Result<Recipe> {
-    let mut rules: BTreeMap<String, (Vec<Box<dyn StageSpec>>, Vec<String>)> = BTreeMap::new();
+    // Stages and names of the matrices that have them, by the stages as text.
+    type Rules = BTreeMap<String, (Vec<Box<dyn StageSpec>>, Vec<String>)>;
+    let mut rules = Rules::new();
     for (item, pick) in items.iter().zip(picks) {
         let stages = item.stages(*pick, kinds)?;
         let text = item.ways.get(*pick).map(|w| w.stages.to_string()).unwrap_or_default();
