@@ -115,7 +115,10 @@ impl Planned<'_> {
         compress(&self.model, &self.plan, out, part, self.kinds, cx)
     }
 
-    /// Gathers the statistics that the plan needs into the file `out`: part `i` of `n` for `[i, n]`, counted from 1. Errors as [`Plan::gather`] does.
+    /// Gathers the statistics of the original network that the plan needs into the file `out`: those of part `i` of the `n` parts that the calibration windows
+    /// are divided into, for `[i, n]`, counted from 1. The files of all parts, together, are the statistics of the whole text. Returns the numbers of sites
+    /// (inputs with the matrices that read them) and windows, and the length of the file. Errors unless `1 <= i <= n` and `n` is at most the number of shards
+    /// of the windows, if `out` exists and is no earlier file of statistics, if a tensor cannot be read, or if the work is cancelled.
     pub fn gather(&self, part: [usize; 2], out: &Path, cx: &Context) -> Result<Calibrated> {
         self.plan.gather(&self.model, part, out, self.kinds, cx)
     }

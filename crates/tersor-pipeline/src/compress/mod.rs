@@ -54,7 +54,7 @@ pub enum Outcome {
 pub struct Finished {
     /// The directory.
     pub out: PathBuf,
-    /// Name of the recipe.
+    /// Name of the recipe that the model was, or is to be, compressed by: that of its file, or the name that stands for it, such as `w4-g128-gptq`.
     pub recipe: String,
     /// Whether it was complete before the call.
     pub finished_before: bool,

@@ -12,7 +12,7 @@ use super::{Plan, TaskSummary};
 /// The figures of a plan, as `tersor plan --json` prints them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// Name of the recipe.
+    /// Name of the recipe that the model was, or is to be, compressed by: that of its file, or the name that stands for it, such as `w4-g128-gptq`.
     pub recipe: String,
     /// Stored bits per weight of all matrices, embedding and head included.
     pub bits_per_weight: f64,

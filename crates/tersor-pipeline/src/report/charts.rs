@@ -8,7 +8,7 @@ use super::svg::{COLOURS, ORIGINAL, Scale, Svg};
 
 /// A compressed model and its manifest.
 pub struct Run {
-    /// Name of the recipe.
+    /// Name of the recipe that the model was, or is to be, compressed by: that of its file, or the name that stands for it, such as `w4-g128-gptq`.
     pub name: String,
     /// Content of `tersor.json`.
     pub manifest: Json,
