@@ -81,7 +81,7 @@ impl GroupCoder {
     /// then the one that the sweep took as number `i`, counted from 0, and a group is consecutive columns in this order. If this order is
     /// not the natural one, [`with_column_order`] restores the natural one.
     ///
-    /// Errors if a code is not on the grid. This happens with [`Grid::SymNarrow`] if the sweep did not
+    /// Errors if a code is not on the grid. This happens with [`Grid::SymNarrow`](tersor_operators::Grid::SymNarrow) if the sweep did not
     /// reach a column: such columns have the code 0, which this grid lacks. Errors also if a group has more than 32 768 columns, unless
     /// their number is a multiple of 32 768 or the group is a whole row. Errors also if the matrix has more than one row but one scale for
     /// all of them ([`GroupSize::Tensor`]).
