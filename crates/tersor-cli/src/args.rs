@@ -278,6 +278,9 @@ pub struct Eval {
     /// the same text without running the original again.
     #[arg(long, requires = "text")]
     pub reference: Option<PathBuf>,
+    /// Largest size of the logits in a new file of predictions, such as 4GB; without them, evaluations with the file compute the logits again.
+    #[arg(long, value_name = "BYTES", value_parser = bytes, default_value = "0")]
+    pub reference_logits: u64,
     /// Measure also how far bf16 activations alone move the predictions of --against, or of MODEL without it.
     #[arg(long, requires = "text")]
     pub noise_floor: bool,

@@ -28,6 +28,9 @@ const DEMO: [&str; 12] = [
     "examples/recipes/mixed.toml",
 ];
 
+/// Largest size in bytes of the original's logits on disk while a comparison runs.
+const MAX_LOGITS: u64 = 8 << 30;
+
 pub fn demo(a: &args::Demo, json: bool, threads: usize) -> Result<()> {
     let root = shipped_root()?;
     let at = |p: &str| root.join(p);
@@ -152,22 +155,31 @@ impl Child<'_> {
     }
 
     fn compress(&self, a: &args::Compare, recipe: &str, out: &Path) -> Result<Json> {
-        let mut list = vec!["compress".to_string(), a.model.display().to_string()];
-        list.extend(["--json", "--recipe", recipe, "--out"].map(String::from));
-        list.push(out.display().to_string());
-        if let Some(calib) = &a.calibration.calib {
-            list.extend(["--calib".to_string(), calib.display().to_string()]);
-            if let Some(n) = a.calibration.calib_windows {
-                list.extend(["--calib-windows".to_string(), n.to_string()]);
-            }
+        let mut list = vec!["compress".to_string(), a.model.display().to_string(), "--json".to_string()];
+        let mut option = |name: &str, value: String| list.extend([name.to_string(), value]);
+        option("--recipe", recipe.to_string());
+        option("--out", out.display().to_string());
+        let data = &a.calibration;
+        if let Some(calib) = &data.calib {
+            option("--calib", calib.display().to_string());
             if let Some(ctx) = a.ctx {
-                list.extend(["--ctx".to_string(), ctx.to_string()]);
+                option("--ctx", ctx.to_string());
             }
+        }
+        if let Some(n) = data.calib_windows {
+            option("--calib-windows", n.to_string());
+        }
+        for file in &data.stats {
+            option("--stats", file.display().to_string());
+        }
+        if let Some(bytes) = data.max_memory {
+            option("--max-memory", bytes.to_string());
         }
         self.run(&list)
     }
 
-    /// Evaluates the original, whose predictions are written to the file `reference`, or with `against` a model that is compared with it.
+    /// Evaluates the original, whose predictions are written to the file `reference`, or with `against` a model that is compared with it. Logits are
+    /// written with the predictions if they leave half of the space on the disk free.
     fn evaluate(&self, a: &args::Compare, model: &Path, against: bool, reference: &Path) -> Result<Evaluation> {
         let mut list = vec!["eval".to_string(), model.display().to_string(), "--json".to_string()];
         let mut option = |name: &str, value: String| list.extend([name.to_string(), value]);
@@ -182,6 +194,8 @@ impl Child<'_> {
         if against {
             option("--against", a.model.display().to_string());
         } else {
+            let free = fs4::available_space(reference.parent().unwrap_or(reference)).unwrap_or(0);
+            option("--reference-logits", MAX_LOGITS.min(free / 2).to_string());
             list.push("--noise-floor".into());
         }
         serde_json::from_value(self.run(&list)?).map_err(|e| Error::format("tersor eval", e.to_string()))

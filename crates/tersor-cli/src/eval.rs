@@ -19,6 +19,7 @@ pub fn run(a: &args::Eval, json: bool) -> Result<()> {
         stream: a.stream,
         noise_floor: a.noise_floor,
         reference: a.reference.clone(),
+        reference_logits: a.reference_logits,
     };
     if let Some(out) = &a.out {
         let read = [Some(&a.model), a.text.as_ref(), a.sentences.as_ref(), a.task.as_ref(), a.against.as_ref()];

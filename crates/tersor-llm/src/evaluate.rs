@@ -1,5 +1,7 @@
 //! Perplexity of a decoder, and the agreement of its predictions with those of another.
 
+use std::ops::Range;
+
 use tersor_core::{Cancel, Error, Exec, Input, Progress, Result, metrics};
 use tersor_kernels::par;
 
@@ -157,13 +159,12 @@ fn sampled<'x>(x: &'x Input<'_>) -> impl Iterator<Item = &'x [f32]> {
 pub enum Original<'a> {
     /// It runs on every window.
     Network(&'a Decoder),
-    /// Its states were stored. Of `network` the output head is used; the layers only for a noise floor. `states` returns the states of the
-    /// window with the given index, counted from 0.
+    /// Its predictions were stored. Of `network` the output head is used if the logits were not stored; the layers only for a noise floor.
     Stored {
         /// The original network.
         network: &'a Decoder,
-        /// Returns the states of a window.
-        states: &'a mut dyn FnMut(usize) -> Result<States>,
+        /// Its predictions for the same windows.
+        predictions: &'a mut dyn StoredPredictions,
     },
 }
 
@@ -175,17 +176,51 @@ impl<'a> Original<'a> {
     }
 }
 
-/// Receives the states of the window with an index, counted from 0.
-pub type Keep<'a> = &'a mut dyn FnMut(usize, &States) -> Result<()>;
+/// Predictions of an original network that were stored, such as in a file. Windows are counted from 0.
+///
+/// ```
+/// use tersor_core::Result;
+/// use tersor_llm::{States, StoredPredictions};
+/// /// The states of each window, in memory.
+/// struct InMemory(Vec<States>);
+/// impl StoredPredictions for InMemory {
+///     fn states(&mut self, window: usize) -> Result<States> {
+///         Ok(self.0[window].clone())
+///     }
+/// }
+/// assert!(InMemory(vec![States::default()]).states(0).is_ok());
+/// ```
+pub trait StoredPredictions {
+    /// Returns the states of a window. [`evaluate_with`] calls it once for each window, in order, and passes an error on.
+    fn states(&mut self, window: usize) -> Result<States>;
+    /// Writes the logits of a window's tokens `tokens` to `out`, `[tokens, vocab]`, and returns true. Returns false, with `out` unchanged,
+    /// if logits were not stored, as the provided method does: the network's output head then makes them from the states.
+    fn logits(&mut self, window: usize, tokens: Range<usize>, out: &mut [f32]) -> Result<bool> {
+        let _ = (window, tokens, out);
+        Ok(false)
+    }
+}
+
+/// Receives the predictions of a network while [`evaluate_with`] runs, to store them. Windows are counted from 0 and come in order.
+pub trait KeepPredictions {
+    /// Receives the states of a window. An error ends the evaluation.
+    fn states(&mut self, window: usize, states: &States) -> Result<()>;
+    /// Receives, after its states, the logits of a window's tokens `tokens`, `[tokens, vocab]`: of all tokens but the last, in blocks in
+    /// order. An error ends the evaluation. The provided method stores nothing.
+    fn logits(&mut self, window: usize, tokens: Range<usize>, logits: &[f32]) -> Result<()> {
+        let _ = (window, tokens, logits);
+        Ok(())
+    }
+}
 
 /// What [`evaluate_with`] measures beside the perplexity. The default is nothing.
 #[derive(Default)]
 pub struct Request<'a> {
     /// The original network, to measure how far predictions agree.
     pub original: Option<Original<'a>>,
-    /// Receives the states of each window: those of the original if it runs, those of the evaluated network if there is no original. It is
-    /// not called if the states of the original were stored.
-    pub keep: Option<Keep<'a>>,
+    /// Receives the predictions for each window: those of the original if it runs, those of the evaluated network if there is no original.
+    /// It is not called if the predictions of the original were stored.
+    pub keep: Option<&'a mut dyn KeepPredictions>,
     /// Whether to measure [`Evaluation::noise_floor`].
     pub noise_floor: bool,
 }
@@ -249,22 +284,33 @@ pub fn evaluate(
 ///
 /// ```
 /// use tersor_core::{Cancel, Exec, Silent};
-/// use tersor_llm::{Checkpoint, Decoder, Original, Request, evaluate_with};
-/// # fn main() -> tersor_core::Result<()> {
+/// use tersor_core::Result;
+/// use tersor_llm::{Checkpoint, Decoder, KeepPredictions, Original, Request, States, StoredPredictions, evaluate_with};
+/// /// The states of each window, in memory.
+/// #[derive(Default)]
+/// struct InMemory(Vec<States>);
+/// impl KeepPredictions for InMemory {
+///     fn states(&mut self, _: usize, states: &States) -> Result<()> {
+///         self.0.push(states.clone());
+///         Ok(())
+///     }
+/// }
+/// impl StoredPredictions for InMemory {
+///     fn states(&mut self, window: usize) -> Result<States> {
+///         Ok(self.0[window].clone())
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
 /// let decoder = Decoder::load(&Checkpoint::open(path.as_ref(), &tersor_operators::registry())?)?;
-/// let (window, mut stored) = ([1, 2, 3, 4], Vec::new());
+/// let (window, mut predictions) = ([1, 2, 3, 4], InMemory::default());
 /// // The network runs once; its states are compared with it later.
-/// let mut keep = |_: usize, states: &_| {
-///     stored.push(Clone::clone(states));
-///     Ok(())
-/// };
-/// let request = Request { keep: Some(&mut keep), noise_floor: true, ..Request::default() };
+/// let request = Request { keep: Some(&mut predictions), noise_floor: true, ..Request::default() };
 /// let alone = evaluate_with(&decoder, request, &[&window[..]], &Exec::new(), &Silent, &Cancel::new())?;
 /// assert!(alone.noise_floor.unwrap() > 0.0);
 ///
-/// let mut states = |i: usize| Ok(stored[i].clone());
-/// let original = Some(Original::Stored { network: &decoder, states: &mut states });
+/// let original = Some(Original::Stored { network: &decoder, predictions: &mut predictions });
 /// let request = Request { original, ..Request::default() };
 /// let found = evaluate_with(&decoder, request, &[&window[..]], &Exec::new(), &Silent, &Cancel::new())?;
 /// assert_eq!(found.against.unwrap().kl_mean, 0.0);
@@ -319,8 +365,8 @@ pub fn evaluate_with(
                 progress.advance(1, "original");
                 Some(found)
             }
-            (Some(Original::Stored { network, states }), _) => {
-                let found = states(index)?;
+            (Some(Original::Stored { network, predictions }), _) => {
+                let found = predictions.states(index)?;
                 found.check(network.config(), window.len())?;
                 Some(found)
             }
@@ -341,7 +387,7 @@ pub fn evaluate_with(
         let hidden = match (&of_original, &mut request.keep) {
             (Some(of_original), keep) => {
                 if let (true, Some(keep)) = (runs, keep) {
-                    keep(index, of_original)?;
+                    keep.states(index, of_original)?;
                 }
                 let mut drift = drift.as_mut().map(|d| d.window(&of_original.sites));
                 let seen = &mut |layer, kind, x: &Input<'_>| {
@@ -352,7 +398,7 @@ pub fn evaluate_with(
             }
             (None, Some(keep)) => {
                 let found = run(decoder, window, &mut state, exec)?;
-                keep(index, &found)?;
+                keep.states(index, &found)?;
                 found.hidden
             }
             (None, None) => decoder.forward(window, &mut state, exec)?,
@@ -369,7 +415,21 @@ pub fn evaluate_with(
             };
             logits(&hidden, decoder, &mut q)?;
             if let Some(o) = &of_original {
-                logits(&o.hidden, source, &mut p)?;
+                let stored = match &mut request.original {
+                    Some(Original::Stored { predictions, .. }) => {
+                        p.resize(n * vocab, 0.0);
+                        predictions.logits(index, first..first + n, &mut p)?
+                    }
+                    _ => false,
+                };
+                if !stored {
+                    logits(&o.hidden, source, &mut p)?;
+                }
+            }
+            if let Some(keep) = &mut request.keep
+                && (runs || of_original.is_none())
+            {
+                keep.logits(index, first..first + n, if runs { &p } else { &q })?;
             }
             if let Some(rounded) = &rounded {
                 logits(rounded, source, &mut r)?;

@@ -25,7 +25,7 @@ pub use config::DecoderConfig;
 pub use decoder::{Decoder, State};
 pub use encoder::{Activation, Encoder, EncoderConfig};
 pub use evaluate::{
-    Agreement, Bucket, CONFIDENCES, Evaluation, Keep, Original, Request, States, evaluate, evaluate_with, windows,
+    Agreement, Bucket, CONFIDENCES, Evaluation, KeepPredictions, Original, Request, States, StoredPredictions, evaluate, evaluate_with, windows,
 };
 pub use generate::{Sampling, Temperature, generate};
 pub use layer::{Layer, Linear, SiteKind};

@@ -90,6 +90,40 @@ fn figures_with_a_file_of_predictions_are_equal_to_the_bit() {
 }
 
 #[test]
+fn logits_are_stored_if_they_fit_and_change_no_figure() {
+    let dir = tempfile::tempdir().unwrap();
+    let (small, model, file) = (compressed(dir.path()), model(), dir.path().join("reference"));
+    let plain = eval(&small, &text(), Some(&model), &options(None)).unwrap();
+    // Five windows of 48 tokens, of which 47 are scored, in a vocabulary of 2048.
+    let size = 5 * 47 * 2048 * 4;
+    let with_logits = |file: &Path, reference_logits| Options { reference_logits, ..options(Some(file)) };
+    let wrote = eval(&small, &text(), Some(&model), &with_logits(&file, size)).unwrap();
+    let stored = fs::read(&file).unwrap();
+    assert!(stored.len() as u64 > size);
+    // What a reading run allows does not matter.
+    let read = eval(&small, &text(), Some(&model), &options(Some(&file))).unwrap();
+    assert_eq!((bits(&wrote), bits(&read)), (bits(&plain), bits(&plain)));
+    // The original alone writes the same file; one byte less, and it has no logits.
+    let (alone, without) = (dir.path().join("alone"), dir.path().join("without"));
+    eval(&model, &text(), None, &with_logits(&alone, size)).unwrap();
+    assert!(fs::read(&alone).unwrap() == stored);
+    eval(&model, &text(), None, &with_logits(&without, size - 1)).unwrap();
+    assert!((fs::read(&without).unwrap().len() as u64) < size);
+
+    // Changed logits are refused wherever they are.
+    let json = &stored[8..8 + u64::from_le_bytes(stored[..8].try_into().unwrap()) as usize];
+    let header: serde_json::Value = serde_json::from_slice(json).unwrap();
+    let starts = |name: &str| 8 + json.len() + header[name]["data_offsets"][0].as_u64().unwrap() as usize;
+    for at in [starts("logits"), starts("logits") + size as usize - 1, starts("logit_hashes") + 7] {
+        let mut bytes = stored.clone();
+        bytes[at] ^= 1;
+        fs::write(&alone, bytes).unwrap();
+        let said = eval(&small, &text(), Some(&model), &options(Some(&alone))).unwrap_err();
+        assert!(said.to_string().contains("are not those that were written"), "{said}");
+    }
+}
+
+#[test]
 fn files_of_other_predictions_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (kinds, cx, file) = (tersor::kinds(), Context::new(), dir.path().join("reference"));

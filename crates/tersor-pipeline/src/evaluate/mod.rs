@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use tersor_core::{Context, Error, ParamError, Result};
-use tersor_llm::{Bucket, Checkpoint, Decoder, Original, Request, States, Tokenizer, evaluate_with, windows};
+use tersor_llm::{Bucket, Checkpoint, Decoder, KeepPredictions, Original, Request, Tokenizer, evaluate_with, windows};
 
 use crate::caches::Caches;
 use crate::kinds::Kinds;
@@ -45,6 +45,9 @@ pub struct Options {
     /// File for the predictions of the original, or of the model itself if there is no other: written if it does not exist, and read otherwise, in
     /// place of a pass of the text through the original. See [`Reference`].
     pub reference: Option<PathBuf>,
+    /// Largest size in bytes of the logits in a new file of predictions. If they would take more, none are stored, and every evaluation that reads
+    /// the file computes them again from the hidden states. 0 by default.
+    pub reference_logits: u64,
 }
 
 /// The tokens for which the other model's largest probability is in an interval.
@@ -225,7 +228,7 @@ pub fn decoder(
             found.check(source, &cut)?;
             reference = Some(found);
         } else {
-            recorder = Some(Recorder::create(path, source, &cut)?);
+            recorder = Some(Recorder::create(path, source, &cut, options.reference_logits)?);
         }
     }
     let load = |c: Checkpoint| if options.stream { Decoder::load_streamed(c) } else { Decoder::load(&c) };
@@ -233,18 +236,13 @@ pub fn decoder(
     // If its states were stored, only its head is needed.
     let stored = reference.is_some();
     let original = other.map(|o| if stored { Decoder::load_streamed(o) } else { load(o) }).transpose()?;
-    let mut states = |index: usize| match &reference {
-        Some(reference) => reference.window(index),
-        None => Ok(States::default()),
-    };
-    let mut keep = |index: usize, states: &States| recorder.as_mut().map_or(Ok(()), |r| r.add(index, states));
     let request = Request {
-        original: match &original {
-            Some(network) if stored => Some(Original::Stored { network, states: &mut states }),
-            Some(network) => Some(Original::Network(network)),
-            None => None,
+        original: match (&original, &mut reference) {
+            (Some(network), Some(reference)) => Some(Original::Stored { network, predictions: reference }),
+            (Some(network), None) => Some(Original::Network(network)),
+            (None, _) => None,
         },
-        keep: (options.reference.is_some() && !stored).then_some(&mut keep),
+        keep: recorder.as_mut().map(|r| r as &mut dyn KeepPredictions),
         noise_floor: options.noise_floor,
     };
     let found = evaluate_with(&decoder, request, &cut, &cx.exec, &*cx.progress, &cx.cancel)?;

@@ -1,16 +1,18 @@
 //! Files with the predictions of an original network, so that it runs once for many comparisons.
 //!
 //! A file has the final hidden states of every token in f32, from which the original's output head makes the logits again, and the inputs of the
-//! sampled tokens at every site. Logits themselves would take `vocab / hidden` times the space of the hidden states.
+//! sampled tokens at every site. The logits, which take `vocab / hidden` times the space of the hidden states, are stored too if
+//! [`Options::reference_logits`] allows that many bytes.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 use tersor_core::{Context, DType, Error, Limits, Result, TensorInfo, TensorSink, TensorSource};
 use tersor_formats::safetensors::{File, Writer};
 use tersor_formats::{Model, json as files};
-use tersor_llm::{Checkpoint, DecoderConfig, States};
+use tersor_llm::{Checkpoint, DecoderConfig, KeepPredictions, States, StoredPredictions};
 
 use super::{Options, cut};
 use crate::kinds::Kinds;
@@ -26,6 +28,8 @@ const FORMAT: u64 = 1;
 const HIDDEN: &str = "hidden";
 const SITES: &str = "sites";
 const HASHES: &str = "hashes";
+const LOGITS: &str = "logits";
+const LOGIT_HASHES: &str = "logit_hashes";
 
 /// Length of a hash in bytes.
 const HASH: usize = 32;
@@ -35,6 +39,8 @@ const HASH: usize = 32;
 /// - `hidden`, f32 `[windows * ctx, hidden]`: final hidden states after the last norm
 /// - `sites`, f32 `[windows, values]`: of each window the inputs of all sites of the layers in the order of execution, `[sampled, features]` each
 /// - `hashes`, u8 `[windows, 32]`: the BLAKE3 hash of each window's values in the two tensors
+/// - `logits`, f32 `[windows * (ctx - 1), vocab]`, and `logit_hashes`, u8 `[windows * (ctx - 1), 32]`: the logits after all tokens of a window but
+///   the last, and the BLAKE3 hash of each row, if they were to be stored
 /// - `reference`, u8: a description in JSON, with the sizes and with hashes of what the predictions depend on
 ///
 /// [`decoder`](super::decoder) writes and reads it ([`Options::reference`]). Figures that were computed with a file are equal to the last bit to those
@@ -54,18 +60,25 @@ struct Sizes {
     hidden: usize,
     /// Features of each site.
     features: Vec<usize>,
+    /// Number of tokens in the vocabulary, if logits are stored.
+    vocab: Option<usize>,
 }
 
 impl Sizes {
-    fn of(config: &DecoderConfig, windows: usize, ctx: usize) -> Self {
-        Self { windows, ctx, hidden: config.hidden, features: States::features(config) }
+    /// Returns the sizes for the predictions of a network, with its logits if these take at most `max_logits` bytes.
+    fn of(config: &DecoderConfig, windows: usize, ctx: usize, max_logits: u64) -> Self {
+        let [windows_, tokens, vocab] = [windows, ctx.saturating_sub(1), config.vocab].map(|n| n as u64);
+        let bytes = windows_.saturating_mul(tokens).saturating_mul(vocab).saturating_mul(4);
+        let vocab = (bytes <= max_logits).then_some(config.vocab);
+        Self { windows, ctx, hidden: config.hidden, features: States::features(config), vocab }
     }
 
     fn read(about: &Json) -> Option<Self> {
         let size = |v: &Json| v.as_u64().and_then(|n| usize::try_from(n).ok());
         let features = about["features"].as_array()?.iter().map(size).collect::<Option<_>>()?;
         let [windows, ctx, hidden] = ["windows", "ctx", "hidden"].map(|k| size(&about[k]));
-        Some(Self { windows: windows?, ctx: ctx?, hidden: hidden?, features })
+        let vocab = if about["vocab"].is_null() { None } else { Some(size(&about["vocab"])?) };
+        Some(Self { windows: windows?, ctx: ctx?, hidden: hidden?, features, vocab })
     }
 
     /// Returns the number of values of all sites in a window. Errors if it overflows.
@@ -76,19 +89,30 @@ impl Sizes {
     }
 
     /// Returns the tensors beside the description.
-    fn layout(&self) -> Result<[(&'static str, TensorInfo); 3]> {
+    fn layout(&self) -> Result<BTreeMap<&'static str, TensorInfo>> {
         let tokens = self.windows.checked_mul(self.ctx);
         let tokens = tokens.ok_or_else(|| Error::Overflow { what: "tokens of all windows".into() })?;
         let info = |dtype, rows, cols| TensorInfo { dtype, shape: vec![rows, cols] };
-        let layout = [
+        let mut layout = BTreeMap::from([
             (HIDDEN, info(DType::F32, tokens, self.hidden)),
             (SITES, info(DType::F32, self.windows, self.values()?)),
             (HASHES, info(DType::U8, self.windows, HASH)),
-        ];
-        for (_, info) in &layout {
+        ]);
+        if let Some(vocab) = self.vocab {
+            let scored = self.scored(0)?..self.scored(self.windows)?;
+            layout.insert(LOGITS, info(DType::F32, scored.len(), vocab));
+            layout.insert(LOGIT_HASHES, info(DType::U8, scored.len(), HASH));
+        }
+        for info in layout.values() {
             info.bytes()?;
         }
         Ok(layout)
+    }
+
+    /// Returns the number of scored tokens in the windows before `window`. Errors if it overflows.
+    fn scored(&self, window: usize) -> Result<usize> {
+        let all = window.checked_mul(self.ctx.saturating_sub(1));
+        all.ok_or_else(|| Error::Overflow { what: "scored tokens of all windows".into() })
     }
 }
 
@@ -137,7 +161,8 @@ impl Reference {
         let differ: Vec<&str> =
             keys.into_iter().filter(|k| now.get(*k) != self.inputs.get(*k)).map(String::as_str).collect();
         let config = checkpoint.architecture().decoder()?;
-        let sizes = Sizes::of(config, windows.len(), windows.first().map_or(0, |w| w.len()));
+        let sizes = Sizes::of(config, windows.len(), windows.first().map_or(0, |w| w.len()), 0);
+        let sizes = Sizes { vocab: self.sizes.vocab.and(Some(config.vocab)), ..sizes };
         let what = match differ.is_empty() {
             true if sizes == self.sizes => return Ok(()),
             true => "its sizes are not those of the model".to_string(),
@@ -149,7 +174,7 @@ impl Reference {
     /// Returns the states of window `index`, counted from 0. Errors if there is no such window, the file cannot be read, or the values are not those
     /// that were written.
     pub fn window(&self, index: usize) -> Result<States> {
-        let Sizes { windows, ctx, hidden, features } = &self.sizes;
+        let Sizes { windows, ctx, hidden, features, .. } = &self.sizes;
         if index >= *windows {
             return Err(Error::range("window", 0..*windows, index));
         }
@@ -175,6 +200,43 @@ impl Reference {
             site.to_vec()
         };
         Ok(States { hidden, sites: features.iter().map(&mut next).collect() })
+    }
+
+    /// Reads the logits after the tokens `tokens` of window `window` to `out`, `[tokens, vocab]`, and returns true; false if the file has no logits.
+    /// Errors if there are no such tokens, `out` has another length, the file cannot be read, or the values are not those that were written.
+    fn read_logits(&self, window: usize, tokens: Range<usize>, out: &mut [f32]) -> Result<bool> {
+        let Some(vocab) = self.sizes.vocab else { return Ok(false) };
+        let scored = self.sizes.scored(1)?;
+        if window >= self.sizes.windows || tokens.end > scored {
+            return Err(Error::range("window and tokens", (0..self.sizes.windows, 0..scored), (window, tokens)));
+        }
+        if out.len() != tokens.len() * vocab {
+            return Err(Error::shape("logits of tokens", tokens.len() * vocab, out.len()));
+        }
+        let first = self.sizes.scored(window)? + tokens.start;
+        let mut hashes = vec![0u8; tokens.len() * HASH];
+        self.file.read_at(LOGIT_HASHES, (first * HASH) as u64, &mut hashes)?;
+        let mut bytes = vec![0u8; 4 * vocab];
+        for (t, (row, wanted)) in out.chunks_exact_mut(vocab).zip(hashes.chunks_exact(HASH)).enumerate() {
+            self.file.read_at(LOGITS, ((first + t) * bytes.len()) as u64, &mut bytes)?;
+            if blake3::hash(&bytes).as_bytes() != wanted {
+                let what = format!("the logits of window {window} are not those that were written; remove the file");
+                return Err(Error::format(self.path.display().to_string(), what));
+            }
+            for (v, b) in row.iter_mut().zip(bytes.chunks_exact(4)) {
+                *v = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl StoredPredictions for Reference {
+    fn states(&mut self, window: usize) -> Result<States> {
+        self.window(window)
+    }
+    fn logits(&mut self, window: usize, tokens: Range<usize>, out: &mut [f32]) -> Result<bool> {
+        self.read_logits(window, tokens, out)
     }
 }
 
@@ -217,13 +279,14 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// Begins the file `path` for the decoder of a checkpoint on the windows of tokens, which all have the same length.
-    pub fn create(path: &Path, checkpoint: &Checkpoint, windows: &[&[u32]]) -> Result<Self> {
+    /// Begins the file `path` for the decoder of a checkpoint on the windows of tokens, which all have the same length, with logits if these take
+    /// at most `max_logits` bytes.
+    pub fn create(path: &Path, checkpoint: &Checkpoint, windows: &[&[u32]], max_logits: u64) -> Result<Self> {
         let config = checkpoint.architecture().decoder()?;
-        let sizes = Sizes::of(config, windows.len(), windows.first().map_or(0, |w| w.len()));
+        let sizes = Sizes::of(config, windows.len(), windows.first().map_or(0, |w| w.len()), max_logits);
         let about = json!({
             "format": FORMAT, "inputs": inputs(checkpoint, windows)?, "windows": sizes.windows, "ctx": sizes.ctx,
-            "hidden": sizes.hidden, "features": sizes.features,
+            "hidden": sizes.hidden, "features": sizes.features, "vocab": sizes.vocab,
         });
         let about = about.to_string().into_bytes();
         let info = TensorInfo { dtype: DType::U8, shape: vec![about.len()] };
@@ -235,22 +298,35 @@ impl Recorder {
         Ok(Self { writer, sizes, hashes: Vec::new() })
     }
 
-    /// Adds the states of window `index`. The windows come in order.
-    pub fn add(&mut self, index: usize, states: &States) -> Result<()> {
-        let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        let (hidden, sites) = (bytes(&states.hidden), bytes(&states.sites.concat()));
+    /// Completes the file. Errors unless the predictions for all windows were added.
+    pub fn finish(mut self) -> Result<()> {
+        let layout = self.sizes.layout()?;
+        self.writer.write_rows(HASHES, &layout[HASHES], 0, &self.hashes)?;
+        self.writer.finish()
+    }
+}
+
+impl KeepPredictions for Recorder {
+    fn states(&mut self, window: usize, states: &States) -> Result<()> {
+        let (hidden, sites) = (le_bytes(&states.hidden), le_bytes(&states.sites.concat()));
         let mut hasher = blake3::Hasher::new();
         hasher.update(&hidden).update(&sites);
         self.hashes.extend_from_slice(hasher.finalize().as_bytes());
-        let [(_, of_hidden), (_, of_sites), _] = self.sizes.layout()?;
-        self.writer.write_rows(HIDDEN, &of_hidden, index * self.sizes.ctx, &hidden)?;
-        self.writer.write_rows(SITES, &of_sites, index, &sites)
+        let layout = self.sizes.layout()?;
+        self.writer.write_rows(HIDDEN, &layout[HIDDEN], window * self.sizes.ctx, &hidden)?;
+        self.writer.write_rows(SITES, &layout[SITES], window, &sites)
     }
 
-    /// Completes the file. Errors unless all windows were added.
-    pub fn finish(mut self) -> Result<()> {
-        let [.., (_, of_hashes)] = self.sizes.layout()?;
-        self.writer.write_rows(HASHES, &of_hashes, 0, &self.hashes)?;
-        self.writer.finish()
+    fn logits(&mut self, window: usize, tokens: Range<usize>, logits: &[f32]) -> Result<()> {
+        let Some(vocab) = self.sizes.vocab else { return Ok(()) };
+        let (layout, first) = (self.sizes.layout()?, self.sizes.scored(window)? + tokens.start);
+        let bytes = le_bytes(logits);
+        let hashes: Vec<u8> = bytes.chunks_exact(4 * vocab).flat_map(|row| *blake3::hash(row).as_bytes()).collect();
+        self.writer.write_rows(LOGITS, &layout[LOGITS], first, &bytes)?;
+        self.writer.write_rows(LOGIT_HASHES, &layout[LOGIT_HASHES], first, &hashes)
     }
+}
+
+fn le_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
