@@ -3,12 +3,12 @@
 use tersor_core::{Exec, LinearOp, Result, TensorInfo, TensorSink, TensorSource, check_finite};
 
 /// Returns how many rows of `cols` columns are converted or checked at once.
-pub fn block_rows(cols: usize) -> usize {
+pub(crate) fn block_rows(cols: usize) -> usize {
     ((8usize << 20) / 4 / cols.max(1)).max(1)
 }
 
 /// Errors if a value of an operator is not finite. Rows are dequantized in blocks.
-pub fn check_values(op: &dyn LinearOp, exec: &Exec) -> Result<()> {
+pub(crate) fn check_values(op: &dyn LinearOp, exec: &Exec) -> Result<()> {
     let [rows, cols] = op.shape();
     let step = block_rows(cols);
     for first in (0..rows).step_by(step) {
@@ -21,7 +21,7 @@ pub fn check_values(op: &dyn LinearOp, exec: &Exec) -> Result<()> {
 }
 
 /// Copies a stored tensor in blocks; `check` receives each block with the index of its first row.
-pub fn copy_rows(
+pub(crate) fn copy_rows(
     source: &dyn TensorSource,
     name: &str,
     info: &TensorInfo,

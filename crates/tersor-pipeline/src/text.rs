@@ -16,7 +16,7 @@ pub struct Text {
 }
 
 /// The tokens of each window of a text.
-pub type Tokens = Arc<Vec<Vec<u32>>>;
+pub(crate) type Tokens = Arc<Vec<Vec<u32>>>;
 
 #[derive(Clone, Debug)]
 enum Source {

@@ -8,16 +8,16 @@ use tersor_core::{Error, Limits, Result, TensorSource};
 use tersor_formats::{json as files, safetensors};
 
 /// First line of a recipe file that this crate writes.
-pub const RECIPE_HEAD: &str = "# Written by Tersor.\n";
+pub(crate) const RECIPE_HEAD: &str = "# Written by Tersor.\n";
 
 /// Mark of an HTML page that this crate writes, near its beginning.
-pub const PAGE_MARK: &str = "<meta name=\"generator\" content=\"Tersor\">";
+pub(crate) const PAGE_MARK: &str = "<meta name=\"generator\" content=\"Tersor\">";
 
 /// Name of the tensor with the JSON description of a file of statistics.
-pub const ABOUT: &str = "about";
+pub(crate) const ABOUT: &str = "about";
 
 /// Name of the tensor with the JSON description of a file of predictions.
-pub const REFERENCE: &str = "reference";
+pub(crate) const REFERENCE: &str = "reference";
 
 /// What a file holds that this crate writes under a name that the user chooses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

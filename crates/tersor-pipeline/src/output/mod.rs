@@ -4,8 +4,9 @@
 mod file;
 mod record;
 
-pub use file::{ABOUT, FileKind, PAGE_MARK, RECIPE_HEAD, REFERENCE, check_distinct, check_file};
-pub use record::{record_file, recorded};
+pub(crate) use file::{ABOUT, PAGE_MARK, RECIPE_HEAD, REFERENCE};
+pub use file::{FileKind, check_distinct, check_file};
+pub(crate) use record::{record_file, recorded};
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use tersor_llm::{MANIFEST, Tokenizer};
 const WORK: &str = ".tersor";
 
 /// The state of an output directory.
-pub enum Output {
+pub(crate) enum Output {
     /// New, or unfinished work from the same inputs.
     Open(Work),
     /// Finished work from the same inputs.
@@ -29,14 +30,14 @@ pub enum Output {
 }
 
 /// An output directory in progress, locked until dropped.
-pub struct Work {
+pub(crate) struct Work {
     dir: PathBuf,
     _locks: Vec<File>,
 }
 
 /// Which processes may work in a directory at the same time.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Share {
+pub(crate) enum Share {
     /// This one only.
     Alone,
     /// Several, each on another task; this one on the task of this number.
@@ -46,7 +47,7 @@ pub enum Share {
 /// Opens an output directory for work that depends on `inputs` (hashes by name; `beside` are further ones that are not recorded in the result). The
 /// work is finished once the file `last` exists. Errors if the directory has other content or work from other inputs (naming those that differ), or
 /// if another process is working in it.
-pub fn open(dir: &Path, inputs: &Json, beside: &Json, last: &str, share: Share) -> Result<Output> {
+pub(crate) fn open(dir: &Path, inputs: &Json, beside: &Json, last: &str, share: Share) -> Result<Output> {
     let refuse = |what: &str| Error::format(dir.display().to_string(), what);
     let finished = dir.join(last);
     if finished.is_file() {
@@ -85,7 +86,7 @@ pub fn open(dir: &Path, inputs: &Json, beside: &Json, last: &str, share: Share) 
 }
 
 /// A directory for work in progress in front of [`open`], locked until dropped.
-pub struct Reserved {
+pub(crate) struct Reserved {
     dir: PathBuf,
     _lock: File,
 }
@@ -93,7 +94,7 @@ pub struct Reserved {
 impl Reserved {
     /// Makes the directory of work in progress in the output directory `dir`, and locks it. Errors if `dir` has other content, or if another process is
     /// working in it.
-    pub fn new(dir: &Path) -> Result<Self> {
+    pub(crate) fn new(dir: &Path) -> Result<Self> {
         let work = prepare(dir)?;
         let lock = lock(&work.join("lock"), File::try_lock)?;
         let busy = || Error::format(dir.display().to_string(), "another process is working in it");
@@ -101,12 +102,12 @@ impl Reserved {
     }
 
     /// Returns the directory for work in progress.
-    pub fn scratch(&self) -> PathBuf {
+    pub(crate) fn scratch(&self) -> PathBuf {
         self.dir.join(WORK)
     }
 
     /// Deletes the work in progress, and the directory if it is empty then.
-    pub fn abandon(self) {
+    pub(crate) fn abandon(self) {
         abandon(&self.dir);
     }
 }
@@ -158,23 +159,23 @@ fn check_same(dir: &Path, before: &Json, now: &Json) -> Result<()> {
 
 impl Work {
     /// Deletes the work in progress, and the directory if it is empty then.
-    pub fn abandon(self) {
+    pub(crate) fn abandon(self) {
         abandon(&self.dir);
     }
 
     /// Returns the directory for work in progress.
-    pub fn scratch(&self) -> PathBuf {
+    pub(crate) fn scratch(&self) -> PathBuf {
         self.dir.join(WORK)
     }
 
     /// Returns the path of a weight file before it is moved to its final name.
-    pub fn pending(&self, file: &str) -> PathBuf {
+    pub(crate) fn pending(&self, file: &str) -> PathBuf {
         self.dir.join(WORK).join(format!("{file}.done"))
     }
 
     /// Finishes the directory: moves the weight files to their final names, writes the files `beside` them, then the file `last`, and deletes the work
     /// in progress. `progress` hears of each file that has its final name, without a step, and nothing else happens meanwhile.
-    pub fn finish(
+    pub(crate) fn finish(
         self,
         weights: &[String],
         beside: &[(String, Vec<u8>)],
@@ -203,7 +204,7 @@ impl Work {
 /// index of shards unless `model.safetensors` is the only weight file. `shards` has the name of each weight file and of its tensors; `total` is the
 /// length of all tensors in bytes. A model without tokenizer or small files has none of them in the result. Errors if a small file is there and cannot be
 /// read.
-pub fn companions(
+pub(crate) fn companions(
     model: &Model,
     config: Option<Json>,
     shards: &[(String, Vec<String>)],
@@ -239,7 +240,7 @@ pub fn companions(
 }
 
 /// Returns the length and the BLAKE3 hash of a file.
-pub fn hash_file(path: &Path) -> Result<(u64, String)> {
+pub(crate) fn hash_file(path: &Path) -> Result<(u64, String)> {
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut hasher = blake3::Hasher::new();
     let n = std::io::copy(&mut file, &mut hasher).map_err(|e| Error::io(path, e))?;
@@ -247,7 +248,7 @@ pub fn hash_file(path: &Path) -> Result<(u64, String)> {
 }
 
 /// Returns one hash of the contents of all weight files of a model and of its configuration. Errors if a file cannot be read.
-pub fn hash_model(model: &Model) -> Result<String> {
+pub(crate) fn hash_model(model: &Model) -> Result<String> {
     let (path, mut all) = (model.path(), blake3::Hasher::new());
     for (name, _) in model.files() {
         let file = if path.is_dir() { path.join(&name) } else { path.to_path_buf() };

@@ -9,14 +9,14 @@ use tersor_formats::{json as files, write_atomic};
 use super::hash_file;
 
 /// Writes the record of a file beside it, under its name with `.json`: `about`, the file's length and its hash.
-pub fn record_file(path: &Path, mut about: Json) -> Result<()> {
+pub(crate) fn record_file(path: &Path, mut about: Json) -> Result<()> {
     let (bytes, hash) = hash_file(path)?;
     (about["bytes"], about["blake3"]) = (bytes.into(), hash.into());
     write_atomic(&path.with_extension("json"), &files::to_bytes(&about))
 }
 
 /// Returns the record of a file that [`record_file`] wrote; none if there is none. Errors if the file has changed since.
-pub fn recorded(path: &Path) -> Result<Option<Json>> {
+pub(crate) fn recorded(path: &Path) -> Result<Option<Json>> {
     let record = path.with_extension("json");
     if !record.is_file() {
         return Ok(None);

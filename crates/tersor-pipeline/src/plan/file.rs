@@ -26,7 +26,7 @@ pub struct PlanFile {
 }
 
 /// The name of the input that says on which instruction set something was made.
-pub const INSTRUCTION_SET: &str = "instruction set";
+pub(crate) const INSTRUCTION_SET: &str = "instruction set";
 
 impl PlanFile {
     /// Reads a file that [`Plan::save`] wrote. Errors if the recipe, the seed or the inputs are missing or invalid.
@@ -80,12 +80,12 @@ impl Plan {
 }
 
 /// Returns the BLAKE3 hash of bytes.
-pub fn hash(bytes: &[u8]) -> String {
+pub(crate) fn hash(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
 /// Returns what a result depends on before calibration data is known, as hashes by name.
-pub fn inputs(model: &Model, recipe: &Recipe, seed: u64) -> BTreeMap<String, String> {
+pub(super) fn inputs(model: &Model, recipe: &Recipe, seed: u64) -> BTreeMap<String, String> {
     let mut headers = blake3::Hasher::new();
     for t in model.tensors() {
         headers.update(format!("{}\0{}\0{:?}\0{}\n", t.name, t.dtype, t.shape, t.bytes).as_bytes());

@@ -59,7 +59,7 @@ impl Plan {
     }
 
     /// Returns the tokens of the calibration windows of the plan's text. Errors if the plan has no text.
-    pub fn cut(&self) -> Result<&[Vec<u32>]> {
+    pub(crate) fn cut(&self) -> Result<&[Vec<u32>]> {
         let tokens = self.tokens.as_ref().map(|t| t.as_slice());
         tokens.ok_or_else(|| Error::Missing { name: "calibration text".into(), place: "the plan".into() })
     }

@@ -30,7 +30,7 @@ impl Plan {
 
     /// Returns the peak memory of the measurement for a budget, by term; the plan is that of the probing recipe. The hidden states of `streams` networks
     /// with `tokens` tokens each are in memory, and `concurrent` of them pass a layer at once.
-    pub fn memory_of_measuring(&self, model: &Model, [streams, tokens, concurrent]: [usize; 3]) -> Terms {
+    pub(crate) fn memory_of_measuring(&self, model: &Model, [streams, tokens, concurrent]: [usize; 3]) -> Terms {
         let Some(network) = &self.network else { return Terms::new() };
         let floats = |shape: [usize; 2]| shape[0] as u64 * shape[1] as u64 * 4;
         let (hidden, ctx) = (network.hidden() as u64, self.windows[1] as u64);

@@ -12,10 +12,10 @@ mod summary;
 mod tasks;
 
 pub use entry::{Action, Entry};
-pub(crate) use file::hash;
-pub use file::{INSTRUCTION_SET, PlanFile};
+pub use file::PlanFile;
+pub(crate) use file::{INSTRUCTION_SET, hash};
 pub use gather::Calibrated;
-pub use summary::{Summary, TensorSummary};
+pub use summary::{Smoothed, Summary, TensorSummary};
 pub use tasks::{Task, TaskSummary};
 
 use std::collections::BTreeMap;
@@ -327,7 +327,7 @@ impl Plan {
     }
 
     /// Returns which weights are upstream of the sites during calibration.
-    pub fn upstream(&self) -> Upstream {
+    pub(crate) fn upstream(&self) -> Upstream {
         if self.statistics.is_some() { Upstream::Original } else { self.recipe_upstream() }
     }
 
@@ -339,7 +339,7 @@ impl Plan {
     }
 
     /// Returns what is done with values of a tensor that are not finite.
-    pub fn non_finite(&self, entry: &Entry) -> NonFinite {
+    pub(crate) fn non_finite(&self, entry: &Entry) -> NonFinite {
         entry.rule.and_then(|r| self.recipe.rules.get(r)).map_or(NonFinite::Refuse, |r| r.non_finite)
     }
 
@@ -349,7 +349,7 @@ impl Plan {
     }
 
     /// Returns whether the rotation of the network needs calibration data.
-    pub fn rotation_needs_data(&self) -> bool {
+    pub(crate) fn rotation_needs_data(&self) -> bool {
         let found = |r: &dyn Rewrite| self.sites().iter().any(|s| r.needs(s).any_data());
         self.rotation.as_ref().is_some_and(|r| found(&**r))
     }
@@ -360,7 +360,7 @@ impl Plan {
     }
 
     /// Returns whether compressing some matrix, or smoothing some site, needs calibration data.
-    pub fn needs_site_data(&self) -> bool {
+    pub(crate) fn needs_site_data(&self) -> bool {
         !self.smoothings.is_empty() || self.entries.iter().any(|e| e.needs().any_data())
     }
 
@@ -386,7 +386,7 @@ impl Plan {
     }
 
     /// Returns the statistics that some matrix needs, and what they depend on.
-    pub fn wanted(&self) -> Wanted {
+    pub(crate) fn wanted(&self) -> Wanted {
         let with_needs = self.sites().into_iter().map(|site| {
             let entries = site.consumers.iter().filter_map(|c| self.entry(&c.weight));
             let needs = entries.map(|i| self.entries[i].needs()).fold(StatNeeds::default(), StatNeeds::union);
@@ -426,13 +426,13 @@ impl Plan {
     }
 
     /// Returns the matrices with their stored sizes.
-    pub fn weights(&self) -> Vec<StoredWeight> {
+    pub(crate) fn weights(&self) -> Vec<StoredWeight> {
         let weight = |e: &Entry| Some(StoredWeight { name: e.name.clone(), shape: e.matrix()?, bytes: e.bytes() });
         self.entries.iter().filter_map(weight).collect()
     }
 
     /// Returns how many rows of a matrix `[rows, cols]` a method compresses at a time.
-    pub fn block_rows([rows, cols]: [usize; 2], method: &dyn Method) -> usize {
+    pub(crate) fn block_rows([rows, cols]: [usize; 2], method: &dyn Method) -> usize {
         use tersor_core::method::ROW_UNIT;
         if method.extent() == Extent::Whole {
             return rows.max(1);

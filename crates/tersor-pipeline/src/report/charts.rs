@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 use super::svg::{COLOURS, ORIGINAL, Scale, Svg};
 
 /// A compressed model and its manifest.
-pub struct Run {
+pub(crate) struct Run {
     /// Name of the recipe that the model was, or is to be, compressed by: that of its file, or the name that stands for it, such as `w4-g128-gptq`.
     pub name: String,
     /// Content of `tersor.json`.
@@ -23,7 +23,7 @@ fn span(values: impl Iterator<Item = f64>) -> Option<[f64; 2]> {
 }
 
 /// Draws perplexity over size, with a point for each evaluated row.
-pub fn size_against_perplexity(rows: &[Json]) -> Option<String> {
+pub(crate) fn size_against_perplexity(rows: &[Json]) -> Option<String> {
     let points: Vec<(&str, f64, f64)> = rows
         .iter()
         .filter_map(|r| Some((r["recipe"].as_str()?, r["weight_bytes"].as_f64()? / 1e6, r["perplexity"].as_f64()?)))
@@ -61,17 +61,17 @@ pub fn size_against_perplexity(rows: &[Json]) -> Option<String> {
 }
 
 /// The errors of one recipe in a chart by layer.
-pub struct Errors {
+pub(crate) struct Errors {
     name: String,
     /// Kind, layer and error of each point.
     points: Vec<(String, usize, f64)>,
 }
 
 /// Kinds of matrices, in the order of their panels.
-pub const MATRICES: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+pub(crate) const MATRICES: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 /// Kinds of sites, in the order of their panels.
-pub const SITES: [&str; 4] = ["self_attn.qkv", "self_attn.o", "mlp.gate_up", "mlp.down"];
+pub(crate) const SITES: [&str; 4] = ["self_attn.qkv", "self_attn.o", "mlp.gate_up", "mlp.down"];
 
 /// Splits a name into the index of a layer and the name relative to it.
 fn in_layer(name: &str) -> Option<(usize, &str)> {
@@ -80,7 +80,7 @@ fn in_layer(name: &str) -> Option<(usize, &str)> {
 }
 
 /// Returns the relative weight error of each matrix in a manifest.
-pub fn of_matrices(run: &Run) -> Errors {
+pub(crate) fn of_matrices(run: &Run) -> Errors {
     let mut points = Vec::new();
     for (name, t) in run.manifest["tensors"].as_object().into_iter().flatten() {
         if let (Some((layer, part)), Some(error)) = (in_layer(name), t["report"]["relative_error"].as_f64()) {
@@ -92,7 +92,7 @@ pub fn of_matrices(run: &Run) -> Errors {
 }
 
 /// Returns the relative input error of each site in an evaluated row.
-pub fn of_sites(row: &Json) -> Option<Errors> {
+pub(crate) fn of_sites(row: &Json) -> Option<Errors> {
     let sites = row["site_errors"].as_object()?;
     let point = |(name, error): (&String, &Json)| {
         let (layer, kind) = in_layer(name)?;
@@ -105,7 +105,7 @@ pub fn of_sites(row: &Json) -> Option<Errors> {
 type Line = (usize, Vec<(usize, f64)>);
 
 /// Draws error over layer, with a panel for each kind and a line for each recipe.
-pub fn error_by_layer(recipes: &[Errors], kinds: &[&str]) -> Option<String> {
+pub(crate) fn error_by_layer(recipes: &[Errors], kinds: &[&str]) -> Option<String> {
     let mut panels: BTreeMap<usize, Vec<Line>> = BTreeMap::new();
     let mut all = Vec::new();
     for (i, recipe) in recipes.iter().enumerate() {
@@ -152,7 +152,7 @@ pub fn error_by_layer(recipes: &[Errors], kinds: &[&str]) -> Option<String> {
 }
 
 /// Draws two bars for each row: seconds to compress, and peak memory.
-pub fn time_and_memory(rows: &[Json]) -> Option<String> {
+pub(crate) fn time_and_memory(rows: &[Json]) -> Option<String> {
     let rows: Vec<&Json> = rows.iter().filter(|r| r["compress_seconds"].as_f64().is_some_and(|s| s > 0.0)).collect();
     let seconds = span(rows.iter().filter_map(|r| r["compress_seconds"].as_f64()))?[1];
     let memory = span(rows.iter().filter_map(|r| r["compress_peak_rss_bytes"].as_f64())).map(|s| s[1]);

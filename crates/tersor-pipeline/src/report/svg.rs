@@ -1,7 +1,7 @@
 //! SVG drawing: scales, axes, shapes.
 
 /// Escapes text for HTML.
-pub fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.chars()
         .map(|c| match c {
             '&' => "&amp;".into(),
@@ -14,17 +14,17 @@ pub fn escape(text: &str) -> String {
 }
 
 /// Line colours, distinguishable with colour blindness as far as possible.
-pub const COLOURS: [&str; 14] = [
+pub(crate) const COLOURS: [&str; 14] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#444444", "#8c564b", "#17806d",
     "#a50f5b", "#7f9a00", "#3b4cc0", "#c9a227",
 ];
 
 /// Colour of the original model in every chart.
-pub const ORIGINAL: &str = "#8a97a5";
+pub(crate) const ORIGINAL: &str = "#8a97a5";
 
 /// A linear or logarithmic scale from values to pixels.
 #[derive(Clone, Copy)]
-pub struct Scale {
+pub(crate) struct Scale {
     low: f64,
     high: f64,
     from: f64,
@@ -34,21 +34,21 @@ pub struct Scale {
 
 impl Scale {
     /// Maps values `low ..= high` to pixels `from ..= to`. An empty range is widened.
-    pub fn new([low, high]: [f64; 2], [from, to]: [f64; 2], log: bool) -> Self {
+    pub(crate) fn new([low, high]: [f64; 2], [from, to]: [f64; 2], log: bool) -> Self {
         let (low, high) = if log { (low.max(1e-12), high.max(1e-12)) } else { (low, high) };
         let (low, high) = if high > low { (low, high) } else { (low * 0.9, high * 1.1 + 1e-9) };
         Self { low, high, from, to, log }
     }
 
     /// Returns the pixel of a value.
-    pub fn at(&self, v: f64) -> f64 {
+    pub(crate) fn at(&self, v: f64) -> f64 {
         let f = |v: f64| if self.log { v.max(1e-12).ln() } else { v };
         let share = (f(v) - f(self.low)) / (f(self.high) - f(self.low));
         self.from + share.clamp(-0.05, 1.05) * (self.to - self.from)
     }
 
     /// Returns the round values to mark on an axis.
-    pub fn ticks(&self) -> Vec<f64> {
+    pub(crate) fn ticks(&self) -> Vec<f64> {
         // Within a decade, a logarithmic axis has evenly spaced values too.
         if self.log && self.high / self.low > 8.0 {
             let decades = (self.high / self.low).log10();
@@ -67,7 +67,7 @@ impl Scale {
 }
 
 /// Returns the label of a tick.
-pub fn label(v: f64) -> String {
+pub(crate) fn label(v: f64) -> String {
     if v != 0.0 && (v.abs() < 1e-3 || v.abs() >= 1e5) {
         format!("{v:.0e}")
     } else {
@@ -76,26 +76,26 @@ pub fn label(v: f64) -> String {
 }
 
 /// A drawing.
-pub struct Svg {
+pub(crate) struct Svg {
     body: String,
     size: [f64; 2],
 }
 
 impl Svg {
     /// Returns an empty drawing.
-    pub fn new(width: f64, height: f64) -> Self {
+    pub(crate) fn new(width: f64, height: f64) -> Self {
         Self { body: String::new(), size: [width, height] }
     }
 
     /// Draws a line, dashed or solid.
-    pub fn line(&mut self, [x1, y1]: [f64; 2], [x2, y2]: [f64; 2], colour: &str, dashed: bool) {
+    pub(crate) fn line(&mut self, [x1, y1]: [f64; 2], [x2, y2]: [f64; 2], colour: &str, dashed: bool) {
         let dash = if dashed { " stroke-dasharray=\"5 4\"" } else { "" };
         self.body +=
             &format!("<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" stroke=\"{colour}\"{dash}/>");
     }
 
     /// Draws a line through points.
-    pub fn path(&mut self, points: &[[f64; 2]], colour: &str) {
+    pub(crate) fn path(&mut self, points: &[[f64; 2]], colour: &str) {
         let list: Vec<String> = points.iter().map(|p| format!("{:.1},{:.1}", p[0], p[1])).collect();
         self.body += &format!(
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\"/>",
@@ -104,7 +104,7 @@ impl Svg {
     }
 
     /// Draws a filled circle with a tooltip.
-    pub fn dot(&mut self, [x, y]: [f64; 2], colour: &str, tip: &str) {
+    pub(crate) fn dot(&mut self, [x, y]: [f64; 2], colour: &str, tip: &str) {
         self.body += &format!(
             "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"{colour}\"><title>{}</title></circle>",
             escape(tip)
@@ -112,7 +112,7 @@ impl Svg {
     }
 
     /// Draws a filled rectangle.
-    pub fn bar(&mut self, [x, y]: [f64; 2], [w, h]: [f64; 2], colour: &str) {
+    pub(crate) fn bar(&mut self, [x, y]: [f64; 2], [w, h]: [f64; 2], colour: &str) {
         self.body += &format!(
             "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{h:.1}\" fill=\"{colour}\"/>",
             w.max(0.5)
@@ -120,7 +120,7 @@ impl Svg {
     }
 
     /// Draws text; `anchor` is `start`, `middle` or `end`.
-    pub fn text(&mut self, [x, y]: [f64; 2], anchor: &str, class: &str, text: &str) {
+    pub(crate) fn text(&mut self, [x, y]: [f64; 2], anchor: &str, class: &str, text: &str) {
         self.body += &format!(
             "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" class=\"{class}\">{}</text>",
             escape(text)
@@ -128,7 +128,7 @@ impl Svg {
     }
 
     /// Draws grid lines, tick labels and axis names of a plot.
-    pub fn axes(&mut self, x: Scale, y: Scale, names: [&str; 2]) {
+    pub(crate) fn axes(&mut self, x: Scale, y: Scale, names: [&str; 2]) {
         let ([left, right], [bottom, top]) = ([x.from, x.to], [y.from, y.to]);
         for v in y.ticks() {
             self.line([left, y.at(v)], [right, y.at(v)], "#e6ebf0", false);
@@ -144,7 +144,7 @@ impl Svg {
     }
 
     /// Returns the `svg` element.
-    pub fn finish(self) -> String {
+    pub(crate) fn finish(self) -> String {
         format!("<svg viewBox=\"0 0 {} {}\" role=\"img\">{}</svg>", self.size[0], self.size[1], self.body)
     }
 }
