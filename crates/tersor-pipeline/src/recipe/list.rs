@@ -6,35 +6,36 @@ use tersor_core::{Result, Value};
 
 use super::node::Node;
 
-/// A kind of stage, for tables and help.
+/// A kind of stage (a step of compression that recipes name, such as `gptq`) with its parameters, for tables and help texts.
 #[derive(Clone, Debug, Serialize)]
 pub struct KindInfo {
-    /// The list of a recipe that the kind belongs in: `network`, `rules` or `cache`.
+    /// The list of a recipe that stages of this kind belong in: `network`, `rules` or `cache`.
     pub list: &'static str,
-    /// What its stages work on, such as `quantize`.
+    /// The name of what its stages work on, a [`Slot`](tersor_core::stages::Slot) such as `quantize`.
     pub slot: &'static str,
-    /// The kind, such as `gptq`.
+    /// The name of the kind in recipes, such as `gptq`.
     pub kind: &'static str,
-    /// What it does, in one sentence.
+    /// What the kind does, in one sentence.
     pub help: &'static str,
-    /// The words by which a name asks for it, such as `smooth` for `smoothquant`.
+    /// The words by which the name of a recipe asks for the kind, such as `smooth` for `smoothquant`.
     pub words: Vec<&'static str>,
-    /// The segments of a name that set its parameters, such as `g<number>`.
+    /// The forms of the segments of a recipe's name that set its parameters, such as `g<number>` for the group size.
     pub segments: Vec<String>,
-    /// Its parameters, in order.
+    /// Its parameters, in the order in which recipes print them.
     pub parameters: Vec<ParameterInfo>,
 }
 
 /// A parameter of a kind of stage.
 #[derive(Clone, Debug, Serialize)]
 pub struct ParameterInfo {
-    /// Its name.
+    /// The name of the parameter in recipes. For a parameter of the elements of a list it has the name of the list in front, such as
+    /// `parts[].columns`.
     pub name: String,
-    /// The values that it may have, as a phrase such as `an integer of 2 to 8`.
+    /// The values that the parameter may have, as a phrase such as `an integer of 2 to 8`.
     pub values: String,
-    /// Its default, in TOML; None if it has none.
+    /// The default value, written as in TOML. None if the parameter has no default, and for lists of stages or tables.
     pub default: Option<String>,
-    /// What it means, in one sentence.
+    /// What the parameter means, in one sentence.
     pub help: &'static str,
 }
 
@@ -83,7 +84,8 @@ impl Fields for Lister {
     }
 }
 
-/// Returns all kinds of stages with their parameters, in the order of the slots that they work on.
+/// Returns every kind of stage in the registry `kinds` with its parameters, sorted by the slot that it works on
+/// ([`Slot`](tersor_core::stages::Slot)), then by name. It cannot fail.
 pub fn list(kinds: &Stages) -> Vec<KindInfo> {
     let mut all: Vec<&dyn StageSpec> = kinds.kinds().collect();
     all.sort_by_key(|s| (s.slot(), s.kind()));

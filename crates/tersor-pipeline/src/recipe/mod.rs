@@ -1,6 +1,9 @@
-//! Recipes: which stages compress each matrix of a network, what changes the whole network before, and how its caches are stored.
+//! Recipes: how each weight matrix of a network is compressed, which changes are made to the whole network before, and in which form the key-value
+//! caches of a decoder are stored.
 //!
-//! A recipe is a TOML file, or a name such as `w4-g128-gptq` that stands for one:
+//! A recipe consists of *stages*, which are steps of compression with their parameters, such as smoothing, rotation or quantization
+//! ([`StageSpec`](tersor_core::stages::StageSpec)). A *rule* says which stages compress the matrices that its patterns match. A recipe is a TOML
+//! file, or a name such as `w4-g128-gptq` that stands for one:
 //!
 //! ```toml
 //! version = 1
@@ -13,7 +16,7 @@
 //! ]
 //! ```
 //!
-//! This module knows no kind of stage: it parses, prints and checks those of a registry.
+//! This module knows no kind of stage by itself. Its functions take a registry ([`Stages`]) of the kinds that a recipe may name.
 
 mod list;
 mod name;
@@ -34,63 +37,74 @@ pub use list::{KindInfo, ParameterInfo, list};
 use node::Node;
 use parse::Place;
 pub use pattern::{Layers, Pattern};
-pub use roles::{HEAD, Roles};
+pub(crate) use roles::HEAD;
+pub use roles::Roles;
 
-/// Which weights are upstream of a site (an input, and the matrices that read it) while its statistics are gathered.
+/// Which weights compute the calibration inputs of a [`Site`] (an input of linear layers, with the matrices that read it): the weights of all layers
+/// and sites in front of it are either compressed ones or original ones while the statistics of its inputs are gathered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Statistics {
-    /// The compressed weights of all sites before it.
+    /// The matrices in front of the site are the compressed ones, so that each site is calibrated on the errors of those before it.
     Sequential,
-    /// The weights of the original network.
+    /// The matrices in front of the site are those of the original network.
     Original,
 }
 
-/// A recipe: the stages (steps) that compress the matrices of a network, and settings of the whole network. The first rule that matches a
-/// matrix applies; a matrix that no rule matches is not compressed.
+/// A recipe: rules with the stages (steps such as smoothing or quantization) that compress the matrices of a network, and settings of the whole
+/// network. The first rule that matches a matrix applies to it. A matrix that no rule matches is stored with its original values in its own float
+/// type (block-quantized types of GGUF in f32). Two recipes are equal if their [JSON](Self::to_json) is.
 #[derive(Clone)]
 pub struct Recipe {
-    /// The name of the recipe, for tables and directories: letters, digits, `-`, `_` and `.`.
+    /// The name of the recipe, for tables and directories. In a file it consists of ASCII letters, digits, `-`, `_` and `.`, and does not begin with
+    /// `.`.
     pub name: String,
-    /// Which weights are upstream of a site while its statistics are gathered; None for the usual choice, which is sequential unless the
-    /// statistics come from files.
+    /// Which weights are in front of a site (an input of linear layers) while its statistics are gathered. None for the usual choice:
+    /// [`Statistics::Original`] if the statistics come from files, [`Statistics::Sequential`] otherwise.
     pub statistics: Option<Statistics>,
-    /// The changes of the whole network before anything is compressed, in order.
+    /// The stages that change the whole network before anything is compressed, such as a rotation, in order.
     pub network: Vec<Box<dyn StageSpec>>,
-    /// The forms of the key-value caches. The first that matches a layer applies; a layer that none matches has an f32 cache.
+    /// The forms of the key-value caches. The first one that matches a layer applies to it; a layer that none matches has an f32 cache.
     pub cache: Vec<CacheRule>,
     /// The rules, in the order in which they are tried.
     pub rules: Vec<Rule>,
 }
 
-/// A rule of a recipe: which matrices it is for, and the stages that compress them.
+/// A rule of a recipe: which matrices it is for, and the stages (steps such as smoothing or quantization) that compress them.
 #[derive(Clone)]
 pub struct Rule {
-    /// The rule is for a matrix that at least one of these matches.
+    /// The rule is for each matrix that at least one of these patterns matches.
     pub patterns: Vec<Pattern>,
-    /// The stages that compress a matrix, in order.
+    /// The stages that compress a matrix, in the order of their slots: smoothing, pruning, quantization, correction, activations
+    /// ([`Slot`](tersor_core::stages::Slot)).
     pub stages: Vec<Box<dyn StageSpec>>,
-    /// What is done with NaN and infinities among the weights.
+    /// What is done with NaN and infinities among the weights: they are an error, or replaced.
     pub non_finite: NonFinite,
-    /// The line of the recipe file on which the rule begins, counted from 1; None for a rule that was not read from a TOML text. Plans warn of rules with
-    /// a line that match nothing.
+    /// The line of the recipe file on which the rule begins, counted from 1. None for a rule that was not read from a TOML text. A
+    /// [`Plan`](crate::Plan) warns of a rule that has a line and matches no matrix.
     pub line: Option<usize>,
 }
 
-/// The form of the key-value caches of some layers.
+/// The form in which the key-value caches of some layers of a decoder are stored.
 #[derive(Clone)]
 pub struct CacheRule {
-    /// The layers that it is for.
+    /// The layers that the form is for.
     pub layers: Layers,
-    /// The stage that stores keys and values.
+    /// The stage that stores keys and values, of the slot [`Slot::Cache`](tersor_core::stages::Slot::Cache), with its parameters such as the number
+    /// of bits.
     pub stage: Box<dyn StageSpec>,
 }
 
 impl Recipe {
-    /// The version of the recipe format that this crate reads and writes.
+    /// The version of the recipe format that this crate reads and writes, the key `version` of a file.
     pub const VERSION: i64 = 1;
 
-    /// Returns the recipe that `name` stands for, or that the TOML file `name` holds. `kinds` has the kinds of stages that it may name.
-    /// Errors (bad usage) if there is neither, or if the recipe is invalid; errors if the file cannot be read.
+    /// Returns the recipe that the TOML file at the path `name` holds, if `name` ends in `.toml` or there is a file of this name; otherwise the
+    /// recipe that `name` stands for, as [`from_name`](Self::from_name) does. `kinds` has the kinds of stages that the recipe may name.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`] if the file is not a text in UTF-8, if the recipe is invalid, or if the name stands for no recipe. An [`Error::Io`] if the
+    /// file cannot be read.
     pub fn find(name: &str, kinds: &Stages) -> Result<Self> {
         let path = Path::new(name);
         if name.ends_with(".toml") || path.is_file() {
@@ -107,15 +121,25 @@ impl Recipe {
         Self::from_name(name, kinds)
     }
 
-    /// Parses a recipe in TOML. `file` is its name in messages. Errors (bad usage), naming line, rule, stage and parameter, if it is
-    /// invalid.
+    /// Parses the text of a recipe in TOML, and checks it as [`check`](Self::check) does. `file` is what error messages call the recipe, such as the
+    /// path of its file. `kinds` has the kinds of stages that it may name.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`] of the parameter `recipe` if the text is no TOML, has an unknown key, kind of stage or parameter, or a value out of range,
+    /// or if stages do not fit together. The message has `file`, the line, the rule, the stage and the parameter.
     pub fn from_toml(text: &str, file: &str, kinds: &Stages) -> Result<Self> {
         let place = Place { file, path: Vec::new() };
         let node = Node::from_toml(text).map_err(|(line, message)| place.refuse(line, message))?;
         Self::of(&node, file, kinds)
     }
 
-    /// Parses a recipe in the form of [`Recipe::to_json`]. `file` is its name in messages. Errors (bad usage) if it is invalid.
+    /// Parses a recipe from the JSON that [`to_json`](Self::to_json) returns, and checks it as [`check`](Self::check) does. `file` is what error
+    /// messages call the recipe. `kinds` has the kinds of stages that it may name. Parameters that the JSON lacks have their defaults.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`] of the parameter `recipe`, as [`from_toml`](Self::from_toml) returns it but without lines, if the recipe is invalid.
     pub fn from_json(json: &Json, file: &str, kinds: &Stages) -> Result<Self> {
         Self::of(&Node::from_json(json), file, kinds)
     }
@@ -126,17 +150,26 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Returns the recipe in JSON, with all parameters of every stage.
+    /// Returns the recipe in JSON, with all parameters of every stage that have a value. The keys are those of a recipe file. The lines of rules are
+    /// lost.
     pub fn to_json(&self) -> Json {
         print::recipe(self, None).to_json()
     }
 
-    /// Returns the recipe in TOML. Parameters that have the default of their kind in `kinds` are left out.
+    /// Returns the recipe in TOML, with one element of each list on a line. Parameters that have the default of their kind in `kinds` are left out.
+    /// [`from_toml`](Self::from_toml) reads the text back into an equal recipe.
     pub fn to_toml(&self, kinds: &Stages) -> String {
         print::toml(self, kinds)
     }
 
-    /// Errors (bad usage), naming rule and stage, if stages contradict each other or do not fit together.
+    /// Checks each stage of the recipe, and that the stages of each rule make one method of compression. Parsing and [`from_name`](Self::from_name)
+    /// do this already; it is for a recipe that was made or changed in a program. `kinds` has the kinds of stages that stages may make in turn. What
+    /// depends on a model, such as a matrix that is too narrow for a method, is checked by [`Plan::new`](crate::Plan::new).
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`] of the parameter `recipe`, with the numbers of the rule and of the stage (from 1), if parameters of a stage contradict
+    /// each other, if the stages of a rule are out of the order of their slots, or if not exactly one of them makes the stored form of the weights.
     pub fn check(&self, kinds: &Stages) -> Result<()> {
         self.check_in(&self.name, kinds)
     }
@@ -164,21 +197,26 @@ impl Recipe {
         Ok(())
     }
 
-    /// Returns the first rule that matches the matrix `tensor`, and its index; None if no rule matches. `roles` says what the matrix
-    /// computes; a tied embedding, which is the output head as well, has two roles.
+    /// Returns the first rule that matches the matrix of the tensor name `tensor`, with its index in [`rules`](Self::rules); None if no rule matches.
+    /// `roles` has what the matrix computes, such as queries; a tied embedding, which is the output head as well, has two roles.
     pub fn rule(&self, tensor: &str, roles: &[Role]) -> Option<(usize, &Rule)> {
         self.rules.iter().enumerate().find(|(_, r)| r.matches(tensor, roles))
     }
 
-    /// Returns the stages of each matrix that reads the site `site` (an input that matrices share), in the order of its consumers; none for a matrix
-    /// that no rule matches. `roles` has what each matrix computes.
+    /// Returns, for each matrix that reads the input of `site`, in the order of [`Site::consumers`], the stages of the rule that applies to it. The
+    /// list is empty for a matrix that no rule matches. `roles` has what each matrix of the network computes.
     pub fn stages_of(&self, site: &Site, roles: &Roles) -> Vec<&[Box<dyn StageSpec>]> {
         let rule = |weight: &str| self.rule(weight, roles.of(weight)).map_or(&[][..], |(_, r)| &r.stages);
         site.consumers.iter().map(|c| rule(&c.weight)).collect()
     }
 
-    /// Returns the changes of the whole network before anything is compressed, in order. Errors (bad usage) if a stage is invalid.
-    pub fn network_rewrites(&self, kinds: &Stages) -> Result<Vec<Box<dyn Rewrite>>> {
+    /// Returns the changes of the whole network that the stages of [`network`](Self::network) make, in order. `kinds` has the kinds of stages that
+    /// stages may make in turn.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`] if parameters of a stage are invalid.
+    pub(crate) fn network_rewrites(&self, kinds: &Stages) -> Result<Vec<Box<dyn Rewrite>>> {
         let mut all = Vec::new();
         for stage in &self.network {
             for part in stage.parts(&Target::none(kinds))? {
@@ -191,33 +229,45 @@ impl Recipe {
     }
 }
 
-/// Returns stages in JSON, with all their parameters, for [`stages_from_json`].
-pub fn stages_json(stages: &[Box<dyn StageSpec>]) -> Json {
+/// Returns the stages of a rule in JSON, a list of tables with all parameters that have a value, for [`stages_from_json`].
+pub(crate) fn stages_json(stages: &[Box<dyn StageSpec>]) -> Json {
     print::stages(stages, None).to_json()
 }
 
-/// Parses the stages of a rule in the form of [`stages_json`]; `what` is their name in messages. Errors (bad usage) if they are invalid.
-pub fn stages_from_json(json: &Json, what: &str, kinds: &Stages) -> Result<Vec<Box<dyn StageSpec>>> {
+/// Parses the stages of a rule from the JSON that [`stages_json`] returns. `what` is what error messages call the stages. `kinds` has the kinds of
+/// stages that may occur.
+///
+/// # Errors
+///
+/// An [`Error::Param`] of the parameter `recipe` if the JSON is no list, or if a stage is invalid.
+pub(crate) fn stages_from_json(json: &Json, what: &str, kinds: &Stages) -> Result<Vec<Box<dyn StageSpec>>> {
     parse::rule_stages(&Node::from_json(json), what, kinds)
 }
 
-/// Returns a stage on one line, as a TOML table with all its parameters.
+/// Returns a stage on one line, as the TOML table of a recipe file with all its parameters that have a value: `{ kind = "rtn", bits = 4 }`.
 pub fn stage_text(stage: &dyn StageSpec) -> String {
     print::stage(stage, None).to_toml()
 }
 
 impl Rule {
-    /// Returns whether a pattern of the rule matches the matrix `tensor`. `roles` says what the matrix computes.
+    /// Returns whether at least one pattern of the rule matches the matrix of the tensor name `tensor`. `roles` has what the matrix computes, such as
+    /// queries.
     pub fn matches(&self, tensor: &str, roles: &[Role]) -> bool {
         self.patterns.iter().any(|p| p.matches(tensor, roles))
     }
 
-    /// Returns whether a stage of the rule has parts with stages of their own.
-    pub fn has_parts(&self) -> bool {
+    /// Returns whether a stage of the rule has parts with stages of their own, such as one that splits the columns of a matrix into parts.
+    pub(crate) fn has_parts(&self) -> bool {
         self.stages.iter().any(|s| print::has_parts(&**s))
     }
 
-    /// Returns the rule of the stages `stages` for the matrices that `patterns` match. Errors (bad usage) if a pattern is invalid.
+    /// Returns the rule that compresses the matrices that at least one of `patterns` matches by `stages`. Each pattern is a role or a name, as
+    /// [`Pattern::new`] takes them. NaN and infinities are an error ([`NonFinite::Refuse`]), and the rule has no line. The stages are not checked;
+    /// see [`Recipe::check`].
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`] of the parameter `match` if a pattern is invalid.
     pub fn new<'p>(patterns: impl IntoIterator<Item = &'p str>, stages: Vec<Box<dyn StageSpec>>) -> Result<Self> {
         let pattern = |p: &str| Pattern::new(p).map_err(|rule| ParamError::new("match", format!("`{p}`"), rule).into());
         Ok(Self {
@@ -230,14 +280,18 @@ impl Rule {
 }
 
 impl CacheRule {
-    /// Parses the list `cache` of a recipe in the form of [`Recipe::to_json`]; null stands for an empty list. `file` is its name in messages. Errors
-    /// (bad usage) if it is invalid.
+    /// Parses the list `cache` of a recipe from the JSON that [`Recipe::to_json`] returns; null stands for an empty list. `file` is what error
+    /// messages call the recipe. `kinds` has the kinds of stages that the list may name. The stages are not checked further; see [`Recipe::check`].
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`] of the parameter `recipe` if the JSON is no list, or if a pattern of layers, a kind of cache or a parameter is invalid.
     pub fn list(json: &Json, file: &str, kinds: &Stages) -> Result<Vec<Self>> {
         parse::caches(&Node::from_json(json), file, kinds)
     }
 }
 
-/// Recipes are equal if their [JSON](Recipe::to_json) is.
+/// Recipes are equal if their [JSON](Recipe::to_json) is, so that the lines of rules do not matter.
 impl PartialEq for Recipe {
     fn eq(&self, other: &Self) -> bool {
         self.to_json() == other.to_json()

@@ -6,16 +6,27 @@ use tersor_core::{Error, ParamError, Result};
 use super::{CacheRule, Layers, Pattern, Recipe, Rule};
 
 impl Recipe {
-    /// Returns the stages that names stand for where they say nothing, as for embeddings and heads: 8 bits by the default quantizer. Errors if `kinds`
-    /// has none.
-    pub fn outer(kinds: &Stages) -> Result<Vec<Box<dyn StageSpec>>> {
+    /// Returns the stages of the name `w8`, which [`from_name`](Self::from_name) uses for embeddings and heads: 8 bits by the default quantizer of
+    /// `kinds`.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`] if no kind in `kinds` takes the segment `w8`.
+    pub(crate) fn outer(kinds: &Stages) -> Result<Vec<Box<dyn StageSpec>>> {
         Ok(Named::parse("w8", kinds)?.stages)
     }
 
-    /// Returns the recipe that a name stands for: segments with `-` between them, each the word of a stage or a parameter of one
-    /// ([`Named::parse`]). Its stages are those of all matrices but the embedding and the output head, which are rounded to 8 bits; a name
-    /// of a float type alone, such as `bf16`, is for them as well. An encoder's pooler, which has no calibration inputs, is also rounded
-    /// to 8 bits. Errors (bad usage), with near names, if the name stands for nothing.
+    /// Returns the recipe that `name` stands for, such as `w4-g128-awq-gptq`. A name consists of segments with `-` between them; each is the word of
+    /// a stage or sets a parameter of one ([`Named::parse`]). `kinds` has the kinds of stages.
+    ///
+    /// A word may stand for further rules, network stages and caches. The stages of the name compress all other matrices except embeddings, the
+    /// output head, and the pooler of an encoder (`*pooler.dense.weight`), which are stored with 8 bits by the default quantizer. A name of a float
+    /// type alone, such as `bf16`, is for these matrices too. The recipe is [checked](Self::check).
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`] of the parameter `recipe`, with up to three names that are similar, if a segment is unknown, repeated, or has an invalid
+    /// value, or if the stages do not fit together.
     pub fn from_name(name: &str, kinds: &Stages) -> Result<Self> {
         let named = Named::parse(name, kinds).map_err(|e| refuse(name, e, kinds))?;
         let mut rules = Vec::new();
@@ -34,8 +45,13 @@ impl Recipe {
 }
 
 impl CacheRule {
-    /// Returns the cache of all layers that a name stands for: a kind of caches, followed by its number of bits if it has one, and segments that set
-    /// its parameters ([`StageSpec::segments`]), such as `f16` or `int4-hadamard-high8`. Errors (bad usage) if the name stands for nothing.
+    /// Returns the form of cache that `name` stands for, for all layers. The name is a kind of cache, followed by its number of bits if it has one,
+    /// and by segments, with `-` in front, that set its parameters ([`StageSpec::segments`]): `f16` or `int4-hadamard-high8`. `kinds` has the kinds
+    /// of caches.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`] if the name does not begin with a kind of cache, if a segment is unknown or repeated, or if a value is invalid.
     pub fn parse(name: &str, kinds: &Stages) -> Result<Self> {
         let own = || kinds.kinds().filter(|s| s.slot() == Slot::Cache);
         let refuse = |rule: String| Error::from(ParamError::new("kv", format!("`{name}`"), rule));

@@ -28,24 +28,24 @@ impl Node {
         Self { line: None, data }
     }
 
-    pub fn value(value: Value) -> Self {
+    pub(super) fn value(value: Value) -> Self {
         Self::new(Data::Value(value))
     }
 
-    pub fn text(text: &str) -> Self {
+    pub(super) fn text(text: &str) -> Self {
         Self::value(Value::Text(text.into()))
     }
 
-    pub fn list(all: impl IntoIterator<Item = Node>) -> Self {
+    pub(super) fn list(all: impl IntoIterator<Item = Node>) -> Self {
         Self::new(Data::List(all.into_iter().collect()))
     }
 
-    pub fn table<'k>(all: impl IntoIterator<Item = (&'k str, Node)>) -> Self {
+    pub(super) fn table<'k>(all: impl IntoIterator<Item = (&'k str, Node)>) -> Self {
         Self::new(Data::Table(all.into_iter().map(|(k, v)| (k.to_string(), v)).collect()))
     }
 
     /// Parses a TOML text. Errors with the line and the message of the first fault.
-    pub fn from_toml(text: &str) -> Result<Self, (Option<usize>, String)> {
+    pub(super) fn from_toml(text: &str) -> Result<Self, (Option<usize>, String)> {
         let line = |at: usize| Some(text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1);
         let table = DeTable::parse(text);
         let table = table.map_err(|e| (e.span().and_then(|s| line(s.start)), e.message().to_string()))?;
@@ -53,7 +53,7 @@ impl Node {
     }
 
     /// Converts JSON.
-    pub fn from_json(json: &Json) -> Self {
+    pub(super) fn from_json(json: &Json) -> Self {
         Self::new(match json {
             Json::Null => Data::Other("null"),
             Json::Bool(b) => Data::Value(Value::Bool(*b)),
@@ -69,7 +69,7 @@ impl Node {
     }
 
     /// Returns the node as JSON.
-    pub fn to_json(&self) -> Json {
+    pub(super) fn to_json(&self) -> Json {
         match &self.data {
             Data::Value(Value::Bool(v)) => json!(v),
             Data::Value(Value::Int(v)) => json!(v),
@@ -82,7 +82,7 @@ impl Node {
     }
 
     /// Returns the node as TOML on one line: `{ kind = "rtn", bits = 4 }`.
-    pub fn to_toml(&self) -> String {
+    pub(super) fn to_toml(&self) -> String {
         match &self.data {
             Data::Value(Value::Bool(v)) => v.to_string(),
             Data::Value(Value::Int(v)) => v.to_string(),
@@ -98,7 +98,7 @@ impl Node {
     }
 
     /// Returns what the node is, for messages: its value, or `a list`.
-    pub fn what(&self) -> String {
+    pub(super) fn what(&self) -> String {
         match &self.data {
             Data::Value(_) => self.to_toml(),
             Data::List(_) => "a list".into(),

@@ -23,7 +23,7 @@ impl Place<'_> {
     }
 
     /// Returns the error that the value at this place, in the line `line`, breaks a rule.
-    pub fn refuse(&self, line: Option<usize>, rule: impl Into<String>) -> Error {
+    pub(super) fn refuse(&self, line: Option<usize>, rule: impl Into<String>) -> Error {
         let line = line.map(|n| format!("line {n}"));
         let all: Vec<String> =
             [self.file.to_string()].into_iter().chain(line).chain(self.path.iter().cloned()).collect();
@@ -31,7 +31,7 @@ impl Place<'_> {
     }
 
     /// Puts the place in front of an error of a stage.
-    pub fn wrap(&self, line: Option<usize>, error: Error) -> Error {
+    pub(super) fn wrap(&self, line: Option<usize>, error: Error) -> Error {
         match error {
             Error::Param(e) if e.name == "recipe" => e.into(),
             other => self.refuse(line, other.to_string()),

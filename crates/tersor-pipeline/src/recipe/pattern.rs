@@ -4,7 +4,7 @@ use std::fmt;
 
 use tersor_core::Role;
 
-/// A pattern of a rule: a name of tensors with `*` and `?`, or a role such as `@down`.
+/// A pattern by which a rule of a recipe selects matrices: a role such as `@down` (what a matrix computes), or a tensor name with wildcards.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Pattern {
     pub(super) text: String,
@@ -35,9 +35,13 @@ const ROLES: [(&str, &[Role]); 10] = [
 ];
 
 impl Pattern {
-    /// Parses a pattern: a role with `@` in front (`@linear` for every matrix inside of a layer, `@q`, `@k`, `@v`, `@o`, `@gate`, `@up`,
-    /// `@down`, `@head` or `@embedding`), or a tensor name in which `*` stands for any characters and `?` for one. Errors, with the rule
-    /// that it breaks, if it is neither.
+    /// Parses a pattern. A text with `@` in front is a role: `@q`, `@k`, `@v`, `@o`, `@gate`, `@up`, `@down`, `@head`, `@embedding`, or `@linear` for
+    /// any role but embedding and head. Any other text is a tensor name in which `*` stands for any characters, `?` for one character and `[abc]` for
+    /// one of those listed, as in the crate `glob`.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what is wrong, if the role is unknown or the wildcards are invalid.
     pub fn new(text: &str) -> Result<Self, String> {
         let what = if text.starts_with('@') {
             let roles = ROLES.iter().find(|(word, _)| *word == text).map(|(_, roles)| *roles);
@@ -59,7 +63,8 @@ impl Pattern {
         &self.text
     }
 
-    /// Returns whether the pattern matches a matrix of the name `tensor` and the roles `roles`.
+    /// Returns whether the pattern matches the matrix of the tensor name `tensor` that computes `roles`. A pattern of a role matches if it stands for
+    /// at least one of these roles, and does not look at the name; a pattern of a name does not look at the roles.
     pub fn matches(&self, tensor: &str, roles: &[Role]) -> bool {
         match &self.what {
             What::Name(pattern) => pattern.matches(tensor),
@@ -68,17 +73,18 @@ impl Pattern {
     }
 }
 
-/// The layers that a cache is for.
+/// The layers of a decoder that a form of cache is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Layers {
     /// All layers.
     All,
-    /// The layers from the first to the last of these, both included, counted from 0.
+    /// The layers from the first index to the last one, both included, counted from 0.
     Range(usize, usize),
 }
 
 impl Layers {
-    /// Parses `*`, `layer 3` or `layers 0-3`; None for anything else.
+    /// Parses the text of a recipe: `*` for all layers, `layer 3` for one, or `layers 0-3` for a range with both ends included. Returns None for any
+    /// other text, and for a range whose first index is larger than its last.
     pub fn parse(text: &str) -> Option<Self> {
         if text == "*" {
             return Some(Self::All);
@@ -92,7 +98,7 @@ impl Layers {
         (first <= last).then_some(Self::Range(first, last))
     }
 
-    /// Returns whether the layer of the index `layer`, counted from 0, is among them.
+    /// Returns whether the layer of the index `layer`, counted from 0, is among these layers.
     pub fn contains(self, layer: usize) -> bool {
         match self {
             Self::All => true,
@@ -101,7 +107,7 @@ impl Layers {
     }
 }
 
-/// Shows the layers as a recipe has them.
+/// Writes the layers as a recipe has them: `*`, `layer 3` or `layers 0-3`.
 impl fmt::Display for Layers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

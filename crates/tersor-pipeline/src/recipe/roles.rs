@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use tersor_core::{Role, Site};
 use tersor_llm::Architecture;
 
-/// Tensor name of the output head.
-pub const HEAD: &str = "lm_head.weight";
+/// The tensor name of the output head of a decoder.
+pub(crate) const HEAD: &str = "lm_head.weight";
 
-/// The roles of the matrices of a model, such as queries. A tied embedding, which is the output head as well, has two.
+/// The roles of the matrices of a model, by tensor name: a [`Role`] is what a matrix computes, such as queries. A tied embedding, which is the output
+/// head as well, has two roles.
 pub struct Roles {
     known: Option<BTreeMap<String, Vec<Role>>>,
 }
@@ -29,8 +30,9 @@ const ENDS: [(&str, &[Role]); 11] = [
 ];
 
 impl Roles {
-    /// Returns the roles in a network with the sites `sites` (one input each, and the matrices that read it). Without a network, roles are guessed
-    /// from names, as those of Llama and BERT.
+    /// Returns the roles of the matrices of the network `network`: those of its embedding tables, and those of the matrices that read the inputs of
+    /// `sites`, its [sites](Site). If `network` is None, `sites` is ignored, and the role of a matrix is guessed from the end of its name, as names
+    /// are in models of the Llama and BERT families; any other name that ends in `.weight` is [`Role::Linear`] then.
     pub fn new(network: Option<&Architecture>, sites: &[Site]) -> Self {
         let Some(network) = network else { return Self { known: None } };
         let mut all: BTreeMap<String, Vec<Role>> = BTreeMap::new();
@@ -45,7 +47,7 @@ impl Roles {
         Self { known: Some(all) }
     }
 
-    /// Returns the roles of the matrix of this name; none for a matrix that is not known to be multiplied with activations.
+    /// Returns the roles of the matrix of the tensor name `name`. The list is empty for a name that is not known to be a matrix of the network.
     pub fn of(&self, name: &str) -> &[Role] {
         match &self.known {
             Some(all) => all.get(name).map_or(&[], Vec::as_slice),
