@@ -13,23 +13,28 @@ use crate::kinds::Kinds;
 use crate::output::{FileKind, RECIPE_HEAD, check_file};
 use crate::recipe::Recipe;
 
-/// What a file of a plan has.
+/// The content of a plan file: what is needed to make the same [`Plan`] again from the same model and text. [`Plan::save`] writes it.
 pub struct PlanFile {
     /// The recipe.
     pub recipe: Recipe,
-    /// Seed of all random numbers.
+    /// The seed of all random numbers.
     pub seed: u64,
-    /// Everything that the result depends on, as hashes by name.
+    /// Everything that the bytes of the result depend on, hashes or plain values by name, as in [`Plan::inputs`].
     pub inputs: BTreeMap<String, String>,
-    /// Number of calibration windows, and tokens per window.
+    /// The number of calibration windows, and the number of tokens of each, as in [`Plan::windows`].
     pub windows: [usize; 2],
 }
 
-/// The name of the input that says on which instruction set something was made.
+/// The name of the entry of [`Plan::inputs`] that says which instruction set of the processor computes the result.
 pub(crate) const INSTRUCTION_SET: &str = "instruction set";
 
 impl PlanFile {
-    /// Reads a file that [`Plan::save`] wrote. Errors if the recipe, the seed or the inputs are missing or invalid.
+    /// Reads the plan file `path`, which [`Plan::save`] wrote. `kinds` has the kinds of stages that its recipe may name.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Io`] if the file cannot be read. An [`Error::Format`] with its path if it is no JSON, or if the recipe, the seed, the inputs or
+    /// the windows are missing or invalid.
     pub fn read(path: &Path, kinds: &Kinds) -> Result<Self> {
         let json = files::read(path, &Limits::default())?;
         let bad = |what: &str| Error::format(path.display().to_string(), what);
@@ -42,13 +47,18 @@ impl PlanFile {
         Ok(Self { recipe, seed, inputs, windows: [windows.0, windows.1] })
     }
 
-    /// Returns what [`Plan::save`] writes to a file of this name: a recipe if it ends in `.toml`, a plan otherwise.
+    /// Returns the kind of file that [`Plan::save`] writes to `path`: [`FileKind::Recipe`] if the name ends in `.toml`, otherwise [`FileKind::Plan`].
     pub fn kind(path: &Path) -> FileKind {
         if path.extension().is_some_and(|e| e == "toml") { FileKind::Recipe } else { FileKind::Plan }
     }
 
-    /// Errors, naming them, if inputs that the file records differ from those of a plan that was made from its recipe. The plan may have more inputs:
-    /// the file may have been made without a calibration text.
+    /// Checks that `plan`, which was made from the recipe and the seed of this file, depends on the same inputs. `plan` may have inputs that the file
+    /// lacks: the file may have been made without a calibration text. Warns the listener of `cx` if only the instruction set of the processor
+    /// differs.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Format`] that names the inputs that differ, or that the plan lacks.
     pub fn check(&self, plan: &Plan, cx: &Context) -> Result<()> {
         let differs = |(name, hash): &(&String, &String)| plan.inputs.get(*name) != Some(*hash);
         if self.inputs.iter().filter(differs).any(|(name, _)| name == INSTRUCTION_SET) {
@@ -65,7 +75,13 @@ impl PlanFile {
 }
 
 impl Plan {
-    /// Writes the plan to a file, for [`PlanFile::read`]; if the name ends in `.toml`, writes the recipe only.
+    /// Writes the plan to the file `path`, for [`PlanFile::read`]. If the name ends in `.toml`, writes the recipe alone, without the parameters that
+    /// have the defaults of their kinds in `kinds`. An earlier file of the same kind is replaced.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Format`] if `path` is a directory or a file that is no earlier output of the same kind. An [`Error::Io`] if the file cannot be
+    /// written.
     pub fn save(&self, path: &Path, kinds: &Kinds) -> Result<()> {
         let kind = PlanFile::kind(path);
         check_file(path, kind, &[])?;
@@ -79,12 +95,13 @@ impl Plan {
     }
 }
 
-/// Returns the BLAKE3 hash of bytes.
+/// Returns the BLAKE3 hash of `bytes` as 64 hexadecimal digits.
 pub(crate) fn hash(bytes: &[u8]) -> String {
     blake3::hash(bytes).to_hex().to_string()
 }
 
-/// Returns what a result depends on before calibration data is known, as hashes by name.
+/// Returns what a result depends on before calibration data is known, for [`Plan::inputs`]: hashes of the headers, the names and lengths of the
+/// weight files, the configuration, the tokenizer and the recipe, and the seed, the version of this crate and the instruction set.
 pub(super) fn inputs(model: &Model, recipe: &Recipe, seed: u64) -> BTreeMap<String, String> {
     let mut headers = blake3::Hasher::new();
     for t in model.tensors() {

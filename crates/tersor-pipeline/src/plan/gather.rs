@@ -13,18 +13,26 @@ use crate::kinds::Kinds;
 /// What [`Plan::gather`] did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
 pub struct Calibrated {
-    /// Number of sites of which statistics were gathered.
+    /// The number of sites (inputs of linear layers, [`Site`](tersor_core::Site)) whose statistics the file has.
     pub sites: usize,
-    /// Number of calibration windows of the text.
+    /// The number of calibration windows of the whole text, those of other parts included.
     pub windows: usize,
-    /// Length of the file in bytes.
+    /// The length of the file in bytes.
     pub bytes: u64,
 }
 
 impl Plan {
-    /// Gathers the statistics that the plan needs on its calibration text, in the original network, into the file `out`: part `i` of `n` for
-    /// `[i, n]`, counted from 1. Files of all parts together are the [`Data::Statistics`](super::Data::Statistics) of a later plan. Errors if the plan
-    /// needs no data or has no text, if there are more parts than shards, if the file cannot be written, or if the work is cancelled.
+    /// Runs the original network of `model` on the calibration text of the plan, and writes the statistics that its methods need to the file `out`.
+    /// The shards of the windows ([`Plan::shards`]) are divided into `n` parts; for `[i, n]`, `i` from 1 to `n`, the file has part `i`. The files of
+    /// all parts together are the [`Data::Statistics`](super::Data::Statistics) of a later plan. With [`Plan::spill`], hidden states are kept in a
+    /// temporary directory beside `out`. `kinds` has the operators; the seed is that of the plan, progress and cancellation are those of `cx`. An
+    /// earlier file of statistics is replaced.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`] if the plan needs no data, if `i` is not in `1..=n`, or if `n` exceeds the number of shards. An [`Error::Missing`] if the
+    /// plan has no text. An [`Error::Format`] if `out` is something else than an earlier file of statistics. [`Error::Cancelled`] if the work is
+    /// cancelled; other errors if a tensor cannot be read or the file cannot be written.
     pub fn gather(
         &self,
         model: &Model,
@@ -58,7 +66,11 @@ impl Plan {
         Ok(Calibrated { sites: wanted.sites.len(), windows: windows.len(), bytes })
     }
 
-    /// Returns the tokens of the calibration windows of the plan's text. Errors if the plan has no text.
+    /// Returns the tokens of each calibration window of the plan's text.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Missing`] if the plan has no text.
     pub(crate) fn cut(&self) -> Result<&[Vec<u32>]> {
         let tokens = self.tokens.as_ref().map(|t| t.as_slice());
         tokens.ok_or_else(|| Error::Missing { name: "calibration text".into(), place: "the plan".into() })

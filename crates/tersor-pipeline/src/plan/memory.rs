@@ -12,7 +12,9 @@ use crate::units::megabytes;
 type Terms = BTreeMap<&'static str, u64>;
 
 impl Plan {
-    /// Returns the peak memory of compressing in bytes, by term: that of its phase with the largest sum, and that of all phases.
+    /// Returns the estimated peak memory of [`compress`](crate::compress()) in bytes. Compression has phases, such as gathering statistics and
+    /// compressing a site; the result has the parts of the memory of the phase that needs most, by a word such as `hidden states`, `gram` or `rows`,
+    /// and two parts that all phases have: `headers` and `program`. The peak is the sum. `model` is the model of the plan.
     pub fn memory(&self, model: &Model) -> Terms {
         let all = |_: &Entry| true;
         let mut phases = vec![Terms::from([("rows", self.rows(all))])];
@@ -28,8 +30,9 @@ impl Plan {
         self.heaviest(phases)
     }
 
-    /// Returns the peak memory of the measurement for a budget, by term; the plan is that of the probing recipe. The hidden states of `streams` networks
-    /// with `tokens` tokens each are in memory, and `concurrent` of them pass a layer at once.
+    /// Returns the estimated peak memory in bytes of the measurement that a budget needs, by part, as [`memory`](Self::memory) does. The plan is that
+    /// of the recipe that the measurement compresses by. The hidden states of `streams` networks of `tokens` tokens each are in memory, and
+    /// `concurrent` of these networks pass a layer at the same time. Empty for a plan without an architecture.
     pub(crate) fn memory_of_measuring(&self, model: &Model, [streams, tokens, concurrent]: [usize; 3]) -> Terms {
         let Some(network) = &self.network else { return Terms::new() };
         let floats = |shape: [usize; 2]| shape[0] as u64 * shape[1] as u64 * 4;
@@ -75,7 +78,13 @@ impl Plan {
         terms
     }
 
-    /// Keeps hidden states on disk if that is needed to stay within [`Context::max_memory`]. Errors, with the bytes needed, if it is not enough.
+    /// Sets [`spill`](Self::spill), which keeps hidden states on disk, if the [memory](Self::memory) of the plan is above [`Context::max_memory`]
+    /// without it. Does nothing if `cx` has no limit. `model` is the model of the plan.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`](tersor_core::Error::Param) of the parameter `max-memory`, with the bytes that are needed, if hidden states on disk are not
+    /// enough.
     pub fn fit(&mut self, model: &Model, cx: &Context) -> Result<()> {
         let Some(max) = cx.max_memory else { return Ok(()) };
         let need = |plan: &Self| plan.memory(model).values().sum::<u64>();

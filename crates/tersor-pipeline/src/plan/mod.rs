@@ -1,8 +1,9 @@
-//! Plans: the result of a recipe on a model, computed from headers alone.
+//! Plans: a recipe applied to the headers of a model, before any weight is read.
 //!
-//! A [`Plan`] has an [`Entry`] for every tensor of the output, which says what is done with it and exactly what is stored. So sizes, peak memory and
-//! tasks are known before any weight is read. A *site* of the network is one input and the matrices that read it; a *rule* of the recipe says what
-//! happens to the matrices that it matches.
+//! A [`Plan`] has an [`Entry`] for every tensor of the output, which says what is done with the tensor and exactly which tensors are stored for it.
+//! Sizes, peak memory and the tasks into which the work is divided follow from the entries. A *site* ([`Site`]) is an input of linear layers with the
+//! matrices that read it, such as the input of q, k and v. A *window* is a piece of the calibration text of a fixed number of tokens; for an encoder
+//! it is one line. A *shard* is a run of consecutive windows whose statistics are summed together.
 
 mod entry;
 mod file;
@@ -40,28 +41,33 @@ use crate::units::megabytes;
 /// Size of a block of rows in bytes of f32 values.
 const BLOCK_BYTES: usize = 8 << 20;
 
-/// Calibration data: a text, or statistics that were gathered before.
+/// Calibration data: a text, on which the network is run, or statistics of the inputs of its matrices that were gathered before.
 #[derive(Clone, Default, Debug)]
 pub enum Data {
-    /// None. A plan without budget needs none; compressing by a method that needs statistics does.
+    /// No data. A plan can be made without data; [`compress`](crate::compress()) then errors if the recipe needs some.
     #[default]
     None,
     /// A text.
     Text(Text),
-    /// Files of statistics of the original network: all shards that [`Plan::gather`] wrote, or one importance matrix of llama.cpp.
+    /// The paths of files of statistics of the original network: all files that [`Plan::gather`] wrote for one text, or one importance matrix of
+    /// llama.cpp.
     Statistics(Vec<PathBuf>),
 }
 
-/// What a plan takes beside a model and a recipe.
+/// What [`Plan::new`] takes beside a model and a recipe: calibration data and how it is cut into windows. The default is no data, 128 windows, the
+/// usual number of tokens, and known architectures only.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Calibration data. Recipes that need none ignore it.
+    /// The calibration data. It is not read if the recipe needs none.
     pub data: Data,
-    /// Number of windows (pieces of a fixed number of tokens) of the calibration text; for an encoder, number of lines. 128 by default.
+    /// The number of windows (sequences of `ctx` tokens) to take from the beginning of the text, at least 1; for an encoder, the number of lines. A
+    /// text with fewer is used whole. 128 by default.
     pub windows: usize,
-    /// Tokens per window; none for the smaller of 512 and the model's maximum.
+    /// The number of tokens of a window, from 2 to the model's maximum (512 with `generic`); for an encoder, the maximum per line. None for the
+    /// smaller of 512 and the model's maximum.
     pub ctx: Option<usize>,
-    /// Whether a model of unknown architecture is accepted. Its matrices are found by name patterns, and methods that need data are refused.
+    /// Whether the architecture of the model is not looked at. The roles of matrices are then guessed from their names, and recipes that need data
+    /// are refused.
     pub generic: bool,
 }
 
@@ -71,40 +77,53 @@ impl Default for Options {
     }
 }
 
-/// A recipe applied to the headers of a model.
+/// A recipe applied to the headers of a model: what is done with each tensor, what is stored for it, and what the result depends on.
+/// [`compress`](crate::compress()) carries it out.
 pub struct Plan {
     /// The recipe.
     pub recipe: Recipe,
-    /// Every tensor of the output, sorted by name.
+    /// Every tensor of the output, sorted by its name there.
     pub entries: Vec<Entry>,
-    /// The smoothing of each smoothed site, by the name of the site.
+    /// The smoothing (a change that scales input features before compression) of each [`Site`] that has one, by the name of the site. A site is an
+    /// input of linear layers with the matrices that read it.
     pub smoothings: BTreeMap<String, Box<dyn Rewrite>>,
-    /// The rotation of the whole network, if the recipe has one.
+    /// The change of the whole network before anything is compressed, such as a rotation. None if the recipe has none.
     pub rotation: Option<Box<dyn Rewrite>>,
-    /// Seed of all random numbers.
+    /// The seed of all random numbers.
     pub seed: u64,
-    /// Everything that the result depends on, as hashes by name.
+    /// Everything that the bytes of the result depend on: hashes or plain values by name, such as `recipe`, `seed`, `headers` and `calibration text`.
     pub inputs: BTreeMap<String, String>,
-    /// The architecture; none with [`Options::generic`].
+    /// The architecture of the model; None with [`Options::generic`].
     pub network: Option<Architecture>,
-    /// The calibration text, if the recipe needs data and one was given.
+    /// The calibration text; None if the recipe needs no data or no text was given.
     pub calibration: Option<Text>,
-    /// Statistics from files, if the recipe needs data and they were given.
+    /// The opened files of statistics; None if the recipe needs no data or none were given.
     pub statistics: Option<Statistics>,
-    /// Whether hidden states are kept on disk instead of in memory.
+    /// Whether hidden states (the activations between layers, of all windows) are kept on disk instead of in memory. [`Plan::fit`] sets it.
     pub spill: bool,
-    /// Number of calibration windows, and tokens per window. If the plan has a text or statistics, these are the windows that are used; a text may have
-    /// fewer than were requested.
+    /// The number of calibration windows (for an encoder, lines), and the maximum number of tokens of each. With a text or with files of statistics
+    /// from [`Plan::gather`] these are the windows that are used, otherwise those of the [`Options`].
     pub windows: [usize; 2],
     /// The tokens of the windows of the calibration text.
     tokens: Option<Tokens>,
 }
 
 impl Plan {
-    /// Plans the compression of a model from its headers, with the seed of `cx`. Errors if the architecture is unsupported (unless
-    /// [`Options::generic`]), a rule is invalid, a method cannot store a matrix of the model's shape, or the calibration data does not fit the recipe
-    /// or cannot be read. Warns if nothing is compressed, if a rule of a recipe file matches no matrix, and if the calibration text has fewer windows
-    /// than requested.
+    /// Plans the compression of `model` by `recipe`, from the headers of its weight files and its configuration; no weights are read. `options` has
+    /// the calibration data, which is read if the recipe needs some. `kinds` has the kinds of stages and operators, and `cx` the seed and the
+    /// listener for warnings. Warns if no rule matches a matrix, if a rule that has a line in a recipe file matches none, and if the text has fewer
+    /// windows than asked for.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`] if the recipe is invalid, if [`Options::ctx`] or [`Options::windows`] is out of range, if the network has no matrices that
+    /// a rotation or a smoothing of the recipe can change, or if the recipe has both. Also if it has one of them and the data is other than a text
+    /// with [sequential](recipe::Statistics::Sequential) statistics.
+    ///
+    /// An [`Error::Missing`] or [`Error::Unsupported`] if the model has no `config.json` or an unknown architecture (unless [`Options::generic`]), or
+    /// if a method needs data of a matrix whose inputs cannot be observed. An [`Error::Tensor`] with the name of the tensor if a method cannot store
+    /// a matrix of its shape. An [`Error::Io`], [`Error::Format`] or [`Error::Limit`] if the text, the tokenizer or the statistics cannot be read,
+    /// are invalid, or are of another model.
     pub fn new(model: &Model, recipe: Recipe, options: &Options, kinds: &Kinds, cx: &Context) -> Result<Self> {
         recipe.check(&kinds.stages)?;
         let seed = cx.seed;
@@ -326,7 +345,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Returns which weights are upstream of the sites during calibration.
+    /// Returns which weights are in front of a site (an input of linear layers) while its statistics are gathered: original ones if the recipe says
+    /// so or the statistics come from files, compressed ones otherwise.
     pub(crate) fn upstream(&self) -> Upstream {
         if self.statistics.is_some() { Upstream::Original } else { self.recipe_upstream() }
     }
@@ -338,12 +358,14 @@ impl Plan {
         }
     }
 
-    /// Returns what is done with values of a tensor that are not finite.
+    /// Returns what is done with NaN and infinities among the values of the tensor of `entry`, as the rule that matches it says; they are an error if
+    /// no rule does.
     pub(crate) fn non_finite(&self, entry: &Entry) -> NonFinite {
         entry.rule.and_then(|r| self.recipe.rules.get(r)).map_or(NonFinite::Refuse, |r| r.non_finite)
     }
 
-    /// Returns the sites of the network; none with [`Options::generic`].
+    /// Returns the [sites](Site) of the network, which are the inputs of its linear layers with the matrices that read them, in the order of
+    /// execution. The list is empty with [`Options::generic`].
     pub fn sites(&self) -> Vec<Site> {
         self.network.as_ref().map(Architecture::sites).unwrap_or_default()
     }
@@ -354,12 +376,14 @@ impl Plan {
         self.rotation.as_ref().is_some_and(|r| found(&**r))
     }
 
-    /// Returns whether calibration data is needed at all.
+    /// Returns whether calibration data is needed to carry out the plan: for the rotation of the network, for smoothing, or for the method of some
+    /// matrix.
     pub fn needs_data(&self) -> bool {
         self.needs_site_data() || self.rotation_needs_data()
     }
 
-    /// Returns whether compressing some matrix, or smoothing some site, needs calibration data.
+    /// Returns whether calibration data is needed to smooth some site, or for the method of some matrix; that for a rotation of the network does not
+    /// count.
     pub(crate) fn needs_site_data(&self) -> bool {
         !self.smoothings.is_empty() || self.entries.iter().any(|e| e.needs().any_data())
     }
@@ -385,7 +409,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Returns the statistics that some matrix needs, and what they depend on.
+    /// Returns the statistics that the methods of the plan's matrices need, by site, and what these statistics depend on.
     pub(crate) fn wanted(&self) -> Wanted {
         let with_needs = self.sites().into_iter().map(|site| {
             let entries = site.consumers.iter().filter_map(|c| self.entry(&c.weight));
@@ -397,12 +421,12 @@ impl Plan {
         Wanted { sites, windows, ctx, seed: self.seed, inputs: self.inputs.clone() }
     }
 
-    /// Returns the index of a tensor's entry; none if there is no such tensor.
+    /// Returns the index in [`entries`](Self::entries) of the tensor that is called `name` in the output; None if there is no such tensor.
     pub fn entry(&self, name: &str) -> Option<usize> {
         self.entries.binary_search_by(|e| e.name.as_str().cmp(name)).ok()
     }
 
-    /// Returns one hash over everything that the result depends on.
+    /// Returns one hash over [`inputs`](Self::inputs), everything that the bytes of the result depend on: BLAKE3, 64 hexadecimal digits.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for (name, hash) in &self.inputs {
@@ -411,7 +435,7 @@ impl Plan {
         hasher.finalize().to_hex().to_string()
     }
 
-    /// Returns the stored tensors of each output file.
+    /// Returns the stored tensors of each weight file of the output: by the name of the file, then by the name of the tensor, its type and shape.
     pub fn files(&self) -> BTreeMap<String, BTreeMap<String, TensorInfo>> {
         let mut files: BTreeMap<String, BTreeMap<String, TensorInfo>> = BTreeMap::new();
         for e in &self.entries {
@@ -420,18 +444,23 @@ impl Plan {
         files
     }
 
-    /// Returns the total length of all weight files in bytes, headers included.
+    /// Returns the total length of all weight files of the output in bytes, headers included. It is exact.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Overflow`] if a size overflows, and an [`Error::Format`] if a tensor has a name that the file format reserves.
     pub fn weight_bytes(&self) -> Result<u64> {
         self.files().values().map(|tensors| Ok(Header::canonical(tensors)?.0.file_len())).sum()
     }
 
-    /// Returns the matrices with their stored sizes.
+    /// Returns name, shape `[rows, cols]` and stored bytes of each two-dimensional tensor of the output.
     pub(crate) fn weights(&self) -> Vec<StoredWeight> {
         let weight = |e: &Entry| Some(StoredWeight { name: e.name.clone(), shape: e.matrix()?, bytes: e.bytes() });
         self.entries.iter().filter_map(weight).collect()
     }
 
-    /// Returns how many rows of a matrix `[rows, cols]` a method compresses at a time.
+    /// Returns how many rows of a matrix of the shape `[rows, cols]` are compressed at a time by `method`: all of them if it needs the whole matrix,
+    /// otherwise as many as have about 8 MiB in f32, in multiples of [`ROW_UNIT`](tersor_core::method::ROW_UNIT).
     pub(crate) fn block_rows([rows, cols]: [usize; 2], method: &dyn Method) -> usize {
         use tersor_core::method::ROW_UNIT;
         if method.extent() == Extent::Whole {

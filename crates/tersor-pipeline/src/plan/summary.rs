@@ -9,50 +9,50 @@ use tersor_llm::bits_per_weight;
 
 use super::{Plan, TaskSummary};
 
-/// The figures of a plan, as `tersor plan --json` prints them.
+/// The figures of a plan. In JSON, the command `tersor plan --json` prints them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// Name of the recipe that the model was, or is to be, compressed by: that of its file, or the name that stands for it, such as `w4-g128-gptq`.
+    /// The name of the recipe, such as `w4-g128-gptq`.
     pub recipe: String,
-    /// Stored bits per weight of all matrices, embedding and head included.
+    /// The stored bits per element over all two-dimensional tensors, embedding tables and output head included.
     pub bits_per_weight: f64,
-    /// The same without embedding and head.
+    /// The stored bits per element over all two-dimensional tensors except embedding tables and output head; 0 if there are none.
     pub body_bits_per_weight: f64,
-    /// The smoothed sites.
+    /// The sites (inputs of linear layers) that are smoothed before compression, in the order of their names.
     pub smoothed: Vec<Smoothed>,
-    /// Total length of all weight files in bytes.
+    /// The total length of all weight files in bytes, headers included.
     pub weight_bytes: u64,
-    /// Peak memory of compressing in bytes, by term.
+    /// The estimated peak memory of compression in bytes, by part, as [`Plan::memory`] returns it. The peak is the sum.
     pub peak_memory_bytes: BTreeMap<&'static str, u64>,
-    /// Whether hidden states are kept on disk.
+    /// Whether hidden states are kept on disk to stay within a memory limit ([`Plan::spill`]).
     pub hidden_states_on_disk: bool,
-    /// Every tensor of the output: embeddings, layers in the order of their numbers, then final norms and the head.
+    /// Every tensor of the output, in the order of [`Plan::listed`].
     pub tensors: Vec<TensorSummary>,
-    /// The tasks, in an order in which they can be done.
+    /// The tasks (parts of the work that several processes can share), in an order in which they can be done.
     pub tasks: Vec<TaskSummary>,
 }
 
-/// A smoothed site.
+/// A [`Site`](tersor_core::Site) (an input of linear layers) whose features are scaled before the matrices that read it are compressed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Smoothed {
-    /// Name of the site.
+    /// The name of the site, such as `model.layers.3.self_attn.qkv`.
     pub site: String,
-    /// Name of the smoothing.
+    /// The name of the smoothing, such as `awq`.
     pub by: String,
 }
 
-/// A tensor in a [`Summary`].
+/// A tensor of the output in a [`Summary`].
 #[derive(Clone, Debug, Serialize)]
 pub struct TensorSummary {
-    /// Name of the tensor.
+    /// The name of the tensor.
     pub name: String,
-    /// Index of the matching rule of the recipe; none if no rule matches.
+    /// The index in [`Recipe::rules`](crate::Recipe::rules) of the rule that applies to the tensor; None if there is none.
     pub rule: Option<usize>,
-    /// Name of the method, or `copy`, `fold`, `rotation of keys`.
+    /// The name of the method that compresses the tensor; `copy`, `fold` or `rotation of keys` if none does.
     pub method: String,
-    /// Stored bits per element.
+    /// The stored bits per element; 0 for a tensor without elements.
     pub bits_per_weight: f64,
-    /// Stored bytes.
+    /// The stored bytes.
     pub bytes: u64,
 }
 
@@ -89,14 +89,19 @@ fn place(name: &str) -> (u8, Vec<Piece<'_>>) {
 }
 
 impl Plan {
-    /// Returns the entries in the order in which they are listed: embeddings, layers in the order of their numbers, then final norms and the head.
+    /// Returns the [entries](Plan::entries) in the order in which they are shown: tables of embeddings, then tensors of layers in the order of the
+    /// layers, then the others, such as final norm and head; within these groups by name.
     pub fn listed(&self) -> Vec<&super::Entry> {
         let mut all: Vec<_> = self.entries.iter().collect();
         all.sort_by(|a, b| place(&a.name).cmp(&place(&b.name)));
         all
     }
 
-    /// Returns the figures of the plan. Errors if a file would be too large for its format.
+    /// Returns the figures of the plan: sizes, bits, memory, tensors and tasks. `model` is the model of the plan.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Plan::weight_bytes`]: a size overflows, or the file format reserves the name of a tensor.
     pub fn summary(&self, model: &Model) -> Result<Summary> {
         let (all, body) = bits_per_weight(&self.weights());
         let tensor = |e: &super::Entry| TensorSummary {

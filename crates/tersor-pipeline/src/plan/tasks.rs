@@ -5,26 +5,29 @@ use tersor_llm::{Upstream, shard_windows};
 
 use super::{Action, Plan};
 
-/// A part of the work. Its output does not depend on which process does which task.
+/// A part of the work of compression. Several processes can share the tasks of a plan; the bytes of the result do not depend on which process does
+/// which task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Task {
-    /// Compress one matrix, given by the index of its entry.
+    /// Compress one matrix. The number is the index of its entry in [`Plan::entries`].
     Matrix(usize),
-    /// Compress all sites of a layer, with the compressed layers upstream.
+    /// Compress all matrices of the layer of this index, counted from 0, one site (an input of linear layers) after the other, with the inputs that
+    /// the compressed layers before it compute.
     Layer(usize),
-    /// Gather the statistics of one shard of windows in the original network.
+    /// Gather the statistics of the original network on one shard (a run of consecutive calibration windows) of this index, counted from 0.
     Statistics(usize),
-    /// Find the principal directions of the original network, into which it is rotated.
+    /// Find the principal directions of the activations of the original network, for the rotation of the network into them.
     Directions,
 }
 
 impl Plan {
-    /// Returns the number of shards of the statistics of the original network.
+    /// Returns the number of shards into which the calibration windows are divided. A shard is a run of consecutive windows, of
+    /// [`shard_windows`](tersor_llm::shard_windows) windows each, whose statistics are summed together.
     pub fn shards(&self) -> usize {
         self.windows[0].div_ceil(shard_windows(self.windows[1]))
     }
 
-    /// Returns the tasks in an order in which they can be done.
+    /// Returns the tasks of the plan, in an order in which one process can do them. The index in this list is the number of a task.
     pub fn tasks(&self) -> Vec<Task> {
         let compressed = |i: &usize| matches!(self.entries[*i].action, Action::Compress(_));
         let matrices = || (0..self.entries.len()).filter(compressed);
@@ -52,7 +55,7 @@ impl Plan {
         tasks
     }
 
-    /// Returns the tasks with their numbers and dependencies.
+    /// Returns the tasks in the order of [`tasks`](Self::tasks), each with its number, a description, and the tasks that must be done before it.
     pub fn task_summaries(&self) -> Vec<TaskSummary> {
         let tasks = self.tasks();
         let number = |task: Task| tasks.iter().position(|t| *t == task);
@@ -88,22 +91,23 @@ impl Plan {
     }
 }
 
-/// A task of a plan, as `tersor plan --json` prints it.
+/// The description of a task (a part of the work that one of several processes can do). In JSON, the command `tersor plan --json` prints it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct TaskSummary {
-    /// Number of the task, from 0.
+    /// The number of the task, its index in [`Plan::tasks`].
     pub task: usize,
-    /// `matrix`, `layer`, `statistics` or `directions`.
+    /// The variant of [`Task`] in lower case: `matrix`, `layer`, `statistics` or `directions`.
     pub kind: &'static str,
-    /// Name of the tensor, of a task for one matrix.
+    /// The name of the matrix, for a task of the kind `matrix`; None for others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tensor: Option<String>,
-    /// Index of the layer, of a task for a layer.
+    /// The index of the layer, counted from 0, for a task of the kind `layer`; None for others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<usize>,
-    /// `I/N`, of a task for one shard of the statistics.
+    /// The number of the shard of calibration windows, counted from 1, and the number of shards, as `I/N`, for a task of the kind `statistics`; None
+    /// for others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shard: Option<String>,
-    /// Numbers of the tasks that must be done before it.
+    /// The numbers of the tasks that must be done before this one.
     pub after: Vec<usize>,
 }
