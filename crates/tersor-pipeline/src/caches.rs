@@ -1,4 +1,4 @@
-//! The key-value caches of a decoder, as its recipe or the caller names them.
+//! [`Caches`]: the key-value caches of a decoder, as its recipe or the caller names them.
 
 use std::sync::Arc;
 
@@ -10,17 +10,23 @@ use tersor_llm::{Checkpoint, Decoder};
 use crate::kinds::Kinds;
 use crate::recipe::CacheRule;
 
-/// The key-value caches of a decoder.
+/// The forms in which the key-value caches of all layers of a decoder are stored, such as f32 or integers of 4 bits.
 pub struct Caches {
     set: Arc<dyn CacheSet>,
-    /// Bytes per token in the caches of all layers.
+    /// The bytes that one token takes in the caches of all layers together.
     pub bytes_per_token: usize,
 }
 
 impl Caches {
-    /// Returns the caches of the form `name` ([`CacheRule::parse`]) for the decoder of a checkpoint; without a name, those that the recipe of the
-    /// checkpoint records; f32 caches in layers for which it records none. Errors if the name is invalid or unknown, if the checkpoint has no decoder,
-    /// if its heads are too narrow, or if rotations of keys are needed that it does not store.
+    /// Returns the caches for the decoder of `checkpoint`. `name` is a form of cache for all layers, such as `int4-hadamard` ([`CacheRule::parse`]).
+    /// None stands for the caches that the recipe of a compressed model records, and f32 caches in layers for which it records none. `kinds` has the
+    /// kinds of caches.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`] if `name` is unknown or has invalid parameters. An [`Error::Format`] with the path of the model if the recipe that it
+    /// records is invalid. Another error if the model is no decoder, if the form cannot store heads of its size, if it must learn from calibration
+    /// data ([`Error::Unsupported`]), or if it needs rotations of keys that the model does not store.
     pub fn of(name: Option<&str>, checkpoint: &Checkpoint, kinds: &Kinds) -> Result<Self> {
         let mut rules = match name {
             Some(name) => vec![CacheRule::parse(name, &kinds.stages)?],
@@ -65,7 +71,8 @@ impl Caches {
         Ok(Self { bytes_per_token: set.bytes_per_token(layers)?, set })
     }
 
-    /// Returns the decoder with these caches.
+    /// Returns `decoder` with these caches, in the states that it makes from now on. It must be the decoder of the checkpoint that they were made
+    /// for.
     pub fn attach(self, decoder: Decoder) -> Decoder {
         decoder.with_caches(self.set)
     }

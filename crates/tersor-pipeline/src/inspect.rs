@@ -1,4 +1,4 @@
-//! Inspection: the architecture and tensors of a model.
+//! [`inspect`]: the architecture, size and stored tensors of a model.
 
 use std::path::Path;
 
@@ -10,39 +10,49 @@ use tersor_llm::{Checkpoint, MANIFEST};
 
 use crate::kinds::Kinds;
 
-/// What a model has.
+/// What the headers and the configuration of a model say.
 #[derive(Clone, Debug, Serialize)]
 pub struct Inspected {
-    /// Name of the architecture; none if the model does not say.
+    /// The name of the architecture: the first of `architectures` in `config.json`, otherwise its `model_type`, otherwise `general.architecture` of a
+    /// GGUF file. None if the model has none of these.
     pub architecture: Option<String>,
-    /// Number of parameters.
+    /// The number of parameters. For a compressed model this is the number of elements of its matrices before compression, plus those of all stored
+    /// vectors.
     pub parameters: u64,
-    /// The stored tensors.
+    /// The stored tensors, sorted by name. For a compressed model these are codes, scales and the like.
     pub tensors: Vec<TensorEntry>,
-    /// Total length of all weight files in bytes.
+    /// The total length of all weight files in bytes, headers included.
     pub weight_bytes: u64,
-    /// Number of weight files.
+    /// The number of weight files. It is not serialized.
     #[serde(skip)]
     pub files: usize,
-    /// Name of the recipe (a string) of an output of [`compress`](crate::compress()); none for another model.
+    /// The name of the recipe, a JSON string, for an output directory of [`compress`](crate::compress()); null if its manifest has no name. None for
+    /// another model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recipe: Option<Json>,
 }
 
-/// A stored tensor.
+/// A stored tensor of a model.
 #[derive(Clone, Debug, Serialize)]
 pub struct TensorEntry {
-    /// Name of the tensor.
+    /// The name of the tensor, in the naming of Hugging Face where a GGUF file has a counterpart.
     pub name: String,
-    /// Shape of the tensor, rows first.
+    /// The sizes of its axes, such as `[out_features, in_features]`.
     pub shape: Vec<usize>,
-    /// Name of its type.
+    /// The name of its stored type, such as `BF16`, or `Q4_0` in a GGUF file.
     pub dtype: String,
-    /// Stored bytes.
+    /// The length of its stored data in bytes.
     pub bytes: u64,
 }
 
-/// Returns the architecture and tensors of a model file or directory. Errors if it cannot be opened.
+/// Returns the architecture, size and stored tensors of the model at `path`: a directory in the layout of Hugging Face, a `.safetensors` or `.gguf`
+/// file, or an output directory of [`compress`](crate::compress()). Reads headers and JSON files alone. `kinds` has the operators, for an output
+/// directory.
+///
+/// # Errors
+///
+/// An [`Error::Io`](tersor_core::Error::Io), [`Error::Format`](tersor_core::Error::Format) or [`Error::Limit`](tersor_core::Error::Limit) if a file
+/// is missing, invalid or too large. Another error if `path` is an output directory whose architecture is unsupported.
 pub fn inspect(path: &Path, kinds: &Kinds) -> Result<Inspected> {
     let limits = Limits::default();
     let model = Model::open(path, &limits)?;

@@ -1,4 +1,4 @@
-//! [`Pipeline`]: a model and a recipe, from data to a compressed directory.
+//! [`Pipeline`]: a model and a recipe, from calibration data to a compressed directory.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,8 @@ use crate::plan::{Calibrated, Data, Options, Plan, Summary};
 use crate::recipe::Recipe;
 use crate::text::Text;
 
-/// A model to compress, a recipe, and calibration data: [`plan`](Self::plan) returns what becomes of each tensor, from headers alone, and
-/// [`Planned::compress`] writes the result. The page of this crate has an example.
+/// A model to compress, a recipe, and calibration data. [`plan`](Self::plan) computes from headers alone what is done with each tensor and what is
+/// stored for it; [`Planned::compress`] then writes the result. The page of this crate has an example.
 pub struct Pipeline<'k> {
     model: Model,
     recipe: Recipe,
@@ -23,56 +23,72 @@ pub struct Pipeline<'k> {
 }
 
 impl<'k> Pipeline<'k> {
-    /// Returns the pipeline of a model and a recipe, without calibration data. `kinds` are all kinds of operators and stages that it knows.
+    /// Returns the pipeline of `model` and `recipe`, without calibration data. `kinds` has all kinds of operators and stages that may occur.
     pub fn new(model: Model, recipe: Recipe, kinds: &'k Kinds) -> Self {
         Self { model, recipe, options: Options::default(), seed: None, kinds }
     }
 
-    /// Opens a model (a directory or a `.gguf` file) and finds a recipe by its name or TOML file. Errors if the model cannot be opened or is compressed
-    /// already, or there is no such recipe.
+    /// Opens the model at `model`, a directory in the layout of Hugging Face or a `.safetensors` or `.gguf` file, and finds the recipe that `recipe`
+    /// names: the path of a TOML file, or a name such as `w4-g128-gptq` ([`Recipe::find`]). `kinds` has all kinds of operators and stages that may
+    /// occur.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Unsupported`] if the model is an output directory of [`compress`](crate::compress()). An [`Error::Io`], [`Error::Format`] or
+    /// [`Error::Limit`] if a file of the model is missing, invalid or too large. An [`Error::Param`] if there is no such recipe or it is invalid.
     pub fn open(model: impl AsRef<Path>, recipe: &str, kinds: &'k Kinds) -> Result<Self> {
         crate::compress::check_original(model.as_ref())?;
         let model = Model::open(model.as_ref(), &Limits::default())?;
         Ok(Self::new(model, Recipe::find(recipe, &kinds.stages)?, kinds))
     }
 
-    /// Sets the calibration text. Recipes without calibration ignore it.
+    /// Sets the calibration text, in place of text or statistics set before. Recipes that need no data ignore it.
     pub fn data(mut self, text: Text) -> Self {
         self.options.data = Data::Text(text);
         self
     }
 
-    /// Sets files of statistics, in place of a calibration text: all parts that [`Planned::gather`] wrote, or one importance matrix of llama.cpp.
+    /// Sets the paths of files of statistics, in place of text or statistics set before: all files that [`Planned::gather`] wrote for one text, or
+    /// one importance matrix of llama.cpp. Recipes that need no data ignore them.
     pub fn statistics(mut self, files: Vec<PathBuf>) -> Self {
         self.options.data = Data::Statistics(files);
         self
     }
 
-    /// Sets the number of windows (pieces of a fixed number of tokens) of the calibration text, or of lines for an encoder; 128 unless set.
+    /// Sets the number of windows (sequences of a fixed number of tokens) to take from the beginning of the calibration text; for an encoder, the
+    /// number of lines. Without this call it is 128. [`plan`](Self::plan) refuses 0.
     pub fn windows(mut self, windows: usize) -> Self {
         self.options.windows = windows;
         self
     }
 
-    /// Sets the tokens per window; unless set, the smaller of 512 and the model's maximum.
+    /// Sets the number of tokens of a calibration window; for an encoder, the maximum per line. Without this call it is the smaller of 512 and the
+    /// model's maximum. [`plan`](Self::plan) refuses a number below 2 or above the model's maximum.
     pub fn ctx(mut self, ctx: usize) -> Self {
         self.options.ctx = Some(ctx);
         self
     }
 
-    /// Sets the seed of all random numbers; unless set, that of the [`Context`].
+    /// Sets the seed of all random numbers. Without this call it is the seed of the [`Context`] that [`plan`](Self::plan) gets.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
     }
 
-    /// Accepts a model of unknown architecture. Its matrices are found by name patterns, and methods that need data are refused.
+    /// Makes [`plan`](Self::plan) accept a model of unknown architecture. The roles of its matrices are guessed from their names, and recipes that
+    /// need data are refused.
     pub fn generic(mut self) -> Self {
         self.options.generic = true;
         self
     }
 
-    /// Plans the compression, within [`Context::max_memory`]. Errors as [`Plan::new`] and [`Plan::fit`] do.
+    /// Plans the compression, and keeps hidden states on disk if [`Context::max_memory`] demands it ([`Plan::fit`]). Warnings go to the listener of
+    /// `cx`. Reads the calibration text, but no weights.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Plan::new`], if the recipe, the model and the data do not fit together, and of [`Plan::fit`], if more memory is needed than
+    /// [`Context::max_memory`].
     pub fn plan(self, cx: &Context) -> Result<Planned<'k>> {
         let seeded = cx.clone().with_seed(self.seed.unwrap_or(cx.seed));
         let mut plan = Plan::new(&self.model, self.recipe, &self.options, self.kinds, &seeded)?;
@@ -81,7 +97,7 @@ impl<'k> Pipeline<'k> {
     }
 }
 
-/// A plan with its model.
+/// A [`Plan`] with the model that it is for, ready to be carried out.
 pub struct Planned<'k> {
     /// The model.
     pub model: Model,
@@ -91,18 +107,28 @@ pub struct Planned<'k> {
 }
 
 impl Planned<'_> {
-    /// Returns the peak memory of [`compress`](Self::compress) in bytes, by term. The peak is their sum.
+    /// Returns the estimated peak memory of [`compress`](Self::compress) in bytes, by part, such as `hidden states` ([`Plan::memory`]). The peak is
+    /// the sum.
     pub fn memory(&self) -> BTreeMap<&'static str, u64> {
         self.plan.memory(&self.model)
     }
 
-    /// Returns the figures of the plan: sizes, bits, memory, tensors, tasks.
+    /// Returns the figures of the plan: sizes, bits per weight, memory, tensors and tasks.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Plan::weight_bytes`]: a size overflows, or the file format reserves the name of a tensor.
     pub fn summary(&self) -> Result<Summary> {
         self.plan.summary(&self.model)
     }
 
-    /// Compresses the model into the directory `out`. If the work is stopped, the same call continues from there. Errors as
-    /// [`compress`](crate::compress()) does.
+    /// Compresses the model into the directory `out`, which is made if it does not exist. If the work is stopped, the same call continues it; if
+    /// `out` is complete already, nothing is done. Progress and cancellation are those of `cx`, the seed is that of the plan.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`compress`](crate::compress()): data is missing, `out` has other files or work from other inputs or is in use, a tensor or file
+    /// cannot be read or written, or the work is cancelled.
     pub fn compress(&self, out: &Path, cx: &Context) -> Result<Finished> {
         match self.part(out, Part::All, cx)? {
             Outcome::Finished(finished) => Ok(finished),
@@ -110,15 +136,26 @@ impl Planned<'_> {
         }
     }
 
-    /// Does a part of the work: one task of [`Plan::tasks`], or the merge of their results. Processes that share a directory may each do other tasks.
+    /// Does a part of the work of [`compress`](Self::compress) in the directory `out`: one task of [`Plan::tasks`], or the merge of their results
+    /// into the output. Several processes that share the directory may do tasks at the same time, each another one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`compress`](crate::compress()). Also an [`Error::Param`] if there is no task of the number, and an error if tasks that must be done
+    /// before have not been done.
     pub fn part(&self, out: &Path, part: Part, cx: &Context) -> Result<Outcome> {
         compress(&self.model, &self.plan, out, part, self.kinds, cx)
     }
 
-    /// Gathers the statistics of the original network that the plan needs into the file `out`: those of part `i` of the `n` parts that the calibration windows
-    /// are divided into, for `[i, n]`, counted from 1. The files of all parts, together, are the statistics of the whole text. Returns the numbers of sites
-    /// (inputs with the matrices that read them) and windows, and the length of the file. Errors unless `1 <= i <= n` and `n` is at most the number of shards
-    /// of the windows, if `out` exists and is no earlier file of statistics, if a tensor cannot be read, or if the work is cancelled.
+    /// Runs the original network on the calibration text and writes the statistics that the plan needs to the file `out`: for `[i, n]`, part `i`
+    /// (from 1 to `n`) of `n` parts of the windows. The files of all parts together are the statistics of the whole text, for
+    /// [`Pipeline::statistics`]. Returns the numbers of sites (inputs of linear layers) and windows, and the length of the file. See
+    /// [`Plan::gather`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Plan::gather`]: no data is needed or no text was given, `part` is out of range, `out` is another file, a file or tensor cannot be
+    /// read or written, or the work is cancelled.
     pub fn gather(&self, part: [usize; 2], out: &Path, cx: &Context) -> Result<Calibrated> {
         self.plan.gather(&self.model, part, out, self.kinds, cx)
     }

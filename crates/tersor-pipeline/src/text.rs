@@ -1,4 +1,4 @@
-//! [`Text`]: a text and its name.
+//! [`Text`]: a text with a name.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use tersor_core::{Error, Result};
 use tersor_formats::Content;
 
-/// A text for calibration or evaluation, with a name for messages. Clones share the tokens into which the text was cut last.
+/// A text for calibration or evaluation, given as a string or as a file, with a name for messages. Clones share the tokens into which the text was
+/// cut last, so that it is not tokenized again for the same model and windows.
 #[derive(Clone, Debug)]
 pub struct Text {
     name: String,
@@ -25,18 +26,18 @@ enum Source {
 }
 
 impl Text {
-    /// Returns the text `content`. Messages call it `name`.
+    /// Returns the text `content`. Error messages call it `name`.
     pub fn new(name: impl Into<String>, content: impl Into<String>) -> Self {
         Self { name: name.into(), source: Source::Given(content.into()), tokens: Default::default() }
     }
 
-    /// Returns the text of a file, which is read when the text is needed. Its name is the path.
+    /// Returns the text of the file at `path`, which is read each time the text is needed and not before. Error messages call it by its path.
     pub fn file(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         Self { name: path.display().to_string(), source: Source::File(path), tokens: Default::default() }
     }
 
-    /// Returns the name of the text.
+    /// Returns the name of the text in messages; for a file, its path.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -46,7 +47,12 @@ impl Text {
         Self { name: self.name.clone(), source: Source::Given(content), tokens: self.tokens.clone() }
     }
 
-    /// Returns the content. Errors if it is in a file that cannot be read, is of another kind, such as a model, or is not UTF-8.
+    /// Returns the text; for a file, reads it.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Io`] if the file cannot be read. An [`Error::Format`] with its path if it is a directory, a file of another kind, such as a model,
+    /// or not UTF-8. A text that was given as a string cannot fail.
     pub fn read(&self) -> Result<Cow<'_, str>> {
         let path = match &self.source {
             Source::Given(text) => return Ok(text.into()),

@@ -1,4 +1,4 @@
-//! Verification: whether a directory is an unchanged output of `compress`.
+//! [`verify`]: whether an output directory of `compress` is unchanged.
 
 use std::path::Path;
 
@@ -10,19 +10,27 @@ use crate::kinds::Kinds;
 use crate::output::hash_file;
 use crate::rows::check_values;
 
-/// What was verified.
+/// What [`verify`] checked. All of it was found valid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Verified {
-    /// Number of files, which have the recorded lengths and hashes.
+    /// The number of weight files; each has the length and hash that were recorded when it was written.
     pub files: usize,
-    /// Number of compressed matrices, which have the right shapes and finite values.
+    /// The number of compressed matrices; each has the right shape and finite values only.
     pub matrices: usize,
-    /// Total length of the files in bytes.
+    /// The total length of the weight files in bytes.
     pub weight_bytes: u64,
 }
 
-/// Checks the hashes, shapes and values of an output directory of [`compress`](crate::compress()). Errors on the first fault, or if
-/// the work is cancelled.
+/// Checks the output directory `dir` of [`compress`](crate::compress()): length and hash of each weight file that its manifest `tersor.json` lists,
+/// the shape of each compressed matrix, and that the values of matrices and vectors are finite. Other files of the directory, such as the manifest
+/// itself and the tokenizer, have no recorded hash; they are checked only as far as they must be read. `kinds` loads the operators; progress and
+/// cancellation are those of `cx`.
+///
+/// # Errors
+///
+/// The first fault: an [`Error::Format`] if the directory has no valid manifest, or a file has another length or hash; an [`Error::Io`] if a file
+/// cannot be read; an [`Error::Tensor`] with the name of a matrix or vector that is missing or invalid. [`Error::Cancelled`] if the work is
+/// cancelled.
 pub fn verify(dir: &Path, kinds: &Kinds, cx: &Context) -> Result<Verified> {
     let bad = |what: String| Error::format(dir.display().to_string(), what);
     let manifest = dir.join(MANIFEST);

@@ -1,4 +1,4 @@
-//! Files that are written: nothing but an earlier output of the same kind is replaced.
+//! The guard of output files: only an earlier output of the same kind is replaced.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,41 +7,42 @@ use serde_json::Value as Json;
 use tersor_core::{Error, Limits, Result, TensorSource};
 use tersor_formats::{json as files, safetensors};
 
-/// First line of a recipe file that this crate writes.
+/// The first line of a recipe file that this crate writes.
 pub(crate) const RECIPE_HEAD: &str = "# Written by Tersor.\n";
 
-/// Mark of an HTML page that this crate writes, near its beginning.
+/// The mark of an HTML page that this crate writes, in its first 1024 bytes.
 pub(crate) const PAGE_MARK: &str = "<meta name=\"generator\" content=\"Tersor\">";
 
-/// Name of the tensor with the JSON description of a file of statistics.
+/// The name of the tensor that holds the JSON description of a file of statistics.
 pub(crate) const ABOUT: &str = "about";
 
-/// Name of the tensor with the JSON description of a file of predictions.
+/// The name of the tensor that holds the JSON description of a file of predictions.
 pub(crate) const REFERENCE: &str = "reference";
 
-/// What a file holds that this crate writes under a name that the user chooses.
+/// The kind of an output file that this crate writes under a name that the user chooses. [`check_file`] lets an output replace a file of its own kind
+/// only.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileKind {
-    /// A plan, in JSON.
+    /// A plan, in JSON ([`Plan::save`](crate::Plan::save)).
     Plan,
-    /// A recipe, in TOML, that begins with [`RECIPE_HEAD`].
+    /// A recipe, in TOML, that begins with a comment that this crate writes. A recipe file that a user wrote is not of this kind.
     Recipe,
-    /// The measured effects of matrices, for budgets.
+    /// The measured effect of each matrix on the predictions, in JSON, for budgets.
     Measurement,
-    /// Statistics of activations.
+    /// Statistics of the inputs of matrices, in safetensors ([`Plan::gather`](crate::Plan::gather)).
     Statistics,
-    /// An HTML page.
+    /// An HTML page ([`report::save`](crate::report::save)).
     Page,
-    /// The rows of a comparison, in JSON.
+    /// The rows of a comparison of recipes, in JSON ([`report::ROWS`](crate::report::ROWS)).
     Rows,
-    /// The figures of an evaluation, in JSON.
+    /// The figures of an evaluation, in JSON ([`evaluate::save`](crate::evaluate::save)).
     Figures,
-    /// The predictions of an original network.
+    /// The predictions of an original network on an evaluation text, in safetensors.
     Reference,
 }
 
 impl FileKind {
-    /// Returns what the file holds, for messages: `plan`.
+    /// Returns what messages call a file of this kind, such as `plan`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plan => "plan",
@@ -55,7 +56,7 @@ impl FileKind {
         }
     }
 
-    /// Returns whether a file is an earlier output of this kind, by its content. A file that cannot be read is none.
+    /// Returns whether the content of the file `path` is that of an earlier output of this kind. Returns false if the file cannot be read.
     pub fn matches(self, path: &Path) -> bool {
         let begins = |mark: &str, within: usize| {
             let read = fs::File::open(path).and_then(|f| {
@@ -84,8 +85,13 @@ impl FileKind {
     }
 }
 
-/// Errors unless a file of the kind `kind` may be written to `out`: nothing is there, or an earlier output of this kind, and `out` is none of the files
-/// `inputs` that the work reads. Call it before the work begins.
+/// Checks that an output of the kind `kind` may be written to the file `out`: nothing is there, or an earlier output of this kind. `inputs` are the
+/// paths that the work reads; `out` may be none of them. It is to be called before the work begins. It does not check that the directory of `out`
+/// exists.
+///
+/// # Errors
+///
+/// An [`Error::Format`] with the path if `out` is one of `inputs`, a directory, or another file.
 pub fn check_file(out: &Path, kind: FileKind, inputs: &[&Path]) -> Result<()> {
     let refuse = |what: &str| Err(Error::format(out.display().to_string(), what));
     let target = resolved(out);
@@ -100,7 +106,12 @@ pub fn check_file(out: &Path, kind: FileKind, inputs: &[&Path]) -> Result<()> {
     }
 }
 
-/// Errors if two outputs of the same work have the same name.
+/// Checks that the outputs `a` and `b` of the same work are different files. Both need not exist. Paths in directories that do not exist are not
+/// compared.
+///
+/// # Errors
+///
+/// An [`Error::Format`] with the path `a` if both are the same file.
 pub fn check_distinct(a: &Path, b: &Path) -> Result<()> {
     if resolved(a).is_some() && resolved(a) == resolved(b) {
         return Err(Error::format(

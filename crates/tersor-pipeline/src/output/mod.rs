@@ -1,5 +1,5 @@
-//! Output directories, which are new, in progress or finished, and output files. A final file name never belongs to an incomplete file, and nothing
-//! that this crate did not make is replaced or deleted.
+//! Guards of what is written: an output directory is new, in progress or finished, and an output file is new or replaces one of the same kind. A file
+//! gets its final name when it is complete, and nothing that this crate did not write is replaced or deleted.
 
 mod file;
 mod record;
@@ -21,32 +21,37 @@ use tersor_llm::{MANIFEST, Tokenizer};
 /// Name of the directory for work in progress, inside the output directory.
 const WORK: &str = ".tersor";
 
-/// The state of an output directory.
+/// The state of an output directory that [`open`] found.
 pub(crate) enum Output {
-    /// New, or unfinished work from the same inputs.
+    /// The directory is new, or has unfinished work from the same inputs.
     Open(Work),
-    /// Finished work from the same inputs.
+    /// The directory has finished work from the same inputs.
     Finished,
 }
 
-/// An output directory in progress, locked until dropped.
+/// An output directory in progress. It is locked until the value is dropped.
 pub(crate) struct Work {
     dir: PathBuf,
     _locks: Vec<File>,
 }
 
-/// Which processes may work in a directory at the same time.
+/// Which processes may work in an output directory at the same time.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Share {
-    /// This one only.
+    /// This process only.
     Alone,
-    /// Several, each on another task; this one on the task of this number.
+    /// Several processes, each on another task of a plan; this one on the task of this number.
     Task(usize),
 }
 
-/// Opens an output directory for work that depends on `inputs` (hashes by name; `beside` are further ones that are not recorded in the result). The
-/// work is finished once the file `last` exists. Errors if the directory has other content or work from other inputs (naming those that differ), or
-/// if another process is working in it.
+/// Opens the output directory `dir` for work that depends on `inputs`, an object of hashes by name, and makes it if it does not exist. `beside` has
+/// further inputs that are compared while work is in progress and not recorded in the result. The work is finished once the file `last` exists in
+/// `dir`; that file must record `inputs` under the key `inputs`.
+///
+/// # Errors
+///
+/// An [`Error::Format`] with the directory if it has files that this crate did not write, if it has work from other inputs (the message names those
+/// that differ), or if another process is working in it alone or on the same task. An [`Error::Io`] if it cannot be read or written.
 pub(crate) fn open(dir: &Path, inputs: &Json, beside: &Json, last: &str, share: Share) -> Result<Output> {
     let refuse = |what: &str| Error::format(dir.display().to_string(), what);
     let finished = dir.join(last);
@@ -85,15 +90,19 @@ pub(crate) fn open(dir: &Path, inputs: &Json, beside: &Json, last: &str, share: 
     Ok(Output::Open(Work { dir: dir.to_path_buf(), _locks: locks }))
 }
 
-/// A directory for work in progress in front of [`open`], locked until dropped.
+/// The work in progress of an output directory, before [`open`] takes it. It is locked until the value is dropped.
 pub(crate) struct Reserved {
     dir: PathBuf,
     _lock: File,
 }
 
 impl Reserved {
-    /// Makes the directory of work in progress in the output directory `dir`, and locks it. Errors if `dir` has other content, or if another process is
-    /// working in it.
+    /// Makes the output directory `dir` with its directory of work in progress, and locks it for this process alone.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Format`] if `dir` has files that this crate did not write, or if another process is working in it. An [`Error::Io`] if it cannot
+    /// be written.
     pub(crate) fn new(dir: &Path) -> Result<Self> {
         let work = prepare(dir)?;
         let lock = lock(&work.join("lock"), File::try_lock)?;
@@ -101,12 +110,12 @@ impl Reserved {
         Ok(Self { dir: dir.to_path_buf(), _lock: lock.ok_or_else(busy)? })
     }
 
-    /// Returns the directory for work in progress.
+    /// Returns the path of the directory of work in progress, inside the output directory.
     pub(crate) fn scratch(&self) -> PathBuf {
         self.dir.join(WORK)
     }
 
-    /// Deletes the work in progress, and the directory if it is empty then.
+    /// Deletes the work in progress, and the output directory if it is empty then. Failures are ignored.
     pub(crate) fn abandon(self) {
         abandon(&self.dir);
     }
@@ -158,23 +167,29 @@ fn check_same(dir: &Path, before: &Json, now: &Json) -> Result<()> {
 }
 
 impl Work {
-    /// Deletes the work in progress, and the directory if it is empty then.
+    /// Deletes the work in progress, and the output directory if it is empty then. Failures are ignored.
     pub(crate) fn abandon(self) {
         abandon(&self.dir);
     }
 
-    /// Returns the directory for work in progress.
+    /// Returns the path of the directory of work in progress, inside the output directory.
     pub(crate) fn scratch(&self) -> PathBuf {
         self.dir.join(WORK)
     }
 
-    /// Returns the path of a weight file before it is moved to its final name.
+    /// Returns the path, in the directory of work in progress, at which the weight file of the name `file` is written before [`finish`](Self::finish)
+    /// moves it.
     pub(crate) fn pending(&self, file: &str) -> PathBuf {
         self.dir.join(WORK).join(format!("{file}.done"))
     }
 
-    /// Finishes the directory: moves the weight files to their final names, writes the files `beside` them, then the file `last`, and deletes the work
-    /// in progress. `progress` hears of each file that has its final name, without a step, and nothing else happens meanwhile.
+    /// Finishes the output directory: moves each file of `weights` from its [`pending`](Self::pending) path to its final name, writes the files
+    /// `beside` (name and content), then the file `last`, and deletes the work in progress. `progress` is told the name of each file that has its
+    /// final name, with 0 steps.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Io`] if a file cannot be moved, written or deleted.
     pub(crate) fn finish(
         self,
         weights: &[String],
@@ -199,11 +214,15 @@ impl Work {
     }
 }
 
-/// Returns name and content of the files that belong beside the weights of an output directory: `config` as `config.json` if it is given, the tokenizer of
-/// the original model `model`, the small files of its directory that other tools read (tokenizer settings, generation settings, chat template), and an
-/// index of shards unless `model.safetensors` is the only weight file. `shards` has the name of each weight file and of its tensors; `total` is the
-/// length of all tensors in bytes. A model without tokenizer or small files has none of them in the result. Errors if a small file is there and cannot be
-/// read.
+/// Returns name and content of the files that belong beside the weights of an output directory: `config` as `config.json` if it is given, the
+/// tokenizer of the original model `model`, the small files of its directory that other programs read (settings of the tokenizer and of generation,
+/// chat template), and an index of the weight files unless `model.safetensors` is the only one. `shards` has the name of each weight file with the
+/// names of its tensors; `total` is the length of all tensors in bytes. A tokenizer or small file that the model lacks is left out, and so is a
+/// tokenizer that cannot be read.
+///
+/// # Errors
+///
+/// An [`Error::Io`] if a small file exists and cannot be read.
 pub(crate) fn companions(
     model: &Model,
     config: Option<Json>,
@@ -239,7 +258,11 @@ pub(crate) fn companions(
     Ok(out)
 }
 
-/// Returns the length and the BLAKE3 hash of a file.
+/// Returns the length in bytes of the file `path`, and the BLAKE3 hash of its content as 64 hexadecimal digits.
+///
+/// # Errors
+///
+/// An [`Error::Io`] if the file cannot be read.
 pub(crate) fn hash_file(path: &Path) -> Result<(u64, String)> {
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut hasher = blake3::Hasher::new();
@@ -247,7 +270,11 @@ pub(crate) fn hash_file(path: &Path) -> Result<(u64, String)> {
     Ok((n, hasher.finalize().to_hex().to_string()))
 }
 
-/// Returns one hash of the contents of all weight files of a model and of its configuration. Errors if a file cannot be read.
+/// Returns one BLAKE3 hash, 64 hexadecimal digits, of the names and contents of all weight files of a model and of its configuration.
+///
+/// # Errors
+///
+/// An [`Error::Io`] if a file cannot be read.
 pub(crate) fn hash_model(model: &Model) -> Result<String> {
     let (path, mut all) = (model.path(), blake3::Hasher::new());
     for (name, _) in model.files() {
@@ -258,7 +285,7 @@ pub(crate) fn hash_model(model: &Model) -> Result<String> {
     Ok(all.finalize().to_hex().to_string())
 }
 
-/// Returns whether a directory is an output of `compress`.
+/// Returns whether `dir` is a finished output directory of [`compress`](crate::compress()), that is, whether it has a file `tersor.json`.
 pub fn is_compressed(dir: &Path) -> bool {
     dir.join(MANIFEST).is_file()
 }

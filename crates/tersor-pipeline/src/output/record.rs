@@ -8,14 +8,23 @@ use tersor_formats::{json as files, write_atomic};
 
 use super::hash_file;
 
-/// Writes the record of a file beside it, under its name with `.json`: `about`, the file's length and its hash.
+/// Writes the record of the file `path` beside it: the JSON object `about`, to which the file's length (`bytes`) and hash (`blake3`) are added. The
+/// name of the record is that of the file with its extension replaced by `json`, so that two files may not differ in their extensions alone.
+///
+/// # Errors
+///
+/// An [`Error::Io`] if the file cannot be read or the record cannot be written.
 pub(crate) fn record_file(path: &Path, mut about: Json) -> Result<()> {
     let (bytes, hash) = hash_file(path)?;
     (about["bytes"], about["blake3"]) = (bytes.into(), hash.into());
     write_atomic(&path.with_extension("json"), &files::to_bytes(&about))
 }
 
-/// Returns the record of a file that [`record_file`] wrote; none if there is none. Errors if the file has changed since.
+/// Returns the record of the file `path` that [`record_file`] wrote; None if there is no record.
+///
+/// # Errors
+///
+/// An [`Error::Format`] if the file is not the one that was recorded: its length or hash differs. An [`Error::Io`] if it cannot be read.
 pub(crate) fn recorded(path: &Path) -> Result<Option<Json>> {
     let record = path.with_extension("json");
     if !record.is_file() {

@@ -1,4 +1,4 @@
-//! Reports: one self-contained HTML page with tables and charts of results.
+//! Reports: one self-contained HTML page with a table and charts of results.
 
 mod charts;
 mod svg;
@@ -16,7 +16,7 @@ use crate::units::megabytes;
 use charts::Run;
 use svg::escape;
 
-/// Name of the file with the rows of a comparison, which [`page`] reads.
+/// The name of the JSON file, in the output directory of a comparison, that has its rows. [`page`] reads it.
 pub const ROWS: &str = "rows.json";
 
 const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1060px;margin:2em auto;padding:0 1em;color:#1d2733}\
@@ -25,16 +25,27 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,t
 th:first-child,td:first-child{text-align:left}th{font-weight:600;color:#51606f}svg{width:100%;height:auto}\
 .note{color:#51606f}text{font:12px system-ui,sans-serif;fill:#1d2733}.axis{fill:#51606f}";
 
-/// Writes the HTML page for `dirs`, as [`page`] takes them, to the file `out`. Errors if one of them is none of these, or if `out` exists and is no earlier
-/// page.
+/// Writes the HTML page of the results `dirs`, as [`page`] makes it, to the file `out`. An earlier page is replaced.
+///
+/// # Errors
+///
+/// Those of [`page`]. An [`Error::Format`] if `out` is one of `dirs`, a directory, or a file that is no earlier page. An [`Error::Io`] if it cannot
+/// be written.
 pub fn save(dirs: &[PathBuf], out: &Path) -> Result<()> {
     check_file(out, FileKind::Page, &dirs.iter().map(PathBuf::as_path).collect::<Vec<_>>())?;
     write_atomic(out, page(dirs)?.as_bytes())
 }
 
-/// Returns the HTML page for output directories of `compare`, `demo` and `compress`, and for files of figures
-/// ([`evaluate::save`](crate::evaluate::save)), each of which is a row. Errors if a path is none of these. A row whose recipe an earlier row has too gets
-/// the name of its model beside it.
+/// Returns an HTML page with a table of figures and with charts (size and perplexity, errors by layer, time and memory; those for which there is no
+/// data are left out). `dirs` are the paths of results: output directories of the commands `compare` and `demo`, which have a file [`ROWS`] and give
+/// several rows; output directories of [`compress`](crate::compress()), each of which is a row; and files of figures that
+/// [`evaluate::save`](crate::evaluate::save) wrote, each of which is a row. If an earlier row has the recipe of a file of figures, the name of the
+/// model is put behind the recipe.
+///
+/// # Errors
+///
+/// An [`Error::Format`] with the path if one of `dirs` is none of these, or one of its JSON files is invalid. An [`Error::Io`] if a file cannot be
+/// read.
 pub fn page(dirs: &[PathBuf]) -> Result<String> {
     let (mut rows, mut runs, mut models) = (Vec::new(), Vec::new(), Vec::new());
     for dir in dirs {
