@@ -122,8 +122,9 @@ impl Planned<'_> {
         self.plan.summary(&self.model)
     }
 
-    /// Compresses the model into the directory `out`, which is made if it does not exist. If the work is stopped, the same call continues it; if
-    /// `out` is complete already, nothing is done. Progress and cancellation are those of `cx`, the seed is that of the plan.
+    /// Compresses the model into the directory `out`, which is made if it does not exist, and returns its size and other figures. If the work is
+    /// stopped, the same call continues it; if `out` is complete already, nothing is done. Progress and cancellation are those of `cx`, the seed is
+    /// that of the plan.
     ///
     /// # Errors
     ///
@@ -137,7 +138,8 @@ impl Planned<'_> {
     }
 
     /// Does a part of the work of [`compress`](Self::compress) in the directory `out`: one task of [`Plan::tasks`], or the merge of their results
-    /// into the output. Several processes that share the directory may do tasks at the same time, each another one.
+    /// into the output. Several processes that share the directory may do different tasks at the same time. Returns the number of the task, or the
+    /// figures of the complete directory.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
-//! Quantities as text.
+//! Quantities as text for messages.
 
-/// Formats a number of bytes in decimal units: `12.30 MB`.
+/// Returns a number of bytes as text in decimal units: GB or MB with two decimals, or kB with one below a million bytes, such as `12.30 MB`.
 pub fn megabytes(bytes: u64) -> String {
     let b = bytes as f64;
     if b >= 1e9 {

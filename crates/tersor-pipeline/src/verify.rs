@@ -15,22 +15,22 @@ use crate::rows::check_values;
 pub struct Verified {
     /// The number of weight files; each has the length and hash that were recorded when it was written.
     pub files: usize,
-    /// The number of compressed matrices; each has the right shape and finite values only.
+    /// The number of compressed matrices; each has the shape that the manifest records, and finite values only.
     pub matrices: usize,
     /// The total length of the weight files in bytes.
     pub weight_bytes: u64,
 }
 
 /// Checks the output directory `dir` of [`compress`](crate::compress()): length and hash of each weight file that its manifest `tersor.json` lists,
-/// the shape of each compressed matrix, and that the values of matrices and vectors are finite. Other files of the directory, such as the manifest
-/// itself and the tokenizer, have no recorded hash; they are checked only as far as they must be read. `kinds` loads the operators; progress and
-/// cancellation are those of `cx`.
+/// that each compressed matrix can be loaded with the shape that the manifest records, and that the values of matrices and vectors are finite. Other
+/// files of the directory, such as the manifest itself and the tokenizer, have no recorded hash; they are checked only as far as they must be read.
+/// `kinds` loads the operators; progress and cancellation are those of `cx`.
 ///
 /// # Errors
 ///
 /// The first fault: an [`Error::Format`] if the directory has no valid manifest, or a file has another length or hash; an [`Error::Io`] if a file
-/// cannot be read; an [`Error::Tensor`] with the name of a matrix or vector that is missing or invalid. [`Error::Cancelled`] if the work is
-/// cancelled.
+/// cannot be read; an [`Error::Tensor`] or [`Error::Missing`] with the name of the tensor if a matrix or vector is missing or invalid; an
+/// [`Error::Unsupported`] if the architecture or a kind of operator is unknown. [`Error::Cancelled`] if the work is cancelled.
 pub fn verify(dir: &Path, kinds: &Kinds, cx: &Context) -> Result<Verified> {
     let bad = |what: String| Error::format(dir.display().to_string(), what);
     let manifest = dir.join(MANIFEST);

@@ -86,12 +86,12 @@ impl FileKind {
 }
 
 /// Checks that an output of the kind `kind` may be written to the file `out`: nothing is there, or an earlier output of this kind. `inputs` are the
-/// paths that the work reads; `out` may be none of them. It is to be called before the work begins. It does not check that the directory of `out`
+/// paths that the work reads; `out` must not be one of them. It is to be called before the work begins. It does not check that the directory of `out`
 /// exists.
 ///
 /// # Errors
 ///
-/// An [`Error::Format`] with the path if `out` is one of `inputs`, a directory, or another file.
+/// An [`Error::Format`] with the path if `out` is one of `inputs`, a directory, or a file of another kind.
 pub fn check_file(out: &Path, kind: FileKind, inputs: &[&Path]) -> Result<()> {
     let refuse = |what: &str| Err(Error::format(out.display().to_string(), what));
     let target = resolved(out);
@@ -106,8 +106,8 @@ pub fn check_file(out: &Path, kind: FileKind, inputs: &[&Path]) -> Result<()> {
     }
 }
 
-/// Checks that the outputs `a` and `b` of the same work are different files. Both need not exist. Paths in directories that do not exist are not
-/// compared.
+/// Checks that the outputs `a` and `b` of the same work are different files. Neither needs to exist. A path whose directory does not exist counts as
+/// different from any other.
 ///
 /// # Errors
 ///

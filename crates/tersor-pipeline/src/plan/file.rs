@@ -53,12 +53,12 @@ impl PlanFile {
     }
 
     /// Checks that `plan`, which was made from the recipe and the seed of this file, depends on the same inputs. `plan` may have inputs that the file
-    /// lacks: the file may have been made without a calibration text. Warns the listener of `cx` if only the instruction set of the processor
-    /// differs.
+    /// lacks: the file may have been made without a calibration text. If the instruction set of the processor differs, warns the listener of `cx`;
+    /// that is no error.
     ///
     /// # Errors
     ///
-    /// An [`Error::Format`] that names the inputs that differ, or that the plan lacks.
+    /// An [`Error::Format`] that names the other inputs of the file that differ in the plan, or that the plan lacks.
     pub fn check(&self, plan: &Plan, cx: &Context) -> Result<()> {
         let differs = |(name, hash): &(&String, &String)| plan.inputs.get(*name) != Some(*hash);
         if self.inputs.iter().filter(differs).any(|(name, _)| name == INSTRUCTION_SET) {

@@ -24,9 +24,9 @@ pub struct Calibrated {
 impl Plan {
     /// Runs the original network of `model` on the calibration text of the plan, and writes the statistics that its methods need to the file `out`.
     /// The shards of the windows ([`Plan::shards`]) are divided into `n` parts; for `[i, n]`, `i` from 1 to `n`, the file has part `i`. The files of
-    /// all parts together are the [`Data::Statistics`](super::Data::Statistics) of a later plan. With [`Plan::spill`], hidden states are kept in a
-    /// temporary directory beside `out`. `kinds` has the operators; the seed is that of the plan, progress and cancellation are those of `cx`. An
-    /// earlier file of statistics is replaced.
+    /// all parts together are the [`Data::Statistics`](super::Data::Statistics) of a later plan; plans with a rotation, smoothing or statistics that
+    /// the recipe calls `sequential` do not accept them. With [`Plan::spill`], hidden states are kept in a temporary directory beside `out`. `kinds`
+    /// has the operators; the seed is that of the plan, progress and cancellation are those of `cx`. An earlier file of statistics is replaced.
     ///
     /// # Errors
     ///
@@ -71,7 +71,7 @@ impl Plan {
     /// # Errors
     ///
     /// An [`Error::Missing`] if the plan has no text.
-    pub(crate) fn cut(&self) -> Result<&[Vec<u32>]> {
+    pub fn cut(&self) -> Result<&[Vec<u32>]> {
         let tokens = self.tokens.as_ref().map(|t| t.as_slice());
         tokens.ok_or_else(|| Error::Missing { name: "calibration text".into(), place: "the plan".into() })
     }

@@ -12,9 +12,14 @@ use crate::units::megabytes;
 type Terms = BTreeMap<&'static str, u64>;
 
 impl Plan {
-    /// Returns the estimated peak memory of [`compress`](crate::compress()) in bytes. Compression has phases, such as gathering statistics and
-    /// compressing a site; the result has the parts of the memory of the phase that needs most, by a word such as `hidden states`, `gram` or `rows`,
-    /// and two parts that all phases have: `headers` and `program`. The peak is the sum. `model` is the model of the plan.
+    /// Returns the estimated peak memory of [`compress`](crate::compress()) in bytes, by part; the peak is their sum. Compression has phases, such as
+    /// gathering statistics and compressing matrices. The result has the parts of the phase that needs most memory, and `headers` and `program`,
+    /// which every phase needs. `model` is the model of the plan.
+    ///
+    /// The parts of a phase are among these: `rows` (a block of rows and its compressed form), `gram` (sums of products of input features, and their
+    /// factors), `hidden states` (the activations between layers, of all windows), `layer` (the weights of a layer in f32), `windows` (the
+    /// activations of the windows at work), `sample` (inputs that are kept to try out changes), `threads` (buffers of each thread), `tokenizer` and
+    /// `text`.
     pub fn memory(&self, model: &Model) -> Terms {
         let all = |_: &Entry| true;
         let mut phases = vec![Terms::from([("rows", self.rows(all))])];

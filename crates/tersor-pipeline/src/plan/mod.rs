@@ -66,8 +66,8 @@ pub struct Options {
     /// The number of tokens of a window, from 2 to the model's maximum (512 with `generic`); for an encoder, the maximum per line. None for the
     /// smaller of 512 and the model's maximum.
     pub ctx: Option<usize>,
-    /// Whether the architecture of the model is not looked at. The roles of matrices are then guessed from their names, and recipes that need data
-    /// are refused.
+    /// Whether the model is taken as one of unknown architecture, even if its configuration is known. The roles of its matrices are then guessed from
+    /// their names, and recipes that need data are refused.
     pub generic: bool,
 }
 
@@ -91,7 +91,9 @@ pub struct Plan {
     pub rotation: Option<Box<dyn Rewrite>>,
     /// The seed of all random numbers.
     pub seed: u64,
-    /// Everything that the bytes of the result depend on: hashes or plain values by name, such as `recipe`, `seed`, `headers` and `calibration text`.
+    /// Everything that the bytes of the result depend on, as hashes or plain values by name: `headers`, `files`, `config`, `tokenizer`, `recipe`,
+    /// `seed`, `version` and `instruction set`; with calibration also `statistics`, and `calibration text` with `calibration windows` or `importance
+    /// matrix`.
     pub inputs: BTreeMap<String, String>,
     /// The architecture of the model; None with [`Options::generic`].
     pub network: Option<Architecture>,

@@ -22,7 +22,7 @@ pub enum Task {
 
 impl Plan {
     /// Returns the number of shards into which the calibration windows are divided. A shard is a run of consecutive windows, of
-    /// [`shard_windows`](tersor_llm::shard_windows) windows each, whose statistics are summed together.
+    /// [`shard_windows`] windows each, whose statistics are summed together.
     pub fn shards(&self) -> usize {
         self.windows[0].div_ceil(shard_windows(self.windows[1]))
     }

@@ -2,7 +2,7 @@
 //! caches of a decoder are stored.
 //!
 //! A recipe consists of *stages*, which are steps of compression with their parameters, such as smoothing, rotation or quantization
-//! ([`StageSpec`](tersor_core::stages::StageSpec)). A *rule* says which stages compress the matrices that its patterns match. A recipe is a TOML
+//! ([`StageSpec`]). A *rule* says which stages compress the matrices that its patterns match. A recipe is a TOML
 //! file, or a name such as `w4-g128-gptq` that stands for one:
 //!
 //! ```toml
