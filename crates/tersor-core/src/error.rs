@@ -153,6 +153,10 @@ pub enum Error {
     /// The caller [cancelled](crate::Cancel) the work.
     #[error("cancelled")]
     Cancelled,
+    /// A [`Tap`](crate::Tap) asked the network to stop: what it wanted is computed. Networks pass it on; whoever made the tap takes it for
+    /// success.
+    #[error("stopped by the tap of the network")]
+    Stopped,
 }
 
 impl From<Fault> for Error {
@@ -191,11 +195,11 @@ impl Error {
         }
     }
 
-    /// Wraps this error in an [`Error::Tensor`] with the name of the tensor that it concerns. An [`Error::Tensor`], [`Error::Cancelled`] or
-    /// [`Error::Io`] is returned unchanged.
+    /// Wraps this error in an [`Error::Tensor`] with the name of the tensor that it concerns. An [`Error::Tensor`],
+    /// [`Error::Cancelled`], [`Error::Stopped`] or [`Error::Io`] is returned unchanged.
     pub fn in_tensor(self, tensor: &str) -> Self {
         match self {
-            Error::Tensor { .. } | Error::Cancelled | Error::Io { .. } => self,
+            Error::Tensor { .. } | Error::Cancelled | Error::Stopped | Error::Io { .. } => self,
             other => Error::Tensor { tensor: tensor.to_string(), source: Box::new(other) },
         }
     }

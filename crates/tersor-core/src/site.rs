@@ -116,6 +116,24 @@ pub enum Folding {
 }
 
 impl Site {
+    /// Returns the site of one weight matrix, `[out_features, in_features]`, that is known to be nothing more than a linear layer: the name of the
+    /// site and of the weight are `weight`, and factors cannot be folded into what produces its input.
+    ///
+    /// ```
+    /// let site = tersor_core::Site::linear("first.weight", [16, 4]);
+    /// assert_eq!((site.features, site.consumers.len()), (4, 1));
+    /// ```
+    pub fn linear(weight: &str, shape: [usize; 2]) -> Self {
+        Self {
+            name: weight.into(),
+            layer: None,
+            features: shape[1],
+            consumers: vec![Consumer { weight: weight.into(), shape, role: Role::Linear }],
+            producer: Producer::Opaque,
+            writers: Vec::new(),
+        }
+    }
+
     /// Returns where the inputs of this site, which one or more linear layers share, can be divided by one factor for each feature. The
     /// result is [`Folding::Producer`] (in the stored weight of the producer, which computes the inputs) if the producer is a norm, or a
     /// matrix each of whose outputs is one feature of the site. It is [`Folding::Shared`] (nowhere without loss) if the producer is a

@@ -45,7 +45,7 @@ pub(crate) fn apply_all<const N: usize>(linears: [&Linear; N], x: &Input<'_>, ex
 }
 
 /// Adds a bias to each row of `y`, `[tokens, features]`. Errors if the bias has another length than a row.
-fn add_bias(y: &mut [f32], features: usize, bias: Option<&[f32]>) -> Result<()> {
+pub(crate) fn add_bias(y: &mut [f32], features: usize, bias: Option<&[f32]>) -> Result<()> {
     let Some(bias) = bias else { return Ok(()) };
     if bias.len() != features {
         return Err(Error::shape("bias of a linear layer", features, bias.len()));
@@ -260,27 +260,41 @@ impl Layer {
     pub(crate) fn attend(
         &self,
         config: &DecoderConfig,
-        [mut q, k, v]: [Vec<f32>; 3],
+        qkv: [Vec<f32>; 3],
         positions: &[u32],
         cache: &mut dyn KvCache,
         exec: &Exec,
     ) -> Result<Vec<f32>> {
-        if let Some(norm) = &self.q_norm {
-            q = rms_norm(&q, norm, config.eps, exec);
-        }
-        let k = self.normed_keys(config, k, exec);
-        let mut attn_output = vec![0f32; positions.len() * config.heads * config.head_dim];
-        cache.step(KvStep { keys: &k, values: &v, queries: &q, positions }, &mut attn_output, exec)?;
-        Ok(attn_output)
+        attend([self.q_norm.as_deref(), self.k_norm.as_deref()], config, qkv, positions, cache, exec)
     }
 
     /// Returns the keys after their per-head norm, if the model has one.
     pub(crate) fn normed_keys(&self, config: &DecoderConfig, keys: Vec<f32>, exec: &Exec) -> Vec<f32> {
-        match &self.k_norm {
-            Some(norm) => rms_norm(&keys, norm, config.eps, exec),
-            None => keys,
-        }
+        normed(self.k_norm.as_deref(), config, keys, exec)
     }
+}
+
+/// Returns queries or keys after their per-head norm, if there is one.
+fn normed(norm: Option<&[f32]>, config: &DecoderConfig, heads: Vec<f32>, exec: &Exec) -> Vec<f32> {
+    match norm {
+        Some(norm) => rms_norm(&heads, norm, config.eps, exec),
+        None => heads,
+    }
+}
+
+/// Applies the per-head norms of queries and keys, if there are any, and returns the attention output `[tokens, heads * head_dim]`.
+pub(crate) fn attend(
+    [q_norm, k_norm]: [Option<&[f32]>; 2],
+    config: &DecoderConfig,
+    [q, k, v]: [Vec<f32>; 3],
+    positions: &[u32],
+    cache: &mut dyn KvCache,
+    exec: &Exec,
+) -> Result<Vec<f32>> {
+    let (q, k) = (normed(q_norm, config, q, exec), normed(k_norm, config, k, exec));
+    let mut attn_output = vec![0f32; positions.len() * config.heads * config.head_dim];
+    cache.step(KvStep { keys: &k, values: &v, queries: &q, positions }, &mut attn_output, exec)?;
+    Ok(attn_output)
 }
 
 /// Returns [`vector::rms_norm`] of each token of `x`, in the current thread pool if the work is large enough.

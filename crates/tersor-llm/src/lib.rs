@@ -9,6 +9,7 @@ mod encoder;
 mod evaluate;
 mod generate;
 mod layer;
+mod network;
 mod sites;
 mod tokenizer;
 
@@ -25,8 +26,10 @@ pub use config::DecoderConfig;
 pub use decoder::{Decoder, State};
 pub use encoder::{Activation, Encoder, EncoderConfig};
 pub use evaluate::{
-    Agreement, Bucket, CONFIDENCES, Evaluation, KeepPredictions, Original, Request, States, StoredPredictions, evaluate, evaluate_with, windows,
+    Agreement, Bucket, CONFIDENCES, Evaluation, KeepPredictions, Original, Request, States, StoredPredictions,
+    evaluate, evaluate_with, windows,
 };
 pub use generate::{Sampling, Temperature, generate};
 pub use layer::{Layer, Linear, SiteKind};
+pub use network::ModelNetwork;
 pub use tokenizer::Tokenizer;

@@ -202,12 +202,19 @@ fn what_replaces_a_matrix_is_what_later_sites_see() {
             folds: Vec::new(),
         };
         calibration.layer(0, &mut hooks).unwrap();
+        calibration.layer(1, &mut hooks).unwrap();
         energies
     };
     let (compressed, original) = (run(Upstream::Compressed), run(Upstream::Original));
     assert_eq!(compressed[0], original[0]);
     assert!(compressed[1] == 0.0 && original[1] > 0.0);
     assert!(compressed[2] != original[2]);
+    // Behind compressed layers, statistics of the first layer are those of the original network; those of the second begin as sequential ones and
+    // go on through the layer's own matrices.
+    let layers = run(Upstream::CompressedLayers);
+    assert_eq!(layers[..4], original[..4]);
+    assert_eq!(layers[4], compressed[4]);
+    assert!(layers[4] != original[4] && layers[5] > 0.0 && compressed[5] == 0.0);
 }
 
 #[test]

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 
 use tersor::blockwise::optimizer::{BlockwiseOptimizer, OptimizerConfig, Rule};
 use tersor::core::gradients::Optimizer;
-use tersor::core::{MatView, MemTensors, Role, StatNeeds, StatSet, TensorSink, TensorSource};
+use tersor::core::{Context, MatView, MemTensors, Role, StatNeeds, StatSet, TensorSink, TensorSource};
 use tersor::formats::{Model, gguf, json, safetensors};
-use tersor::llm::{DecoderConfig, EncoderConfig, Manifest, Tokenizer};
-use tersor::pipeline::Recipe;
+use tersor::llm::{DecoderConfig, EncoderConfig, Manifest, StoredPredictions, Tokenizer};
+use tersor::pipeline::{Recipe, Text, evaluate};
 
 /// A parser, by name.
 pub struct Parser {
@@ -26,7 +26,7 @@ pub struct Parser {
 }
 
 /// All parsers.
-pub const PARSERS: [Parser; 17] = [
+pub const PARSERS: [Parser; 18] = [
     Parser {
         name: "safetensors",
         seeds: || vec![binary::small_safetensors()],
@@ -54,6 +54,7 @@ pub const PARSERS: [Parser; 17] = [
         parse: |b| with_file(b, |path| tersor::formats::imatrix::read(path, &Default::default()).is_ok()),
     },
     Parser { name: "optimizer", seeds: optimizers, parse: optimizer },
+    Parser { name: "predictions", seeds: predictions, parse: prediction },
     Parser { name: "recipe", seeds: recipes, parse: recipe },
     Parser { name: "recipe_name", seeds: recipe_names, parse: recipe_name },
 ];
@@ -333,6 +334,36 @@ fn statistic(bytes: &[u8]) -> bool {
     let _ = own.merge(&stats);
     own.only(StatNeeds { squares: true, ..StatNeeds::default() });
     true
+}
+
+/// Returns files of an original's predictions, without logits and with them.
+fn predictions() -> Vec<Vec<u8>> {
+    let (model, cx) = (root().join("examples/models/tiny-wiki"), Context::new());
+    let of = |reference_logits: u64| {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("predictions");
+        let options = evaluate::Options {
+            ctx: Some(2),
+            windows: Some(1),
+            reference: Some(file.clone()),
+            reference_logits,
+            ..Default::default()
+        };
+        let text = Text::new("text", "One two three four five six.");
+        evaluate::decoder(&model, &text, None, &options, tersor::kinds(), &cx).unwrap();
+        std::fs::read(&file).unwrap()
+    };
+    vec![of(0), of(u64::MAX)]
+}
+
+/// Opens a file of predictions and reads its windows and logits.
+fn prediction(bytes: &[u8]) -> bool {
+    with_file(bytes, |path| {
+        let Ok(mut found) = evaluate::Reference::open(path) else { return false };
+        let mut logits = vec![0f32; 2048];
+        let all = (0..2).map(|w| found.window(w).is_ok() & found.logits(w, 0..1, &mut logits).is_ok());
+        all.fold(false, |any, one| any | one)
+    })
 }
 
 /// The optimizers whose states are loaded, each with its rule.

@@ -5,7 +5,10 @@
 
 mod changes;
 
-use crate::{Context, Fold, Layout, LinearOp, Method, Result, RowSource, Site, StatNeeds, StatSet, TensorInfo};
+use crate::{
+    Context, Error, Fold, Layout, LinearOp, Method, Result, RowSource, Site, StatNeeds, StatSet, TensorInfo,
+    read_finite,
+};
 pub use changes::Changes;
 
 /// How many sites a [`Rewrite`] gets in one call: one, or all of the network. A [`Site`] is an input of one or more linear layers, such as
@@ -141,6 +144,18 @@ pub trait Weights: Sync {
     /// Returns the weight `name` as a matrix `[rows, cols]` that is read some rows at a time; a vector is one row. Errors if there is no
     /// such tensor.
     fn rows<'w>(&'w self, name: &'w str) -> Result<Box<dyn RowSource + 'w>>;
+    /// Returns whether there is a weight called `name`. The provided method asks for its rows.
+    fn has(&self, name: &str) -> bool {
+        self.rows(name).is_ok()
+    }
+    /// Returns the vector `name` in f32. Errors if there is no such weight, it has not `len` elements, or one is not finite.
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let rows = self.rows(name)?;
+        if rows.shape() != [1, len] {
+            return Err(Error::shape("shape of a vector", [1, len], rows.shape()).in_tensor(name));
+        }
+        read_finite(&*rows, 0..1).map_err(|e| e.in_tensor(name))
+    }
 }
 
 /// Access to the observations of a network on calibration data: statistics and samples of the inputs of its sites (the inputs that one or

@@ -6,13 +6,15 @@ use tersor_core::rewrite::{MakesKeysAndValues, ModuleOutput};
 use tersor_core::{Cancel, Fold, InputChange, LinearOp, Method, Result, SeenSite, Site, StatNeeds, StatSet};
 
 /// Which form of the earlier matrices computes the calibration inputs of a [site](Site) (an input of the network with the linear layers
-/// that read it): `Compressed`, the operators that replace them after compression, or `Original`, the matrices before compression. There is
-/// no default.
+/// that read it): the operators that replace them after compression, or the matrices before compression. There is no default.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Upstream {
     /// Earlier matrices are the compressed ones, so that each site's compression can compensate for the errors before it (sequential
     /// calibration).
     Compressed,
+    /// The matrices of earlier layers are the compressed ones, those of the site's own layer the original ones: all sites of a layer are
+    /// observed in one pass (as the reference code of Wanda and SparseGPT does).
+    CompressedLayers,
     /// Earlier matrices are the original ones, so that the inputs of a site do not depend on how others are compressed.
     Original,
 }
@@ -20,7 +22,7 @@ pub enum Upstream {
 /// For each matrix of a site (an input of the network with the linear layers that read it), in the order of [`Site::consumers`], the
 /// operator that replaces it after compression, of the same shape `[out_features, in_features]`; None for a matrix that stays as it is. A
 /// shorter list leaves the remaining matrices as they are; entries beyond the last matrix are ignored. `Calibration::layer` errors if it
-/// uses the list ([`Upstream::Compressed`]) and an operator has another shape than its matrix.
+/// uses the list (not with [`Upstream::Original`]) and an operator has another shape than its matrix.
 pub type Replacements = Vec<Option<Arc<dyn LinearOp>>>;
 
 /// Callback that reads one row of an embedding table: it receives the table's tensor name and the row's index, counted from 0, and fills
@@ -31,7 +33,7 @@ pub type ReadRow<'r> = &'r mut dyn FnMut(&str, usize, &mut [f32]) -> Result<()>;
 /// the layer together with the linear layers that read it, such as q, k and v.
 pub struct Hooks<'h> {
     /// Whether the hidden states continue through the operators that the callback [`Hooks::compress`] returns for the layer's matrices
-    /// ([`Upstream::Compressed`]), or through the original matrices.
+    /// ([`Upstream::Compressed`] and [`Upstream::CompressedLayers`]), or through the original matrices.
     pub upstream: Upstream,
     /// Cancellation of calibration, checked before each batch of windows; a cancelled call errors.
     pub cancel: &'h Cancel,
@@ -48,7 +50,7 @@ pub struct Hooks<'h> {
     pub change: &'h dyn Fn(&Site) -> Result<Option<InputChange>>,
     /// Compresses the matrices of a [site](Site) (the linear layers that read one input) from the statistics of this input, and returns the
     /// operators that replace them ([`Replacements`]). Called once for every site of the layer, in the order of execution, also for sites
-    /// without statistics. The result is used with [`Upstream::Compressed`] only. An error stops `Calibration::layer`, which returns it.
+    /// without statistics. The result is not used with [`Upstream::Original`]. An error stops `Calibration::layer`, which returns it.
     pub compress: &'h mut dyn FnMut(&Site, &StatSet) -> Result<Replacements>,
     /// Callbacks that change the layer's weights before its [sites](Site) (inputs of the layer with the linear layers that read them) are
     /// compressed: [`SiteChanges::rewrite`] returns the changes, such as the scales of smoothing. None to compress the weights without such

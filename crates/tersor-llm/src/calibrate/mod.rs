@@ -230,6 +230,9 @@ impl<'a> Calibration<'a> {
         }
         let mut layer = steps::layer(self.checkpoint, &hooks.folds, self.heads.as_ref(), index)?;
         let mut attn_output = None;
+        if hooks.upstream == Upstream::CompressedLayers {
+            return self.layer_at_once(&mut *layer, &sites, hooks);
+        }
         for (kind, site) in SiteKind::ALL.into_iter().zip(sites) {
             let (needs, change) = ((hooks.needs)(site), (hooks.change)(site)?);
             let stats =
@@ -246,6 +249,29 @@ impl<'a> Calibration<'a> {
             self.advance(kind, &*layer, &mut attn_output, hooks.cancel)?;
         }
         Ok(())
+    }
+
+    /// Gathers the statistics of all sites of a layer in one pass through its original matrices, then compresses them, then passes the hidden states
+    /// through the operators that replace them.
+    fn layer_at_once(&mut self, layer: &mut dyn Steps, sites: &[&Site], hooks: &mut Hooks<'_>) -> Result<()> {
+        let needs: Vec<StatNeeds> = sites.iter().map(|s| (hooks.needs)(s)).collect();
+        let features: Vec<usize> = sites.iter().map(|s| s.features).collect();
+        let changes = sites.iter().map(|s| (hooks.change)(s)).collect::<Result<Vec<_>>>()?;
+        let inputs = |w: &Window<'_>, exec: &Exec| -> Result<Vec<Vec<f32>>> {
+            let mut all = steps::inputs(&*layer, w, exec)?;
+            for ((x, change), features) in all.iter_mut().zip(&changes).zip(&features) {
+                change.iter().try_for_each(|c| c.apply(x, *features, exec))?;
+            }
+            Ok(all)
+        };
+        let stats = self.gather_all(&features, &needs, hooks.seed, hooks.cancel, None, &inputs, None);
+        let stats = stats.map_err(|e| e.in_tensor(&format!("inputs of {}", sites.first().map_or("", |s| &s.name))))?;
+        for ((kind, site), stats) in SiteKind::ALL.into_iter().zip(sites).zip(&stats) {
+            let made = (hooks.compress)(site, stats)?;
+            layer.replace(kind, made).map_err(|e| e.in_tensor(&site.name))?;
+        }
+        let mut attn_output = None;
+        SiteKind::ALL.into_iter().try_for_each(|kind| self.advance(kind, layer, &mut attn_output, hooks.cancel))
     }
 
     /// Returns the ranges of windows that are processed together. No range crosses the boundary of a shard.
@@ -309,15 +335,7 @@ impl<'a> Calibration<'a> {
             windows += 1;
         }
         let plain: Vec<StatNeeds> = needs.iter().map(|n| StatNeeds { sample: 0, ..*n }).collect();
-        let inputs = |w: &Window<'_>, exec: &Exec| -> Result<Vec<Vec<f32>>> {
-            let qkv = layer.input(SiteKind::Qkv, w, exec)?;
-            let attn_output = layer.output(SiteKind::Qkv, w, exec)?;
-            let stream = layer.output(SiteKind::O, &Window { stream: w.stream, attn_output: &attn_output }, exec)?;
-            let after = Window { stream: &stream, attn_output: &[] };
-            let rest = [SiteKind::GateUp, SiteKind::Down].map(|k| layer.input(k, &after, exec));
-            let [gate_up, down] = rest;
-            Ok(vec![qkv, attn_output, gate_up?, down?])
-        };
+        let inputs = |w: &Window<'_>, exec: &Exec| steps::inputs(layer, w, exec);
         let mut samples = vec![Vec::new(); sites.len()];
         let features: Vec<usize> = sites.iter().map(|s| s.features).collect();
         let mut number = 0;

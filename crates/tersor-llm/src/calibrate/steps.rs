@@ -80,6 +80,16 @@ pub(super) trait Steps: Sync {
     }
 }
 
+/// Returns the inputs of all sites of a layer for one window, in the order of [`SiteKind::ALL`].
+pub(super) fn inputs(layer: &dyn Steps, w: &Window<'_>, exec: &Exec) -> Result<Vec<Vec<f32>>> {
+    let qkv = layer.input(SiteKind::Qkv, w, exec)?;
+    let attn_output = layer.output(SiteKind::Qkv, w, exec)?;
+    let stream = layer.output(SiteKind::O, &Window { stream: w.stream, attn_output: &attn_output }, exec)?;
+    let after = Window { stream: &stream, attn_output: &[] };
+    let [gate_up, down] = [SiteKind::GateUp, SiteKind::Down].map(|k| layer.input(k, &after, exec));
+    Ok(vec![qkv, attn_output, gate_up?, down?])
+}
+
 /// Reads layer `index` with folds applied; `heads` are those of a decoder, if they are known.
 pub(super) fn layer(
     checkpoint: &Checkpoint,

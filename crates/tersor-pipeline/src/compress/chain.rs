@@ -72,7 +72,7 @@ impl<'j, 'a> Chain<'j, 'a> {
         let compress = &mut |site: &Site, stats: &StatSet| {
             self::site(job, site, stats)?;
             let replaced = |c: &tersor_core::Consumer| match upstream {
-                Upstream::Compressed => replacement(job, &c.weight),
+                Upstream::Compressed | Upstream::CompressedLayers => replacement(job, &c.weight),
                 Upstream::Original => Ok(None),
             };
             site.consumers.iter().map(replaced).collect()
@@ -165,7 +165,7 @@ fn embed(job: &Job<'_>, calibration: &mut Calibration<'_>, upstream: Upstream) -
     calibration.embed(&mut |name, row, out| {
         if !compressed.contains_key(name) {
             let mut op = None;
-            if upstream == Upstream::Compressed
+            if upstream != Upstream::Original
                 && let Some(i) = job.plan.entry(name)
                 && matches!(job.plan.entries[i].action, Action::Compress(_))
             {

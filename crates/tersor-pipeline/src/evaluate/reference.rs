@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use serde_json::{Value as Json, json};
 use tersor_core::{Context, DType, Error, Limits, Result, TensorInfo, TensorSink, TensorSource};
 use tersor_formats::safetensors::{File, Writer};
@@ -216,8 +217,8 @@ impl Reference {
         let first = self.sizes.scored(window)? + tokens.start;
         let mut hashes = vec![0u8; tokens.len() * HASH];
         self.file.read_at(LOGIT_HASHES, (first * HASH) as u64, &mut hashes)?;
-        let mut bytes = vec![0u8; 4 * vocab];
-        for (t, (row, wanted)) in out.chunks_exact_mut(vocab).zip(hashes.chunks_exact(HASH)).enumerate() {
+        let read = |(t, (row, wanted)): (usize, (&mut [f32], &[u8]))| {
+            let mut bytes = vec![0u8; 4 * vocab];
             self.file.read_at(LOGITS, ((first + t) * bytes.len()) as u64, &mut bytes)?;
             if blake3::hash(&bytes).as_bytes() != wanted {
                 let what = format!("the logits of window {window} are not those that were written; remove the file");
@@ -226,7 +227,10 @@ impl Reference {
             for (v, b) in row.iter_mut().zip(bytes.chunks_exact(4)) {
                 *v = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
             }
-        }
+            Ok(())
+        };
+        let rows = out.par_chunks_exact_mut(vocab).zip(hashes.par_chunks_exact(HASH));
+        rows.enumerate().map(read).collect::<Result<Vec<()>>>()?;
         Ok(true)
     }
 }
@@ -321,7 +325,8 @@ impl KeepPredictions for Recorder {
         let Some(vocab) = self.sizes.vocab else { return Ok(()) };
         let (layout, first) = (self.sizes.layout()?, self.sizes.scored(window)? + tokens.start);
         let bytes = le_bytes(logits);
-        let hashes: Vec<u8> = bytes.chunks_exact(4 * vocab).flat_map(|row| *blake3::hash(row).as_bytes()).collect();
+        let rows: Vec<blake3::Hash> = bytes.par_chunks_exact(4 * vocab).map(blake3::hash).collect();
+        let hashes: Vec<u8> = rows.iter().flat_map(|hash| *hash.as_bytes()).collect();
         self.writer.write_rows(LOGITS, &layout[LOGITS], first, &bytes)?;
         self.writer.write_rows(LOGIT_HASHES, &layout[LOGIT_HASHES], first, &hashes)
     }

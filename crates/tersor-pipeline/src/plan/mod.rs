@@ -300,8 +300,12 @@ impl Plan {
             return Err(ParamError::new("network", "given", rule).into());
         }
         if let Some(files) = files {
-            if self.recipe.statistics == Some(recipe::Statistics::Sequential) {
-                let rule = "the files have statistics of the original network, and the recipe needs `sequential` ones; give a text (--calib)";
+            if let Some(wanted @ (recipe::Statistics::Sequential | recipe::Statistics::Layer)) = self.recipe.statistics
+            {
+                let rule = format!(
+                    "the files have statistics of the original network, and the recipe needs `{}` ones; give a text (--calib)",
+                    wanted.name()
+                );
                 return Err(ParamError::new("stats", "given", rule).into());
             }
             let statistics = Statistics::open(files, &self.wanted())?;
@@ -323,7 +327,11 @@ impl Plan {
             self.inputs.insert("calibration windows".into(), format!("{windows} of {ctx}"));
             self.calibration = Some(text);
         }
-        let name = if upstream == Upstream::Original { "original" } else { "sequential" };
+        let name = match upstream {
+            Upstream::Original => "original",
+            Upstream::CompressedLayers => "layer",
+            Upstream::Compressed => "sequential",
+        };
         self.inputs.insert("statistics".into(), name.into());
         Ok(())
     }
@@ -356,6 +364,7 @@ impl Plan {
     fn recipe_upstream(&self) -> Upstream {
         match self.recipe.statistics {
             Some(recipe::Statistics::Original) => Upstream::Original,
+            Some(recipe::Statistics::Layer) => Upstream::CompressedLayers,
             Some(recipe::Statistics::Sequential) | None => Upstream::Compressed,
         }
     }

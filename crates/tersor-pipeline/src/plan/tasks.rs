@@ -32,7 +32,7 @@ impl Plan {
         let compressed = |i: &usize| matches!(self.entries[*i].action, Action::Compress(_));
         let matrices = || (0..self.entries.len()).filter(compressed);
         let needs_data = |i: &usize| self.entries[*i].needs().any_data();
-        let chain = self.needs_site_data() && self.upstream() == Upstream::Compressed;
+        let chain = self.needs_site_data() && self.upstream() != Upstream::Original;
         let mut tasks = Vec::new();
         if self.rotation_needs_data() {
             tasks.push(Task::Directions);

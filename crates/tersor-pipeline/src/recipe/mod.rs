@@ -46,6 +46,9 @@ pub use roles::Roles;
 pub enum Statistics {
     /// The matrices in front of the site are the compressed ones, so that each site is calibrated on the errors of those before it.
     Sequential,
+    /// The matrices of the layers in front of the site's own are the compressed ones, those of its own layer the original ones: all sites of a layer
+    /// are observed in one pass.
+    Layer,
     /// The matrices in front of the site are those of the original network.
     Original,
 }

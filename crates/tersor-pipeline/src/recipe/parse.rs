@@ -266,9 +266,10 @@ pub(super) fn recipe(node: &Node, file: &str, kinds: &Stages) -> Result<Recipe> 
     let statistics = match table.text("statistics")? {
         None => None,
         Some("sequential") => Some(Statistics::Sequential),
+        Some("layer") => Some(Statistics::Layer),
         Some("original") => Some(Statistics::Original),
         Some(other) => {
-            let rule = format!("it is `{other}`; it must be sequential or original");
+            let rule = format!("it is `{other}`; it must be sequential, layer or original");
             return Err(place.at("`statistics`").refuse(node.line, rule));
         }
     };

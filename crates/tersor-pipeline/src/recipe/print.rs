@@ -102,10 +102,11 @@ pub(super) fn recipe(r: &Recipe, kinds: Option<&Stages>) -> Node {
 }
 
 impl Statistics {
-    /// Returns the word of a recipe file for this choice: `sequential` or `original`.
+    /// Returns the word of a recipe file for this choice: `sequential`, `layer` or `original`.
     pub fn name(self) -> &'static str {
         match self {
             Statistics::Sequential => "sequential",
+            Statistics::Layer => "layer",
             Statistics::Original => "original",
         }
     }

@@ -47,6 +47,15 @@ impl Roles {
         Self { known: Some(all) }
     }
 
+    /// Returns the roles that the sites `sites` state of the matrices that read them.
+    pub fn of_sites(sites: &[Site]) -> Self {
+        let mut all: BTreeMap<String, Vec<Role>> = BTreeMap::new();
+        for consumer in sites.iter().flat_map(|s| &s.consumers) {
+            all.entry(consumer.weight.clone()).or_default().push(consumer.role);
+        }
+        Self { known: Some(all) }
+    }
+
     /// Returns the roles of the matrix of the tensor name `name`. The list is empty for a name that is not known to be a matrix of the network.
     pub fn of(&self, name: &str) -> &[Role] {
         match &self.known {

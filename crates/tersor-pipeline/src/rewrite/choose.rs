@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tersor_core::stages::{Part, Slot, Target, assemble};
-use tersor_core::{DType, Error, ParamError, Result, Rewrite, Site};
+use tersor_core::{DType, Error, ParamError, Result, Rewrite, Role, Site};
 use tersor_llm::Architecture;
 
 use crate::kinds::Kinds;
@@ -18,7 +18,9 @@ pub fn smoothings(
     kinds: &Kinds,
 ) -> Result<BTreeMap<String, Box<dyn Rewrite>>> {
     let mut all = BTreeMap::new();
-    for site in sites.iter().filter(|s| s.layer.is_some()) {
+    // The input of an output head is left as it is.
+    let head = |s: &Site| s.consumers.iter().any(|c| c.role == Role::Head);
+    for site in sites.iter().filter(|s| !head(s)) {
         let lists = recipe.stages_of(site, roles);
         let at = |own: usize| Target {
             weight: &site.consumers[own].weight,

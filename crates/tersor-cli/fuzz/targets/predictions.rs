@@ -1,0 +1,5 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(init: tersor_fuzz::unwind(), |bytes: &[u8]| {
+    (tersor_fuzz::parsers::parser("predictions").parse)(bytes);
+});

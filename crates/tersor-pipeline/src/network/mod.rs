@@ -1,0 +1,193 @@
+//! Compression of any [`Network`]: one of this workspace, or a model of the caller's own.
+//!
+//! A [`Network`] is a list of sites (inputs, each with the weight matrices that read it) in stages (parts that are in memory one at a time). The
+//! caller's network computes everything but the products with these matrices, which go through a [`Tap`](tersor_core::Tap).
+//! [`compress_network`] passes calibration data through it, compresses the matrices by a recipe, and returns them in memory.
+
+mod compressed;
+mod pass;
+mod plan;
+mod taps;
+
+pub use compressed::{CompressedNetwork, original_scores};
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tersor_core::network::{Batch, check_network};
+use tersor_core::{Changes, Context, Error, LinearOp, Network, ParamError, Report, Result, Rewrite, StatSet, Weights};
+
+use crate::kinds::Kinds;
+use crate::recipe::{Recipe, Statistics};
+use pass::{Pass, Streams};
+use plan::NetworkPlan;
+use taps::Operators;
+
+/// Compresses the matrices of `network` by `recipe`, and returns them in memory.
+///
+/// `weights` has the original weights by name. `data` are calibration batches: every input that the recipe's methods need statistics of is
+/// gathered from them; a recipe without calibration needs none. `kinds` are all kinds of stages that recipes may name.
+///
+/// Stages run one after the other. With the recipe's statistics `sequential`, the default, each wave of sites sees the outputs of the matrices
+/// that were compressed before it; with `layer`, all sites of a stage are observed in one pass, behind compressed predecessors; with `original`,
+/// behind original ones. Everything is computed from shapes and seed: the result does not depend on the number of threads.
+///
+/// Errors if the network fails [`check_network`], if the recipe is invalid for it or matches no matrix, if a method needs data and there is
+/// none, if a site is not observed once in each batch (the error names it), if a value is not finite, or if `cx` is cancelled.
+///
+/// ```
+#[doc = include_str!("../../examples/mlp.rs")]
+/// ```
+pub fn compress_network(
+    network: &dyn Network,
+    weights: &dyn Weights,
+    data: &[Batch],
+    recipe: &Recipe,
+    kinds: &Kinds,
+    cx: &Context,
+) -> Result<CompressedNetwork> {
+    check_network(network, weights)?;
+    let plan = NetworkPlan::new(network, weights, recipe, kinds)?;
+    if plan.needs_data() && data.is_empty() {
+        let rule = format!("recipe `{}` needs calibration data", recipe.name);
+        return Err(ParamError::new("data", "empty", rule).into());
+    }
+    let mut work = Work { network, weights, plan: &plan, cx, made: BTreeMap::new(), changes: Changes::default() };
+    work.rewrite_network(data)?;
+    // Without data, one pass over no batches compresses everything.
+    let data = if plan.needs_data() { data } else { &[] };
+    let mut streams = Streams::enter(network, data, &work.folded(), cx)?;
+    cx.progress.begin("compress", plan.matrices() as u64);
+    for stage in 0..network.stages() {
+        work.stage(stage, &mut streams)?;
+    }
+    cx.progress.end();
+    let Work { made, changes, .. } = work;
+    let (mut operators, mut reports) = (BTreeMap::new(), BTreeMap::new());
+    for (weight, (op, report)) in made {
+        operators.insert(weight.clone(), op);
+        reports.insert(weight, report);
+    }
+    Ok(CompressedNetwork { operators, reports, changes, recipe: recipe.clone() })
+}
+
+/// A compression in progress.
+struct Work<'a> {
+    network: &'a dyn Network,
+    weights: &'a dyn Weights,
+    plan: &'a NetworkPlan<'a>,
+    cx: &'a Context,
+    /// The finished matrices, by name.
+    made: BTreeMap<String, (Arc<dyn LinearOp>, Report)>,
+    /// The changes of rewrites found so far.
+    changes: Changes,
+}
+
+impl<'a> Work<'a> {
+    /// Returns the weights with the changes found so far, without those that the running network makes up for.
+    fn folded(&self) -> plan::Folded<'_> {
+        plan::Folded { weights: self.weights, folds: &self.changes.folds }
+    }
+
+    /// Finds the changes of the whole network.
+    fn rewrite_network(&mut self, data: &[Batch]) -> Result<()> {
+        for rewrite in &self.plan.network_rewrites {
+            let found = self.observed_whole(&**rewrite, data)?;
+            self.changes.extend(found)?;
+        }
+        Ok(())
+    }
+
+    fn observed_whole(&self, rewrite: &dyn Rewrite, data: &[Batch]) -> Result<Changes> {
+        let (sites, cx) = (self.network.sites(), self.cx);
+        let weights = self.folded();
+        if !sites.iter().any(|s| rewrite.needs(s).any_data()) {
+            return rewrite.rewrite(sites, &weights, &tersor_core::Unseen, cx);
+        }
+        let mut folds = self.changes.folds.clone();
+        folds.extend(rewrite.observed_with(sites, &weights)?);
+        let seen = pass::Original { network: self.network, weights: self.weights, folds, rewrite, data, cx };
+        rewrite.rewrite(sites, &weights, &seen, cx)
+    }
+
+    /// Compresses the matrices of a stage and passes the data through it.
+    fn stage(&mut self, stage: usize, streams: &mut Streams) -> Result<()> {
+        let (network, cx) = (self.network, self.cx);
+        let waves = network.waves(stage);
+        let sites: Vec<usize> = waves.iter().flatten().copied().collect();
+        let mode = self.plan.recipe.statistics.unwrap_or(Statistics::Sequential);
+        self.rewrite_sites(stage, &sites, streams)?;
+        let folded_ops = |work: &Self| Operators::originals(network, &work.folded(), &sites);
+        let folds = self.changes.folds.clone();
+        let weights = plan::Folded { weights: self.weights, folds: &folds };
+        let loaded = network.stage(stage, &weights)?;
+        let mut ops = if streams.is_empty() { Operators::none(network) } else { folded_ops(self)? };
+        let groups = if mode == Statistics::Sequential { waves } else { vec![sites.clone()] };
+        for group in groups {
+            cx.cancel.check()?;
+            let wanted: Vec<_> = group.iter().map(|s| (*s, self.plan.needs(*s))).filter(|w| w.1.any_data()).collect();
+            let pass = Pass { network, stage, loaded: &*loaded, changes: &self.changes, cx };
+            let mut stats = if wanted.is_empty() { BTreeMap::new() } else { pass.gather(streams, &ops, &wanted)? };
+            for site in group {
+                let stats = stats.remove(&site).unwrap_or_else(StatSet::none);
+                let done = self.site(site, &stats)?;
+                if mode != Statistics::Original {
+                    ops.replace(site, done);
+                }
+            }
+        }
+        if !streams.is_empty() {
+            let pass = Pass { network, stage, loaded: &*loaded, changes: &self.changes, cx };
+            pass.advance(streams, &ops)?;
+        }
+        Ok(())
+    }
+
+    /// Finds the changes of the sites of a stage, each with those of the sites before it applied.
+    fn rewrite_sites(&mut self, stage: usize, sites: &[usize], streams: &Streams) -> Result<()> {
+        let network = self.network;
+        let changed: Vec<usize> = sites.iter().copied().filter(|s| self.plan.rewrites.contains_key(s)).collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let observed = {
+            let weights = self.folded();
+            let loaded = network.stage(stage, &weights)?;
+            let pass = Pass { network, stage, loaded: &*loaded, changes: &self.changes, cx: self.cx };
+            let wanted: Vec<_> =
+                changed.iter().map(|s| (*s, self.plan.rewrites[s].needs(&network.sites()[*s]))).collect();
+            pass.observe(streams, &Operators::originals(network, &weights, sites)?, &wanted)?
+        };
+        for seen in &observed {
+            let rewrite = &self.plan.rewrites[&seen.index];
+            let site = &network.sites()[seen.index];
+            let plain = self.plan.plain(seen.index);
+            let output = |x: &[f32], ops: &[&dyn LinearOp], _: bool| pass::products(site, x, ops, &self.cx.exec);
+            let none = |_: &[f32]| Ok(None);
+            let as_site = [seen.as_site(site, &output, &none, &plain)];
+            let found = rewrite.rewrite(std::slice::from_ref(site), &self.folded(), &pass::Sites(&as_site), self.cx)?;
+            self.changes.extend(found)?;
+        }
+        Ok(())
+    }
+
+    /// Compresses the matrices of a site with the statistics of its inputs, and returns its operators; None for one that stays as it is.
+    fn site(&mut self, index: usize, stats: &StatSet) -> Result<Vec<Option<Arc<dyn LinearOp>>>> {
+        let site = &self.network.sites()[index];
+        let done = self.plan.compress(index, self.weights, &self.changes, stats, self.cx)?;
+        let mut ops = Vec::new();
+        for (consumer, made) in site.consumers.iter().zip(done) {
+            ops.push(made.as_ref().map(|m| m.0.clone()));
+            if let Some(made) = made {
+                self.made.insert(consumer.weight.clone(), made);
+                self.cx.progress.advance(1, &consumer.weight);
+            }
+        }
+        Ok(ops)
+    }
+}
+
+/// The error of a network that has no site of index `site`, or no matrix of index `consumer` in it.
+fn no_such(site: usize, consumer: usize) -> Error {
+    Error::range("site and matrix of a product", "the sites of the network", (site, consumer))
+}

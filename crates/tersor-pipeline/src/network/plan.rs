@@ -1,0 +1,197 @@
+//! What a recipe makes of the sites of a network.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use tersor_core::stages::{StageSpec, Target, assemble};
+use tersor_core::{
+    Changes, Context, DType, Fold, FoldedRows, LinearOp, Method, Network, NonFinite, ParamError, Prepared, Repaired,
+    Report, Result, Rewrite, RowSource, StatNeeds, StatSet, Weights,
+};
+use tersor_operators::online;
+
+use crate::kinds::Kinds;
+use crate::recipe::{Recipe, Roles};
+use crate::rewrite;
+
+/// The method of each matrix, and the rewrites of sites and of the network.
+pub struct NetworkPlan<'a> {
+    pub recipe: &'a Recipe,
+    network: &'a dyn Network,
+    /// The changes of the whole network, in order.
+    pub network_rewrites: Vec<Box<dyn Rewrite>>,
+    /// The change of each site that has one, by the index of the site.
+    pub rewrites: BTreeMap<usize, Box<dyn Rewrite>>,
+    /// The compression of each matrix that a rule matches, by site and matrix.
+    methods: BTreeMap<(usize, usize), Compression>,
+}
+
+/// How a matrix is compressed.
+struct Compression {
+    /// Index of the rule.
+    rule: usize,
+    method: Box<dyn Method>,
+    non_finite: NonFinite,
+}
+
+impl<'a> NetworkPlan<'a> {
+    /// Errors if the recipe is invalid, a method cannot store a matrix of its shape, or no rule matches a matrix.
+    pub fn new(network: &'a dyn Network, weights: &dyn Weights, recipe: &'a Recipe, kinds: &Kinds) -> Result<Self> {
+        recipe.check(&kinds.stages)?;
+        let sites = network.sites();
+        let roles = Roles::of_sites(sites);
+        let mut methods = BTreeMap::new();
+        for (index, site) in sites.iter().enumerate() {
+            let lists: Vec<&[Box<dyn StageSpec>]> = recipe.stages_of(site, &roles);
+            for (own, consumer) in site.consumers.iter().enumerate() {
+                let Some((rule, found)) = recipe.rule(&consumer.weight, roles.of(&consumer.weight)) else { continue };
+                let at = Target {
+                    weight: &consumer.weight,
+                    dtype: DType::F32,
+                    site: Some(site),
+                    heads: 1,
+                    rules: &lists,
+                    own,
+                    network: &recipe.network,
+                    kinds: &kinds.stages,
+                };
+                let made = assemble(&at)?;
+                if let Some(pruner) = made.pruners.first() {
+                    let rule = "pruning stages of a network in memory are not supported";
+                    return Err(ParamError::new("stages", format!("`{}`", pruner.name()), rule).into());
+                }
+                let in_matrix = |e: tersor_core::Error| e.in_tensor(&consumer.weight);
+                made.method.layout(consumer.shape).map_err(in_matrix)?;
+                let compression = Compression { rule, method: made.method, non_finite: found.non_finite };
+                methods.insert((index, own), compression);
+            }
+        }
+        if methods.is_empty() {
+            let rule = "no rule of the recipe matches a matrix of the network";
+            return Err(ParamError::new("recipe", format!("`{}`", recipe.name), rule).into());
+        }
+        let mut by_name = rewrite::smoothings(recipe, sites, &roles, kinds)?;
+        let mut rewrites = BTreeMap::new();
+        for (index, site) in sites.iter().enumerate() {
+            if let Some(found) = by_name.remove(&site.name) {
+                rewrites.insert(index, found);
+            }
+        }
+        let network_rewrites = recipe.network_rewrites(&kinds.stages)?;
+        for rewrite in &network_rewrites {
+            for (name, _) in rewrite.plan(sites)? {
+                weights.rows(&name).map(drop)?;
+            }
+        }
+        Ok(Self { recipe, network, network_rewrites, rewrites, methods })
+    }
+
+    /// Returns the number of matrices that are compressed.
+    pub fn matrices(&self) -> usize {
+        self.methods.len()
+    }
+
+    /// Returns whether some method or rewrite needs calibration data.
+    pub fn needs_data(&self) -> bool {
+        let sites = self.network.sites();
+        self.methods.values().any(|m| m.method.needs().any_data())
+            || self.rewrites.iter().any(|(i, r)| r.needs(&sites[*i]).any_data())
+            || self.network_rewrites.iter().any(|r| sites.iter().any(|s| r.needs(s).any_data()))
+    }
+
+    fn of_site(&self, site: usize) -> impl Iterator<Item = (usize, &Compression)> {
+        self.methods.range((site, 0)..(site + 1, 0)).map(|((_, own), m)| (*own, m))
+    }
+
+    /// Returns the statistics that the methods of a site's matrices need together.
+    pub fn needs(&self, site: usize) -> StatNeeds {
+        self.of_site(site).map(|(_, m)| m.method.needs()).fold(StatNeeds::none(), StatNeeds::union)
+    }
+
+    /// Returns, for each matrix of a site, the data-free method with the stored form that it will be compressed to, or none.
+    pub fn plain(&self, site: usize) -> Vec<Option<&dyn Method>> {
+        let all = self.network.sites()[site].consumers.len();
+        (0..all).map(|own| self.methods.get(&(site, own)).and_then(|m| m.method.plain())).collect()
+    }
+
+    /// Compresses the matrices of a site; None for one that no rule matches. Matrices of one rule share the preparation.
+    pub fn compress(
+        &self,
+        site: usize,
+        weights: &dyn Weights,
+        changes: &Changes,
+        stats: &StatSet,
+        cx: &Context,
+    ) -> Result<Vec<Option<(Arc<dyn LinearOp>, Report)>>> {
+        let consumers = &self.network.sites()[site].consumers;
+        let mut prepared: Vec<(usize, Box<dyn Prepared + '_>)> = Vec::new();
+        let mut all = Vec::new();
+        for (own, consumer) in consumers.iter().enumerate() {
+            let Some(m) = self.methods.get(&(site, own)) else {
+                all.push(None);
+                continue;
+            };
+            cx.cancel.check()?;
+            let fail = |e: tersor_core::Error| e.in_tensor(&consumer.weight);
+            if !prepared.iter().any(|p| p.0 == m.rule) {
+                prepared.push((m.rule, m.method.prepare(stats, cx).map_err(fail)?));
+            }
+            let Some((_, ready)) = prepared.iter().find(|p| p.0 == m.rule) else { continue };
+            let rows = weights.rows(&consumer.weight)?;
+            let repaired = Repaired::new(&*rows, m.non_finite);
+            let folds = rewrite::folds_of(changes, &consumer.weight);
+            let folded = FoldedRows::new(&repaired, &consumer.weight, &folds).map_err(fail)?.with_isa(cx.isa());
+            let done = ready.compress(&folded, 0..consumer.shape[0], cx).map_err(fail)?;
+            for fallback in &done.report.fallbacks {
+                cx.progress.warn(&format!("{}: {fallback}", consumer.weight));
+            }
+            let op = match changes.online(&consumer.weight) {
+                Some(fold) => online(done.op, &fold.transform.input_change()?)?,
+                None => done.op,
+            };
+            let report = Report { replaced: repaired.count(), ..done.report };
+            all.push(Some((Arc::from(op), report)));
+        }
+        Ok(all)
+    }
+}
+
+/// Weights with folds (changes of rows or columns) applied as they are read.
+pub struct Folded<'a> {
+    pub weights: &'a dyn Weights,
+    pub folds: &'a [Fold],
+}
+
+struct Rows<'a> {
+    rows: Box<dyn RowSource + 'a>,
+    name: &'a str,
+    folds: &'a [Fold],
+}
+
+impl Weights for Folded<'_> {
+    fn rows<'w>(&'w self, name: &'w str) -> Result<Box<dyn RowSource + 'w>> {
+        let rows = self.weights.rows(name)?;
+        if self.folds.iter().all(|f| f.weight != name) {
+            return Ok(rows);
+        }
+        // Reports folds that do not fit before anything is read.
+        FoldedRows::new(&*rows, name, self.folds)?;
+        Ok(Box::new(Rows { rows, name, folds: self.folds }))
+    }
+    fn has(&self, name: &str) -> bool {
+        self.weights.has(name)
+    }
+}
+
+impl RowSource for Rows<'_> {
+    fn shape(&self) -> [usize; 2] {
+        match FoldedRows::new(&*self.rows, self.name, self.folds) {
+            Ok(folded) => folded.shape(),
+            Err(_) => self.rows.shape(),
+        }
+    }
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        FoldedRows::new(&*self.rows, self.name, self.folds)?.read_rows(rows, out)
+    }
+}

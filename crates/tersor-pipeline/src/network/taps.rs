@@ -1,0 +1,196 @@
+//! The taps of compression and evaluation.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use tersor_core::{
+    DType, Error, Exec, Input, InputChange, LinearOp, MatView, MatViewMut, Network, Result, StatSet, Tap, Weights,
+    Write, operator, read_finite,
+};
+use tersor_operators::Dense;
+
+use super::no_such;
+
+/// The operators of sites, by the index of the site: one for each matrix, in order. Sites outside of the stage have none.
+#[derive(Clone)]
+pub struct Operators(Vec<Vec<Arc<dyn LinearOp>>>);
+
+impl Operators {
+    /// Returns no operator for any site.
+    pub fn none(network: &dyn Network) -> Self {
+        Self(vec![Vec::new(); network.sites().len()])
+    }
+
+    /// Returns the original matrices of `sites` as dense operators. Errors if a matrix cannot be read or a value is not finite.
+    pub fn originals(network: &dyn Network, weights: &dyn Weights, sites: &[usize]) -> Result<Self> {
+        Self::of_sites(network, sites, &|name| dense(weights, name))
+    }
+
+    /// Returns the operators of `sites` that `make` returns for the names of their matrices.
+    pub fn of_sites(
+        network: &dyn Network,
+        sites: &[usize],
+        make: &dyn Fn(&str) -> Result<Arc<dyn LinearOp>>,
+    ) -> Result<Self> {
+        let mut all = Self::none(network);
+        for &index in sites {
+            let site = network.sites().get(index).ok_or_else(|| no_such(index, 0))?;
+            all.0[index] = site.consumers.iter().map(|c| make(&c.weight)).collect::<Result<_>>()?;
+        }
+        Ok(all)
+    }
+
+    /// Puts operators in the place of a site's; None leaves one as it is.
+    pub fn replace(&mut self, site: usize, made: Vec<Option<Arc<dyn LinearOp>>>) {
+        for (op, made) in self.0[site].iter_mut().zip(made) {
+            if let Some(made) = made {
+                *op = made;
+            }
+        }
+    }
+
+    /// Returns the operators of a site.
+    pub fn of(&self, site: usize) -> &[Arc<dyn LinearOp>] {
+        self.0.get(site).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Reads a matrix as a dense operator.
+pub fn dense(weights: &dyn Weights, name: &str) -> Result<Arc<dyn LinearOp>> {
+    let rows = weights.rows(name)?;
+    let shape = rows.shape();
+    let values = read_finite(&*rows, 0..shape[0]).map_err(|e| e.in_tensor(name))?;
+    Ok(Arc::new(Dense::new(values, shape, DType::F32)?))
+}
+
+/// Multiplies with operators, and observes the inputs of some sites. Every matrix may be asked for once.
+pub struct Recorder {
+    ops: Operators,
+    /// Names of the sites, for messages.
+    names: Vec<String>,
+    /// The change of the inputs of sites that the compressed network makes at run time, before its matrices multiply.
+    changes: BTreeMap<usize, InputChange>,
+    /// Whether to stop when all wanted sites have been observed.
+    stop: bool,
+    state: Mutex<State>,
+}
+
+/// What a [`Recorder`] has seen.
+#[derive(Default)]
+struct State {
+    /// The wanted sites that have not been observed yet, with the set that their inputs are added to.
+    wanted: BTreeMap<usize, StatSet>,
+    /// The observed sites.
+    seen: BTreeMap<usize, StatSet>,
+    /// The sites whose inputs are kept, with the inputs.
+    kept: BTreeMap<usize, Vec<f32>>,
+    /// The products so far: site and matrix.
+    calls: BTreeSet<(usize, usize)>,
+    /// Whether the network was asked to stop.
+    stopped: bool,
+}
+
+impl Recorder {
+    /// Returns a tap that multiplies with `ops` and observes nothing.
+    pub fn new(network: &dyn Network, ops: Operators) -> Self {
+        let names = network.sites().iter().map(|s| s.name.clone()).collect();
+        Self { ops, names, changes: BTreeMap::new(), stop: false, state: Mutex::default() }
+    }
+
+    /// Adds the inputs of `wanted` sites to their statistics, keeps those of the sites `kept`, and stops after the last if `stop`.
+    pub fn observing(
+        mut self,
+        wanted: BTreeMap<usize, StatSet>,
+        kept: impl IntoIterator<Item = usize>,
+        changes: BTreeMap<usize, InputChange>,
+        stop: bool,
+    ) -> Self {
+        (self.changes, self.stop) = (changes, stop);
+        let kept = kept.into_iter().map(|s| (s, Vec::new())).collect();
+        self.state = Mutex::new(State { wanted, kept, ..State::default() });
+        self
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Returns whether the network was asked to stop.
+    pub fn stopped(&self) -> bool {
+        self.state().stopped
+    }
+
+    /// Returns the statistics and the kept inputs. Errors if a wanted site has not been observed.
+    pub fn finish(&self, stage: usize) -> Result<(BTreeMap<usize, StatSet>, BTreeMap<usize, Vec<f32>>)> {
+        let mut state = self.state();
+        if let Some(site) = state.wanted.keys().next() {
+            return Err(self.never(*site, stage));
+        }
+        Ok((std::mem::take(&mut state.seen), std::mem::take(&mut state.kept)))
+    }
+
+    /// Errors unless each matrix of `sites` was asked for.
+    pub fn check_complete(&self, network: &dyn Network, sites: &[usize], stage: usize) -> Result<()> {
+        let state = self.state();
+        for &site in sites {
+            let all = network.sites()[site].consumers.len();
+            if (0..all).any(|c| !state.calls.contains(&(site, c))) {
+                return Err(self.never(site, stage));
+            }
+        }
+        Ok(())
+    }
+
+    fn never(&self, site: usize, stage: usize) -> Error {
+        let place = format!("the products of stage {stage}; the network must call its tap for each matrix of the site");
+        Error::missing(&self.names[site], place)
+    }
+
+    /// Adds the inputs of a site to what is observed of it.
+    fn observe(&self, site: usize, x: &Input<'_>, exec: &Exec) -> Result<()> {
+        let mut state = self.state();
+        let Some(mut stats) = state.wanted.remove(&site) else { return Ok(()) };
+        let [_, features] = x.shape();
+        match self.changes.get(&site) {
+            None => stats.observe(&MatView::new(x.data(), x.shape())?)?,
+            Some(change) => {
+                let mut changed = x.data().to_vec();
+                change.apply(&mut changed, features, exec)?;
+                stats.observe(&MatView::new(&changed, x.shape())?)?;
+            }
+        }
+        if let Some(kept) = state.kept.get_mut(&site) {
+            kept.extend_from_slice(x.data());
+        }
+        state.seen.insert(site, stats);
+        Ok(())
+    }
+}
+
+impl Tap for Recorder {
+    fn apply(&self, site: usize, first: usize, x: &Input<'_>, y: &mut [MatViewMut<'_>], exec: &Exec) -> Result<()> {
+        let ops = self.ops.of(site);
+        let ops = ops.get(first..first + y.len()).filter(|ops| !ops.is_empty()).ok_or_else(|| no_such(site, first))?;
+        let in_site = |e: Error| e.in_tensor(&format!("input of {}", self.names[site]));
+        for index in first..first + y.len() {
+            if !self.state().calls.insert((site, index)) {
+                let rule = "one for each matrix and batch";
+                return Err(Error::order("products of a site", rule, &self.names[site]));
+            }
+        }
+        if x.shape()[1] != ops[0].shape()[1] {
+            return Err(in_site(Error::shape("features of an input", ops[0].shape()[1], x.shape()[1])));
+        }
+        self.observe(site, x, exec).map_err(in_site)?;
+        if self.stop && self.state().wanted.is_empty() {
+            self.state().stopped = true;
+            return Err(Error::Stopped);
+        }
+        if let ([op], [y]) = (ops, &mut *y) {
+            return op.apply(x, y.reborrow(), Write::Set, exec).map_err(in_site);
+        }
+        let ops: Vec<&dyn LinearOp> = ops.iter().map(|op| &**op).collect();
+        let views = y.iter_mut().map(|y| y.reborrow()).collect();
+        operator::apply_all(&ops, x, views, exec).map_err(in_site)
+    }
+}
