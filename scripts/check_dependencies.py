@@ -11,7 +11,7 @@ CORE = KERNELS | {"tersor-core"}
 OPERATORS = CORE | {"tersor-operators"}
 LINALG = OPERATORS | {"tersor-linalg"}
 FILES = LINALG | {"tersor-formats"}
-MODELS = FILES | {"tersor-llm"}
+MODELS = FILES | {"tersor-models"}
 
 # What belongs to the command, what reads text and tokens, and other frameworks: nothing below the files of models needs them.
 COMMAND = {"clap", "indicatif", "ctrlc"}
@@ -31,7 +31,7 @@ TABLE = [
     ("tersor-kv", ["--all-features"], LINALG, METHOD),
     ("tersor-kv", ["--no-default-features", "--features", "rayon"], OPERATORS, METHOD | {"faer"}),
     ("tersor-formats", ["--all-features"], CORE, COMMAND | FRAMEWORKS | {"faer", "toml", "tokenizers"}),
-    ("tersor-llm", ["--all-features"], FILES, COMMAND | FRAMEWORKS | {"faer", "toml"}),
+    ("tersor-models", ["--all-features"], FILES, COMMAND | FRAMEWORKS | {"faer", "toml"}),
     ("tersor-pipeline", ["--all-features"], MODELS, COMMAND | FRAMEWORKS),
     ("tersor", ["--no-default-features"], OPERATORS, COMMAND | FRAMEWORKS | TEXT | {"faer", "rayon", "ndarray"}),
 ]

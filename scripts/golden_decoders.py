@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes crates/tersor-llm/tests/golden/: small random models of every supported architecture and rotary variant, with the
+"""Writes crates/tersor-models/tests/golden/: small random models of every supported architecture and rotary variant, with the
 logits that transformers computes for them in float32.
 
     python3 -m pip install torch transformers safetensors
@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-FOLDER = Path(__file__).resolve().parent.parent / "crates/tersor-llm/tests/golden"
+FOLDER = Path(__file__).resolve().parent.parent / "crates/tersor-models/tests/golden"
 BASE = dict(
     hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=40,
     max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes crates/tersor-llm/tests/golden-encoders/: small random BERT models with the hidden states that transformers computes for them
+"""Writes crates/tersor-models/tests/golden-encoders/: small random BERT models with the hidden states that transformers computes for them
 in float32.
 
     python3 -m pip install torch transformers safetensors
@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel
 
-FOLDER = Path(__file__).resolve().parent.parent / "crates/tersor-llm/tests/golden-encoders"
+FOLDER = Path(__file__).resolve().parent.parent / "crates/tersor-models/tests/golden-encoders"
 BASE = dict(
     hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, vocab_size=40, max_position_embeddings=32,
     type_vocab_size=2, layer_norm_eps=1e-6, architectures=["BertModel"],

@@ -9,7 +9,7 @@ use std::io::BufRead;
 use std::time::Instant;
 
 use tersor::core::{Exec, Result};
-use tersor::llm::{Checkpoint, Decoder};
+use tersor::models::{Checkpoint, Decoder};
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();

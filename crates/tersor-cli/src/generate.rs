@@ -3,7 +3,7 @@
 use serde_json::json;
 use std::io::Write;
 use tersor::core::{Context, Exec, Result};
-use tersor::llm::{Checkpoint, Decoder, Sampling, Tokenizer, generate};
+use tersor::models::{Checkpoint, Decoder, Sampling, Tokenizer, generate};
 use tersor::pipeline::Caches;
 
 use crate::{args, print_json};

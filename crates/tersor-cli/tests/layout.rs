@@ -6,7 +6,7 @@ use common::*;
 use proptest::prelude::*;
 use tersor::core::Limits;
 use tersor::formats::Model;
-use tersor::llm::Checkpoint;
+use tersor::models::Checkpoint;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]

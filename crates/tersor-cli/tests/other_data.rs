@@ -95,7 +95,7 @@ fn an_importance_matrix_weighs_the_search_and_does_no_more() {
 #[test]
 fn an_encoder_is_calibrated_on_sentences_and_measured_by_cosine() {
     let dir = tempfile::tempdir().unwrap();
-    let model = root().join("crates/tersor-llm/tests/golden-encoders/bert");
+    let model = root().join("crates/tersor-models/tests/golden-encoders/bert");
     let copy = dir.path().join("bert");
     fs::create_dir(&copy).unwrap();
     for name in ["config.json", "model.safetensors"] {

@@ -182,7 +182,7 @@ fn integers_and_rounded_floats_agree_on_every_layer() {
         run(&compress(&shipped(), recipe, &out, WINDOWS), &[]);
         let model = tersor::formats::Model::open(&out, &Limits::default()).unwrap();
         let manifest = tersor::formats::json::read(&out.join("tersor.json"), &Limits::default()).unwrap();
-        let manifest = tersor::llm::Manifest::from_json(manifest).unwrap();
+        let manifest = tersor::models::Manifest::from_json(manifest).unwrap();
         let mut seen = 0;
         for (name, spec) in manifest.specs.iter().filter(|(n, _)| n.starts_with("model.layers.")) {
             assert_eq!(spec.kind, "quantized_inputs", "{name}");

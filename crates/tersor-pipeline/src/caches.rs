@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tersor_core::cache::{CacheSample, MixedCaches, MixedLayer};
 use tersor_core::stages::{Part, Target};
 use tersor_core::{CacheMethod, CacheSet, Context, Error, Heads, Result};
-use tersor_llm::{Checkpoint, Decoder};
+use tersor_models::{Checkpoint, Decoder};
 
 use crate::kinds::Kinds;
 use crate::recipe::CacheRule;

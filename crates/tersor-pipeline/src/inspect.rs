@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value as Json;
 use tersor_core::{Limits, Result};
 use tersor_formats::{Model, json as files};
-use tersor_llm::{Checkpoint, MANIFEST};
+use tersor_models::{Checkpoint, MANIFEST};
 
 use crate::kinds::Kinds;
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use tersor_core::{Context, Error, Result};
-use tersor_llm::{Checkpoint, MANIFEST};
+use tersor_models::{Checkpoint, MANIFEST};
 
 use crate::kinds::Kinds;
 use crate::output::hash_file;

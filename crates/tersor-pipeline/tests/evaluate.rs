@@ -209,13 +209,13 @@ fn answers_are_counted() {
     let (kinds, cx, o) = (tersor::kinds(), Context::new(), Options::default());
     let task = |lines: &str| evaluate::task(&model(), &Text::new("task", lines), &o, kinds, &cx);
     // What the model says itself is right, anything else is not.
-    let checkpoint = tersor_llm::Checkpoint::open(&model(), &kinds.operators).unwrap();
+    let checkpoint = tersor_models::Checkpoint::open(&model(), &kinds.operators).unwrap();
     let (decoder, tokenizer) =
-        (tersor_llm::Decoder::load(&checkpoint).unwrap(), tersor_llm::Tokenizer::of(&checkpoint).unwrap());
+        (tersor_models::Decoder::load(&checkpoint).unwrap(), tersor_models::Tokenizer::of(&checkpoint).unwrap());
     let mut lines = String::new();
     for prompt in ["The river runs", "In the year 1900 the"] {
         let tokens = tokenizer.encode(prompt).unwrap();
-        let said = tersor_llm::generate(&decoder, &tokens, 6, tersor_llm::Sampling::Greedy, &cx.exec, |_| true);
+        let said = tersor_models::generate(&decoder, &tokens, 6, tersor_models::Sampling::Greedy, &cx.exec, |_| true);
         let said = tokenizer.decode(&said.unwrap()).unwrap();
         lines += &format!("{}\n\n", serde_json::json!({"prompt": prompt, "answer": format!(" {said}\n"), "id": 1}));
         lines += &format!("{}\n", serde_json::json!({"prompt": prompt, "answer": format!("{said}x")}));

@@ -7,7 +7,7 @@ use tersor::core::network::{Batch, Forward, MemWeights, Part, Products, Scores, 
 use tersor::core::{
     Context, Error, Exec, Input, LinearOp, MatViewMut, Network, Result, Site, Tap, Weights, read_finite,
 };
-use tersor::llm::{Checkpoint, ModelNetwork, Tokenizer};
+use tersor::models::{Checkpoint, ModelNetwork, Tokenizer};
 use tersor::pipeline::network::{CompressedNetwork, compress_network, original_scores};
 use tersor::pipeline::{Pipeline, Recipe, Text};
 

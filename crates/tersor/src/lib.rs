@@ -11,10 +11,10 @@ pub use tersor_groupwise as groupwise;
 pub use tersor_kv as kv;
 #[cfg(feature = "linalg")]
 pub use tersor_linalg as linalg;
-#[cfg(feature = "llm")]
-pub use tersor_llm as llm;
 #[cfg(feature = "lowrank")]
 pub use tersor_lowrank as lowrank;
+#[cfg(feature = "models")]
+pub use tersor_models as models;
 pub use tersor_operators as operators;
 pub use tersor_operators::registry;
 #[cfg(feature = "pipeline")]

@@ -12,7 +12,7 @@ use tersor::core::{
     read_finite,
 };
 use tersor::formats::Model;
-use tersor::llm::Architecture;
+use tersor::models::Architecture;
 use tersor::operators::{GroupedLinear, TableLinear};
 use tersor::pipeline::Recipe;
 

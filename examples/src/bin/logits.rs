@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tersor::core::{DType, Exec, Result, TensorInfo, TensorSink};
 use tersor::formats::safetensors::Writer;
-use tersor::llm::{Checkpoint, Decoder, Tokenizer, windows};
+use tersor::models::{Checkpoint, Decoder, Tokenizer, windows};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();

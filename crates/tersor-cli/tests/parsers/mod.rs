@@ -13,7 +13,7 @@ use tersor::blockwise::optimizer::{BlockwiseOptimizer, OptimizerConfig, Rule};
 use tersor::core::gradients::Optimizer;
 use tersor::core::{Context, MatView, MemTensors, Role, StatNeeds, StatSet, TensorSink, TensorSource};
 use tersor::formats::{Model, gguf, json, safetensors};
-use tersor::llm::{DecoderConfig, EncoderConfig, Manifest, StoredPredictions, Tokenizer};
+use tersor::models::{DecoderConfig, EncoderConfig, Manifest, StoredPredictions, Tokenizer};
 use tersor::pipeline::{Recipe, Text, evaluate};
 
 /// A parser, by name.

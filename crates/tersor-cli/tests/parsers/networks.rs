@@ -7,7 +7,7 @@ use tersor::core::{
     Changes, DType, Exec, FeatureMap, Fold, FoldedRows, MatView, MemTensors, RowSource, Side, TensorInfo, TensorSink,
     Transform, Value,
 };
-use tersor::llm::{Architecture, Checkpoint, Decoder, Encoder};
+use tersor::models::{Architecture, Checkpoint, Decoder, Encoder};
 use tersor::operators::{Dense, online};
 
 use super::operators::{rotation, values};

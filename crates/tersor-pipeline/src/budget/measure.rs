@@ -8,7 +8,9 @@ use std::time::Duration;
 use tersor_core::stages::{Measured, Way, Ways};
 use tersor_core::{Context, Error, LinearOp, Result, RowSource, Site, StatNeeds, StatSet};
 use tersor_formats::Model;
-use tersor_llm::{CONCURRENT_NETWORKS, Calibration, Checkpoint, Hooks, Sensitivity, SiteKind, Substitution, Upstream};
+use tersor_models::{
+    CONCURRENT_NETWORKS, Calibration, Checkpoint, Hooks, Sensitivity, SiteKind, Substitution, Upstream,
+};
 
 use super::item::Item;
 use super::progress::Progress;

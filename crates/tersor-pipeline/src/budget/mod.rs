@@ -18,7 +18,7 @@ use serde_json::{Value as Json, json};
 use tersor_core::stages::{StageSpec, Stages};
 use tersor_core::{Context, Error, Limits, ParamError, Result};
 use tersor_formats::{Model, json as files, write_atomic};
-use tersor_llm::MANIFEST;
+use tersor_models::MANIFEST;
 
 pub use self::allocate::{Choice, allocate};
 use self::item::Item;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 use tersor_core::{Error, Limits, Result};
 use tersor_formats::{json as files, write_atomic};
-use tersor_llm::{Calibration, Sensitivity};
+use tersor_models::{Calibration, Sensitivity};
 
 use super::item::Item;
 use crate::output::{record_file, recorded};

@@ -17,7 +17,7 @@ use serde_json::json;
 use tersor_core::tensors::join;
 use tersor_core::{Context, DType, Result, Site, StatNeeds, StatSet, TensorInfo, TensorSink};
 use tersor_formats::safetensors::Writer;
-use tersor_llm::{Calibration, Checkpoint, Hooks, Upstream, shard_windows};
+use tersor_models::{Calibration, Checkpoint, Hooks, Upstream, shard_windows};
 
 use crate::output::{ABOUT, FileKind, check_file};
 use statistics::{FORMAT, KEYS, prefix};

@@ -2,7 +2,7 @@
 
 use tersor_core::{Error, Progress, Result};
 use tersor_formats::Model;
-use tersor_llm::{Architecture, Tokenizer};
+use tersor_models::{Architecture, Tokenizer};
 
 use crate::plan::hash;
 use crate::text::{Text, Tokens};
@@ -37,7 +37,7 @@ fn tokens(
     let cut: Vec<Vec<u32>> = match network {
         Architecture::Decoder(_) => {
             let tokens = tokenizer.encode(content)?;
-            let cut = tersor_llm::windows(&tokens, ctx, Some(wanted)).map_err(|e| e.in_tensor(name))?;
+            let cut = tersor_models::windows(&tokens, ctx, Some(wanted)).map_err(|e| e.in_tensor(name))?;
             cut.into_iter().map(<[u32]>::to_vec).collect()
         }
         Architecture::Encoder(_) => sentences(tokenizer, content, Some(wanted), ctx)?,

@@ -10,7 +10,7 @@ use tersor_core::{
     Compressed, Context, Error, Exec, Fold, FoldedRows, InputChange, LinearOp, Prepared, Result, RowSource, Site,
     StatNeeds, StatSet,
 };
-use tersor_llm::{Calibration, Checkpoint, Hooks, ObservedSite, SiteChanges, Upstream};
+use tersor_models::{Calibration, Checkpoint, Hooks, ObservedSite, SiteChanges, Upstream};
 use tersor_operators::online;
 
 use super::matrix::{Job, check_source, source_hash};

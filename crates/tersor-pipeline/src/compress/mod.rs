@@ -18,7 +18,7 @@ use serde_json::json;
 use tersor_core::{Context, Error, Limits, ParamError, Result, Site};
 use tersor_formats::safetensors::Writer;
 use tersor_formats::{Model, json as files};
-use tersor_llm::{Checkpoint, MANIFEST, Manifest, bits_per_weight};
+use tersor_models::{Checkpoint, MANIFEST, Manifest, bits_per_weight};
 
 use crate::kinds::Kinds;
 use crate::output::{self, Output, Share, Work};

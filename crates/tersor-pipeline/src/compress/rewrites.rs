@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 use tersor_core::{Changes, Error, Fold, InputChange, Method, Result, Rewrite, Site, TensorSink};
-use tersor_llm::{Checkpoint, ObservedSite};
+use tersor_models::{Checkpoint, ObservedSite};
 
 use super::matrix::{Job, check_source, source_hash};
 use crate::output::{record_file, recorded};

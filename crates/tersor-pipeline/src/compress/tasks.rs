@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use tersor_core::{Error, Result, Site, StatNeeds};
-use tersor_llm::Checkpoint;
+use tersor_models::Checkpoint;
 
 use super::chain::{self, Chain};
 use super::matrix::{Job, check_source};

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 use tersor_core::{Error, Limits, Result};
 use tersor_formats::{json as files, write_atomic};
-use tersor_llm::MANIFEST;
+use tersor_models::MANIFEST;
 
 use crate::output::{FileKind, check_file};
 

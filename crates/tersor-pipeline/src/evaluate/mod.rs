@@ -16,7 +16,9 @@ use std::time::Instant;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use tersor_core::{Context, Error, ParamError, Result};
-use tersor_llm::{Bucket, Checkpoint, Decoder, KeepPredictions, Original, Request, Tokenizer, evaluate_with, windows};
+use tersor_models::{
+    Bucket, Checkpoint, Decoder, KeepPredictions, Original, Request, Tokenizer, evaluate_with, windows,
+};
 
 use crate::caches::Caches;
 use crate::kinds::Kinds;
@@ -252,7 +254,7 @@ pub fn decoder(
     drop(original);
     let speed = if options.speed { Some(speed(&decoder, cut[0], cx)?) } else { None };
     let against = found.against.as_ref();
-    let errors = |a: &tersor_llm::Agreement| a.sites.iter().map(|(name, e)| (name.clone(), Some(*e))).collect();
+    let errors = |a: &tersor_models::Agreement| a.sites.iter().map(|(name, e)| (name.clone(), Some(*e))).collect();
     Ok(Evaluation {
         perplexity: found.perplexity,
         tokens: found.tokens,

@@ -13,7 +13,7 @@ use serde_json::{Value as Json, json};
 use tersor_core::{Context, DType, Error, Limits, Result, TensorInfo, TensorSink, TensorSource};
 use tersor_formats::safetensors::{File, Writer};
 use tersor_formats::{Model, json as files};
-use tersor_llm::{Checkpoint, DecoderConfig, KeepPredictions, States, StoredPredictions};
+use tersor_models::{Checkpoint, DecoderConfig, KeepPredictions, States, StoredPredictions};
 
 use super::{Options, cut};
 use crate::kinds::Kinds;

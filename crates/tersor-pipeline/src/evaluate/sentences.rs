@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use tersor_core::{Context, Error, Result, metrics};
-use tersor_llm::{Checkpoint, Encoder, Tokenizer};
+use tersor_models::{Checkpoint, Encoder, Tokenizer};
 
 use super::{Options, context, peak_rss};
 use crate::calibrate;

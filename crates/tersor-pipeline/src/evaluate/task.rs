@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use tersor_core::{Context, Error, Result};
-use tersor_llm::{Checkpoint, Decoder, Sampling, Tokenizer, generate};
+use tersor_models::{Checkpoint, Decoder, Sampling, Tokenizer, generate};
 
 use super::{Options, peak_rss};
 use crate::caches::Caches;

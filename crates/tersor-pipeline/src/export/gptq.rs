@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use tersor_core::{Context, DType, Error, LinearOp, Result, TensorInfo, TensorSink, read_finite};
 use tersor_formats::json as files;
 use tersor_formats::safetensors::Writer;
-use tersor_llm::is_embedding_or_head;
+use tersor_models::is_embedding_or_head;
 use tersor_operators::{Grid, GroupedLinear};
 
 use super::plain::RECORD;

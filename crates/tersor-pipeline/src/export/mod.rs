@@ -19,7 +19,7 @@ use tersor_core::rows::check_range;
 use tersor_core::tensors::join;
 use tersor_core::{Context, DType, Error, Exec, Limits, LinearOp, OpSpec, ParamError, Registry, Result, RowSource};
 use tersor_formats::{Model, json as files};
-use tersor_llm::{MANIFEST, Manifest, is_key_rotation};
+use tersor_models::{MANIFEST, Manifest, is_key_rotation};
 use tersor_operators::{GroupedLinear, QuantizedInputs};
 
 use crate::kinds::Kinds;

@@ -16,7 +16,7 @@ use tersor_core::{Error, Limits, Progress};
 
 type Result<T, E = Error> = std::result::Result<T, E>;
 use tersor_formats::{Model, ModelKind, json as files, safetensors, sync_dir, write_atomic};
-use tersor_llm::{MANIFEST, Tokenizer};
+use tersor_models::{MANIFEST, Tokenizer};
 
 /// Name of the directory for work in progress, inside the output directory.
 const WORK: &str = ".tersor";

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 use tersor_core::{Context, Error, Limits, Result};
 use tersor_formats::{Model, json as files, write_atomic};
-use tersor_llm::Tokenizer;
+use tersor_models::Tokenizer;
 
 use super::Plan;
 use crate::kinds::Kinds;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tersor_core::{Context, Error, ParamError, Result};
 use tersor_formats::Model;
-use tersor_llm::Checkpoint;
+use tersor_models::Checkpoint;
 
 use super::Plan;
 use crate::calibrate;

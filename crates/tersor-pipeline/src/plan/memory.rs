@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tersor_core::{Context, ParamError, Result, Rewrite};
 use tersor_formats::Model;
-use tersor_llm::{Architecture, Tokenizer, batch_tokens};
+use tersor_models::{Architecture, Tokenizer, batch_tokens};
 
 use super::{Action, Entry, Plan};
 use crate::units::megabytes;

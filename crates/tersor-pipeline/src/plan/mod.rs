@@ -29,7 +29,7 @@ use tersor_core::{
 };
 use tersor_formats::safetensors::Header;
 use tersor_formats::{Model, Tensor};
-use tersor_llm::{Architecture, StoredWeight, Upstream};
+use tersor_models::{Architecture, StoredWeight, Upstream};
 
 use crate::calibrate::{self, Statistics, Wanted};
 use crate::kinds::Kinds;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use tersor_core::Result;
 use tersor_formats::Model;
-use tersor_llm::bits_per_weight;
+use tersor_models::bits_per_weight;
 
 use super::{Plan, TaskSummary};
 

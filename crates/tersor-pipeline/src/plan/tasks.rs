@@ -1,7 +1,7 @@
 //! Tasks: parts of the work that several processes can share.
 
 use serde::Serialize;
-use tersor_llm::{Upstream, shard_windows};
+use tersor_models::{Upstream, shard_windows};
 
 use super::{Action, Plan};
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tersor_core::{Role, Site};
-use tersor_llm::Architecture;
+use tersor_models::Architecture;
 
 /// The tensor name of the output head of a decoder.
 pub(crate) const HEAD: &str = "lm_head.weight";

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 use tersor_core::{Error, Limits, Result};
 use tersor_formats::{json as files, write_atomic};
-use tersor_llm::MANIFEST;
+use tersor_models::MANIFEST;
 
 use crate::compress::TIMING;
 use crate::output::{FileKind, PAGE_MARK, check_file};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tersor_core::stages::{Part, Slot, Target, assemble};
 use tersor_core::{DType, Error, ParamError, Result, Rewrite, Role, Site};
-use tersor_llm::Architecture;
+use tersor_models::Architecture;
 
 use crate::kinds::Kinds;
 use crate::recipe::{Recipe, Roles, Rule};

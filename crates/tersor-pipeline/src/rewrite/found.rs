@@ -9,7 +9,7 @@ use tersor_core::{
     StatNeeds, StatSet, Weights,
 };
 use tersor_formats::Model;
-use tersor_llm::{Calibration, Checkpoint, Hooks, ObservedSite, SiteChanges, Upstream};
+use tersor_models::{Calibration, Checkpoint, Hooks, ObservedSite, SiteChanges, Upstream};
 
 /// Where and for what changes are searched.
 #[derive(Clone, Copy)]

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value as Json;
 use tersor_core::{Context, Error, LinearOp, Result, RowSource, read_finite};
 use tersor_formats::gguf::{BlockType, InterleavedRows, MetaWriter, RowOrder, Writer, gguf_meta};
-use tersor_llm::Tokenizer;
+use tersor_models::Tokenizer;
 use tersor_operators::GroupedLinear;
 
 use super::Source;

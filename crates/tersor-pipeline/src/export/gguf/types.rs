@@ -3,7 +3,7 @@
 use serde_json::Value as Json;
 use tersor_core::{DType, Error, ParamError, Result};
 use tersor_formats::gguf::{BlockType, RowOrder, gguf_name};
-use tersor_llm::is_embedding_or_head;
+use tersor_models::is_embedding_or_head;
 use tersor_operators::Grid;
 
 use super::super::{Source, Tensor};

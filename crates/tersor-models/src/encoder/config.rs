@@ -68,7 +68,7 @@ impl EncoderConfig {
     /// ```
     /// let json = serde_json::json!({"model_type": "bert", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
     ///     "intermediate_size": 128, "vocab_size": 100});
-    /// let config = tersor_llm::EncoderConfig::from_json(&json).unwrap();
+    /// let config = tersor_models::EncoderConfig::from_json(&json).unwrap();
     /// assert_eq!((config.head_dim(), config.max_positions), (16, 512));
     /// ```
     pub fn from_json(json: &Json) -> Result<Self> {

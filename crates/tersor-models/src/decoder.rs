@@ -24,7 +24,7 @@ enum Layers {
 ///
 /// ```
 /// use tersor_core::Exec;
-/// use tersor_llm::{Checkpoint, Decoder};
+/// use tersor_models::{Checkpoint, Decoder};
 /// # fn main() -> tersor_core::Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
 /// let decoder = Decoder::load(&Checkpoint::open(path.as_ref(), &tersor_operators::registry())?)?;

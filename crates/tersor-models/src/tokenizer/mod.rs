@@ -36,7 +36,7 @@ fn seam(all: &[(u32, usize)], piece: &[(u32, usize)], first: usize) -> Option<[u
 /// describes.
 ///
 /// ```
-/// use tersor_llm::{Checkpoint, Tokenizer};
+/// use tersor_models::{Checkpoint, Tokenizer};
 /// # fn main() -> tersor_core::Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
 /// let tokenizer = Tokenizer::of(&Checkpoint::open(path.as_ref(), &tersor_operators::registry())?)?;

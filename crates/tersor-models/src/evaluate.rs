@@ -110,7 +110,7 @@ impl States {
     /// may be shorter: of a block of up to 31 tokens all are sampled, of a longer one 16 to 24 evenly spaced ones.
     ///
     /// ```
-    /// use tersor_llm::States;
+    /// use tersor_models::States;
     /// assert_eq!([20, 64, 512, 532].map(States::sampled), [20, 16, 16, 36]);
     /// ```
     pub fn sampled(tokens: usize) -> usize {
@@ -180,7 +180,7 @@ impl<'a> Original<'a> {
 ///
 /// ```
 /// use tersor_core::Result;
-/// use tersor_llm::{States, StoredPredictions};
+/// use tersor_models::{States, StoredPredictions};
 /// /// The states of each window, in memory.
 /// struct InMemory(Vec<States>);
 /// impl StoredPredictions for InMemory {
@@ -231,9 +231,9 @@ pub struct Request<'a> {
 ///
 /// ```
 /// let tokens = [1, 2, 3, 4, 5];
-/// assert_eq!(tersor_llm::windows(&tokens, 2, None).unwrap(), [[1, 2], [3, 4]]);
-/// assert_eq!(tersor_llm::windows(&tokens, 2, Some(1)).unwrap(), [[1, 2]]);
-/// assert!(tersor_llm::windows(&tokens, 6, None).is_err());
+/// assert_eq!(tersor_models::windows(&tokens, 2, None).unwrap(), [[1, 2], [3, 4]]);
+/// assert_eq!(tersor_models::windows(&tokens, 2, Some(1)).unwrap(), [[1, 2]]);
+/// assert!(tersor_models::windows(&tokens, 6, None).is_err());
 /// ```
 pub fn windows(tokens: &[u32], ctx: usize, count: Option<usize>) -> Result<Vec<&[u32]>> {
     if ctx < 2 {
@@ -251,7 +251,7 @@ pub fn windows(tokens: &[u32], ctx: usize, count: Option<usize>) -> Result<Vec<&
 ///
 /// ```
 /// use tersor_core::{Cancel, Exec, Silent};
-/// use tersor_llm::{Checkpoint, Decoder, evaluate};
+/// use tersor_models::{Checkpoint, Decoder, evaluate};
 /// # fn main() -> tersor_core::Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
 /// let decoder = Decoder::load(&Checkpoint::open(path.as_ref(), &tersor_operators::registry())?)?;
@@ -285,7 +285,7 @@ pub fn evaluate(
 /// ```
 /// use tersor_core::{Cancel, Exec, Silent};
 /// use tersor_core::Result;
-/// use tersor_llm::{Checkpoint, Decoder, KeepPredictions, Original, Request, States, StoredPredictions, evaluate_with};
+/// use tersor_models::{Checkpoint, Decoder, KeepPredictions, Original, Request, States, StoredPredictions, evaluate_with};
 /// /// The states of each window, in memory.
 /// #[derive(Default)]
 /// struct InMemory(Vec<States>);

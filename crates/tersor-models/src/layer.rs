@@ -106,7 +106,7 @@ impl Precision {
 /// The weights of one decoder layer in memory. Fields have the names that Hugging Face's files use.
 ///
 /// ```
-/// use tersor_llm::{Checkpoint, Layer};
+/// use tersor_models::{Checkpoint, Layer};
 /// # fn main() -> tersor_core::Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
 /// let checkpoint = Checkpoint::open(path.as_ref(), &tersor_operators::registry())?;

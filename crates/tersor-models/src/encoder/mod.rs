@@ -24,7 +24,7 @@ pub(crate) fn embedding_norm(checkpoint: &Checkpoint, config: &EncoderConfig) ->
 ///
 /// ```
 /// use tersor_core::Exec;
-/// use tersor_llm::{Checkpoint, Encoder};
+/// use tersor_models::{Checkpoint, Encoder};
 /// # fn main() -> tersor_core::Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden-encoders/bert");
 /// let encoder = Encoder::load(&Checkpoint::open(path.as_ref(), &tersor_operators::registry())?)?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tersor_core::{Cancel, Exec, Silent};
-use tersor_llm::{Checkpoint, Decoder, Sampling, Tokenizer, evaluate, generate, windows};
+use tersor_models::{Checkpoint, Decoder, Sampling, Tokenizer, evaluate, generate, windows};
 use tersor_operators::registry;
 
 fn open() -> Option<(Decoder, Tokenizer)> {

@@ -58,7 +58,7 @@ impl Sampling {
 ///
 /// ```
 /// use tersor_core::Exec;
-/// use tersor_llm::{Checkpoint, Decoder, Sampling, generate};
+/// use tersor_models::{Checkpoint, Decoder, Sampling, generate};
 /// # fn main() -> tersor_core::Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
 /// let decoder = Decoder::load(&Checkpoint::open(path.as_ref(), &tersor_operators::registry())?)?;

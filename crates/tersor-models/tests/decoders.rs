@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tersor_core::{Cancel, Exec, Limits, LinearOp, Silent, TensorSource};
 use tersor_formats::safetensors::File;
-use tersor_llm::{Checkpoint, Decoder, SiteKind, evaluate};
+use tersor_models::{Checkpoint, Decoder, SiteKind, evaluate};
 use tersor_operators::registry;
 
 const VARIANTS: [&str; 7] = ["llama", "llama-linear", "llama-llama3", "llama-yarn", "mistral-window", "qwen2", "qwen3"];

@@ -53,7 +53,7 @@ type Inputs<'f> = dyn Fn(&Window<'_>, &Exec) -> Result<Vec<Vec<f32>>> + Sync + '
 ///
 /// ```
 /// use tersor_core::{Cancel, Site, StatNeeds, StatSet};
-/// use tersor_llm::{Calibration, Checkpoint, Hooks, Upstream};
+/// use tersor_models::{Calibration, Checkpoint, Hooks, Upstream};
 /// # fn main() -> tersor_core::Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
 /// let checkpoint = Checkpoint::open(path.as_ref(), &tersor_operators::registry())?;

@@ -6,7 +6,7 @@ mod binary;
 use binary::{Gguf, string};
 use tersor_core::Limits;
 use tersor_formats::Model;
-use tersor_llm::Tokenizer;
+use tersor_models::Tokenizer;
 
 #[test]
 fn pieces_merge_by_score_and_unknown_bytes_fall_back() {

@@ -36,9 +36,9 @@ impl Manifest {
     ///
     /// ```
     /// let json = serde_json::json!({"format": 1, "tensors": {"w": {"spec": {"kind": "dense", "shape": [2, 3]}}}});
-    /// let manifest = tersor_llm::Manifest::from_json(json).unwrap();
+    /// let manifest = tersor_models::Manifest::from_json(json).unwrap();
     /// assert_eq!(manifest.specs["w"].shape, [2, 3]);
-    /// assert!(tersor_llm::Manifest::from_json(serde_json::json!({"format": 2})).is_err());
+    /// assert!(tersor_models::Manifest::from_json(serde_json::json!({"format": 2})).is_err());
     /// ```
     pub fn from_json(json: Json) -> Result<Self> {
         let bad = |what: String| Error::format(MANIFEST, what);
@@ -78,7 +78,7 @@ pub struct StoredWeight {
 /// An open model, original or compressed, whose weights load as operators (matrices) or as f32 vectors.
 ///
 /// ```
-/// use tersor_llm::Checkpoint;
+/// use tersor_models::Checkpoint;
 /// # fn main() -> tersor_core::Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
 /// let checkpoint = Checkpoint::open(path.as_ref(), &tersor_operators::registry())?;
@@ -216,7 +216,7 @@ pub fn is_key_rotation(name: &str) -> bool {
 /// rotated or replaced rows or columns.
 ///
 /// ```
-/// use tersor_llm::{Checkpoint, Weights};
+/// use tersor_models::{Checkpoint, Weights};
 /// # fn main() -> tersor_core::Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
 /// let checkpoint = Checkpoint::open(path.as_ref(), &tersor_operators::registry())?;
@@ -294,7 +294,7 @@ impl<'a> Weights<'a> {
 /// tables or output head by their names. A value is 0 if there are no such weights.
 ///
 /// ```
-/// use tersor_llm::{StoredWeight, bits_per_weight};
+/// use tersor_models::{StoredWeight, bits_per_weight};
 /// let weight = |name: &str, bytes| StoredWeight { name: name.into(), shape: [4, 8], bytes };
 /// let weights = [weight("lm_head.weight", 32), weight("model.layers.0.mlp.up_proj.weight", 16)];
 /// assert_eq!(bits_per_weight(&weights), (6.0, 4.0));

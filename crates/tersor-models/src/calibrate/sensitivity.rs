@@ -43,7 +43,7 @@ pub struct Substitution {
 ///
 /// ```
 /// use tersor_core::{Cancel, DType, LinearOp};
-/// use tersor_llm::{Checkpoint, Sensitivity, SiteKind, Substitution};
+/// use tersor_models::{Checkpoint, Sensitivity, SiteKind, Substitution};
 /// use tersor_operators::Dense;
 /// # fn main() -> tersor_core::Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tersor_core::{Cancel, DType, Error, Exec, LinearOp, MatView, MemTensors, Site, StatNeeds, StatSet};
-use tersor_llm::{
+use tersor_models::{
     Calibration, Checkpoint, Decoder, Hooks, ObservedSite, Replacements, SiteChanges, SiteKind, Upstream,
 };
 use tersor_operators::{Dense, registry};

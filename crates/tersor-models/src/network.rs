@@ -22,7 +22,7 @@ const LOGITS: &str = "logits";
 ///
 /// ```
 /// use tersor_core::Network;
-/// use tersor_llm::{Checkpoint, ModelNetwork};
+/// use tersor_models::{Checkpoint, ModelNetwork};
 /// # fn main() -> tersor_core::Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
 /// let checkpoint = Checkpoint::open(path.as_ref(), &tersor_operators::registry())?;

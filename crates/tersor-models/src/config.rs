@@ -80,7 +80,7 @@ impl DecoderConfig {
     /// ```
     /// let json = serde_json::json!({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
     ///     "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 100});
-    /// let config = tersor_llm::DecoderConfig::from_json(&json).unwrap();
+    /// let config = tersor_models::DecoderConfig::from_json(&json).unwrap();
     /// assert_eq!((config.head_dim, config.kv_heads, config.rope_theta), (16, 2, 10_000.0));
     /// ```
     pub fn from_json(json: &Json) -> Result<Self> {

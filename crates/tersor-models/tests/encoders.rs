@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tersor_core::{Exec, Limits, TensorSource};
 use tersor_formats::safetensors::File;
-use tersor_llm::{Architecture, Checkpoint, Decoder, Encoder};
+use tersor_models::{Architecture, Checkpoint, Decoder, Encoder};
 use tersor_operators::registry;
 
 fn folder(name: &str) -> PathBuf {

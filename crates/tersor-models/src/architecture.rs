@@ -13,7 +13,7 @@ use crate::{DecoderConfig, EncoderConfig};
 /// ```
 /// use tersor_core::Limits;
 /// use tersor_formats::Model;
-/// use tersor_llm::Architecture;
+/// use tersor_models::Architecture;
 /// # fn main() -> tersor_core::Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
 /// let network = Architecture::of(&Model::open(path.as_ref(), &Limits::default())?)?;

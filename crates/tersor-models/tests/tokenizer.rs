@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tersor_core::Limits;
 use tersor_formats::Model;
-use tersor_llm::Tokenizer;
+use tersor_models::Tokenizer;
 
 /// Prose, then text without spaces, repeated newlines, and characters of several bytes.
 fn text() -> String {
