@@ -29,7 +29,7 @@ run_address() {
 
 run_thread() {
     # The standard library is built with the sanitizer, too: without it, its own locks would be reported.
-    RUSTFLAGS="-Zsanitizer=thread" PROPTEST_CASES=10 \
+    RUSTFLAGS="-Zsanitizer=thread" TSAN_OPTIONS=allocator_may_return_null=1 PROPTEST_CASES=10 \
         cargo +nightly test -Zbuild-std --release -p tersor-kernels --lib --target $host --target-dir target/sanitizer-thread
 }
 

@@ -69,7 +69,12 @@ pub fn inspect(path: &Path, kinds: &Kinds) -> Result<Inspected> {
     let parameters: u64 = if recipe.is_some() {
         let checkpoint = Checkpoint::open(path, &kinds.operators)?;
         let matrices: u64 = checkpoint.weights().iter().map(|w| (w.shape[0] * w.shape[1]) as u64).sum();
-        matrices + tensors.iter().filter(|t| t.shape.len() == 1).map(|t| t.shape[0] as u64).sum::<u64>()
+        let compressed = |name: &str| {
+            let specs = checkpoint.manifest().map(|m| &m.specs);
+            name.match_indices('.').any(|(end, _)| specs.is_some_and(|s| s.contains_key(&name[..end])))
+        };
+        let others = tensors.iter().filter(|t| t.shape.len() != 2 && !compressed(&t.name));
+        matrices + others.map(|t| t.shape.iter().map(|&d| d as u64).product::<u64>()).sum::<u64>()
     } else {
         tensors.iter().map(|t| t.shape.iter().map(|&d| d as u64).product::<u64>()).sum()
     };

@@ -207,7 +207,7 @@ fn faults_are_named_with_line_rule_stage_and_parameter() {
         ("cache = [{ match = \"rows\", kind = \"int\" }]", "it must be `*`, `layer 3` or `layers 0-3`"),
         ("cache = [{ kind = \"int\", bits = 1 }]", "cache 1, stage 1 (`int`), `bits`: it is 1"),
         ("version = 2", "this program reads version 1"),
-        ("statistics = \"some\"", "must be sequential or original"),
+        ("statistics = \"some\"", "must be sequential, layer or original"),
         ("rotate = \"hadamard\"", "there is no key of a recipe `rotate`"),
         (
             "rules = [{ match = \"*\", stages = [{ kind = \"split\", parts = [{ share = 0.5, stages = [{ kind = \"rtn\", bits = 9 }] }] }] }]",

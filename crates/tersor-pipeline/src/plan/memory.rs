@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tersor_core::{Context, ParamError, Result, Rewrite};
 use tersor_formats::Model;
-use tersor_models::{Architecture, Tokenizer, batch_tokens};
+use tersor_models::{Architecture, Tokenizer, Upstream, batch_tokens};
 
 use super::{Action, Entry, Plan};
 use crate::units::megabytes;
@@ -93,6 +93,7 @@ impl Plan {
     pub fn fit(&mut self, model: &Model, cx: &Context) -> Result<()> {
         let Some(max) = cx.max_memory else { return Ok(()) };
         let need = |plan: &Self| plan.memory(model).values().sum::<u64>();
+        self.spill = false;
         self.spill = self.network.is_some() && self.needs_data() && self.statistics.is_none() && need(self) > max;
         let min = need(self);
         if min > max {
@@ -173,6 +174,19 @@ impl Plan {
             let inputs = 4 * (2 * hidden + attention + inner);
             gather.insert("sample", tokens * (inputs + 4 * (2 * hidden + 3 * inner.max(3 * attention))));
             *gather.entry("windows").or_default() += 2 * batch_tokens(ctx) as u64 * inputs;
+        }
+        if self.upstream() == Upstream::CompressedLayers {
+            // The statistics of all sites of a layer are in memory together, and their inputs for a batch of windows.
+            let mut widths: BTreeMap<usize, u64> = BTreeMap::new();
+            for site in self.sites().iter().filter(|s| s.layer.is_some()) {
+                let needs = |e: &&Entry| e.needs().gram && site.consumers.iter().any(|c| c.weight == e.name);
+                let largest = self.entries.iter().filter(needs).filter_map(Entry::matrix).map(square).max();
+                *widths.entry(site.layer.unwrap_or(0)).or_default() += largest.unwrap_or(0);
+            }
+            let all = widths.into_values().max().unwrap_or(0);
+            gather.insert("gram", 2 * all);
+            *compress.entry("gram").or_default() += all;
+            *gather.entry("windows").or_default() += 2 * batch_tokens(ctx) as u64 * 4 * (2 * hidden + attention + inner);
         }
         if self.spill {
             // The allocator retains the memory of the windows while a site is compressed.

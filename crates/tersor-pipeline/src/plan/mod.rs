@@ -29,7 +29,7 @@ use tersor_core::{
 };
 use tersor_formats::safetensors::Header;
 use tersor_formats::{Model, Tensor};
-use tersor_models::{Architecture, StoredWeight, Upstream};
+use tersor_models::{Architecture, StoredWeight, Tokenizer, Upstream};
 
 use crate::calibrate::{self, Statistics, Wanted};
 use crate::kinds::Kinds;
@@ -280,6 +280,7 @@ impl Plan {
             tokens: None,
         };
         plan.warn_of_rules(model, &matched, cx)?;
+        warn_of_tokenizer(model, cx);
         if plan.needs_data() {
             plan.check_sites()?;
             plan.take_data(&options.data, model, cx)?;
@@ -478,6 +479,15 @@ impl Plan {
             return rows.max(1);
         }
         (BLOCK_BYTES / 4 / cols.max(1) / ROW_UNIT).max(1) * ROW_UNIT
+    }
+}
+
+/// Warns if the model has a tokenizer that cannot be read, which the output will lack.
+fn warn_of_tokenizer(model: &Model, cx: &Context) {
+    match Tokenizer::json_of(model) {
+        Ok(_) | Err(Error::Missing { .. }) => {}
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => cx.progress.warn(&format!("the tokenizer of the model cannot be read, so the output has none: {e}")),
     }
 }
 

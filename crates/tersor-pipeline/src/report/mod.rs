@@ -3,7 +3,7 @@
 mod charts;
 mod svg;
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 use tersor_core::{Error, Limits, Result};
@@ -58,6 +58,10 @@ pub fn page(dirs: &[PathBuf]) -> Result<String> {
             models.extend(found["model"].as_str().map(String::from));
             for row in found["rows"].as_array().into_iter().flatten() {
                 let name = row["recipe"].as_str().unwrap_or_default();
+                if Path::new(name).components().any(|c| !matches!(c, Component::Normal(_))) {
+                    let what = format!("its row `{name}` is not the name of a recipe");
+                    return Err(Error::format(compared.display().to_string(), what));
+                }
                 let manifest = dir.join(name).join(MANIFEST);
                 if manifest.is_file() {
                     runs.push(Run { name: name.to_string(), manifest: files::read(&manifest, &limits)? });
