@@ -255,8 +255,9 @@ pub struct Compress {
 pub struct Eval {
     /// A model directory, a `.gguf` file, or an output of `compress`.
     pub model: PathBuf,
-    /// Evaluation text, for a decoder.
-    #[arg(long, required_unless_present_any = ["sentences", "task"], conflicts_with = "sentences")]
+    /// Evaluation text, for a decoder. Without --text, --sentences and --task, the matrices are compared with those of --against; the models may then
+    /// have any architecture.
+    #[arg(long, required_unless_present_any = ["sentences", "task", "against"], conflicts_with = "sentences")]
     pub text: Option<PathBuf>,
     /// Sentences, one per line, for an encoder; its embeddings are compared with those of --against.
     #[arg(long, requires = "against", conflicts_with = "task")]
@@ -271,7 +272,7 @@ pub struct Eval {
     /// Number of windows; with --sentences, number of lines [default: all].
     #[arg(long)]
     pub windows: Option<usize>,
-    /// Model whose predictions or embeddings are compared with.
+    /// Model whose predictions, embeddings or matrices are compared with.
     #[arg(long)]
     pub against: Option<PathBuf>,
     /// File for the predictions of --against, or of MODEL without it: read if it exists, written otherwise. With it, other models are compared on

@@ -47,8 +47,9 @@ pub fn run(a: &args::Eval, json: bool) -> Result<()> {
             finish(a, &found, json, sentences)
         }
         (None, None, None) => {
-            let rule = "must be given, or --task, or --sentences for an encoder";
-            Err(ParamError::new("text", "missing", rule).into())
+            let rule = "must be given, or --task, or --sentences for an encoder, or --against to compare matrices";
+            let against = against.ok_or_else(|| ParamError::new("text", "missing", rule))?;
+            finish(a, &evaluate::weights(&a.model, against, kinds, &cx)?, json, weights)
         }
     }
 }
@@ -107,6 +108,18 @@ fn answers(share: f64, total: u64) {
 
 fn task(found: &TaskEvaluation) {
     answers(found.task_accuracy, found.task_total);
+    let (bits, body) = (found.bits_per_weight, found.body_bits_per_weight);
+    outln!("bits/weight    {bits:.3} ({body:.3} without embedding and head)");
+    outln!("weights        {}", megabytes(found.weight_bytes));
+}
+
+fn weights(found: &evaluate::WeightEvaluation) {
+    outln!("weight error   {:.5} over {} matrices", found.relative_error, found.matrices.len());
+    let mut worst: Vec<_> = found.matrices.iter().collect();
+    worst.sort_by(|a, b| b.1.total_cmp(a.1));
+    for (name, error) in worst.into_iter().take(5) {
+        outln!("  {error:.5}      {name}");
+    }
     let (bits, body) = (found.bits_per_weight, found.body_bits_per_weight);
     outln!("bits/weight    {bits:.3} ({body:.3} without embedding and head)");
     outln!("weights        {}", megabytes(found.weight_bytes));

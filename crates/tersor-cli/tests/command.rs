@@ -78,7 +78,17 @@ fn architectures_must_be_known_and_agree() {
     tersor_json(&["inspect", s(&model)]);
     let half = dir.path().join("half");
     assert_eq!(tersor_json(&["convert", s(&model), "--to", "f16", "--out", s(&half)])["tensors"], tiny.tensors.len());
+    assert!(said.contains("--generic"), "{said}");
     tersor_json(&["compress", s(&model), "--recipe", "w4-rtn", "--out", s(&out), "--generic"]);
+    // What was compressed without a known architecture is verified, and its matrices are compared with the original's.
+    let verified = tersor_json(&["verify", s(&out)]);
+    let found = tersor_json(&["eval", s(&out), "--against", s(&model)]);
+    assert_eq!(found["matrices"].as_object().unwrap().len() as u64, verified["matrices"].as_u64().unwrap());
+    let error = found["relative_error"].as_f64().unwrap();
+    assert!(error > 0.0 && error < 0.2, "{error}");
+    assert_eq!(tersor_json(&["eval", s(&model), "--against", s(&model)])["relative_error"], 0.0);
+    fails(1, &["eval", s(&out), "--against", s(&model), "--text", TEXT]);
+    assert!(fails(2, &["eval", s(&out)]).contains("--text"));
 
     tiny.config["model_type"] = "llama".into();
     tiny.config["architectures"] = json!(["Qwen2ForCausalLM"]);

@@ -177,7 +177,7 @@ pub(crate) fn check_architecture(json: &Json, known: &[(&str, &str)]) -> Result<
             let found = known.iter().find(|k| k.0 == t);
             Some(found.ok_or_else(|| Error::Unsupported {
                 what: "model_type",
-                value: format!("`{t}` (known: {})", names()),
+                value: format!("`{t}` (known: {}; --generic compresses the matrices of any model by name)", names()),
             })?)
         }
         None => None,

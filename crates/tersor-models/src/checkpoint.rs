@@ -82,7 +82,7 @@ pub struct StoredWeight {
 /// # fn main() -> tersor_core::Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
 /// let checkpoint = Checkpoint::open(path.as_ref(), &tersor_operators::registry())?;
-/// let config = checkpoint.architecture().decoder()?;
+/// let config = checkpoint.architecture()?.decoder()?;
 /// let head_dims = config.heads * config.head_dim;
 /// let q = checkpoint.matrix("model.layers.0.self_attn.q_proj.weight", [head_dims, config.hidden])?;
 /// assert_eq!(q.shape(), [head_dims, config.hidden]);
@@ -94,13 +94,15 @@ pub struct Checkpoint {
     model: Model,
     manifest: Option<Manifest>,
     registry: Registry,
-    architecture: Architecture,
+    /// None if it is unknown.
+    architecture: Option<Architecture>,
 }
 
 impl Checkpoint {
     /// Opens a model directory, a `.gguf` file, or an output directory of `tersor compress`. A size that a file states may not exceed
-    /// [`Limits::default`]. `registry` has the loaders of the operators in a compressed model; it is used when a matrix is loaded. Errors
-    /// if a file is missing, breaks its format or exceeds a limit, the model has no configuration, or the architecture is unsupported.
+    /// [`Limits::default`]. `registry` has the loaders of the operators in a compressed model; it is used when a matrix is loaded. A model
+    /// of unknown architecture opens too: its matrices load, and [`Checkpoint::architecture`] errors. Errors if a file is missing, breaks its
+    /// format or exceeds a limit.
     pub fn open(path: &Path, registry: &Registry) -> Result<Self> {
         let limits = Limits::default();
         let model = Model::open(path, &limits)?;
@@ -110,13 +112,21 @@ impl Checkpoint {
         } else {
             None
         };
-        let architecture = Architecture::of(&model)?;
+        let architecture = Architecture::of(&model).ok();
         Ok(Self { model, manifest, registry: registry.clone(), architecture })
     }
 
-    /// Returns the kind of network (decoder or encoder) with its configuration.
-    pub fn architecture(&self) -> &Architecture {
-        &self.architecture
+    /// Returns the kind of network (decoder or encoder) with its configuration. Errors if the model has no configuration, or its architecture
+    /// is unsupported, for the reasons that [`Architecture::of`] states.
+    pub fn architecture(&self) -> Result<&Architecture> {
+        match &self.architecture {
+            Some(known) => Ok(known),
+            // An unknown one is determined again, for its error.
+            None => Err(match Architecture::of(&self.model) {
+                Err(reason) => reason,
+                Ok(_) => Error::missing("a supported architecture", self.model.path().display().to_string()),
+            }),
+        }
     }
 
     /// Returns the open model files, which give stored tensors and `config.json`.
@@ -221,7 +231,7 @@ pub fn is_key_rotation(name: &str) -> bool {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
 /// let checkpoint = Checkpoint::open(path.as_ref(), &tersor_operators::registry())?;
 /// let weights = Weights::folded(&checkpoint, &[]);
-/// let hidden = checkpoint.architecture().hidden();
+/// let hidden = checkpoint.architecture()?.hidden();
 /// assert_eq!(weights.vector("model.norm.weight", hidden)?.len(), hidden);
 /// # Ok(())
 /// # }

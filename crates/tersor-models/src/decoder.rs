@@ -81,7 +81,7 @@ impl Decoder {
     /// Loads all weights of a checkpoint into memory, with f32 key-value caches. Errors if the model is no decoder, or a tensor is missing,
     /// has another shape, or holds a value that is not finite.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
-        let config = checkpoint.architecture().decoder()?;
+        let config = checkpoint.architecture()?.decoder()?;
         let layers = (0..config.layers).map(|i| Layer::read(checkpoint, config, i)).collect::<Result<_>>()?;
         Self::with_layers(checkpoint, Layers::Resident(layers))
     }
@@ -97,7 +97,7 @@ impl Decoder {
     }
 
     fn with_layers(checkpoint: &Checkpoint, layers: Layers) -> Result<Self> {
-        let config = checkpoint.architecture().decoder()?.clone();
+        let config = checkpoint.architecture()?.decoder()?.clone();
         let shape = [config.vocab, config.hidden];
         let embed: Arc<dyn LinearOp> = checkpoint.matrix("model.embed_tokens.weight", shape)?.into();
         let separate = checkpoint.has("lm_head.weight");

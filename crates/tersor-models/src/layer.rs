@@ -110,7 +110,7 @@ impl Precision {
 /// # fn main() -> tersor_core::Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
 /// let checkpoint = Checkpoint::open(path.as_ref(), &tersor_operators::registry())?;
-/// let config = checkpoint.architecture().decoder()?;
+/// let config = checkpoint.architecture()?.decoder()?;
 /// let layer = Layer::read(&checkpoint, config, 0)?;
 /// assert_eq!(layer.down_proj.op.shape(), [config.hidden, config.intermediate]);
 /// # Ok(())

@@ -26,8 +26,8 @@ const LOGITS: &str = "logits";
 /// # fn main() -> tersor_core::Result<()> {
 /// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
 /// let checkpoint = Checkpoint::open(path.as_ref(), &tersor_operators::registry())?;
-/// let network = ModelNetwork::new(checkpoint.architecture().decoder()?)?;
-/// assert_eq!(network.stages(), checkpoint.architecture().layers() + 1);
+/// let network = ModelNetwork::new(checkpoint.architecture()?.decoder()?)?;
+/// assert_eq!(network.stages(), checkpoint.architecture()?.layers() + 1);
 /// tersor_core::network::check_network(&network, &checkpoint)?;
 /// # Ok(())
 /// # }

@@ -49,10 +49,10 @@ fn gather(
         rewriting: None,
         folds: Vec::new(),
     };
-    for layer in 0..checkpoint.architecture().layers() {
+    for layer in 0..checkpoint.architecture().unwrap().layers() {
         calibration.layer(layer, &mut hooks).unwrap();
     }
-    if checkpoint.architecture().decoder().is_ok() {
+    if checkpoint.architecture().unwrap().decoder().is_ok() {
         seen.push(calibration.head(NEEDS, 3, &cancel).unwrap());
     }
     seen

@@ -70,7 +70,7 @@ fn a_site_with_its_own_weights_gives_what_the_layer_computes() {
     for name in VARIANTS {
         let checkpoint = open(name);
         let (decoder, config) =
-            (Decoder::load(&checkpoint).unwrap(), checkpoint.architecture().decoder().unwrap().clone());
+            (Decoder::load(&checkpoint).unwrap(), checkpoint.architecture().unwrap().decoder().unwrap().clone());
         let (tokens, _) = golden(name);
         let mut seen: Vec<(usize, SiteKind, Vec<f32>)> = Vec::new();
         let exec = Exec::new();
@@ -104,7 +104,7 @@ fn a_site_with_its_own_weights_gives_what_the_layer_computes() {
 
 #[test]
 fn sites_name_their_producers_and_writers() {
-    let sites = open("llama").architecture().sites();
+    let sites = open("llama").architecture().unwrap().sites();
     assert_eq!(sites[4].name, "model.layers.1.self_attn.qkv");
     assert_eq!(
         sites[4].writers,
@@ -112,7 +112,7 @@ fn sites_name_their_producers_and_writers() {
     );
     assert!(sites[1].writers.is_empty());
     assert_eq!(sites.last().unwrap().consumers[0].weight, "model.embed_tokens.weight", "a tied head");
-    assert_eq!(open("qwen2").architecture().sites().last().unwrap().consumers[0].weight, "lm_head.weight");
+    assert_eq!(open("qwen2").architecture().unwrap().sites().last().unwrap().consumers[0].weight, "lm_head.weight");
 }
 
 #[test]

@@ -39,7 +39,7 @@ impl Caches {
             }
         };
         rules.push(CacheRule::parse("f32", &kinds.stages)?);
-        let c = checkpoint.architecture().decoder()?;
+        let c = checkpoint.architecture()?.decoder()?;
         let layers = vec![c.attention_heads()?; c.layers];
         let rotations = (0..c.layers).map(|layer| checkpoint.key_rotation(layer, c.head_dim));
         let rotations = rotations.collect::<Result<Vec<_>>>()?;

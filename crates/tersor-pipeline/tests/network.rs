@@ -36,7 +36,7 @@ fn a_decoder_through_its_tap_is_compressed_to_the_same_bytes() {
     let (model, kinds, cx) = (examples("models/tiny-wiki"), tersor::kinds(), Context::new());
     let text = Text::file(examples("data/wiki-calib.txt"));
     let checkpoint = Checkpoint::open(&model, &kinds.operators).unwrap();
-    let network = ModelNetwork::new(checkpoint.architecture().decoder().unwrap()).unwrap();
+    let network = ModelNetwork::new(checkpoint.architecture().unwrap().decoder().unwrap()).unwrap();
     check_network(&network, &checkpoint).unwrap();
     let (windows, ctx) = (40, 64);
     let tokens = Tokenizer::of(&checkpoint).unwrap().encode(&text.read().unwrap()).unwrap();
@@ -61,7 +61,7 @@ fn a_decoder_through_its_tap_is_compressed_to_the_same_bytes() {
             let here = &made.operators[&consumer.weight];
             assert!(values(&**here) == values(&*stored), "{statistics}: {}", consumer.weight);
         }
-        assert_eq!(made.operators.len(), 7 * checkpoint.architecture().layers());
+        assert_eq!(made.operators.len(), 7 * checkpoint.architecture().unwrap().layers());
         // The compressed network predicts almost what the original predicts.
         let scores = made.scores(&network, &checkpoint, &batches[..1], &cx).unwrap();
         let original = original_scores(&network, &checkpoint, &batches[..1], &cx).unwrap();

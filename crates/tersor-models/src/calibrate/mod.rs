@@ -82,6 +82,7 @@ type Inputs<'f> = dyn Fn(&Window<'_>, &Exec) -> Result<Vec<Vec<f32>>> + Sync + '
 /// ```
 pub struct Calibration<'a> {
     checkpoint: &'a Checkpoint,
+    network: &'a Architecture,
     heads: Option<Heads>,
     tokens: Vec<u32>,
     /// Range of each window in `tokens`.
@@ -112,7 +113,7 @@ impl<'a> Calibration<'a> {
         ctx: usize,
         scratch: Option<&Path>,
     ) -> Result<Self> {
-        let (network, mut at) = (checkpoint.architecture(), 0);
+        let (network, mut at) = (checkpoint.architecture()?, 0);
         if windows.is_empty()
             || windows.iter().any(|w| w.is_empty() || w.len() > ctx)
             || part.end > windows.len()
@@ -142,11 +143,11 @@ impl<'a> Calibration<'a> {
         tersor_core::view::elements([tokens.len(), network.hidden()])?;
         let (scratch, stream) = (scratch.map(Path::to_path_buf), Store::Memory(Vec::new()));
         let (shard, batch, first_token) = (shard_windows(ctx), batch_tokens(ctx), before as u64);
-        Ok(Self { checkpoint, heads, tokens, spans, shard, batch, first_token, scratch, stream })
+        Ok(Self { checkpoint, network, heads, tokens, spans, shard, batch, first_token, scratch, stream })
     }
 
     fn hidden(&self) -> usize {
-        self.checkpoint.architecture().hidden()
+        self.network.hidden()
     }
 
     /// Computes the hidden states in front of the first layer: the token embeddings; in an encoder, the layer norm of the sum of token,
@@ -155,7 +156,7 @@ impl<'a> Calibration<'a> {
     /// stored.
     pub fn embed(&mut self, read: ReadRow<'_>) -> Result<()> {
         let hidden = self.hidden();
-        let network = self.checkpoint.architecture();
+        let network = self.network;
         let tables = network.embeddings();
         let norm = match network {
             Architecture::Encoder(c) => Some((crate::encoder::embedding_norm(self.checkpoint, c)?, c.eps)),
@@ -206,7 +207,7 @@ impl<'a> Calibration<'a> {
     /// and nothing else is checked. Otherwise, errors if [`StatNeeds::windows`] is set, an input is not finite, the work is cancelled, or
     /// neither [`Calibration::embed`] nor [`Calibration::resume`] has been called.
     pub fn head(&mut self, needs: StatNeeds, seed: u64, cancel: &Cancel) -> Result<StatSet> {
-        let (hidden, config) = (self.hidden(), self.checkpoint.architecture().decoder()?);
+        let (hidden, config) = (self.hidden(), self.network.decoder()?);
         let norm = self.checkpoint.vector("model.norm.weight", hidden)?;
         self.gather(hidden, needs, seed, cancel, None, &|w, exec| Ok(rms_norm(w.stream, &norm, config.eps, exec)))
     }
@@ -222,7 +223,7 @@ impl<'a> Calibration<'a> {
     /// matrix is not finite, the work is cancelled, or neither [`Calibration::embed`] nor [`Calibration::resume`] has been called. After an
     /// error the hidden states may be those of the middle of the layer; [`Calibration::embed`] or [`Calibration::resume`] replaces them.
     pub fn layer(&mut self, index: usize, hooks: &mut Hooks<'_>) -> Result<()> {
-        let sites = self.checkpoint.architecture().sites();
+        let sites = self.network.sites();
         let sites: Vec<&Site> = sites.iter().filter(|s| s.layer == Some(index)).collect();
         if let Some(rewriting) = &mut hooks.rewriting {
             let layer = steps::layer(self.checkpoint, &hooks.folds, self.heads.as_ref(), index)?;
@@ -300,7 +301,7 @@ impl<'a> Calibration<'a> {
         let stream = self.stream.read(first * hidden..last * hidden)?;
         let (attn_output, width) = match attn_output {
             Some(store) => {
-                let width = self.checkpoint.architecture().attention_width();
+                let width = self.network.attention_width();
                 (store.read(first * width..last * width)?, width)
             }
             None => (Default::default(), 0),
@@ -464,7 +465,7 @@ impl<'a> Calibration<'a> {
         attn_output: &mut Option<Store>,
         cancel: &Cancel,
     ) -> Result<()> {
-        let network = self.checkpoint.architecture();
+        let network = self.network;
         let output = |w: &Window<'_>, exec: &Exec| layer.output(kind, w, exec);
         match effect(kind) {
             Effect::Nothing => {}

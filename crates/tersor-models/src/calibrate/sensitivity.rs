@@ -51,7 +51,7 @@ pub struct Substitution {
 /// let windows: [&[u32]; 1] = [&[1, 2, 3, 4]];
 /// let mut read = |name: &str, row: usize, out: &mut [f32]| checkpoint.model().rows(name)?.read_rows(row..row + 1, out);
 /// let mut networks = Sensitivity::new(&checkpoint, &windows, 4, &mut read)?;
-/// let config = checkpoint.architecture().decoder()?;
+/// let config = checkpoint.architecture()?.decoder()?;
 /// for layer in 0..config.layers {
 ///     let mut substitutions = Vec::new();
 ///     if layer == 0 {
@@ -208,7 +208,7 @@ impl<'a> Sensitivity<'a> {
 
     /// Errors unless an output head has the shape `[vocab, hidden]`.
     fn check_head(&self, name: &str, op: &dyn LinearOp) -> Result<()> {
-        let config = self.calibration.checkpoint.architecture().decoder()?;
+        let config = self.calibration.network.decoder()?;
         let shape = [config.vocab, config.hidden];
         if op.shape() != shape {
             Err(Error::shape("shape of a head", shape, op.shape()).in_tensor(name))
@@ -227,7 +227,7 @@ impl<'a> Sensitivity<'a> {
     /// invalid, a logit is not finite, or the work is cancelled.
     pub fn finish(self, cancel: &Cancel) -> Result<Vec<(String, f64)>> {
         let checkpoint = self.calibration.checkpoint;
-        let config = match checkpoint.architecture() {
+        let config = match checkpoint.architecture()? {
             Architecture::Decoder(c) => c,
             Architecture::Encoder(_) => {
                 let energy = metrics::energy(&self.original).max(f64::MIN_POSITIVE);

@@ -98,7 +98,7 @@ pub(super) fn layer(
     index: usize,
 ) -> Result<Box<dyn Steps>> {
     let weights = Weights::folded(checkpoint, folds);
-    Ok(match checkpoint.architecture() {
+    Ok(match checkpoint.architecture()? {
         Architecture::Encoder(config) => Box::new(EncoderLayer::read(weights, config, index)?),
         Architecture::Decoder(config) => {
             let heads = heads.map_or_else(|| config.attention_heads(), |h| Ok(h.clone()))?;

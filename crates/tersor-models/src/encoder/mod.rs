@@ -44,7 +44,7 @@ impl Encoder {
     /// Loads all weights of a checkpoint into memory. Errors if the model is no encoder, or a tensor is missing, has another shape, or
     /// holds a value that is not finite.
     pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
-        let config = checkpoint.architecture().encoder()?.clone();
+        let config = checkpoint.architecture()?.encoder()?.clone();
         let [words, positions, types] = config.embeddings();
         let table = |name: &str, rows: usize| -> Result<Arc<dyn LinearOp>> {
             Ok(checkpoint.matrix(name, [rows, config.hidden])?.into())

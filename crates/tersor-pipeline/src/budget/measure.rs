@@ -88,7 +88,7 @@ pub fn measure(
         part
     });
     let sample: Vec<&[u32]> = sample.filter(|w| !w.is_empty()).collect();
-    let network = checkpoint.architecture();
+    let network = checkpoint.architecture()?;
     let mut read = |name: &str, row: usize, out: &mut [f32]| model.rows(name)?.read_rows(row..row + 1, out);
     let mut networks = Sensitivity::new(&checkpoint, &sample, ctx, &mut read)?;
     let mut calibration = Calibration::new(&checkpoint, &windows, 0..windows.len(), ctx, None)?;

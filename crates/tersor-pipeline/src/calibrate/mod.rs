@@ -85,7 +85,7 @@ pub fn gather(
     }
     let mut writer = Writer::create(out, layout)?;
     writer.write_shared(ABOUT, &about_info, &about)?;
-    let layers = checkpoint.architecture().layers();
+    let layers = checkpoint.architecture()?.layers();
     cx.progress.begin("calibrate", (runs.len() * layers) as u64);
     for run in runs {
         let mut calibration = Calibration::new(checkpoint, &slices, run.clone(), ctx, scratch)?;

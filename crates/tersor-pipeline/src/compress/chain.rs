@@ -93,7 +93,7 @@ impl<'j, 'a> Chain<'j, 'a> {
         let (cancel, needs, change) = (&cx.cancel, &needs, &change);
         let mut hooks = Hooks { upstream, cancel, seed, needs, change, compress, rewriting, folds };
         self.calibration.layer(self.passed, &mut hooks)?;
-        let network = self.checkpoint.architecture();
+        let network = self.checkpoint.architecture()?;
         for entry in plan.entries.iter().filter(|e| network.layer_of(&e.name) == Some(self.passed)) {
             if matches!(entry.action, Action::Copy | Action::Fold) {
                 self.sources.insert(entry.name.clone(), source_hash(job.model, entry)?);
@@ -120,7 +120,7 @@ impl<'j, 'a> Chain<'j, 'a> {
 
 /// Passes all layers and the head, starting from the work in progress.
 pub fn run(job: &Job<'_>, checkpoint: &Checkpoint, windows: &[Vec<u32>]) -> Result<()> {
-    let network = checkpoint.architecture();
+    let network = checkpoint.architecture()?;
     let mut chain = Chain::start(job, checkpoint, windows, network.layers())?;
     for site in network.sites().iter().filter(|s| s.layer.is_some_and(|l| l < chain.passed())) {
         job.cx.progress.advance(site.consumers.len() as u64, &site.name);
@@ -141,7 +141,7 @@ pub fn run(job: &Job<'_>, checkpoint: &Checkpoint, windows: &[Vec<u32>]) -> Resu
 
 /// Returns the site of the head if its matrix needs data and is not finished.
 pub fn head_site(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<Option<Site>> {
-    for site in checkpoint.architecture().sites().into_iter().filter(|s| s.layer.is_none()) {
+    for site in checkpoint.architecture()?.sites().into_iter().filter(|s| s.layer.is_none()) {
         for c in &site.consumers {
             if let Some(i) = job.plan.entry(&c.weight)
                 && job.plan.entries[i].needs().any_data()

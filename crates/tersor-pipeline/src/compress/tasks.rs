@@ -40,7 +40,7 @@ pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
             let site = site.ok_or_else(|| Error::Missing { name: entry.name.clone(), place: "the sites".into() })?;
             if plan.tasks().contains(&Task::Layer(0)) {
                 let checkpoint = open(job)?;
-                let layers = checkpoint.architecture().layers();
+                let layers = checkpoint.architecture()?.layers();
                 let mut chain = Chain::start(job, &checkpoint, plan.cut()?, layers)?;
                 return if chain.passed() == layers { chain.head(&site) } else { Err(before(chain.passed())) };
             }
@@ -50,7 +50,7 @@ pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
             let sites = plan.network.as_ref().map(|n| n.sites()).unwrap_or_default();
             let checkpoint = open(job)?;
             // If hidden states of a later layer are saved, this layer is finished.
-            if let Some(saved) = job.parts.latest_stream(checkpoint.architecture().layers())?
+            if let Some(saved) = job.parts.latest_stream(checkpoint.architecture()?.layers())?
                 && saved.layers > layer
             {
                 return Ok(());

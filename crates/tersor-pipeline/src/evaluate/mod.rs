@@ -4,11 +4,13 @@ mod figures;
 mod reference;
 mod sentences;
 mod task;
+mod weights;
 
 pub use figures::save;
 pub use reference::Reference;
 pub use sentences::{SentenceEvaluation, sentences};
 pub use task::{Question, TaskEvaluation, questions, task};
+pub use weights::{WeightEvaluation, weights};
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -149,7 +151,7 @@ fn number_of<'de, D: Deserializer<'de>>(from: D) -> Result<Option<f64>, D::Error
 
 /// Returns the window length: the one given, else the smaller of 512 and the model's maximum. Errors if it is below 2 or above the maximum.
 fn context(given: Option<usize>, checkpoint: &Checkpoint) -> Result<usize> {
-    let max = checkpoint.architecture().max_positions();
+    let max = checkpoint.architecture()?.max_positions();
     match given {
         None => Ok(max.min(512)),
         Some(n) if (2..=max).contains(&n) => Ok(n),
@@ -160,7 +162,7 @@ fn context(given: Option<usize>, checkpoint: &Checkpoint) -> Result<usize> {
 /// Returns the window length, and the tokens of the windows that `options` cuts from a text. Warns if there are fewer than wanted. Errors if the model is
 /// no decoder, if `ctx` or `windows` is out of range, or if the text has no window.
 fn cut(checkpoint: &Checkpoint, text: &Text, options: &Options, cx: &Context) -> Result<(usize, Vec<Vec<u32>>)> {
-    checkpoint.architecture().decoder()?;
+    checkpoint.architecture()?.decoder()?;
     let ctx = context(options.ctx, checkpoint)?;
     if options.windows == Some(0) {
         return Err(ParamError::new("windows", 0, "must be at least 1").into());

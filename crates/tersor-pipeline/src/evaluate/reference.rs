@@ -161,7 +161,7 @@ impl Reference {
         let keys: std::collections::BTreeSet<&String> = now.keys().chain(self.inputs.keys()).collect();
         let differ: Vec<&str> =
             keys.into_iter().filter(|k| now.get(*k) != self.inputs.get(*k)).map(String::as_str).collect();
-        let config = checkpoint.architecture().decoder()?;
+        let config = checkpoint.architecture()?.decoder()?;
         let sizes = Sizes::of(config, windows.len(), windows.first().map_or(0, |w| w.len()), 0);
         let sizes = Sizes { vocab: self.sizes.vocab.and(Some(config.vocab)), ..sizes };
         let what = match differ.is_empty() {
@@ -286,7 +286,7 @@ impl Recorder {
     /// Begins the file `path` for the decoder of a checkpoint on the windows of tokens, which all have the same length, with logits if these take
     /// at most `max_logits` bytes.
     pub fn create(path: &Path, checkpoint: &Checkpoint, windows: &[&[u32]], max_logits: u64) -> Result<Self> {
-        let config = checkpoint.architecture().decoder()?;
+        let config = checkpoint.architecture()?.decoder()?;
         let sizes = Sizes::of(config, windows.len(), windows.first().map_or(0, |w| w.len()), max_logits);
         let about = json!({
             "format": FORMAT, "inputs": inputs(checkpoint, windows)?, "windows": sizes.windows, "ctx": sizes.ctx,

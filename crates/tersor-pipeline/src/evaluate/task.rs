@@ -82,7 +82,7 @@ fn place(text: &Text, line: usize) -> String {
 /// wrong or too long for the model, or if the work is cancelled.
 pub fn task(model: &Path, text: &Text, options: &Options, kinds: &Kinds, cx: &Context) -> Result<TaskEvaluation> {
     let checkpoint = Checkpoint::open(model, &kinds.operators)?;
-    let max = checkpoint.architecture().decoder()?.max_positions;
+    let max = checkpoint.architecture()?.decoder()?.max_positions;
     let tokenizer = Tokenizer::of(&checkpoint)?;
     let mut all = Vec::new();
     for (line, question) in questions(text)?.into_iter().take(options.windows.unwrap_or(usize::MAX)) {

@@ -186,7 +186,8 @@ impl Plan {
             let all = widths.into_values().max().unwrap_or(0);
             gather.insert("gram", 2 * all);
             *compress.entry("gram").or_default() += all;
-            *gather.entry("windows").or_default() += 2 * batch_tokens(ctx) as u64 * 4 * (2 * hidden + attention + inner);
+            *gather.entry("windows").or_default() +=
+                2 * batch_tokens(ctx) as u64 * 4 * (2 * hidden + attention + inner);
         }
         if self.spill {
             // The allocator retains the memory of the windows while a site is compressed.

@@ -124,7 +124,7 @@ impl tersor_core::Seen for OriginalPass<'_> {
         let slices: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
         let mut calibration = Calibration::new(checkpoint, &slices, 0..slices.len(), ctx, scratch)?;
         calibration.embed(&mut |name, row, out| model.rows(name)?.read_rows(row..row + 1, out))?;
-        let layers = checkpoint.architecture().layers();
+        let layers = checkpoint.architecture()?.layers();
         cx.progress.begin("principal directions", layers as u64);
         for layer in 0..layers {
             let needs = |site: &Site| self.rewrite.needs(site);
