@@ -48,8 +48,6 @@ fn a_decoder_through_its_tap_is_compressed_to_the_same_bytes() {
         let recipe = toml(&format!("statistics = \"{statistics}\"\n{rules}"));
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
-        let pipeline = Pipeline::open(&model, "keep", kinds);
-        drop(pipeline);
         let model = tersor::formats::Model::open(&model, &Default::default()).unwrap();
         let pipeline = Pipeline::new(model, recipe.clone(), kinds).data(text.clone()).windows(windows).ctx(ctx);
         pipeline.plan(&cx).unwrap().compress(&out, &cx).unwrap();
@@ -204,6 +202,39 @@ fn faults_of_a_network_name_the_site() {
     assert!(said.to_string().contains("matches a matrix"), "{said}");
     cx.cancel.cancel();
     assert!(matches!(compress_network(&network, &weights, &batches, &r, kinds, &cx), Err(Error::Cancelled)));
+}
+
+#[test]
+fn a_compressed_network_is_saved_and_opened_again() {
+    let (network, weights, batches) = mlp();
+    let (kinds, cx, dir) = (tersor::kinds(), Context::new(), tempfile::tempdir().unwrap());
+    let made = compress_network(&network, &weights, &batches, &recipe("w4-g32-gptq"), kinds, &cx).unwrap();
+    let mut all = weights.clone();
+    all.insert("bias", [1, 8], (0..8).map(|i| i as f32).collect()).unwrap();
+    let out = dir.path().join("out");
+    assert!(matches!(made.save(&out, &all, &["none"]), Err(Error::Missing { .. })));
+    assert!(matches!(made.save(&out, &all, &["first"]), Err(Error::Order { .. })));
+    made.save(&out, &all, &["bias"]).unwrap();
+    let said = made.save(&out, &all, &["bias"]).unwrap_err().to_string();
+    assert!(said.contains("choose a new directory"), "{said}");
+    let again = Checkpoint::open(&out, &kinds.operators).unwrap();
+    for (name, op) in &made.operators {
+        assert!(values(&*again.matrix(name, op.shape()).unwrap()) == values(&**op), "{name}");
+    }
+    assert_eq!(again.vector("bias", 8).unwrap()[7], 7.0);
+    assert!(again.architecture().is_err());
+    assert_eq!(tersor::pipeline::verify(&out, kinds, &cx).unwrap().matrices, 2);
+    // Two saves are the same bytes, and a changed byte is found.
+    let other = dir.path().join("other");
+    made.save(&other, &all, &["bias"]).unwrap();
+    let read = |dir: &std::path::Path, file: &str| std::fs::read(dir.join(file)).unwrap();
+    for file in ["model.safetensors", "tersor.json"] {
+        assert!(read(&out, file) == read(&other, file), "{file}");
+    }
+    let mut bytes = read(&other, "model.safetensors");
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(other.join("model.safetensors"), bytes).unwrap();
+    assert!(tersor::pipeline::verify(&other, kinds, &cx).is_err());
 }
 
 /// A network of two stages, each with one site, whose error the framework around it has wrapped.

@@ -254,7 +254,7 @@ impl RowSource for HashedRows<'_> {
 }
 
 /// Returns a report as JSON.
-fn report_json(r: &Report) -> Json {
+pub(crate) fn report_json(r: &Report) -> Json {
     let mut out = json!({"squared_error": r.squared_error, "energy": r.energy, "relative_error": r.relative_error()});
     let mut put = |name: &str, value: Option<f64>| {
         if let Some(v) = value {

@@ -23,6 +23,7 @@ use tersor_models::{Checkpoint, MANIFEST, Manifest, bits_per_weight};
 use crate::kinds::Kinds;
 use crate::output::{self, Output, Share, Work};
 use crate::plan::{Action, Entry, Plan};
+pub(crate) use matrix::report_json;
 use matrix::{Job, check_source, copy, fold, warn_of_no_effect};
 use parts::Parts;
 

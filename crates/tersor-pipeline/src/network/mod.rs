@@ -7,6 +7,7 @@
 mod compressed;
 mod pass;
 mod plan;
+mod save;
 mod taps;
 
 pub use compressed::{CompressedNetwork, original_scores};
