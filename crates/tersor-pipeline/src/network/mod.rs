@@ -16,12 +16,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tersor_core::network::{Batch, check_network};
-use tersor_core::{Changes, Context, Error, LinearOp, Network, ParamError, Report, Result, Rewrite, StatSet, Weights};
+use tersor_core::{Changes, Context, Error, LinearOp, Network, ParamError, Result, Rewrite, StatSet, Weights};
 
 use crate::kinds::Kinds;
 use crate::recipe::{Recipe, Statistics};
 use pass::{Pass, Streams};
-use plan::NetworkPlan;
+use plan::{Made, NetworkPlan};
 use taps::Operators;
 
 /// Compresses the matrices of `network` by `recipe`, and returns them in memory.
@@ -79,7 +79,7 @@ struct Work<'a> {
     plan: &'a NetworkPlan<'a>,
     cx: &'a Context,
     /// The finished matrices, by name.
-    made: BTreeMap<String, (Arc<dyn LinearOp>, Report)>,
+    made: BTreeMap<String, Made>,
     /// The changes of rewrites found so far.
     changes: Changes,
 }

@@ -152,11 +152,11 @@ impl Pass<'_> {
                 Err(_) if tap.stopped() => {}
                 other => other.map(drop)?,
             }
-            let (mut seen, mut kept) = tap.finish(self.stage)?;
+            let mut seen = tap.finish(self.stage)?;
             for (i, (site, _)) in wanted.iter().enumerate() {
-                shard[i] = seen.remove(site);
+                shard[i] = seen.stats.remove(site);
                 rows[i] += shard[i].as_ref().map_or(0, |set| set.tokens() - before[i]);
-                let new = kept.remove(site).unwrap_or_default();
+                let new = seen.inputs.remove(site).unwrap_or_default();
                 if samples[i].is_empty() || samples[i].len() + new.len() <= whole(&i) {
                     samples[i].extend(new);
                 }

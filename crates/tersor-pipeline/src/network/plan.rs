@@ -27,6 +27,9 @@ pub struct NetworkPlan<'a> {
     methods: BTreeMap<(usize, usize), Compression>,
 }
 
+/// A compressed matrix, with what its compression reports.
+pub type Made = (Arc<dyn LinearOp>, Report);
+
 /// How a matrix is compressed.
 struct Compression {
     /// Index of the rule.
@@ -123,7 +126,7 @@ impl<'a> NetworkPlan<'a> {
         changes: &Changes,
         stats: &StatSet,
         cx: &Context,
-    ) -> Result<Vec<Option<(Arc<dyn LinearOp>, Report)>>> {
+    ) -> Result<Vec<Option<Made>>> {
         let consumers = &self.network.sites()[site].consumers;
         let mut prepared: Vec<(usize, Box<dyn Prepared + '_>)> = Vec::new();
         let mut all = Vec::new();

@@ -75,7 +75,15 @@ pub struct Recorder {
     state: Mutex<State>,
 }
 
-/// What a [`Recorder`] has seen.
+/// What a [`Recorder`] observed, by the index of the site.
+pub struct Seen {
+    /// The statistics of the inputs of wanted sites.
+    pub stats: BTreeMap<usize, StatSet>,
+    /// The inputs of sites whose inputs are kept, `[rows, features]`.
+    pub inputs: BTreeMap<usize, Vec<f32>>,
+}
+
+/// What a [`Recorder`] has seen so far.
 #[derive(Default)]
 struct State {
     /// The wanted sites that have not been observed yet, with the set that their inputs are added to.
@@ -121,12 +129,12 @@ impl Recorder {
     }
 
     /// Returns the statistics and the kept inputs. Errors if a wanted site has not been observed.
-    pub fn finish(&self, stage: usize) -> Result<(BTreeMap<usize, StatSet>, BTreeMap<usize, Vec<f32>>)> {
+    pub fn finish(&self, stage: usize) -> Result<Seen> {
         let mut state = self.state();
         if let Some(site) = state.wanted.keys().next() {
             return Err(self.never(*site, stage));
         }
-        Ok((std::mem::take(&mut state.seen), std::mem::take(&mut state.kept)))
+        Ok(Seen { stats: std::mem::take(&mut state.seen), inputs: std::mem::take(&mut state.kept) })
     }
 
     /// Errors unless each matrix of `sites` was asked for.
