@@ -29,7 +29,7 @@ fn turns(model: &Path, text: &Path, windows: usize, turns: usize) -> Result<()> 
     let (kinds, cx, text) = (tersor::kinds(), Context::new(), Text::file(text));
     let recipe = Recipe::from_toml(RECIPE, "gptq", &kinds.stages)?;
     let checkpoint = Checkpoint::open(model, &kinds.operators)?;
-    let network = ModelNetwork::new(checkpoint.architecture()?.decoder()?)?;
+    let network = ModelNetwork::new(checkpoint.architecture()?)?;
     let ctx = checkpoint.architecture()?.max_positions().min(512);
     let tokens = Tokenizer::of(&checkpoint)?.encode(&text.read()?)?;
     let all: Vec<&[u32]> = tokens.chunks_exact(ctx).take(windows).collect();

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use tersor::core::network::{Batch, Forward, MemWeights, Part, Products, Scores, Stage, Stream, check_network};
 use tersor::core::{
-    Context, Error, Exec, Input, LinearOp, MatViewMut, Network, Result, Site, Tap, Weights, read_finite,
+    Check, Context, Error, Exec, Input, LinearOp, MatViewMut, Method, Network, Result, Site, StatSet, Tap, Weights,
+    read_finite,
 };
-use tersor::models::{Checkpoint, ModelNetwork, Tokenizer};
+use tersor::models::{Calibration, Checkpoint, Encoder, Hooks, ModelNetwork, Tokenizer, Upstream};
 use tersor::pipeline::network::{CompressedNetwork, compress_network, original_scores};
 use tersor::pipeline::{Pipeline, Recipe, Text};
 
@@ -36,7 +37,7 @@ fn a_decoder_through_its_tap_is_compressed_to_the_same_bytes() {
     let (model, kinds, cx) = (examples("models/tiny-wiki"), tersor::kinds(), Context::new());
     let text = Text::file(examples("data/wiki-calib.txt"));
     let checkpoint = Checkpoint::open(&model, &kinds.operators).unwrap();
-    let network = ModelNetwork::new(checkpoint.architecture().unwrap().decoder().unwrap()).unwrap();
+    let network = ModelNetwork::new(checkpoint.architecture().unwrap()).unwrap();
     check_network(&network, &checkpoint).unwrap();
     let (windows, ctx) = (40, 64);
     let tokens = Tokenizer::of(&checkpoint).unwrap().encode(&text.read().unwrap()).unwrap();
@@ -66,6 +67,51 @@ fn a_decoder_through_its_tap_is_compressed_to_the_same_bytes() {
         assert_eq!((scores.labelled, scores.compared), (original.labelled, original.labelled));
         assert!(scores.kl().unwrap() < 0.1 && scores.mean_loss().unwrap() < original.mean_loss().unwrap() + 0.1);
     }
+}
+
+#[test]
+fn an_encoder_through_its_tap_has_the_statistics_of_its_own_path() {
+    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tersor-models/tests/golden-encoders/bert"));
+    let (kinds, cx) = (tersor::kinds(), Context::new());
+    let checkpoint = Checkpoint::open(&path, &kinds.operators).unwrap();
+    let network = ModelNetwork::new(checkpoint.architecture().unwrap()).unwrap();
+    check_network(&network, &checkpoint).unwrap();
+    let windows: Vec<Vec<u32>> = (0..9u32).map(|i| (0..3 + i % 5).map(|t| (i * 7 + t * 3) % 30).collect()).collect();
+    let slices: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+    let batches = ModelNetwork::batches(&slices, 8);
+    let r = toml(r#"rules = [{ match = "@linear", stages = [{ kind = "gptq", bits = 4, group = 16 }] }]"#);
+    let made = compress_network(&network, &checkpoint, &batches, &r, kinds, &cx).unwrap();
+
+    let method = tersor::groupwise::Gptq::new().bits(4).group(16).check().unwrap();
+    let mut compress = |site: &Site, stats: &StatSet| {
+        let prepared = method.prepare(stats, &cx)?;
+        let one = |c: &tersor::core::Consumer| -> Result<Option<Arc<dyn LinearOp>>> {
+            let rows = checkpoint.model().rows(&c.weight)?;
+            let op: Arc<dyn LinearOp> = prepared.compress(&*rows, 0..c.shape[0], &cx)?.op.into();
+            assert!(values(&*op) == values(&*made.operators[&c.weight]), "{}", c.weight);
+            Ok(Some(op))
+        };
+        site.consumers.iter().map(one).collect()
+    };
+    let mut hooks = Hooks {
+        upstream: Upstream::Compressed,
+        cancel: &cx.cancel,
+        seed: 0,
+        needs: &|_| method.needs(),
+        change: &|_| Ok(None),
+        compress: &mut compress,
+        rewriting: None,
+        folds: Vec::new(),
+    };
+    let mut calibration = Calibration::new(&checkpoint, &slices, 0..slices.len(), 8, None).unwrap();
+    calibration.embed(&mut |name, row, out| checkpoint.model().rows(name)?.read_rows(row..row + 1, out)).unwrap();
+    for layer in 0..checkpoint.architecture().unwrap().layers() {
+        calibration.layer(layer, &mut hooks).unwrap();
+    }
+    assert!(made.scores(&network, &checkpoint, &batches, &cx).unwrap().cosine().unwrap() > 0.9);
+    let encoder = Encoder::load(&checkpoint).unwrap();
+    let exact = encoder.embed(&windows[0], &Exec::new()).unwrap();
+    assert!(exact.iter().all(|v| v.is_finite()));
 }
 
 /// Two linear layers, of 32 to 64 to 8 features, with a ReLU between them.

@@ -22,6 +22,12 @@ impl Norm {
         Ok(Self { weight: vector("weight")?, bias: vector("bias")? })
     }
 
+    /// Reads the norm called `name`, of `features` features, from the weights of any network.
+    pub(crate) fn of(weights: &dyn tersor_core::Weights, name: &str, features: usize) -> Result<Self> {
+        let vector = |part: &str| weights.vector(&format!("{name}.{part}"), features);
+        Ok(Self { weight: vector("weight")?, bias: vector("bias")? })
+    }
+
     /// Computes `(x - mean) / sqrt(variance + eps) * weight + bias` in place, for each token of `x` `[tokens, features]`.
     pub(crate) fn apply(&self, x: &mut [f32], eps: f32, exec: &Exec) {
         vector::layer_norm(exec.isa(), x, &self.weight, &self.bias, eps);
@@ -70,8 +76,50 @@ impl EncoderLayer {
     }
 
     /// Returns the attention output `[tokens, hidden]` from queries, keys and values, `[tokens, hidden]` each.
-    pub(crate) fn attend_qkv(&self, [q, k, v]: [Vec<f32>; 3], exec: &Exec) -> Result<Vec<f32>> {
-        let (hidden, heads, dim) = (self.config.hidden, self.config.heads, self.config.head_dim());
+    pub(crate) fn attend_qkv(&self, qkv: [Vec<f32>; 3], exec: &Exec) -> Result<Vec<f32>> {
+        self.config.attend(qkv, exec)
+    }
+
+    /// Updates the hidden states after attention: `stream = norm(stream + attn_output Wᵀ)`.
+    pub(crate) fn join(&self, stream: &mut [f32], attn_output: &Input<'_>, exec: &Exec) -> Result<()> {
+        self.linears[1][0].add_to(attn_output, stream, exec)?;
+        self.attention_norm.apply(stream, self.config.eps, exec);
+        Ok(())
+    }
+
+    /// Returns the inner activations of the feed-forward block, `[tokens, intermediate]`.
+    pub(crate) fn inner(&self, stream: &Input<'_>, exec: &Exec) -> Result<Vec<f32>> {
+        let mut inner = self.linears[2][0].apply(stream, exec)?;
+        self.activate(&mut inner, exec);
+        Ok(inner)
+    }
+
+    /// Applies the activation function of the feed-forward block in place.
+    pub(crate) fn activate(&self, inner: &mut [f32], exec: &Exec) {
+        self.config.activate(inner, exec);
+    }
+
+    /// Updates the hidden states after the feed-forward block: `stream = norm(stream + inner Wᵀ)`.
+    pub(crate) fn finish(&self, stream: &mut [f32], inner: &Input<'_>, exec: &Exec) -> Result<()> {
+        self.linears[3][0].add_to(inner, stream, exec)?;
+        self.output_norm.apply(stream, self.config.eps, exec);
+        Ok(())
+    }
+
+    /// Applies the whole layer to the hidden states `[tokens, hidden]` in place.
+    pub(crate) fn forward(&self, stream: &mut [f32], tokens: usize, exec: &Exec) -> Result<()> {
+        let shape = [tokens, self.config.hidden];
+        let attn_output = self.attend(&Input::new(stream, shape)?, exec)?;
+        self.join(stream, &Input::new(&attn_output, shape)?, exec)?;
+        let inner = self.inner(&Input::new(stream, shape)?, exec)?;
+        self.finish(stream, &Input::new(&inner, [tokens, self.config.intermediate])?, exec)
+    }
+}
+
+impl EncoderConfig {
+    /// Returns the attention output `[tokens, hidden]` from queries, keys and values, `[tokens, hidden]` each.
+    pub(crate) fn attend(&self, [q, k, v]: [Vec<f32>; 3], exec: &Exec) -> Result<Vec<f32>> {
+        let (hidden, heads, dim) = (self.hidden, self.heads, self.head_dim());
         let tokens = q.len() / hidden;
         let of = |m: &[f32], h: usize| -> Vec<f32> {
             m.chunks_exact(hidden).flat_map(|row| row[h * dim..(h + 1) * dim].iter().copied()).collect()
@@ -95,44 +143,14 @@ impl EncoderLayer {
         Ok(out)
     }
 
-    /// Updates the hidden states after attention: `stream = norm(stream + attn_output Wᵀ)`.
-    pub(crate) fn join(&self, stream: &mut [f32], attn_output: &Input<'_>, exec: &Exec) -> Result<()> {
-        self.linears[1][0].add_to(attn_output, stream, exec)?;
-        self.attention_norm.apply(stream, self.config.eps, exec);
-        Ok(())
-    }
-
-    /// Returns the inner activations of the feed-forward block, `[tokens, intermediate]`.
-    pub(crate) fn inner(&self, stream: &Input<'_>, exec: &Exec) -> Result<Vec<f32>> {
-        let mut inner = self.linears[2][0].apply(stream, exec)?;
-        self.activate(&mut inner, exec);
-        Ok(inner)
-    }
-
     /// Applies the activation function of the feed-forward block in place.
     pub(crate) fn activate(&self, inner: &mut [f32], exec: &Exec) {
         let parts = inner.len().div_ceil(CHUNK);
-        let part = |_, x: &mut [f32], _: &mut [()]| match self.config.activation {
+        let part = |_, x: &mut [f32], _: &mut [()]| match self.activation {
             Activation::Gelu => vector::gelu(exec.isa(), x),
             Activation::GeluTanh => vector::gelu_tanh(exec.isa(), x),
             Activation::Relu => x.iter_mut().for_each(|v| *v = v.max(0.0)),
         };
         par::pairs(inner, CHUNK, &mut vec![(); parts], 1, exec.parallel(), part);
-    }
-
-    /// Updates the hidden states after the feed-forward block: `stream = norm(stream + inner Wᵀ)`.
-    pub(crate) fn finish(&self, stream: &mut [f32], inner: &Input<'_>, exec: &Exec) -> Result<()> {
-        self.linears[3][0].add_to(inner, stream, exec)?;
-        self.output_norm.apply(stream, self.config.eps, exec);
-        Ok(())
-    }
-
-    /// Applies the whole layer to the hidden states `[tokens, hidden]` in place.
-    pub(crate) fn forward(&self, stream: &mut [f32], tokens: usize, exec: &Exec) -> Result<()> {
-        let shape = [tokens, self.config.hidden];
-        let attn_output = self.attend(&Input::new(stream, shape)?, exec)?;
-        self.join(stream, &Input::new(&attn_output, shape)?, exec)?;
-        let inner = self.inner(&Input::new(stream, shape)?, exec)?;
-        self.finish(stream, &Input::new(&inner, [tokens, self.config.intermediate])?, exec)
     }
 }

@@ -1,108 +1,43 @@
-//! [`ModelNetwork`]: a supported decoder as a [`Network`], whose products go through a tap.
+//! A decoder as a network.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use tersor_core::network::{Batch, Scores, Stage, Stream};
-use tersor_core::{
-    Error, Exec, Heads, Input, MatViewMut, Network, Result, RowSource, Site, Tap, Weights as CoreWeights, bias_name,
-};
+use tersor_core::network::{Batch, Part, Scores, Stage, Stream};
+use tersor_core::{Error, Exec, Heads, Network, Result, Site, Tap, Weights, bias_name};
 use tersor_kernels::par;
 use tersor_operators::DenseCaches;
 
+use super::{HIDDEN, embed, products};
 use crate::layer::{add_bias, attend, gate, rms_norm};
-use crate::{Checkpoint, DecoderConfig, SiteKind, batch_tokens, shard_windows};
+use crate::{DecoderConfig, SiteKind};
 
-/// Names of the tensors of the stream.
-const HIDDEN: &str = "hidden";
+/// Name of the logits in the stream.
 const LOGITS: &str = "logits";
 
-/// A Llama-family decoder as a [`Network`]: one stage for each layer, and one for the last norm and the output head. [`Calibration`](crate::Calibration)
-/// computes the same statistics faster, with the layer's activations kept between sites; this form serves what takes any network.
-///
-/// ```
-/// use tersor_core::Network;
-/// use tersor_models::{Checkpoint, ModelNetwork};
-/// # fn main() -> tersor_core::Result<()> {
-/// let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/models/tiny-wiki");
-/// let checkpoint = Checkpoint::open(path.as_ref(), &tersor_operators::registry())?;
-/// let network = ModelNetwork::new(checkpoint.architecture()?.decoder()?)?;
-/// assert_eq!(network.stages(), checkpoint.architecture()?.layers() + 1);
-/// tersor_core::network::check_network(&network, &checkpoint)?;
-/// # Ok(())
-/// # }
-/// ```
-pub struct ModelNetwork {
+/// A decoder: one stage for each layer, and one for the last norm and the output head.
+pub(super) struct DecoderNetwork {
     config: DecoderConfig,
     sites: Vec<Site>,
     heads: Heads,
 }
 
-impl ModelNetwork {
-    /// Returns the network of a decoder with this configuration. Errors if its attention heads are invalid ([`DecoderConfig::attention_heads`]).
+impl DecoderNetwork {
     pub fn new(config: &DecoderConfig) -> Result<Self> {
         Ok(Self { config: config.clone(), sites: config.sites(), heads: config.attention_heads()? })
     }
-
-    /// Returns token sequences of at most `ctx` tokens as batches, in the sizes in which [`Calibration`](crate::Calibration) processes them, so that
-    /// statistics of the batches are those of a calibration to the last bit.
-    pub fn batches(windows: &[&[u32]], ctx: usize) -> Vec<Batch> {
-        let (of_shard, tokens) = (shard_windows(ctx), batch_tokens(ctx));
-        let mut all: Vec<Batch> = Vec::new();
-        let mut len = 0;
-        for (i, window) in windows.iter().enumerate() {
-            match all.last_mut() {
-                Some(batch) if i % of_shard != 0 && len + window.len() <= tokens => {
-                    batch.tokens.push(window.to_vec());
-                    len += window.len();
-                }
-                _ => {
-                    all.push(Batch::of_tokens(vec![window.to_vec()]));
-                    len = window.len();
-                }
-            }
-        }
-        all
-    }
 }
 
-/// The stored weights of a checkpoint, without those that are compressed.
-impl CoreWeights for Checkpoint {
-    fn rows<'w>(&'w self, name: &'w str) -> Result<Box<dyn RowSource + 'w>> {
-        self.model().rows(name)
-    }
-    fn has(&self, name: &str) -> bool {
-        self.model().tensor(name).is_ok()
-    }
-}
-
-impl Network for ModelNetwork {
+impl Network for DecoderNetwork {
     fn sites(&self) -> &[Site] {
         &self.sites
     }
 
-    fn enter(&self, batch: &Batch, weights: &dyn CoreWeights, _: &Exec) -> Result<Stream> {
-        let hidden = self.config.hidden;
-        let table = weights.rows("model.embed_tokens.weight")?;
-        let (mut values, mut windows) = (Vec::new(), Vec::new());
-        for tokens in &batch.tokens {
-            let first = values.len();
-            values.resize(first + tokens.len() * hidden, 0.0);
-            for (t, row) in tokens.iter().zip(values[first..].chunks_exact_mut(hidden)) {
-                let t = *t as usize;
-                if t >= self.config.vocab {
-                    return Err(Error::shape("token", format!("below {}", self.config.vocab), t));
-                }
-                table.read_rows(t..t + 1, row)?;
-            }
-            windows.push(first / hidden..values.len() / hidden);
-        }
-        let mut stream = Stream::of(HIDDEN, vec![values.len() / hidden, hidden], values)?;
-        (stream.windows, stream.tag) = (windows, batch.tag);
-        Ok(stream)
+    fn enter(&self, batch: &Batch, weights: &dyn Weights, _: &Exec) -> Result<Stream> {
+        embed(batch, &["model.embed_tokens.weight".into()], self.config.vocab, self.config.hidden, weights)
     }
 
-    fn stage<'n>(&'n self, index: usize, weights: &dyn CoreWeights) -> Result<Box<dyn Stage + 'n>> {
+    fn stage<'n>(&'n self, index: usize, weights: &dyn Weights) -> Result<Box<dyn Stage + 'n>> {
         let c = &self.config;
         if index == c.layers {
             return Ok(Box::new(Head { network: self, norm: weights.vector("model.norm.weight", c.hidden)? }));
@@ -132,7 +67,7 @@ impl Network for ModelNetwork {
     }
 
     /// The logits of each token but the last of a window are scored against the token that follows.
-    fn score(&self, out: &Stream, reference: Option<&Stream>, batch: &Batch, _: &dyn CoreWeights) -> Result<Scores> {
+    fn score(&self, out: &Stream, reference: Option<&Stream>, batch: &Batch, _: &dyn Weights) -> Result<Scores> {
         let mut sum = Scores::default();
         for (window, tokens) in out.windows.iter().zip(&batch.tokens) {
             let scored = window.start..window.end.saturating_sub(1);
@@ -145,17 +80,17 @@ impl Network for ModelNetwork {
 }
 
 /// Returns rows of a tensor of a stream. Errors if there are none.
-fn rows_of(stream: &Stream, name: &str, rows: Range<usize>) -> Result<tersor_core::network::Part> {
+fn rows_of(stream: &Stream, name: &str, rows: Range<usize>) -> Result<Part> {
     let part = stream.part(name)?;
     let [all, width] = part.rows();
     let values = part.values.get(rows.start * width..rows.end * width);
     let values = values.ok_or_else(|| Error::range("rows of the logits", 0..all, &rows))?;
-    Ok(tersor_core::network::Part { shape: vec![rows.len(), width], values: values.to_vec() })
+    Ok(Part { shape: vec![rows.len(), width], values: values.to_vec() })
 }
 
 /// A layer without its matrices.
 struct LayerStage<'n> {
-    network: &'n ModelNetwork,
+    network: &'n DecoderNetwork,
     /// Index of the layer's first site.
     first: usize,
     attention_norm: Vec<f32>,
@@ -177,19 +112,6 @@ impl LayerStage<'_> {
         }
         Ok(all)
     }
-}
-
-/// Returns the products of inputs `[tokens, features]` with the matrices of a site.
-fn products(site: &Site, index: usize, x: &[f32], tap: &Arc<dyn Tap>, exec: &Exec) -> Result<Vec<Vec<f32>>> {
-    let tokens = x.len() / site.features.max(1);
-    let x = Input::new(x, [tokens, site.features])?;
-    let mut all = Vec::new();
-    for consumer in &site.consumers {
-        all.push(vec![0f32; tersor_core::view::elements([tokens, consumer.shape[0]])?]);
-    }
-    let views = all.iter_mut().zip(&site.consumers).map(|(y, c)| MatViewMut::new(y, [tokens, c.shape[0]]));
-    tap.apply(index, 0, &x, &mut views.collect::<Result<Vec<_>>>()?, exec)?;
-    Ok(all)
 }
 
 impl Stage for LayerStage<'_> {
@@ -214,8 +136,11 @@ impl Stage for LayerStage<'_> {
         let parts = par::map(stream.windows.len(), exec.parallel(), || (), of_window);
         let attn_output = parts.into_iter().collect::<Result<Vec<_>>>()?.concat();
         let add = |x: &[f32], kind: usize, hidden: &mut [f32]| -> Result<()> {
-            for y in self.apply(kind, x, tap, exec)? {
-                hidden.iter_mut().zip(&y).for_each(|(h, y)| *h += y);
+            let index = self.first + kind;
+            // In the order of a layer that runs without taps: the product, then the bias.
+            for (y, bias) in products(&self.network.sites[index], index, x, tap, exec)?.iter().zip(&self.biases[kind]) {
+                hidden.iter_mut().zip(y).for_each(|(h, y)| *h += y);
+                add_bias(hidden, c.hidden, bias.as_deref())?;
             }
             Ok(())
         };
@@ -231,7 +156,7 @@ impl Stage for LayerStage<'_> {
 
 /// The last norm and the output head.
 struct Head<'n> {
-    network: &'n ModelNetwork,
+    network: &'n DecoderNetwork,
     norm: Vec<f32>,
 }
 
