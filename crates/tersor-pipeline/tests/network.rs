@@ -9,7 +9,7 @@ use tersor::core::{
     read_finite,
 };
 use tersor::models::{Calibration, Checkpoint, Encoder, Hooks, ModelNetwork, Tokenizer, Upstream};
-use tersor::pipeline::network::{CompressedNetwork, compress_network, original_scores};
+use tersor::pipeline::network::{CompressedNetwork, choose_for_network, compress_network, original_scores};
 use tersor::pipeline::{Pipeline, Recipe, Text};
 
 fn examples(part: &str) -> PathBuf {
@@ -182,6 +182,25 @@ fn a_network_of_the_caller_is_compressed_and_calibration_helps() {
         let again = pool.install(|| of("sequential"));
         assert!(same(&again, &sequential, "first") && same(&again, &sequential, "second"));
     }
+}
+
+#[test]
+fn a_budget_is_kept_and_spent_where_the_network_is_sensitive() {
+    let (network, weights, batches) = mlp();
+    let (kinds, cx) = (tersor::kinds(), Context::new());
+    let choose = |bits| choose_for_network(&network, &weights, &batches, bits, kinds, &cx);
+    let mut last = f64::INFINITY;
+    for bits in [4.5, 5.5, 7.0] {
+        let chosen = choose(bits).unwrap();
+        let made = compress_network(&network, &weights, &batches, &chosen, kinds, &cx).unwrap();
+        assert!(made.bits_per_weight() <= bits && made.operators.len() == 2, "{}", made.bits_per_weight());
+        let found = kl(&made, &network, &weights, &batches);
+        assert!(found < last, "{bits} bits: {found} against {last}");
+        last = found;
+    }
+    assert!(choose(0.5).unwrap_err().to_string().contains("at least"));
+    assert!(choose(f64::NAN).unwrap_err().is_usage());
+    assert!(choose_for_network(&network, &weights, &[], 4.0, kinds, &cx).is_err_and(|e| e.is_usage()));
 }
 
 #[test]

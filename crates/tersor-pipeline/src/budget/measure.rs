@@ -51,7 +51,8 @@ fn measured(
     prepared(name, rows, &ready, cx)
 }
 
-fn prepared(
+/// Returns the ways to store a matrix with their errors, and the matrix stored by the probe of the first.
+pub fn prepared(
     name: &str,
     rows: &dyn RowSource,
     ready: &[Box<dyn tersor_core::stages::PreparedWays + '_>],

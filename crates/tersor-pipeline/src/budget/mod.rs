@@ -21,7 +21,8 @@ use tersor_formats::{Model, json as files, write_atomic};
 use tersor_models::MANIFEST;
 
 pub use self::allocate::{Choice, allocate};
-use self::item::Item;
+pub(crate) use self::item::Item;
+pub(crate) use self::measure::{prepared, ways};
 use crate::kinds::Kinds;
 use crate::output::{FileKind, Reserved, check_file, hash_model};
 use crate::plan::{Action, Data, INSTRUCTION_SET, Options, Plan};
@@ -248,7 +249,7 @@ pub fn choose_for(
 }
 
 /// Returns the recipe of the chosen ways, with one rule for each list of stages that some matrix has.
-fn recipe(limit: Limit, items: &[Item], picks: &[usize], kinds: &Stages) -> Result<Recipe> {
+pub(crate) fn recipe(limit: Limit, items: &[Item], picks: &[usize], kinds: &Stages) -> Result<Recipe> {
     // Stages and names of the matrices that have them, by the stages as text.
     type Rules = BTreeMap<String, (Vec<Box<dyn StageSpec>>, Vec<String>)>;
     let mut rules = Rules::new();

@@ -4,12 +4,14 @@
 //! caller's network computes everything but the products with these matrices, which go through a [`Tap`](tersor_core::Tap).
 //! [`compress_network`] passes calibration data through it, compresses the matrices by a recipe, and returns them in memory.
 
+mod budget;
 mod compressed;
 mod pass;
 mod plan;
 mod save;
 mod taps;
 
+pub use budget::choose_for_network;
 pub use compressed::{CompressedNetwork, original_scores};
 
 use std::collections::BTreeMap;

@@ -40,6 +40,16 @@ impl Streams {
         Ok(Self { streams, begins_shard })
     }
 
+    /// Returns one stream.
+    pub fn of(stream: Stream) -> Self {
+        Self { streams: vec![stream], begins_shard: vec![true] }
+    }
+
+    /// Returns the first stream.
+    pub fn first(&self) -> Option<&Stream> {
+        self.streams.first()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.streams.is_empty()
     }
