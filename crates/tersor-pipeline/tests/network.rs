@@ -114,6 +114,40 @@ fn an_encoder_through_its_tap_has_the_statistics_of_its_own_path() {
     assert!(exact.iter().all(|v| v.is_finite()));
 }
 
+#[test]
+fn a_rotated_decoder_computes_the_same() {
+    let (kinds, cx) = (tersor::kinds(), Context::new());
+    let r = |by: &str| {
+        toml(&format!(
+            "network = [{{ kind = \"rotate\", by = \"{by}\" }}]\nrules = [{{ match = \"*\", stages = [{{ kind = \"f32\" }}] }}]"
+        ))
+    };
+    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tersor-models/tests/golden/qwen3"));
+    let checkpoint = Checkpoint::open(&path, &kinds.operators).unwrap();
+    let network = ModelNetwork::new(checkpoint.architecture().unwrap()).unwrap();
+    let windows: Vec<Vec<u32>> = (0..4u32).map(|i| (0..12).map(|t| (i * 11 + t * 5) % 40).collect()).collect();
+    let slices: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+    let batches = ModelNetwork::batches(&slices, 12);
+    for by in ["hadamard", "orthogonal"] {
+        let made = compress_network(&network, &checkpoint, &batches, &r(by), kinds, &cx);
+        let made = match made {
+            Ok(made) => made,
+            Err(e) => panic!("{by}: {e}"),
+        };
+        assert!(!made.changes.folds.is_empty());
+        let scores = made.scores(&network, &checkpoint, &batches, &cx).unwrap();
+        assert!(scores.kl().unwrap() < 1e-8 && scores.agreement() == Some(1.0), "{by}: {scores:?}");
+    }
+    // Principal directions add key rotations to the model, and a head that shares the embedding's matrix would become a tensor of its own.
+    let said = compress_network(&network, &checkpoint, &batches, &r("pca"), kinds, &cx).map(drop).unwrap_err();
+    assert!(said.to_string().contains("k_rotation"), "{said}");
+    let tied = Checkpoint::open(&examples("models/tiny-wiki"), &kinds.operators).unwrap();
+    let network = ModelNetwork::new(tied.architecture().unwrap()).unwrap();
+    let batches = [Batch::of_tokens(vec![vec![1, 2, 3]])];
+    let said = compress_network(&network, &tied, &batches, &r("hadamard"), kinds, &cx).map(drop).unwrap_err();
+    assert!(matches!(said, Error::Tensor { .. }) && said.to_string().contains("network in memory"), "{said}");
+}
+
 /// Two linear layers, of 32 to 64 to 8 features, with a ReLU between them.
 fn mlp() -> (impl Network, MemWeights, Vec<Batch>) {
     let mut state = 7u32;

@@ -50,7 +50,7 @@ pub fn compress_network(
     cx: &Context,
 ) -> Result<CompressedNetwork> {
     check_network(network, weights)?;
-    let plan = NetworkPlan::new(network, weights, recipe, kinds)?;
+    let plan = NetworkPlan::new(network, recipe, kinds)?;
     if plan.needs_data() && data.is_empty() {
         let rule = format!("recipe `{}` needs calibration data", recipe.name);
         return Err(ParamError::new("data", "empty", rule).into());

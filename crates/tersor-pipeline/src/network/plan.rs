@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tersor_core::stages::{StageSpec, Target, assemble};
 use tersor_core::{
-    Changes, Context, DType, Fold, FoldedRows, LinearOp, Method, Network, NonFinite, ParamError, Prepared, Repaired,
-    Report, Result, Rewrite, RowSource, StatNeeds, StatSet, Weights,
+    Changes, Context, DType, Effect, Error, Fold, FoldedRows, LinearOp, Method, Network, NonFinite, ParamError,
+    Prepared, Repaired, Report, Result, Rewrite, RowSource, StatNeeds, StatSet, Weights,
 };
 use tersor_operators::online;
 
@@ -40,7 +40,7 @@ struct Compression {
 
 impl<'a> NetworkPlan<'a> {
     /// Errors if the recipe is invalid, a method cannot store a matrix of its shape, or no rule matches a matrix.
-    pub fn new(network: &'a dyn Network, weights: &dyn Weights, recipe: &'a Recipe, kinds: &Kinds) -> Result<Self> {
+    pub fn new(network: &'a dyn Network, recipe: &'a Recipe, kinds: &Kinds) -> Result<Self> {
         recipe.check(&kinds.stages)?;
         let sites = network.sites();
         let roles = Roles::of_sites(sites);
@@ -83,8 +83,12 @@ impl<'a> NetworkPlan<'a> {
         }
         let network_rewrites = recipe.network_rewrites(&kinds.stages)?;
         for rewrite in &network_rewrites {
-            for (name, _) in rewrite.plan(sites)? {
-                weights.rows(&name).map(drop)?;
+            for (name, effect) in rewrite.plan(sites)? {
+                if matches!(effect, Effect::Untie { .. } | Effect::New { .. } | Effect::Shape(_)) {
+                    let value =
+                        format!("`{}`, which adds, unties or resizes tensors, of a network in memory", rewrite.name());
+                    return Err(Error::Unsupported { what: "change of the network", value }.in_tensor(&name));
+                }
             }
         }
         Ok(Self { recipe, network, network_rewrites, rewrites, methods })
