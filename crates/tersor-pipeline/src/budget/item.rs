@@ -10,31 +10,31 @@ use crate::recipe;
 
 /// A matrix with the ways to store it.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Item {
+pub(crate) struct Item {
     /// Name of the tensor.
-    pub name: String,
+    pub(crate) name: String,
     /// The ways to store it.
-    pub ways: Vec<SavedWay>,
+    pub(crate) ways: Vec<SavedWay>,
     /// Error of the way by which the effect was measured, in the unit of the ways' errors.
-    pub measured: f64,
+    pub(crate) measured: f64,
     /// Measured divergence of the predictions with that way.
-    pub effect: f64,
+    pub(crate) effect: f64,
 }
 
 /// One way to store a matrix.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct SavedWay {
+pub(crate) struct SavedWay {
     /// The stages, as in a recipe.
-    pub stages: Json,
+    pub(crate) stages: Json,
     /// Stored bytes.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Error; see [`Way::error`].
-    pub error: f64,
+    pub(crate) error: f64,
 }
 
 impl Item {
     /// Returns the item of a measured matrix, without its effect on the predictions.
-    pub fn new(name: &str, measured: &[Measured]) -> Self {
+    pub(crate) fn new(name: &str, measured: &[Measured]) -> Self {
         let saved = |w: &Way| SavedWay { stages: recipe::stages_json(&w.stages), bytes: w.bytes, error: w.error };
         let ways = measured.iter().flat_map(|m| &m.ways).map(saved).collect();
         let probe = measured.first().map_or(0.0, |m| m.probe.error);
@@ -42,13 +42,13 @@ impl Item {
     }
 
     /// Returns cost and predicted loss of each way.
-    pub fn choices(&self) -> Vec<Choice> {
+    pub(crate) fn choices(&self) -> Vec<Choice> {
         let scale = self.effect / self.measured.max(f64::MIN_POSITIVE);
         self.ways.iter().map(|w| Choice { cost: w.bytes, loss: w.error * scale }).collect()
     }
 
     /// Returns the stages of a way. Errors if the way does not exist, or its stages are none of `kinds`.
-    pub fn stages(&self, way: usize, kinds: &Stages) -> Result<Vec<Box<dyn StageSpec>>> {
+    pub(crate) fn stages(&self, way: usize, kinds: &Stages) -> Result<Vec<Box<dyn StageSpec>>> {
         let way =
             self.ways.get(way).ok_or_else(|| Error::missing(format!("way {way}"), "the ways to store a matrix"))?;
         recipe::stages_from_json(&way.stages, &self.name, kinds)

@@ -21,18 +21,18 @@ use crate::plan::{Action, Plan};
 const SAMPLE: usize = 512;
 
 /// Returns the peak memory of [`measure`] in bytes, by term.
-pub fn memory(plan: &Plan, model: &Model) -> BTreeMap<&'static str, u64> {
+pub(crate) fn memory(plan: &Plan, model: &Model) -> BTreeMap<&'static str, u64> {
     let streams = plan.entries.iter().filter(|e| matches!(e.action, Action::Compress(_))).count();
     plan.memory_of_measuring(model, [streams + 1, SAMPLE, CONCURRENT_NETWORKS])
 }
 
 /// Returns the number of progress steps of [`measure`]: the embedding and the layers.
-pub fn steps(plan: &Plan) -> u64 {
+pub(crate) fn steps(plan: &Plan) -> u64 {
     plan.network.as_ref().map_or(0, |n| n.layers() as u64) + 1
 }
 
 /// Returns the kinds of ways to store a matrix: those that need data if its inputs are observed, the others if not. Errors if there is none.
-pub fn ways(kinds: &Kinds, observed: bool) -> Result<Vec<Box<dyn Ways>>> {
+pub(crate) fn ways(kinds: &Kinds, observed: bool) -> Result<Vec<Box<dyn Ways>>> {
     let all = kinds.stages.kinds().filter_map(|s| s.ways()).filter(|w| w.needs().any_data() == observed);
     let all: Vec<Box<dyn Ways>> = all.collect();
     let place = "the registered kinds of stages; a budget chooses among them";
@@ -69,7 +69,7 @@ fn prepared(
 
 /// Returns every matrix of a layer, the embedding and the head, with the ways to store it, their errors and the measured effect. Saves the work in
 /// the directory `work`, with the hashes of its inputs, when the time beside them has passed, and goes on from what is saved there. Errors if the model or the calibration text cannot be used.
-pub fn measure(
+pub(crate) fn measure(
     plan: &Plan,
     model: &Model,
     kinds: &Kinds,
@@ -175,6 +175,6 @@ pub fn measure(
 }
 
 /// Deletes what [`measure`] saved in the directory `work`.
-pub fn finish(work: &Path, inputs: &serde_json::Value) -> Result<()> {
+pub(crate) fn finish(work: &Path, inputs: &serde_json::Value) -> Result<()> {
     Progress::open(work, inputs, Duration::ZERO)?.finish()
 }

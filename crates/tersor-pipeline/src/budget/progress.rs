@@ -14,7 +14,7 @@ use super::item::Item;
 use crate::output::{record_file, recorded};
 
 /// A directory of measuring in progress.
-pub struct Progress {
+pub(crate) struct Progress {
     dir: PathBuf,
     every: Duration,
     saved: Instant,
@@ -22,19 +22,19 @@ pub struct Progress {
 
 /// What was measured before the run was stopped.
 #[derive(Serialize, Deserialize)]
-pub struct Before {
+pub(crate) struct Before {
     /// Number of layers measured.
-    pub layers: usize,
+    pub(crate) layers: usize,
     /// The matrices measured, without their effect.
-    pub items: Vec<Item>,
+    pub(crate) items: Vec<Item>,
     /// The names of the networks, in order.
-    pub networks: Vec<String>,
+    pub(crate) networks: Vec<String>,
 }
 
 impl Progress {
     /// Opens or makes the directory `dir` for measuring that depends on `inputs`; what is measured is saved when `every` has passed since the last time.
     /// Errors if it is there with other files or other inputs.
-    pub fn open(dir: &Path, inputs: &Json, every: Duration) -> Result<Self> {
+    pub(crate) fn open(dir: &Path, inputs: &Json, every: Duration) -> Result<Self> {
         let about = dir.join("inputs.json");
         let refuse = |what: &str| Error::format(dir.display().to_string(), what);
         if about.is_file() {
@@ -60,7 +60,7 @@ impl Progress {
     }
 
     /// Returns what was saved last, at most `max` layers. Errors if a file has changed since it was recorded.
-    pub fn before(&self, max: usize) -> Result<Option<Before>> {
+    pub(crate) fn before(&self, max: usize) -> Result<Option<Before>> {
         for layers in (1..=max).rev() {
             let Some(json) = recorded(&self.networks(layers))? else { continue };
             if recorded(&self.stream(layers))?.is_none() {
@@ -74,13 +74,13 @@ impl Progress {
     }
 
     /// Continues from what was saved after `layers` layers.
-    pub fn resume(&self, layers: usize, calibration: &mut Calibration<'_>) -> Result<PathBuf> {
+    pub(crate) fn resume(&self, layers: usize, calibration: &mut Calibration<'_>) -> Result<PathBuf> {
         calibration.resume(&self.stream(layers))?;
         Ok(self.networks(layers))
     }
 
     /// Saves what was measured, if the last time is long ago, and deletes what was saved before.
-    pub fn save(
+    pub(crate) fn save(
         &mut self,
         layers: usize,
         items: &[Item],
@@ -111,13 +111,13 @@ impl Progress {
     }
 
     /// Deletes the directory: the measurement is complete and saved elsewhere.
-    pub fn finish(self) -> Result<()> {
+    pub(crate) fn finish(self) -> Result<()> {
         fs::remove_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, e))
     }
 }
 
 /// Returns whether anything is saved in a directory of measuring in progress.
-pub fn any(dir: &Path) -> bool {
+pub(crate) fn any(dir: &Path) -> bool {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.into_iter().any(|e| e.file_name().to_string_lossy().starts_with("networks-"))
 }

@@ -87,7 +87,7 @@ impl Statistics {
     }
 
     /// Returns what the result depends on, as name and hash.
-    pub fn inputs(&self) -> Result<Vec<(String, String)>> {
+    pub(crate) fn inputs(&self) -> Result<Vec<(String, String)>> {
         Ok(match self {
             Self::Gathered(g) => g.inputs(),
             Self::Importance(path, _) => vec![("importance matrix".into(), hash_file(path)?.1)],
@@ -103,7 +103,7 @@ impl Statistics {
     }
 
     /// Returns the hashes of the files, for the record of work in progress.
-    pub fn hashes(&self) -> Result<Vec<String>> {
+    pub(crate) fn hashes(&self) -> Result<Vec<String>> {
         match self {
             Self::Gathered(g) => g.hashes(),
             Self::Importance(path, _) => Ok(vec![hash_file(path)?.1]),

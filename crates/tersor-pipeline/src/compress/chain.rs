@@ -22,7 +22,7 @@ use crate::rewrite;
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 
 /// The pass of the calibration windows through the layers.
-pub struct Chain<'j, 'a> {
+pub(crate) struct Chain<'j, 'a> {
     job: &'j Job<'a>,
     checkpoint: &'j Checkpoint,
     calibration: Calibration<'j>,
@@ -36,7 +36,7 @@ pub struct Chain<'j, 'a> {
 impl<'j, 'a> Chain<'j, 'a> {
     /// Starts from the latest saved hidden states after at most `max` layers, or from the embeddings. Errors if a tensor that was read before has
     /// changed.
-    pub fn start(job: &'j Job<'a>, checkpoint: &'j Checkpoint, windows: &[Vec<u32>], max: usize) -> Result<Self> {
+    pub(crate) fn start(job: &'j Job<'a>, checkpoint: &'j Checkpoint, windows: &[Vec<u32>], max: usize) -> Result<Self> {
         let plan = job.plan;
         let slices: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
         let scratch = plan.spill.then(|| job.parts.scratch());
@@ -60,12 +60,12 @@ impl<'j, 'a> Chain<'j, 'a> {
     }
 
     /// Returns the number of layers passed so far.
-    pub fn passed(&self) -> usize {
+    pub(crate) fn passed(&self) -> usize {
         self.passed
     }
 
     /// Compresses and passes the next layer.
-    pub fn layer(&mut self) -> Result<()> {
+    pub(crate) fn layer(&mut self) -> Result<()> {
         let (job, plan, cx, upstream) = (self.job, self.job.plan, self.job.cx, self.upstream);
         // An unreadable record is reported when the site is compressed.
         let needs = |site: &Site| tasks::needs(plan, &tasks::unfinished(job, site).unwrap_or_default());
@@ -104,13 +104,13 @@ impl<'j, 'a> Chain<'j, 'a> {
     }
 
     /// Saves the hidden states, from which a later run can continue.
-    pub fn save(&mut self) -> Result<()> {
+    pub(crate) fn save(&mut self) -> Result<()> {
         self.calibration.save(&self.job.parts.stream_path(self.passed))?;
         self.job.parts.record_stream(self.passed, &self.sources)
     }
 
     /// Compresses the head, after the last layer.
-    pub fn head(&mut self, site_: &Site) -> Result<()> {
+    pub(crate) fn head(&mut self, site_: &Site) -> Result<()> {
         let (job, plan) = (self.job, self.job.plan);
         let needs = tasks::needs(plan, &tasks::unfinished(job, site_)?);
         let stats = self.calibration.head(needs, plan.seed, &job.cx.cancel)?;
@@ -119,7 +119,7 @@ impl<'j, 'a> Chain<'j, 'a> {
 }
 
 /// Passes all layers and the head, starting from the work in progress.
-pub fn run(job: &Job<'_>, checkpoint: &Checkpoint, windows: &[Vec<u32>]) -> Result<()> {
+pub(crate) fn run(job: &Job<'_>, checkpoint: &Checkpoint, windows: &[Vec<u32>]) -> Result<()> {
     let network = checkpoint.architecture()?;
     let mut chain = Chain::start(job, checkpoint, windows, network.layers())?;
     for site in network.sites().iter().filter(|s| s.layer.is_some_and(|l| l < chain.passed())) {
@@ -140,7 +140,7 @@ pub fn run(job: &Job<'_>, checkpoint: &Checkpoint, windows: &[Vec<u32>]) -> Resu
 }
 
 /// Returns the site of the head if its matrix needs data and is not finished.
-pub fn head_site(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<Option<Site>> {
+pub(crate) fn head_site(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<Option<Site>> {
     for site in checkpoint.architecture()?.sites().into_iter().filter(|s| s.layer.is_none()) {
         for c in &site.consumers {
             if let Some(i) = job.plan.entry(&c.weight)
@@ -193,7 +193,7 @@ fn replacement(job: &Job<'_>, weight: &str) -> Result<Option<Arc<dyn LinearOp>>>
 }
 
 /// Wraps a prepared method so that its operators apply `change` to their inputs, if there is one.
-pub fn with_input_change<'s>(
+pub(crate) fn with_input_change<'s>(
     change: Option<&'s InputChange>,
     prepared: Box<dyn Prepared + 's>,
 ) -> Box<dyn Prepared + 's> {
@@ -216,7 +216,7 @@ fn input_change(job: &Job<'_>, site: &Site) -> Result<Option<InputChange>> {
 }
 
 /// Compresses the unfinished consumers of a site with the statistics of its inputs; consumers of the same rule share the preparation.
-pub fn site(job: &Job<'_>, site: &Site, stats: &StatSet) -> Result<()> {
+pub(crate) fn site(job: &Job<'_>, site: &Site, stats: &StatSet) -> Result<()> {
     let plan = job.plan;
     let change = input_change(job, site)?;
     let mut prepared: Vec<(Option<usize>, Box<dyn Prepared + '_>)> = Vec::new();

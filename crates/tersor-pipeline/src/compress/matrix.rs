@@ -20,35 +20,35 @@ use crate::rewrite::{self, Search};
 use crate::rows::copy_rows;
 
 /// A compression in progress.
-pub struct Job<'a> {
-    pub model: &'a Model,
-    pub plan: &'a Plan,
-    pub cx: &'a Context,
-    pub kinds: &'a Kinds,
+pub(crate) struct Job<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) plan: &'a Plan,
+    pub(crate) cx: &'a Context,
+    pub(crate) kinds: &'a Kinds,
     /// The finished matrices.
-    pub parts: Parts,
+    pub(crate) parts: Parts,
     /// Changes of the sites of the layer that was last used, with its index.
-    pub smoothed: Mutex<Option<(usize, Arc<Changes>)>>,
+    pub(crate) smoothed: Mutex<Option<(usize, Arc<Changes>)>>,
     /// Changes of the whole network, once they are known; none without a rotation.
-    pub rotated: Option<Changes>,
+    pub(crate) rotated: Option<Changes>,
     /// What is done with values of a matrix that are not finite, by its name.
-    pub non_finite: BTreeMap<String, NonFinite>,
+    pub(crate) non_finite: BTreeMap<String, NonFinite>,
 }
 
 impl Job<'_> {
     /// Returns where and for what the changes of rewrites are searched.
-    pub fn search(&self) -> Search<'_> {
+    pub(crate) fn search(&self) -> Search<'_> {
         Search { model: self.model, non_finite: &self.non_finite, cx: self.cx }
     }
 
     /// Returns the layer of a tensor if the plan smooths sites.
-    pub fn smoothed_layer(&self, name: &str) -> Option<usize> {
+    pub(crate) fn smoothed_layer(&self, name: &str) -> Option<usize> {
         let layer = self.plan.network.as_ref().and_then(|n| n.layer_of(name));
         layer.filter(|_| !self.plan.smoothings.is_empty())
     }
 
     /// Compresses an entry whose method needs no data, unless it is finished.
-    pub fn without_data(&self, number: usize) -> Result<()> {
+    pub(crate) fn without_data(&self, number: usize) -> Result<()> {
         let entry = &self.plan.entries[number];
         let Action::Compress(method) = &entry.action else { return Ok(()) };
         if self.parts.finished(number)?.is_none() {
@@ -63,7 +63,7 @@ impl Job<'_> {
     }
 
     /// Returns the folds of a tensor. Errors if the changes of its layer have not been found yet.
-    pub fn folds(&self, name: &str) -> Result<Vec<Fold>> {
+    pub(crate) fn folds(&self, name: &str) -> Result<Vec<Fold>> {
         match (&self.rotated, self.smoothed_layer(name)) {
             (Some(changes), _) => Ok(rewrite::folds_of(changes, name)),
             (None, Some(layer)) => {
@@ -76,7 +76,7 @@ impl Job<'_> {
     }
 
     /// Compresses one matrix with a prepared method, in blocks of rows.
-    pub fn matrix(&self, number: usize, prepared: &dyn Prepared) -> Result<()> {
+    pub(crate) fn matrix(&self, number: usize, prepared: &dyn Prepared) -> Result<()> {
         let entry = &self.plan.entries[number];
         self.blocks(number, entry, prepared).map_err(|e| e.in_tensor(&entry.name))
     }
@@ -169,7 +169,7 @@ impl Job<'_> {
 const NO_EFFECT: &str = "calibration_had_no_effect";
 
 /// Warns if calibration had no effect on any matrix of a calibrated method; `tensors` has the records of all compressed matrices.
-pub fn warn_of_no_effect(plan: &Plan, tensors: &BTreeMap<String, Json>, cx: &Context) {
+pub(crate) fn warn_of_no_effect(plan: &Plan, tensors: &BTreeMap<String, Json>, cx: &Context) {
     let calibrated = || plan.entries.iter().filter(|e| e.needs().any_data());
     let same = |e: &Entry| tensors.get(&e.name).is_some_and(|t| t["report"][NO_EFFECT] == true);
     if calibrated().next().is_some() && calibrated().all(same) {
@@ -183,7 +183,7 @@ pub fn warn_of_no_effect(plan: &Plan, tensors: &BTreeMap<String, Json>, cx: &Con
 }
 
 /// Returns the hash of a tensor's values, as [`Job::matrix`] or [`copy`] reads them.
-pub fn source_hash(model: &Model, entry: &Entry) -> Result<String> {
+pub(crate) fn source_hash(model: &Model, entry: &Entry) -> Result<String> {
     let Action::Compress(method) = &entry.action else {
         return copy(model, entry, None);
     };
@@ -199,7 +199,7 @@ pub fn source_hash(model: &Model, entry: &Entry) -> Result<String> {
 }
 
 /// Errors if the hash of a tensor's values is not the one that was recorded when it was read.
-pub fn check_source(model: &Model, entry: &Entry, recorded: Option<&str>) -> Result<()> {
+pub(crate) fn check_source(model: &Model, entry: &Entry, recorded: Option<&str>) -> Result<()> {
     if Some(source_hash(model, entry)?.as_str()) != recorded {
         let what = "its values have changed since the work in progress was made from them; choose another directory";
         return Err(Error::format(model.path().display().to_string(), what).in_tensor(&entry.name));
@@ -277,7 +277,7 @@ pub(crate) fn report_json(r: &Report) -> Json {
 }
 
 /// Writes a vector in f32 with its folds applied. Returns the hash of the original values.
-pub fn fold(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<String> {
+pub(crate) fn fold(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<String> {
     let hash = copy(job.model, entry, None)?;
     let rows = job.model.rows(&entry.name)?;
     let folds = job.folds(&entry.name)?;
@@ -291,7 +291,7 @@ pub fn fold(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<S
 
 /// Copies a tensor as it is stored (GGUF block types as f32 values) into `next`, if one is given. Returns the hash of the copied bytes. Errors if a float
 /// is not finite.
-pub fn copy(model: &Model, entry: &Entry, next: Option<&mut dyn TensorSink>) -> Result<String> {
+pub(crate) fn copy(model: &Model, entry: &Entry, next: Option<&mut dyn TensorSink>) -> Result<String> {
     let mut sink = HashSink { hasher: blake3::Hasher::new(), next };
     pass(model, entry, &mut sink)?;
     Ok(sink.hasher.finalize().to_hex().to_string())

@@ -18,38 +18,38 @@ use crate::plan::Entry;
 use crate::rows::copy_rows;
 
 /// The directory of finished matrices.
-pub struct Parts {
+pub(crate) struct Parts {
     dir: PathBuf,
 }
 
 /// The record of a finished matrix.
-pub struct Record {
+pub(crate) struct Record {
     /// Its entry in the manifest.
-    pub manifest: Json,
+    pub(crate) manifest: Json,
     /// Seconds that its compression took.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     bytes: u64,
     hash: String,
 }
 
 /// Saved hidden states between two layers.
-pub struct SavedStream {
+pub(crate) struct SavedStream {
     /// Number of layers before them.
-    pub layers: usize,
+    pub(crate) layers: usize,
     /// Hashes of the copied tensors of those layers, as they were read.
-    pub sources: BTreeMap<String, String>,
+    pub(crate) sources: BTreeMap<String, String>,
     /// The file of hidden states.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 impl Parts {
     /// Uses a directory of work in progress.
-    pub fn new(work: &Path) -> Self {
+    pub(crate) fn new(work: &Path) -> Self {
         Self { dir: work.to_path_buf() }
     }
 
     /// Returns the directory for temporary files.
-    pub fn scratch(&self) -> &Path {
+    pub(crate) fn scratch(&self) -> &Path {
         &self.dir
     }
 
@@ -62,7 +62,7 @@ impl Parts {
     }
 
     /// Returns whether any result exists: a matrix, statistics, or factors.
-    pub fn any(&self) -> Result<bool> {
+    pub(crate) fn any(&self) -> Result<bool> {
         let entries = std::fs::read_dir(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
         let names = entries.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()));
         Ok({ names }.any(|n| {
@@ -71,7 +71,7 @@ impl Parts {
     }
 
     /// Returns the record of a matrix; none if it is not finished. Errors if the record is invalid.
-    pub fn finished(&self, number: usize) -> Result<Option<Record>> {
+    pub(crate) fn finished(&self, number: usize) -> Result<Option<Record>> {
         let path = self.record(number);
         if !path.is_file() {
             return Ok(None);
@@ -87,12 +87,12 @@ impl Parts {
     }
 
     /// Starts the part of an entry.
-    pub fn create(&self, number: usize, entry: &Entry) -> Result<Writer> {
+    pub(crate) fn create(&self, number: usize, entry: &Entry) -> Result<Writer> {
         Writer::create(&self.part(number), entry.tensors.iter().cloned().collect())
     }
 
     /// Finishes a part and records it.
-    pub fn commit(&self, number: usize, writer: Writer, manifest: Json, seconds: f64) -> Result<()> {
+    pub(crate) fn commit(&self, number: usize, writer: Writer, manifest: Json, seconds: f64) -> Result<()> {
         writer.finish()?;
         let (bytes, hash) = hash_file(&self.part(number))?;
         let record = json!({"manifest": manifest, "seconds": seconds, "bytes": bytes, "blake3": hash});
@@ -100,7 +100,7 @@ impl Parts {
     }
 
     /// Opens a finished part. Errors if it has changed since it was recorded.
-    pub fn open(&self, number: usize, record: &Record) -> Result<File> {
+    pub(crate) fn open(&self, number: usize, record: &Record) -> Result<File> {
         let path = self.part(number);
         let (bytes, hash) = hash_file(&path)?;
         if (bytes, &hash) != (record.bytes, &record.hash) {
@@ -114,14 +114,14 @@ impl Parts {
     }
 
     /// Loads the operator of a finished part.
-    pub fn operator(&self, number: usize, entry: &Entry, record: &Record, kinds: &Kinds) -> Result<Arc<dyn LinearOp>> {
+    pub(crate) fn operator(&self, number: usize, entry: &Entry, record: &Record, kinds: &Kinds) -> Result<Arc<dyn LinearOp>> {
         let spec = files::to_spec(&record.manifest["spec"])?;
         let op = kinds.operators.load(&spec, &entry.name, &self.open(number, record)?);
         Ok(op.map_err(|e| e.in_tensor(&entry.name))?.into())
     }
 
     /// Copies the tensors of a finished part into `sink`.
-    pub fn copy(&self, number: usize, entry: &Entry, record: &Record, sink: &mut dyn TensorSink) -> Result<()> {
+    pub(crate) fn copy(&self, number: usize, entry: &Entry, record: &Record, sink: &mut dyn TensorSink) -> Result<()> {
         let file = self.open(number, record)?;
         for (name, info) in &entry.tensors {
             copy_rows(&file, name, info, |_, _| Ok(()), sink)?;
@@ -134,12 +134,12 @@ impl Parts {
     }
 
     /// Returns the path for the hidden states after `layers` layers; they are used once [`Parts::record_stream`] has recorded them.
-    pub fn stream_path(&self, layers: usize) -> PathBuf {
+    pub(crate) fn stream_path(&self, layers: usize) -> PathBuf {
         self.stream(layers)
     }
 
     /// Records the saved hidden states after `layers` layers, and deletes those of earlier layers.
-    pub fn record_stream(&self, layers: usize, sources: &BTreeMap<String, String>) -> Result<()> {
+    pub(crate) fn record_stream(&self, layers: usize, sources: &BTreeMap<String, String>) -> Result<()> {
         record_file(&self.stream(layers), json!({"layers": layers, "sources": sources}))?;
         for before in 0..layers {
             let path = self.stream(before);
@@ -155,7 +155,7 @@ impl Parts {
     }
 
     /// Returns the latest saved hidden states after at most `max` layers. Errors if the file has changed since it was recorded.
-    pub fn latest_stream(&self, max: usize) -> Result<Option<SavedStream>> {
+    pub(crate) fn latest_stream(&self, max: usize) -> Result<Option<SavedStream>> {
         for layers in (1..=max).rev() {
             let path = self.stream(layers);
             let Some(json) = recorded(&path)? else { continue };

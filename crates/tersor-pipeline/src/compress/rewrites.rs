@@ -24,13 +24,13 @@ fn of_layer_entries<'j>(job: &Job<'j>, layer: usize) -> impl Iterator<Item = &'j
 }
 
 /// Returns the hash of the tensor of each entry, by name.
-pub fn hashes<'j>(job: &Job<'j>, entries: impl Iterator<Item = &'j Entry>) -> Result<BTreeMap<String, String>> {
+pub(crate) fn hashes<'j>(job: &Job<'j>, entries: impl Iterator<Item = &'j Entry>) -> Result<BTreeMap<String, String>> {
     entries.map(|e| Ok((e.name.clone(), source_hash(job.model, e)?))).collect()
 }
 
 /// Returns the changes of a layer's sites; none if they have not been found yet. Errors if the stored file, or a tensor that it was made from, has
 /// changed since it was recorded.
-pub fn of_layer(job: &Job<'_>, layer: usize) -> Result<Option<Arc<Changes>>> {
+pub(crate) fn of_layer(job: &Job<'_>, layer: usize) -> Result<Option<Arc<Changes>>> {
     let mut known = job.smoothed.lock().unwrap_or_else(|e| e.into_inner());
     if let Some((_, changes)) = known.as_ref().filter(|(l, _)| *l == layer) {
         return Ok(Some(changes.clone()));
@@ -46,7 +46,7 @@ pub fn of_layer(job: &Job<'_>, layer: usize) -> Result<Option<Arc<Changes>>> {
 }
 
 /// Returns the transform that the running network applies to the inputs of a matrix, if there is one.
-pub fn input_change(job: &Job<'_>, weight: &str) -> Result<Option<InputChange>> {
+pub(crate) fn input_change(job: &Job<'_>, weight: &str) -> Result<Option<InputChange>> {
     let change = |changes: &Changes| changes.online(weight).map(|f| f.transform.input_change()).transpose();
     match (&job.rotated, job.smoothed_layer(weight)) {
         (Some(changes), _) => change(changes),
@@ -66,7 +66,7 @@ fn plain<'p>(job: &'p Job<'_>, site: &Site) -> Vec<Option<&'p dyn Method>> {
 }
 
 /// Finds the changes of a layer's sites, stores them, and returns the folds.
-pub fn smooth(job: &Job<'_>, layer: usize, observed: &[ObservedSite<'_>]) -> Result<Vec<Fold>> {
+pub(crate) fn smooth(job: &Job<'_>, layer: usize, observed: &[ObservedSite<'_>]) -> Result<Vec<Fold>> {
     let changes = rewrite::of_sites(job.search(), &job.plan.smoothings, &|site| plain(job, site), observed)?;
     rewrite::save(&layer_path(job, layer), &changes)?;
     record_file(&layer_path(job, layer), json!({"sources": hashes(job, of_layer_entries(job, layer))?}))?;
@@ -81,7 +81,7 @@ fn network_path(job: &Job<'_>) -> PathBuf {
 
 /// Returns the changes of the network; none if they need data and have not been found yet. Changes that need no data are computed here. Errors if the
 /// stored file has changed since it was recorded.
-pub fn of_network(job: &Job<'_>) -> Result<Option<Changes>> {
+pub(crate) fn of_network(job: &Job<'_>) -> Result<Option<Changes>> {
     let Some(rotation) = &job.plan.rotation else { return Ok(None) };
     if !job.plan.rotation_needs_data() {
         return rewrite::without_data(job.search(), &**rotation, &job.plan.sites()).map(Some);
@@ -93,12 +93,12 @@ pub fn of_network(job: &Job<'_>) -> Result<Option<Changes>> {
 }
 
 /// Errors if the tensors of the model have changed since the changes of the network were found.
-pub fn check_network(job: &Job<'_>) -> Result<()> {
+pub(crate) fn check_network(job: &Job<'_>) -> Result<()> {
     check_sources(job, &recorded(&network_path(job))?.unwrap_or_default())
 }
 
 /// Errors if a tensor of the model is not the one whose hash a record has under `sources`.
-pub fn check_sources(job: &Job<'_>, record: &Json) -> Result<()> {
+pub(crate) fn check_sources(job: &Job<'_>, record: &Json) -> Result<()> {
     for entry in sources(job) {
         job.cx.cancel.check()?;
         check_source(job.model, entry, record["sources"][&entry.name].as_str())?;
@@ -107,12 +107,12 @@ pub fn check_sources(job: &Job<'_>, record: &Json) -> Result<()> {
 }
 
 /// Returns the entries whose tensors are in the model.
-pub fn sources<'j>(job: &Job<'j>) -> impl Iterator<Item = &'j Entry> {
+pub(crate) fn sources<'j>(job: &Job<'j>) -> impl Iterator<Item = &'j Entry> {
     job.plan.entries.iter().filter(|e| !matches!(e.action, Action::New))
 }
 
 /// Finds the changes of the network on the calibration windows, and stores them.
-pub fn find_network(
+pub(crate) fn find_network(
     job: &Job<'_>,
     rotation: &dyn Rewrite,
     checkpoint: &Checkpoint,
@@ -126,7 +126,7 @@ pub fn find_network(
 }
 
 /// Writes a tensor that the rotation of the network adds.
-pub fn new_tensor(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<()> {
+pub(crate) fn new_tensor(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<()> {
     let place = "the changes of the network; their task comes first";
     let changes = job.rotated.as_ref().ok_or_else(|| Error::missing(&entry.name, place))?;
     let (name, info) = &entry.tensors[0];

@@ -285,7 +285,7 @@ pub(super) struct Recorder {
 impl Recorder {
     /// Begins the file `path` for the decoder of a checkpoint on the windows of tokens, which all have the same length, with logits if these take
     /// at most `max_logits` bytes.
-    pub fn create(path: &Path, checkpoint: &Checkpoint, windows: &[&[u32]], max_logits: u64) -> Result<Self> {
+    pub(crate) fn create(path: &Path, checkpoint: &Checkpoint, windows: &[&[u32]], max_logits: u64) -> Result<Self> {
         let config = checkpoint.architecture()?.decoder()?;
         let sizes = Sizes::of(config, windows.len(), windows.first().map_or(0, |w| w.len()), max_logits);
         let about = json!({
@@ -303,7 +303,7 @@ impl Recorder {
     }
 
     /// Completes the file. Errors unless the predictions for all windows were added.
-    pub fn finish(mut self) -> Result<()> {
+    pub(crate) fn finish(mut self) -> Result<()> {
         let layout = self.sizes.layout()?;
         self.writer.write_rows(HASHES, &layout[HASHES], 0, &self.hashes)?;
         self.writer.finish()

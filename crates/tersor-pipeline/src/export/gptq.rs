@@ -66,7 +66,7 @@ pub struct GptqExport {
     pub bytes: u64,
 }
 
-pub fn run(source: &Source, version: Version, out: &Path, cx: &Context) -> Result<GptqExport> {
+pub(crate) fn run(source: &Source, version: Version, out: &Path, cx: &Context) -> Result<GptqExport> {
     let config = source.model.config().cloned().ok_or_else(|| Error::Missing {
         name: "config.json".into(),
         place: source.model.path().display().to_string(),

@@ -32,7 +32,7 @@ pub struct PeftExport {
     pub base_bytes: u64,
 }
 
-pub fn run(mut source: Source, out: &Path, cx: &Context) -> Result<PeftExport> {
+pub(crate) fn run(mut source: Source, out: &Path, cx: &Context) -> Result<PeftExport> {
     let inputs = source.inputs("peft")?;
     let mut adapter = Adapter::new();
     for t in source.tensors() {
@@ -65,7 +65,7 @@ pub fn run(mut source: Source, out: &Path, cx: &Context) -> Result<PeftExport> {
 
 /// Returns the specification of a corrected matrix, without the quantization of its inputs, and the prefix of its tensor names; none for a matrix
 /// without correction.
-pub fn corrected<'s>(spec: &'s OpSpec, name: &str) -> Option<(&'s OpSpec, String)> {
+pub(crate) fn corrected<'s>(spec: &'s OpSpec, name: &str) -> Option<(&'s OpSpec, String)> {
     let (spec, prefix) = at(spec, name, QuantizedInputs::KIND);
     (spec.kind == Residual::KIND).then_some((spec, prefix))
 }

@@ -15,7 +15,7 @@ use crate::output::{self, Output, Share};
 use crate::rows::block_rows;
 
 /// Name of the file that records the inputs of a converted directory.
-pub const RECORD: &str = "conversion.json";
+pub(crate) const RECORD: &str = "conversion.json";
 
 /// A tensor to write: name, type, shape, and file.
 struct Item {
@@ -37,13 +37,13 @@ pub struct PlainExport {
     pub bytes: u64,
 }
 
-pub fn run(source: &Source, dtype: DType, out: &Path, cx: &Context) -> Result<PlainExport> {
+pub(crate) fn run(source: &Source, dtype: DType, out: &Path, cx: &Context) -> Result<PlainExport> {
     let bytes = write_out(source, dtype, out, cx)?;
     Ok(PlainExport { out: out.to_path_buf(), to: dtype.name(), tensors: source.tensors().len(), bytes })
 }
 
 /// Writes the directory, unless it is finished; returns the total length of its tensors in bytes.
-pub fn write_out(source: &Source, dtype: DType, out: &Path, cx: &Context) -> Result<u64> {
+pub(crate) fn write_out(source: &Source, dtype: DType, out: &Path, cx: &Context) -> Result<u64> {
     let items = items(source, dtype);
     let inputs = source.inputs(dtype.name())?;
     let total: u64 = items.iter().map(|i| i.info.bytes().unwrap_or(0) as u64).sum();

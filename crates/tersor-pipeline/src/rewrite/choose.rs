@@ -11,7 +11,7 @@ use crate::recipe::{Recipe, Roles, Rule};
 
 /// Returns the change of each site (one input and the matrices that read it) that the rules of its matrices name, such as smoothing, by the name
 /// of the site. Errors if these rules differ in the change, if they name more than one, or if no site can be changed.
-pub fn smoothings(
+pub(crate) fn smoothings(
     recipe: &Recipe,
     sites: &[Site],
     roles: &Roles,
@@ -77,7 +77,7 @@ fn changes(at: &Target<'_>) -> Result<Vec<String>> {
 
 /// Returns the change of the whole network that a recipe names, such as a rotation; none if it names none. Errors if it names more than one, or if
 /// the network is no decoder.
-pub fn of_network(recipe: &Recipe, network: Option<&Architecture>, kinds: &Kinds) -> Result<Option<Box<dyn Rewrite>>> {
+pub(crate) fn of_network(recipe: &Recipe, network: Option<&Architecture>, kinds: &Kinds) -> Result<Option<Box<dyn Rewrite>>> {
     let mut all = recipe.network_rewrites(&kinds.stages)?;
     if all.is_empty() {
         return Ok(None);

@@ -13,31 +13,31 @@ use tersor_models::{Calibration, Checkpoint, Hooks, ObservedSite, SiteChanges, U
 
 /// Where and for what changes are searched.
 #[derive(Clone, Copy)]
-pub struct Search<'a> {
+pub(crate) struct Search<'a> {
     /// The model whose weights are read.
-    pub model: &'a Model,
+    pub(crate) model: &'a Model,
     /// What is done with values of a weight that are not finite, by its name; weights that are not in the map must be finite.
-    pub non_finite: &'a BTreeMap<String, NonFinite>,
+    pub(crate) non_finite: &'a BTreeMap<String, NonFinite>,
     /// Seed, progress and cancellation.
-    pub cx: &'a Context,
+    pub(crate) cx: &'a Context,
 }
 
 /// The calibration windows on which a network is observed.
 #[derive(Clone, Copy)]
-pub struct Windows<'a> {
+pub(crate) struct Windows<'a> {
     /// The original network.
-    pub checkpoint: &'a Checkpoint,
+    pub(crate) checkpoint: &'a Checkpoint,
     /// The tokens of each window.
-    pub tokens: &'a [Vec<u32>],
+    pub(crate) tokens: &'a [Vec<u32>],
     /// Tokens per window.
-    pub ctx: usize,
+    pub(crate) ctx: usize,
     /// Directory for hidden states; none to keep them in memory.
-    pub scratch: Option<&'a Path>,
+    pub(crate) scratch: Option<&'a Path>,
 }
 
 /// Returns the changes of a layer's sites, found in order, each with the folds of the sites before it applied. `smoothings` has the rewrite of each
 /// smoothed site, by its name; `plain` returns, for each consumer of a site, the data-free method with the grid that it will be quantized to, or none.
-pub fn of_sites<'m>(
+pub(crate) fn of_sites<'m>(
     search: Search<'_>,
     smoothings: &BTreeMap<String, Box<dyn Rewrite>>,
     plain: &dyn Fn(&Site) -> Vec<Option<&'m dyn Method>>,
@@ -56,12 +56,12 @@ pub fn of_sites<'m>(
 }
 
 /// Returns the changes of the network by a rewrite that needs no data.
-pub fn without_data(search: Search<'_>, rewrite: &dyn Rewrite, sites: &[Site]) -> Result<Changes> {
+pub(crate) fn without_data(search: Search<'_>, rewrite: &dyn Rewrite, sites: &[Site]) -> Result<Changes> {
     rewrite.rewrite(sites, &Changed { search, folds: &[] }, &tersor_core::Unseen, search.cx)
 }
 
 /// Returns the changes of the network by a rewrite that observes the original network on calibration windows.
-pub fn with_data(search: Search<'_>, rewrite: &dyn Rewrite, sites: &[Site], text: Windows<'_>) -> Result<Changes> {
+pub(crate) fn with_data(search: Search<'_>, rewrite: &dyn Rewrite, sites: &[Site], text: Windows<'_>) -> Result<Changes> {
     let weights = Changed { search, folds: &[] };
     let folds = rewrite.observed_with(sites, &weights)?;
     let pass = OriginalPass { search, rewrite, text, folds };

@@ -8,6 +8,6 @@ mod choose;
 mod found;
 mod stored;
 
-pub use choose::{of_network, smoothings};
-pub use found::{Search, Windows, of_sites, with_data, without_data};
-pub use stored::{folds_of, load, merged, save};
+pub(crate) use choose::{of_network, smoothings};
+pub(crate) use found::{Search, Windows, of_sites, with_data, without_data};
+pub(crate) use stored::{folds_of, load, merged, save};

@@ -80,7 +80,7 @@ pub struct RoundedTensor {
 }
 
 /// Converts a model to the file `out`; without one, returns what would be written.
-pub fn run(source: &Source, target: Target, out: Option<&Path>, cx: &Context) -> Result<GgufExport> {
+pub(crate) fn run(source: &Source, target: Target, out: Option<&Path>, cx: &Context) -> Result<GgufExport> {
     let config = source.model.config().ok_or_else(|| Error::Missing {
         name: "config.json".into(),
         place: source.model.path().display().to_string(),

@@ -75,24 +75,24 @@ impl Target {
 }
 
 /// A tensor of the output file.
-pub struct Item {
+pub(crate) struct Item {
     /// The tensor of the model.
-    pub tensor: Tensor,
+    pub(crate) tensor: Tensor,
     /// Its name in the file.
-    pub name: String,
+    pub(crate) name: String,
     /// The order in which the file has the rows of the tensor: as the model has them, or those of queries and keys rearranged for
     /// interleaved rotary embedding.
-    pub rows: RowOrder,
+    pub(crate) rows: RowOrder,
     /// Its type in the file.
-    pub kind: BlockType,
+    pub(crate) kind: BlockType,
     /// Whether its codes are copied unchanged.
-    pub codes: bool,
+    pub(crate) codes: bool,
     /// The reason why it has another type than the target's.
-    pub note: Option<String>,
+    pub(crate) note: Option<String>,
 }
 
 /// Returns every tensor with its type in the file. Errors, with name and reason, if a tensor cannot be converted.
-pub fn items(source: &Source, target: Target, config: &Json) -> Result<Vec<Item>> {
+pub(crate) fn items(source: &Source, target: Target, config: &Json) -> Result<Vec<Item>> {
     let tied = config["tie_word_embeddings"] == true;
     let layers = config["num_hidden_layers"].as_u64().unwrap_or(0) as usize;
     let item = |tensor: Tensor| -> Result<Item> {
