@@ -36,7 +36,12 @@ pub(crate) struct Chain<'j, 'a> {
 impl<'j, 'a> Chain<'j, 'a> {
     /// Starts from the latest saved hidden states after at most `max` layers, or from the embeddings. Errors if a tensor that was read before has
     /// changed.
-    pub(crate) fn start(job: &'j Job<'a>, checkpoint: &'j Checkpoint, windows: &[Vec<u32>], max: usize) -> Result<Self> {
+    pub(crate) fn start(
+        job: &'j Job<'a>,
+        checkpoint: &'j Checkpoint,
+        windows: &[Vec<u32>],
+        max: usize,
+    ) -> Result<Self> {
         let plan = job.plan;
         let slices: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
         let scratch = plan.spill.then(|| job.parts.scratch());

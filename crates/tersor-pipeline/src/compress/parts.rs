@@ -114,7 +114,13 @@ impl Parts {
     }
 
     /// Loads the operator of a finished part.
-    pub(crate) fn operator(&self, number: usize, entry: &Entry, record: &Record, kinds: &Kinds) -> Result<Arc<dyn LinearOp>> {
+    pub(crate) fn operator(
+        &self,
+        number: usize,
+        entry: &Entry,
+        record: &Record,
+        kinds: &Kinds,
+    ) -> Result<Arc<dyn LinearOp>> {
         let spec = files::to_spec(&record.manifest["spec"])?;
         let op = kinds.operators.load(&spec, &entry.name, &self.open(number, record)?);
         Ok(op.map_err(|e| e.in_tensor(&entry.name))?.into())
