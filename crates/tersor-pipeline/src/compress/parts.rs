@@ -17,38 +17,38 @@ use crate::output::{hash_file, record_file, recorded};
 use crate::plan::Entry;
 use crate::rows::copy_rows;
 
-/// The directory of finished matrices.
+/// The directory of work in progress, with the finished matrices.
 pub(crate) struct Parts {
     dir: PathBuf,
 }
 
-/// The record of a finished matrix.
+/// The record of a finished matrix. The part of the matrix is a safetensors file with its stored tensors.
 pub(crate) struct Record {
-    /// Its entry in the manifest.
+    /// The entry of the matrix in the manifest.
     pub(crate) manifest: Json,
-    /// Seconds that its compression took.
+    /// The seconds that its compression took.
     pub(crate) seconds: f64,
     bytes: u64,
     hash: String,
 }
 
-/// Saved hidden states between two layers.
+/// Saved hidden states: the activations behind some number of layers, of all calibration windows.
 pub(crate) struct SavedStream {
-    /// Number of layers before them.
+    /// The number of layers in front of the hidden states.
     pub(crate) layers: usize,
-    /// Hashes of the copied tensors of those layers, as they were read.
+    /// The hashes of the copied and folded tensors of those layers, as they were read, by the name of the tensor.
     pub(crate) sources: BTreeMap<String, String>,
-    /// The file of hidden states.
+    /// The path of the file of hidden states.
     pub(crate) path: PathBuf,
 }
 
 impl Parts {
-    /// Uses a directory of work in progress.
+    /// Returns the parts in the directory of work in progress `work`, which must exist.
     pub(crate) fn new(work: &Path) -> Self {
         Self { dir: work.to_path_buf() }
     }
 
-    /// Returns the directory for temporary files.
+    /// Returns the directory of work in progress, in which temporary files may be made.
     pub(crate) fn scratch(&self) -> &Path {
         &self.dir
     }
@@ -61,7 +61,7 @@ impl Parts {
         self.dir.join(format!("{number:06}.json"))
     }
 
-    /// Returns whether any result exists: a matrix, statistics, or factors.
+    /// Returns whether any result exists: a matrix, statistics, or the changes of a rewrite. Errors if the directory cannot be listed.
     pub(crate) fn any(&self) -> Result<bool> {
         let entries = std::fs::read_dir(&self.dir).map_err(|e| Error::io(&self.dir, e))?;
         let names = entries.filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()));
@@ -70,7 +70,8 @@ impl Parts {
         }))
     }
 
-    /// Returns the record of a matrix; none if it is not finished. Errors if the record is invalid.
+    /// Returns the record of the matrix whose entry has the index `number` in the plan; None if it is not finished. Errors if the record is invalid
+    /// or cannot be read.
     pub(crate) fn finished(&self, number: usize) -> Result<Option<Record>> {
         let path = self.record(number);
         if !path.is_file() {
@@ -86,12 +87,13 @@ impl Parts {
         }))
     }
 
-    /// Starts the part of an entry.
+    /// Begins the part of `entry`, which has the index `number` in the plan. Errors if the file cannot be written.
     pub(crate) fn create(&self, number: usize, entry: &Entry) -> Result<Writer> {
         Writer::create(&self.part(number), entry.tensors.iter().cloned().collect())
     }
 
-    /// Finishes a part and records it.
+    /// Finishes the part that [`create`](Self::create) began and records it, with the entry of the matrix in the manifest and the seconds of its
+    /// compression. Errors if a tensor was not written whole, or a file cannot be written.
     pub(crate) fn commit(&self, number: usize, writer: Writer, manifest: Json, seconds: f64) -> Result<()> {
         writer.finish()?;
         let (bytes, hash) = hash_file(&self.part(number))?;
@@ -99,7 +101,7 @@ impl Parts {
         write_atomic(&self.record(number), &files::to_bytes(&record))
     }
 
-    /// Opens a finished part. Errors if it has changed since it was recorded.
+    /// Opens the part of a finished matrix. Errors if the file has changed since it was recorded, or cannot be read.
     pub(crate) fn open(&self, number: usize, record: &Record) -> Result<File> {
         let path = self.part(number);
         let (bytes, hash) = hash_file(&path)?;
@@ -113,7 +115,8 @@ impl Parts {
         File::open(&path, &Limits::default())
     }
 
-    /// Loads the operator of a finished part.
+    /// Loads the operator of a finished matrix by the loaders of `kinds`. Errors if the part has changed since it was recorded, or its kind is
+    /// unknown.
     pub(crate) fn operator(
         &self,
         number: usize,
@@ -126,7 +129,7 @@ impl Parts {
         Ok(op.map_err(|e| e.in_tensor(&entry.name))?.into())
     }
 
-    /// Copies the tensors of a finished part into `sink`.
+    /// Copies the tensors of a finished matrix into `sink`. Errors if the part has changed since it was recorded, or cannot be read or copied.
     pub(crate) fn copy(&self, number: usize, entry: &Entry, record: &Record, sink: &mut dyn TensorSink) -> Result<()> {
         let file = self.open(number, record)?;
         for (name, info) in &entry.tensors {
@@ -139,12 +142,14 @@ impl Parts {
         self.dir.join(format!("stream-{layers:06}"))
     }
 
-    /// Returns the path for the hidden states after `layers` layers; they are used once [`Parts::record_stream`] has recorded them.
+    /// Returns the path of the file of hidden states behind `layers` layers. The file counts once [`record_stream`](Self::record_stream) has recorded
+    /// it.
     pub(crate) fn stream_path(&self, layers: usize) -> PathBuf {
         self.stream(layers)
     }
 
-    /// Records the saved hidden states after `layers` layers, and deletes those of earlier layers.
+    /// Records the saved hidden states behind `layers` layers, with the hashes of the copied and folded tensors of these layers, and deletes those
+    /// behind fewer layers. Errors if a file cannot be read, written or deleted.
     pub(crate) fn record_stream(&self, layers: usize, sources: &BTreeMap<String, String>) -> Result<()> {
         record_file(&self.stream(layers), json!({"layers": layers, "sources": sources}))?;
         for before in 0..layers {
@@ -160,7 +165,8 @@ impl Parts {
         Ok(())
     }
 
-    /// Returns the latest saved hidden states after at most `max` layers. Errors if the file has changed since it was recorded.
+    /// Returns the saved hidden states behind the largest number of layers up to `max`; None if there are none. Errors if the file has changed since
+    /// it was recorded, or the record is invalid.
     pub(crate) fn latest_stream(&self, max: usize) -> Result<Option<SavedStream>> {
         for layers in (1..=max).rev() {
             let path = self.stream(layers);
