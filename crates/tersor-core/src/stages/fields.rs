@@ -208,9 +208,8 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows this visitor the parameter `name` of a stage, which is an integer or has no value (None), and the visitor may also remove the value. The
-    /// visitor may read or replace its value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid values, which
-    /// the visitor is to check.
+    /// Shows this visitor the parameter `name` of a stage, which is an integer or has no value (None). The visitor may read, replace or remove its
+    /// value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check.
     ///
     /// # Errors
     ///
@@ -255,9 +254,8 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows this visitor the parameter `name` of a stage, which is a finite number or has no value (None), and the visitor may also remove the
-    /// value. The visitor may read or replace its value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid
-    /// values, which the visitor is to check.
+    /// Shows this visitor the parameter `name` of a stage, which is a finite number or has no value (None). The visitor may read, replace or remove
+    /// its value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check.
     ///
     /// # Errors
     ///

@@ -181,7 +181,7 @@ pub trait StageSpec: CloneStage + Send + Sync {
     fn parts(&self, at: &Target<'_>) -> Result<Vec<Part>>;
 
     /// Returns the forms of a matrix among which a budget may choose by this kind of stage ([`Ways`]); None, the default, if a budget does not choose
-    /// this kind. The parameters of the stage do not matter.
+    /// this kind.
     fn ways(&self) -> Option<Box<dyn Ways>> {
         None
     }

@@ -141,11 +141,13 @@ impl Store {
 ///
 /// # Errors
 ///
-/// An [`Error::Param`] if `limit` is not a positive number or is below the size of the smallest forms, if `options` has no text or is generic, if
-/// [`Plan::new`] refuses the options, or if the measurement needs more memory than [`Context::max_memory`]. An [`Error::Missing`] if `kinds` offers
-/// no form. An [`Error::Format`] with the path if the store has a measurement of another model, text or version, or other files. An [`Error::Tensor`]
-/// if a matrix cannot be measured. [`Error::Cancelled`] if the work is cancelled; with [`Store::work`], the same call continues from there. An
-/// [`Error::Io`] if a file cannot be read or written. An [`Error::Numerical`] if a loss is not finite.
+/// An [`Error::Param`] if `limit` is not a positive number or is below the size of the smallest forms, if `options` has no text or is generic, or if
+/// the measurement needs more memory than [`Context::max_memory`]. The errors of [`Plan::new`], for example for a model of unknown architecture. An
+/// [`Error::Missing`] if `kinds` offers no form. An [`Error::Format`] with the path if the store has a measurement of another model, text or version,
+/// or other files. An [`Error::Tensor`] if a matrix cannot be measured; it names the matrix, or the site (the input) whose statistics cannot be
+/// prepared. [`Error::Cancelled`] if the work is cancelled; with [`Store::work`], the same call continues from there. An [`Error::Io`] if a file
+/// cannot be read or written. An [`Error::Numerical`] if a loss is not finite, or if no choice fits because the headers of the files grow with the
+/// choices.
 pub fn choose(
     model: &Model,
     limit: Limit,

@@ -64,11 +64,11 @@ impl Statistics {
     ///
     /// # Errors
     ///
-    /// An [`Error::Format`] with the path if a file is neither, if an importance matrix is not the only file, if a file was made from another model,
-    /// text or seed than the first file or than [`Wanted::inputs`] states (the message names the input), if windows are missing or are in two files,
-    /// or if the statistics of a wanted site are missing. An [`Error::Tensor`] if saved statistics have another type or number of features than the
-    /// site. An [`Error::Io`], [`Error::Limit`] or [`Error::Unsupported`] if a file cannot be read, exceeds [`Limits::default`] or has an unknown
-    /// version.
+    /// An [`Error::Format`] with the path if a file is neither or has an unknown version, if an importance matrix is not the only file, if a file was
+    /// made from another model, text or seed than the first file or than [`Wanted::inputs`] states (the message names the input), if windows are
+    /// missing or are in two files, or if the statistics of a wanted site are missing. An [`Error::Tensor`] if saved statistics have another type or
+    /// number of features than the site, or a value of an importance matrix is not finite. An [`Error::Io`] or [`Error::Limit`] if a file cannot be
+    /// read or exceeds [`Limits::default`].
     pub fn open(paths: &[PathBuf], wanted: &Wanted) -> Result<Self> {
         for path in paths {
             let content = describe(path)?;
