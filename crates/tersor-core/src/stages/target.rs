@@ -128,7 +128,7 @@ impl Fields for ValuesOf<'_> {
 ///
 /// # Errors
 ///
-/// An [`Error::Param`](crate::Error::Param) if the stage has no parameter of this name (the message lists those that it has), if the parameter is a
+/// An [`Error::Param`](crate::Error::Param) if the stage has no parameter of this name (the message lists its parameters), if the parameter is a
 /// list, or if `value` is not of its type or not in its range.
 pub fn set(stage: &mut dyn StageSpec, field: &str, value: Value) -> Result<()> {
     struct Set<'f>(&'f str, Option<Value>, Vec<&'static str>);

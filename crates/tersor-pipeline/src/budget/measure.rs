@@ -31,8 +31,8 @@ pub(crate) fn steps(plan: &Plan) -> u64 {
     plan.network.as_ref().map_or(0, |n| n.layers() as u64) + 1
 }
 
-/// Returns the kinds of [`Ways`] to store a matrix: those that need data if `observed`, that is, if the inputs of the matrix are observed, and the
-/// others if not. Errors with [`Error::Missing`] if there are none.
+/// Returns the [`Ways`] of all kinds of stages that have some: the ways that need data if `observed`, which says that the inputs of the matrix are
+/// observed, and the other ways if not. Errors with [`Error::Missing`] if there are none.
 pub(crate) fn ways(kinds: &Kinds, observed: bool) -> Result<Vec<Box<dyn Ways>>> {
     let all = kinds.stages.kinds().filter_map(|s| s.ways()).filter(|w| w.needs().any_data() == observed);
     let all: Vec<Box<dyn Ways>> = all.collect();

@@ -95,14 +95,15 @@ pub fn check_original(path: &Path) -> Result<()> {
 /// configuration and the tokenizer. `plan` must be a plan of this model, and `kinds` must have the operators of its methods. Progress, warnings,
 /// threads and cancellation are those of `cx`; the seed is that of the plan.
 ///
-/// If the call fails or is stopped, the results so far are kept, and the same call continues from there; without any result, the work in progress is
-/// deleted, and `out` if it is empty. If `out` is complete already, the model is only checked against the hashes in its manifest.
+/// If the call fails or is stopped, the results so far are kept, and the same call continues from there; without any result, [`Part::All`] deletes
+/// the work in progress, and `out` if it is empty then. If `out` is complete already, the model is only checked against the hashes in its manifest.
 ///
 /// # Errors
 ///
 /// An [`Error::Unsupported`] if the model is an output of `compress` itself. An [`Error::Param`] if the plan needs calibration data and has none, or
 /// if the plan has no task of the number. An [`Error::Format`] with the directory if `out` has other files, work from other inputs (the message names
-/// those that differ), or is in use by another process. An [`Error::Format`] or [`Error::Missing`] if a task that must be done before is not done.
+/// the inputs that differ), or is in use by another process. An [`Error::Format`] or [`Error::Missing`] if a task that must be done before is not
+/// done.
 ///
 /// An [`Error::Tensor`] with the name of the tensor if a value is not finite, if a method fails on the matrix, or if the tensor has changed since its
 /// result in `out` was made. An [`Error::Io`] if a file cannot be read or written. [`Error::Cancelled`] if the work is cancelled.
