@@ -15,41 +15,42 @@ use crate::report::{self, ROWS};
 /// Name of the HTML page of a comparison.
 const PAGE: &str = "report.html";
 
-/// What is to be measured for a row of a comparison.
+/// What [`compare`] asks its caller to measure for a row: the original model, or a recipe.
 #[derive(Clone, Copy, Debug)]
 pub enum Subject<'a> {
-    /// The original model.
+    /// The original model is to be evaluated.
     Original,
-    /// A recipe: its index in the list, and the directory that the model is to be compressed into. The directory may have the result of an earlier
-    /// comparison, which [`compress`](crate::compress::compress) finds to be of the same inputs, or refuses.
+    /// The model is to be compressed by the recipe of this index in the list that [`compare`] got, into this directory, and the result is to be
+    /// evaluated. The directory may have the result of an earlier comparison; [`compress`](crate::compress()) keeps it if its inputs are the same,
+    /// and refuses it otherwise.
     Recipe(usize, &'a Path),
 }
 
-/// What was measured for a row of a comparison.
+/// What the caller of [`compare`] measured for a row.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// Seconds that compression took; 0 for the original.
+    /// The seconds that compression took; 0 for the original.
     pub compress_seconds: f64,
-    /// Peak resident memory of compression in bytes; none for the original, or if it is unknown.
+    /// The peak resident memory of compression in bytes; None for the original, or if it is not known.
     pub compress_peak_rss_bytes: Option<u64>,
-    /// The figures on the evaluation text, those of a recipe compared with the original.
+    /// The figures on the evaluation text. Those of a recipe are to be compared with the original.
     pub figures: Evaluation,
 }
 
-/// A row of a comparison.
+/// A row of a [`Comparison`]. In JSON, the figures are keys of the row.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
-    /// Name of the recipe, or `original`.
+    /// The name of the recipe, or `original`.
     pub recipe: String,
-    /// Seconds that compression took; 0 for the original.
+    /// The seconds that compression took; 0 for the original.
     pub compress_seconds: f64,
-    /// Peak resident memory of compression in bytes; none for the original, or if it is unknown.
+    /// The peak resident memory of compression in bytes; None for the original, or if it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compress_peak_rss_bytes: Option<u64>,
-    /// Whether the weight files are larger than those of the original.
+    /// Whether the weight files have more bytes than those of the original.
     pub larger_than_original: bool,
-    /// Whether the divergence is below the noise floor of the original's row, so that it cannot be told from the rounding of activations to bf16. False
-    /// if that row has none.
+    /// Whether the mean divergence is below the noise floor in the original's row ([`Evaluation::kl_noise_floor`]), so that it cannot be told from
+    /// the rounding of activations to bf16. False if either is missing.
     #[serde(default)]
     pub kl_below_noise: bool,
     /// The figures on the evaluation text.
@@ -57,21 +58,30 @@ pub struct Row {
     pub figures: Evaluation,
 }
 
-/// The result of a comparison.
+/// The result of [`compare`].
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
-    /// The rows: the original, then each recipe.
+    /// The row of the original, then that of each recipe, in their order.
     pub rows: Vec<Row>,
-    /// The directory with the models, the rows and the page.
+    /// The directory with the folders of the recipes, the rows and the page, as it was given.
     pub out: PathBuf,
-    /// The HTML page.
+    /// The path of the HTML page, `report.html` in the directory.
     pub report: PathBuf,
 }
 
-/// Compares recipes on a model: calls `measure` for the original, then for each recipe, and writes the rows and an HTML page to the directory `out`,
-/// where each recipe has a folder of its name. `measure` compresses and evaluates: in this process, or in another one so that peak memory is that of
-/// one recipe. The original is measured first: with [`Options::reference`](crate::evaluate::Options::reference), its text passes through it only once,
-/// and with a noise floor in its figures, rows below the floor are marked. Nothing is deleted. Errors if `measure` does, if a file of the comparison is there and is none of an earlier one or cannot be written, or if the work is cancelled.
+/// Compares recipes on a model: calls `measure` for the original, then for each of `recipes`, and writes the rows (`rows.json`) and an HTML page
+/// (`report.html`) to the directory `out`, which is made if it does not exist. Each recipe gets the folder of `out` with its name; the names should
+/// differ. `measure` compresses and evaluates, in this process, or in another so that the peak memory is that of one recipe. Of `model`, only the
+/// file name is used, as a title. Progress and cancellation are those of `cx`. Earlier rows and an earlier page are replaced; nothing else is changed
+/// or deleted.
+///
+/// If `measure` stores the predictions of the original ([`Options::reference`](crate::evaluate::Options::reference)), they serve all recipes. If the
+/// figures of the original have a noise floor, rows below it are marked.
+///
+/// # Errors
+///
+/// Those of `measure`. An [`Error::Format`] if a file at the place of the rows or of the page is no earlier one. An [`Error::Param`] if a recipe has
+/// the name of one of these files. An [`Error::Io`] if a file cannot be written. [`Error::Cancelled`] if the work is cancelled before a row.
 pub fn compare(
     model: &Path,
     recipes: &[Recipe],

@@ -1,4 +1,4 @@
-//! [`Fields`]: the visitor of a stage's parameters.
+//! [`Fields`]: the visitor of the parameters of a stage.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -6,8 +6,7 @@ use std::ops::RangeInclusive;
 use super::{Slot, StageSpec};
 use crate::{ParamError, Result, Value};
 
-/// A parameter of a stage (a step of the compression of a matrix, such as quantization), or of an element of a list in a stage: its name,
-/// what it means, and which values it may have.
+/// The description of a parameter of a stage (a step of compression, such as quantization), or of an element of a list in a stage.
 #[derive(Clone, Debug)]
 pub struct Field {
     /// The name of the parameter, by which recipes set it, such as `bits`.
@@ -18,7 +17,7 @@ pub struct Field {
     pub kind: FieldKind,
 }
 
-/// The values that a parameter of a stage (a [`Field`]) may have: numbers of a range, words, a truth value, or a list.
+/// The values that a parameter of a stage (a [`Field`]) may have. It is shown as a phrase such as `an integer of 2 to 8`.
 #[derive(Clone, PartialEq, Debug)]
 pub enum FieldKind {
     /// An integer of this range.
@@ -29,22 +28,25 @@ pub enum FieldKind {
     Flag,
     /// One of these words.
     Word(Vec<&'static str>),
-    /// An integer of this range or one of these words.
+    /// An integer of this range, or one of these words.
     IntOrWord(RangeInclusive<i64>, Vec<&'static str>),
-    /// A number of this range or one of these words.
+    /// A finite number of this range, or one of these words.
     FloatOrWord(RangeInclusive<f64>, Vec<&'static str>),
     /// A list of finite numbers of this range.
     Floats(RangeInclusive<f64>),
-    /// A list of stages of one of these slots.
+    /// A list of stages, each of one of these slots.
     Stages(Vec<Slot>),
-    /// A list of tables.
+    /// A list of tables, which are elements with parameters of their own.
     List,
 }
 
 impl Field {
-    /// Errors (bad usage), naming the parameter and what is valid, unless `value` is of the type of this parameter and in its range, or one
-    /// of its words. An integer in range is valid for a parameter that is a floating-point number. No value is valid for a parameter that
-    /// is a list.
+    /// Checks that `value` is of the type of this parameter and in its range, or one of its words. An integer in the range is valid for a parameter
+    /// that is a floating-point number.
+    ///
+    /// # Errors
+    ///
+    /// A [`ParamError`] with the name of the parameter, the value and what is valid. A parameter that is a list takes no value here.
     pub fn check(&self, value: &Value) -> Result<(), ParamError> {
         let int = |range: &RangeInclusive<i64>| matches!(value, Value::Int(n) if range.contains(n));
         let float = |range: &RangeInclusive<f64>| match value {
@@ -72,7 +74,7 @@ impl Field {
     }
 }
 
-/// Says which values are valid, as a phrase such as `2 to 8`.
+/// Says which values are valid, as a phrase such as `an integer of 2 to 8`.
 impl fmt::Display for FieldKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let int = |r: &RangeInclusive<i64>| match *r.end() {
@@ -100,20 +102,28 @@ impl fmt::Display for FieldKind {
     }
 }
 
-/// A type with parameters that it can show to a visitor ([`Fields`]), such as the elements of a list that a stage has as a parameter.
+/// A type with parameters that it shows to a visitor ([`Fields`]), such as an element of a list that is a parameter of a stage.
 pub trait HasFields {
-    /// Shows every field to `f`, in the order in which they are printed; `f` reads or replaces it. Errors if `f` does.
+    /// Shows every parameter to the visitor `f`, in the order in which they are printed; `f` reads its value or replaces it.
+    ///
+    /// # Errors
+    ///
+    /// The errors of `f`, which refuses values that are out of range.
     fn fields(&mut self, f: &mut dyn Fields) -> Result<()>;
 }
 
-/// A list of tables, which are elements with parameters of their own, as a parameter of a stage. A visitor ([`Fields`]) sets the length and
+/// A parameter of a stage that is a list of tables, which are elements with parameters of their own. A visitor ([`Fields`]) sets the length and
 /// visits the parameters of each element. `Vec<T>` implements it if `T` implements [`HasFields`] and `Default`.
 pub trait List {
     /// Returns the number of elements.
     fn len(&self) -> usize;
-    /// Makes the list `len` elements long: removes the last ones, or adds ones with default values.
+    /// Makes the list `len` elements long: removes elements at the end, or adds ones with default parameters there.
     fn resize(&mut self, len: usize);
-    /// Shows the fields of the element `index`, which must exist, to `f`. Errors if `f` does.
+    /// Shows the parameters of the element `index`, counted from 0, to the visitor `f`. May panic if there is no such element.
+    ///
+    /// # Errors
+    ///
+    /// The errors of `f`.
     fn fields(&mut self, index: usize, f: &mut dyn Fields) -> Result<()>;
     /// Returns whether the list has no element.
     fn is_empty(&self) -> bool {
@@ -133,34 +143,55 @@ impl<T: HasFields + Default> List for Vec<T> {
     }
 }
 
-/// A visitor of the parameters of a stage (a step of the compression of a matrix), such as a parser, which replaces their values, or a
-/// printer, which reads them. A stage shows its parameters to it in [`StageSpec::fields`], by the typed methods of `dyn Fields`, such as
-/// `int`. A visitor implements the methods of this trait, which the typed methods call.
+/// A visitor of the parameters of a stage (a step of compression): a parser, which replaces their values, or a printer, which reads them. A stage
+/// shows its parameters to it in [`StageSpec::fields`] by the typed methods of `dyn Fields`, such as `int`. A visitor implements the methods of this
+/// trait, which the typed methods call.
 pub trait Fields {
-    /// Visits a boolean, number or string; `value` is None if the field has no value, which only optional fields may have. Errors if the
-    /// visitor refuses the field, for example because the value in a file is out of range.
+    /// Visits a parameter that is a truth value, a number or a word. `value` is its value, which the visitor may replace; None if it has none, which
+    /// only optional parameters may have.
+    ///
+    /// # Errors
+    ///
+    /// An error if the visitor refuses the parameter, for example because the value in a file is out of range.
     fn value(&mut self, field: &Field, value: &mut Option<Value>) -> Result<()>;
 
-    /// Visits a list of numbers; by default leaves it unchanged. Errors as [`value`](Self::value).
+    /// Visits a parameter that is a list of numbers. `_value` is the list, which the visitor may replace. By default it stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`value`](Self::value).
     fn numbers(&mut self, _field: &Field, _value: &mut Vec<f64>) -> Result<()> {
         Ok(())
     }
 
-    /// Visits a list of stages; by default leaves it unchanged. Errors as [`value`](Self::value).
+    /// Visits a parameter that is a list of stages. `_value` is the list, which the visitor may replace. By default it stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`value`](Self::value).
     fn nested(&mut self, _field: &Field, _value: &mut Vec<Box<dyn StageSpec>>) -> Result<()> {
         Ok(())
     }
 
-    /// Visits a list of tables; by default leaves it unchanged. Errors as [`value`](Self::value).
+    /// Visits a parameter that is a list of tables. The visitor may change the length of the list `_value`, and visit the parameters of its elements.
+    /// By default the list stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// As [`value`](Self::value).
     fn tables(&mut self, _field: &Field, _value: &mut dyn List) -> Result<()> {
         Ok(())
     }
 }
 
 impl dyn Fields + '_ {
-    /// Shows the parameter `name` of a stage, an integer, to this visitor, which may read or replace its value `v`. `help` says what the
-    /// parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check. Errors, with `v` unchanged,
-    /// if the visitor refuses the value, removes it, or replaces it by one that is not an integer or does not fit `T`.
+    /// Shows this visitor the parameter `name` of a stage, which is an integer. The visitor may read or replace its value `v`. `help` says what the
+    /// parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check.
+    ///
+    /// # Errors
+    ///
+    /// An error, with `v` unchanged, if the visitor refuses the value, removes it, or replaces it by one that is not an integer or does not fit into
+    /// `T`.
     pub fn int<T>(
         &mut self,
         name: &'static str,
@@ -177,9 +208,12 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows the parameter `name` of a stage, an integer or None (no value), to this visitor, which may read, replace or remove its value
-    /// `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check.
-    /// Errors, with `v` unchanged, if the visitor refuses the value, or replaces it by one that is not an integer or does not fit `T`.
+    /// Shows this visitor the parameter `name` of a stage, which is an integer or has no value (None). The visitor may read, replace or remove its
+    /// value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check.
+    ///
+    /// # Errors
+    ///
+    /// An error, with `v` unchanged, if the visitor refuses the value, or replaces it by one that is not an integer or does not fit into `T`.
     pub fn optional_int<T>(
         &mut self,
         name: &'static str,
@@ -200,9 +234,13 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows the parameter `name` of a stage, a finite number, to this visitor, which may read or replace its value `v`. `help` says what
-    /// the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check. Errors, with `v`
-    /// unchanged, if the visitor refuses the value, removes it, or replaces it by one that is not a number; an integer is a number.
+    /// Shows this visitor the parameter `name` of a stage, which is a finite number. The visitor may read or replace its value `v`. `help` says what
+    /// the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check.
+    ///
+    /// # Errors
+    ///
+    /// An error, with `v` unchanged, if the visitor refuses the value, removes it, or replaces it by one that is not a number; an integer is a
+    /// number.
     pub fn float(
         &mut self,
         name: &'static str,
@@ -216,10 +254,12 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows the parameter `name` of a stage, a finite number or None (no value), to this visitor, which may read, replace or remove its
-    /// value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to
-    /// check. Errors, with `v` unchanged, if the visitor refuses the value, or replaces it by one that is not a number; an integer is a
-    /// number.
+    /// Shows this visitor the parameter `name` of a stage, which is a finite number or has no value (None). The visitor may read, replace or remove
+    /// its value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check.
+    ///
+    /// # Errors
+    ///
+    /// An error, with `v` unchanged, if the visitor refuses the value, or replaces it by one that is not a number; an integer is a number.
     pub fn optional_float(
         &mut self,
         name: &'static str,
@@ -238,9 +278,12 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows the parameter `name` of a stage, which is true or false, to this visitor, which may read or replace its value `v`. `help` says
-    /// what the parameter means, in one sentence. Errors, with `v` unchanged, if the visitor refuses the value, removes it, or replaces it
-    /// by one that is not a truth value.
+    /// Shows this visitor the parameter `name` of a stage, which is true or false. The visitor may read or replace its value `v`. `help` says what
+    /// the parameter means, in one sentence.
+    ///
+    /// # Errors
+    ///
+    /// An error, with `v` unchanged, if the visitor refuses the value, removes it, or replaces it by one that is not a truth value.
     pub fn flag(&mut self, name: &'static str, help: &'static str, v: &mut bool) -> Result<()> {
         let mut value = Some(Value::Bool(*v));
         self.value(&Field { name, help, kind: FieldKind::Flag }, &mut value)?;
@@ -251,10 +294,13 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows the parameter `name` of a stage, whose values are words in recipes, to this visitor, which may read or replace its value `v`.
-    /// `help` says what the parameter means, in one sentence. `words` has each word with its value. If no word has the value `v`, the
-    /// visitor gets no value. If the visitor leaves no value, `v` stays as it is. Errors, with `v` unchanged, if the visitor refuses the
-    /// value, or replaces it by one that is not among the words.
+    /// Shows this visitor the parameter `name` of a stage, which is a word in recipes. The visitor may read or replace its value `v`. `help` says
+    /// what the parameter means, in one sentence. `words` has each word with its value. If no word has the value `v`, the visitor gets no value. If
+    /// the visitor leaves no value, `v` stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// An error, with `v` unchanged, if the visitor refuses the value, or replaces it by one that is not among the words.
     pub fn choice<T: Copy + PartialEq>(
         &mut self,
         name: &'static str,
@@ -270,12 +316,15 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows the parameter `name` of a stage, which is an integer or a word in recipes, to this visitor, which may read or replace its
-    /// value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid integers, which the visitor is to
-    /// check. `words` has each word with its value. `from` returns the value for an integer, or None if it is not valid, and `to` the
-    /// number of a value, or None for a value that has a word. If the visitor removes the value, `v` stays as it is. Errors, with `v`
-    /// unchanged, if the visitor refuses the value, or replaces it by an integer that is not valid or by anything else that is not among
-    /// the words.
+    /// Shows this visitor the parameter `name` of a stage, which is an integer or a word in recipes. The visitor may read or replace its value `v`.
+    /// `help` says what the parameter means, in one sentence. `within` is the range of valid integers, which the visitor is to check. `words` has
+    /// each word with its value. `from` returns the value for an integer, or None if the integer is not valid; `to` returns the integer for a value,
+    /// or None for a value that has a word. If the visitor leaves no value, `v` stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// An error, with `v` unchanged, if the visitor refuses the value, or replaces it by an integer that is not valid or by anything else that is not
+    /// among the words.
     pub fn int_or_word<T: Copy + PartialEq>(
         &mut self,
         (name, help): (&'static str, &'static str),
@@ -294,11 +343,14 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows the parameter `name` of a stage, which is a finite number or a word in recipes, to this visitor, which may read or replace its
-    /// value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid numbers, which the visitor is to
-    /// check. `words` has each word with its value. `from` returns the value for a number, and `to` the number of a value, or None for a
-    /// value that has a word. If the visitor removes the value, `v` stays as it is. Errors, with `v` unchanged, if the visitor refuses the
-    /// value, or replaces it by one that is neither a number nor among the words.
+    /// Shows this visitor the parameter `name` of a stage, which is a finite number or a word in recipes. The visitor may read or replace its value
+    /// `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid numbers, which the visitor is to check. `words` has
+    /// each word with its value. `from` returns the value for a number; `to` returns the number for a value, or None for a value that has a word. If
+    /// the visitor leaves no value, `v` stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// An error, with `v` unchanged, if the visitor refuses the value, or replaces it by one that is neither a number nor among the words.
     pub fn float_or_word<T: Copy + PartialEq>(
         &mut self,
         (name, help): (&'static str, &'static str),
@@ -318,9 +370,12 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows the parameter `name` of a stage, a list of finite numbers, to this visitor, which may read or replace its value `v`. `help`
-    /// says what the parameter means, in one sentence. `within` is the range of each number, which the visitor is to check. Errors if the
-    /// visitor refuses the list.
+    /// Shows this visitor the parameter `name` of a stage, which is a list of finite numbers. The visitor may read or replace its value `v`. `help`
+    /// says what the parameter means, in one sentence. `within` is the range of each number, which the visitor is to check.
+    ///
+    /// # Errors
+    ///
+    /// An error if the visitor refuses the list.
     pub fn floats(
         &mut self,
         name: &'static str,
@@ -331,9 +386,13 @@ impl dyn Fields + '_ {
         self.numbers(&Field { name, help, kind: FieldKind::Floats(within) }, v)
     }
 
-    /// Shows the parameter `name` of a stage, a list of other stages (steps of the compression), to this visitor, which may read or replace
-    /// its value `v`. `help` says what the parameter means, in one sentence. `slots` has the slots (what a stage works on, such as
-    /// [`Slot::Quantize`]) that these stages may have, which the visitor is to check. Errors if the visitor refuses the list.
+    /// Shows this visitor the parameter `name` of a stage, which is a list of other stages (steps of compression). The visitor may read or replace
+    /// its value `v`. `help` says what the parameter means, in one sentence. `slots` has what these stages may work on, such as [`Slot::Quantize`],
+    /// which the visitor is to check.
+    ///
+    /// # Errors
+    ///
+    /// An error if the visitor refuses the list.
     pub fn stages(
         &mut self,
         name: &'static str,
@@ -344,9 +403,12 @@ impl dyn Fields + '_ {
         self.nested(&Field { name, help, kind: FieldKind::Stages(slots.to_vec()) }, v)
     }
 
-    /// Shows the parameter `name` of a stage, a list of tables (elements with parameters of their own), to this visitor, which may read or
-    /// replace its value `v`. `help` says what the parameter means, in one sentence. Errors if the visitor refuses the list or a parameter
-    /// of an element.
+    /// Shows this visitor the parameter `name` of a stage, which is a list of tables (elements with parameters of their own). The visitor may read or
+    /// replace its value `v`. `help` says what the parameter means, in one sentence.
+    ///
+    /// # Errors
+    ///
+    /// An error if the visitor refuses the list or a parameter of an element.
     pub fn list(&mut self, name: &'static str, help: &'static str, v: &mut dyn List) -> Result<()> {
         self.tables(&Field { name, help, kind: FieldKind::List }, v)
     }

@@ -1,10 +1,10 @@
-//! Stages: the steps of which recipes are made, as method crates define them.
+//! Stages: the steps of compression of which recipes are made, such as smoothing, quantization and low-rank correction. Method crates define them.
 //!
-//! A rule of a recipe is a list of stages, such as smoothing, quantization and a low-rank correction. Besides its rules, a recipe has
-//! stages that change the whole network, such as a rotation, and stages that store the key-value cache. A method crate defines a
-//! [`StageSpec`] for each kind of stage that it offers and registers it in a [`Stages`] registry. What reads recipes knows the registry
-//! alone: it parses, prints and describes the parameters of every kind through one visitor ([`Fields`]), [`assemble`] turns the stages of
-//! a rule into a method and rewrites, and [`Named::parse`] makes the stages that a name such as `w4-g128-gptq` stands for.
+//! A recipe has rules, each of which lists the stages of some matrices, stages that change the whole network, such as a rotation, and stages that
+//! store the key-value cache. A method crate defines a [`StageSpec`] for each *kind* of stage that it offers (`gptq` is a kind) and registers it in a
+//! [`Stages`] registry. What reads recipes knows the registry alone: it parses, prints and describes the parameters of every kind through one visitor
+//! ([`Fields`]); [`assemble`] turns the stages of a matrix into a method and rewrites; and [`Named::parse`] makes the stages that a name such as
+//! `w4-g128-gptq` stands for.
 
 mod assemble;
 mod fields;
@@ -22,28 +22,28 @@ pub use ways::{Measured, PreparedWays, Way, Ways};
 
 use crate::{CacheMethod, Method, Pruner, Result, Rewrite};
 
-/// What a stage (a step of the compression, such as smoothing or quantization) works on. The stages of a matrix are applied in the order of
-/// the variants from [`Transform`](Slot::Transform) to [`Activations`](Slot::Activations).
+/// What a stage (a step of compression, such as smoothing or quantization) works on. The stages of a matrix are applied in the order of the variants
+/// from [`Transform`](Slot::Transform) to [`Activations`](Slot::Activations).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Slot {
     /// A change of the whole network before anything is compressed, such as a rotation.
     Network,
-    /// A change of a site (an input, and the matrices that read it) before these matrices are compressed, such as smoothing.
+    /// A change of a [`Site`](crate::Site) (an input of linear layers with their matrices) before these matrices are compressed, such as smoothing.
     Transform,
-    /// The choice of weights that are removed.
+    /// The choice of weights that become zero.
     Prune,
-    /// The stored form of the weights, such as quantization or factorization.
+    /// The stored form of the weights, such as quantization, factorization or a float type.
     Quantize,
-    /// A correction of the error of the stages before, such as a low-rank one.
+    /// A correction of the error that the stages before cause, such as a low-rank one.
     Repair,
-    /// The quantization of the inputs.
+    /// The quantization of the inputs of the matrix while the network runs.
     Activations,
-    /// The form in which a layer's cache stores keys and values.
+    /// The form in which the cache of a layer stores keys and values.
     Cache,
 }
 
 impl Slot {
-    /// Returns the name of the slot for tables and messages, such as `quantize`.
+    /// Returns the name of the slot in tables and messages: the variant in lower case, such as `quantize`.
     pub fn name(self) -> &'static str {
         match self {
             Slot::Network => "network",
@@ -56,7 +56,8 @@ impl Slot {
         }
     }
 
-    /// Returns the list of a recipe that stages of this slot belong in.
+    /// Returns the list of a recipe that stages of this slot belong in: a list of its own for [`Network`](Self::Network) and [`Cache`](Self::Cache),
+    /// the rules for all other slots.
     pub fn section(self) -> Section {
         match self {
             Slot::Network => Section::Network,
@@ -66,8 +67,8 @@ impl Slot {
     }
 }
 
-/// The lists of stages that a recipe has. Kinds of stages are unique within one of them: `f16` is a stored form of weights in a rule, and a
-/// form of the cache in the list of caches.
+/// The lists of stages (steps of compression) that a recipe has. The name of a kind of stage is unique within one list: `f16` is a stored form of
+/// weights in a rule, and a form of the cache in the list of caches.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Section {
     /// The changes of the whole network before anything is compressed.
@@ -89,28 +90,29 @@ impl Section {
     }
 }
 
-/// A function that returns a method around the given one, such as a method that adds a low-rank correction of the given method's error. It
-/// errors if it cannot make this method, for example because a parameter of the method is invalid.
+/// A function that returns a method around the given one, such as a method that adds a low-rank correction of the error of the given method. It
+/// errors if it cannot make this method, for example because a parameter is invalid.
 pub type Wrap = Box<dyn FnOnce(Box<dyn Method>) -> Result<Box<dyn Method>>>;
 
-/// What a stage (a step of the compression, such as smoothing or quantization) contributes: a change before compression, a choice of
-/// removed weights, the method that makes the stored form of the weights, a method around it, or a form of the cache.
+/// What a stage (a step of compression, such as smoothing or quantization) contributes to the compression of a matrix, of the network or of the
+/// cache. [`StageSpec::parts`] returns it.
 pub enum Part {
-    /// A change of the site before its matrices are compressed, or, from a stage of [`Slot::Network`], of the whole network.
+    /// A change of the [`Site`](crate::Site) (an input of linear layers with their matrices) before its matrices are compressed; from a stage of
+    /// [`Slot::Network`], a change of the whole network.
     Rewrite(Box<dyn Rewrite>),
-    /// The choice of weights that are removed.
+    /// The choice of weights that become zero.
     Prune(Box<dyn Pruner>),
-    /// The method that makes the stored form of the weights (the base). Exactly one stage of a matrix makes it.
+    /// The method that makes the stored form of the weights, called the base. Exactly one stage of a matrix has this part.
     Base(Box<dyn Method>),
-    /// A method around that of other stages. Those of the stages in front of the base (the stage that makes the stored form) are put around
-    /// it first, from the last to the first; then those of the stages after it, in order.
+    /// A method around the method of other stages. The stages in front of the one with the [`Base`](Self::Base) are put around it first, from the
+    /// last to the first, and then those behind it, in order.
     Wrap(Wrap),
     /// The method of caching keys and values, from a stage of [`Slot::Cache`].
     Cache(Box<dyn CacheMethod>),
 }
 
-/// One stage with its parameters: a step of the compression of a matrix, such as smoothing or quantization. A recipe names it by its
-/// [`kind`](Self::kind), such as `gptq`. A stage that the registry ([`Stages`]) makes has the default parameters.
+/// A stage with its parameters: a step of compression, such as smoothing or quantization. A recipe names it by its [`kind`](Self::kind), such as
+/// `gptq`. A stage that the registry ([`Stages`]) makes has the default parameters of its kind.
 ///
 /// ```
 /// use tersor_core::stages::{Fields, Part, Slot, StageSpec, Stages, Target};
@@ -149,60 +151,74 @@ pub enum Part {
 /// # }
 /// ```
 pub trait StageSpec: CloneStage + Send + Sync {
-    /// Returns the kind of the stage, its name in recipes, such as `gptq`. It is unique among the kinds of a registry that have the same
-    /// [section](Slot::section).
+    /// Returns the name of the kind of stage in recipes, such as `gptq`. It is unique among the kinds of a registry that belong in the same list of a
+    /// recipe ([`Slot::section`]).
     fn kind(&self) -> &'static str;
 
     /// Returns what the stage does, in one sentence.
     fn help(&self) -> &'static str;
 
-    /// Returns the slot of the stage, which is what it works on, such as the stored form of the weights.
+    /// Returns what the stage works on, such as the stored form of the weights.
     fn slot(&self) -> Slot;
 
-    /// Shows every parameter to `f`, in the order in which they are printed; `f` reads or replaces it. Errors if `f` does. By default the
-    /// stage has no parameters.
+    /// Shows every parameter to the visitor `f`, in the order in which they are printed; `f` reads its value or replaces it. By default the stage has
+    /// no parameters.
+    ///
+    /// # Errors
+    ///
+    /// The errors of `f`, which refuses values that are out of range. Parameters that `f` visited before may have new values then.
     fn fields(&mut self, _f: &mut dyn Fields) -> Result<()> {
         Ok(())
     }
 
-    /// Returns what the stage contributes to the compression of the matrix `at`; for a stage of [`Slot::Network`] or [`Slot::Cache`], `at`
-    /// is [`Target::none`]. Errors if parameters contradict each other, or do not suit the matrix or its other stages.
+    /// Returns what the stage contributes to the compression of the matrix `at`. For a stage of [`Slot::Network`] or [`Slot::Cache`], `at` is
+    /// [`Target::none`].
+    ///
+    /// # Errors
+    ///
+    /// An error, usually an [`Error::Param`](crate::Error::Param), if parameters contradict each other, or do not suit the matrix or its other
+    /// stages.
     fn parts(&self, at: &Target<'_>) -> Result<Vec<Part>>;
 
-    /// Returns what a budget may choose among stages of this kind; None if this kind is no choice, which is the default.
+    /// Returns the forms of a matrix among which a budget may choose by this kind of stage ([`Ways`]); None, the default, if a budget does not choose
+    /// this kind.
     fn ways(&self) -> Option<Box<dyn Ways>> {
         None
     }
 
-    /// Returns the words by which the name of a recipe asks for this stage, such as `gptq` in `w4-g128-gptq`. By default it is the kind
-    /// alone.
+    /// Returns the words by which the name of a recipe asks for this stage, such as `gptq` in `w4-g128-gptq`. By default the only one is the kind.
+    /// Names do not ask for stages of [`Slot::Cache`] by words.
     fn words(&self) -> Vec<&'static str> {
         vec![self.kind()]
     }
 
-    /// Returns the segments of a recipe's name that set parameters of this stage, such as `g128`. By default there are none.
+    /// Returns the segments of a recipe's name that set parameters of this stage, such as `g128` for the group size. By default there are none.
     fn segments(&self) -> Vec<Segment> {
         Vec::new()
     }
 
-    /// Returns whether a recipe's name with a segment that no stage takes, such as `w4`, gets this stage if it takes the segment. By
-    /// default it does not.
+    /// Returns whether a name with a segment that no stage of the name takes, such as `w4`, gets this stage if it takes the segment. By default it
+    /// does not.
     fn is_default(&self) -> bool {
         false
     }
 
-    /// Adds this stage, which the name of a recipe asks for by `word` (empty if a segment alone does), to that recipe, with other stages
-    /// that the word stands for. The stages of a rule come before those of the network, and these before caches, and each in the order of
-    /// [`Slot`]. By default the stage itself is added. Errors if the word does not suit what the recipe has already.
+    /// Adds this stage to `recipe`, whose name asks for it by `word` (empty if only a segment such as `w4` asks for it), with other stages that the
+    /// word stands for. [`Named::parse`] calls it for the stages of the rules, then for those of the network, then for those of caches, each in the
+    /// order of [`Slot`]. By default the stage itself is added.
+    ///
+    /// # Errors
+    ///
+    /// An error, usually an [`Error::Param`](crate::Error::Param), if the word does not suit what the recipe has already.
     fn add_to(&self, recipe: &mut Named<'_>, _word: &str) -> Result<()> {
         recipe.push(self.clone_stage());
         Ok(())
     }
 }
 
-/// Copying of a stage as a trait object; every [`StageSpec`] that is `Clone` implements it.
+/// Copying of a stage behind `dyn StageSpec`. Every [`StageSpec`] that is `Clone` implements it.
 pub trait CloneStage {
-    /// Returns a copy of the stage.
+    /// Returns a copy of the stage with its parameters.
     fn clone_stage(&self) -> Box<dyn StageSpec>;
 }
 

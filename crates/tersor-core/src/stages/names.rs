@@ -3,7 +3,8 @@
 use super::{Section, Slot, StageSpec, Stages, set};
 use crate::{ParamError, Result, Role, Value};
 
-/// A segment of a recipe's name that sets parameters of a stage: `g128` sets the group size, `sym` the grid.
+/// The form of a segment of a recipe's name that sets parameters of a stage (a step of compression): `g128` sets the group size, `sym` the grid. It
+/// is shown as `g<number>` or `sym`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Segment {
     text: &'static str,
@@ -12,18 +13,19 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Returns the segment of the letters `prefix` followed by a number without sign and leading zeros, which sets the parameter `field`:
-    /// with the prefix `g`, the segment `g128` sets it to 128.
+    /// Returns the form of segments that consist of the letters `prefix` and a number without sign and leading zeros, and set the parameter `field`
+    /// to the number: with the prefix `g`, the segment `g128` sets it to 128.
     pub fn number(prefix: &'static str, field: &'static str) -> Self {
         Self { text: prefix, number: Some(field), values: Vec::new() }
     }
 
-    /// Returns the segment `word`, which gives each parameter in `values` its value.
+    /// Returns the form of the single segment `word`, which gives each parameter in `values` (name and value) its value.
     pub fn word(word: &'static str, values: Vec<(&'static str, Value)>) -> Self {
         Self { text: word, number: None, values }
     }
 
-    /// Returns the parameters that `segment` sets, with their values; None if it is not of this form.
+    /// Returns the names and values of the parameters that the segment `segment` sets. None if it is not of this form, or its number is above
+    /// `i64::MAX`.
     pub fn values(&self, segment: &str) -> Option<Vec<(&'static str, Value)>> {
         match self.number {
             None => (self.text == segment).then(|| self.values.clone()),
@@ -47,32 +49,33 @@ impl std::fmt::Display for Segment {
 /// A rule of a recipe that a name stands for: which matrices it is for, and the stages that compress them.
 #[derive(Clone)]
 pub struct NameRule {
-    /// What the matrices compute, such as queries.
+    /// What the matrices compute, such as queries. The rule is for a matrix that computes one of these.
     pub roles: Vec<Role>,
-    /// The stages that compress them, in order.
+    /// The stages (steps of compression) of these matrices, in the order of [`Slot`].
     pub stages: Vec<Box<dyn StageSpec>>,
 }
 
-/// The recipe that a name stands for: stages of the whole network, of all matrices but those of the embedding and the output head, and of
-/// the caches. The kinds that a name asks for fill it ([`StageSpec::add_to`]).
+/// The recipe that a name such as `w4-g128-gptq` stands for: stages (steps of compression) of the whole network, of its matrices, and of the caches.
+/// [`Named::parse`] makes it; the kinds of stages that the name asks for fill it ([`StageSpec::add_to`]).
 #[derive(Clone)]
 pub struct Named<'k> {
-    /// The changes of the network, in order.
+    /// The stages that change the whole network before anything is compressed, in order.
     pub network: Vec<Box<dyn StageSpec>>,
-    /// Rules for some matrices, which come before the stages of all matrices; the first that matches applies.
+    /// The rules for some of the matrices. The first that is for a matrix applies to it; `stages` is for all others.
     pub rules: Vec<NameRule>,
-    /// The stages of all other matrices, in the order of [`Slot`].
+    /// The stages of the matrices that no rule in `rules` is for, in the order of [`Slot`]. Embedding and output head have them only with
+    /// `everything`.
     pub stages: Vec<Box<dyn StageSpec>>,
-    /// The stage of the caches of all layers; none for the default cache.
+    /// The stage that stores the caches of all layers; empty for the default cache.
     pub cache: Vec<Box<dyn StageSpec>>,
-    /// Parameters that the stage of the caches gets if the name asks for one, such as the rotation of keys that goes with a rotation of the
-    /// network.
+    /// Names and values of parameters that the stage in `cache` gets if the name asks for one, such as the rotation of keys that goes with a rotation
+    /// of the network.
     pub cache_values: Vec<(&'static str, Value)>,
-    /// Whether embedding and output head have the same stages as the other matrices, instead of 8 bits.
+    /// Whether embedding and output head have the stages in `stages`. Otherwise they are stored in 8 bits.
     pub everything: bool,
     /// Whether a word of the name asks for the stage of [`Slot::Quantize`], as in `w4-gptq`; false if a segment alone does, as in `w4`.
     pub quantizer_named: bool,
-    /// The words of the name, which ask for stages, in order; segments that set parameters are not among them.
+    /// The words of the name, which ask for stages, in order. Segments that set parameters are not among them.
     pub words: Vec<String>,
     /// The registry of all kinds of stages.
     pub kinds: &'k Stages,
@@ -102,14 +105,17 @@ impl Draft {
 }
 
 impl<'k> Named<'k> {
-    /// Returns the recipe that `name` stands for. The name consists of segments with `-` between them. A segment is a word that asks for a
-    /// stage ([`StageSpec::words`]), or sets a parameter ([`StageSpec::segments`]) of the last stage before it that takes it; if none takes
-    /// it, of the first stage after it that does, and if there is none, of a [default](StageSpec::is_default) stage, which the name then
-    /// has as well. Segments of letters and a number may follow each other without `-`, as in `w4a8`.
+    /// Returns the recipe that `name` stands for, with the kinds of stages in `kinds`. A name consists of segments with `-` between them. A segment
+    /// is a word that asks for a stage ([`StageSpec::words`]), or sets parameters ([`StageSpec::segments`]) of the last stage in front of it that
+    /// takes it. If none takes it, it goes to the first stage behind it that does; if there is none, to a [default](StageSpec::is_default) stage,
+    /// which the recipe then has as well. Segments of letters and a number may follow each other without `-`, as in `w4a8`.
     ///
-    /// Errors (bad usage), naming the segment, if no stage takes it, if it is repeated, if its value is invalid, or if there is more than
-    /// one stage of a slot other than [`Slot::Transform`]; and if the name has no stage of [`Slot::Quantize`] or [`StageSpec::add_to`]
-    /// errors.
+    /// # Errors
+    ///
+    /// An [`Error::Param`](crate::Error::Param) of the parameter `recipe` that names the segment, if no stage takes it, if another segment sets the
+    /// same, or if there is more than one stage of a slot other than [`Slot::Transform`]. An [`Error::Param`](crate::Error::Param) of the parameter
+    /// of a stage if the value in a segment is out of its range. An [`Error::Param`](crate::Error::Param) if the name has no stage of
+    /// [`Slot::Quantize`]. The errors of [`StageSpec::add_to`].
     pub fn parse(name: &str, kinds: &'k Stages) -> Result<Self> {
         let refuse = |segment: &str, rule: &str| ParamError::new("recipe", format!("`{segment}`"), rule);
         let (mut drafts, mut waiting): (Vec<Draft>, Vec<String>) = (Vec::new(), Vec::new());
@@ -192,7 +198,8 @@ impl<'k> Named<'k> {
         Ok(all)
     }
 
-    /// Adds a stage to the list that it belongs in, after the stages of its slot and of the slots before it.
+    /// Adds a stage to the list that it belongs in ([`Slot::section`]): `network`, `stages` or `cache`. It comes behind the stages of its slot and of
+    /// the slots before it.
     pub fn push(&mut self, stage: Box<dyn StageSpec>) {
         let list = match stage.slot().section() {
             Section::Network => &mut self.network,
@@ -203,12 +210,12 @@ impl<'k> Named<'k> {
         list.insert(at, stage);
     }
 
-    /// Returns the stage of all other matrices that has the slot `slot`; None if there is none.
+    /// Returns the first stage in `stages` that works on `slot`, such as [`Slot::Quantize`]; None if there is none.
     pub fn stage(&self, slot: Slot) -> Option<&dyn StageSpec> {
         self.stages.iter().map(|s| &**s).find(|s| s.slot() == slot)
     }
 
-    /// Replaces the stages of the slot of `stage` by it.
+    /// Removes all stages that work on the same slot as `stage` from `stages`, and adds `stage` as [`push`](Self::push) does.
     pub fn replace(&mut self, stage: Box<dyn StageSpec>) {
         self.stages.retain(|s| s.slot() != stage.slot());
         self.push(stage);

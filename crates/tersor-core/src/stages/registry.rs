@@ -1,12 +1,12 @@
-//! [`Stages`]: the kinds of stages that recipes may name.
+//! [`Stages`]: the registry of the kinds of stages that recipes may name.
 
 use std::collections::BTreeMap;
 
 use super::{Section, StageSpec};
 use crate::{ParamError, Result};
 
-/// A registry of the kinds of stages (steps of the compression) that recipes may name, such as `gptq`. Each method crate has a function
-/// `register_stages` that adds those of the crate.
+/// A registry of the kinds of stages (steps of compression) that recipes may name, such as `gptq`. Each method crate has a function `register_stages`
+/// that adds the kinds of the crate.
 ///
 /// ```
 /// use tersor_core::stages::Stages;
@@ -21,25 +21,32 @@ impl Stages {
         Self::default()
     }
 
-    /// Adds the kind of `stage`, by the name [`StageSpec::kind`]; it replaces a kind of the same name and
-    /// [section](super::Slot::section). The parameters of `stage` become the default parameters of the kind.
+    /// Adds the kind of `stage`, under the name that [`StageSpec::kind`] returns. It replaces a kind of the same name in the same list of a recipe
+    /// ([`Slot::section`](super::Slot::section)). The parameters of `stage` become the default parameters of the kind.
     pub fn register(&mut self, stage: impl StageSpec + 'static) {
         self.0.insert((stage.slot().section(), stage.kind()), Box::new(stage));
     }
 
-    /// Returns the stage of each kind with default parameters, ordered by section and, within a section, by the kinds' names.
+    /// Returns a stage of each kind, with the default parameters, in the order of the lists of a recipe ([`Section`]) and, within a list, of the
+    /// kinds' names.
     pub fn kinds(&self) -> impl Iterator<Item = &dyn StageSpec> {
         self.0.values().map(|stage| &**stage)
     }
 
-    /// Returns a new stage of the kind `kind` (its name in recipes, such as `gptq`) for the rules of a recipe, with default parameters.
-    /// Errors (bad usage) if there is no such kind; the message lists all kinds.
+    /// Returns a new stage of the kind `kind` (its name in the rules of a recipe, such as `gptq`) with the default parameters.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`](crate::Error::Param) if the rules have no such kind; the message lists all kinds that they have.
     pub fn make(&self, kind: &str) -> Result<Box<dyn StageSpec>> {
         self.make_in(Section::Rules, kind)
     }
 
-    /// Returns a new stage of the kind `kind` for the list `section` of a recipe, with default parameters. Errors (bad usage) if that list
-    /// has no such kind; the message lists all kinds that it has.
+    /// Returns a new stage of the kind `kind` for the list `section` of a recipe, with the default parameters.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`](crate::Error::Param) if the list has no such kind; the message lists all kinds that it has.
     pub fn make_in(&self, section: Section, kind: &str) -> Result<Box<dyn StageSpec>> {
         let own = || self.kinds().filter(|s| s.slot().section() == section);
         own().find(|s| s.kind() == kind).map(|s| s.clone_stage()).ok_or_else(|| {

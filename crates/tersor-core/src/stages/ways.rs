@@ -1,53 +1,70 @@
-//! [`Ways`]: what a budget may choose for a matrix, with the measured error of each choice.
+//! [`Ways`]: the forms of a matrix among which a budget may choose, with the measured error of each.
 
 use std::sync::Arc;
 
 use super::StageSpec;
 use crate::{Context, LinearOp, Result, RowSource, StatNeeds, StatSet};
 
-/// The ways in which one kind of stage may store a matrix, from which an allocator chooses under a budget: for example several numbers of
-/// bits and group sizes. A stage that offers them returns them from [`StageSpec::ways`].
+/// The forms in which one kind of stage (a step of compression) may store a matrix, for example several numbers of bits and group sizes. An allocator
+/// chooses one of them for each matrix under a budget. A kind that offers forms returns them from [`StageSpec::ways`].
 pub trait Ways: Send + Sync {
-    /// Returns the statistics of the inputs that the ways need; none for ways that need no data. An allocator offers ways that need data
-    /// for matrices whose inputs it observes, and the others for embeddings and heads.
+    /// Returns which statistics of the inputs of the matrix are needed; [`StatNeeds::none`] for forms that need no data. An allocator offers forms
+    /// that need data for matrices whose inputs it observes, and the others for embeddings and output heads.
     fn needs(&self) -> StatNeeds;
 
-    /// Returns the stored bytes of the smallest way for a matrix of the shape `[out_features, in_features]`. Errors if it cannot be stored.
+    /// Returns the stored bytes of the smallest form of a matrix of the shape `shape`, `[out_features, in_features]`.
+    ///
+    /// # Errors
+    ///
+    /// An error if the size overflows or a matrix of this shape cannot be stored.
     fn smallest(&self, shape: [usize; 2]) -> Result<u64>;
 
-    /// Does the work that all matrices with the same inputs share, on the statistics `stats` of these inputs. Errors if they lack what
-    /// [`needs`](Self::needs) states, or the work fails.
+    /// Does the work that all matrices with the same inputs share, on the statistics `stats` of these inputs ([`StatSet::none`] for forms that need
+    /// no data). `cx` has threads, seed and cancellation.
+    ///
+    /// # Errors
+    ///
+    /// An error if `stats` lacks what [`needs`](Self::needs) returns, if the work fails numerically, or if it is cancelled.
     fn prepare<'s>(&'s self, stats: &'s StatSet, cx: &Context) -> Result<Box<dyn PreparedWays + 's>>;
 }
 
-/// [`Ways`] with the statistics of the inputs of a matrix.
+/// The forms of [`Ways`], prepared with the statistics of the inputs of some matrices. Made by [`Ways::prepare`].
 pub trait PreparedWays: Send + Sync {
-    /// Returns the ways to store `w`, `[out_features, in_features]`, with size and error of each. Errors if a weight is not finite or a way
-    /// fails.
+    /// Returns all forms of the matrix `w`, `[out_features, in_features]`, with size and error of each, and the form with which the effect of the
+    /// matrix is to be measured.
+    ///
+    /// # Errors
+    ///
+    /// An error if a weight is not finite, if a form cannot store the matrix, or if the work is cancelled.
     fn measure(&self, w: &dyn RowSource, cx: &Context) -> Result<Measured>;
 
-    /// Returns `w`, `[out_features, in_features]`, stored by the way `way`, one that [`measure`](Self::measure) returned for it. Errors if a
-    /// weight is not finite or the way fails.
+    /// Returns the matrix `w`, `[out_features, in_features]`, stored in the form `way`, which must be one that [`measure`](Self::measure) returned
+    /// for it.
+    ///
+    /// # Errors
+    ///
+    /// An error if a weight is not finite, if the form cannot store the matrix, or if the work is cancelled.
     fn store(&self, w: &dyn RowSource, way: &Way, cx: &Context) -> Result<Arc<dyn LinearOp>>;
 }
 
-/// What [`PreparedWays::measure`] finds for a matrix.
+/// The forms of a matrix with their errors, as [`PreparedWays::measure`] returns them.
 pub struct Measured {
-    /// The ways to store the matrix.
+    /// The forms among which an allocator may choose.
     pub ways: Vec<Way>,
-    /// The way by which the effect of the matrix on the network is to be measured, with much error, such as 3 bits. The loss of another way
-    /// is taken to be this effect times the ratio of the errors.
+    /// The form, with a large error such as that of 3 bits, in which the matrix is stored to measure its effect on the predictions of the network.
+    /// The loss of another form is taken to be this effect times the ratio of the errors.
     pub probe: Way,
 }
 
-/// One way to store a matrix.
+/// One form in which a matrix can be stored, for an allocator: the stages that make it, its size and its error.
 #[derive(Clone)]
 pub struct Way {
-    /// The stages that store it.
+    /// The stages (steps of compression, such as quantization) that store the matrix in this form, in the order of [`Slot`](super::Slot).
     pub stages: Vec<Box<dyn StageSpec>>,
-    /// Its stored bytes.
+    /// The stored bytes of the whole matrix in this form.
     pub bytes: u64,
-    /// Its error, on at most 512 evenly spaced rows: the squared error of the outputs, `tr(E H Eᵀ)` with the sum `H` of the outer products of
-    /// the calibration inputs, if the ways need data; the squared error of the weights otherwise.
+    /// The error of this form, over at most 512 evenly spaced rows. If the forms need data, it is the squared error of the outputs `tr(E H Eᵀ)`, for
+    /// the error `E` of the weights and the Gram matrix `H` of the calibration inputs; otherwise, the squared error of the weights. All forms of a
+    /// matrix and the probe have the same kind of error.
     pub error: f64,
 }

@@ -2,33 +2,35 @@
 
 use tersor_core::{Error, ParamError, Result};
 
-/// One way to store a matrix, for [`allocate`]: its cost and the loss that it causes.
+/// One form in which a matrix can be stored, for [`allocate`]: its cost, and the loss that it causes.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Choice {
-    /// The cost of storing the matrix in the form that this choice stands for, for example in bytes; the `budget` of [`allocate`] has the
-    /// same unit.
+    /// The cost of storing the matrix in this form, for example in bytes. The costs of all matrices and the `budget` of [`allocate`] have the same
+    /// unit.
     pub cost: u64,
-    /// The loss of the network if the matrix is stored in the form that this choice stands for: an error, or the increase of an error that
-    /// this form causes. [`allocate`] adds the losses of all matrices, which must have the same unit. Losses may be negative; [`allocate`]
-    /// errors if one is not finite.
+    /// The loss of the network if the matrix is stored in this form: an error, or the increase of one. The losses of all matrices have the same unit
+    /// and add up. A loss may be negative; it must be finite.
     pub loss: f64,
 }
 
 /// Maximum number of steps that the budget is divided into.
 const STEPS: u64 = 1 << 16;
 
-/// Chooses for each matrix one of several ways to store it, so that the costs add to at most `budget` and the sum of the losses is small
-/// (mixed precision). `matrices[i]` holds the choices for matrix `i`; costs and `budget` have the same unit. Returns for each matrix the
-/// index of its choice in `matrices[i]`, counted from 0.
+/// Chooses for each matrix one of several forms to store it in, so that the costs add up to at most `budget` and the sum of the losses is small
+/// (mixed precision). `matrices[i]` has the possible forms of matrix `i`; costs and `budget` have the same unit. Returns for each matrix the index of
+/// its form in `matrices[i]`, counted from 0.
 ///
-/// The cheapest choices of all matrices leave a spare budget: `budget` minus the sum of their costs. A dynamic program spends it on the
-/// extra costs of other choices; an extra cost is the cost above that of the cheapest choice for the same matrix. The sum of the losses is
-/// the smallest possible if the spare budget is at most 65 536 times the greatest common divisor of all extra costs. If the spare budget is
-/// larger, the program counts it in about 65 536 equal steps and rounds each extra cost up to whole steps. What this rounding leaves
-/// unspent is then used for changes to other choices, the one with the largest decrease of loss per cost first.
+/// The cheapest forms of all matrices leave a spare budget: `budget` minus the sum of their costs. A dynamic program spends it on the extra costs of
+/// other forms, which are the costs above that of the cheapest form of the same matrix. The sum of the losses is the smallest possible if the spare
+/// budget is at most 65 536 times the greatest common divisor of all extra costs. With a larger spare budget, the program counts in about 65 536
+/// equal steps and rounds each extra cost up to whole steps. The budget that this rounding leaves is then spent on single changes of form, the one
+/// with the largest decrease of loss per cost first.
 ///
-/// Errors if a matrix has no choice, a loss or a sum of losses is not finite, the cheapest costs of all matrices add to more than `budget`,
-/// or their sum overflows `u64`.
+/// # Errors
+///
+/// An [`Error::Missing`] with the index of the matrix if a matrix has no form. An [`Error::Numerical`] with the index of the matrix if a loss or a
+/// sum of losses is not finite. An [`Error::Param`] if the cheapest costs of all matrices add up to more than `budget`, and an [`Error::Overflow`] if
+/// their sum exceeds `u64`.
 ///
 /// ```
 /// use tersor_pipeline::budget::{Choice, allocate};

@@ -1,4 +1,4 @@
-//! A matrix with the ways to store it, as it is measured and saved.
+//! A matrix with the forms in which it can be stored, as it is measured and saved.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -8,47 +8,49 @@ use tersor_core::{Error, Result};
 use super::allocate::Choice;
 use crate::recipe;
 
-/// A matrix with the ways to store it.
+/// A matrix with the forms in which it can be stored, and its measured effect on the predictions.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct Item {
-    /// Name of the tensor.
-    pub name: String,
-    /// The ways to store it.
-    pub ways: Vec<SavedWay>,
-    /// Error of the way by which the effect was measured, in the unit of the ways' errors.
-    pub measured: f64,
-    /// Measured divergence of the predictions with that way.
-    pub effect: f64,
+pub(crate) struct Item {
+    /// The name of the weight.
+    pub(crate) name: String,
+    /// The forms in which it can be stored.
+    pub(crate) ways: Vec<SavedWay>,
+    /// The error of the form by which the effect was measured, in the unit of the errors of `ways`.
+    pub(crate) measured: f64,
+    /// The divergence of the predictions that was measured with this form.
+    pub(crate) effect: f64,
 }
 
-/// One way to store a matrix.
+/// One form in which a matrix can be stored.
 #[derive(Clone, Serialize, Deserialize)]
-pub struct SavedWay {
-    /// The stages, as in a recipe.
-    pub stages: Json,
-    /// Stored bytes.
-    pub bytes: u64,
-    /// Error; see [`Way::error`].
-    pub error: f64,
+pub(crate) struct SavedWay {
+    /// The stages that store the matrix in this form, as in a recipe.
+    pub(crate) stages: Json,
+    /// The stored bytes.
+    pub(crate) bytes: u64,
+    /// The error of the stored matrix ([`Way::error`]).
+    pub(crate) error: f64,
 }
 
 impl Item {
-    /// Returns the item of a measured matrix, without its effect on the predictions.
-    pub fn new(name: &str, measured: &[Measured]) -> Self {
+    /// Returns the item of the matrix `name` with the forms that each kind of stage measured. Its effect on the predictions is 0 until it is
+    /// measured.
+    pub(crate) fn new(name: &str, measured: &[Measured]) -> Self {
         let saved = |w: &Way| SavedWay { stages: recipe::stages_json(&w.stages), bytes: w.bytes, error: w.error };
         let ways = measured.iter().flat_map(|m| &m.ways).map(saved).collect();
         let probe = measured.first().map_or(0.0, |m| m.probe.error);
         Self { name: name.into(), ways, measured: probe, effect: 0.0 }
     }
 
-    /// Returns cost and predicted loss of each way.
-    pub fn choices(&self) -> Vec<Choice> {
+    /// Returns cost (bytes) and predicted loss of each form.
+    pub(crate) fn choices(&self) -> Vec<Choice> {
         let scale = self.effect / self.measured.max(f64::MIN_POSITIVE);
         self.ways.iter().map(|w| Choice { cost: w.bytes, loss: w.error * scale }).collect()
     }
 
-    /// Returns the stages of a way. Errors if the way does not exist, or its stages are none of `kinds`.
-    pub fn stages(&self, way: usize, kinds: &Stages) -> Result<Vec<Box<dyn StageSpec>>> {
+    /// Returns the stages that store the matrix in form `way`, an index in `ways`. Errors if there is no such form, or a stage is of no kind in
+    /// `kinds`.
+    pub(crate) fn stages(&self, way: usize, kinds: &Stages) -> Result<Vec<Box<dyn StageSpec>>> {
         let way =
             self.ways.get(way).ok_or_else(|| Error::missing(format!("way {way}"), "the ways to store a matrix"))?;
         recipe::stages_from_json(&way.stages, &self.name, kinds)

@@ -20,19 +20,20 @@ use crate::plan::{Action, Plan};
 /// Number of tokens on which predictions are compared.
 const SAMPLE: usize = 512;
 
-/// Returns the peak memory of [`measure`] in bytes, by term.
-pub fn memory(plan: &Plan, model: &Model) -> BTreeMap<&'static str, u64> {
+/// Returns the estimated peak memory of [`measure`] in bytes, by part.
+pub(crate) fn memory(plan: &Plan, model: &Model) -> BTreeMap<&'static str, u64> {
     let streams = plan.entries.iter().filter(|e| matches!(e.action, Action::Compress(_))).count();
     plan.memory_of_measuring(model, [streams + 1, SAMPLE, CONCURRENT_NETWORKS])
 }
 
-/// Returns the number of progress steps of [`measure`]: the embedding and the layers.
-pub fn steps(plan: &Plan) -> u64 {
+/// Returns the number of progress steps of [`measure`]: one for the embedding, and one for each layer.
+pub(crate) fn steps(plan: &Plan) -> u64 {
     plan.network.as_ref().map_or(0, |n| n.layers() as u64) + 1
 }
 
-/// Returns the kinds of ways to store a matrix: those that need data if its inputs are observed, the others if not. Errors if there is none.
-pub fn ways(kinds: &Kinds, observed: bool) -> Result<Vec<Box<dyn Ways>>> {
+/// Returns the [`Ways`] of all kinds of stages that have some: the ways that need data if `observed`, which says that the inputs of the matrix are
+/// observed, and the other ways if not. Errors with [`Error::Missing`] if there are none.
+pub(crate) fn ways(kinds: &Kinds, observed: bool) -> Result<Vec<Box<dyn Ways>>> {
     let all = kinds.stages.kinds().filter_map(|s| s.ways()).filter(|w| w.needs().any_data() == observed);
     let all: Vec<Box<dyn Ways>> = all.collect();
     let place = "the registered kinds of stages; a budget chooses among them";
@@ -68,9 +69,11 @@ pub fn prepared(
     work().map_err(|e| e.in_tensor(name))
 }
 
-/// Returns every matrix of a layer, the embedding and the head, with the ways to store it, their errors and the measured effect. Saves the work in
-/// the directory `work`, with the hashes of its inputs, when the time beside them has passed, and goes on from what is saved there. Errors if the model or the calibration text cannot be used.
-pub fn measure(
+/// Returns every matrix of a layer, the embedding and the output head, with the forms in which it can be stored, the error of each, and the measured
+/// effect on the predictions. `work` has a directory, the hashes of what the measurement depends on, and the least time between two saves: the
+/// measurement is saved there, and continues from what was saved before. Errors if the model or the calibration text cannot be read, a matrix cannot
+/// be measured, the directory has other files or other hashes, or the work is cancelled.
+pub(crate) fn measure(
     plan: &Plan,
     model: &Model,
     kinds: &Kinds,
@@ -175,7 +178,8 @@ pub fn measure(
     Ok(items)
 }
 
-/// Deletes what [`measure`] saved in the directory `work`.
-pub fn finish(work: &Path, inputs: &serde_json::Value) -> Result<()> {
+/// Deletes what [`measure`] saved in the directory `work` for the hashes `inputs`. Errors if it has other files or other hashes, or cannot be
+/// deleted.
+pub(crate) fn finish(work: &Path, inputs: &serde_json::Value) -> Result<()> {
     Progress::open(work, inputs, Duration::ZERO)?.finish()
 }

@@ -1,9 +1,9 @@
-//! Chooses a recipe for a budget: the way to store each matrix, by its effect on the predictions.
+//! The choice of a recipe for a budget of bytes or bits: how each matrix is stored, by its measured effect on the predictions.
 //!
-//! Each matrix in turn is stored with much error, such as 3 bits, with all others original, and the divergence of the predictions on a part of the
-//! calibration text is measured (`measure.rs`). Kinds of stages offer the ways to store a matrix with the error of each
-//! ([`Ways`](tersor_core::stages::Ways)). The loss of a way is assumed proportional to its error, and losses are assumed to add. Dynamic programming
-//! then minimizes the total loss within the budget ([`allocate`]).
+//! Each matrix in turn is stored with a large error, for example in 3 bits, while all others are original, and the divergence of the predictions on
+//! the first 512 tokens of the calibration text is measured. Kinds of stages (steps of compression that recipes name) offer the forms in which they
+//! can store a matrix, with size and error of each ([`Ways`](tersor_core::stages::Ways)). The loss of a form is assumed to be proportional to its
+//! error, and losses to add up. [`allocate`] then minimizes the total loss within the budget. [`choose`] does all of this.
 
 mod allocate;
 mod item;
@@ -29,17 +29,18 @@ use crate::plan::{Action, Data, INSTRUCTION_SET, Options, Plan};
 use crate::recipe::{Recipe, Rule};
 use crate::units::megabytes;
 
-/// The maximum size of the result.
+/// The budget of [`choose`]: the maximum size of the compressed model.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Limit {
-    /// Maximum total length of all weight files in bytes.
+    /// The maximum total length of all weight files in bytes, headers included.
     Bytes(u64),
-    /// Maximum number of stored bits per weight.
+    /// The maximum number of stored bits per element over all two-dimensional tensors, embedding tables and output head included; finite and above 0.
     Bits(f64),
 }
 
 impl Limit {
-    /// Returns the name of the recipe that is chosen for this limit.
+    /// Returns the name that the recipe for this limit gets: `budget-90.0MB` for 90 million bytes, rounded to 0.1 MB; `bits-4.5` for 4.5 bits. It
+    /// cannot fail.
     pub fn name(self) -> String {
         match self {
             Limit::Bytes(bytes) => format!("budget-{:.1}MB", bytes as f64 / 1e6),
@@ -94,34 +95,38 @@ fn refuse_too_small(plan: &Plan, limit: Limit, kinds: &Kinds) -> Result<()> {
     if min > limit.bytes(plan) { Err(limit.too_small(plan, min)) } else { Ok(()) }
 }
 
-/// The recipe chosen for a budget.
+/// The result of [`choose`]: a recipe, and figures of how it was found.
 pub struct Chosen {
-    /// The recipe.
+    /// The recipe. Its rules name single matrices; a last rule rounds two-dimensional tensors that were not measured to 8 bits. Its name is
+    /// [`Limit::name`].
     pub recipe: Recipe,
-    /// The predicted total loss of the recipe.
+    /// The predicted divergence of the compressed model from the original, the sum over all matrices: the mean Kullback-Leibler divergence of
+    /// next-token predictions in nats for a decoder, the relative squared difference of the last layer's outputs for an encoder.
     pub loss: f64,
-    /// Planned peak memory of the measurement in bytes, by term; none if it was read from a file.
+    /// The estimated peak memory of the measurement in bytes, by part as in [`Plan::memory`]; the peak is the sum. None if the measurement was read
+    /// from a file.
     pub memory: Option<BTreeMap<&'static str, u64>>,
 }
 
-/// Where a measurement is kept.
+/// Where [`choose`] keeps the measurement of the effect of each matrix, which takes minutes to hours. By default it is in memory alone.
 #[derive(Clone, Default, Debug)]
 pub struct Store {
-    /// The file of the finished measurement: read if it exists, written otherwise. None to keep it in memory alone.
+    /// The path of the JSON file of the finished measurement. It is read if it exists, and written otherwise. None to keep the measurement in memory.
     pub file: Option<PathBuf>,
-    /// The directory of a measurement in progress, which is saved there as it goes and continued from there; it is deleted when the measurement is
-    /// finished. None to keep it in memory alone.
+    /// The path of the directory of a measurement in progress, which is saved there after some layers. A later call continues from there, and the
+    /// directory is deleted when the measurement is finished. None to save nothing in between.
     pub work: Option<PathBuf>,
-    /// How often a measurement in progress is saved: the work that a stopped run loses. [`SAVE_EVERY`] by default.
+    /// The least time between two saves of a measurement in progress, which is also the work that a stopped run loses, beside the layer at work. None
+    /// for [`SAVE_EVERY`].
     pub every: Option<Duration>,
 }
 
-/// How often a measurement in progress is saved.
+/// The default of [`Store::every`], the least time between two saves of a measurement in progress: 30 seconds.
 pub const SAVE_EVERY: Duration = Duration::from_secs(30);
 
 impl Store {
-    /// Returns the store of a file that the user names: a measurement in progress is kept in a directory beside it, whose name is that of the file with
-    /// `.progress` at its end.
+    /// Returns the store of the finished measurement `file`, with the measurement in progress in a directory beside it, whose name is that of the
+    /// file with `.progress` at its end. Neither needs to exist. It cannot fail.
     pub fn beside(file: &Path) -> Self {
         let mut work = file.as_os_str().to_owned();
         work.push(".progress");
@@ -129,9 +134,21 @@ impl Store {
     }
 }
 
-/// Chooses the recipe with the smallest predicted loss within a limit, by the measurement in `store`, or a new one, which is saved there. Errors if there
-/// is no calibration text, the architecture is unsupported, the limit is below the size of the smallest choices, the measurement needs more memory than
-/// [`Context::max_memory`], or the store has a measurement of another model, text or version, or files that are no measurement.
+/// Returns the recipe with the smallest predicted loss whose compressed model is not larger than `limit`. The effect of each matrix of the layers,
+/// the embedding and the output head is measured on the text of `options`, or read from [`Store::file`]; a new measurement is saved there. `kinds`
+/// must have the stages of the name `w3-g64-gptq`, kinds that offer forms of matrices with calibration data, and kinds that offer forms without
+/// ([`StageSpec::ways`]). The seed, progress, warnings and cancellation are those of `cx`. Warns if the files of the model fit the budget as they
+/// are, and if a stored measurement was made on another instruction set.
+///
+/// # Errors
+///
+/// An [`Error::Param`] if `limit` is not a positive number or is below the size of the smallest forms, if `options` has no text or is generic, or if
+/// the measurement needs more memory than [`Context::max_memory`]. The errors of [`Plan::new`], for example for a model of unknown architecture. An
+/// [`Error::Missing`] if `kinds` offers no form. An [`Error::Format`] with the path if the store has a measurement of another model, text or version,
+/// or other files. An [`Error::Tensor`] if a matrix cannot be measured; it names the matrix, or the site (the input) whose statistics cannot be
+/// prepared. [`Error::Cancelled`] if the work is cancelled; with [`Store::work`], the same call continues from there. An [`Error::Io`] if a file
+/// cannot be read or written. An [`Error::Numerical`] if a loss is not finite, or if no choice fits because the headers of the files grow with the
+/// choices.
 pub fn choose(
     model: &Model,
     limit: Limit,
@@ -213,9 +230,16 @@ pub fn choose(
     ))
 }
 
-/// Chooses as [`choose`] does, for compression into the directory `out`: the measurement is kept with the work in progress there, saved `every`
-/// so often ([`SAVE_EVERY`] if it is none), so that a stopped run goes on, and a finished directory has its recipe already. Errors also if `out` has other content or a finished result of another recipe, or if another
-/// process is working in it.
+/// Chooses a recipe as [`choose`] does, for compression into the directory `out` by [`compress`](crate::compress()), and returns it. The measurement
+/// is kept with the work in progress in `out`, which is made if it does not exist, and is saved when the time `every` has passed ([`SAVE_EVERY`] if
+/// it is None), so that a stopped call can be repeated. If `out` has a finished result of the recipe name [`Limit::name`], its recipe is returned
+/// without a measurement; `compress` then checks that it is of this model. If nothing was measured when an error occurs, the work in progress is
+/// deleted.
+///
+/// # Errors
+///
+/// Those of [`choose`]. Also an [`Error::Format`] with the directory if `out` has files that this crate did not write or a finished result of a
+/// recipe of another name, or if another process is working in it.
 pub fn choose_for(
     model: &Model,
     limit: Limit,

@@ -13,8 +13,8 @@ use tersor_models::{Calibration, Sensitivity};
 use super::item::Item;
 use crate::output::{record_file, recorded};
 
-/// A directory of measuring in progress.
-pub struct Progress {
+/// The directory of a measurement in progress.
+pub(crate) struct Progress {
     dir: PathBuf,
     every: Duration,
     saved: Instant,
@@ -22,19 +22,19 @@ pub struct Progress {
 
 /// What was measured before the run was stopped.
 #[derive(Serialize, Deserialize)]
-pub struct Before {
-    /// Number of layers measured.
-    pub layers: usize,
-    /// The matrices measured, without their effect.
-    pub items: Vec<Item>,
-    /// The names of the networks, in order.
-    pub networks: Vec<String>,
+pub(crate) struct Before {
+    /// The number of layers that were measured.
+    pub(crate) layers: usize,
+    /// The measured matrices, without their effect.
+    pub(crate) items: Vec<Item>,
+    /// The names of the networks, each of which has one matrix stored with a large error, in order.
+    pub(crate) networks: Vec<String>,
 }
 
 impl Progress {
-    /// Opens or makes the directory `dir` for measuring that depends on `inputs`; what is measured is saved when `every` has passed since the last time.
-    /// Errors if it is there with other files or other inputs.
-    pub fn open(dir: &Path, inputs: &Json, every: Duration) -> Result<Self> {
+    /// Opens or makes the directory `dir` of a measurement that depends on `inputs`. It is saved when the time `every` has passed since the last
+    /// save. Errors if the directory has other files or other inputs, or cannot be read or written.
+    pub(crate) fn open(dir: &Path, inputs: &Json, every: Duration) -> Result<Self> {
         let about = dir.join("inputs.json");
         let refuse = |what: &str| Error::format(dir.display().to_string(), what);
         if about.is_file() {
@@ -59,8 +59,9 @@ impl Progress {
         self.dir.join(format!("stream-{layers:06}"))
     }
 
-    /// Returns what was saved last, at most `max` layers. Errors if a file has changed since it was recorded.
-    pub fn before(&self, max: usize) -> Result<Option<Before>> {
+    /// Returns what was saved behind the largest number of layers up to `max`; None if nothing was. Errors if a file has changed since it was
+    /// recorded.
+    pub(crate) fn before(&self, max: usize) -> Result<Option<Before>> {
         for layers in (1..=max).rev() {
             let Some(json) = recorded(&self.networks(layers))? else { continue };
             if recorded(&self.stream(layers))?.is_none() {
@@ -73,14 +74,16 @@ impl Progress {
         Ok(None)
     }
 
-    /// Continues from what was saved after `layers` layers.
-    pub fn resume(&self, layers: usize, calibration: &mut Calibration<'_>) -> Result<PathBuf> {
+    /// Gives `calibration` the hidden states that were saved behind `layers` layers, and returns the path of the file of networks. Errors if the
+    /// states cannot be read.
+    pub(crate) fn resume(&self, layers: usize, calibration: &mut Calibration<'_>) -> Result<PathBuf> {
         calibration.resume(&self.stream(layers))?;
         Ok(self.networks(layers))
     }
 
-    /// Saves what was measured, if the last time is long ago, and deletes what was saved before.
-    pub fn save(
+    /// Saves what was measured behind `layers` layers if the time between two saves has passed, and deletes what was saved before. Errors if a file
+    /// cannot be written or deleted.
+    pub(crate) fn save(
         &mut self,
         layers: usize,
         items: &[Item],
@@ -110,14 +113,14 @@ impl Progress {
         Ok(())
     }
 
-    /// Deletes the directory: the measurement is complete and saved elsewhere.
-    pub fn finish(self) -> Result<()> {
+    /// Deletes the directory. Errors if that fails.
+    pub(crate) fn finish(self) -> Result<()> {
         fs::remove_dir_all(&self.dir).map_err(|e| Error::io(&self.dir, e))
     }
 }
 
-/// Returns whether anything is saved in a directory of measuring in progress.
-pub fn any(dir: &Path) -> bool {
+/// Returns whether anything is saved in the directory `dir` of a measurement in progress. It cannot fail.
+pub(crate) fn any(dir: &Path) -> bool {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.into_iter().any(|e| e.file_name().to_string_lossy().starts_with("networks-"))
 }

@@ -1,7 +1,12 @@
-//! Calibration: the statistics of what flows into the sites of a network.
+//! Calibration: the statistics of the inputs of linear layers while the original network runs on a text.
 //!
-//! A *site* is one input and the matrices that read it, such as the input of q, k and v. A *window* is a piece of the calibration text of a fixed
-//! number of tokens. A *shard* is a fixed range of windows, so that statistics can be gathered by several processes and added in order.
+//! A *site* ([`Site`]) is an input of one or more linear layers with their weight matrices, such as the input of q, k and v. A *window* is a sequence
+//! of tokens of the calibration text: of a fixed number of tokens for a decoder, one line of the text for an encoder. A *shard* is a run of
+//! [`shard_windows`] consecutive windows. The statistics of all windows are those of the shards, added in their order, so that several processes can
+//! gather shards and the sum has the same bits.
+//!
+//! [`cut`] makes windows of a text, [`gather`] writes statistics to a file, and [`Statistics::open`] reads such files.
+//! [`Plan::gather`](crate::Plan::gather) does the first two for the methods of a plan.
 
 mod statistics;
 mod windows;
@@ -22,30 +27,46 @@ use tersor_models::{Calibration, Checkpoint, Hooks, Upstream, shard_windows};
 use crate::output::{ABOUT, FileKind, check_file};
 use statistics::{FORMAT, KEYS, prefix};
 
-/// The statistics that a plan needs, and what they depend on.
+/// Which statistics [`gather`] gathers and [`Statistics::open`] demands, and what they depend on.
 pub struct Wanted {
-    /// The sites of which statistics are needed, with these statistics.
+    /// The sites of the network (a [`Site`] is an input of one or more linear layers) of which statistics are needed, each with the kinds of
+    /// statistics.
     pub sites: Vec<(Site, StatNeeds)>,
-    /// Number of calibration windows.
+    /// The number of calibration windows (token sequences). [`Statistics::open`] ignores it.
     pub windows: usize,
-    /// Tokens per window.
+    /// The maximum number of tokens of a window; at least 1. [`Statistics::open`] ignores it.
     pub ctx: usize,
-    /// Seed of random samples.
+    /// The seed by which the tokens of random samples of inputs are chosen.
     pub seed: u64,
-    /// Everything that the statistics depend on, as hashes by name. Files record them, and files of other inputs are refused.
+    /// Everything that the statistics depend on, as hashes or plain values by name. The names that count are `headers`, `files`, `config`,
+    /// `tokenizer`, `seed`, `version`, `instruction set` and `calibration text`. [`gather`] records their values in the file, and
+    /// [`Statistics::open`] refuses a file that has another value for one of them. A name that is missing here is recorded as missing and is not
+    /// compared.
     pub inputs: BTreeMap<String, String>,
 }
 
 impl Wanted {
-    /// Returns the number of shards of the windows.
+    /// Returns the number of shards of the windows: `windows / shard_windows(ctx)`, rounded up. A shard is a run of [`shard_windows`] consecutive
+    /// windows. It cannot fail.
     pub fn shards(&self) -> usize {
         self.windows.div_ceil(shard_windows(self.ctx))
     }
 }
 
-/// Gathers statistics of the original network on `windows`, the tokens of all calibration windows, into the file `out`, for the shards in `part`
-/// (of `wanted.shards()`). If these are all shards, their sum is stored, otherwise each separately. Hidden states are kept in the directory `scratch`
-/// if one is given, otherwise in memory. Errors if `out` exists and is no earlier file of statistics, a tensor cannot be read, the file cannot be written, or the work is cancelled.
+/// Runs the original network of `checkpoint` on calibration windows, layer by layer, and writes the statistics of its sites to the safetensors file
+/// `out`. `windows` has the token numbers of each window of the whole text; each has 1 to `wanted.ctx` tokens. `part` is the range of shards to
+/// gather, within `0..wanted.shards()`. A file of all shards has one sum over all windows; a file of fewer has the sum of each shard, so that files
+/// of different parts add up to the same bits. Hidden states (the activations between two layers, of all windows of a shard or of the text) are kept
+/// in files in the existing directory `scratch`, or in memory if it is None. Progress and cancellation are those of `cx`; the seed is `wanted.seed`.
+///
+/// An earlier file of statistics at `out` is replaced. The file appears under its name when it is complete.
+///
+/// # Errors
+///
+/// An [`Error::Format`](tersor_core::Error::Format) with the path if `out` is the model, a directory, or a file other than an earlier file of
+/// statistics. [`Error::Cancelled`](tersor_core::Error::Cancelled) if the work is cancelled. An error if the architecture of the checkpoint is
+/// unknown, if `windows` is empty, if a window is empty, is longer than `wanted.ctx` or has a token outside of the vocabulary, if a weight is
+/// missing, has another shape or is not finite (the error names it), or if a file cannot be written.
 pub fn gather(
     checkpoint: &Checkpoint,
     wanted: &Wanted,

@@ -37,15 +37,17 @@ pub(super) const KEYS: [&str; 10] = [
 /// What files of statistics are, for messages.
 const WANTED: &str = "a file of `tersor calibrate` or an importance matrix of llama.cpp";
 
-/// Statistics of the inputs of sites, from files.
+/// Opened files with statistics of the inputs of linear layers: all files that [`gather`](super::gather) wrote for one text, or one importance matrix
+/// of llama.cpp (`imatrix`), which has the sum of squares of each input feature alone.
 pub enum Statistics {
-    /// Statistics that [`gather`](super::gather) wrote.
+    /// Statistics that [`gather`](super::gather) or [`Plan::gather`](crate::Plan::gather) wrote.
     Gathered(Gathered),
-    /// An importance matrix of llama.cpp: its path, and its data by weight.
+    /// An importance matrix of llama.cpp: the path of the file, and the data of each weight matrix by the name of the weight in the model.
     Importance(PathBuf, BTreeMap<String, Importance>),
 }
 
-/// Statistics of all windows, from one or several files of [`gather`](super::gather).
+/// The statistics of all windows (token sequences) of a calibration text, in one or several opened files that [`gather`](super::gather) wrote. Values
+/// are read when [`Statistics::site`] asks for them.
 pub struct Gathered {
     /// Description of the first file.
     about: Json,
@@ -55,8 +57,18 @@ pub struct Gathered {
 }
 
 impl Statistics {
-    /// Opens files that [`gather`](super::gather) wrote, or one importance matrix. Errors if they lack wanted sites or statistics, or are of another
-    /// model.
+    /// Opens the files at `paths`: files of [`gather`](super::gather) that together have all windows of a text, in any order, or a single importance
+    /// matrix of llama.cpp, in GGUF or in the older binary format. Of `wanted`, the sites with their kinds of statistics and the inputs count. An
+    /// importance matrix is read here; of other files, only the headers and descriptions are. An empty `paths` gives statistics of no tokens, without
+    /// an error.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Format`] with the path if a file is neither or has an unknown version, if an importance matrix is not the only file, if a file was
+    /// made from another model, text or seed than the first file or than [`Wanted::inputs`] states (the message names the input), if windows are
+    /// missing or are in two files, or if the statistics of a wanted site are missing. An [`Error::Tensor`] if saved statistics have another type or
+    /// number of features than the site, or a value of an importance matrix is not finite. An [`Error::Io`] or [`Error::Limit`] if a file cannot be
+    /// read or exceeds [`Limits::default`].
     pub fn open(paths: &[PathBuf], wanted: &Wanted) -> Result<Self> {
         for path in paths {
             let content = describe(path)?;
@@ -86,15 +98,17 @@ impl Statistics {
         Ok(Self::Gathered(Gathered::open(paths, wanted)?))
     }
 
-    /// Returns what the result depends on, as name and hash.
-    pub fn inputs(&self) -> Result<Vec<(String, String)>> {
+    /// Returns what the result of compression depends on, as names and values: the hash of the calibration text and the number of windows, or the
+    /// hash of the importance matrix. Errors with [`Error::Io`] if the importance matrix cannot be read.
+    pub(crate) fn inputs(&self) -> Result<Vec<(String, String)>> {
         Ok(match self {
             Self::Gathered(g) => g.inputs(),
             Self::Importance(path, _) => vec![("importance matrix".into(), hash_file(path)?.1)],
         })
     }
 
-    /// Returns the number of windows and the maximum tokens per window; none for an importance matrix.
+    /// Returns the number of windows (token sequences) over which the statistics were summed, and the maximum number of tokens of a window. None for
+    /// an importance matrix, which does not state them.
     pub fn windows(&self) -> Option<[usize; 2]> {
         match self {
             Self::Gathered(g) => Some(g.windows()),
@@ -102,15 +116,24 @@ impl Statistics {
         }
     }
 
-    /// Returns the hashes of the files, for the record of work in progress.
-    pub fn hashes(&self) -> Result<Vec<String>> {
+    /// Returns the BLAKE3 hash of each file, 64 hexadecimal digits, sorted, for the record of work in progress. Errors with [`Error::Io`] if a file
+    /// cannot be read.
+    pub(crate) fn hashes(&self) -> Result<Vec<String>> {
         match self {
             Self::Gathered(g) => g.hashes(),
             Self::Importance(path, _) => Ok(vec![hash_file(path)?.1]),
         }
     }
 
-    /// Returns the statistics of a site over all windows. Errors if the files lack what `needs` demands.
+    /// Reads the statistics `needs` of the inputs of `site`, summed over all windows (token sequences) of the text. `seed` is the seed by which
+    /// random samples were chosen when they were gathered ([`Wanted::seed`]); it does not matter without a sample. An importance matrix is looked up
+    /// by the names of the site's weights, and the first that it has counts.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Format`] with the path if a file lacks the site or a requested statistic, if stored statistics have another number of features, or
+    /// if a sample has another seed or size than `seed` and `needs.sample`. An importance matrix fails on a request for anything but squares; a
+    /// request for [`StatNeeds::windows`] alone is not refused here, and the result lacks these. An [`Error::Io`] if a file cannot be read.
     pub fn site(&self, site: &Site, needs: StatNeeds, seed: u64) -> Result<StatSet> {
         let (path, all) = match self {
             Self::Gathered(g) => return g.site(site, needs, seed),

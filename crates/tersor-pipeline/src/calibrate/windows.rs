@@ -7,9 +7,16 @@ use tersor_models::{Architecture, Tokenizer};
 use crate::plan::hash;
 use crate::text::{Text, Tokens};
 
-/// Returns the first `wanted` calibration windows of a text as tokens: `ctx` tokens each for a decoder, the tokens of a line (at most `ctx`) for an
-/// encoder. Warns if there are fewer. Errors if there are none, the model has no valid tokenizer, or the text cannot be read. The tokens are kept with
-/// the text, so that it is tokenized once for the same model and windows.
+/// Tokenizes a calibration text and returns the token numbers of its first `wanted` windows: `ctx` tokens each for a decoder; for an encoder, the
+/// tokens of each line that is not blank, with special tokens, at most `ctx`. `model` has the tokenizer, `network` the architecture. If the text has
+/// fewer windows, all are returned and `progress` gets a warning. Tokens at the end of a decoder's text that do not fill a window are left out. The
+/// tokens are kept with `text`, so that the next call with the same model and numbers does not tokenize again.
+///
+/// # Errors
+///
+/// An [`Error::Missing`], [`Error::Io`] or [`Error::Format`] if the model has no valid tokenizer or the text cannot be read. For a decoder, an error
+/// if `ctx` is below 2, `wanted` is 0, or the text does not fill one window. For an encoder, an [`Error::Format`] with the name of the text if it has
+/// no line that is not blank or `wanted` is 0.
 pub fn cut(
     text: &Text,
     [wanted, ctx]: [usize; 2],
@@ -56,7 +63,13 @@ fn tokens(
     Ok(cut)
 }
 
-/// Returns the tokens of each line that is not blank, with special tokens, at most `ctx` of them; of the first `count` lines, or of all.
+/// Returns the token numbers of each line of `text` that is not blank, without white space around the line and with the special tokens of the model.
+/// Of a line of more than `ctx` tokens, the first `ctx - 1` and the last remain. `count` is the number of lines to take from the beginning; None for
+/// all. The result is empty if there is no such line.
+///
+/// # Errors
+///
+/// An error if the tokenizer fails on a line.
 pub fn sentences(tokenizer: &Tokenizer, text: &str, count: Option<usize>, ctx: usize) -> Result<Vec<Vec<u32>>> {
     let lines = text.lines().map(str::trim).filter(|l| !l.is_empty());
     lines.take(count.unwrap_or(usize::MAX)).map(|line| tokenizer.encode_with_special_tokens(line, ctx)).collect()

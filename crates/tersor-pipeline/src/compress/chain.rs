@@ -21,8 +21,8 @@ use crate::rewrite;
 /// How often the hidden states are saved when one process does all tasks: the work that a crash loses.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 
-/// The pass of the calibration windows through the layers.
-pub struct Chain<'j, 'a> {
+/// The pass of the calibration windows (token sequences) through the layers, in which each layer is compressed with the inputs that it gets.
+pub(crate) struct Chain<'j, 'a> {
     job: &'j Job<'a>,
     checkpoint: &'j Checkpoint,
     calibration: Calibration<'j>,
@@ -34,9 +34,15 @@ pub struct Chain<'j, 'a> {
 }
 
 impl<'j, 'a> Chain<'j, 'a> {
-    /// Starts from the latest saved hidden states after at most `max` layers, or from the embeddings. Errors if a tensor that was read before has
-    /// changed.
-    pub fn start(job: &'j Job<'a>, checkpoint: &'j Checkpoint, windows: &[Vec<u32>], max: usize) -> Result<Self> {
+    /// Starts behind the latest saved hidden states of at most `max` layers, or at the embeddings. `windows` has the token numbers of all calibration
+    /// windows. Errors if a tensor that was read before has changed, if the embedding is to be compressed first and is not, or if a file cannot be
+    /// read.
+    pub(crate) fn start(
+        job: &'j Job<'a>,
+        checkpoint: &'j Checkpoint,
+        windows: &[Vec<u32>],
+        max: usize,
+    ) -> Result<Self> {
         let plan = job.plan;
         let slices: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
         let scratch = plan.spill.then(|| job.parts.scratch());
@@ -59,13 +65,14 @@ impl<'j, 'a> Chain<'j, 'a> {
         Ok(Self { job, checkpoint, calibration, upstream, passed, sources })
     }
 
-    /// Returns the number of layers passed so far.
-    pub fn passed(&self) -> usize {
+    /// Returns the number of layers that the windows have passed.
+    pub(crate) fn passed(&self) -> usize {
         self.passed
     }
 
-    /// Compresses and passes the next layer.
-    pub fn layer(&mut self) -> Result<()> {
+    /// Compresses the next layer, and passes the windows through it. Errors if a tensor cannot be read or compressed (the error names it), or the
+    /// work is cancelled.
+    pub(crate) fn layer(&mut self) -> Result<()> {
         let (job, plan, cx, upstream) = (self.job, self.job.plan, self.job.cx, self.upstream);
         // An unreadable record is reported when the site is compressed.
         let needs = |site: &Site| tasks::needs(plan, &tasks::unfinished(job, site).unwrap_or_default());
@@ -103,14 +110,15 @@ impl<'j, 'a> Chain<'j, 'a> {
         Ok(())
     }
 
-    /// Saves the hidden states, from which a later run can continue.
-    pub fn save(&mut self) -> Result<()> {
+    /// Saves the hidden states, from which a later run can continue. Errors if they cannot be written.
+    pub(crate) fn save(&mut self) -> Result<()> {
         self.calibration.save(&self.job.parts.stream_path(self.passed))?;
         self.job.parts.record_stream(self.passed, &self.sources)
     }
 
-    /// Compresses the head, after the last layer.
-    pub fn head(&mut self, site_: &Site) -> Result<()> {
+    /// Compresses the matrix of the output head, whose site (its input) is `site_`. It is to be called behind the last layer. Errors if the matrix
+    /// cannot be read or compressed.
+    pub(crate) fn head(&mut self, site_: &Site) -> Result<()> {
         let (job, plan) = (self.job, self.job.plan);
         let needs = tasks::needs(plan, &tasks::unfinished(job, site_)?);
         let stats = self.calibration.head(needs, plan.seed, &job.cx.cancel)?;
@@ -118,8 +126,8 @@ impl<'j, 'a> Chain<'j, 'a> {
     }
 }
 
-/// Passes all layers and the head, starting from the work in progress.
-pub fn run(job: &Job<'_>, checkpoint: &Checkpoint, windows: &[Vec<u32>]) -> Result<()> {
+/// Passes the windows through all layers and the output head, and compresses them, from the work in progress on. Errors as the steps of [`Chain`] do.
+pub(crate) fn run(job: &Job<'_>, checkpoint: &Checkpoint, windows: &[Vec<u32>]) -> Result<()> {
     let network = checkpoint.architecture()?;
     let mut chain = Chain::start(job, checkpoint, windows, network.layers())?;
     for site in network.sites().iter().filter(|s| s.layer.is_some_and(|l| l < chain.passed())) {
@@ -139,8 +147,8 @@ pub fn run(job: &Job<'_>, checkpoint: &Checkpoint, windows: &[Vec<u32>]) -> Resu
     }
 }
 
-/// Returns the site of the head if its matrix needs data and is not finished.
-pub fn head_site(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<Option<Site>> {
+/// Returns the site (the input) of the output head if its matrix needs data and is not finished; None otherwise. Errors if a record is invalid.
+pub(crate) fn head_site(job: &Job<'_>, checkpoint: &Checkpoint) -> Result<Option<Site>> {
     for site in checkpoint.architecture()?.sites().into_iter().filter(|s| s.layer.is_none()) {
         for c in &site.consumers {
             if let Some(i) = job.plan.entry(&c.weight)
@@ -192,8 +200,8 @@ fn replacement(job: &Job<'_>, weight: &str) -> Result<Option<Arc<dyn LinearOp>>>
     Ok(Some(job.parts.operator(i, &job.plan.entries[i], &record, job.kinds)?))
 }
 
-/// Wraps a prepared method so that its operators apply `change` to their inputs, if there is one.
-pub fn with_input_change<'s>(
+/// Wraps a prepared method so that its operators apply `change` to their inputs. Returns the method itself if there is no change.
+pub(crate) fn with_input_change<'s>(
     change: Option<&'s InputChange>,
     prepared: Box<dyn Prepared + 's>,
 ) -> Box<dyn Prepared + 's> {
@@ -215,8 +223,9 @@ fn input_change(job: &Job<'_>, site: &Site) -> Result<Option<InputChange>> {
     site.consumers.first().map_or(Ok(None), |c| rewrites::input_change(job, &c.weight))
 }
 
-/// Compresses the unfinished consumers of a site with the statistics of its inputs; consumers of the same rule share the preparation.
-pub fn site(job: &Job<'_>, site: &Site, stats: &StatSet) -> Result<()> {
+/// Compresses the unfinished matrices of a site (an input of linear layers) with the statistics `stats` of the input. Matrices of the same rule share
+/// the preparation. Errors if the statistics lack something, or a matrix cannot be read or compressed; the error names the matrix.
+pub(crate) fn site(job: &Job<'_>, site: &Site, stats: &StatSet) -> Result<()> {
     let plan = job.plan;
     let change = input_change(job, site)?;
     let mut prepared: Vec<(Option<usize>, Box<dyn Prepared + '_>)> = Vec::new();

@@ -20,35 +20,40 @@ use crate::rewrite::{self, Search};
 use crate::rows::copy_rows;
 
 /// A compression in progress.
-pub struct Job<'a> {
-    pub model: &'a Model,
-    pub plan: &'a Plan,
-    pub cx: &'a Context,
-    pub kinds: &'a Kinds,
+pub(crate) struct Job<'a> {
+    /// The model that is compressed.
+    pub(crate) model: &'a Model,
+    /// The plan that says what is done with each tensor.
+    pub(crate) plan: &'a Plan,
+    /// The progress, cancellation, threads and seed.
+    pub(crate) cx: &'a Context,
+    /// The kinds of operators, which load finished matrices.
+    pub(crate) kinds: &'a Kinds,
     /// The finished matrices.
-    pub parts: Parts,
-    /// Changes of the sites of the layer that was last used, with its index.
-    pub smoothed: Mutex<Option<(usize, Arc<Changes>)>>,
-    /// Changes of the whole network, once they are known; none without a rotation.
-    pub rotated: Option<Changes>,
-    /// What is done with values of a matrix that are not finite, by its name.
-    pub non_finite: BTreeMap<String, NonFinite>,
+    pub(crate) parts: Parts,
+    /// The index of the layer that was used last, with the changes of its sites; None before the first.
+    pub(crate) smoothed: Mutex<Option<(usize, Arc<Changes>)>>,
+    /// The changes of the whole network; None without a rotation, or before they are found.
+    pub(crate) rotated: Option<Changes>,
+    /// What is done with NaN and infinite values of a matrix, by its name.
+    pub(crate) non_finite: BTreeMap<String, NonFinite>,
 }
 
 impl Job<'_> {
-    /// Returns where and for what the changes of rewrites are searched.
-    pub fn search(&self) -> Search<'_> {
+    /// Returns the model for which the changes of rewrites are computed, and how its weights are read.
+    pub(crate) fn search(&self) -> Search<'_> {
         Search { model: self.model, non_finite: &self.non_finite, cx: self.cx }
     }
 
-    /// Returns the layer of a tensor if the plan smooths sites.
-    pub fn smoothed_layer(&self, name: &str) -> Option<usize> {
+    /// Returns the index of the layer of the tensor `name` if the plan smooths sites; None if it does not, or the tensor is in no layer.
+    pub(crate) fn smoothed_layer(&self, name: &str) -> Option<usize> {
         let layer = self.plan.network.as_ref().and_then(|n| n.layer_of(name));
         layer.filter(|_| !self.plan.smoothings.is_empty())
     }
 
-    /// Compresses an entry whose method needs no data, unless it is finished.
-    pub fn without_data(&self, number: usize) -> Result<()> {
+    /// Compresses the matrix of the entry `number`, whose method needs no data, unless it is finished. Errors, naming the matrix, if it cannot be
+    /// read or compressed.
+    pub(crate) fn without_data(&self, number: usize) -> Result<()> {
         let entry = &self.plan.entries[number];
         let Action::Compress(method) = &entry.action else { return Ok(()) };
         if self.parts.finished(number)?.is_none() {
@@ -62,8 +67,8 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Returns the folds of a tensor. Errors if the changes of its layer have not been found yet.
-    pub fn folds(&self, name: &str) -> Result<Vec<Fold>> {
+    /// Returns the folds (changes of a stored weight) of the tensor `name`. Errors if the changes of its layer have not been found yet.
+    pub(crate) fn folds(&self, name: &str) -> Result<Vec<Fold>> {
         match (&self.rotated, self.smoothed_layer(name)) {
             (Some(changes), _) => Ok(rewrite::folds_of(changes, name)),
             (None, Some(layer)) => {
@@ -75,8 +80,9 @@ impl Job<'_> {
         }
     }
 
-    /// Compresses one matrix with a prepared method, in blocks of rows.
-    pub fn matrix(&self, number: usize, prepared: &dyn Prepared) -> Result<()> {
+    /// Compresses the matrix of the entry `number` by a prepared method, one block of rows after the other, and records it. Errors, naming the
+    /// matrix, if a value is not finite, the method fails, a file cannot be read or written, or the work is cancelled.
+    pub(crate) fn matrix(&self, number: usize, prepared: &dyn Prepared) -> Result<()> {
         let entry = &self.plan.entries[number];
         self.blocks(number, entry, prepared).map_err(|e| e.in_tensor(&entry.name))
     }
@@ -168,8 +174,8 @@ impl Job<'_> {
 /// Key of a matrix's report that says that calibration had no effect on it.
 const NO_EFFECT: &str = "calibration_had_no_effect";
 
-/// Warns if calibration had no effect on any matrix of a calibrated method; `tensors` has the records of all compressed matrices.
-pub fn warn_of_no_effect(plan: &Plan, tensors: &BTreeMap<String, Json>, cx: &Context) {
+/// Warns if calibration had no effect on any matrix of a calibrated method. `tensors` has the entries of all compressed matrices in the manifest.
+pub(crate) fn warn_of_no_effect(plan: &Plan, tensors: &BTreeMap<String, Json>, cx: &Context) {
     let calibrated = || plan.entries.iter().filter(|e| e.needs().any_data());
     let same = |e: &Entry| tensors.get(&e.name).is_some_and(|t| t["report"][NO_EFFECT] == true);
     if calibrated().next().is_some() && calibrated().all(same) {
@@ -182,8 +188,9 @@ pub fn warn_of_no_effect(plan: &Plan, tensors: &BTreeMap<String, Json>, cx: &Con
     }
 }
 
-/// Returns the hash of a tensor's values, as [`Job::matrix`] or [`copy`] reads them.
-pub fn source_hash(model: &Model, entry: &Entry) -> Result<String> {
+/// Returns the BLAKE3 hash of a tensor's values, 64 hexadecimal digits, as [`Job::matrix`] or [`copy`] reads them. Errors if the tensor cannot be
+/// read.
+pub(crate) fn source_hash(model: &Model, entry: &Entry) -> Result<String> {
     let Action::Compress(method) = &entry.action else {
         return copy(model, entry, None);
     };
@@ -198,8 +205,9 @@ pub fn source_hash(model: &Model, entry: &Entry) -> Result<String> {
     Ok(rows.hash())
 }
 
-/// Errors if the hash of a tensor's values is not the one that was recorded when it was read.
-pub fn check_source(model: &Model, entry: &Entry, recorded: Option<&str>) -> Result<()> {
+/// Checks that the hash of a tensor's values is `recorded`, the one that was recorded when it was read. Errors, naming the tensor, if it is another
+/// one or none was recorded, or if the tensor cannot be read.
+pub(crate) fn check_source(model: &Model, entry: &Entry, recorded: Option<&str>) -> Result<()> {
     if Some(source_hash(model, entry)?.as_str()) != recorded {
         let what = "its values have changed since the work in progress was made from them; choose another directory";
         return Err(Error::format(model.path().display().to_string(), what).in_tensor(&entry.name));
@@ -276,8 +284,9 @@ pub(crate) fn report_json(r: &Report) -> Json {
     out
 }
 
-/// Writes a vector in f32 with its folds applied. Returns the hash of the original values.
-pub fn fold(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<String> {
+/// Writes a vector in f32 with its folds (changes such as factors) applied into `sink`. Returns the hash of the original values. Errors, naming the
+/// tensor, if a value is not finite or its changes have not been found yet.
+pub(crate) fn fold(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<String> {
     let hash = copy(job.model, entry, None)?;
     let rows = job.model.rows(&entry.name)?;
     let folds = job.folds(&entry.name)?;
@@ -289,9 +298,9 @@ pub fn fold(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<S
     Ok(hash)
 }
 
-/// Copies a tensor as it is stored (GGUF block types as f32 values) into `next`, if one is given. Returns the hash of the copied bytes. Errors if a float
-/// is not finite.
-pub fn copy(model: &Model, entry: &Entry, next: Option<&mut dyn TensorSink>) -> Result<String> {
+/// Copies a tensor as it is stored (a GGUF block type as f32 values) into `next`; if that is None, the tensor is only read. Returns the BLAKE3 hash
+/// of the copied bytes. Errors if a float is not finite or the tensor cannot be read.
+pub(crate) fn copy(model: &Model, entry: &Entry, next: Option<&mut dyn TensorSink>) -> Result<String> {
     let mut sink = HashSink { hasher: blake3::Hasher::new(), next };
     pass(model, entry, &mut sink)?;
     Ok(sink.hasher.finalize().to_hex().to_string())

@@ -1,7 +1,8 @@
-//! Compression: turns a model into a complete model directory, according to a plan.
+//! Compression: turns a model into a complete model directory, as a [`Plan`] says.
 //!
-//! Work can be stopped at any moment and continues from there when it is started again; several processes can share it as the tasks of the plan. The
-//! result is the same in all cases. Work in progress is in the folder `.tersor` of the output directory.
+//! Work can be stopped at any moment, and the same call continues it; several processes can share it as the tasks of the plan
+//! ([`Task`](crate::plan::Task)). The bytes of the weights and of the manifest are the same in all cases. Work in progress is in the folder `.tersor`
+//! of the output directory.
 
 mod chain;
 mod matrix;
@@ -27,51 +28,60 @@ pub(crate) use matrix::report_json;
 use matrix::{Job, check_source, copy, fold, warn_of_no_effect};
 use parts::Parts;
 
-/// Name of the file with timings, the only output that differs from run to run.
+/// The name of the JSON file of an output directory that has the seconds of compression, as a whole and for each matrix. It is the only file of the
+/// output that differs from run to run.
 pub const TIMING: &str = "timing.json";
 
-/// Which part of the work a call of [`compress`] does.
+/// Which part of the work a call of [`compress`] does: all of it, or, if several processes share the work, one task or the merge of all results.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
-    /// All of it.
+    /// All tasks of the plan, and the merge of their results into the output.
     All,
-    /// One task of [`Plan::tasks`], by its number. Other processes may do others at the same time, once the tasks before it are done.
+    /// The task of this number, its index in [`Plan::tasks`]. Other processes may do other tasks at the same time, once the tasks that these depend
+    /// on are done ([`TaskSummary::after`](crate::plan::TaskSummary::after)).
     Task(usize),
-    /// Merges the results of all tasks into the output.
+    /// The merge of the results of all tasks, which must be done, into the output directory. No other process may work in it.
     Merge,
 }
 
 /// What a call of [`compress`] did.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Outcome {
-    /// The output directory is complete.
+    /// The output directory is complete, now or since before the call. Also the outcome of [`Part::Task`] in a directory that is complete already.
     Finished(Finished),
-    /// The task of this number is done.
+    /// The task of this number is done, now or since before the call.
     Task(usize),
 }
 
-/// A complete output directory.
+/// The figures of a complete output directory of [`compress`].
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Finished {
-    /// The directory.
+    /// The output directory, as it was given.
     pub out: PathBuf,
-    /// Name of the recipe that the model was, or is to be, compressed by: that of its file, or the name that stands for it, such as `w4-g128-gptq`.
+    /// The name of the recipe of the plan, such as `w4-g128-gptq`, or the name that a recipe file states.
     pub recipe: String,
-    /// Whether it was complete before the call.
+    /// Whether the directory was complete before the call, which then did nothing but check it.
     pub finished_before: bool,
-    /// Stored bits per weight of all matrices, embedding and head included.
+    /// The stored bits per element over all two-dimensional tensors, embedding tables and output head included. Scales and other parameters of the
+    /// stored form count.
     pub bits_per_weight: f64,
-    /// The same without embedding and head.
+    /// The stored bits per element over all two-dimensional tensors except embedding tables and output head; 0 if there are none.
     pub body_bits_per_weight: f64,
-    /// Total length of all weight files in bytes.
+    /// The total length of all weight files in bytes, headers included.
     pub weight_bytes: u64,
-    /// Seconds that compression took.
+    /// The seconds of the call that did all of the work, or that continued it last. If tasks were merged, the sum of the seconds of all matrices. 0
+    /// if the file [`TIMING`] cannot be read.
     pub compress_seconds: f64,
-    /// One hash over everything that the result depends on.
+    /// One hash over everything that the bytes of the result depend on: BLAKE3, 64 hexadecimal digits ([`Plan::fingerprint`]).
     pub fingerprint: String,
 }
 
-/// Errors if a model is an output of [`compress`]: it cannot be compressed again.
+/// Checks that the model at `path` is no output of [`compress`], which cannot be compressed again. A path at which there is nothing is no such
+/// output.
+///
+/// # Errors
+///
+/// An [`Error::Unsupported`] with the path if the directory has a file `tersor.json`.
 pub fn check_original(path: &Path) -> Result<()> {
     if output::is_compressed(path) {
         let value = path.display().to_string();
@@ -80,9 +90,23 @@ pub fn check_original(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Compresses a model into the directory `out` according to a plan, or does a part of the work. Progress, warnings and cancellation are those of `cx`;
-/// the seed is that of the plan. Errors if the plan needs data and has none, if the directory has other content, or work from other inputs, or is in
-/// use, if a tensor cannot be read, or if the work is cancelled; the same call then continues from there.
+/// Compresses `model` into the directory `out` as `plan` says, or does the part `part` of this work. The directory is made if it does not exist. It
+/// gets the weight files, the manifest `tersor.json` with the recipe, the errors of all matrices and hashes of all files, [`TIMING`], the
+/// configuration and the tokenizer. `plan` must be a plan of this model, and `kinds` must have the operators of its methods. Progress, warnings,
+/// threads and cancellation are those of `cx`; the seed is that of the plan.
+///
+/// If the call fails or is stopped, the results so far are kept, and the same call continues from there; without any result, [`Part::All`] deletes
+/// the work in progress, and `out` if it is empty then. If `out` is complete already, the model is only checked against the hashes in its manifest.
+///
+/// # Errors
+///
+/// An [`Error::Unsupported`] if the model is an output of `compress` itself. An [`Error::Param`] if the plan needs calibration data and has none, or
+/// if the plan has no task of the number. An [`Error::Format`] with the directory if `out` has other files, work from other inputs (the message names
+/// the inputs that differ), or is in use by another process. An [`Error::Format`] or [`Error::Missing`] if a task that must be done before is not
+/// done.
+///
+/// An [`Error::Tensor`] with the name of the tensor if a value is not finite, if a method fails on the matrix, or if the tensor has changed since its
+/// result in `out` was made. An [`Error::Io`] if a file cannot be read or written. [`Error::Cancelled`] if the work is cancelled.
 pub fn compress(model: &Model, plan: &Plan, out: &Path, part: Part, kinds: &Kinds, cx: &Context) -> Result<Outcome> {
     check_original(model.path())?;
     let cx = cx.clone().with_seed(plan.seed);

@@ -23,14 +23,14 @@ fn of_layer_entries<'j>(job: &Job<'j>, layer: usize) -> impl Iterator<Item = &'j
     sources(job).filter(move |e| network.and_then(|n| n.layer_of(&e.name)) == Some(layer))
 }
 
-/// Returns the hash of the tensor of each entry, by name.
-pub fn hashes<'j>(job: &Job<'j>, entries: impl Iterator<Item = &'j Entry>) -> Result<BTreeMap<String, String>> {
+/// Returns the hash of the tensor of each entry, by its name. Errors if a tensor cannot be read.
+pub(crate) fn hashes<'j>(job: &Job<'j>, entries: impl Iterator<Item = &'j Entry>) -> Result<BTreeMap<String, String>> {
     entries.map(|e| Ok((e.name.clone(), source_hash(job.model, e)?))).collect()
 }
 
-/// Returns the changes of a layer's sites; none if they have not been found yet. Errors if the stored file, or a tensor that it was made from, has
-/// changed since it was recorded.
-pub fn of_layer(job: &Job<'_>, layer: usize) -> Result<Option<Arc<Changes>>> {
+/// Returns the changes of the sites (inputs of linear layers) of a layer; None if they have not been found yet. Errors if the stored file, or a
+/// tensor that it was made from, has changed since it was recorded.
+pub(crate) fn of_layer(job: &Job<'_>, layer: usize) -> Result<Option<Arc<Changes>>> {
     let mut known = job.smoothed.lock().unwrap_or_else(|e| e.into_inner());
     if let Some((_, changes)) = known.as_ref().filter(|(l, _)| *l == layer) {
         return Ok(Some(changes.clone()));
@@ -45,8 +45,9 @@ pub fn of_layer(job: &Job<'_>, layer: usize) -> Result<Option<Arc<Changes>>> {
     Ok(Some(changes))
 }
 
-/// Returns the transform that the running network applies to the inputs of a matrix, if there is one.
-pub fn input_change(job: &Job<'_>, weight: &str) -> Result<Option<InputChange>> {
+/// Returns the change that the running network applies to the inputs of the matrix `weight`; None if there is none. Errors if the changes of its
+/// layer cannot be read.
+pub(crate) fn input_change(job: &Job<'_>, weight: &str) -> Result<Option<InputChange>> {
     let change = |changes: &Changes| changes.online(weight).map(|f| f.transform.input_change()).transpose();
     match (&job.rotated, job.smoothed_layer(weight)) {
         (Some(changes), _) => change(changes),
@@ -65,8 +66,9 @@ fn plain<'p>(job: &'p Job<'_>, site: &Site) -> Vec<Option<&'p dyn Method>> {
     site.consumers.iter().map(|c| method(&c.weight)).collect()
 }
 
-/// Finds the changes of a layer's sites, stores them, and returns the folds.
-pub fn smooth(job: &Job<'_>, layer: usize, observed: &[ObservedSite<'_>]) -> Result<Vec<Fold>> {
+/// Computes the changes of the observed sites of a layer, stores them, and returns the folds (changes of stored weights). Errors if a change cannot
+/// be computed or stored.
+pub(crate) fn smooth(job: &Job<'_>, layer: usize, observed: &[ObservedSite<'_>]) -> Result<Vec<Fold>> {
     let changes = rewrite::of_sites(job.search(), &job.plan.smoothings, &|site| plain(job, site), observed)?;
     rewrite::save(&layer_path(job, layer), &changes)?;
     record_file(&layer_path(job, layer), json!({"sources": hashes(job, of_layer_entries(job, layer))?}))?;
@@ -79,9 +81,9 @@ fn network_path(job: &Job<'_>) -> PathBuf {
     job.parts.scratch().join("rotations")
 }
 
-/// Returns the changes of the network; none if they need data and have not been found yet. Changes that need no data are computed here. Errors if the
-/// stored file has changed since it was recorded.
-pub fn of_network(job: &Job<'_>) -> Result<Option<Changes>> {
+/// Returns the changes of the whole network; None without a rotation, or if they need data and have not been found yet. Changes that need no data are
+/// computed here. Errors if they cannot be computed, or the stored file has changed since it was recorded.
+pub(crate) fn of_network(job: &Job<'_>) -> Result<Option<Changes>> {
     let Some(rotation) = &job.plan.rotation else { return Ok(None) };
     if !job.plan.rotation_needs_data() {
         return rewrite::without_data(job.search(), &**rotation, &job.plan.sites()).map(Some);
@@ -92,13 +94,14 @@ pub fn of_network(job: &Job<'_>) -> Result<Option<Changes>> {
     rewrite::load(&network_path(job)).map(Some)
 }
 
-/// Errors if the tensors of the model have changed since the changes of the network were found.
-pub fn check_network(job: &Job<'_>) -> Result<()> {
+/// Checks that the tensors of the model are those from which the changes of the network were computed. Errors, naming the tensor, if one has changed.
+pub(crate) fn check_network(job: &Job<'_>) -> Result<()> {
     check_sources(job, &recorded(&network_path(job))?.unwrap_or_default())
 }
 
-/// Errors if a tensor of the model is not the one whose hash a record has under `sources`.
-pub fn check_sources(job: &Job<'_>, record: &Json) -> Result<()> {
+/// Checks that the tensors of the model have the hashes that `record` has under `sources`, by their names. Errors, naming the tensor, if one has
+/// another hash, and if the work is cancelled.
+pub(crate) fn check_sources(job: &Job<'_>, record: &Json) -> Result<()> {
     for entry in sources(job) {
         job.cx.cancel.check()?;
         check_source(job.model, entry, record["sources"][&entry.name].as_str())?;
@@ -106,13 +109,13 @@ pub fn check_sources(job: &Job<'_>, record: &Json) -> Result<()> {
     Ok(())
 }
 
-/// Returns the entries whose tensors are in the model.
-pub fn sources<'j>(job: &Job<'j>) -> impl Iterator<Item = &'j Entry> {
+/// Returns the entries of the plan whose tensors are in the model.
+pub(crate) fn sources<'j>(job: &Job<'j>) -> impl Iterator<Item = &'j Entry> {
     job.plan.entries.iter().filter(|e| !matches!(e.action, Action::New))
 }
 
-/// Finds the changes of the network on the calibration windows, and stores them.
-pub fn find_network(
+/// Computes the changes of the network on the calibration windows, and stores them. Errors if they cannot be computed or stored.
+pub(crate) fn find_network(
     job: &Job<'_>,
     rotation: &dyn Rewrite,
     checkpoint: &Checkpoint,
@@ -125,8 +128,8 @@ pub fn find_network(
     record_file(&network_path(job), json!({"sources": hashes(job, sources(job))?}))
 }
 
-/// Writes a tensor that the rotation of the network adds.
-pub fn new_tensor(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<()> {
+/// Writes a tensor that the rotation of the network adds into `sink`. Errors if the changes of the network have not been found yet.
+pub(crate) fn new_tensor(job: &Job<'_>, entry: &Entry, sink: &mut dyn TensorSink) -> Result<()> {
     let place = "the changes of the network; their task comes first";
     let changes = job.rotated.as_ref().ok_or_else(|| Error::missing(&entry.name, place))?;
     let (name, info) = &entry.tensors[0];

@@ -11,8 +11,8 @@ use crate::calibrate::{self, Statistics};
 use crate::output::{record_file, recorded};
 use crate::plan::{Plan, Task};
 
-/// Does a task, unless it is done. Errors if a task that it depends on is not done.
-pub fn run(job: &Job<'_>, task: Task) -> Result<()> {
+/// Does a task, unless it is done. Errors if a task that it depends on is not done, or as its step of the work does.
+pub(crate) fn run(job: &Job<'_>, task: Task) -> Result<()> {
     let plan = job.plan;
     if task != Task::Directions && plan.rotation.is_some() && job.rotated.is_none() {
         return Err(Error::format("task", "the task of the principal directions comes first"));
@@ -109,14 +109,14 @@ fn matrix(job: &Job<'_>, number: usize, site: Site) -> Result<()> {
     chain::site(job, &alone, &stats)
 }
 
-/// Returns the entries of a site's consumers that are not finished.
-pub fn unfinished(job: &Job<'_>, site: &Site) -> Result<Vec<usize>> {
+/// Returns the indices in the plan of the entries of a site's matrices that are not finished. Errors if a record is invalid.
+pub(crate) fn unfinished(job: &Job<'_>, site: &Site) -> Result<Vec<usize>> {
     let all = site.consumers.iter().filter_map(|c| job.plan.entry(&c.weight));
     all.filter_map(|i| job.parts.finished(i).map(|r| r.is_none().then_some(i)).transpose()).collect()
 }
 
-/// Returns the statistics that these entries need together.
-pub fn needs(plan: &Plan, entries: &[usize]) -> StatNeeds {
+/// Returns the statistics that the entries of these indices in the plan need together.
+pub(crate) fn needs(plan: &Plan, entries: &[usize]) -> StatNeeds {
     entries.iter().map(|i| plan.entries[*i].needs()).fold(StatNeeds::default(), StatNeeds::union)
 }
 

@@ -10,9 +10,15 @@ use tersor_models::MANIFEST;
 
 use crate::output::{FileKind, check_file};
 
-/// Writes the figures of an evaluation of a model to the JSON file `out`, with the names `model` (the file or directory) and `recipe` (as a compressed
-/// model records it; `original` for another one). [`report`](crate::report) takes such files as rows. Errors if `out` exists and is no earlier file of
-/// figures, or cannot be written.
+/// Writes figures of the model at `model`, such as an [`Evaluation`](super::Evaluation) or a [`TaskEvaluation`](super::TaskEvaluation), to the JSON
+/// file `out`. The file has the figures as keys, `model` (the last part of the path) and `recipe` (the name that a compressed model records,
+/// `original` for another one). An earlier file of figures is replaced. [`report::page`](crate::report::page) takes such files as rows. Of `figures`
+/// that do not serialize to an object, nothing is written.
+///
+/// # Errors
+///
+/// An [`Error::Format`] with the path if `out` is `model`, a directory, or a file other than an earlier file of figures, or if the figures cannot be
+/// serialized. An [`Error::Io`] or [`Error::Format`] if the manifest of the model cannot be read or the file cannot be written.
 pub fn save(out: &Path, model: &Path, figures: &impl Serialize) -> Result<()> {
     check_file(out, FileKind::Figures, &[model])?;
     let name = model.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();

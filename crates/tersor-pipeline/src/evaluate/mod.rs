@@ -1,4 +1,8 @@
-//! Evaluation: perplexity, agreement with another model, answers to prompts, size and speed.
+//! Evaluation: perplexity and agreement of a decoder with its original ([`decoder`]), answers to prompts ([`task`]), agreement of the embeddings of
+//! an encoder ([`sentences`]), errors of matrices ([`weights`]), size and speed.
+//!
+//! A *window* is a run of tokens of a text that a decoder predicts on its own; windows do not overlap. A *scored token* is any token of a window but
+//! the first: it is predicted from those in front of it.
 
 mod figures;
 mod reference;
@@ -31,39 +35,46 @@ use reference::Recorder;
 /// Number of tokens in the test of decoding speed.
 const DECODED: usize = 128;
 
-/// How a model is evaluated.
+/// How a model is evaluated. Each function says which of the fields it uses. By default all of a text is used, and nothing but the figures of
+/// predictions is measured.
 #[derive(Clone, Default, Debug)]
 pub struct Options {
-    /// Tokens per window (a piece of the text that is predicted on its own); none for the smaller of 512 and the model's maximum.
+    /// The number of tokens of a window (a run of tokens that is predicted on its own), from 2 to the model's maximum; for an encoder, the maximum
+    /// per line. None for the smaller of 512 and the model's maximum.
     pub ctx: Option<usize>,
-    /// Number of windows, of sentences, or of prompts; none for all of the text.
+    /// The number of windows to take from the beginning of the text, at least 1; for [`sentences`] the number of lines, for [`task`] that of prompts.
+    /// None for all.
     pub windows: Option<usize>,
-    /// Form of the key-value cache ([`CacheRule::parse`](crate::recipe::CacheRule::parse)); none for that which the recipe of the model records, or f32.
+    /// The form in which key-value caches are stored, such as `int4-hadamard` ([`CacheRule::parse`](crate::recipe::CacheRule::parse)). None for the
+    /// form that the recipe of a compressed model records, and f32 if it records none.
     pub kv: Option<String>,
-    /// Whether speed is measured.
+    /// Whether the speeds of prefill and decoding are measured ([`Evaluation::prefill_tokens_per_s`]).
     pub speed: bool,
-    /// Whether each layer is read when it runs, so that only one layer is in memory at a time.
+    /// Whether each layer is read when it runs, so that the weights of one layer at a time are in memory. The figures are the same.
     pub stream: bool,
-    /// Whether to measure what bf16 activations alone make of the original's predictions ([`Evaluation::kl_noise_floor`]).
+    /// Whether to measure the divergence that the rounding of activations to bf16 causes in the original ([`Evaluation::kl_noise_floor`]).
     pub noise_floor: bool,
-    /// File for the predictions of the original, or of the model itself if there is no other: written if it does not exist, and read otherwise, in
-    /// place of a pass of the text through the original. See [`Reference`].
+    /// The path of a file of the original's predictions ([`Reference`]). It is written if it does not exist, and read otherwise, so that the text
+    /// does not pass through the original again. The original is the model to compare with, or the evaluated model if there is no other. None for no
+    /// file.
     pub reference: Option<PathBuf>,
-    /// Largest size in bytes of the logits in a new file of predictions. If they would take more, none are stored, and every evaluation that reads
-    /// the file computes them again from the hidden states. 0 by default.
+    /// The largest total size in bytes of the logits that a new file of predictions may have. If they would take more, none are stored, and each
+    /// evaluation that reads the file computes them from the hidden states. 0 by default.
     pub reference_logits: u64,
 }
 
-/// The tokens for which the other model's largest probability is in an interval.
+/// The scored tokens (all but the first of each window) for which the largest next-token probability of the model that is compared with is in an
+/// interval.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Confidence {
-    /// Lower end of the interval, which belongs to it.
+    /// The lower end of the interval, which belongs to it.
     pub from: f64,
-    /// Upper end of the interval, which belongs to it only if it is 1.
+    /// The upper end of the interval, which belongs to it only if it is 1.
     pub to: f64,
-    /// Number of scored tokens.
+    /// The number of these tokens.
     pub tokens: u64,
-    /// Mean divergence of these tokens in nats. None if there is no token, or if it is not finite.
+    /// The mean Kullback-Leibler divergence of the predictions of these tokens, in nats. None if there is no such token, or, read from a file, if it
+    /// was not finite.
     pub kl_mean: Option<f64>,
 }
 
@@ -73,67 +84,76 @@ impl From<Bucket> for Confidence {
     }
 }
 
-/// The figures of a decoder on a text. Numbers that are not finite are `null` in JSON.
+/// The figures of a decoder on a text, as [`decoder`] returns them. *The other model* is the one whose predictions they were compared with. In JSON,
+/// numbers that are not finite are `null`, which are read as NaN.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// Perplexity per token.
+    /// The perplexity: the exponential of the mean negative log-likelihood of the scored tokens in nats.
     #[serde(deserialize_with = "number")]
     pub perplexity: f64,
-    /// Number of scored tokens: every token but a window's first.
+    /// The number of scored tokens, which are all but the first of each window.
     pub tokens: u64,
-    /// Stored bits per weight of all matrices, embedding and head included.
+    /// The stored bits per element over all two-dimensional tensors, embedding tables and output head included.
     #[serde(deserialize_with = "number")]
     pub bits_per_weight: f64,
-    /// The same without embedding and head.
+    /// The stored bits per element over all two-dimensional tensors except embedding tables and output head.
     #[serde(deserialize_with = "number")]
     pub body_bits_per_weight: f64,
-    /// Total length of all weight files in bytes.
+    /// The total length of all weight files in bytes.
     pub weight_bytes: u64,
-    /// Bytes of the key-value caches of all layers per token.
+    /// The bytes that one token takes in the key-value caches of all layers together.
     pub kv_bytes_per_token: usize,
-    /// Peak resident memory of the process in bytes, on Linux.
+    /// The peak resident memory of this process so far in bytes ([`peak_rss`]); None on other systems than Linux.
     pub peak_rss_bytes: Option<u64>,
-    /// Tokens per second of prefill: one window, logits of its last token; the median of three. None unless speed is measured.
+    /// The speed of prefill in tokens per second: the first window at once, with the logits of its last token; the median of three runs. None unless
+    /// [`Options::speed`] is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill_tokens_per_s: Option<f64>,
-    /// Tokens per second of decoding 128 tokens after an empty context; the median of three. None unless speed is measured.
+    /// The speed of decoding in tokens per second: up to 128 tokens, one after the other, from an empty context; the median of three runs. None
+    /// unless [`Options::speed`] is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decode_tokens_per_s: Option<f64>,
-    /// Mean Kullback-Leibler divergence of the predictions from those of the other model, in nats. None unless there is one.
+    /// The mean over the scored tokens of the Kullback-Leibler divergence `KL(other model ‖ this model)` of next-token distributions, in nats. None
+    /// if there is no other model.
     #[serde(default, deserialize_with = "number_of", skip_serializing_if = "Option::is_none")]
     pub kl_mean: Option<f64>,
-    /// Median of these divergences in nats: the nearest rank of 0.5, the lower one of two middle values. None unless there is another model.
+    /// The median of these divergences in nats: the nearest rank of 0.5, which is the lower one of two middle values. None if there is no other
+    /// model.
     #[serde(default, deserialize_with = "number_of", skip_serializing_if = "Option::is_none")]
     pub kl_median: Option<f64>,
-    /// The divergence in nats that 9 of 10 tokens do not exceed: the nearest rank of 0.9. None unless there is another model.
+    /// The divergence in nats that 9 of 10 scored tokens do not exceed: the nearest rank of 0.9. None if there is no other model.
     #[serde(default, deserialize_with = "number_of", skip_serializing_if = "Option::is_none")]
     pub kl_p90: Option<f64>,
-    /// The divergences by the other model's largest probability, in five intervals of equal width. None unless there is another model.
+    /// The divergences by the largest next-token probability in the other model, in the five intervals `[0, 0.2)` to `[0.8, 1]`. None if there is no
+    /// other model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl_by_confidence: Option<Vec<Confidence>>,
-    /// Mean divergence in nats of the original from itself with the inputs of all matrices rounded to bf16, on the first windows that have 2048 tokens
-    /// together. A smaller divergence cannot be told from rounding. The original is the other model, or this one if there is no other. None unless
-    /// it was asked for.
+    /// The mean divergence in nats of the original from itself with the inputs of all matrices rounded to bf16, on the first windows that have 2048
+    /// tokens together. A smaller divergence cannot be told from rounding. The original is the other model, or this one if there is no other. None
+    /// unless [`Options::noise_floor`] is set.
     #[serde(default, deserialize_with = "number_of", skip_serializing_if = "Option::is_none")]
     pub kl_noise_floor: Option<f64>,
-    /// Share of tokens whose most likely successor is that of the other model. None unless there is one.
+    /// The share, 0 to 1, of the scored tokens for which both models predict the same most probable token. None if there is no other model.
     #[serde(default, deserialize_with = "number_of", skip_serializing_if = "Option::is_none")]
     pub top1_agreement: Option<f64>,
-    /// Relative difference of the inputs of each site (one input and the matrices that read it) from those in the other model, by the name of the
-    /// site. None unless there is one.
+    /// The relative error `‖x - x₀‖ / ‖x₀‖` of the inputs `x` of each [`Site`](tersor_core::Site) (an input of linear layers) against those of the
+    /// other model, over a sample of the tokens, by the name of the site. A value is None if it was not finite and was read from a file. Empty if the
+    /// models have different sites. None if there is no other model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site_errors: Option<BTreeMap<String, Option<f64>>>,
-    /// Share of prompts that the model continues with the answer ([`task`]). None unless they were given.
+    /// The share, 0 to 1, of prompts that the model continues with the answer ([`TaskEvaluation::task_accuracy`]). [`decoder`] leaves it None; a
+    /// caller that also runs [`task`] may set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_accuracy: Option<f64>,
-    /// Number of prompts. None unless they were given.
+    /// The number of prompts. [`decoder`] leaves it None; a caller that also runs [`task`] may set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_total: Option<u64>,
 }
 
 impl Evaluation {
-    /// Returns whether the divergence is below a noise floor: it cannot be told from the rounding of activations to bf16. False if there is no
-    /// divergence or no floor.
+    /// Returns whether the mean divergence [`kl_mean`](Self::kl_mean) is below the noise floor `floor` in nats
+    /// ([`kl_noise_floor`](Self::kl_noise_floor)), so that it cannot be told from the rounding of activations to bf16. False if either is None or
+    /// NaN.
     pub fn below_noise(&self, floor: Option<f64>) -> bool {
         self.kl_mean.zip(floor).is_some_and(|(kl, floor)| kl < floor)
     }
@@ -190,11 +210,20 @@ fn check_plain_caches(options: &Options, checkpoint: &Checkpoint) -> Result<()> 
     Err(ParamError::new("reference", "a file", rule).into())
 }
 
-/// Evaluates the decoder of a model file or directory on a text, and compares its predictions with those of the model `against`, if there is one.
-/// `options` says what else is measured, and whether the predictions of the original are stored in a file or read from it.
+/// Evaluates the decoder of the model at `model` on `text`, and compares its predictions with those of the model at `against`, if there is one. Both
+/// are paths of a model directory, a `.gguf` file, or an output directory of [`compress`](crate::compress()). The text is cut into windows without
+/// overlap; tokens at its end that do not fill a window are not used. All fields of `options` count. `kinds` loads operators and caches; progress,
+/// warnings, threads and cancellation are those of `cx`. Warns if the text has fewer windows than asked for.
 ///
-/// Errors if a model cannot be opened or is no decoder, if their tokenizers differ, if the text has no window, if the file for predictions has those of
-/// other inputs or is none, or if the work is cancelled.
+/// # Errors
+///
+/// An [`Error::Param`] if [`Options::ctx`] or [`Options::windows`] is out of range, [`Options::kv`] is unknown, or a file of predictions is to be
+/// written for a model without another whose caches are not f32. An [`Error::Io`], [`Error::Format`], [`Error::Missing`] or [`Error::Unsupported`] if
+/// a model or the text cannot be read, or a model is no decoder of a known architecture or has no tokenizer.
+///
+/// An [`Error::Format`] with the path if the other model tokenizes a short test sentence differently, if the file of predictions has those of another
+/// model, text or version, or if it is another file. An error if the text does not fill one window, a token is outside of a vocabulary, or a logit is
+/// not finite. [`Error::Cancelled`] if the work is cancelled.
 pub fn decoder(
     model: &Path,
     text: &Text,
@@ -303,7 +332,8 @@ fn speed(decoder: &Decoder, window: &[u32], cx: &Context) -> Result<(f64, f64)> 
     Ok((median(prefill), median(decode)))
 }
 
-/// Returns the peak resident memory of this process in bytes, on Linux.
+/// Returns the peak resident memory of this process since it began, in bytes (`VmHWM` of Linux). None on other systems, or if the system does not
+/// tell. It cannot fail.
 pub fn peak_rss() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;

@@ -1,8 +1,8 @@
 //! Files with the predictions of an original network, so that it runs once for many comparisons.
 //!
-//! A file has the final hidden states of every token in f32, from which the original's output head makes the logits again, and the inputs of the
-//! sampled tokens at every site. The logits, which take `vocab / hidden` times the space of the hidden states, are stored too if
-//! [`Options::reference_logits`] allows that many bytes.
+//! A file has the final hidden states of every token in f32, from which the output head of the original computes the logits again, and the inputs of
+//! the sampled tokens at every site (an input of linear layers). The logits, which take `vocab / hidden` times the space of the hidden states, are
+//! stored too if [`Options::reference_logits`] allows that many bytes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -35,17 +35,19 @@ const LOGIT_HASHES: &str = "logit_hashes";
 /// Length of a hash in bytes.
 const HASH: usize = 32;
 
-/// A file with the predictions of an original network on the windows of a text: a safetensors file with the tensors
+/// An opened file with the predictions of an original network on the windows (runs of tokens of one length) of a text. It is a safetensors file with
+/// these tensors:
 ///
-/// - `hidden`, f32 `[windows * ctx, hidden]`: final hidden states after the last norm
-/// - `sites`, f32 `[windows, values]`: of each window the inputs of all sites of the layers in the order of execution, `[sampled, features]` each
-/// - `hashes`, u8 `[windows, 32]`: the BLAKE3 hash of each window's values in the two tensors
-/// - `logits`, f32 `[windows * (ctx - 1), vocab]`, and `logit_hashes`, u8 `[windows * (ctx - 1), 32]`: the logits after all tokens of a window but
-///   the last, and the BLAKE3 hash of each row, if they were to be stored
-/// - `reference`, u8: a description in JSON, with the sizes and with hashes of what the predictions depend on
+/// - `hidden`, f32 `[windows * ctx, hidden]`: the final hidden states after the last norm
+/// - `sites`, f32 `[windows, values]`: for each window the inputs of all sites ([`Site`](tersor_core::Site), an input of linear layers) of the layers
+///   in the order of execution, `[sampled, features]` each, of the sampled tokens ([`States::sampled`])
+/// - `hashes`, u8 `[windows, 32]`: the BLAKE3 hash of the values of each window in the two tensors
+/// - `logits`, f32 `[windows * (ctx - 1), vocab]`, and `logit_hashes`, u8 `[windows * (ctx - 1), 32]`, if logits are stored: the logits after all
+///   tokens of a window but the last, and the BLAKE3 hash of each row
+/// - `reference`, u8: a description in JSON, with the sizes and with hashes of everything that the predictions depend on
 ///
-/// [`decoder`](super::decoder) writes and reads it ([`Options::reference`]). Figures that were computed with a file are equal to the last bit to those
-/// without.
+/// [`decoder`](super::decoder) writes and reads such a file ([`Options::reference`]). Figures that were computed with a file are the same to the last
+/// bit as those without.
 pub struct Reference {
     path: PathBuf,
     file: File,
@@ -118,8 +120,13 @@ impl Sizes {
 }
 
 impl Reference {
-    /// Opens a file. Its values are read window by window, later. Errors if it is no such file, or its tensors do not have the sizes that its
-    /// description states.
+    /// Opens the file at `path` and reads its description. The predictions are read later, window by window.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Format`] with the path if it is no file of predictions, or if its tensors do not have the types and shapes that follow from its
+    /// description. An [`Error::Unsupported`] if the file has another version. An [`Error::Io`] or [`Error::Limit`] if it cannot be read or a size
+    /// exceeds [`Limits::default`].
     pub fn open(path: &Path) -> Result<Self> {
         let bad = |what: String| Error::format(path.display().to_string(), what);
         let file = File::open(path, &Limits::default())?;
@@ -145,9 +152,15 @@ impl Reference {
         Ok(Self { path: path.to_path_buf(), file, inputs, sizes })
     }
 
-    /// Errors unless the file has the predictions of the decoder `model` on the windows that `options` cuts from a text: the same weights,
-    /// configuration and tokens, by their hashes, and the same version and instruction set, on which the last bits depend. The error names what
-    /// differs. Errors also if the model or the text cannot be read. Of `options`, `ctx` and `windows` are used.
+    /// Checks that the file has the predictions of the decoder of the model at `model` on the windows that `options` cuts from `text`: that weights,
+    /// configuration, tokens, the version of this crate and the instruction set, on which the last bits depend, are the same. All weight files are
+    /// read for their hashes. Of `options`, [`ctx`](Options::ctx) and [`windows`](Options::windows) count. `kinds` loads the operators; warnings go
+    /// to `cx`.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Format`] with the path of the file, which names what differs. An [`Error::Param`] if a field of `options` is out of range. Other
+    /// errors if the model or the text cannot be read, or the model is no decoder.
     pub fn matches(&self, model: &Path, text: &Text, options: &Options, kinds: &Kinds, cx: &Context) -> Result<()> {
         let checkpoint = Checkpoint::open(model, &kinds.operators)?;
         let windows = cut(&checkpoint, text, options, cx)?.1;
@@ -172,8 +185,13 @@ impl Reference {
         Err(Error::format(self.path.display().to_string(), format!("{what}; remove it or choose another name")))
     }
 
-    /// Returns the states of window `index`, counted from 0. Errors if there is no such window, the file cannot be read, or the values are not those
-    /// that were written.
+    /// Reads the predictions for the window of the index `index`, counted from 0: the final hidden states of its tokens, and the inputs of the
+    /// sampled tokens at each site (an input of linear layers).
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Range`] if there is no such window. An [`Error::Format`] with the path if the values do not have the hash that was recorded with
+    /// them. An [`Error::Io`] if the file cannot be read.
     pub fn window(&self, index: usize) -> Result<States> {
         let Sizes { windows, ctx, hidden, features, .. } = &self.sizes;
         if index >= *windows {
@@ -275,7 +293,7 @@ fn content(checkpoint: &Checkpoint) -> Result<String> {
     Ok(hash(all.join("\n").as_bytes()))
 }
 
-/// A file in progress. It appears under its name when [`finish`](Self::finish) succeeds.
+/// A file of predictions in progress. It appears under its name when [`finish`](Self::finish) succeeds.
 pub(super) struct Recorder {
     writer: Writer,
     sizes: Sizes,
@@ -283,9 +301,9 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// Begins the file `path` for the decoder of a checkpoint on the windows of tokens, which all have the same length, with logits if these take
-    /// at most `max_logits` bytes.
-    pub fn create(path: &Path, checkpoint: &Checkpoint, windows: &[&[u32]], max_logits: u64) -> Result<Self> {
+    /// Begins the file `path` for the decoder of a checkpoint on windows of tokens, which all have the same length, with logits if these take at most
+    /// `max_logits` bytes. Errors if the model is no decoder or cannot be read, or the file cannot be written.
+    pub(crate) fn create(path: &Path, checkpoint: &Checkpoint, windows: &[&[u32]], max_logits: u64) -> Result<Self> {
         let config = checkpoint.architecture()?.decoder()?;
         let sizes = Sizes::of(config, windows.len(), windows.first().map_or(0, |w| w.len()), max_logits);
         let about = json!({
@@ -302,8 +320,8 @@ impl Recorder {
         Ok(Self { writer, sizes, hashes: Vec::new() })
     }
 
-    /// Completes the file. Errors unless the predictions for all windows were added.
-    pub fn finish(mut self) -> Result<()> {
+    /// Completes the file. Errors unless the predictions for all windows were added, or if the file cannot be written.
+    pub(crate) fn finish(mut self) -> Result<()> {
         let layout = self.sizes.layout()?;
         self.writer.write_rows(HASHES, &layout[HASHES], 0, &self.hashes)?;
         self.writer.finish()

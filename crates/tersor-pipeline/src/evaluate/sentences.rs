@@ -11,28 +11,36 @@ use crate::calibrate;
 use crate::kinds::Kinds;
 use crate::text::Text;
 
-/// The figures of an encoder on sentences.
+/// The agreement of the sentence embeddings of an encoder with those of another model, as [`sentences`] returns it.
 #[derive(Clone, Debug, Serialize)]
 pub struct SentenceEvaluation {
-    /// Smallest cosine between the embedding of a sentence and that of the other model.
+    /// The smallest cosine between the two embeddings of a sentence.
     pub cosine_min: f64,
-    /// Mean of these cosines.
+    /// The mean of these cosines over all sentences.
     pub cosine_mean: f64,
-    /// Number of sentences.
+    /// The number of sentences.
     pub sentences: usize,
-    /// Stored bits per weight of all matrices, embeddings included.
+    /// The stored bits per element over all two-dimensional tensors, embedding tables included.
     pub bits_per_weight: f64,
-    /// The same without embeddings.
+    /// The stored bits per element over all two-dimensional tensors except embedding tables.
     pub body_bits_per_weight: f64,
-    /// Total length of all weight files in bytes.
+    /// The total length of all weight files in bytes.
     pub weight_bytes: u64,
-    /// Peak resident memory of the process in bytes, on Linux.
+    /// The peak resident memory of this process so far in bytes; None on other systems than Linux.
     pub peak_rss_bytes: Option<u64>,
 }
 
-/// Compares the embeddings of an encoder with those of the model `against`, for each line of a text. Of `options`, `ctx` and `windows` are used. Errors
-/// if a model cannot be opened or is no encoder, if their tokenizers differ, if the text has no line, if an embedding is not finite,
-/// or if the work is cancelled.
+/// Compares the embeddings of the encoder of the model at `model` with those of the model at `against`, for each line of `text` that is not blank.
+/// The paths are as for [`decoder`](super::decoder). Of `options`, [`ctx`](Options::ctx) (the maximum number of tokens of a line; of a longer line,
+/// the first `ctx - 1` tokens and the last are used) and [`windows`](Options::windows) (the number of lines) count. `kinds` loads the operators;
+/// progress, threads and cancellation are those of `cx`.
+///
+/// # Errors
+///
+/// An [`Error::Param`] if [`Options::ctx`] is out of range. An [`Error::Io`], [`Error::Format`], [`Error::Missing`] or [`Error::Unsupported`] if a
+/// model or the text cannot be read, or a model is no encoder of a known architecture or has no tokenizer. An [`Error::Format`] if the two tokenizers
+/// give different tokens for the text, or if there is no line. An [`Error::Tensor`] around an [`Error::NonFinite`], whose row is the index of the
+/// sentence, if a cosine is not finite. [`Error::Cancelled`] if the work is cancelled.
 pub fn sentences(
     model: &Path,
     text: &Text,

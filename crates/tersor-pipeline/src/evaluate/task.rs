@@ -15,34 +15,40 @@ use crate::text::Text;
 /// Number of new tokens beyond those of the answer, for white space in front of it.
 const SPARE: usize = 2;
 
-/// The figures of a decoder on prompts with answers.
+/// The figures of a decoder on prompts with known answers, as [`task`] returns them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TaskEvaluation {
-    /// Share of the prompts, 0 to 1, whose continuation is the answer.
+    /// The share, 0 to 1, of the prompts whose continuation is the answer.
     pub task_accuracy: f64,
-    /// Number of prompts.
+    /// The number of prompts.
     pub task_total: u64,
-    /// Stored bits per weight of all matrices, embedding and head included.
+    /// The stored bits per element over all two-dimensional tensors, embedding tables and output head included.
     pub bits_per_weight: f64,
-    /// The same without embedding and head.
+    /// The stored bits per element over all two-dimensional tensors except embedding tables and output head.
     pub body_bits_per_weight: f64,
-    /// Total length of all weight files in bytes.
+    /// The total length of all weight files in bytes.
     pub weight_bytes: u64,
-    /// Peak resident memory of the process in bytes, on Linux.
+    /// The peak resident memory of this process so far in bytes; None on other systems than Linux.
     pub peak_rss_bytes: Option<u64>,
 }
 
-/// A prompt and its answer.
+/// A prompt and the answer with which a decoder should continue it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Question {
-    /// The text that is continued.
+    /// The text that is continued, as in the file.
     pub prompt: String,
-    /// The expected continuation, without white space around it.
+    /// The expected continuation, without white space at its ends.
     pub answer: String,
 }
 
-/// Returns the prompts and answers of a text in JSON lines: on each line an object with the texts `prompt` and `answer`. Other keys and empty lines are
-/// ignored. Errors, naming text and line, if a line is no such object, or an answer or a prompt is empty; errors if there is no line.
+/// Reads the prompts and answers of `text`, which is in JSON lines: each line is an object with the strings `prompt` and `answer`. Other keys and
+/// blank lines are ignored. Returns each question with the number of its line, counted from 1.
+///
+/// # Errors
+///
+/// An [`Error::Format`] with `NAME:LINE` (name of the text, number of the line) if a line is no JSON, if one of the two strings is missing or is no
+/// string, or if it is blank. An [`Error::Format`] with the name of the text if there is no line. The errors of [`Text::read`] if the text cannot be
+/// read.
 ///
 /// ```
 /// use tersor_pipeline::{Text, evaluate::questions};
@@ -73,13 +79,19 @@ fn place(text: &Text, line: usize) -> String {
     format!("{}:{line}", text.name())
 }
 
-/// Continues the prompts of a text ([`questions`] has its form) with the decoder of a model file or directory, and counts the continuations that are the
-/// answer. At every step the most likely token follows. The continuation ends at an end-of-text token, as soon as it has the answer's length without
-/// white space around it, or after two tokens more than the answer has; it must then be equal to the answer, white space around it apart. So what the
-/// model would say after the answer does not count.
+/// Continues the prompts of `text`, which has the form that [`questions`] describes, with the decoder of the model at `model`, and counts the
+/// continuations that are the answer. The path is as for [`decoder`](super::decoder). At each step the most probable token follows. A continuation
+/// ends at an end-of-text token, as soon as it is as long as the answer without white space at its ends, or after two tokens more than the answer
+/// has. It must then equal the answer, white space at its ends apart; text that the model would add after the answer does not count.
 ///
-/// Of `options`, `windows` (the number of prompts), `kv` and `stream` are used. Errors if the model cannot be opened or is no decoder, if a line is
-/// wrong or too long for the model, or if the work is cancelled.
+/// Of `options`, [`windows`](Options::windows) (the number of prompts), [`kv`](Options::kv) and [`stream`](Options::stream) count. `kinds` loads
+/// operators and caches; progress, threads and cancellation are those of `cx`.
+///
+/// # Errors
+///
+/// The errors of [`questions`]. An [`Error::Format`] with `NAME:LINE` if a prompt has no token, or if prompt and answer have more tokens than the
+/// model takes. An [`Error::Param`] if [`Options::kv`] is unknown. An [`Error::Io`], [`Error::Format`], [`Error::Missing`] or [`Error::Unsupported`]
+/// if the model cannot be read, is no decoder of a known architecture, or has no tokenizer. [`Error::Cancelled`] if the work is cancelled.
 pub fn task(model: &Path, text: &Text, options: &Options, kinds: &Kinds, cx: &Context) -> Result<TaskEvaluation> {
     let checkpoint = Checkpoint::open(model, &kinds.operators)?;
     let max = checkpoint.architecture()?.decoder()?.max_positions;

@@ -13,29 +13,33 @@ use crate::kinds::Kinds;
 /// Number of f32 values of a matrix that are in memory at once.
 const BLOCK: usize = 1 << 20;
 
-/// How far the matrices of a model are from those of its original. It needs no data and no known architecture.
+/// The errors of the matrices of a model against those of its original, as [`weights`] returns them. They need neither data nor a known architecture.
 #[derive(Clone, Debug, Serialize)]
 pub struct WeightEvaluation {
-    /// The relative error over all compared matrices together, `‖W - Ŵ‖ / ‖W‖` with the root of the sum of all squares.
+    /// The relative error `‖W - Ŵ‖ / ‖W‖` over all compared matrices together, for the original weights `W` and those of the model `Ŵ`, with the root
+    /// of the sum of all squares.
     pub relative_error: f64,
-    /// The relative error of each compared matrix, by its name; 0 for a matrix of zeros that stays so.
+    /// The relative error of each compared matrix, by its name. 0 for a matrix of zeros that has no error, infinite for one that has.
     pub matrices: BTreeMap<String, f64>,
-    /// Stored bits per weight of all matrices.
+    /// The stored bits per element over all two-dimensional tensors of the model.
     pub bits_per_weight: f64,
-    /// The same without embedding tables and output head, which are recognised by their names.
+    /// The stored bits per element over all two-dimensional tensors except embedding tables and output head, which are recognised by their names.
     pub body_bits_per_weight: f64,
-    /// Total length of all weight files in bytes.
+    /// The total length of all weight files of the model in bytes.
     pub weight_bytes: u64,
-    /// Peak resident memory of the process in bytes, on Linux.
+    /// The peak resident memory of this process so far in bytes; None on other systems than Linux.
     pub peak_rss_bytes: Option<u64>,
 }
 
-/// Compares every compressed matrix of the model `model` with the matrix of the same name in `original`; if `model` is not compressed, every matrix of
-/// two axes. The models may have any architecture. Matrices that a rotation or a smoothing changed before compression differ by this change too.
-/// `kinds` loads the operators; progress and cancellation are those of `cx`.
+/// Compares the matrices of the model at `model` with those of the same names in the model at `original`: every compressed matrix, or, if the model
+/// has none, every two-dimensional tensor. The models may have any architecture. A matrix that a rotation or a smoothing changed before compression
+/// differs by this change too. `kinds` loads the operators; progress, threads and cancellation are those of `cx`.
 ///
-/// Errors if a model cannot be opened, a matrix is missing from `original` or has another shape there (the error names it), if there is no matrix to
-/// compare, if a value is not finite, or if the work is cancelled.
+/// # Errors
+///
+/// An [`Error::Io`], [`Error::Format`] or [`Error::Limit`] if a model cannot be opened. An [`Error::Missing`] if there is no matrix to compare, or if
+/// a matrix is not in `original`. An [`Error::Tensor`] with the name of the matrix if it has another shape there, or if a value in one of the models
+/// is not finite. [`Error::Cancelled`] if the work is cancelled.
 pub fn weights(model: &Path, original: &Path, kinds: &Kinds, cx: &Context) -> Result<WeightEvaluation> {
     let (found, original) = (Checkpoint::open(model, &kinds.operators)?, Checkpoint::open(original, &kinds.operators)?);
     let compressed = found.manifest().map(|m| &m.specs).filter(|specs| !specs.is_empty());

@@ -15,17 +15,17 @@ use super::plain::RECORD;
 use super::{Source, Tensor};
 use crate::output::{self, Output, Share};
 
-/// The version of the format, which determines how zeros are stored.
+/// The version of the GPTQ format, which determines how zeros (the codes that stand for the value 0) are stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Version {
-    /// Zeros are stored less one, so a zero of code 0 cannot be stored.
+    /// Zeros are stored less one, so that a zero of code 0 cannot be stored.
     V1,
     /// Zeros are stored as they are.
     V2,
 }
 
 impl Version {
-    /// Returns the version of the name `gptq` or `gptq-v2`; none for another name.
+    /// Returns the version of the name `gptq` ([`V1`](Self::V1)) or `gptq-v2` ([`V2`](Self::V2)); None for any other name.
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "gptq" => Some(Version::V1),
@@ -53,20 +53,22 @@ struct Kind {
     symmetric: bool,
 }
 
-/// A GPTQ checkpoint.
+/// A directory in the GPTQ format, as [`export`](super::export) wrote it.
 #[derive(Clone, Debug, Serialize)]
 pub struct GptqExport {
-    /// The directory.
+    /// The directory, as it was given.
     pub out: PathBuf,
-    /// Name of the format's version: `gptq` or `gptq_v2`.
+    /// The name of the version, as in the configuration: `gptq` or `gptq_v2`.
     pub to: &'static str,
-    /// Number of matrices stored as codes.
+    /// The number of matrices that are stored as codes.
     pub matrices: usize,
-    /// Total length of all tensors in bytes.
+    /// The total length of all tensors in bytes, without headers.
     pub bytes: u64,
 }
 
-pub fn run(source: &Source, version: Version, out: &Path, cx: &Context) -> Result<GptqExport> {
+/// Writes the compressed model `source` in the GPTQ format to the directory `out`. Errors, naming the matrix, if its stored form is no uniform grid
+/// of 2, 3, 4 or 8 bits in groups with scales in f16 or its shape does not fit, and otherwise as [`export`](super::export) does.
+pub(crate) fn run(source: &Source, version: Version, out: &Path, cx: &Context) -> Result<GptqExport> {
     let config = source.model.config().cloned().ok_or_else(|| Error::Missing {
         name: "config.json".into(),
         place: source.model.path().display().to_string(),

@@ -1,4 +1,4 @@
-//! Export: writes a model in formats that other programs load.
+//! Export: writes a model, original or compressed, in formats that other programs load.
 
 mod gguf;
 mod gptq;
@@ -25,21 +25,28 @@ use tersor_operators::{GroupedLinear, QuantizedInputs};
 use crate::kinds::Kinds;
 use crate::output::hash_model;
 
-/// A format to export to.
+/// A format that [`export`] writes.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Format {
-    /// A directory of safetensors files in this float type, as Hugging Face's transformers write it.
+    /// A directory of safetensors files with all float tensors in this type (f16, bf16 or f32), in the layout of Hugging Face.
     Plain(DType),
-    /// A file for llama.cpp.
+    /// A GGUF file for llama.cpp and programs built on it, with the types that the target names.
     Gguf(Target),
-    /// A directory for gptqmodel and transformers, with the codes of a compressed model.
+    /// A directory in the GPTQ format, for gptqmodel and transformers, with the codes of a compressed model unchanged. Embeddings, output head and
+    /// tensors that are not compressed are stored in f16.
     Gptq(Version),
-    /// The low-rank corrections of a compressed model as a LoRA adapter, with its base model.
+    /// A directory with a LoRA adapter for PEFT, which has the low-rank corrections of a compressed model, and in its folder `base` the model without
+    /// them, in f32.
     Peft,
 }
 
 impl Format {
-    /// Returns the format of a name: `f16`, `bf16`, `f32`, `gguf:TYPE`, `gptq`, `gptq-v2` or `peft`. Errors (bad usage) if there is none.
+    /// Returns the format that `name` stands for: `f16`, `bf16` or `f32` (in upper or lower case), `gguf:TYPE` with a name that [`Target::from_name`]
+    /// takes, `gptq`, `gptq-v2` or `peft`.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`] that lists all names if there is no such format.
     pub fn from_name(name: &str) -> Result<Self> {
         if let Some(dtype) = DType::from_name(name).filter(|d| d.is_weight()) {
             return Ok(Self::Plain(dtype));
@@ -59,22 +66,32 @@ impl Format {
     }
 }
 
-/// What [`export`] wrote.
+/// What [`export`] wrote. In JSON, it is the value of the variant.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub enum Exported {
     /// A directory of safetensors files.
     Plain(PlainExport),
-    /// A file for llama.cpp.
+    /// A GGUF file.
     Gguf(GgufExport),
-    /// A GPTQ checkpoint.
+    /// A directory in the GPTQ format.
     Gptq(GptqExport),
     /// A LoRA adapter with its base model.
     Peft(PeftExport),
 }
 
-/// Writes a model, an original or an output of [`compress`](crate::compress()), in a format to the file or directory `out`. Errors, naming the tensor, if
-/// the format cannot hold the model, if `out` exists (a file) or has other content (a directory), and if the work is cancelled.
+/// Writes the model at `model` to `out` in the format `format`, and returns what was written. The model is an original (a directory or a file) or an
+/// output directory of [`compress`](crate::compress()). `out` is a file for [`Format::Gguf`], otherwise a directory, which is made if it does not
+/// exist. If the directory has the finished result of the same conversion, nothing is written again. `kinds` loads the operators of a compressed
+/// model; progress, threads and cancellation are those of `cx`.
+///
+/// # Errors
+///
+/// An [`Error::Tensor`] with the name of the tensor if the format cannot hold it (around an [`Error::Unsupported`] with the remedy), or if a value is
+/// not finite or becomes infinite in the type. An [`Error::Unsupported`] if a model for [`Format::Peft`] has no low-rank correction. An
+/// [`Error::Missing`] if the model has no `config.json` and the format needs it. An [`Error::Format`] with the path if `out` exists (a file), or has
+/// other files, work from other inputs or is in use (a directory). An [`Error::Io`], [`Error::Format`] or [`Error::Limit`] if a file cannot be read
+/// or written. [`Error::Cancelled`] if the work is cancelled.
 pub fn export(model: &Path, format: Format, out: &Path, kinds: &Kinds, cx: &Context) -> Result<Exported> {
     let source = Source::open(model, kinds)?;
     Ok(match format {
@@ -85,7 +102,14 @@ pub fn export(model: &Path, format: Format, out: &Path, kinds: &Kinds, cx: &Cont
     })
 }
 
-/// Returns what [`export`] would write for llama.cpp, with the type of every tensor, without writing anything.
+/// Returns what [`export`] to [`Format::Gguf`] would write for the model at `model`, with the type of every tensor, and writes nothing. Headers and
+/// the scales of compressed matrices are read. Errors of requantization ([`GgufExport::rounded_again`]) are not measured. `kinds` has the operators
+/// of a compressed model.
+///
+/// # Errors
+///
+/// Those of [`export`] that follow from names, shapes and stored forms: an [`Error::Tensor`] with the name of a tensor that the file cannot hold, an
+/// [`Error::Missing`] without `config.json`, or an error if the model cannot be read.
 pub fn gguf_types(model: &Path, target: Target, kinds: &Kinds) -> Result<GgufExport> {
     gguf::run(&Source::open(model, kinds)?, target, None, &Context::new())
 }

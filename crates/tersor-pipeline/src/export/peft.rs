@@ -17,22 +17,24 @@ use crate::output::{self, Output, Share};
 /// Name of the directory with the base model, beside the adapter.
 const BASE: &str = "base";
 
-/// A LoRA adapter with its base model.
+/// A LoRA adapter with its base model, as [`export`](super::export) wrote them.
 #[derive(Clone, Debug, Serialize)]
 pub struct PeftExport {
-    /// The directory of the adapter.
+    /// The directory of the adapter, as it was given.
     pub out: PathBuf,
-    /// `peft`.
+    /// The name of the format: `peft`.
     pub to: &'static str,
-    /// Number of modules (corrected matrices) of the adapter.
+    /// The number of modules of the adapter, which are the matrices with a low-rank correction.
     pub modules: usize,
-    /// The directory of the base model, inside that of the adapter.
+    /// The directory of the base model in f32, the folder `base` of `out`.
     pub base: PathBuf,
-    /// Total length of the base model's tensors in bytes.
+    /// The total length of the tensors of the base model in bytes, without headers.
     pub base_bytes: u64,
 }
 
-pub fn run(mut source: Source, out: &Path, cx: &Context) -> Result<PeftExport> {
+/// Writes the low-rank corrections of `source` as a LoRA adapter to the directory `out`, and the base model without them to its folder `base`. Errors
+/// as [`export`](super::export) does.
+pub(crate) fn run(mut source: Source, out: &Path, cx: &Context) -> Result<PeftExport> {
     let inputs = source.inputs("peft")?;
     let mut adapter = Adapter::new();
     for t in source.tensors() {
@@ -63,9 +65,9 @@ pub fn run(mut source: Source, out: &Path, cx: &Context) -> Result<PeftExport> {
     Ok(PeftExport { out: out.to_path_buf(), to: "peft", modules: adapter.modules(), base, base_bytes })
 }
 
-/// Returns the specification of a corrected matrix, without the quantization of its inputs, and the prefix of its tensor names; none for a matrix
-/// without correction.
-pub fn corrected<'s>(spec: &'s OpSpec, name: &str) -> Option<(&'s OpSpec, String)> {
+/// Returns the specification of a matrix with a low-rank correction, without the quantization of its inputs, and the prefix of its tensor names; None
+/// for a matrix without correction.
+pub(crate) fn corrected<'s>(spec: &'s OpSpec, name: &str) -> Option<(&'s OpSpec, String)> {
     let (spec, prefix) = at(spec, name, QuantizedInputs::KIND);
     (spec.kind == Residual::KIND).then_some((spec, prefix))
 }

@@ -14,8 +14,8 @@ use super::Source;
 use crate::output::{self, Output, Share};
 use crate::rows::block_rows;
 
-/// Name of the file that records the inputs of a converted directory.
-pub const RECORD: &str = "conversion.json";
+/// The name of the JSON file that records the inputs of a converted directory.
+pub(crate) const RECORD: &str = "conversion.json";
 
 /// A tensor to write: name, type, shape, and file.
 struct Item {
@@ -24,26 +24,27 @@ struct Item {
     file: String,
 }
 
-/// A directory of safetensors files.
+/// A directory of safetensors files, as [`export`](super::export) wrote it.
 #[derive(Clone, Debug, Serialize)]
 pub struct PlainExport {
-    /// The directory.
+    /// The directory, as it was given.
     pub out: PathBuf,
-    /// Name of the float type.
+    /// The name of the float type: `F16`, `BF16` or `F32`.
     pub to: &'static str,
-    /// Number of tensors.
+    /// The number of tensors.
     pub tensors: usize,
-    /// Total length of the tensors in bytes.
+    /// The total length of the tensors in bytes, without headers.
     pub bytes: u64,
 }
 
-pub fn run(source: &Source, dtype: DType, out: &Path, cx: &Context) -> Result<PlainExport> {
+/// Writes the tensors of `source` in the float type `dtype` to the directory `out`. Errors as [`export`](super::export) does.
+pub(crate) fn run(source: &Source, dtype: DType, out: &Path, cx: &Context) -> Result<PlainExport> {
     let bytes = write_out(source, dtype, out, cx)?;
     Ok(PlainExport { out: out.to_path_buf(), to: dtype.name(), tensors: source.tensors().len(), bytes })
 }
 
-/// Writes the directory, unless it is finished; returns the total length of its tensors in bytes.
-pub fn write_out(source: &Source, dtype: DType, out: &Path, cx: &Context) -> Result<u64> {
+/// Writes the directory `out`, unless it is finished; returns the total length of its tensors in bytes. Errors as [`export`](super::export) does.
+pub(crate) fn write_out(source: &Source, dtype: DType, out: &Path, cx: &Context) -> Result<u64> {
     let items = items(source, dtype);
     let inputs = source.inputs(dtype.name())?;
     let total: u64 = items.iter().map(|i| i.info.bytes().unwrap_or(0) as u64).sum();

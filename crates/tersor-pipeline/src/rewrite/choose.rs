@@ -9,9 +9,14 @@ use tersor_models::Architecture;
 use crate::kinds::Kinds;
 use crate::recipe::{Recipe, Roles, Rule};
 
-/// Returns the change of each site (one input and the matrices that read it) that the rules of its matrices name, such as smoothing, by the name
-/// of the site. Errors if these rules differ in the change, if they name more than one, or if no site can be changed.
-pub fn smoothings(
+/// Returns the change of each site that the rules of its matrices name, such as smoothing, by the name of the site. Sites that are not changed are
+/// left out, and the input of an output head never is changed.
+///
+/// # Errors
+///
+/// An [`Error::Param`] if the rules of the matrices of a site differ in the change, if they name more than one, or if a rule names a change and no
+/// site of the network can be changed. Other errors if a stage cannot be made from its parameters, or the rewrite refuses a site.
+pub(crate) fn smoothings(
     recipe: &Recipe,
     sites: &[Site],
     roles: &Roles,
@@ -75,9 +80,17 @@ fn changes(at: &Target<'_>) -> Result<Vec<String>> {
     Ok(all)
 }
 
-/// Returns the change of the whole network that a recipe names, such as a rotation; none if it names none. Errors if it names more than one, or if
-/// the network is no decoder.
-pub fn of_network(recipe: &Recipe, network: Option<&Architecture>, kinds: &Kinds) -> Result<Option<Box<dyn Rewrite>>> {
+/// Returns the change of the whole network that a recipe names, such as a rotation. None if it names none.
+///
+/// # Errors
+///
+/// An [`Error::Param`] if the recipe names more than one change, if one has invalid parameters, or if the network is no decoder of a known
+/// architecture.
+pub(crate) fn of_network(
+    recipe: &Recipe,
+    network: Option<&Architecture>,
+    kinds: &Kinds,
+) -> Result<Option<Box<dyn Rewrite>>> {
     let mut all = recipe.network_rewrites(&kinds.stages)?;
     if all.is_empty() {
         return Ok(None);

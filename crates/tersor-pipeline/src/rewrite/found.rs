@@ -11,33 +11,35 @@ use tersor_core::{
 use tersor_formats::Model;
 use tersor_models::{Calibration, Checkpoint, Hooks, ObservedSite, SiteChanges, Upstream};
 
-/// Where and for what changes are searched.
+/// The model for which the changes of a rewrite are computed, and how its weights are read.
 #[derive(Clone, Copy)]
-pub struct Search<'a> {
+pub(crate) struct Search<'a> {
     /// The model whose weights are read.
-    pub model: &'a Model,
-    /// What is done with values of a weight that are not finite, by its name; weights that are not in the map must be finite.
-    pub non_finite: &'a BTreeMap<String, NonFinite>,
-    /// Seed, progress and cancellation.
-    pub cx: &'a Context,
+    pub(crate) model: &'a Model,
+    /// What is done with NaN and infinite values of a weight, by the name of the weight. A weight that is not in the map must be finite.
+    pub(crate) non_finite: &'a BTreeMap<String, NonFinite>,
+    /// The seed, progress and cancellation.
+    pub(crate) cx: &'a Context,
 }
 
-/// The calibration windows on which a network is observed.
+/// The calibration windows (token sequences) on which a network is observed.
 #[derive(Clone, Copy)]
-pub struct Windows<'a> {
+pub(crate) struct Windows<'a> {
     /// The original network.
-    pub checkpoint: &'a Checkpoint,
-    /// The tokens of each window.
-    pub tokens: &'a [Vec<u32>],
-    /// Tokens per window.
-    pub ctx: usize,
-    /// Directory for hidden states; none to keep them in memory.
-    pub scratch: Option<&'a Path>,
+    pub(crate) checkpoint: &'a Checkpoint,
+    /// The token numbers of each window.
+    pub(crate) tokens: &'a [Vec<u32>],
+    /// The maximum number of tokens of a window.
+    pub(crate) ctx: usize,
+    /// The directory for files of hidden states (the activations between layers); None to keep them in memory.
+    pub(crate) scratch: Option<&'a Path>,
 }
 
-/// Returns the changes of a layer's sites, found in order, each with the folds of the sites before it applied. `smoothings` has the rewrite of each
-/// smoothed site, by its name; `plain` returns, for each consumer of a site, the data-free method with the grid that it will be quantized to, or none.
-pub fn of_sites<'m>(
+/// Computes the changes of the observed sites of a layer, one after the other, each on weights that have the changes of the sites before it.
+/// `smoothings` has the rewrite of each site that is changed, by the name of the site. `plain` returns for each matrix of a site, in the order of
+/// [`Site::consumers`], the data-free method of the grid that the matrix will be quantized to, or None. Returns the changes of all sites together.
+/// Errors if a rewrite does, for example because a weight is not finite, or if two changes of a matrix cannot be combined.
+pub(crate) fn of_sites<'m>(
     search: Search<'_>,
     smoothings: &BTreeMap<String, Box<dyn Rewrite>>,
     plain: &dyn Fn(&Site) -> Vec<Option<&'m dyn Method>>,
@@ -55,13 +57,19 @@ pub fn of_sites<'m>(
     Ok(all)
 }
 
-/// Returns the changes of the network by a rewrite that needs no data.
-pub fn without_data(search: Search<'_>, rewrite: &dyn Rewrite, sites: &[Site]) -> Result<Changes> {
+/// Computes the changes of the network by a rewrite that needs no data. Errors if the rewrite does.
+pub(crate) fn without_data(search: Search<'_>, rewrite: &dyn Rewrite, sites: &[Site]) -> Result<Changes> {
     rewrite.rewrite(sites, &Changed { search, folds: &[] }, &tersor_core::Unseen, search.cx)
 }
 
-/// Returns the changes of the network by a rewrite that observes the original network on calibration windows.
-pub fn with_data(search: Search<'_>, rewrite: &dyn Rewrite, sites: &[Site], text: Windows<'_>) -> Result<Changes> {
+/// Computes the changes of the network by a rewrite that observes the original network on calibration windows, layer by layer. Errors if the rewrite
+/// does, if the network cannot be run on the windows, or if the work is cancelled.
+pub(crate) fn with_data(
+    search: Search<'_>,
+    rewrite: &dyn Rewrite,
+    sites: &[Site],
+    text: Windows<'_>,
+) -> Result<Changes> {
     let weights = Changed { search, folds: &[] };
     let folds = rewrite.observed_with(sites, &weights)?;
     let pass = OriginalPass { search, rewrite, text, folds };

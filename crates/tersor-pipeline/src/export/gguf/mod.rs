@@ -19,68 +19,71 @@ use super::Source;
 use crate::rows::block_rows;
 use types::{Item, items};
 
-/// A file for llama.cpp, written or planned.
+/// A GGUF file for llama.cpp: written by [`export`](super::export), or planned by [`gguf_types`](super::gguf_types).
 #[derive(Clone, Debug, Serialize)]
 pub struct GgufExport {
-    /// The file; empty if nothing was to be written.
+    /// The path of the file, as it was given; empty if it was only planned.
     pub out: PathBuf,
-    /// `gguf:` and the name of the target.
+    /// The name of the format: `gguf:` with the name of the target, such as `gguf:Q4_K_M`.
     pub to: String,
-    /// Every tensor.
+    /// Every tensor of the model, with its type in the file.
     pub tensors: Vec<GgufTensor>,
-    /// Total length of the tensors in bytes.
+    /// The total length of these tensors in bytes, without header and metadata.
     pub bytes: usize,
-    /// Tensors with another type than the target's.
+    /// The matrices that are stored in another type than the target names, with the reason: the output head, or rows whose length is no multiple of
+    /// the type's blocks. Compressed matrices in a type other than the target's are not among them, unless the target is a mixture.
     pub fallbacks: Vec<NotedTensor>,
-    /// Compressed matrices that were quantized again.
+    /// The compressed matrices that were decompressed and quantized again to a block type, with the error of that. Empty if the file was only
+    /// planned.
     pub rounded_again: Vec<RoundedTensor>,
     /// Whether the file was written.
     pub written: bool,
 }
 
-/// A tensor of a file for llama.cpp.
+/// A tensor of a GGUF file.
 #[derive(Clone, Debug, Serialize)]
 pub struct GgufTensor {
-    /// Name in the model.
+    /// The name of the tensor in the model.
     pub name: String,
-    /// Name in the file.
+    /// The name of the tensor in the file, such as `blk.0.attn_q.weight`.
     #[serde(rename = "as")]
     pub in_file: String,
-    /// Name of its type.
+    /// The name of its GGUF type, such as `Q4_0`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// Whether its codes are copied unchanged.
+    /// Whether the codes of a compressed matrix are copied unchanged.
     pub exact: bool,
-    /// Length in bytes.
+    /// The length of the tensor in the file in bytes.
     pub bytes: usize,
 }
 
-/// A tensor with another type than the target's.
+/// A tensor that a GGUF file stores in another type than the target names.
 #[derive(Clone, Debug, Serialize)]
 pub struct NotedTensor {
-    /// Name in the model.
+    /// The name of the tensor in the model.
     pub tensor: String,
-    /// Name of its type.
+    /// The name of the GGUF type in which it is stored.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// The reason.
+    /// The reason, as a phrase such as `it is the output head`.
     pub why: String,
 }
 
-/// A compressed matrix that was quantized again.
+/// A compressed matrix that a GGUF file stores quantized again.
 #[derive(Clone, Debug, Serialize)]
 pub struct RoundedTensor {
-    /// Name in the model.
+    /// The name of the matrix in the model.
     pub tensor: String,
-    /// Name of its type.
+    /// The name of the GGUF type in which it is stored.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// The root of the squared error over the squared values.
+    /// The relative error of the second quantization, `‖W - Ŵ‖ / ‖W‖` for the compressed weights `W` and those of the file `Ŵ`; 0 if all weights are
+    /// 0.
     pub relative_error: f64,
 }
 
-/// Converts a model to the file `out`; without one, returns what would be written.
-pub fn run(source: &Source, target: Target, out: Option<&Path>, cx: &Context) -> Result<GgufExport> {
+/// Converts a model to the GGUF file `out`; with None, returns what would be written. Errors as [`export`](super::export) does.
+pub(crate) fn run(source: &Source, target: Target, out: Option<&Path>, cx: &Context) -> Result<GgufExport> {
     let config = source.model.config().ok_or_else(|| Error::Missing {
         name: "config.json".into(),
         place: source.model.path().display().to_string(),

@@ -8,15 +8,17 @@ use tersor_operators::Grid;
 
 use super::super::{Source, Tensor};
 
-/// How the types of matrices are chosen.
+/// The rule by which the types of the matrices of a GGUF file are chosen. Vectors are stored in f32 in all cases.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Target {
-    /// One type for all matrices. The head gets Q6_K or Q8_0 if that has more bits; embedding and head of a compressed model get Q8_0 if their grid is
-    /// not that of the type.
+    /// One type for all matrices. The output head gets Q6_K or Q8_0 (F16 if its rows fit neither) if the type has fewer than 7 bits per element. A
+    /// matrix that is compressed already keeps its codes, and must have the grid of the type; embedding and head may be quantized again to Q8_0.
     Type(BlockType),
-    /// A mixture of llama.cpp: this type, and Q6_K for the most sensitive matrices.
+    /// A mixture of llama.cpp: this type, Q6_K for the output head and for the value and down projections of some layers, and other types for rows
+    /// whose length is no multiple of 256. The mixtures are `Q4_K_M` and `Q5_K_M`. A compressed matrix is decompressed and quantized again.
     Mix(BlockType),
-    /// For each compressed matrix, the smallest type with the same grid.
+    /// For each matrix of a compressed model, the smallest type that holds its codes unchanged; a matrix that was compressed to a float type keeps
+    /// it. Embedding and head may be quantized again to Q8_0. A matrix that is not compressed is refused.
     Exact,
 }
 
@@ -24,7 +26,12 @@ pub enum Target {
 const MIXES: [(&str, BlockType); 2] = [("Q4_K_M", BlockType::Q4_K), ("Q5_K_M", BlockType::Q5_K)];
 
 impl Target {
-    /// Returns the target of a name. Errors (bad usage) if the name is unknown.
+    /// Returns the target that `name` stands for, in upper or lower case: `exact`, a mixture (`Q4_K_M`, `Q5_K_M`), or the name of a type such as
+    /// `Q4_0`.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error::Param`] that lists all names if the name is unknown, or the type can only be read.
     pub fn from_name(name: &str) -> Result<Self> {
         let same = |other: &str| other.eq_ignore_ascii_case(name);
         if same("exact") {
@@ -38,7 +45,7 @@ impl Target {
         kind.map(Target::Type).ok_or_else(|| ParamError::new("gguf type", format!("`{name}`"), rule).into())
     }
 
-    /// Returns all names of targets.
+    /// Returns all names that [`from_name`](Self::from_name) takes.
     pub fn names() -> Vec<&'static str> {
         let types = BlockType::ALL.into_iter().filter(|t| t.can_encode()).map(|t| t.name());
         types.chain(MIXES.map(|m| m.0)).chain(["exact"]).collect()
@@ -75,24 +82,24 @@ impl Target {
 }
 
 /// A tensor of the output file.
-pub struct Item {
+pub(crate) struct Item {
     /// The tensor of the model.
-    pub tensor: Tensor,
+    pub(crate) tensor: Tensor,
     /// Its name in the file.
-    pub name: String,
-    /// The order in which the file has the rows of the tensor: as the model has them, or those of queries and keys rearranged for
-    /// interleaved rotary embedding.
-    pub rows: RowOrder,
+    pub(crate) name: String,
+    /// The order in which the file has the rows of the tensor: that of the model, or that of queries and keys for an interleaved rotary embedding.
+    pub(crate) rows: RowOrder,
     /// Its type in the file.
-    pub kind: BlockType,
+    pub(crate) kind: BlockType,
     /// Whether its codes are copied unchanged.
-    pub codes: bool,
-    /// The reason why it has another type than the target's.
-    pub note: Option<String>,
+    pub(crate) codes: bool,
+    /// The reason why it has another type than the target names; None if it has not, or no reason is reported.
+    pub(crate) note: Option<String>,
 }
 
-/// Returns every tensor with its type in the file. Errors, with name and reason, if a tensor cannot be converted.
-pub fn items(source: &Source, target: Target, config: &Json) -> Result<Vec<Item>> {
+/// Returns every tensor of the model with its type in the file. `config` is the configuration of the model. Errors, with the name of the tensor and
+/// the reason, if a tensor cannot be converted.
+pub(crate) fn items(source: &Source, target: Target, config: &Json) -> Result<Vec<Item>> {
     let tied = config["tie_word_embeddings"] == true;
     let layers = config["num_hidden_layers"].as_u64().unwrap_or(0) as usize;
     let item = |tensor: Tensor| -> Result<Item> {
