@@ -9,6 +9,7 @@ pub mod cached_rows;
 pub mod cluster;
 pub mod codebook;
 pub mod convert;
+pub mod convolution;
 mod decades;
 pub mod dense;
 mod fault;

@@ -39,11 +39,11 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// Returns the name that the recipe for this limit gets: `budget-90.0MB` for 90 million bytes, rounded to 0.1 MB; `bits-4.5` for 4.5 bits. It
+    /// Returns the name that the recipe for this limit gets: `budget-90MB` for 90 million bytes; `bits-4.5` for 4.5 bits. It
     /// cannot fail.
     pub fn name(self) -> String {
         match self {
-            Limit::Bytes(bytes) => format!("budget-{:.1}MB", bytes as f64 / 1e6),
+            Limit::Bytes(bytes) => format!("budget-{}MB", bytes as f64 / 1e6),
             Limit::Bits(bits) => format!("bits-{bits}"),
         }
     }

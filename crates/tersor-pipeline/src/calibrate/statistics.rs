@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::Value as Json;
-use tersor_core::{Error, Limits, Result, Site, StatNeeds, StatSet, TensorSource};
+use tersor_core::{Error, Limits, ParamError, Result, Site, StatNeeds, StatSet, TensorSource};
 use tersor_formats::imatrix::{self, Importance};
 use tersor_formats::safetensors::File;
 use tersor_formats::{Content, describe};
@@ -59,17 +59,19 @@ pub struct Gathered {
 impl Statistics {
     /// Opens the files at `paths`: files of [`gather`](super::gather) that together have all windows of a text, in any order, or a single importance
     /// matrix of llama.cpp, in GGUF or in the older binary format. Of `wanted`, the sites with their kinds of statistics and the inputs count. An
-    /// importance matrix is read here; of other files, only the headers and descriptions are. An empty `paths` gives statistics of no tokens, without
-    /// an error.
+    /// importance matrix is read here; of other files, only the headers and descriptions are.
     ///
     /// # Errors
     ///
-    /// An [`Error::Format`] with the path if a file is neither or has an unknown version, if an importance matrix is not the only file, if a file was
+    /// An [`Error::Param`](tersor_core::Error::Param) if `paths` is empty. An [`Error::Format`] with the path if a file is neither or has an unknown version, if an importance matrix is not the only file, if a file was
     /// made from another model, text or seed than the first file or than [`Wanted::inputs`] states (the message names the input), if windows are
     /// missing or are in two files, or if the statistics of a wanted site are missing. An [`Error::Tensor`] if saved statistics have another type or
     /// number of features than the site, or a value of an importance matrix is not finite. An [`Error::Io`] or [`Error::Limit`] if a file cannot be
     /// read or exceeds [`Limits::default`].
     pub fn open(paths: &[PathBuf], wanted: &Wanted) -> Result<Self> {
+        if paths.is_empty() {
+            return Err(ParamError::new("stats", "empty", "must name at least one file").into());
+        }
         for path in paths {
             let content = describe(path)?;
             let importance = matches!(content, Content::Gguf | Content::Other);
@@ -140,7 +142,7 @@ impl Statistics {
             Self::Importance(path, all) => (path, all),
         };
         let refuse = |what: String| Error::format(path.display().to_string(), what);
-        if needs.channel || needs.gram || needs.sample > 0 {
+        if needs.channel || needs.gram || needs.windows || needs.sample > 0 {
             let what = format!(
                 "an importance matrix has sums of squares alone, and the method of {} needs more; use `tersor calibrate`",
                 site.name

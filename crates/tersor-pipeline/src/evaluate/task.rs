@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
-use tersor_core::{Context, Error, Result};
+use tersor_core::{Context, Error, ParamError, Result};
 use tersor_models::{Checkpoint, Decoder, Sampling, Tokenizer, generate};
 
 use super::{Options, peak_rss};
@@ -90,9 +90,12 @@ fn place(text: &Text, line: usize) -> String {
 /// # Errors
 ///
 /// The errors of [`questions`]. An [`Error::Format`] with `NAME:LINE` if a prompt has no token, or if prompt and answer have more tokens than the
-/// model takes. An [`Error::Param`] if [`Options::kv`] is unknown. An [`Error::Io`], [`Error::Format`], [`Error::Missing`] or [`Error::Unsupported`]
+/// model takes. An [`Error::Param`] if [`Options::kv`] is unknown or [`Options::windows`] is 0. An [`Error::Io`], [`Error::Format`], [`Error::Missing`] or [`Error::Unsupported`]
 /// if the model cannot be read, is no decoder of a known architecture, or has no tokenizer. [`Error::Cancelled`] if the work is cancelled.
 pub fn task(model: &Path, text: &Text, options: &Options, kinds: &Kinds, cx: &Context) -> Result<TaskEvaluation> {
+    if options.windows == Some(0) {
+        return Err(ParamError::new("windows", 0, "must be at least 1").into());
+    }
     let checkpoint = Checkpoint::open(model, &kinds.operators)?;
     let max = checkpoint.architecture()?.decoder()?.max_positions;
     let tokenizer = Tokenizer::of(&checkpoint)?;
