@@ -16,7 +16,7 @@ mod pipeline;
 pub mod plan;
 pub mod recipe;
 pub mod report;
-pub mod rewrite;
+mod rewrite;
 mod rows;
 mod text;
 mod units;
