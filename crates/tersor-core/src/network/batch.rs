@@ -3,30 +3,36 @@
 use super::Part;
 use crate::{Error, Result, metrics};
 
-/// Inputs of a [`Network`](super::Network) that pass through it together: token sequences, or tensors of floats such as images, with the labels
-/// that its outputs are scored against.
+/// Inputs of a [`Network`](super::Network) that pass through it together: either token sequences, or a tensor of floats such as images. Labels
+/// against which the outputs are scored can be added. A *window* is a token sequence, or an element of the first axis of the floats such as an image;
+/// the network computes each window on its own. The default is a batch without inputs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// Token sequences, each a window of its own. Empty for a network that takes floats.
+    /// The token sequences; each is a window. Empty for a network that takes floats.
     pub tokens: Vec<Vec<u32>>,
-    /// Floats, row-major. The first axis counts windows, such as images. Empty for a network that takes tokens.
+    /// The floats, row-major. Empty for a network that takes tokens.
     pub values: Vec<f32>,
-    /// The shape of `values`, such as `[images, channels, height, width]`; empty if there are none.
+    /// The shape of `values`, such as `[images, channels, height, width]`; the first axis counts windows. Empty if there are no values.
     pub shape: Vec<usize>,
-    /// The right class of each window, for networks that classify; empty if it is not known.
+    /// The index of the right class of each row of logits that the network returns, usually one for each window. Empty if the classes are unknown or
+    /// the network does not classify.
     pub labels: Vec<u32>,
-    /// A number that the network may read, such as the step of a diffusion; 0 if it has no meaning.
+    /// A number that the network may read, such as the step of a diffusion. 0 if it has no meaning.
     pub tag: u32,
 }
 
 impl Batch {
-    /// Returns a batch of token sequences.
+    /// Returns a batch of the token sequences `tokens`, without labels and with tag 0. It cannot fail; the network checks the tokens.
     pub fn of_tokens(tokens: Vec<Vec<u32>>) -> Self {
         Self { tokens, ..Self::default() }
     }
 
-    /// Returns a batch of floats, such as images, with labels or with an empty list. The first axis of `shape` counts windows. Errors if the
-    /// number of values is not the product of the shape, a value is not finite, or there are labels but not one for each window.
+    /// Returns a batch of the floats `values`, row-major in `shape`, with tag 0. The first axis of `shape` counts windows, such as images. `labels`
+    /// has the index of the right class of each window, or is empty.
+    ///
+    /// Errors with [`Error::Shape`] if `shape` is empty, if the number of values is not the product of the shape, or if there are labels but not one
+    /// for each window. Errors with [`Error::NonFinite`] if a value is not finite (its row is the window), and with [`Error::Overflow`] if the
+    /// product exceeds the address space.
     pub fn of_values(values: Vec<f32>, shape: Vec<usize>, labels: Vec<u32>) -> Result<Self> {
         let n = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
         let n = n.ok_or_else(|| Error::Overflow { what: "shape of a batch".into() })?;
@@ -41,8 +47,8 @@ impl Batch {
     }
 }
 
-/// Figures of the outputs of a [`Network`](super::Network), as sums over the rows that were scored, so that those of several batches add up.
-/// The methods return means.
+/// Figures of the outputs of a [`Network`](super::Network), as sums over the scored rows, such as images, predicted tokens or texts. The scores of
+/// several batches are added by [`plus`](Self::plus). The other methods return means. The default is the scores of no rows.
 ///
 /// ```
 /// use tersor_core::network::{Part, Scores};
@@ -54,26 +60,31 @@ impl Batch {
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Scores {
-    /// Number of rows with a label.
+    /// The number of rows that were scored against a label.
     pub labelled: u64,
-    /// Sum of the cross entropies with the labels, in nats.
+    /// The sum of the cross entropies of these rows with their labels, in nats.
     pub loss: f64,
-    /// Number of rows whose largest logit is that of the label.
+    /// The number of these rows whose largest logit is that of the label.
     pub right: u64,
-    /// Number of rows that were compared with the original.
+    /// The number of rows that were compared with the output of the original network.
     pub compared: u64,
-    /// Sum of the divergences `KL(original ‖ this network)`, in nats.
+    /// The sum over the compared rows of the divergence `KL(original ‖ this network)` of the softmax of the logits, in nats. 0 for a network without
+    /// logits.
     pub divergence: f64,
-    /// Number of rows whose largest logit is that of the original.
+    /// The number of compared rows whose largest logit has the index of the original's largest logit. 0 for a network without logits.
     pub equal: u64,
-    /// Sum of the cosines of rows with those of the original.
+    /// The sum over the compared rows of the cosine of the angle between a row and the original's row.
     pub cosines: f64,
 }
 
 impl Scores {
-    /// Returns the scores of logits `[rows, classes]`: against `labels`, one for each row, or an empty list; and against the logits of the
-    /// original for the same rows, if they are given. Errors if the shapes or the number of labels differ, a label is not below the number of
-    /// classes, or a logit is not finite.
+    /// Returns the scores of the logits `out`, `[rows, classes]`. `labels` has the index of the right class of each row, or is empty. `original` has
+    /// the logits of the original network for the same rows, if they are given; the rows are then compared with them. Of equal largest logits, the
+    /// first one counts.
+    ///
+    /// Errors with [`Error::Shape`] if the shapes differ, or if there are labels but not one for each row. Errors with [`Error::Range`] if a label is
+    /// not below `classes`, and with [`Error::NonFinite`] if a logit of `out` is not finite. Errors if a logit of `original` is NaN or infinity, or
+    /// all of a row are minus infinity.
     pub fn of_logits(out: &Part, original: Option<&Part>, labels: &[u32]) -> Result<Self> {
         let [rows, classes] = out.rows();
         if !labels.is_empty() && labels.len() != rows {
@@ -102,7 +113,7 @@ impl Scores {
         Ok(all)
     }
 
-    /// Returns the sums of these scores and of `other`.
+    /// Returns the sum of each figure of these scores and of `other`: the scores of the rows of both. It cannot fail.
     pub fn plus(self, other: Self) -> Self {
         Self {
             labelled: self.labelled + other.labelled,
@@ -115,27 +126,29 @@ impl Scores {
         }
     }
 
-    /// Returns the share of rows whose largest logit is that of the label, 0 to 1; None if no row has a label.
+    /// Returns the share of the rows with a label whose largest logit is that of the label, 0 to 1. None if no row has a label.
     pub fn accuracy(&self) -> Option<f64> {
         mean(self.right as f64, self.labelled)
     }
 
-    /// Returns the mean cross entropy with the labels in nats; None if no row has a label.
+    /// Returns the mean cross entropy with the labels, in nats. None if no row has a label.
     pub fn mean_loss(&self) -> Option<f64> {
         mean(self.loss, self.labelled)
     }
 
-    /// Returns the mean divergence `KL(original ‖ this network)` in nats; None if nothing was compared.
+    /// Returns the mean divergence `KL(original ‖ this network)`, in nats. None if no row was compared with the original. It has no meaning (and is
+    /// 0) for a network without logits.
     pub fn kl(&self) -> Option<f64> {
         mean(self.divergence, self.compared)
     }
 
-    /// Returns the share of rows whose largest logit is that of the original, 0 to 1; None if nothing was compared.
+    /// Returns the share of the compared rows whose largest logit has the index of the original's, 0 to 1. None if no row was compared with the
+    /// original. It has no meaning (and is 0) for a network without logits.
     pub fn agreement(&self) -> Option<f64> {
         mean(self.equal as f64, self.compared)
     }
 
-    /// Returns the mean cosine of rows with those of the original; None if nothing was compared.
+    /// Returns the mean cosine of the angles between rows and the original's rows, -1 to 1. None if no row was compared with the original.
     pub fn cosine(&self) -> Option<f64> {
         mean(self.cosines, self.compared)
     }

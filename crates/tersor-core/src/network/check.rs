@@ -1,16 +1,20 @@
-//! Checks of a network's sites.
+//! [`check_network`]: checks the sites of a network.
 
 use std::collections::BTreeSet;
 
 use super::Network;
 use crate::{Error, Result, Weights};
 
-/// Errors unless the sites of `network` fit each other and the weights: every site has a name of its own and at least one matrix, every matrix
-/// has as many columns as its site has features, every matrix is in `weights` with the shape that its site states, and every site is in exactly
-/// one wave of one stage. The error names the site or the matrix. Reads no weights.
+/// Checks that the sites of `network` (a site is one input and the weight matrices that read it) fit each other and `weights`, the weights by name.
+/// It asks for the shapes of weights but reads no values. It does not check that a matrix belongs to one site only.
+///
+/// Errors with [`Error::Order`] if two sites have the same name, or if a site is not in exactly one wave (a set of sites that are observed together)
+/// of one stage. Errors with [`Error::Missing`] if a site has no matrix, and with [`Error::Range`] if a wave has the index of no site. Errors with
+/// [`Error::Tensor`], with the name of the matrix, if its number of columns is not the site's number of features, or if its shape in `weights` is not
+/// that of the site. Errors of `weights`, for a matrix that it lacks, are passed on.
 pub fn check_network(network: &dyn Network, weights: &dyn Weights) -> Result<()> {
     let sites = network.sites();
-    let mut names = BTreeSet::new();
+    let (mut names, mut matrices) = (BTreeSet::new(), BTreeSet::new());
     for site in sites {
         if !names.insert(site.name.as_str()) {
             return Err(Error::order("names of sites", "each occurs once", &site.name));
@@ -21,6 +25,9 @@ pub fn check_network(network: &dyn Network, weights: &dyn Weights) -> Result<()>
         }
         for consumer in &site.consumers {
             let in_matrix = |e: Error| e.in_tensor(&consumer.weight);
+            if !matrices.insert(consumer.weight.as_str()) {
+                return Err(in_matrix(Error::order("matrices of sites", "each reads one site", &site.name)));
+            }
             if consumer.shape[1] != site.features {
                 return Err(in_matrix(Error::shape("columns of a matrix", site.features, consumer.shape[1])));
             }

@@ -1,12 +1,13 @@
-//! [`Forward`]: a network of one stage from a function.
+//! [`Forward`]: a network of one stage, made of a function.
 
 use std::sync::Arc;
 
 use super::{Batch, Network, Part, Scores, Stage, Stream, Tap};
 use crate::{Error, Exec, Input, MatViewMut, Result, Site, Weights};
 
-/// A [`Network`] of one stage that takes floats and returns logits, from a function that computes its output. It serves small networks whose
-/// other weights (norms, biases) the function holds itself; a network that loads a layer at a time implements [`Network`].
+/// A [`Network`] of one stage that takes floats and returns logits, made of a function that computes its output. It serves small networks whose other
+/// weights (norms, biases) the function holds itself. These weights are out of reach of rewrites such as smoothing. A network that loads one layer at
+/// a time implements [`Network`] itself.
 ///
 /// ```
 /// use tersor_core::network::{Forward, Network};
@@ -28,15 +29,17 @@ impl<F> Forward<F>
 where
     F: Fn(Part, &Products<'_>) -> Result<Part> + Send + Sync,
 {
-    /// Returns the network with these sites (inputs, each with the weight matrices that read it). `forward` computes the output, whose first axis
-    /// counts windows, from the values of a [`Batch`], in their shape; all its products with the matrices of sites go through its second argument,
-    /// once each.
+    /// Returns the network with the sites `sites` in the order of execution; a site is one input and the weight matrices that read it. `forward` gets
+    /// the values of a [`Batch`] in their shape, and returns the logits, whose first axis counts the rows that have labels, usually windows. Each
+    /// product with a matrix of a site goes through its second argument, once in each call. It cannot fail; [`check_network`](super::check_network)
+    /// checks the sites.
     pub fn new(sites: Vec<Site>, forward: F) -> Self {
         Self { sites, forward }
     }
 }
 
-/// The products of a [`Forward`] network with the matrices of its sites.
+/// The products with the matrices of the sites of a [`Forward`] network, which its function gets. A site is one input and the weight matrices that
+/// read it.
 pub struct Products<'a> {
     sites: &'a [Site],
     tap: &'a Arc<dyn Tap>,
@@ -44,15 +47,20 @@ pub struct Products<'a> {
 }
 
 impl Products<'_> {
-    /// Returns `x Wᵀ`, `[rows, out_features]`, for the only matrix of site `site`, counted from 0. `x` has the rows on its first axis and the features
-    /// on all others. Errors if there is no such site, it has several matrices, the number of features differs, or a value is not finite.
+    /// Returns `x Wᵀ`, `[rows, out_features]`, for the only matrix of the site of index `site`, counted from 0. The first axis of `x` counts rows;
+    /// all other axes together are the features. Biases are not added.
+    ///
+    /// Errors with [`Error::Range`] if there is no such site, and with [`Error::Shape`] if it has several matrices. Errors if `x` has another number
+    /// of features than the site or a value that is not finite, or if the product was asked for before. Errors with [`Error::Stopped`], which the
+    /// function must return, if nothing further needs to be computed.
     pub fn linear(&self, site: usize, x: &Part) -> Result<Part> {
         let mut all = self.all(site, x)?;
         let one = all.pop().filter(|_| all.is_empty());
         one.ok_or_else(|| Error::shape("matrices of a site", 1, self.sites.get(site).map_or(0, |s| s.consumers.len())))
     }
 
-    /// Returns `x Wᵀ`, `[rows, out_features]`, for each matrix of site `site`, counted from 0, in order. Errors as [`Products::linear`] does.
+    /// Returns `x Wᵀ`, `[rows, out_features]`, for each matrix of the site of index `site`, counted from 0, in the order of [`Site::consumers`].
+    /// Errors as [`Products::linear`] does, but takes sites of several matrices.
     pub fn all(&self, site: usize, x: &Part) -> Result<Vec<Part>> {
         let found = self.sites.get(site).ok_or_else(|| Error::range("site", 0..self.sites.len(), site))?;
         let [rows, features] = x.rows();

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::{Error, IntoMat, MatView, Result, RowSource, Weights};
 
-/// The weights of a network in memory, by name: matrices `[out_features, in_features]`, and vectors as one row. It serves networks whose
-/// weights are arrays rather than a model file.
+/// The weights of a network in memory, by name, in f32: matrices `[out_features, in_features]`, and vectors as matrices of one row. It serves
+/// networks whose weights are arrays rather than a model file.
 ///
 /// ```
 /// use tersor_core::Weights;
@@ -24,8 +24,9 @@ impl MemWeights {
         Self::default()
     }
 
-    /// Adds the matrix `name`, `[rows, cols]` row-major, in place of an earlier one. A vector has one row. Errors if the number of values is
-    /// not that of the shape, or a value is not finite.
+    /// Adds the weight `name`, in place of an earlier one of this name. `values` is a matrix of the shape `shape`, `[rows, cols]`, row-major; a
+    /// vector has one row. Errors with [`Error::Tensor`], with the name, if the number of values is not that of the shape or a value is not finite.
+    /// Errors with [`Error::Overflow`] if the shape exceeds the address space.
     pub fn insert(&mut self, name: &str, shape: [usize; 2], values: Vec<f32>) -> Result<()> {
         let n = crate::view::elements(shape)?;
         if n != values.len() {
@@ -36,8 +37,8 @@ impl MemWeights {
         Ok(())
     }
 
-    /// Adds a copy of the matrix `w` under `name`, in place of an earlier one: any form that [`IntoMat`] takes, with any strides. Errors if a
-    /// value is not finite.
+    /// Adds a copy of the matrix `w` in f32 under `name`, in place of an earlier weight of this name. `w` has any form that [`IntoMat`] takes, with
+    /// any strides. Errors with [`Error::Tensor`], with the name, if a value is not finite. Errors if the shape of `w` does not match its elements.
     pub fn insert_mat(&mut self, name: &str, w: &impl IntoMat<f32>) -> Result<()> {
         let (shape, values) = w.with_mat(|m| Ok((m.shape(), m.to_f32().into_owned())))?;
         self.insert(name, shape, values)

@@ -1,8 +1,9 @@
-//! [`Network`]: a network that calibration, compression and evaluation can run, of this workspace or of a user.
+//! [`Network`]: a neural network of this workspace or of the caller's own, as calibration, compression and evaluation run it.
 //!
-//! A network is a list of [`Site`]s (inputs, each with the weight matrices that read it), divided into *stages* that are in memory one at a
-//! time, such as the layers of a transformer. It computes everything but the products of its matrices: these go through a [`Tap`], which
-//! multiplies with the original matrices or with compressed ones, observes the inputs, or stops early.
+//! A network is a list of [`Site`]s (a site is one input and the weight matrices that read it, such as the input of q, k and v). It is divided into
+//! *stages*, parts that run one after the other and of which one at a time is in memory, such as the layers of a transformer. The network computes
+//! everything but the products with the matrices of sites. It asks a [`Tap`] for these, which multiplies with original or compressed matrices, and
+//! observes the inputs.
 
 mod batch;
 mod check;
@@ -20,8 +21,9 @@ use std::sync::Arc;
 
 use crate::{Exec, Input, MatViewMut, Result, Site, Weights};
 
-/// A network that can be calibrated and compressed. Every product of an activation with a weight matrix that is to be compressed goes
-/// through a [`Tap`]; the network computes the rest: norms, attention, activation functions, biases, residual connections.
+/// A network that can be calibrated and compressed. Every product of an activation with a weight matrix that may be compressed goes through a
+/// [`Tap`]. The network computes the rest: norms, attention, activation functions, biases, residual connections. `tersor_pipeline::compress_network`
+/// takes it.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -81,57 +83,70 @@ use crate::{Exec, Input, MatViewMut, Result, Site, Weights};
 /// # }
 /// ```
 pub trait Network: Send + Sync {
-    /// Returns the sites of the network (inputs, each with the weight matrices that read it), in the order of execution. The index of a site
-    /// in this list identifies it in [`Tap::apply`] and [`Network::waves`]. [`check_network`] checks the list.
+    /// Returns the sites of the network in the order of execution; a site is one input and the weight matrices that read it. The index of a site in
+    /// this list identifies it in [`Tap::apply`] and [`Network::waves`]. Every call must return the same list. [`check_network`] checks it.
     fn sites(&self) -> &[Site];
 
-    /// Returns the number of stages: the parts of the network that are in memory one at a time and run one after the other, such as layers.
-    /// The provided method returns 1 if no site has a layer ([`Site::layer`]); otherwise one for each layer, and one more if some site has
-    /// no layer, such as that of an output head.
+    /// Returns the number of stages: parts of the network that run one after the other and of which one at a time is in memory, such as layers. The
+    /// provided method returns 1 if no site has a layer ([`Site::layer`]). Otherwise it returns one stage for each layer, and one more at the end if
+    /// some site has no layer, such as that of an output head.
     fn stages(&self) -> usize {
         let layers = self.sites().iter().filter_map(|s| s.layer).max().map_or(0, |last| last + 1);
         layers + usize::from(layers == 0 || self.sites().iter().any(|s| s.layer.is_none()))
     }
 
-    /// Returns the indices of the sites of stage `stage`, counted from 0, in waves: the waves are in the order of execution, and the sites of
-    /// a wave do not depend on each other's outputs, so that one pass of the data gathers the statistics of all of them. The provided method
-    /// makes a wave of each site, and puts the sites without a layer ([`Site::layer`]) into the last stage.
+    /// Returns the indices of the sites of stage `stage`, counted from 0, as a list of waves. A wave is a set of sites that do not depend on each
+    /// other's outputs, so that one pass of the data gathers the statistics of all of them. The waves are in the order of execution. The provided
+    /// method makes a wave of each site, and puts the sites without a layer ([`Site::layer`]) into the last stage. The list is empty for a stage
+    /// without sites.
     fn waves(&self, stage: usize) -> Vec<Vec<usize>> {
         let last = self.stages().saturating_sub(1);
         let sites = self.sites().iter().enumerate();
         sites.filter(|(_, s)| s.layer.unwrap_or(last) == stage).map(|(index, _)| vec![index]).collect()
     }
 
-    /// Returns what flows into the first stage for a batch, such as token embeddings. Embedding tables are read from `weights`. Errors if the
-    /// batch is not what the network takes, or a weight is missing.
+    /// Returns the tensors that flow into the first stage for `batch`, such as token embeddings. `weights` has the weights by name, with the changes
+    /// of rewrites (such as rotations) applied; embedding tables are read from it. `exec` has the threads to compute with. Errors if the batch has no
+    /// input of the form that the network takes, or if a weight is missing or has another shape.
     fn enter(&self, batch: &Batch, weights: &dyn Weights, exec: &Exec) -> Result<Stream>;
 
-    /// Loads stage `index`, counted from 0. Weights other than the matrices of sites, such as norms and biases, are read from `weights`, which
-    /// has the changes of rewrites applied; the matrices of sites are the tap's. The stage is dropped when it is no longer needed. Errors if
-    /// there is no such stage, or a weight is missing, has another shape, or holds a value that is not finite.
+    /// Loads stage `index`, counted from 0, and returns it. Weights other than the matrices of sites, such as norms and biases, are read from
+    /// `weights`, which has the changes of rewrites (such as smoothing) applied. The matrices of sites are not read: the tap has them. The caller
+    /// drops the stage when it is no longer needed. Errors if there is no such stage, or if a weight is missing, has another shape, or holds a value
+    /// that is not finite.
     fn stage<'n>(&'n self, index: usize, weights: &dyn Weights) -> Result<Box<dyn Stage + 'n>>;
 
-    /// Returns the figures of an output of the last stage for a batch: with `reference`, the output of the original network for the same
-    /// batch, also how far the two agree. Errors if the output is not one of this network.
+    /// Returns the scores of `out`, the output of the last stage for `batch`: against the labels of the batch (or the next tokens), where the network
+    /// has such, and against `reference`, the output of the original network for the same batch, if it is given. `weights` has the weights by name,
+    /// with the changes of rewrites applied. Errors if a tensor is missing from an output or has another shape, or if the outputs cannot be scored,
+    /// for example because a logit is not finite.
     fn score(&self, out: &Stream, reference: Option<&Stream>, batch: &Batch, weights: &dyn Weights) -> Result<Scores>;
 }
 
-/// A stage of a [`Network`], in memory: a part that runs between two others, such as a layer.
+/// A loaded stage of a [`Network`]: a part of the network, such as a layer, with its weights in memory, but without the matrices of its sites (a site
+/// is one input and the matrices that read it).
 pub trait Stage: Send + Sync {
-    /// Returns what flows into the next stage, or the output of the network after the last stage, from what flows into this one. Each product
-    /// with the matrices of a site goes through `tap`, once for each matrix and call, and in the order of [`Network::sites`] as far as one
-    /// depends on another. An error of the tap is passed on; it may be a request to stop ([`Error::Stopped`](crate::Error::Stopped)). Errors
-    /// also if the stream has not what the stage reads.
+    /// Computes the stage for one batch. `stream` has the tensors that flow into it. Returns the tensors that flow into the next stage, or after the
+    /// last stage the output of the network. Each product with a matrix of a site of this stage goes through `tap`, exactly once in each call of this
+    /// function. Where the input of one site depends on the output of another, the products are in the order of [`Network::sites`]. `exec` has the
+    /// threads to compute with.
+    ///
+    /// Errors if the stream lacks a tensor that the stage reads, or the tensor has another shape. An error of the tap is returned as it is; it may be
+    /// a request to stop ([`Error::Stopped`](crate::Error::Stopped)).
     fn run(&self, stream: Stream, tap: &Arc<dyn Tap>, exec: &Exec) -> Result<Stream>;
 }
 
-/// The products of a [`Network`] with the weight matrices of its sites. Calibration, compression and evaluation each bring a tap of their own:
-/// it multiplies with the original matrices or with compressed ones, observes the inputs, or stops the stage early.
+/// The products of a [`Network`] with the weight matrices of its sites (a site is one input and the matrices that read it). Calibration, compression
+/// and evaluation each bring a tap of their own. It multiplies with original or compressed matrices, and may observe the inputs or stop the stage
+/// early. It can be called from several threads.
 pub trait Tap: Send + Sync {
-    /// Computes `y[i] = x Wᵀ` for the matrices `first + i` of site `site`, one for each entry of `y`: `site` is the index in
-    /// [`Network::sites`], `first` that of a matrix in [`Site::consumers`]. A network may ask for all matrices of a site in one call or in
-    /// several, such as for q, k and v. `x` is `[rows, features]` and `y[i]` is `[rows, out_features]`, row-major, for all rows of the batch.
-    /// Biases are not added. Errors if there is no such site or matrix, a shape differs, or a value of `x` is not finite;
-    /// with [`Error::Stopped`](crate::Error::Stopped), which the caller passes on, if what follows need not be computed.
+    /// Computes `y[i] = x Wᵀ` for the matrices `first + i` of site `site`, one for each element of `y`. `site` is the index in [`Network::sites`],
+    /// `first` the index of a matrix in [`Site::consumers`]. `x` is `[rows, features]`, `y[i]` is `[rows, out_features]`, both row-major, for all
+    /// rows of the batch. What `y[i]` held before is overwritten; biases are not added. `exec` has the threads. A network may ask for the matrices of
+    /// a site, such as q, k and v, in one call or in several, each with the same `x`: only the first call is observed.
+    ///
+    /// Errors if there is no such site or matrix in the stage, if a matrix is asked for a second time in a run of the stage, if a shape differs, or
+    /// if a value of `x` is not finite. Errors with [`Error::Stopped`](crate::Error::Stopped), which the stage returns to its caller, if nothing
+    /// further needs to be computed.
     fn apply(&self, site: usize, first: usize, x: &Input<'_>, y: &mut [MatViewMut<'_>], exec: &Exec) -> Result<()>;
 }

@@ -1,4 +1,4 @@
-//! [`Stream`]: what flows from one stage of a network to the next.
+//! [`Stream`]: the tensors that flow from one stage of a network to the next.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,25 +6,26 @@ use std::ops::Range;
 use crate::tensors::{join, read_expected, read_floats, write_floats};
 use crate::{DType, Error, Result, TensorInfo, TensorSink, TensorSource};
 
-/// A tensor of a [`Stream`]: shape and values, row-major.
+/// A tensor of a [`Stream`]: its shape and its values in f32.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Part {
-    /// The lengths of the axes. The first counts rows: tokens, positions or images.
+    /// The lengths of the axes. The first axis counts rows: tokens, positions or images.
     pub shape: Vec<usize>,
-    /// The values, row-major; as many as the product of the shape.
+    /// The values, row-major. Their number is the product of the shape.
     pub values: Vec<f32>,
 }
 
 impl Part {
-    /// Returns the values as a matrix `[rows, features]`: the first axis, and the product of all others.
+    /// Returns the shape of the values as a matrix, `[rows, features]`: the first axis, and the product of all others.
     pub fn rows(&self) -> [usize; 2] {
         let rows = self.shape.first().copied().unwrap_or(0);
         [rows, self.values.len() / rows.max(1)]
     }
 }
 
-/// What flows from one stage of a [`Network`](super::Network) to the next, for one batch: named tensors, the division of their rows into
-/// windows (texts or images, each of which is computed on its own), and a tag. It is plain data, so that it can be stored and read again.
+/// The tensors that flow from one stage of a [`Network`](super::Network) to the next, for one batch: tensors by name, the division of their rows into
+/// windows (a window is a text or an image, which is computed on its own), and a tag. [`save`](Self::save) stores it and [`load`](Self::load) reads
+/// it again. The default has no tensors.
 ///
 /// ```
 /// use tersor_core::network::Stream;
@@ -40,31 +41,35 @@ impl Part {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stream {
     parts: BTreeMap<String, Part>,
-    /// The rows of each window (a text or an image, which is computed on its own); empty if every row is a window of its own.
+    /// The rows of each window (a text or an image, which is computed on its own). Empty if every row is a window.
     pub windows: Vec<Range<usize>>,
     /// The tag of the [`Batch`](super::Batch), such as the step of a diffusion.
     pub tag: u32,
 }
 
 impl Stream {
-    /// Returns a stream of one tensor, without windows and with tag 0. Errors if the number of values is not the product of the shape.
+    /// Returns a stream of the single tensor `name` with the shape `shape` and the row-major values `values`, without windows and with tag 0. Errors
+    /// with [`Error::Tensor`], with the name, if the number of values is not the product of the shape, and with [`Error::Overflow`] if the product
+    /// exceeds the address space.
     pub fn of(name: &str, shape: Vec<usize>, values: Vec<f32>) -> Result<Self> {
         let mut stream = Self::default();
         stream.set(name, shape, values)?;
         Ok(stream)
     }
 
-    /// Returns the tensor `name`. Errors if there is none.
+    /// Returns the tensor `name`. Errors with [`Error::Missing`] if there is none.
     pub fn part(&self, name: &str) -> Result<&Part> {
         self.parts.get(name).ok_or_else(|| missing(name))
     }
 
-    /// Removes the tensor `name` and returns it. Errors if there is none.
+    /// Removes the tensor `name` from the stream and returns it. Errors with [`Error::Missing`] if there is none.
     pub fn take(&mut self, name: &str) -> Result<Part> {
         self.parts.remove(name).ok_or_else(|| missing(name))
     }
 
-    /// Sets the tensor `name`, in place of an earlier one. Errors if the number of values is not the product of the shape.
+    /// Adds the tensor `name` with the shape `shape` and the row-major values `values`, in place of an earlier one of this name. Errors with
+    /// [`Error::Tensor`], with the name, if the number of values is not the product of the shape, and with [`Error::Overflow`] if the product exceeds
+    /// the address space; the stream is unchanged then.
     pub fn set(&mut self, name: &str, shape: Vec<usize>, values: Vec<f32>) -> Result<()> {
         let n = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
         let n = n.ok_or_else(|| Error::Overflow { what: format!("stream `{name}`") })?;
@@ -75,12 +80,13 @@ impl Stream {
         Ok(())
     }
 
-    /// Returns names and tensors, sorted by name.
+    /// Returns the name and the tensor of each part, sorted by name.
     pub fn parts(&self) -> impl Iterator<Item = (&str, &Part)> {
         self.parts.iter().map(|(name, part)| (name.as_str(), part))
     }
 
-    /// Writes the stream to `sink`, as tensors whose names begin with `prefix.`, for [`Stream::load`]. Errors if the sink does.
+    /// Writes tensors, windows and tag to `sink`, as tensors whose names begin with `prefix.`; [`Stream::load`] reads them. Errors if the sink
+    /// errors.
     pub fn save(&self, prefix: &str, sink: &mut dyn TensorSink) -> Result<()> {
         for (name, part) in &self.parts {
             write_floats(sink, &join(&join(prefix, PART), name), &part.shape, &part.values)?;
@@ -90,7 +96,8 @@ impl Stream {
         sink.write_shared(&join(prefix, ABOUT), &TensorInfo { dtype: DType::U8, shape: vec![about.len()] }, &about)
     }
 
-    /// Reads the stream that [`Stream::save`] wrote with the same `prefix`. Errors if tensors are missing or have other types.
+    /// Reads the stream that [`Stream::save`] wrote with the same `prefix` to `source`. Errors if the description of the stream (the tensor
+    /// `prefix.about`) is missing or has no tag, or if a tensor has another type or cannot be read.
     pub fn load(prefix: &str, source: &dyn TensorSource) -> Result<Self> {
         let about = join(prefix, ABOUT);
         let info = source.info(&about)?;

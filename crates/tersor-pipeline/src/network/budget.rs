@@ -1,4 +1,4 @@
-//! A budget for any network: the way to store each matrix, by its effect on the outputs.
+//! [`choose_for_network`]: a recipe for any network that stays within a number of bits.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,15 +12,20 @@ use crate::budget::{Choice, Item, Limit, allocate, prepared, recipe, ways};
 use crate::kinds::Kinds;
 use crate::recipe::Recipe;
 
-/// Returns the recipe with the smallest predicted loss at no more than `bits` stored bits per weight over all matrices of the sites of `network`.
+/// Returns the recipe with the smallest predicted loss that stores the matrices of all sites of `network` (a site is one input and the matrices that
+/// read it) in at most `bits` bits for each of their elements, scales and the like included. [`compress_network`](super::compress_network) takes it.
 ///
-/// Each matrix in turn is stored with much error, such as 3 bits, with all others original, and the divergence of the outputs for the first of the batches
-/// `data` is measured ([`Network::score`]: the divergence from the original, or one minus the cosine where there is none). The ways to store a matrix are
-/// those that the kinds of stages offer ([`StageSpec::ways`](tersor_core::stages::StageSpec::ways)), each with its error on the inputs of all batches.
-/// The loss of a way is taken to be proportional to its error, and losses to add.
+/// `weights` has the original weights by name, `data` the calibration batches, `kinds` the kinds of stages, and `cx` seed, threads, progress and
+/// cancellation. The ways to store a matrix are what the kinds of stages offer ([`StageSpec::ways`](tersor_core::stages::StageSpec::ways)), such as
+/// GPTQ with 2 to 8 bits. Each kind measures or estimates the errors of its ways on the inputs from all batches, in the original network. Each matrix
+/// in turn is then replaced by one with much error, and the effect on the outputs for the first batch is measured by [`Network::score`]: the
+/// divergence [`Scores::kl`], or one minus [`Scores::cosine`] if that is 0. The loss of a way is taken to be proportional to its error, and the
+/// losses of matrices to add.
 ///
-/// Errors if `bits` is not a positive number or is below that of the smallest ways, if `data` is empty, if the network fails [`check_network`] or does not
-/// call its tap once for each matrix, if no kind offers ways, if the network's score compares nothing, if a value is not finite, or if `cx` is cancelled.
+/// Errors with [`Error::Param`] if `bits` is no positive number or less than the smallest ways need (the message has the least value), or if `data`
+/// is empty. Errors if [`check_network`] refuses the network, and with [`Error::Missing`] or [`Error::Order`] if it does not ask its tap for each
+/// matrix exactly once in each batch. Errors with [`Error::Missing`] if no kind offers ways, or if the scores compare nothing with the original.
+/// Errors with [`Error::Tensor`], with the name, if a value is not finite, and with [`Error::Cancelled`] if `cx` is cancelled.
 pub fn choose_for_network(
     network: &dyn Network,
     weights: &dyn Weights,
@@ -92,7 +97,7 @@ pub fn choose_for_network(
     recipe(Limit::Bits(bits), &items, &allocate(&choices, max)?, &kinds.stages)
 }
 
-/// A matrix that is stored in another way.
+/// A matrix that is replaced by another operator: the indices of its stage, its site, and itself in the site.
 struct Changed {
     stage: usize,
     site: usize,
@@ -100,7 +105,7 @@ struct Changed {
     op: Arc<dyn LinearOp>,
 }
 
-/// Returns the output of the network with one matrix changed, from what flows into the stage of the matrix.
+/// Returns the output of the network with one matrix replaced, from `entering`, the tensors that flow into the stage of the matrix.
 fn outputs(
     network: &dyn Network,
     weights: &dyn Weights,

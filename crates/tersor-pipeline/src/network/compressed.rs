@@ -1,4 +1,4 @@
-//! The result of the compression of a network.
+//! [`CompressedNetwork`]: the result of the compression of a network.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,34 +11,44 @@ use super::plan::Folded;
 use super::taps::{Operators, dense};
 use crate::recipe::Recipe;
 
-/// The matrices of a network after compression, in memory.
+/// The matrices of a network after compression, in memory: the result of [`compress_network`](crate::compress_network).
 pub struct CompressedNetwork {
     /// The compressed matrices, by the name of the weight. A matrix that no rule of the recipe matched is not among them.
     pub operators: BTreeMap<String, Arc<dyn LinearOp>>,
-    /// Errors and warnings of each compressed matrix, by the name of the weight.
+    /// The errors of each compressed matrix and deviations from what was requested, by the name of the weight.
     pub reports: BTreeMap<String, Report>,
-    /// The changes of weights that were made before compression, such as those of smoothing: the other weights of the network, such as norms, must be
-    /// read with its `folds`.
+    /// The changes of weights that were made before compression, such as those of smoothing; the compressed matrices have them. The other weights of
+    /// the network, such as norms, must be read with its [`folds`](Changes::folds) applied, as [`run`](Self::run) does. Entries of a configuration
+    /// are for the caller to apply.
     pub changes: Changes,
-    /// The recipe.
+    /// The recipe by which the network was compressed.
     pub recipe: Recipe,
 }
 
 impl CompressedNetwork {
-    /// Returns the stored bits of the compressed matrices for each of their elements. Parts that matrices share are counted once.
+    /// Returns the stored bits of the compressed matrices for each of their elements, scales and the like included. Data that matrices share is
+    /// counted once. 0 if there are no matrices.
     pub fn bits_per_weight(&self) -> f64 {
         let elements: f64 = self.operators.values().map(|op| op.shape()[0] as f64 * op.shape()[1] as f64).sum();
         operator::storage_bits_of(self.operators.values().map(|op| &**op)) as f64 / elements.max(1.0)
     }
 
-    /// Runs the compressed network on a batch and returns its output. `network` and `weights` are those that were compressed. Errors if they are
-    /// others, the batch is not what the network takes, or the network does not call its tap once for each matrix.
+    /// Computes the compressed network for `batch`, and returns its output: the tensors after the last stage. `network` and `weights` must be the
+    /// network and the original weights that were compressed; matrices that are not compressed, and all other weights, are read from `weights`. `cx`
+    /// has threads and cancellation.
+    ///
+    /// Errors if the network refuses the batch, or if a weight is missing, has a value that is not finite, or has another shape. Errors with
+    /// [`Error::Missing`](tersor_core::Error::Missing) or [`Error::Order`](tersor_core::Error::Order), with the name of the site (an input and the
+    /// matrices that read it), if the network does not ask its tap for each matrix exactly once. Errors with
+    /// [`Error::Cancelled`](tersor_core::Error::Cancelled) if `cx` is cancelled.
     pub fn run(&self, network: &dyn Network, weights: &dyn Weights, batch: &Batch, cx: &Context) -> Result<Stream> {
         run(network, weights, Some(self), batch, cx)
     }
 
-    /// Returns the scores of the compressed network over batches: against their labels, and against the outputs of the original network. Errors as
-    /// [`run`](Self::run) does, and if outputs cannot be scored.
+    /// Returns the scores of the compressed network, summed over `batches`: against their labels, and against the outputs of the original network,
+    /// which is computed as well. `network` and `weights` must be the network and the original weights that were compressed. `cx` has threads and
+    /// cancellation. Without batches, returns the scores of no rows. Errors as [`run`](Self::run) does, and if outputs cannot be scored, for example
+    /// because a logit is not finite.
     pub fn scores(
         &self,
         network: &dyn Network,
@@ -56,7 +66,7 @@ impl CompressedNetwork {
     }
 }
 
-/// Runs a network on a batch, with its original matrices or with compressed ones.
+/// Computes a network for a batch, with its original matrices or with the compressed ones. Returns its output.
 fn run(
     network: &dyn Network,
     weights: &dyn Weights,
@@ -80,8 +90,9 @@ fn run(
     Ok(streams.into_vec().pop().unwrap_or_default())
 }
 
-/// Returns the scores of the original network over batches, against their labels. Errors if a batch is not what the network takes, the network does
-/// not call its tap once for each matrix, or outputs cannot be scored.
+/// Returns the scores of the original network `network`, with the weights `weights`, against the labels of `batches`, summed over all of them. `cx`
+/// has threads and cancellation. Without batches, returns the scores of no rows. Errors as [`CompressedNetwork::run`] does, and if outputs cannot be
+/// scored, for example because a logit is not finite.
 pub fn original_scores(
     network: &dyn Network,
     weights: &dyn Weights,

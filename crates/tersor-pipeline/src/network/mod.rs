@@ -1,8 +1,9 @@
-//! Compression of any [`Network`]: one of this workspace, or a model of the caller's own.
+//! Compression of any [`Network`], one of this workspace or of the caller's own, in memory.
 //!
-//! A [`Network`] is a list of sites (inputs, each with the weight matrices that read it) in stages (parts that are in memory one at a time). The
-//! caller's network computes everything but the products with these matrices, which go through a [`Tap`](tersor_core::Tap).
-//! [`compress_network`] passes calibration data through it, compresses the matrices by a recipe, and returns them in memory.
+//! A [`Network`] is a list of sites (a site is one input and the weight matrices that read it) in stages (parts of which one at a time is in memory).
+//! It computes everything but the products with these matrices, which go through a [`Tap`](tersor_core::Tap). [`compress_network`] passes calibration
+//! data through it, compresses the matrices by a recipe, and returns them as a [`CompressedNetwork`]. [`choose_for_network`] returns a recipe for a
+//! number of bits.
 
 mod budget;
 mod compressed;
@@ -26,17 +27,24 @@ use pass::{Pass, Streams};
 use plan::{Made, NetworkPlan};
 use taps::Operators;
 
-/// Compresses the matrices of `network` by `recipe`, and returns them in memory.
+/// Compresses the matrices of `network` that a rule of `recipe` matches, and returns them in memory.
 ///
-/// `weights` has the original weights by name. `data` are calibration batches: every input that the recipe's methods need statistics of is
-/// gathered from them; a recipe without calibration needs none. `kinds` are all kinds of stages that recipes may name.
+/// `weights` has the original weights by name. `data` are the calibration batches; it may be empty if the recipe needs none. `kinds` has the kinds of
+/// stages that the recipe may name. `cx` has seed, threads, progress, warnings and cancellation. The recipe's key-value caches are ignored.
 ///
-/// Stages run one after the other. With the recipe's statistics `sequential`, the default, each wave of sites sees the outputs of the matrices
-/// that were compressed before it; with `layer`, all sites of a stage are observed in one pass, behind compressed predecessors; with `original`,
-/// behind original ones. Everything is computed from shapes and seed: the result does not depend on the number of threads.
+/// The stages of the network (parts such as layers) run one after the other. With the recipe's [`Statistics::Sequential`], the default, the inputs of
+/// each site (one input and the matrices that read it) are observed behind the compressed matrices of all waves before it; a wave is a set of sites
+/// that do not depend on each other. With [`Statistics::Layer`], all sites of a stage are observed in one pass behind the compressed matrices of
+/// earlier stages. With [`Statistics::Original`], they are observed in the original network. The result does not depend on the number of threads.
 ///
-/// Errors if the network fails [`check_network`], if the recipe is invalid for it or matches no matrix, if a method needs data and there is
-/// none, if a site is not observed once in each batch (the error names it), if a value is not finite, or if `cx` is cancelled.
+/// Errors if [`check_network`] refuses the network. Errors with [`Error::Param`] if the recipe is invalid for it, matches no matrix, or names a stage
+/// that prunes (these are not supported here), or if it needs data and there is none. Errors with [`Error::Tensor`], with the name, if a method
+/// cannot store a matrix or fails, if a change of the whole network would add, untie or resize a tensor, or if a weight or an input is not finite. A
+/// weight that is not finite, and that the recipe replaces, is an error nevertheless if data pass through it.
+///
+/// Errors with [`Error::Missing`] or [`Error::Order`], with the name of the site, if the network does not ask its tap for each matrix exactly once in
+/// each batch. Errors with [`Error::Unsupported`] if a method needs statistics of windows, and with [`Error::Cancelled`] if `cx` is cancelled. Errors
+/// of the network are passed on.
 ///
 /// ```
 #[doc = include_str!("../../examples/mlp.rs")]
@@ -74,7 +82,7 @@ pub fn compress_network(
     Ok(CompressedNetwork { operators, reports, changes, recipe: recipe.clone() })
 }
 
-/// A compression in progress.
+/// A compression of a network in progress.
 struct Work<'a> {
     network: &'a dyn Network,
     weights: &'a dyn Weights,
@@ -87,12 +95,12 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    /// Returns the weights with the changes found so far, without those that the running network makes up for.
+    /// Returns the weights with the changes found so far applied, without the changes of columns that the running network makes up for.
     fn folded(&self) -> plan::Folded<'_> {
         plan::Folded { weights: self.weights, folds: &self.changes.folds }
     }
 
-    /// Finds the changes of the whole network.
+    /// Finds the changes of the whole network that the recipe names.
     fn rewrite_network(&mut self, data: &[Batch]) -> Result<()> {
         for rewrite in &self.plan.network_rewrites {
             let found = self.observed_whole(&**rewrite, data)?;
@@ -101,6 +109,7 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
+    /// Returns the changes of one rewrite of the whole network, which observes the original network if it needs data.
     fn observed_whole(&self, rewrite: &dyn Rewrite, data: &[Batch]) -> Result<Changes> {
         let (sites, cx) = (self.network.sites(), self.cx);
         let weights = self.folded();

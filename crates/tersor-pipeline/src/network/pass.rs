@@ -13,20 +13,22 @@ use tersor_core::{
 use super::plan::Folded;
 use super::taps::{Operators, Recorder};
 
-/// Maximum number of windows' tokens that one shard of statistics covers. Shards are summed in order.
+/// The largest number of rows (tokens, or windows of floats) of the batches of one shard, unless a single batch has more. A shard is a run of batches
+/// whose statistics are summed together; shards are added in order.
 const SHARD_TOKENS: usize = 8192;
 
-/// What flows into the next stage for all batches.
-pub struct Streams {
+/// The tensors that flow into the next stage, for all batches.
+pub(crate) struct Streams {
     streams: Vec<Stream>,
-    /// Whether a shard of statistics begins with the batch.
+    /// Whether a shard of statistics (a run of batches that is summed before it is added to others) begins with the batch.
     begins_shard: Vec<bool>,
 }
 
 impl Streams {
-    /// Returns what flows into the first stage. Consecutive batches whose tokens, or windows of floats, are together at most 8192 form a shard of
-    /// statistics, which is summed before it is added to the others.
-    pub fn enter(network: &dyn Network, data: &[Batch], weights: &dyn Weights, cx: &Context) -> Result<Self> {
+    /// Returns the tensors that flow into the first stage of `network` for each batch of `data`. Consecutive batches that together have at most 8192
+    /// tokens, or windows of floats, form a shard of statistics: they are summed before they are added to others. Errors if the network refuses a
+    /// batch or the work is cancelled.
+    pub(crate) fn enter(network: &dyn Network, data: &[Batch], weights: &dyn Weights, cx: &Context) -> Result<Self> {
         let (mut streams, mut begins_shard, mut in_shard) = (Vec::new(), Vec::new(), 0usize);
         for batch in data {
             cx.cancel.check()?;
@@ -40,47 +42,54 @@ impl Streams {
         Ok(Self { streams, begins_shard })
     }
 
-    /// Returns one stream.
-    pub fn of(stream: Stream) -> Self {
+    /// Returns the tensors `stream` of a single batch.
+    pub(crate) fn of(stream: Stream) -> Self {
         Self { streams: vec![stream], begins_shard: vec![true] }
     }
 
-    /// Returns the first stream.
-    pub fn first(&self) -> Option<&Stream> {
+    /// Returns the tensors of the first batch; None if there are no batches.
+    pub(crate) fn first(&self) -> Option<&Stream> {
         self.streams.first()
     }
 
-    pub fn is_empty(&self) -> bool {
+    /// Returns whether there are no batches.
+    pub(crate) fn is_empty(&self) -> bool {
         self.streams.is_empty()
     }
 
-    /// Returns the streams, at the end the outputs of the network.
-    pub fn into_vec(self) -> Vec<Stream> {
+    /// Returns the tensors of each batch; after the last stage, the outputs of the network.
+    pub(crate) fn into_vec(self) -> Vec<Stream> {
         self.streams
     }
 }
 
-/// Passes through one stage.
-pub struct Pass<'a> {
-    pub network: &'a dyn Network,
-    pub stage: usize,
-    pub loaded: &'a (dyn Stage + 'a),
-    pub changes: &'a Changes,
-    pub cx: &'a Context,
+/// What a pass of all batches through one stage of a network needs.
+pub(crate) struct Pass<'a> {
+    /// The network.
+    pub(crate) network: &'a dyn Network,
+    /// The index of the stage.
+    pub(crate) stage: usize,
+    /// The stage, loaded.
+    pub(crate) loaded: &'a (dyn Stage + 'a),
+    /// The changes of rewrites found so far. Changes of inputs that the running network makes are applied before statistics are gathered.
+    pub(crate) changes: &'a Changes,
+    /// Seed, threads and cancellation.
+    pub(crate) cx: &'a Context,
 }
 
-/// What was observed of a site for a rewrite.
-pub struct Observed {
-    /// Index of the site.
-    pub index: usize,
+/// The observed inputs of a site, for a rewrite.
+pub(crate) struct Observed {
+    /// The index of the site in the network.
+    pub(crate) index: usize,
     stats: StatSet,
-    /// Inputs, `[rows, features]`.
+    /// The sampled inputs, `[rows, features]`.
     sample: Vec<f32>,
 }
 
 impl Observed {
-    /// Returns the site with its observations, as a rewrite takes it.
-    pub fn as_site<'o>(
+    /// Returns `site`, the site that was observed, with its observations as a rewrite takes them. `output` computes the outputs of its matrices,
+    /// `keys_and_values` their keys and values if they make such, and `plain` has the method without data for each matrix, or None.
+    pub(crate) fn as_site<'o>(
         &'o self,
         site: &'o Site,
         output: &'o ModuleOutput<'o>,
@@ -92,8 +101,10 @@ impl Observed {
 }
 
 impl Pass<'_> {
-    /// Returns the statistics of the inputs of the wanted sites over all batches. Errors if a site is not observed once in each batch.
-    pub fn gather(
+    /// Returns the statistics of the inputs of sites over all batches, by the index of the site. `wanted` has the indices of the sites, each with the
+    /// kinds of statistics; `ops` are the matrices with which the stage is computed. Errors if a site is not observed once in each batch, if
+    /// statistics of windows are wanted, or if the work is cancelled.
+    pub(crate) fn gather(
         &self,
         streams: &Streams,
         ops: &Operators,
@@ -106,9 +117,15 @@ impl Pass<'_> {
         Ok(all)
     }
 
-    /// Returns statistics and samples of the inputs of the wanted sites. A sample has all rows of the first batches that together have at most as
-    /// many rows as wanted, and of at least one batch. The statistics have no sample.
-    pub fn observe(&self, streams: &Streams, ops: &Operators, wanted: &[(usize, StatNeeds)]) -> Result<Vec<Observed>> {
+    /// Returns statistics and samples of the inputs of sites, in the order of `wanted`, which has the index of each site and the kinds of statistics.
+    /// A sample has all rows of the first batches that together have at most as many rows as wanted, and of at least one batch. The statistics have
+    /// no sample. Errors as [`Pass::gather`] does.
+    pub(crate) fn observe(
+        &self,
+        streams: &Streams,
+        ops: &Operators,
+        wanted: &[(usize, StatNeeds)],
+    ) -> Result<Vec<Observed>> {
         self.run(streams, ops, wanted, false)
     }
 
@@ -183,8 +200,9 @@ impl Pass<'_> {
         Ok(all)
     }
 
-    /// Passes all batches through the stage. Errors if a matrix of the stage is not asked for once in each batch.
-    pub fn advance(&self, streams: &mut Streams, ops: &Operators) -> Result<()> {
+    /// Passes all batches through the stage, computed with the matrices `ops`. Errors if the network does not ask for each matrix of the stage once
+    /// in each batch, if the stage errors, or if the work is cancelled.
+    pub(crate) fn advance(&self, streams: &mut Streams, ops: &Operators) -> Result<()> {
         let sites: Vec<usize> = self.network.waves(self.stage).into_iter().flatten().collect();
         for stream in &mut streams.streams {
             self.cx.cancel.check()?;
@@ -197,9 +215,9 @@ impl Pass<'_> {
     }
 }
 
-/// Returns the products of a site's inputs with operators, side by side: `[rows, sum of out_features]`. Errors if a shape differs or an input is not
-/// finite.
-pub fn products(site: &Site, x: &[f32], ops: &[&dyn LinearOp], exec: &Exec) -> Result<Vec<f32>> {
+/// Returns the products of `x`, inputs of `site` `[rows, features]`, with the operators `ops`, side by side: `[rows, sum of out_features]`. Errors if
+/// a shape differs or an input is not finite.
+pub(crate) fn products(site: &Site, x: &[f32], ops: &[&dyn LinearOp], exec: &Exec) -> Result<Vec<f32>> {
     let rows = x.len() / site.features.max(1);
     let x = Input::new(x, [rows, site.features])?;
     let width: usize = ops.iter().map(|op| op.shape()[0]).sum();
@@ -214,7 +232,7 @@ pub fn products(site: &Site, x: &[f32], ops: &[&dyn LinearOp], exec: &Exec) -> R
 }
 
 /// Observations of sites that are in memory.
-pub struct Sites<'a, 's>(pub &'a [SeenSite<'s>]);
+pub(crate) struct Sites<'a, 's>(pub(crate) &'a [SeenSite<'s>]);
 
 impl Seen for Sites<'_, '_> {
     fn each(&self, f: &mut dyn FnMut(&[SeenSite<'_>]) -> Result<()>) -> Result<()> {
@@ -222,14 +240,21 @@ impl Seen for Sites<'_, '_> {
     }
 }
 
-/// Observations of the original network for a rewrite of the whole network, made stage by stage.
-pub struct Original<'a> {
-    pub network: &'a dyn Network,
-    pub weights: &'a dyn Weights,
-    pub folds: Vec<Fold>,
-    pub rewrite: &'a dyn Rewrite,
-    pub data: &'a [Batch],
-    pub cx: &'a Context,
+/// The inputs of the sites of the original network, for a rewrite of the whole network. They are observed stage by stage when the rewrite asks for
+/// them.
+pub(crate) struct Original<'a> {
+    /// The network.
+    pub(crate) network: &'a dyn Network,
+    /// Its original weights.
+    pub(crate) weights: &'a dyn Weights,
+    /// The changes of stored weights with which the network is observed.
+    pub(crate) folds: Vec<Fold>,
+    /// The rewrite, which says what it needs of each site.
+    pub(crate) rewrite: &'a dyn Rewrite,
+    /// The calibration batches.
+    pub(crate) data: &'a [Batch],
+    /// Seed, threads and cancellation.
+    pub(crate) cx: &'a Context,
 }
 
 impl Seen for Original<'_> {

@@ -1,4 +1,4 @@
-//! What a recipe makes of the sites of a network.
+//! [`NetworkPlan`]: how a recipe compresses the matrices of a network.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,32 +15,36 @@ use crate::kinds::Kinds;
 use crate::recipe::{Recipe, Roles};
 use crate::rewrite;
 
-/// The method of each matrix, and the rewrites of sites and of the network.
-pub struct NetworkPlan<'a> {
-    pub recipe: &'a Recipe,
+/// A recipe applied to a network: the method of each matrix, and the rewrites of sites (inputs, each with the matrices that read it) and of the
+/// network.
+pub(crate) struct NetworkPlan<'a> {
+    /// The recipe.
+    pub(crate) recipe: &'a Recipe,
     network: &'a dyn Network,
     /// The changes of the whole network, in order.
-    pub network_rewrites: Vec<Box<dyn Rewrite>>,
+    pub(crate) network_rewrites: Vec<Box<dyn Rewrite>>,
     /// The change of each site that has one, by the index of the site.
-    pub rewrites: BTreeMap<usize, Box<dyn Rewrite>>,
-    /// The compression of each matrix that a rule matches, by site and matrix.
+    pub(crate) rewrites: BTreeMap<usize, Box<dyn Rewrite>>,
+    /// The compression of each matrix that a rule matches, by the index of the site and of the matrix in it.
     methods: BTreeMap<(usize, usize), Compression>,
 }
 
 /// A compressed matrix, with what its compression reports.
-pub type Made = (Arc<dyn LinearOp>, Report);
+pub(crate) type Made = (Arc<dyn LinearOp>, Report);
 
 /// How a matrix is compressed.
 struct Compression {
-    /// Index of the rule.
+    /// The index of the rule in the recipe.
     rule: usize,
     method: Box<dyn Method>,
     non_finite: NonFinite,
 }
 
 impl<'a> NetworkPlan<'a> {
-    /// Errors if the recipe is invalid, a method cannot store a matrix of its shape, or no rule matches a matrix.
-    pub fn new(network: &'a dyn Network, recipe: &'a Recipe, kinds: &Kinds) -> Result<Self> {
+    /// Applies `recipe` to `network`. `kinds` has the kinds of stages. Errors with a [`ParamError`] if the recipe is invalid, names a stage that
+    /// prunes, or matches no matrix. Errors with the name of the tensor if a method cannot store a matrix of its shape, or if a change of the whole
+    /// network would add, untie or resize a tensor.
+    pub(crate) fn new(network: &'a dyn Network, recipe: &'a Recipe, kinds: &Kinds) -> Result<Self> {
         recipe.check(&kinds.stages)?;
         let sites = network.sites();
         let roles = Roles::of_sites(sites);
@@ -95,12 +99,12 @@ impl<'a> NetworkPlan<'a> {
     }
 
     /// Returns the number of matrices that are compressed.
-    pub fn matrices(&self) -> usize {
+    pub(crate) fn matrices(&self) -> usize {
         self.methods.len()
     }
 
     /// Returns whether some method or rewrite needs calibration data.
-    pub fn needs_data(&self) -> bool {
+    pub(crate) fn needs_data(&self) -> bool {
         let sites = self.network.sites();
         self.methods.values().any(|m| m.method.needs().any_data())
             || self.rewrites.iter().any(|(i, r)| r.needs(&sites[*i]).any_data())
@@ -111,19 +115,22 @@ impl<'a> NetworkPlan<'a> {
         self.methods.range((site, 0)..(site + 1, 0)).map(|((_, own), m)| (*own, m))
     }
 
-    /// Returns the statistics that the methods of a site's matrices need together.
-    pub fn needs(&self, site: usize) -> StatNeeds {
+    /// Returns the kinds of statistics that the methods of the matrices of the site of index `site` need together.
+    pub(crate) fn needs(&self, site: usize) -> StatNeeds {
         self.of_site(site).map(|(_, m)| m.method.needs()).fold(StatNeeds::none(), StatNeeds::union)
     }
 
-    /// Returns, for each matrix of a site, the data-free method with the stored form that it will be compressed to, or none.
-    pub fn plain(&self, site: usize) -> Vec<Option<&dyn Method>> {
+    /// Returns, for each matrix of the site of index `site`, the method without data with the stored form that it will be compressed to, or None.
+    pub(crate) fn plain(&self, site: usize) -> Vec<Option<&dyn Method>> {
         let all = self.network.sites()[site].consumers.len();
         (0..all).map(|own| self.methods.get(&(site, own)).and_then(|m| m.method.plain())).collect()
     }
 
-    /// Compresses the matrices of a site; None for one that no rule matches. Matrices of one rule share the preparation.
-    pub fn compress(
+    /// Compresses the matrices of the site of index `site`; None for one that no rule matches. `weights` has the original weights, `changes` the
+    /// changes of rewrites, and `stats` the statistics of the site's inputs. Matrices of one rule share the preparation of their method. Warns of
+    /// deviations from what was requested. Errors with the name of the matrix if a method fails or a value is not finite, and if the work is
+    /// cancelled.
+    pub(crate) fn compress(
         &self,
         site: usize,
         weights: &dyn Weights,
@@ -165,9 +172,11 @@ impl<'a> NetworkPlan<'a> {
 }
 
 /// Weights with folds (changes of rows or columns) applied as they are read.
-pub struct Folded<'a> {
-    pub weights: &'a dyn Weights,
-    pub folds: &'a [Fold],
+pub(crate) struct Folded<'a> {
+    /// The original weights.
+    pub(crate) weights: &'a dyn Weights,
+    /// The changes, in the order in which they are applied.
+    pub(crate) folds: &'a [Fold],
 }
 
 struct Rows<'a> {

@@ -1,4 +1,4 @@
-//! Writes a compressed network as a directory.
+//! Writes a compressed network as a model directory.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,12 +19,18 @@ use crate::output::hash_file;
 const FILE: &str = "model.safetensors";
 
 impl CompressedNetwork {
-    /// Writes the network to the new or empty directory `out`: every compressed matrix, and the tensors of `weights` that `others` names, in f32 and
-    /// with the changes that were made before compression: matrices `[rows, cols]`, and one row as a vector. The directory has the form of
-    /// [`compress`](crate::compress()): [`Checkpoint::open`](tersor_models::Checkpoint::open) loads its matrices, [`verify`](crate::verify()) checks it,
-    /// and [`weights`](crate::evaluate::weights) compares it with an original. It has neither `config.json` nor tokenizer. The manifest is written last.
+    /// Writes the network to the directory `out`, which is made if it does not exist and must be empty. The directory gets every compressed matrix,
+    /// and the tensors of `weights`, the original weights, whose names `others` has, in f32. These have the changes that were made before compression
+    /// ([`changes`](Self::changes)) applied; a matrix has the shape `[rows, cols]`, and a weight of one row is stored as a vector.
     ///
-    /// Errors if `out` has files, a tensor of `others` is missing or not finite, two tensors have the same name, or a file cannot be written.
+    /// The directory has the form of an output of [`compress`](crate::compress()), without `config.json` and tokenizer:
+    /// [`Checkpoint::open`](tersor_models::Checkpoint::open) loads its matrices, [`verify`](crate::verify()) checks it, and
+    /// [`weights`](crate::evaluate::weights) compares it with an original. Its manifest is written last; after an error, the files written so far
+    /// remain.
+    ///
+    /// Errors with [`Error::Format`] if `out` has files, and with [`Error::Order`] if two tensors have the same name. Errors with [`Error::Tensor`],
+    /// with the name, if a tensor has a value that is not finite, and with an error of `weights` if it lacks one. Errors with [`Error::Io`] if a file
+    /// cannot be written.
     pub fn save(&self, out: &Path, weights: &dyn Weights, others: &[&str]) -> Result<()> {
         std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
         if std::fs::read_dir(out).map_err(|e| Error::io(out, e))?.next().is_some() {

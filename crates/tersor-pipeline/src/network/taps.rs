@@ -1,4 +1,4 @@
-//! The taps of compression and evaluation.
+//! The taps (products with the matrices of a network) of compression and evaluation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -11,23 +11,26 @@ use tersor_operators::Dense;
 
 use super::no_such;
 
-/// The operators of sites, by the index of the site: one for each matrix, in order. Sites outside of the stage have none.
+/// The matrices of sites (inputs, each with the matrices that read it) as operators, by the index of the site: one for each matrix, in order. Sites
+/// outside of the stage have none.
 #[derive(Clone)]
-pub struct Operators(Vec<Vec<Arc<dyn LinearOp>>>);
+pub(crate) struct Operators(Vec<Vec<Arc<dyn LinearOp>>>);
 
 impl Operators {
-    /// Returns no operator for any site.
-    pub fn none(network: &dyn Network) -> Self {
+    /// Returns operators for `network` that are none for any site.
+    pub(crate) fn none(network: &dyn Network) -> Self {
         Self(vec![Vec::new(); network.sites().len()])
     }
 
-    /// Returns the original matrices of `sites` as dense operators. Errors if a matrix cannot be read or a value is not finite.
-    pub fn originals(network: &dyn Network, weights: &dyn Weights, sites: &[usize]) -> Result<Self> {
+    /// Returns the matrices of the sites of the indices `sites`, read from `weights`, as dense operators. Errors if a matrix cannot be read or a
+    /// value is not finite.
+    pub(crate) fn originals(network: &dyn Network, weights: &dyn Weights, sites: &[usize]) -> Result<Self> {
         Self::of_sites(network, sites, &|name| dense(weights, name))
     }
 
-    /// Returns the operators of `sites` that `make` returns for the names of their matrices.
-    pub fn of_sites(
+    /// Returns the operators of the sites of the indices `sites`, which `make` returns for the names of their matrices. Errors if there is no such
+    /// site, or if `make` does.
+    pub(crate) fn of_sites(
         network: &dyn Network,
         sites: &[usize],
         make: &dyn Fn(&str) -> Result<Arc<dyn LinearOp>>,
@@ -40,8 +43,8 @@ impl Operators {
         Ok(all)
     }
 
-    /// Puts operators in the place of a site's; None leaves one as it is.
-    pub fn replace(&mut self, site: usize, made: Vec<Option<Arc<dyn LinearOp>>>) {
+    /// Replaces the operators of the site of index `site` by `made`, one for each matrix in order; None leaves one as it is.
+    pub(crate) fn replace(&mut self, site: usize, made: Vec<Option<Arc<dyn LinearOp>>>) {
         for (op, made) in self.0[site].iter_mut().zip(made) {
             if let Some(made) = made {
                 *op = made;
@@ -49,22 +52,22 @@ impl Operators {
         }
     }
 
-    /// Returns the operators of a site.
-    pub fn of(&self, site: usize) -> &[Arc<dyn LinearOp>] {
+    /// Returns the operators of the site of index `site`; none if there is no such site.
+    pub(crate) fn of(&self, site: usize) -> &[Arc<dyn LinearOp>] {
         self.0.get(site).map_or(&[], Vec::as_slice)
     }
 }
 
-/// Reads a matrix as a dense operator.
-pub fn dense(weights: &dyn Weights, name: &str) -> Result<Arc<dyn LinearOp>> {
+/// Returns the matrix `name`, read from `weights`, as a dense f32 operator. Errors if there is none or a value is not finite.
+pub(crate) fn dense(weights: &dyn Weights, name: &str) -> Result<Arc<dyn LinearOp>> {
     let rows = weights.rows(name)?;
     let shape = rows.shape();
     let values = read_finite(&*rows, 0..shape[0]).map_err(|e| e.in_tensor(name))?;
     Ok(Arc::new(Dense::new(values, shape, DType::F32)?))
 }
 
-/// Multiplies with operators, and observes the inputs of some sites. Every matrix may be asked for once.
-pub struct Recorder {
+/// A tap that multiplies with operators, and observes the inputs of some sites. A network may ask for each matrix once.
+pub(crate) struct Recorder {
     ops: Operators,
     /// Names of the sites, for messages.
     names: Vec<String>,
@@ -75,12 +78,12 @@ pub struct Recorder {
     state: Mutex<State>,
 }
 
-/// What a [`Recorder`] observed, by the index of the site.
-pub struct Seen {
-    /// The statistics of the inputs of wanted sites.
-    pub stats: BTreeMap<usize, StatSet>,
-    /// The inputs of sites whose inputs are kept, `[rows, features]`.
-    pub inputs: BTreeMap<usize, Vec<f32>>,
+/// The inputs that a [`Recorder`] observed, by the index of the site.
+pub(crate) struct Seen {
+    /// The statistics of the inputs of the sites that were wanted.
+    pub(crate) stats: BTreeMap<usize, StatSet>,
+    /// The inputs of the sites that were to be kept, `[rows, features]`.
+    pub(crate) inputs: BTreeMap<usize, Vec<f32>>,
 }
 
 /// What a [`Recorder`] has seen so far.
@@ -99,14 +102,16 @@ struct State {
 }
 
 impl Recorder {
-    /// Returns a tap that multiplies with `ops` and observes nothing.
-    pub fn new(network: &dyn Network, ops: Operators) -> Self {
+    /// Returns a tap of `network` that multiplies with `ops` and observes nothing.
+    pub(crate) fn new(network: &dyn Network, ops: Operators) -> Self {
         let names = network.sites().iter().map(|s| s.name.clone()).collect();
         Self { ops, names, changes: BTreeMap::new(), stop: false, state: Mutex::default() }
     }
 
-    /// Adds the inputs of `wanted` sites to their statistics, keeps those of the sites `kept`, and stops after the last if `stop`.
-    pub fn observing(
+    /// Makes the tap observe sites, by their indices: inputs of the sites in `wanted` are added to these statistics, after the change in `changes` if
+    /// there is one, and inputs of the sites `kept` are kept as they are, if these are wanted as well. If `stop` is set, the tap stops the stage
+    /// after the last wanted site.
+    pub(crate) fn observing(
         mut self,
         wanted: BTreeMap<usize, StatSet>,
         kept: impl IntoIterator<Item = usize>,
@@ -123,13 +128,14 @@ impl Recorder {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Returns whether the network was asked to stop.
-    pub fn stopped(&self) -> bool {
+    /// Returns whether the tap asked the network to stop.
+    pub(crate) fn stopped(&self) -> bool {
         self.state().stopped
     }
 
-    /// Returns the statistics and the kept inputs. Errors if a wanted site has not been observed.
-    pub fn finish(&self, stage: usize) -> Result<Seen> {
+    /// Returns the statistics and the kept inputs of a run of the stage of index `stage`. Errors with [`Error::Missing`], with the name of the site,
+    /// if a wanted site has not been observed.
+    pub(crate) fn finish(&self, stage: usize) -> Result<Seen> {
         let mut state = self.state();
         if let Some(site) = state.wanted.keys().next() {
             return Err(self.never(*site, stage));
@@ -137,8 +143,9 @@ impl Recorder {
         Ok(Seen { stats: std::mem::take(&mut state.seen), inputs: std::mem::take(&mut state.kept) })
     }
 
-    /// Errors unless each matrix of `sites` was asked for.
-    pub fn check_complete(&self, network: &dyn Network, sites: &[usize], stage: usize) -> Result<()> {
+    /// Checks that each matrix of the sites of the indices `sites` was asked for in the stage of index `stage`. Errors with [`Error::Missing`], with
+    /// the name of the site, if one was not.
+    pub(crate) fn check_complete(&self, network: &dyn Network, sites: &[usize], stage: usize) -> Result<()> {
         let state = self.state();
         for &site in sites {
             let all = network.sites()[site].consumers.len();
