@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tersor::core::network::{Batch, Forward, MemWeights, Part, Products, Scores, Stage, Stream, check_network};
 use tersor::core::{
-    Check, Context, Error, Exec, Input, LinearOp, MatViewMut, Method, Network, Result, Site, StatSet, Tap, Weights,
-    read_finite,
+    Check, Context, Error, Exec, Input, LinearOp, MatViewMut, Method, Network, Result, RowSource, Site, StatSet, Tap,
+    Weights, read_finite,
 };
 use tersor::models::{Calibration, Checkpoint, Encoder, Hooks, ModelNetwork, Tokenizer, Upstream};
 use tersor::pipeline::network::{CompressedNetwork, choose_for_network, compress_network, original_scores};
@@ -295,12 +295,60 @@ fn faults_of_a_network_name_the_site() {
         p.linear(1, &hidden)
     });
     fails(&nan, &weights, &batches, &["second", "row 1", "column 6"]);
+    // A matrix that reads two sites.
+    let mut both = Site::linear("second", [8, 64]);
+    both.consumers[0].weight = "first".into();
+    both.consumers[0].shape = [64, 32];
+    both.features = 32;
+    fails(
+        &Forward::new(vec![Site::linear("first", [64, 32]), both], two_layers),
+        &weights,
+        &batches,
+        &["first", "one site"],
+    );
     // A recipe that matches nothing.
     let nothing = toml(r#"rules = [{ match = "other", stages = [{ kind = "rtn", bits = 4 }] }]"#);
     let said = compress_network(&network, &weights, &batches, &nothing, kinds, &cx).map(drop).unwrap_err();
     assert!(said.to_string().contains("matches a matrix"), "{said}");
     cx.cancel.cancel();
     assert!(matches!(compress_network(&network, &weights, &batches, &r, kinds, &cx), Err(Error::Cancelled)));
+}
+
+/// Weights of which one is not finite.
+struct Broken(MemWeights);
+
+impl Weights for Broken {
+    fn rows<'w>(&'w self, name: &'w str) -> Result<Box<dyn RowSource + 'w>> {
+        struct Rows<'a>(Box<dyn RowSource + 'a>);
+        impl RowSource for Rows<'_> {
+            fn shape(&self) -> [usize; 2] {
+                self.0.shape()
+            }
+            fn read_rows(&self, rows: std::ops::Range<usize>, out: &mut [f32]) -> Result<()> {
+                self.0.read_rows(rows.clone(), out)?;
+                if rows.contains(&3) {
+                    out[(3 - rows.start) * self.0.shape()[1] + 4] = f32::NAN;
+                }
+                Ok(())
+            }
+        }
+        Ok(Box::new(Rows(self.0.rows(name)?)))
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_are_replaced_where_a_rule_says_so() {
+    let (network, weights, batches) = mlp();
+    let broken = Broken(weights);
+    let compress = |how: &str| {
+        let stages = r#"stages = [{ kind = "gptq", bits = 4, group = 32 }]"#;
+        let r = toml(&format!("rules = [{{ match = \"*\", {how} {stages} }}]"));
+        compress_network(&network, &broken, &batches, &r, tersor::kinds(), &Context::new())
+    };
+    let said = compress("").map(drop).unwrap_err().to_string();
+    assert!(said.contains("first") && said.contains("row 3, column 4"), "{said}");
+    let made = compress(r#"non_finite = "zero","#).unwrap();
+    assert_eq!([made.reports["first"].replaced, made.reports["second"].replaced], [1, 1]);
 }
 
 #[test]

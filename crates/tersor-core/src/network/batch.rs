@@ -68,6 +68,8 @@ pub struct Scores {
     pub right: u64,
     /// The number of rows that were compared with the output of the original network.
     pub compared: u64,
+    /// The number of compared rows that are logits. 0 for a network without logits.
+    pub logits: u64,
     /// The sum over the compared rows of the divergence `KL(original ‖ this network)` of the softmax of the logits, in nats. 0 for a network without
     /// logits.
     pub divergence: f64,
@@ -106,6 +108,7 @@ impl Scores {
         let width = classes.max(1);
         for (q, p) in out.values.chunks_exact(width).zip(original.values.chunks_exact(width)) {
             all.compared += 1;
+            all.logits += 1;
             all.divergence += metrics::kl_checked(p, q)?;
             all.equal += u64::from(metrics::argmax(p) == metrics::argmax(q));
             all.cosines += metrics::cosine(p, q);
@@ -120,6 +123,7 @@ impl Scores {
             loss: self.loss + other.loss,
             right: self.right + other.right,
             compared: self.compared + other.compared,
+            logits: self.logits + other.logits,
             divergence: self.divergence + other.divergence,
             equal: self.equal + other.equal,
             cosines: self.cosines + other.cosines,
@@ -136,16 +140,16 @@ impl Scores {
         mean(self.loss, self.labelled)
     }
 
-    /// Returns the mean divergence `KL(original ‖ this network)`, in nats. None if no row was compared with the original. It has no meaning (and is
-    /// 0) for a network without logits.
+    /// Returns the mean divergence `KL(original ‖ this network)`, in nats. None if no row was compared with the original, or the network has
+    /// no logits.
     pub fn kl(&self) -> Option<f64> {
-        mean(self.divergence, self.compared)
+        mean(self.divergence, self.logits)
     }
 
     /// Returns the share of the compared rows whose largest logit has the index of the original's, 0 to 1. None if no row was compared with the
-    /// original. It has no meaning (and is 0) for a network without logits.
+    /// original, or the network has no logits.
     pub fn agreement(&self) -> Option<f64> {
-        mean(self.equal as f64, self.compared)
+        mean(self.equal as f64, self.logits)
     }
 
     /// Returns the mean cosine of the angles between rows and the original's rows, -1 to 1. None if no row was compared with the original.

@@ -6,7 +6,7 @@ use super::Network;
 use crate::{Error, Result, Weights};
 
 /// Checks that the sites of `network` (a site is one input and the weight matrices that read it) fit each other and `weights`, the weights by name.
-/// It asks for the shapes of weights but reads no values. It does not check that a matrix belongs to one site only.
+/// It asks for the shapes of weights but reads no values.
 ///
 /// Errors with [`Error::Order`] if two sites have the same name, or if a site is not in exactly one wave (a set of sites that are observed together)
 /// of one stage. Errors with [`Error::Missing`] if a site has no matrix, and with [`Error::Range`] if a wave has the index of no site. Errors with

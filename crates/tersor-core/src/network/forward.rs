@@ -99,7 +99,10 @@ where
         crate::check_finite(&batch.values, batch.values.len() / batch.shape[0].max(1), 0)?;
         Stream::of(X, batch.shape.clone(), batch.values.clone())
     }
-    fn stage<'n>(&'n self, _: usize, _: &dyn Weights) -> Result<Box<dyn Stage + 'n>> {
+    fn stage<'n>(&'n self, index: usize, _: &dyn Weights) -> Result<Box<dyn Stage + 'n>> {
+        if index > 0 {
+            return Err(Error::range("stage", 0..1, index));
+        }
         Ok(Box::new(Whole(self)))
     }
     fn score(&self, out: &Stream, reference: Option<&Stream>, batch: &Batch, _: &dyn Weights) -> Result<Scores> {

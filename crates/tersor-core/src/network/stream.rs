@@ -97,17 +97,19 @@ impl Stream {
     }
 
     /// Reads the stream that [`Stream::save`] wrote with the same `prefix` to `source`. Errors if the description of the stream (the tensor
-    /// `prefix.about`) is missing or has no tag, or if a tensor has another type or cannot be read.
+    /// `prefix.about`) is missing or invalid, or if a tensor has another type or cannot be read.
     pub fn load(prefix: &str, source: &dyn TensorSource) -> Result<Self> {
         let about = join(prefix, ABOUT);
         let info = source.info(&about)?;
         let bytes = read_expected(source, &about, DType::U8, &info.shape)?;
-        let words: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
-        let Some((tag, ends)) = words.split_last() else {
-            return Err(Error::format(about, "it has no tag"));
+        let (words, rest) = bytes.as_chunks::<8>();
+        let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        let known = words.split_last().and_then(|(tag, ends)| Some((u32::try_from(*tag).ok()?, ends.as_chunks::<2>())));
+        let Some((tag, (ends, []))) = known.filter(|_| rest.is_empty()) else {
+            return Err(Error::format(about, "it is not a list of windows and a tag"));
         };
-        let windows = ends.as_chunks::<2>().0.iter().map(|[a, b]| *a as usize..*b as usize).collect();
-        let mut stream = Self { parts: BTreeMap::new(), windows, tag: *tag as u32 };
+        let windows = ends.iter().map(|[a, b]| *a as usize..*b as usize).collect();
+        let mut stream = Self { parts: BTreeMap::new(), windows, tag };
         let start = format!("{prefix}.{PART}.");
         for name in source.names().iter().filter_map(|n| n.strip_prefix(&start)) {
             let stored = format!("{start}{name}");

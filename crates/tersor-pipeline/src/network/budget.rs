@@ -131,6 +131,6 @@ fn outputs(
 /// Returns the divergence from the original, or one minus the cosine if the network's outputs are no logits.
 fn effect(scores: &Scores) -> Result<f64> {
     let missing = || Error::missing("a comparison with the original", "the scores of the network");
-    let (kl, cosine) = (scores.kl().ok_or_else(missing)?, scores.cosine().ok_or_else(missing)?);
-    Ok(if kl > 0.0 { kl } else { (1.0 - cosine).max(0.0) })
+    let cosine = scores.cosine().ok_or_else(missing)?;
+    Ok(scores.kl().unwrap_or((1.0 - cosine).max(0.0)))
 }

@@ -63,7 +63,16 @@ pub fn compress_network(
         let rule = format!("recipe `{}` needs calibration data", recipe.name);
         return Err(ParamError::new("data", "empty", rule).into());
     }
-    let mut work = Work { network, weights, plan: &plan, cx, made: BTreeMap::new(), changes: Changes::default() };
+    let repaired = plan::RepairedWeights { weights, repairs: plan.repairs() };
+    let mut work = Work {
+        network,
+        weights: &repaired,
+        original: weights,
+        plan: &plan,
+        cx,
+        made: BTreeMap::new(),
+        changes: Changes::default(),
+    };
     work.rewrite_network(data)?;
     // Without data, one pass over no batches compresses everything.
     let data = if plan.needs_data() { data } else { &[] };
@@ -86,6 +95,7 @@ pub fn compress_network(
 struct Work<'a> {
     network: &'a dyn Network,
     weights: &'a dyn Weights,
+    original: &'a dyn Weights,
     plan: &'a NetworkPlan<'a>,
     cx: &'a Context,
     /// The finished matrices, by name.
@@ -186,7 +196,7 @@ impl<'a> Work<'a> {
     /// Compresses the matrices of a site with the statistics of its inputs, and returns its operators; None for one that stays as it is.
     fn site(&mut self, index: usize, stats: &StatSet) -> Result<Vec<Option<Arc<dyn LinearOp>>>> {
         let site = &self.network.sites()[index];
-        let done = self.plan.compress(index, self.weights, &self.changes, stats, self.cx)?;
+        let done = self.plan.compress(index, self.original, &self.changes, stats, self.cx)?;
         let mut ops = Vec::new();
         for (consumer, made) in site.consumers.iter().zip(done) {
             ops.push(made.as_ref().map(|m| m.0.clone()));

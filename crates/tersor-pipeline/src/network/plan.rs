@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tersor_core::stages::{StageSpec, Target, assemble};
 use tersor_core::{
     Changes, Context, DType, Effect, Error, Fold, FoldedRows, LinearOp, Method, Network, NonFinite, ParamError,
-    Prepared, Repaired, Report, Result, Rewrite, RowSource, StatNeeds, StatSet, Weights,
+    Prepared, Producer, Repaired, Report, Result, Rewrite, Role, RowSource, Site, StatNeeds, StatSet, Weights,
 };
 use tersor_operators::online;
 
@@ -57,7 +57,7 @@ impl<'a> NetworkPlan<'a> {
                     weight: &consumer.weight,
                     dtype: DType::F32,
                     site: Some(site),
-                    heads: 1,
+                    heads: heads_of(site),
                     rules: &lists,
                     own,
                     network: &recipe.network,
@@ -96,6 +96,13 @@ impl<'a> NetworkPlan<'a> {
             }
         }
         Ok(Self { recipe, network, network_rewrites, rewrites, methods })
+    }
+
+    /// Returns what is done with values of a matrix that are not finite, for the matrices whose rule replaces them, by name.
+    pub(crate) fn repairs(&self) -> BTreeMap<String, NonFinite> {
+        let name = |(site, own): (usize, usize)| self.network.sites()[site].consumers[own].weight.clone();
+        let replaced = self.methods.iter().filter(|(_, m)| !matches!(m.non_finite, NonFinite::Refuse));
+        replaced.map(|(at, m)| (name(*at), m.non_finite)).collect()
     }
 
     /// Returns the number of matrices that are compressed.
@@ -165,9 +172,55 @@ impl<'a> NetworkPlan<'a> {
                 None => done.op,
             };
             let report = Report { replaced: repaired.count(), ..done.report };
+            if report.replaced > 0 {
+                let what = format!("{}: {} values were not finite and were replaced", consumer.weight, report.replaced);
+                cx.progress.warn(&what);
+            }
             all.push(Some((Arc::from(op), report)));
         }
         Ok(all)
+    }
+}
+
+/// Returns the number of heads whose outputs are concatenated in the inputs of a site: of an attention output, the number of blocks of the matrix that
+/// produces it; 1 for any other site.
+fn heads_of(site: &Site) -> usize {
+    let attention = site.consumers.iter().any(|c| c.role == Role::AttentionOutput);
+    match &site.producer {
+        Producer::Linear { block, .. } if attention => site.features / (*block).max(1),
+        _ => 1,
+    }
+}
+
+/// Weights whose values that are not finite are replaced as the rules say.
+pub(crate) struct RepairedWeights<'a> {
+    /// The weights as they are.
+    pub(crate) weights: &'a dyn Weights,
+    /// What is done with values that are not finite, by the name of the weight; other weights are read as they are.
+    pub(crate) repairs: BTreeMap<String, NonFinite>,
+}
+
+struct RepairedRows<'a>(Box<dyn RowSource + 'a>, NonFinite);
+
+impl Weights for RepairedWeights<'_> {
+    fn rows<'w>(&'w self, name: &'w str) -> Result<Box<dyn RowSource + 'w>> {
+        let rows = self.weights.rows(name)?;
+        Ok(match self.repairs.get(name) {
+            Some(how) => Box::new(RepairedRows(rows, *how)),
+            None => rows,
+        })
+    }
+    fn has(&self, name: &str) -> bool {
+        self.weights.has(name)
+    }
+}
+
+impl RowSource for RepairedRows<'_> {
+    fn shape(&self) -> [usize; 2] {
+        self.0.shape()
+    }
+    fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        Repaired::new(&*self.0, self.1).read_rows(rows, out)
     }
 }
 
