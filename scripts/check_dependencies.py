@@ -33,6 +33,8 @@ TABLE = [
     ("tersor-formats", ["--all-features"], CORE, COMMAND | FRAMEWORKS | {"faer", "toml", "tokenizers"}),
     ("tersor-models", ["--all-features"], FILES, COMMAND | FRAMEWORKS | {"faer", "toml"}),
     ("tersor-pipeline", ["--all-features"], MODELS, COMMAND | FRAMEWORKS),
+    ("tersor-candle", ["--all-features"], MODELS | {"tersor-blockwise"}, COMMAND | FRAMEWORKS - {"candle-core"} | {"faer", "toml"}),
+    ("tersor-candle", ["--no-default-features"], CORE, COMMAND | FRAMEWORKS - {"candle-core"} | {"faer", "toml"}),
     ("tersor", ["--no-default-features"], OPERATORS, COMMAND | FRAMEWORKS | TEXT | {"faer", "rayon", "ndarray"}),
 ]
 

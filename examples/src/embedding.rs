@@ -3,8 +3,7 @@
 use candle_core::{DType, Device, Module, Result, Tensor, Var};
 use candle_nn::ops::layer_norm_slow;
 use rand::Rng;
-
-use crate::EightBit;
+use tersor_candle::VarOptimizer;
 
 /// The stable embedding layer for training with 8-bit moments (arXiv 2110.02861, section 2.3): vectors have a Xavier-uniform initialization, are
 /// normalized before position embeddings are added, and keep their moments in f32.
@@ -45,8 +44,8 @@ impl StableEmbedding {
     }
 
     /// Makes an optimizer keep the moments of the vectors in f32. Errors if they are not among its variables.
-    pub fn stabilize(&self, optimizer: &mut EightBit) -> Result<()> {
-        optimizer.keep_f32(&self.weight)
+    pub fn stabilize(&self, optimizer: &mut VarOptimizer) -> Result<()> {
+        Ok(optimizer.keep_f32(&self.weight)?)
     }
 }
 
@@ -94,7 +93,7 @@ mod tests {
         let square = rows[0].iter().map(|v| v * v).sum::<f32>() / width as f32;
         assert!(mean.abs() < 1e-5 && (square - 1.0).abs() < 1e-2 && rows[1].iter().all(|v| *v == 0.0));
 
-        let mut optimizer = EightBit::new(layer.vars(), OptimizerConfig::adam().min_8bit_size(0)).unwrap();
+        let mut optimizer = VarOptimizer::new(layer.vars(), OptimizerConfig::adam().min_8bit_size(0)).unwrap();
         layer.stabilize(&mut optimizer).unwrap();
         let weights = Tensor::arange(0f32, width as f32, &Device::Cpu).unwrap();
         let loss = layer.forward(&ids).unwrap().broadcast_mul(&weights).unwrap().sqr().unwrap().sum_all().unwrap();

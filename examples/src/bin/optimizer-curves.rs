@@ -10,7 +10,7 @@ use std::time::Instant;
 use candle_nn::Optimizer as _;
 use tersor::blockwise::Map;
 use tersor::blockwise::optimizer::OptimizerConfig;
-use tersor_examples::EightBit;
+use tersor_candle::VarOptimizer;
 use tersor_examples::tiny::{AnyError, LEARNING_RATE, Text, evaluate, train};
 
 fn main() -> Result<(), AnyError> {
@@ -37,10 +37,10 @@ fn main() -> Result<(), AnyError> {
     println!("{:36} {:>15} {:>18} {:>8}", "moments", "evaluation loss", "bytes of moments", "seconds");
     for (name, how) in kinds {
         let (start, mut losses, mut bytes) = (Instant::now(), Vec::new(), 0);
-        let optimizer = |vars, decay: f64| EightBit::new(vars, how.clone().weight_decay(decay as f32));
+        let optimizer = |vars, decay: f64| VarOptimizer::new(vars, how.clone().weight_decay(decay as f32));
         let done = train(&text, steps, optimizer, |_, loss, _, optimizers| {
             losses.push(loss);
-            bytes = optimizers.iter().map(EightBit::state_bytes).sum::<usize>();
+            bytes = optimizers.iter().map(VarOptimizer::state_bytes).sum::<usize>();
             Ok(())
         });
         // If training diverges, it ends with a refused step.
