@@ -194,12 +194,24 @@ impl Child<'_> {
         if against {
             option("--against", a.model.display().to_string());
         } else {
-            let free = fs4::available_space(reference.parent().unwrap_or(reference)).unwrap_or(0);
+            let free = available_space(reference.parent().unwrap_or(reference));
             option("--reference-logits", MAX_LOGITS.min(free / 2).to_string());
             list.push("--noise-floor".into());
         }
         serde_json::from_value(self.run(&list)?).map_err(|e| Error::format("tersor eval", e.to_string()))
     }
+}
+
+/// Returns the free bytes on the disk of a directory; 0 if they are not known.
+#[cfg(unix)]
+fn available_space(dir: &Path) -> u64 {
+    rustix::fs::statvfs(dir).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// Returns 0, as the free bytes on the disk of a directory are not known.
+#[cfg(not(unix))]
+fn available_space(_: &Path) -> u64 {
+    0
 }
 
 /// Formats the rows as a text table.
