@@ -106,7 +106,7 @@ macro_rules! fed {
 }
 fed!(
     safetensors shard_index gguf gguf_tokenizer tokenizer config network manifest operators
-    bitsandbytes caches changes statistics imatrix optimizer recipe recipe_name
+    bitsandbytes caches changes statistics imatrix optimizer predictions recipe recipe_name
 );
 
 fn folder(kind: &str, parser: &Parser) -> PathBuf {

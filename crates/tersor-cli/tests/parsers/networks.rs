@@ -82,7 +82,8 @@ pub fn network(bytes: &[u8]) -> bool {
         let Ok(checkpoint) = Checkpoint::open(dir.path(), &tersor::registry()) else { return false };
         let exec = &Exec::serial();
         checkpoint.weights();
-        match checkpoint.architecture().unwrap() {
+        let Ok(architecture) = checkpoint.architecture() else { return false };
+        match architecture {
             Architecture::Decoder(_) => Decoder::load(&checkpoint).is_ok_and(|decoder| {
                 let run = |mut state| decoder.next_logits(&[0, 1], &mut state, exec).is_ok();
                 decoder.state().is_ok_and(run)
