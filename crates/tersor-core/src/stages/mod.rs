@@ -186,8 +186,8 @@ pub trait StageSpec: CloneStage + Send + Sync {
         vec![self.kind()]
     }
 
-    /// Returns the forms of the segments of a recipe's name that set parameters of this stage, such as `g<number>` for the group size. A segment is a
-    /// part of a name between two `-`. By default there are none.
+    /// Returns the forms of the segments that set parameters of this stage in the name of a recipe (or, for a stage of [`Slot::Cache`], of a cache),
+    /// such as `g<number>` for the group size. A segment is a part of a name between two `-`. By default there are none.
     fn segments(&self) -> Vec<Segment> {
         Vec::new()
     }

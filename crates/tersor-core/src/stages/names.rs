@@ -72,7 +72,7 @@ pub struct Named<'k> {
     /// Names and values of parameters that the stage in `cache`, if there is one, gets at the end of [`parse`](Self::parse), such as the rotation of
     /// keys that goes with a rotation of the network. The stage must have these parameters.
     pub cache_values: Vec<(&'static str, Value)>,
-    /// Whether embedding and output head have the stages in `stages`. If not, they are stored in 8 bits.
+    /// Whether embedding, output head and the pooler of an encoder have the stages in `stages`. If not, they are stored in 8 bits.
     pub everything: bool,
     /// Whether a word of the name asks for the stage of [`Slot::Quantize`], as in `w4-gptq`; false if only a segment that sets a parameter does, as
     /// in `w4`.
