@@ -71,16 +71,17 @@ pub struct Comparison {
 
 /// Compares recipes on a model: calls `measure` for the original, then for each of `recipes`, and writes the rows (`rows.json`) and an HTML page
 /// (`report.html`) to the directory `out`, which is made if it does not exist. `measure` compresses and evaluates, in this process or in another, so
-/// that the peak memory is that of one recipe. It gets for each recipe the folder of `out` with the name of the recipe; the names should differ. Of
-/// `model`, only the file name is used, as a title. Progress and cancellation are those of `cx`. Earlier rows and an earlier page are replaced;
-/// nothing else is changed or deleted.
+/// that the peak memory is that of one recipe. It gets for each recipe the folder of `out` with the name of the recipe; the names should differ and
+/// be plain file names. Of `model`, only the file name is used, as a title. Progress and cancellation are those of `cx`. Earlier rows and an earlier
+/// page are replaced; nothing else is changed or deleted.
 ///
 /// If `measure` stores the predictions of the original ([`Options::reference`](crate::evaluate::Options::reference)), they serve all recipes. If the
 /// figures of the original have a noise floor, rows below it are marked.
 ///
-/// Errors as `measure` does. Errors with [`Error::Format`] if a file at the place of the rows or of the page is no earlier one. Errors with
-/// [`Error::Param`] of the parameter `name` if a recipe has the name of one of these files. Errors with [`Error::Io`] if `out` or a file cannot be
-/// written, and with [`Error::Cancelled`] if the work is cancelled before a row.
+/// Errors as `measure` does. Errors with [`Error::Format`] if a file at the place of the rows or of the page is no earlier one, or, after the rows
+/// are written, if a recipe's name is no plain file name or its folder has an invalid manifest. Errors with [`Error::Param`] of the parameter `name`
+/// if a recipe has the name of one of these files. Errors with [`Error::Io`] if `out` or a file cannot be written, and with [`Error::Cancelled`] if
+/// the work is cancelled before a row.
 pub fn compare(
     model: &Path,
     recipes: &[Recipe],
