@@ -179,8 +179,8 @@ fn context(given: Option<usize>, checkpoint: &Checkpoint) -> Result<usize> {
     }
 }
 
-/// Returns the window length, and the tokens of the windows that `options` cuts from a text. Warns if there are fewer than wanted. Errors if the model is
-/// no decoder, if `ctx` or `windows` is out of range, or if the text has no window.
+/// Returns the window length, and the tokens of the windows that `options` cuts from a text. Warns if there are fewer than wanted. Errors if the
+/// model is no decoder, if `ctx` or `windows` is out of range, or if the text has no window.
 fn cut(checkpoint: &Checkpoint, text: &Text, options: &Options, cx: &Context) -> Result<(usize, Vec<Vec<u32>>)> {
     checkpoint.architecture()?.decoder()?;
     let ctx = context(options.ctx, checkpoint)?;

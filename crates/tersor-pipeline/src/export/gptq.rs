@@ -123,8 +123,8 @@ fn module(weight: &str) -> &str {
     weight.strip_suffix(".weight").unwrap_or(weight)
 }
 
-/// Returns kind and shape of a matrix that is stored in the format; none for a tensor that is stored in f16. Errors if the format does not support the
-/// matrix.
+/// Returns kind and shape of a matrix that is stored in the format; None for a tensor that is stored in f16 or in its own type. Errors if the format
+/// does not support the matrix.
 fn kind(source: &Source, t: &Tensor) -> Result<Option<(Kind, [usize; 2])>> {
     let Some(spec) = source.spec(&t.name).filter(|_| !is_embedding_or_head(&t.name)) else { return Ok(None) };
     if spec.kind == tersor_operators::Dense::KIND {
