@@ -1,4 +1,4 @@
-//! Comparisons: rows of figures for an original model and several recipes, in files and on an HTML page.
+//! [`compare`]: rows of figures for an original model and several recipes, in files and on an HTML page.
 
 use std::path::{Path, PathBuf};
 
@@ -15,29 +15,29 @@ use crate::report::{self, ROWS};
 /// Name of the HTML page of a comparison.
 const PAGE: &str = "report.html";
 
-/// What [`compare`] asks its caller to measure for a row: the original model, or a recipe.
+/// What [`compare`] asks its caller to measure for one row: the original model, or the model compressed by a recipe.
 #[derive(Clone, Copy, Debug)]
 pub enum Subject<'a> {
     /// The original model is to be evaluated.
     Original,
-    /// The model is to be compressed by the recipe of this index in the list that [`compare`] got, into this directory, and the result is to be
-    /// evaluated. The directory may have the result of an earlier comparison; [`compress`](crate::compress()) keeps it if its inputs are the same,
-    /// and refuses it otherwise.
+    /// The model is to be compressed by the recipe of this index in the list that [`compare`] got, counted from 0, into this directory, and the
+    /// result is to be evaluated. The directory may have the result of an earlier comparison; [`compress`](crate::compress()) keeps it if its inputs
+    /// are the same, and refuses it otherwise.
     Recipe(usize, &'a Path),
 }
 
-/// What the caller of [`compare`] measured for a row.
+/// What the caller of [`compare`] measured for one row: the original model or a recipe.
 #[derive(Clone, Debug)]
 pub struct Measured {
     /// The seconds that compression took; 0 for the original.
     pub compress_seconds: f64,
     /// The peak resident memory of compression in bytes; None for the original, or if it is not known.
     pub compress_peak_rss_bytes: Option<u64>,
-    /// The figures on the evaluation text. Those of a recipe are to be compared with the original.
+    /// The figures on the evaluation text. For a recipe, the predictions are to be compared with those of the original.
     pub figures: Evaluation,
 }
 
-/// A row of a [`Comparison`]. In JSON, the figures are keys of the row.
+/// The row of the original or of a recipe in a [`Comparison`]. In JSON, the figures are keys of the row.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     /// The name of the recipe, or `original`.
@@ -58,10 +58,10 @@ pub struct Row {
     pub figures: Evaluation,
 }
 
-/// The result of [`compare`].
+/// The result of [`compare`]: the rows, and where they were written.
 #[derive(Clone, Debug, Serialize)]
 pub struct Comparison {
-    /// The row of the original, then that of each recipe, in their order.
+    /// The row of the original, then the row of each recipe, in the order in which the recipes were given.
     pub rows: Vec<Row>,
     /// The directory with the folders of the recipes, the rows and the page, as it was given.
     pub out: PathBuf,
@@ -70,18 +70,18 @@ pub struct Comparison {
 }
 
 /// Compares recipes on a model: calls `measure` for the original, then for each of `recipes`, and writes the rows (`rows.json`) and an HTML page
-/// (`report.html`) to the directory `out`, which is made if it does not exist. Each recipe gets the folder of `out` with its name; the names should
-/// differ. `measure` compresses and evaluates, in this process, or in another so that the peak memory is that of one recipe. Of `model`, only the
-/// file name is used, as a title. Progress and cancellation are those of `cx`. Earlier rows and an earlier page are replaced; nothing else is changed
-/// or deleted.
+/// (`report.html`) to the directory `out`, which is made if it does not exist. `measure` compresses and evaluates, in this process or in another, so
+/// that the peak memory is that of one recipe. It gets for each recipe the folder of `out` with the name of the recipe; the names should differ and
+/// be plain file names. Of `model`, only the file name is used, as a title. Progress and cancellation are those of `cx`. Earlier rows and an earlier
+/// page are replaced; nothing else is changed or deleted.
 ///
 /// If `measure` stores the predictions of the original ([`Options::reference`](crate::evaluate::Options::reference)), they serve all recipes. If the
 /// figures of the original have a noise floor, rows below it are marked.
 ///
-/// # Errors
-///
-/// Those of `measure`. An [`Error::Format`] if a file at the place of the rows or of the page is no earlier one. An [`Error::Param`] if a recipe has
-/// the name of one of these files. An [`Error::Io`] if a file cannot be written. [`Error::Cancelled`] if the work is cancelled before a row.
+/// Errors as `measure` does. Errors with [`Error::Format`] if a file at the place of the rows or of the page is no earlier one, or, after the rows
+/// are written, if a recipe's name is no plain file name or its folder has an invalid manifest. Errors with [`Error::Param`] of the parameter `name`
+/// if a recipe has the name of one of these files. Errors with [`Error::Io`] if `out` or a file cannot be written, and with [`Error::Cancelled`] if
+/// the work is cancelled before a row.
 pub fn compare(
     model: &Path,
     recipes: &[Recipe],

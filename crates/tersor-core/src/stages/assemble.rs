@@ -1,30 +1,28 @@
-//! [`assemble`]: a method and rewrites from the stages of a matrix.
+//! [`assemble`]: makes a method and rewrites from the stages of a matrix.
 
 use super::{Part, Slot, Target, Wrap};
 use crate::{Error, Method, ParamError, Pruner, Result, Rewrite};
 
-/// What [`assemble`] makes of the stages of a matrix (steps of compression, such as smoothing and quantization): changes before compression, choices
-/// of removed weights, and the method of compression.
+/// What [`assemble`] makes of the stages of a matrix (its steps of compression, such as smoothing and quantization).
 pub struct Assembled {
-    /// The changes before compression, such as smoothing, in the order of the stages that make them. They are for the whole [`Site`](crate::Site) of
-    /// the matrix: its input with all matrices that read this input. Empty if no stage makes one.
+    /// The changes before compression, such as smoothing, in the order of the stages that make them. Each is a change of the whole
+    /// [`Site`](crate::Site) of the matrix: its input, with all matrices that read this input. Empty if no stage makes one.
     pub rewrites: Vec<Box<dyn Rewrite>>,
     /// The choices of weights of the matrix that become zero, in the order of the stages that make them. Empty if no stage makes one.
     pub pruners: Vec<Box<dyn Pruner>>,
-    /// The method that compresses the matrix: the method that makes the stored form of the weights, inside of the methods that other stages put
-    /// around it, such as a low-rank correction or the quantization of the inputs.
+    /// The method that compresses the matrix: the base, which makes the stored form of the weights, inside the methods that other stages put around
+    /// it, such as a low-rank correction or the quantization of the inputs.
     pub method: Box<dyn Method>,
 }
 
-/// Makes the changes before compression, the pruners and the method for the matrix `at` from its stages ([`Target::stages`]). One stage makes the
-/// base, the method that stores the weights ([`Part::Base`]). Other stages put methods around it ([`Part::Wrap`]): first those in front of the stage
-/// of the base, from the last to the first, and then those behind it, in order.
+/// Makes the rewrites (changes before compression), the pruners and the method of compression for the matrix `at` from its stages
+/// ([`Target::stages`]), which are steps of compression in the order of [`Slot`]. One stage makes the base, the method that stores the weights
+/// ([`Part::Base`]). Other stages put methods around it ([`Part::Wrap`]): first those in front of the base, from the last to the first, and then
+/// those behind it, in order.
 ///
-/// # Errors
-///
-/// An [`Error::Param`](crate::Error::Param) of the parameter `stages` if no stage or more than one makes a base, if the stages are not in the order
-/// of [`Slot`], or if one of them stores caches or changes the whole network. The errors of [`StageSpec::parts`](super::StageSpec::parts) of a stage,
-/// and of a [`Wrap`].
+/// Errors with [`Error::Param`] of the parameter `stages` if no stage or more than one makes a base, if the stages are not in the order of [`Slot`],
+/// or if one of them stores caches or changes the whole network. Errors as [`StageSpec::parts`](super::StageSpec::parts) of a stage does, and as a
+/// [`Wrap`] does.
 pub fn assemble(at: &Target<'_>) -> Result<Assembled> {
     let (mut rewrites, mut pruners, mut base) = (Vec::new(), Vec::new(), None);
     let (mut before, mut after): (Vec<Wrap>, Vec<Wrap>) = (Vec::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! [`Fields`]: the visitor of the parameters of a stage.
+//! [`Fields`]: the visitor to which a stage shows its parameters.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use super::{Slot, StageSpec};
 use crate::{ParamError, Result, Value};
 
-/// The description of a parameter of a stage (a step of compression, such as quantization), or of an element of a list in a stage.
+/// The description of a parameter of a stage (a step of compression, such as quantization), or of a parameter of an element of a list in a stage.
 #[derive(Clone, Debug)]
 pub struct Field {
     /// The name of the parameter, by which recipes set it, such as `bits`.
@@ -17,7 +17,7 @@ pub struct Field {
     pub kind: FieldKind,
 }
 
-/// The values that a parameter of a stage (a [`Field`]) may have. It is shown as a phrase such as `an integer of 2 to 8`.
+/// The values that a parameter of a stage (a step of compression) may have; see [`Field`]. It is shown as a phrase such as `an integer of 2 to 8`.
 #[derive(Clone, PartialEq, Debug)]
 pub enum FieldKind {
     /// An integer of this range.
@@ -34,19 +34,16 @@ pub enum FieldKind {
     FloatOrWord(RangeInclusive<f64>, Vec<&'static str>),
     /// A list of finite numbers of this range.
     Floats(RangeInclusive<f64>),
-    /// A list of stages, each of one of these slots.
+    /// A list of stages (steps of compression), each of one of these slots ([`Slot`]: what a stage works on).
     Stages(Vec<Slot>),
-    /// A list of tables, which are elements with parameters of their own.
+    /// A list of tables. A table is an element with parameters of its own.
     List,
 }
 
 impl Field {
     /// Checks that `value` is of the type of this parameter and in its range, or one of its words. An integer in the range is valid for a parameter
-    /// that is a floating-point number.
-    ///
-    /// # Errors
-    ///
-    /// A [`ParamError`] with the name of the parameter, the value and what is valid. A parameter that is a list takes no value here.
+    /// that is a floating-point number. Errors with the name of the parameter, the value and what is valid if not, and for any value if the parameter
+    /// is a list.
     pub fn check(&self, value: &Value) -> Result<(), ParamError> {
         let int = |range: &RangeInclusive<i64>| matches!(value, Value::Int(n) if range.contains(n));
         let float = |range: &RangeInclusive<f64>| match value {
@@ -74,7 +71,7 @@ impl Field {
     }
 }
 
-/// Says which values are valid, as a phrase such as `an integer of 2 to 8`.
+/// Shows which values are valid, as a phrase such as `an integer of 2 to 8`.
 impl fmt::Display for FieldKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let int = |r: &RangeInclusive<i64>| match *r.end() {
@@ -102,28 +99,23 @@ impl fmt::Display for FieldKind {
     }
 }
 
-/// A type with parameters that it shows to a visitor ([`Fields`]), such as an element of a list that is a parameter of a stage.
+/// A type with parameters that it shows to a visitor ([`Fields`], a parser or printer of parameters), such as an element of a list that is a
+/// parameter of a stage.
 pub trait HasFields {
-    /// Shows every parameter to the visitor `f`, in the order in which they are printed; `f` reads its value or replaces it.
-    ///
-    /// # Errors
-    ///
-    /// The errors of `f`, which refuses values that are out of range.
+    /// Shows every parameter to the visitor `f`, in the order in which they are printed; `f` reads the value of a parameter or replaces it. Errors as
+    /// `f` does, which refuses values that are out of range.
     fn fields(&mut self, f: &mut dyn Fields) -> Result<()>;
 }
 
-/// A parameter of a stage that is a list of tables, which are elements with parameters of their own. A visitor ([`Fields`]) sets the length and
-/// visits the parameters of each element. `Vec<T>` implements it if `T` implements [`HasFields`] and `Default`.
+/// A parameter of a stage (a step of compression) that is a list of tables, which are elements with parameters of their own. A visitor ([`Fields`])
+/// sets the length and visits the parameters of each element. `Vec<T>` implements it if `T` implements [`HasFields`] and `Default`.
 pub trait List {
     /// Returns the number of elements.
     fn len(&self) -> usize;
-    /// Makes the list `len` elements long: removes elements at the end, or adds ones with default parameters there.
+    /// Makes the list `len` elements long: removes elements at the end, or adds elements with default parameters there. It cannot fail.
     fn resize(&mut self, len: usize);
-    /// Shows the parameters of the element `index`, counted from 0, to the visitor `f`. May panic if there is no such element.
-    ///
-    /// # Errors
-    ///
-    /// The errors of `f`.
+    /// Shows the parameters of the element of index `index`, counted from 0, to the visitor `f`. Errors as `f` does. The index must be below the
+    /// length: the list may panic otherwise, as `Vec` does.
     fn fields(&mut self, index: usize, f: &mut dyn Fields) -> Result<()>;
     /// Returns whether the list has no element.
     fn is_empty(&self) -> bool {
@@ -147,51 +139,39 @@ impl<T: HasFields + Default> List for Vec<T> {
 /// shows its parameters to it in [`StageSpec::fields`] by the typed methods of `dyn Fields`, such as `int`. A visitor implements the methods of this
 /// trait, which the typed methods call.
 pub trait Fields {
-    /// Visits a parameter that is a truth value, a number or a word. `value` is its value, which the visitor may replace; None if it has none, which
-    /// only optional parameters may have.
-    ///
-    /// # Errors
-    ///
-    /// An error if the visitor refuses the parameter, for example because the value in a file is out of range.
+    /// Visits a parameter that is a truth value, a number or a word, which `field` describes. `value` is its value, which the visitor may replace;
+    /// None if it has none, which is so for optional parameters, and for a value that has no word or exceeds `i64`. Errors if the visitor refuses the
+    /// parameter, for example because the value in a file is out of range.
     fn value(&mut self, field: &Field, value: &mut Option<Value>) -> Result<()>;
 
-    /// Visits a parameter that is a list of numbers. `_value` is the list, which the visitor may replace. By default it stays as it is.
-    ///
-    /// # Errors
-    ///
-    /// As [`value`](Self::value).
+    /// Visits a parameter that is a list of numbers, which `_field` describes. `_value` is the list, which the visitor may replace. By default it
+    /// stays as it is. Errors if the visitor refuses the list; the default cannot fail.
     fn numbers(&mut self, _field: &Field, _value: &mut Vec<f64>) -> Result<()> {
         Ok(())
     }
 
-    /// Visits a parameter that is a list of stages. `_value` is the list, which the visitor may replace. By default it stays as it is.
-    ///
-    /// # Errors
-    ///
-    /// As [`value`](Self::value).
+    /// Visits a parameter that is a list of stages (steps of compression), which `_field` describes. `_value` is the list, which the visitor may
+    /// replace. By default it stays as it is. Errors if the visitor refuses the list; the default cannot fail.
     fn nested(&mut self, _field: &Field, _value: &mut Vec<Box<dyn StageSpec>>) -> Result<()> {
         Ok(())
     }
 
-    /// Visits a parameter that is a list of tables. The visitor may change the length of the list `_value`, and visit the parameters of its elements.
-    /// By default the list stays as it is.
-    ///
-    /// # Errors
-    ///
-    /// As [`value`](Self::value).
+    /// Visits a parameter that is a list of tables (elements with parameters of their own), which `_field` describes. The visitor may change the
+    /// length of the list `_value`, and visit the parameters of its elements. By default the list stays as it is. Errors if the visitor refuses the
+    /// list or a parameter of an element; the default cannot fail.
     fn tables(&mut self, _field: &Field, _value: &mut dyn List) -> Result<()> {
         Ok(())
     }
 }
 
 impl dyn Fields + '_ {
-    /// Shows this visitor the parameter `name` of a stage, which is an integer. The visitor may read or replace its value `v`. `help` says what the
-    /// parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check.
+    /// Shows this visitor (a parser or printer of parameters) the parameter `name` of a stage, which is an integer. The visitor may read its value
+    /// `v` or replace it. `help` says what the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to
+    /// check.
     ///
-    /// # Errors
-    ///
-    /// An error, with `v` unchanged, if the visitor refuses the value, removes it, or replaces it by one that is not an integer or does not fit into
-    /// `T`.
+    /// Errors, with `v` unchanged, if the visitor refuses the value. Errors with [`Error::Param`](crate::Error::Param) if it leaves no value, or one
+    /// that is not an integer or does not fit into `T`. A `v` that exceeds `i64` is shown as no value, so that the call errors unless the visitor
+    /// sets one.
     pub fn int<T>(
         &mut self,
         name: &'static str,
@@ -208,12 +188,12 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows this visitor the parameter `name` of a stage, which is an integer or has no value (None). The visitor may read, replace or remove its
-    /// value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check.
+    /// Shows this visitor (a parser or printer of parameters) the parameter `name` of a stage, which is an integer or has no value (None). The
+    /// visitor may read, replace or remove its value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid
+    /// values, which the visitor is to check. A `v` that exceeds `i64` is shown as None, and becomes None unless the visitor sets a value.
     ///
-    /// # Errors
-    ///
-    /// An error, with `v` unchanged, if the visitor refuses the value, or replaces it by one that is not an integer or does not fit into `T`.
+    /// Errors, with `v` unchanged, if the visitor refuses the value. Errors with [`Error::Param`](crate::Error::Param) if it replaces the value by
+    /// one that is not an integer or does not fit into `T`.
     pub fn optional_int<T>(
         &mut self,
         name: &'static str,
@@ -234,13 +214,12 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows this visitor the parameter `name` of a stage, which is a finite number. The visitor may read or replace its value `v`. `help` says what
-    /// the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check.
+    /// Shows this visitor (a parser or printer of parameters) the parameter `name` of a stage, which is a finite number. The visitor may read its
+    /// value `v` or replace it. `help` says what the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to
+    /// check.
     ///
-    /// # Errors
-    ///
-    /// An error, with `v` unchanged, if the visitor refuses the value, removes it, or replaces it by one that is not a number; an integer is a
-    /// number.
+    /// Errors, with `v` unchanged, if the visitor refuses the value. Errors with [`Error::Param`](crate::Error::Param) if it removes the value, or
+    /// replaces it by one that is not a number; an integer is a number.
     pub fn float(
         &mut self,
         name: &'static str,
@@ -254,12 +233,12 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows this visitor the parameter `name` of a stage, which is a finite number or has no value (None). The visitor may read, replace or remove
-    /// its value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid values, which the visitor is to check.
+    /// Shows this visitor (a parser or printer of parameters) the parameter `name` of a stage, which is a finite number or has no value (None). The
+    /// visitor may read, replace or remove its value `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid
+    /// values, which the visitor is to check.
     ///
-    /// # Errors
-    ///
-    /// An error, with `v` unchanged, if the visitor refuses the value, or replaces it by one that is not a number; an integer is a number.
+    /// Errors, with `v` unchanged, if the visitor refuses the value. Errors with [`Error::Param`](crate::Error::Param) if it replaces the value by
+    /// one that is not a number; an integer is a number.
     pub fn optional_float(
         &mut self,
         name: &'static str,
@@ -278,12 +257,9 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows this visitor the parameter `name` of a stage, which is true or false. The visitor may read or replace its value `v`. `help` says what
-    /// the parameter means, in one sentence.
-    ///
-    /// # Errors
-    ///
-    /// An error, with `v` unchanged, if the visitor refuses the value, removes it, or replaces it by one that is not a truth value.
+    /// Shows this visitor (a parser or printer of parameters) the parameter `name` of a stage, which is true or false. The visitor may read its value
+    /// `v` or replace it. `help` says what the parameter means, in one sentence. Errors, with `v` unchanged, if the visitor refuses the value. Errors
+    /// with [`Error::Param`](crate::Error::Param) if it removes the value, or replaces it by one that is not a truth value.
     pub fn flag(&mut self, name: &'static str, help: &'static str, v: &mut bool) -> Result<()> {
         let mut value = Some(Value::Bool(*v));
         self.value(&Field { name, help, kind: FieldKind::Flag }, &mut value)?;
@@ -294,13 +270,12 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows this visitor the parameter `name` of a stage, which is a word in recipes. The visitor may read or replace its value `v`. `help` says
-    /// what the parameter means, in one sentence. `words` has each word with its value. If no word has the value `v`, the visitor gets no value. If
-    /// the visitor leaves no value, `v` stays as it is.
+    /// Shows this visitor (a parser or printer of parameters) the parameter `name` of a stage, which is a word in recipes. The visitor may read its
+    /// value `v` or replace it. `help` says what the parameter means, in one sentence. `words` has each word with its value. If no word has the value
+    /// `v`, the visitor gets no value. If the visitor leaves no value, `v` stays as it is.
     ///
-    /// # Errors
-    ///
-    /// An error, with `v` unchanged, if the visitor refuses the value, or replaces it by one that is not among the words.
+    /// Errors, with `v` unchanged, if the visitor refuses the value. Errors with [`Error::Param`](crate::Error::Param) if it replaces the value by
+    /// one that is not among the words.
     pub fn choice<T: Copy + PartialEq>(
         &mut self,
         name: &'static str,
@@ -316,15 +291,13 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows this visitor the parameter `name` of a stage, which is an integer or a word in recipes. The visitor may read or replace its value `v`.
-    /// `help` says what the parameter means, in one sentence. `within` is the range of valid integers, which the visitor is to check. `words` has
-    /// each word with its value. `from` returns the value for an integer, or None if the integer is not valid; `to` returns the integer for a value,
-    /// or None for a value that has a word. If the visitor leaves no value, `v` stays as it is.
+    /// Shows this visitor (a parser or printer of parameters) the parameter `name` of a stage, which is an integer or a word in recipes. The visitor
+    /// may read its value `v` or replace it. `help` says what the parameter means, in one sentence. `within` is the range of valid integers, which
+    /// the visitor is to check. `words` has each word with its value. `from` returns the value for an integer, or None if the integer is not valid;
+    /// `to` returns the integer for a value, or None for a value that has a word. If the visitor leaves no value, `v` stays as it is.
     ///
-    /// # Errors
-    ///
-    /// An error, with `v` unchanged, if the visitor refuses the value, or replaces it by an integer that is not valid or by anything else that is not
-    /// among the words.
+    /// Errors, with `v` unchanged, if the visitor refuses the value. Errors with [`Error::Param`](crate::Error::Param) if it replaces the value by an
+    /// integer that `from` takes for invalid, or by anything else that is not among the words.
     pub fn int_or_word<T: Copy + PartialEq>(
         &mut self,
         (name, help): (&'static str, &'static str),
@@ -343,14 +316,13 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows this visitor the parameter `name` of a stage, which is a finite number or a word in recipes. The visitor may read or replace its value
-    /// `v`. `help` says what the parameter means, in one sentence. `within` is the range of valid numbers, which the visitor is to check. `words` has
-    /// each word with its value. `from` returns the value for a number; `to` returns the number for a value, or None for a value that has a word. If
-    /// the visitor leaves no value, `v` stays as it is.
+    /// Shows this visitor (a parser or printer of parameters) the parameter `name` of a stage, which is a finite number or a word in recipes. The
+    /// visitor may read its value `v` or replace it. `help` says what the parameter means, in one sentence. `within` is the range of valid numbers,
+    /// which the visitor is to check. `words` has each word with its value. `from` returns the value for a number; `to` returns the number for a
+    /// value, or None for a value that has a word. If the visitor leaves no value, `v` stays as it is.
     ///
-    /// # Errors
-    ///
-    /// An error, with `v` unchanged, if the visitor refuses the value, or replaces it by one that is neither a number nor among the words.
+    /// Errors, with `v` unchanged, if the visitor refuses the value. Errors with [`Error::Param`](crate::Error::Param) if it replaces the value by
+    /// one that is neither a number nor among the words.
     pub fn float_or_word<T: Copy + PartialEq>(
         &mut self,
         (name, help): (&'static str, &'static str),
@@ -370,12 +342,9 @@ impl dyn Fields + '_ {
         Ok(())
     }
 
-    /// Shows this visitor the parameter `name` of a stage, which is a list of finite numbers. The visitor may read or replace its value `v`. `help`
-    /// says what the parameter means, in one sentence. `within` is the range of each number, which the visitor is to check.
-    ///
-    /// # Errors
-    ///
-    /// An error if the visitor refuses the list.
+    /// Shows this visitor (a parser or printer of parameters) the parameter `name` of a stage, which is a list of finite numbers. The visitor may
+    /// read the list `v` or replace it. `help` says what the parameter means, in one sentence. `within` is the range of each number, which the
+    /// visitor is to check. Errors if the visitor refuses the list.
     pub fn floats(
         &mut self,
         name: &'static str,
@@ -386,13 +355,9 @@ impl dyn Fields + '_ {
         self.numbers(&Field { name, help, kind: FieldKind::Floats(within) }, v)
     }
 
-    /// Shows this visitor the parameter `name` of a stage, which is a list of other stages (steps of compression). The visitor may read or replace
-    /// its value `v`. `help` says what the parameter means, in one sentence. `slots` has what these stages may work on, such as [`Slot::Quantize`],
-    /// which the visitor is to check.
-    ///
-    /// # Errors
-    ///
-    /// An error if the visitor refuses the list.
+    /// Shows this visitor (a parser or printer of parameters) the parameter `name` of a stage, which is a list of other stages (steps of
+    /// compression). The visitor may read the list `v` or replace it. `help` says what the parameter means, in one sentence. `slots` has the slots
+    /// that these stages may have ([`Slot`]: what a stage works on), which the visitor is to check. Errors if the visitor refuses the list.
     pub fn stages(
         &mut self,
         name: &'static str,
@@ -403,12 +368,9 @@ impl dyn Fields + '_ {
         self.nested(&Field { name, help, kind: FieldKind::Stages(slots.to_vec()) }, v)
     }
 
-    /// Shows this visitor the parameter `name` of a stage, which is a list of tables (elements with parameters of their own). The visitor may read or
-    /// replace its value `v`. `help` says what the parameter means, in one sentence.
-    ///
-    /// # Errors
-    ///
-    /// An error if the visitor refuses the list or a parameter of an element.
+    /// Shows this visitor (a parser or printer of parameters) the parameter `name` of a stage, which is a list of tables (elements with parameters of
+    /// their own). The visitor may read the list `v`, or change its length and its elements. `help` says what the parameter means, in one sentence.
+    /// Errors if the visitor refuses the list or a parameter of an element.
     pub fn list(&mut self, name: &'static str, help: &'static str, v: &mut dyn List) -> Result<()> {
         self.tables(&Field { name, help, kind: FieldKind::List }, v)
     }

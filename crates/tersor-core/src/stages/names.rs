@@ -1,10 +1,10 @@
-//! Names of recipes, such as `w4-g128-awq-gptq`: segments that ask for stages, and segments that set parameters of these.
+//! Names of recipes, such as `w4-g128-awq-gptq`. They consist of segments: words that ask for stages, and segments that set parameters of stages.
 
 use super::{Section, Slot, StageSpec, Stages, set};
 use crate::{ParamError, Result, Role, Value};
 
-/// The form of a segment of a recipe's name that sets parameters of a stage (a step of compression): `g128` sets the group size, `sym` the grid. It
-/// is shown as `g<number>` or `sym`.
+/// The form of a segment of a recipe's name that sets parameters of a stage (a step of compression). A segment is a part of a name between two `-`:
+/// `g128` sets the group size, `sym` the grid. The form is shown as `g<number>` or `sym`.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Segment {
     text: &'static str,
@@ -13,19 +13,19 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Returns the form of segments that consist of the letters `prefix` and a number without sign and leading zeros, and set the parameter `field`
-    /// to the number: with the prefix `g`, the segment `g128` sets it to 128.
+    /// Returns the form of segments that consist of the letters `prefix` and an integer without sign and leading zeros, and set the parameter of the
+    /// name `field` to the integer: with the prefix `g`, the segment `g128` sets it to 128. It cannot fail.
     pub fn number(prefix: &'static str, field: &'static str) -> Self {
         Self { text: prefix, number: Some(field), values: Vec::new() }
     }
 
-    /// Returns the form of the single segment `word`, which gives each parameter in `values` (name and value) its value.
+    /// Returns the form of the single segment `word`, which gives each parameter in `values` (name and value) its value. It cannot fail.
     pub fn word(word: &'static str, values: Vec<(&'static str, Value)>) -> Self {
         Self { text: word, number: None, values }
     }
 
-    /// Returns the names and values of the parameters that the segment `segment` sets. None if it is not of this form, or its number is above
-    /// `i64::MAX`.
+    /// Returns the names and values of the parameters that the segment `segment` of a name sets. None if the segment is not of this form, or if its
+    /// number is above `i64::MAX`.
     pub fn values(&self, segment: &str) -> Option<Vec<(&'static str, Value)>> {
         match self.number {
             None => (self.text == segment).then(|| self.values.clone()),
@@ -46,36 +46,38 @@ impl std::fmt::Display for Segment {
     }
 }
 
-/// A rule of a recipe that a name stands for: which matrices it is for, and the stages that compress them.
+/// A rule of a recipe that a name stands for: the matrices that it is for, and the stages that compress them.
 #[derive(Clone)]
 pub struct NameRule {
-    /// What the matrices compute, such as queries. The rule is for a matrix that computes one of these.
+    /// The roles of matrices that the rule is for. A role is what a matrix computes, such as queries.
     pub roles: Vec<Role>,
     /// The stages (steps of compression) of these matrices, in the order of [`Slot`].
     pub stages: Vec<Box<dyn StageSpec>>,
 }
 
-/// The recipe that a name such as `w4-g128-gptq` stands for: stages (steps of compression) of the whole network, of its matrices, and of the caches.
-/// [`Named::parse`] makes it; the kinds of stages that the name asks for fill it ([`StageSpec::add_to`]).
+/// The recipe that a name such as `w4-g128-gptq` stands for: stages (steps of compression) of the whole network, of its matrices and of the caches.
+/// [`Named::parse`] makes it. The kinds of stages that the name asks for fill it ([`StageSpec::add_to`]).
 #[derive(Clone)]
 pub struct Named<'k> {
     /// The stages that change the whole network before anything is compressed, in order.
     pub network: Vec<Box<dyn StageSpec>>,
-    /// The rules for some of the matrices. The first that is for a matrix applies to it; `stages` is for all others.
+    /// The rules for some of the matrices, by what they compute. The first rule that is for a matrix applies to it; `stages` apply to all other
+    /// matrices.
     pub rules: Vec<NameRule>,
-    /// The stages of the matrices that no rule in `rules` is for, in the order of [`Slot`]. Embedding and output head have them only with
-    /// `everything`.
+    /// The stages of the matrices that no rule in `rules` is for, in the order of [`Slot`]. Embedding and output head have them only if `everything`
+    /// is true.
     pub stages: Vec<Box<dyn StageSpec>>,
-    /// The stage that stores the caches of all layers; empty for the default cache.
+    /// The stages that store the key-value caches of all layers, at most one; empty for the default cache.
     pub cache: Vec<Box<dyn StageSpec>>,
-    /// Names and values of parameters that the stage in `cache` gets if the name asks for one, such as the rotation of keys that goes with a rotation
-    /// of the network.
+    /// Names and values of parameters that the stage in `cache`, if there is one, gets at the end of [`parse`](Self::parse), such as the rotation of
+    /// keys that goes with a rotation of the network. The stage must have these parameters.
     pub cache_values: Vec<(&'static str, Value)>,
-    /// Whether embedding and output head have the stages in `stages`. Otherwise they are stored in 8 bits.
+    /// Whether embedding, output head and the pooler of an encoder have the stages in `stages`. If not, they are stored in 8 bits.
     pub everything: bool,
-    /// Whether a word of the name asks for the stage of [`Slot::Quantize`], as in `w4-gptq`; false if a segment alone does, as in `w4`.
+    /// Whether a word of the name asks for the stage of [`Slot::Quantize`], as in `w4-gptq`; false if only a segment that sets a parameter does, as
+    /// in `w4`.
     pub quantizer_named: bool,
-    /// The words of the name, which ask for stages, in order. Segments that set parameters are not among them.
+    /// The words of the name that ask for stages, in order. Segments that set parameters are not among them.
     pub words: Vec<String>,
     /// The registry of all kinds of stages.
     pub kinds: &'k Stages,
@@ -105,17 +107,16 @@ impl Draft {
 }
 
 impl<'k> Named<'k> {
-    /// Returns the recipe that `name` stands for, with the kinds of stages in `kinds`. A name consists of segments with `-` between them. A segment
-    /// is a word that asks for a stage ([`StageSpec::words`]), or sets parameters ([`StageSpec::segments`]) of the last stage in front of it that
-    /// takes it. If none takes it, it goes to the first stage behind it that does; if there is none, to a [default](StageSpec::is_default) stage,
-    /// which the recipe then has as well. Segments of letters and a number may follow each other without `-`, as in `w4a8`.
+    /// Returns the recipe that `name` stands for, with the kinds of stages (steps of compression) in `kinds`. A name consists of segments with `-`
+    /// between them. A segment is a word that asks for a stage ([`StageSpec::words`]), or it sets parameters of a stage ([`StageSpec::segments`]):
+    /// those of the last stage in front of it that takes it; if none does, those of the first stage behind it that does; if there is none, those of a
+    /// [default](StageSpec::is_default) stage, which the recipe then has as well. Segments of letters and a number may follow each other without `-`,
+    /// as in `w4a8`.
     ///
-    /// # Errors
-    ///
-    /// An [`Error::Param`](crate::Error::Param) of the parameter `recipe` that names the segment, if no stage takes it, if another segment sets the
-    /// same, or if there is more than one stage of a slot other than [`Slot::Transform`]. An [`Error::Param`](crate::Error::Param) of the parameter
-    /// of a stage if the value in a segment is out of its range. An [`Error::Param`](crate::Error::Param) if the name has no stage of
-    /// [`Slot::Quantize`]. The errors of [`StageSpec::add_to`].
+    /// Errors with [`Error::Param`](crate::Error::Param) of the parameter `recipe`, with the segment, if no stage takes a segment, if another segment
+    /// sets the same, or if the name asks for two stages of a slot other than [`Slot::Transform`]; with the name, if the name asks for no stage of
+    /// [`Slot::Quantize`]. Errors with [`Error::Param`](crate::Error::Param) of the parameter of a stage if a value in a segment is out of its range.
+    /// Errors as [`StageSpec::add_to`] does.
     pub fn parse(name: &str, kinds: &'k Stages) -> Result<Self> {
         let refuse = |segment: &str, rule: &str| ParamError::new("recipe", format!("`{segment}`"), rule);
         let (mut drafts, mut waiting): (Vec<Draft>, Vec<String>) = (Vec::new(), Vec::new());
@@ -198,8 +199,8 @@ impl<'k> Named<'k> {
         Ok(all)
     }
 
-    /// Adds a stage to the list that it belongs in ([`Slot::section`]): `network`, `stages` or `cache`. It comes behind the stages of its slot and of
-    /// the slots before it.
+    /// Adds the stage (a step of compression) `stage` to the list that it belongs in by its slot ([`Slot::section`]): `network`, `stages` or `cache`.
+    /// It comes behind the stages of its own slot and of the slots before it. It cannot fail.
     pub fn push(&mut self, stage: Box<dyn StageSpec>) {
         let list = match stage.slot().section() {
             Section::Network => &mut self.network,
@@ -210,12 +211,12 @@ impl<'k> Named<'k> {
         list.insert(at, stage);
     }
 
-    /// Returns the first stage in `stages` that works on `slot`, such as [`Slot::Quantize`]; None if there is none.
+    /// Returns the first stage (step of compression) in `stages` whose slot is `slot`, such as [`Slot::Quantize`]; None if there is none.
     pub fn stage(&self, slot: Slot) -> Option<&dyn StageSpec> {
         self.stages.iter().map(|s| &**s).find(|s| s.slot() == slot)
     }
 
-    /// Removes all stages that work on the same slot as `stage` from `stages`, and adds `stage` as [`push`](Self::push) does.
+    /// Removes all stages (steps of compression) of the slot of `stage` from `stages`, and adds `stage` as [`push`](Self::push) does. It cannot fail.
     pub fn replace(&mut self, stage: Box<dyn StageSpec>) {
         self.stages.retain(|s| s.slot() != stage.slot());
         self.push(stage);

@@ -6,7 +6,7 @@ use super::{Section, StageSpec};
 use crate::{ParamError, Result};
 
 /// A registry of the kinds of stages (steps of compression) that recipes may name, such as `gptq`. Each method crate has a function `register_stages`
-/// that adds the kinds of the crate.
+/// that adds the kinds of the crate. The default has none.
 ///
 /// ```
 /// use tersor_core::stages::Stages;
@@ -27,26 +27,21 @@ impl Stages {
         self.0.insert((stage.slot().section(), stage.kind()), Box::new(stage));
     }
 
-    /// Returns a stage of each kind, with the default parameters, in the order of the lists of a recipe ([`Section`]) and, within a list, of the
-    /// kinds' names.
+    /// Returns a stage (a step of compression) of each kind, with the default parameters: sorted by the list of a recipe that the kind belongs in
+    /// ([`Section`]) and, within a list, by name.
     pub fn kinds(&self) -> impl Iterator<Item = &dyn StageSpec> {
         self.0.values().map(|stage| &**stage)
     }
 
-    /// Returns a new stage of the kind `kind` (its name in the rules of a recipe, such as `gptq`) with the default parameters.
-    ///
-    /// # Errors
-    ///
-    /// An [`Error::Param`](crate::Error::Param) if the rules have no such kind; the message lists all kinds that they have.
+    /// Returns a new stage (a step of compression) of the kind `kind`, with the default parameters; `kind` is the name of a kind for the rules of a
+    /// recipe, such as `gptq`. Errors with [`Error::Param`](crate::Error::Param) if there is no such kind for rules; the message lists all that there
+    /// are.
     pub fn make(&self, kind: &str) -> Result<Box<dyn StageSpec>> {
         self.make_in(Section::Rules, kind)
     }
 
-    /// Returns a new stage of the kind `kind` for the list `section` of a recipe, with the default parameters.
-    ///
-    /// # Errors
-    ///
-    /// An [`Error::Param`](crate::Error::Param) if the list has no such kind; the message lists all kinds that it has.
+    /// Returns a new stage (a step of compression) of the kind `kind` for the list `section` of a recipe, with the default parameters. Errors with
+    /// [`Error::Param`](crate::Error::Param) if there is no such kind for this list; the message lists all that there are.
     pub fn make_in(&self, section: Section, kind: &str) -> Result<Box<dyn StageSpec>> {
         let own = || self.kinds().filter(|s| s.slot().section() == section);
         own().find(|s| s.kind() == kind).map(|s| s.clone_stage()).ok_or_else(|| {

@@ -1,23 +1,23 @@
-//! [`Target`]: the matrix that a stage is asked to compress.
+//! [`Target`]: the matrix that a stage compresses, with its site and its other stages.
 
 use super::{Field, Fields, Slot, StageSpec, Stages, assemble};
 use crate::{DType, Method, ParamError, Result, Role, Site, Value};
 
-/// A weight matrix that a recipe compresses, as [`StageSpec::parts`] gets it: its name and stored type, the [`Site`] whose input it reads, and its
-/// stages (steps of compression, such as smoothing and quantization). It also has the stages of the other matrices that read the same input, for
-/// example those of k and v for q.
+/// A weight matrix that a recipe compresses, as [`StageSpec::parts`] gets it: its name and stored type, its [`Site`] (the input that it reads, with
+/// all matrices that read this input), and its stages (steps of compression, such as smoothing and quantization). It also has the stages of the other
+/// matrices of the site, for example those of k and v for q.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
     /// The name of the weight, as in the model file; empty for [`Target::none`].
     pub weight: &'a str,
     /// The type in which the model stores the weight.
     pub dtype: DType,
-    /// The site that the matrix belongs to: the input that it reads, with all matrices that read this input. None if it is not known.
+    /// The site of the matrix: the input that it reads, with all matrices that read this input. None if it is not known.
     pub site: Option<&'a Site>,
     /// The number of attention heads whose outputs are concatenated in the input of the matrix; 1 for any other input.
     pub heads: usize,
     /// The stages (steps of compression) of each matrix that reads the same input as this one, in the order of [`Site::consumers`]. If the site is
-    /// not known, and for stages inside of a stage, the list has one entry, the stages of this matrix.
+    /// not known, and for stages inside a stage, the list has one entry: the stages of this matrix.
     pub rules: &'a [&'a [Box<dyn StageSpec>]],
     /// The index of this matrix in `rules`, counted from 0.
     pub own: usize,
@@ -28,13 +28,14 @@ pub struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    /// Returns the target without a matrix that stages of [`Slot::Network`] and [`Slot::Cache`] get: no weight, no site and no stages. `kinds` is the
-    /// registry of all kinds of stages.
+    /// Returns the target without a matrix, which stages of [`Slot::Network`] and [`Slot::Cache`] get: no weight, no site and no stages. `kinds` is
+    /// the registry of all kinds of stages (steps of compression). It cannot fail.
     pub fn none(kinds: &'a Stages) -> Self {
         Self { weight: "", dtype: DType::F32, site: None, heads: 1, rules: &[], own: 0, network: &[], kinds }
     }
 
-    /// Returns what the matrix computes, such as queries; [`Role::Linear`] if its site (the input that it reads) is not known or does not list it.
+    /// Returns what the matrix computes, such as queries; [`Role::Linear`] if its site (the input that it reads, with all matrices that read it) is
+    /// not known or does not list it.
     pub fn role(&self) -> Role {
         let consumers = self.site.into_iter().flat_map(|s| &s.consumers);
         consumers.into_iter().find(|c| c.weight == self.weight).map_or(Role::Linear, |c| c.role)
@@ -46,26 +47,24 @@ impl<'a> Target<'a> {
         self.rules.get(self.own).copied().unwrap_or_default()
     }
 
-    /// Returns the first stage of this matrix that works on `slot`, such as [`Slot::Quantize`], the stored form of the weights. None if no stage
-    /// does.
+    /// Returns the first stage (step of compression) of this matrix whose slot is `slot`, such as [`Slot::Quantize`], the stored form of the weights.
+    /// None if the matrix has none.
     pub fn stage(&self, slot: Slot) -> Option<&'a dyn StageSpec> {
         of_slot(self.stages(), slot)
     }
 
-    /// Returns the value of the parameter `field` in the first stage of the slot `slot`, for each matrix that reads the same input as this one, in
-    /// the order of [`Site::consumers`]; for this matrix alone if its site is not known. An entry is None if the matrix has no stage of this slot, or
-    /// if the stage has no such parameter, or one without a value or that is a list.
+    /// Returns the value of the parameter of the name `field` in the first stage (step of compression) of the slot `slot`, for each matrix that reads
+    /// the same input as this one, in the order of [`Site::consumers`]; for this matrix alone if its site is not known. An entry is None if the
+    /// matrix has no stage of this slot, or if the stage has no parameter of this name, one without a value, or one that is a list. It cannot fail.
     pub fn values(&self, slot: Slot, field: &str) -> Vec<Option<Value>> {
         self.rules.iter().map(|stages| of_slot(stages, slot).and_then(|stage| value_of(stage, field))).collect()
     }
 
-    /// Returns the method that a stage of the kind `kind` (its name in recipes, such as `f16`) makes for this matrix. `fields` has the names and
-    /// values of its parameters; all others have their defaults. Stages use it to store parts of their result by another method.
-    ///
-    /// # Errors
-    ///
-    /// An [`Error::Param`](crate::Error::Param) if there is no such kind, if it has no parameter of a name or refuses a value, if it makes no stored
-    /// form of a matrix, or if it also changes the site or removes weights. The errors of [`StageSpec::parts`].
+    /// Returns the method of compression that a stage of the kind `kind` makes for this matrix. `kind` is a name in the rules of recipes, such as
+    /// `f16`; `fields` has names and values of parameters of the stage, and all others have their defaults. A stage uses it to store parts of its
+    /// result by another method. Errors with [`Error::Param`](crate::Error::Param) if there is no such kind, if it has no parameter of a name or
+    /// refuses a value, if it makes no stored form of a matrix, or if it also changes the site or removes weights. Errors as [`StageSpec::parts`]
+    /// does.
     pub fn method(&self, kind: &str, fields: &[(&str, Value)]) -> Result<Box<dyn Method>> {
         let mut stage = self.kinds.make(kind)?;
         for (field, value) in fields {
@@ -78,8 +77,8 @@ impl<'a> Target<'a> {
         Err(ParamError::new("kind", format!("`{kind}`"), "it does more than making the stored form of a matrix").into())
     }
 
-    /// Returns this target with the stages `rules[0]` in place of those of the matrix; [`own`](Self::own) is 0. It serves stages that consist of
-    /// other stages, such as one that divides the columns into parts. If `rules` is empty, the matrix has no stages.
+    /// Returns this target with the stages `rules[0]` in place of the stages of the matrix; [`own`](Self::own) is 0. It serves stages that consist of
+    /// other stages, such as one that divides the columns into parts. If `rules` is empty, the matrix has no stages. It cannot fail.
     pub fn with_stages<'b>(&self, rules: &'b [&'b [Box<dyn StageSpec>]]) -> Target<'b>
     where
         'a: 'b,
@@ -92,8 +91,8 @@ fn of_slot(stages: &[Box<dyn StageSpec>], slot: Slot) -> Option<&dyn StageSpec> 
     stages.iter().map(|s| &**s).find(|s| s.slot() == slot)
 }
 
-/// Returns the value of the parameter `field` of a stage. None if it has no such parameter, or one without a value or that is a list. The stage is
-/// not changed.
+/// Returns the value of the parameter of the name `field` of the stage (step of compression) `stage`. None if it has no parameter of this name, one
+/// without a value, or one that is a list. The stage is not changed.
 pub fn value_of(stage: &dyn StageSpec, field: &str) -> Option<Value> {
     struct Find<'f>(&'f str, Option<Value>);
     impl Fields for Find<'_> {
@@ -110,8 +109,9 @@ pub fn value_of(stage: &dyn StageSpec, field: &str) -> Option<Value> {
     find.1
 }
 
-/// A visitor ([`Fields`]) that replaces the value of each parameter that it visits by that of the parameter of the same name in the given stage. A
-/// parameter keeps its value if the given stage has none of its name, or one without a value or that is a list. Ranges are not checked.
+/// A visitor ([`Fields`]) of the parameters of a stage (a step of compression) that replaces the value of each parameter by that of the parameter of
+/// the same name in another stage, the one given here. A parameter keeps its value if the given stage has none of its name, or one without a value or
+/// that is a list. Ranges are not checked.
 pub struct ValuesOf<'a>(pub &'a dyn StageSpec);
 
 impl Fields for ValuesOf<'_> {
@@ -123,13 +123,10 @@ impl Fields for ValuesOf<'_> {
     }
 }
 
-/// Sets the parameter `field` of a stage to `value`. A parameter may depend on an earlier one, which is then to be set before: the word `sym` for a
-/// grid stands for the grid that is usual for the bits.
-///
-/// # Errors
-///
-/// An [`Error::Param`](crate::Error::Param) if the stage has no parameter of this name (the message lists its parameters), if the parameter is a
-/// list, or if `value` is not of its type or not in its range.
+/// Sets the parameter of the name `field` of the stage (step of compression) `stage` to `value`. A parameter may depend on an earlier one, which is
+/// then to be set before: the word `sym` for a grid stands for the grid that is usual for the bits. Errors with [`Error::Param`](crate::Error::Param)
+/// if the stage has no parameter of this name (the message lists its parameters), if the parameter is a list, or if `value` is not of its type or not
+/// in its range.
 pub fn set(stage: &mut dyn StageSpec, field: &str, value: Value) -> Result<()> {
     struct Set<'f>(&'f str, Option<Value>, Vec<&'static str>);
     impl Fields for Set<'_> {

@@ -1,36 +1,34 @@
-//! Mixed precision: one of several storage choices for each matrix, with the smallest total loss under a budget.
+//! Mixed precision: [`allocate`] picks one of several stored forms for each matrix, with the smallest total loss under a budget.
 
 use tersor_core::{Error, ParamError, Result};
 
-/// One form in which a matrix can be stored, for [`allocate`]: its cost, and the loss that it causes.
+/// One form in which a matrix can be stored, for [`allocate`]: its cost and the loss that it causes.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Choice {
     /// The cost of storing the matrix in this form, for example in bytes. The costs of all matrices and the `budget` of [`allocate`] have the same
     /// unit.
     pub cost: u64,
-    /// The loss of the network if the matrix is stored in this form: an error, or the increase of one. The losses of all matrices have the same unit
-    /// and add up. A loss may be negative; it must be finite.
+    /// The loss of the network if the matrix is stored in this form, such as a divergence of its predictions. [`allocate`] adds the losses of all
+    /// matrices, so they have the same unit. It may be negative and must be finite.
     pub loss: f64,
 }
 
-/// Maximum number of steps that the budget is divided into.
+/// The maximum number of steps that the spare budget is divided into.
 const STEPS: u64 = 1 << 16;
 
 /// Chooses for each matrix one of several forms to store it in, so that the costs add up to at most `budget` and the sum of the losses is small
 /// (mixed precision). `matrices[i]` has the possible forms of matrix `i`; costs and `budget` have the same unit. Returns for each matrix the index of
-/// its form in `matrices[i]`, counted from 0.
+/// its form in `matrices[i]`, counted from 0; an empty list if there is no matrix.
 ///
-/// The cheapest forms of all matrices leave a spare budget: `budget` minus the sum of their costs. A dynamic program spends it on the extra costs of
-/// other forms, which are the costs above that of the cheapest form of the same matrix. The sum of the losses is the smallest possible if the spare
-/// budget is at most 65 536 times the greatest common divisor of all extra costs. With a larger spare budget, the program counts in about 65 536
-/// equal steps and rounds each extra cost up to whole steps. The budget that this rounding leaves is then spent on single changes of form, the one
+/// The spare budget is `budget` minus the sum of the costs of the cheapest form of each matrix. The extra cost of a form is its cost above that of
+/// the cheapest form of the same matrix. A dynamic program spends the spare budget on extra costs. The sum of the losses is the smallest possible if
+/// the spare budget is at most 65 536 times the greatest common divisor of all extra costs. With a larger spare budget, the program counts in at most
+/// 65 536 equal steps and rounds each extra cost up to whole steps. What the rounding leaves over is then spent on single changes of form, the one
 /// with the largest decrease of loss per cost first.
 ///
-/// # Errors
-///
-/// An [`Error::Missing`] with the index of the matrix if a matrix has no form. An [`Error::Numerical`] with the index of the matrix if a loss or a
-/// sum of losses is not finite. An [`Error::Param`] if the cheapest costs of all matrices add up to more than `budget`, and an [`Error::Overflow`] if
-/// their sum exceeds `u64`.
+/// Errors with [`Error::Missing`], with the index of the matrix, if a matrix has no form. Errors with [`Error::Numerical`], with the index of the
+/// matrix, if a loss is not finite or the sum of the largest losses overflows. Errors with [`Error::Param`] of the parameter `budget` if the costs of
+/// the cheapest forms add up to more than `budget`, and with [`Error::Overflow`] if their sum exceeds `u64`.
 ///
 /// ```
 /// use tersor_pipeline::budget::{Choice, allocate};

@@ -1,4 +1,4 @@
-//! Measures the effect of each matrix on the predictions.
+//! Measures the effect of each matrix of a model on the predictions.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,10 +17,10 @@ use super::progress::Progress;
 use crate::kinds::Kinds;
 use crate::plan::{Action, Plan};
 
-/// Number of tokens on which predictions are compared.
+/// The number of tokens on which predictions are compared.
 const SAMPLE: usize = 512;
 
-/// Returns the estimated peak memory of [`measure`] in bytes, by part.
+/// Returns the estimated peak memory of [`measure`] for `plan` of `model`, in bytes by part; the peak is the sum.
 pub(crate) fn memory(plan: &Plan, model: &Model) -> BTreeMap<&'static str, u64> {
     let streams = plan.entries.iter().filter(|e| matches!(e.action, Action::Compress(_))).count();
     plan.memory_of_measuring(model, [streams + 1, SAMPLE, CONCURRENT_NETWORKS])
@@ -40,7 +40,8 @@ pub(crate) fn ways(kinds: &Kinds, observed: bool) -> Result<Vec<Box<dyn Ways>>> 
     if all.is_empty() { Err(Error::missing("a way to store a matrix", place)) } else { Ok(all) }
 }
 
-/// Returns the ways to store a matrix with their errors, measured by each kind of ways, and the matrix stored by the probe of the first.
+/// Returns the matrix `name`, whose weights `rows` has, with its forms and their errors, and the matrix stored in the probe of the first of `ways`.
+/// `stats` are the statistics of its inputs.
 fn measured(
     name: &str,
     rows: &dyn RowSource,
@@ -52,8 +53,11 @@ fn measured(
     prepared(name, rows, &ready, cx)
 }
 
-/// Returns the ways to store a matrix with their errors, and the matrix stored by the probe of the first.
-pub fn prepared(
+/// Returns the matrix `name`, whose weights `rows` has, `[out_features, in_features]`, with its forms and the error of each, and the matrix stored in
+/// the form with which its effect is measured: the [`probe`](Measured::probe) of the first of `ready`. `ready` has forms prepared on the statistics
+/// of the inputs of the matrix. Errors with the name of the matrix if `ready` is empty, if it cannot be measured or stored, or if the work is
+/// cancelled.
+pub(crate) fn prepared(
     name: &str,
     rows: &dyn RowSource,
     ready: &[Box<dyn tersor_core::stages::PreparedWays + '_>],
@@ -69,10 +73,10 @@ pub fn prepared(
     work().map_err(|e| e.in_tensor(name))
 }
 
-/// Returns every matrix of a layer, the embedding and the output head, with the forms in which it can be stored, the error of each, and the measured
-/// effect on the predictions. `work` has a directory, the hashes of what the measurement depends on, and the least time between two saves: the
-/// measurement is saved there, and continues from what was saved before. Errors if the model or the calibration text cannot be read, a matrix cannot
-/// be measured, the directory has other files or other hashes, or the work is cancelled.
+/// Returns every matrix of a layer, the embedding and the output head of `model`, with the forms in which it can be stored, the error of each, and
+/// the measured effect on the predictions. `work` has a directory, the hashes of what the measurement depends on, and the least time between two
+/// saves: the measurement is saved there, and continues from what was saved before. Errors if the model or the calibration text cannot be read, a
+/// matrix cannot be measured, the directory has other files or other hashes, or the work is cancelled.
 pub(crate) fn measure(
     plan: &Plan,
     model: &Model,

@@ -1,9 +1,10 @@
-//! The choice of a recipe for a budget of bytes or bits: how each matrix is stored, by its measured effect on the predictions.
+//! The choice of a recipe for a budget of bytes or bits (mixed precision): how each matrix is stored, by its measured effect on the predictions.
 //!
-//! Each matrix in turn is stored with a large error, for example in 3 bits, while all others are original, and the divergence of the predictions on
-//! the first 512 tokens of the calibration text is measured. Kinds of stages (steps of compression that recipes name) offer the forms in which they
-//! can store a matrix, with size and error of each ([`Ways`](tersor_core::stages::Ways)). The loss of a form is assumed to be proportional to its
-//! error, and losses to add up. [`allocate`] then minimizes the total loss within the budget. [`choose`] does all of this.
+//! A *form* of a matrix is one way to store it, such as GPTQ with 4 bits in groups of 64. Kinds of stages (steps of compression that recipes name)
+//! offer forms with the size and the error of each ([`Ways`](tersor_core::stages::Ways)). Each matrix in turn is stored in a form with a large error,
+//! for example in 3 bits, while all others are original, and the divergence of the predictions on the first 512 tokens of the calibration text is
+//! measured. The loss of a form is assumed to be proportional to its error, and losses to add up. [`allocate`] then minimizes the total loss within
+//! the budget. [`choose`] does all of this.
 
 mod allocate;
 mod item;
@@ -35,12 +36,12 @@ pub enum Limit {
     /// The maximum total length of all weight files in bytes, headers included.
     Bytes(u64),
     /// The maximum number of stored bits per element over all two-dimensional tensors, embedding tables and output head included; finite and above 0.
+    /// Scales and zeros of groups count as stored bits.
     Bits(f64),
 }
 
 impl Limit {
-    /// Returns the name that the recipe for this limit gets: `budget-90MB` for 90 million bytes; `bits-4.5` for 4.5 bits. It
-    /// cannot fail.
+    /// Returns the name that the recipe for this limit gets: `budget-90MB` for 90 million bytes, `bits-4.5` for 4.5 bits. It cannot fail.
     pub fn name(self) -> String {
         match self {
             Limit::Bytes(bytes) => format!("budget-{}MB", bytes as f64 / 1e6),
@@ -95,38 +96,39 @@ fn refuse_too_small(plan: &Plan, limit: Limit, kinds: &Kinds) -> Result<()> {
     if min > limit.bytes(plan) { Err(limit.too_small(plan, min)) } else { Ok(()) }
 }
 
-/// The result of [`choose`]: a recipe, and figures of how it was found.
+/// The result of [`choose`]: a recipe, its predicted loss, and the memory that it took to find it.
 pub struct Chosen {
-    /// The recipe. Its rules name single matrices; a last rule rounds two-dimensional tensors that were not measured to 8 bits. Its name is
-    /// [`Limit::name`].
+    /// The recipe, of the name [`Limit::name`]. Its rules list the measured matrices by name; a last rule rounds all other two-dimensional tensors to
+    /// 8 bits.
     pub recipe: Recipe,
-    /// The predicted divergence of the compressed model from the original, the sum over all matrices: the mean Kullback-Leibler divergence of
-    /// next-token predictions in nats for a decoder, the relative squared difference of the last layer's outputs for an encoder.
+    /// The predicted divergence of the compressed model from the original, the sum over the measured matrices: for a decoder, the mean
+    /// Kullback-Leibler divergence of next-token predictions in nats; for an encoder, the squared difference of the last layer's outputs relative to
+    /// their squared norm.
     pub loss: f64,
     /// The estimated peak memory of the measurement in bytes, by part as in [`Plan::memory`]; the peak is the sum. None if the measurement was read
     /// from a file.
     pub memory: Option<BTreeMap<&'static str, u64>>,
 }
 
-/// Where [`choose`] keeps the measurement of the effect of each matrix, which takes minutes to hours. By default it is in memory alone.
+/// Where [`choose`] keeps the measurement of the effect of each matrix, which takes minutes to hours. By default it is kept in memory alone.
 #[derive(Clone, Default, Debug)]
 pub struct Store {
     /// The path of the JSON file of the finished measurement. It is read if it exists, and written otherwise. None to keep the measurement in memory.
     pub file: Option<PathBuf>,
-    /// The path of the directory of a measurement in progress, which is saved there after some layers. A later call continues from there, and the
-    /// directory is deleted when the measurement is finished. None to save nothing in between.
+    /// The path of the directory in which an unfinished measurement is saved between two layers. A later call of [`choose`] continues from there. The
+    /// directory is deleted when the measurement is finished. None to save nothing before the end.
     pub work: Option<PathBuf>,
-    /// The least time between two saves of a measurement in progress, which is also the work that a stopped run loses, beside the layer at work. None
-    /// for [`SAVE_EVERY`].
+    /// The least time between two saves in [`work`](Self::work). A stopped run loses at most this time of work and the time of one layer. None for
+    /// [`SAVE_EVERY`].
     pub every: Option<Duration>,
 }
 
-/// The default of [`Store::every`], the least time between two saves of a measurement in progress: 30 seconds.
+/// The default of [`Store::every`], the least time between two saves of an unfinished measurement: 30 seconds.
 pub const SAVE_EVERY: Duration = Duration::from_secs(30);
 
 impl Store {
-    /// Returns the store of the finished measurement `file`, with the measurement in progress in a directory beside it, whose name is that of the
-    /// file with `.progress` at its end. Neither needs to exist. It cannot fail.
+    /// Returns the store with the finished measurement in the file `file` and the unfinished one in a directory beside it, whose path is that of the
+    /// file with `.progress` at its end. Neither needs to exist; nothing is read or written. It cannot fail.
     pub fn beside(file: &Path) -> Self {
         let mut work = file.as_os_str().to_owned();
         work.push(".progress");
@@ -135,20 +137,21 @@ impl Store {
 }
 
 /// Returns the recipe with the smallest predicted loss whose compressed model is not larger than `limit`. The effect of each matrix of the layers,
-/// the embedding and the output head is measured on the text of `options`, or read from [`Store::file`]; a new measurement is saved there. `kinds`
-/// must have the stages of the name `w3-g64-gptq`, kinds that offer forms of matrices with calibration data, and kinds that offer forms without
-/// ([`StageSpec::ways`]). The seed, progress, warnings and cancellation are those of `cx`. Warns if the files of the model fit the budget as they
-/// are, and if a stored measurement was made on another instruction set.
+/// the embedding and the output head of `model` is measured on the calibration text of `options`, of which all fields count, or read from the file of
+/// `store` if that exists. `kinds` has the operators and the kinds of stages (steps of compression): those of the recipe name `w3-g64-gptq`, and
+/// kinds that offer forms of matrices with calibration data and without ([`StageSpec::ways`]). `cx` has seed, threads, progress, warnings,
+/// cancellation and memory limit. Warns if the files of the model fit a limit in bytes as they are, and if a stored measurement was made on another
+/// instruction set.
 ///
-/// # Errors
+/// Errors with [`Error::Param`] if `limit` is not a positive number or is below the size of the smallest forms (the message has the least value), if
+/// `options` has no text or is generic, if `kinds` lacks a stage, or if the measurement needs more memory than [`Context::max_memory`]. Errors as
+/// [`Plan::new`] does, for example for a model of unknown architecture. Errors with [`Error::Missing`] if `kinds` offers no form. Errors with
+/// [`Error::Format`], with the path, if `store` has a measurement of another model, text or version, or other files.
 ///
-/// An [`Error::Param`] if `limit` is not a positive number or is below the size of the smallest forms, if `options` has no text or is generic, or if
-/// the measurement needs more memory than [`Context::max_memory`]. The errors of [`Plan::new`], for example for a model of unknown architecture. An
-/// [`Error::Missing`] if `kinds` offers no form. An [`Error::Format`] with the path if the store has a measurement of another model, text or version,
-/// or other files. An [`Error::Tensor`] if a matrix cannot be measured; it names the matrix, or the site (the input) whose statistics cannot be
-/// prepared. [`Error::Cancelled`] if the work is cancelled; with [`Store::work`], the same call continues from there. An [`Error::Io`] if a file
-/// cannot be read or written. An [`Error::Numerical`] if a loss is not finite, or if no choice fits because the headers of the files grow with the
-/// choices.
+/// Errors with [`Error::Tensor`] if a matrix cannot be measured; it names the matrix, or the site (an input of linear layers) whose statistics cannot
+/// be prepared. Errors with [`Error::Io`] if a file cannot be read or written. Errors with [`Error::Numerical`] if a loss is not finite, or if no
+/// choice fits because the headers of the files grow with the choices. Errors with [`Error::Cancelled`] if the work is cancelled; with
+/// [`Store::work`], the same call then continues from what was saved.
 pub fn choose(
     model: &Model,
     limit: Limit,
@@ -230,16 +233,15 @@ pub fn choose(
     ))
 }
 
-/// Chooses a recipe as [`choose`] does, for compression into the directory `out` by [`compress`](crate::compress()), and returns it. The measurement
-/// is kept with the work in progress in `out`, which is made if it does not exist, and is saved when the time `every` has passed ([`SAVE_EVERY`] if
-/// it is None), so that a stopped call can be repeated. If `out` has a finished result of the recipe name [`Limit::name`], its recipe is returned
-/// without a measurement; `compress` then checks that it is of this model. If nothing was measured when an error occurs, the work in progress is
-/// deleted.
+/// Returns the recipe that [`choose`] returns for `model`, `limit`, `options`, `kinds` and `cx`, to compress the model by it into the directory `out`
+/// with [`compress`](crate::compress()). `out` is made if it does not exist. The measurement is kept in it as work in progress and saved when the
+/// time `every` has passed ([`SAVE_EVERY`] if it is None), so that the same call after a stop continues. If `out` has a finished result of a recipe
+/// of the name [`Limit::name`], that recipe is returned without a measurement; `compress` then checks that the result is of this model. If nothing
+/// was measured when an error occurs, the work in progress is deleted, and `out` with it if it is empty. Warns as `choose` does, and if the work was
+/// cancelled.
 ///
-/// # Errors
-///
-/// Those of [`choose`]. Also an [`Error::Format`] with the directory if `out` has files that this crate did not write or a finished result of a
-/// recipe of another name, or if another process is working in it.
+/// Errors as [`choose`] does. Errors with [`Error::Format`], with the directory, if `out` has files that this crate did not write, has a finished
+/// result of a recipe of another name or an invalid one, or is in use by another process.
 pub fn choose_for(
     model: &Model,
     limit: Limit,
@@ -272,7 +274,8 @@ pub fn choose_for(
     Ok(chosen?.recipe)
 }
 
-/// Returns the recipe of the chosen ways, with one rule for each list of stages that some matrix has.
+/// Returns the recipe for `limit` that stores each of `items` in its form of the index in `picks`, with one rule for each list of stages that some
+/// matrix has, and a last rule that rounds all other matrices to 8 bits. Errors if an item lacks its form, or a stage is of no kind in `kinds`.
 pub(crate) fn recipe(limit: Limit, items: &[Item], picks: &[usize], kinds: &Stages) -> Result<Recipe> {
     // Stages and names of the matrices that have them, by the stages as text.
     type Rules = BTreeMap<String, (Vec<Box<dyn StageSpec>>, Vec<String>)>;

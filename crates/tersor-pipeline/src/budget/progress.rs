@@ -1,4 +1,4 @@
-//! Measuring in progress: saved between two layers, so that a later run goes on from there.
+//! A measurement in progress: it is saved between two layers, so that a later run continues from there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,8 +59,8 @@ impl Progress {
         self.dir.join(format!("stream-{layers:06}"))
     }
 
-    /// Returns what was saved behind the largest number of layers up to `max`; None if nothing was. Errors if a file has changed since it was
-    /// recorded.
+    /// Returns the measurement that was saved behind the largest number of layers, at most `max`; None if none was. Errors if a file has changed
+    /// since it was recorded, or cannot be read.
     pub(crate) fn before(&self, max: usize) -> Result<Option<Before>> {
         for layers in (1..=max).rev() {
             let Some(json) = recorded(&self.networks(layers))? else { continue };
@@ -119,7 +119,7 @@ impl Progress {
     }
 }
 
-/// Returns whether anything is saved in the directory `dir` of a measurement in progress. It cannot fail.
+/// Returns whether a measurement is saved in the directory `dir` of a measurement in progress; false if it cannot be read.
 pub(crate) fn any(dir: &Path) -> bool {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.into_iter().any(|e| e.file_name().to_string_lossy().starts_with("networks-"))

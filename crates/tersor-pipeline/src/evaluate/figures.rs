@@ -1,4 +1,4 @@
-//! Files of figures.
+//! [`save`]: files of figures.
 
 use std::path::Path;
 
@@ -11,14 +11,14 @@ use tersor_models::MANIFEST;
 use crate::output::{FileKind, check_file};
 
 /// Writes figures of the model at `model`, such as an [`Evaluation`](super::Evaluation) or a [`TaskEvaluation`](super::TaskEvaluation), to the JSON
-/// file `out`. The file has the figures as keys, `model` (the last part of the path) and `recipe` (the name that a compressed model records,
-/// `original` for another one). An earlier file of figures is replaced. [`report::page`](crate::report::page) takes such files as rows. Of `figures`
-/// that do not serialize to an object, nothing is written.
+/// file `out`. The file has the keys of `figures` when serialized to an object (any other value adds none), beside `model` (the last part of the
+/// path) and `recipe` (the name that a compressed model records, `original` for another one), which keys of `figures` may replace. An earlier file of
+/// figures, which is one with the keys `weight_bytes` and `peak_rss_bytes`, is replaced. [`report::page`](crate::report::page) takes such files as
+/// rows.
 ///
-/// # Errors
-///
-/// An [`Error::Format`] with the path if `out` is `model`, a directory, or a file other than an earlier file of figures, or if the figures cannot be
-/// serialized. An [`Error::Io`] or [`Error::Format`] if the manifest of the model cannot be read or the file cannot be written.
+/// Errors with [`Error::Format`] if `out` is `model`, a directory, or a file other than an earlier file of figures, or if the figures cannot be
+/// serialized. Errors with [`Error::Io`] or [`Error::Format`] if the manifest of the model cannot be read, and with [`Error::Io`] if the file cannot
+/// be written.
 pub fn save(out: &Path, model: &Path, figures: &impl Serialize) -> Result<()> {
     check_file(out, FileKind::Figures, &[model])?;
     let name = model.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();

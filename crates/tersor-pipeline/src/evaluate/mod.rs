@@ -2,7 +2,7 @@
 //! an encoder ([`sentences`]), errors of matrices ([`weights`]), size and speed.
 //!
 //! A *window* is a run of tokens of a text that a decoder predicts on its own; windows do not overlap. A *scored token* is any token of a window but
-//! the first: it is predicted from those in front of it.
+//! the first: it is predicted from the tokens in front of it.
 
 mod figures;
 mod reference;
@@ -35,36 +35,36 @@ use reference::Recorder;
 /// Number of tokens in the test of decoding speed.
 const DECODED: usize = 128;
 
-/// How a model is evaluated. Each function says which of the fields it uses. By default all of a text is used, and nothing but the figures of
-/// predictions is measured.
+/// How [`decoder`], [`sentences`] and [`task`] evaluate a model; each says which of the fields it uses. By default all of a text is used, and only
+/// the figures of predictions are measured.
 #[derive(Clone, Default, Debug)]
 pub struct Options {
     /// The number of tokens of a window (a run of tokens that is predicted on its own), from 2 to the model's maximum; for an encoder, the maximum
     /// per line. None for the smaller of 512 and the model's maximum.
     pub ctx: Option<usize>,
-    /// The number of windows to take from the beginning of the text, at least 1; for [`sentences`] the number of lines, for [`task`] that of prompts.
-    /// None for all.
+    /// The number of windows to take from the beginning of the text, at least 1; for [`sentences`] the number of lines, for [`task`] the number of
+    /// prompts. None for all.
     pub windows: Option<usize>,
-    /// The form in which key-value caches are stored, such as `int4-hadamard` ([`CacheRule::parse`](crate::recipe::CacheRule::parse)). None for the
-    /// form that the recipe of a compressed model records, and f32 if it records none.
+    /// The form in which key-value caches are stored, as a name such as `int4-hadamard` ([`CacheRule::parse`](crate::recipe::CacheRule::parse)). None
+    /// for the form that the recipe of a compressed model records, and f32 if it records none.
     pub kv: Option<String>,
-    /// Whether the speeds of prefill and decoding are measured ([`Evaluation::prefill_tokens_per_s`]).
+    /// Whether the speeds of prefill and decoding are measured ([`Evaluation::prefill_tokens_per_s`], [`Evaluation::decode_tokens_per_s`]).
     pub speed: bool,
-    /// Whether each layer is read when it runs, so that the weights of one layer at a time are in memory. The figures are the same.
+    /// Whether each layer is read when it runs, so that only the weights of one layer at a time are in memory. The figures are the same.
     pub stream: bool,
     /// Whether to measure the divergence that the rounding of activations to bf16 causes in the original ([`Evaluation::kl_noise_floor`]).
     pub noise_floor: bool,
-    /// The path of a file of the original's predictions ([`Reference`]). It is written if it does not exist, and read otherwise, so that the text
-    /// does not pass through the original again. The original is the model to compare with, or the evaluated model if there is no other. None for no
-    /// file.
+    /// The path of a file of the original's predictions ([`Reference`]); None for no file. It is written if it does not exist. If it exists, the
+    /// original does not run again: its predictions are read from the file. The original is the model to compare with. If there is none, it is the
+    /// evaluated model itself, which then runs in any case, and an existing file is only checked.
     pub reference: Option<PathBuf>,
-    /// The largest total size in bytes of the logits that a new file of predictions may have. If they would take more, none are stored, and each
-    /// evaluation that reads the file computes them from the hidden states. 0 by default.
+    /// The largest total size in bytes of the logits that a new file of predictions may have. If all logits would take more, none are stored, and
+    /// each evaluation that reads the file computes them from the hidden states. 0 by default, so that none are stored.
     pub reference_logits: u64,
 }
 
-/// The scored tokens (all but the first of each window) for which the largest next-token probability of the model that is compared with is in an
-/// interval.
+/// The scored tokens (all but the first of each window, a run of tokens) whose confidence is in an interval. The confidence of a token is the largest
+/// next-token probability of the other model, which the predictions are compared with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Confidence {
     /// The lower end of the interval, which belongs to it.
@@ -73,8 +73,8 @@ pub struct Confidence {
     pub to: f64,
     /// The number of these tokens.
     pub tokens: u64,
-    /// The mean Kullback-Leibler divergence of the predictions of these tokens, in nats. None if there is no such token, or, read from a file, if it
-    /// was not finite.
+    /// The mean Kullback-Leibler divergence of the predictions of these tokens, in nats. None if there is no such token; if the figures were read
+    /// from JSON, also if it was not finite.
     pub kl_mean: Option<f64>,
 }
 
@@ -84,19 +84,20 @@ impl From<Bucket> for Confidence {
     }
 }
 
-/// The figures of a decoder on a text, as [`decoder`] returns them. *The other model* is the one whose predictions they were compared with. In JSON,
-/// numbers that are not finite are `null`, which are read as NaN.
+/// The figures of a decoder on a text, as [`decoder`] returns them. *The other model* is the one whose predictions they were compared with. A *scored
+/// token* is any token of a window (a run of tokens that is predicted on its own) but the first. In JSON, numbers that are not finite are `null`,
+/// which is read as NaN.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Evaluation {
     /// The perplexity: the exponential of the mean negative log-likelihood of the scored tokens in nats.
     #[serde(deserialize_with = "number")]
     pub perplexity: f64,
-    /// The number of scored tokens, which are all but the first of each window.
+    /// The number of scored tokens: all but the first of each window.
     pub tokens: u64,
-    /// The stored bits per element over all two-dimensional tensors, embedding tables and output head included.
+    /// The stored bits per element over all two-dimensional tensors, embedding tables and output head included; 0 if there are none.
     #[serde(deserialize_with = "number")]
     pub bits_per_weight: f64,
-    /// The stored bits per element over all two-dimensional tensors except embedding tables and output head.
+    /// The stored bits per element over all two-dimensional tensors except embedding tables and output head; 0 if there are none.
     #[serde(deserialize_with = "number")]
     pub body_bits_per_weight: f64,
     /// The total length of all weight files in bytes.
@@ -124,36 +125,35 @@ pub struct Evaluation {
     /// The divergence in nats that 9 of 10 scored tokens do not exceed: the nearest rank of 0.9. None if there is no other model.
     #[serde(default, deserialize_with = "number_of", skip_serializing_if = "Option::is_none")]
     pub kl_p90: Option<f64>,
-    /// The divergences by the largest next-token probability in the other model, in the five intervals `[0, 0.2)` to `[0.8, 1]`. None if there is no
-    /// other model.
+    /// The divergences by the largest next-token probability in the other model, in the five intervals `[0, 0.2)`, `[0.2, 0.4)` to `[0.8, 1]`, in
+    /// order. None if there is no other model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kl_by_confidence: Option<Vec<Confidence>>,
     /// The mean divergence in nats of the original from itself with the inputs of all matrices rounded to bf16, on the first windows that have 2048
-    /// tokens together. A smaller divergence cannot be told from rounding. The original is the other model, or this one if there is no other. None
+    /// tokens together. A divergence below it cannot be told from rounding. The original is the other model, or this one if there is no other. None
     /// unless [`Options::noise_floor`] is set.
     #[serde(default, deserialize_with = "number_of", skip_serializing_if = "Option::is_none")]
     pub kl_noise_floor: Option<f64>,
     /// The share, 0 to 1, of the scored tokens for which both models predict the same most probable token. None if there is no other model.
     #[serde(default, deserialize_with = "number_of", skip_serializing_if = "Option::is_none")]
     pub top1_agreement: Option<f64>,
-    /// The relative error `‖x - x₀‖ / ‖x₀‖` of the inputs `x` of each [`Site`](tersor_core::Site) (an input of linear layers) against those of the
-    /// other model, over a sample of the tokens, by the name of the site. A value is None if it was not finite and was read from a file. Empty if the
-    /// models have different sites. None if there is no other model.
+    /// The relative error `‖x - x₀‖ / ‖x₀‖` of the inputs `x` of each [`Site`](tersor_core::Site) (an input of linear layers with the matrices that
+    /// read it) against the inputs `x₀` in the other model, over a sample of the tokens, by the name of the site. A value is None if it was read from
+    /// JSON and was not finite. Empty if names or widths of the sites of the two models differ. None if there is no other model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site_errors: Option<BTreeMap<String, Option<f64>>>,
     /// The share, 0 to 1, of prompts that the model continues with the answer ([`TaskEvaluation::task_accuracy`]). [`decoder`] leaves it None; a
     /// caller that also runs [`task`] may set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_accuracy: Option<f64>,
-    /// The number of prompts. [`decoder`] leaves it None; a caller that also runs [`task`] may set it.
+    /// The number of these prompts ([`TaskEvaluation::task_total`]). [`decoder`] leaves it None; a caller that also runs [`task`] may set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_total: Option<u64>,
 }
 
 impl Evaluation {
-    /// Returns whether the mean divergence [`kl_mean`](Self::kl_mean) is below the noise floor `floor` in nats
-    /// ([`kl_noise_floor`](Self::kl_noise_floor)), so that it cannot be told from the rounding of activations to bf16. False if either is None or
-    /// NaN.
+    /// Returns whether the mean divergence [`kl_mean`](Self::kl_mean) is below `floor` in nats, so that it cannot be told from the rounding of
+    /// activations to bf16. `floor` is the [`kl_noise_floor`](Self::kl_noise_floor) of the original. False if either is None or NaN.
     pub fn below_noise(&self, floor: Option<f64>) -> bool {
         self.kl_mean.zip(floor).is_some_and(|(kl, floor)| kl < floor)
     }
@@ -179,8 +179,8 @@ fn context(given: Option<usize>, checkpoint: &Checkpoint) -> Result<usize> {
     }
 }
 
-/// Returns the window length, and the tokens of the windows that `options` cuts from a text. Warns if there are fewer than wanted. Errors if the model is
-/// no decoder, if `ctx` or `windows` is out of range, or if the text has no window.
+/// Returns the window length, and the tokens of the windows that `options` cuts from a text. Warns if there are fewer than wanted. Errors if the
+/// model is no decoder, if `ctx` or `windows` is out of range, or if the text has no window.
 fn cut(checkpoint: &Checkpoint, text: &Text, options: &Options, cx: &Context) -> Result<(usize, Vec<Vec<u32>>)> {
     checkpoint.architecture()?.decoder()?;
     let ctx = context(options.ctx, checkpoint)?;
@@ -211,19 +211,18 @@ fn check_plain_caches(options: &Options, checkpoint: &Checkpoint) -> Result<()> 
 }
 
 /// Evaluates the decoder of the model at `model` on `text`, and compares its predictions with those of the model at `against`, if there is one. Both
-/// are paths of a model directory, a `.gguf` file, or an output directory of [`compress`](crate::compress()). The text is cut into windows without
-/// overlap; tokens at its end that do not fill a window are not used. All fields of `options` count. `kinds` loads operators and caches; progress,
-/// warnings, threads and cancellation are those of `cx`. Warns if the text has fewer windows than asked for.
+/// are paths of a model directory, a `.gguf` file, or an output directory of [`compress`](crate::compress()). The text is cut into windows (runs of
+/// tokens that are predicted on their own) without overlap; tokens at its end that do not fill a window are not used. All fields of `options` count.
+/// `kinds` loads operators and caches; `cx` has threads, progress, warnings and cancellation. Warns if the text has fewer windows than asked for.
 ///
-/// # Errors
+/// Errors with [`Error::Param`] if [`Options::ctx`] or [`Options::windows`] is out of range, [`Options::kv`] is unknown, or [`Options::reference`] is
+/// set without `against` for a model whose caches are not f32. Errors with [`Error::Io`], [`Error::Format`], [`Error::Limit`], [`Error::Missing`] or
+/// [`Error::Unsupported`] if a model or the text cannot be read, or a model is no decoder of a known architecture or has no tokenizer.
 ///
-/// An [`Error::Param`] if [`Options::ctx`] or [`Options::windows`] is out of range, [`Options::kv`] is unknown, or a file of predictions is to be
-/// written for a model without another whose caches are not f32. An [`Error::Io`], [`Error::Format`], [`Error::Missing`] or [`Error::Unsupported`] if
-/// a model or the text cannot be read, or a model is no decoder of a known architecture or has no tokenizer.
-///
-/// An [`Error::Format`] with the path if the other model tokenizes a short test sentence differently, if the file of predictions has those of another
-/// model, text or version, or if it is another file. An error if the text does not fill one window, a token is outside of a vocabulary, or a logit is
-/// not finite. [`Error::Cancelled`] if the work is cancelled.
+/// Errors with [`Error::Format`] if the text does not fill one window; with the path, if the other model tokenizes a short test sentence differently,
+/// if the file of predictions has those of another model, text or version, or if a file of another kind is in its place. Errors with [`Error::Shape`]
+/// if the vocabularies of the models differ in size. Errors if a token is outside of the vocabulary or a logit is not finite, and with
+/// [`Error::Cancelled`] if the work is cancelled.
 pub fn decoder(
     model: &Path,
     text: &Text,
@@ -332,8 +331,8 @@ fn speed(decoder: &Decoder, window: &[u32], cx: &Context) -> Result<(f64, f64)> 
     Ok((median(prefill), median(decode)))
 }
 
-/// Returns the peak resident memory of this process since it began, in bytes (`VmHWM` of Linux). None on other systems, or if the system does not
-/// tell. It cannot fail.
+/// Returns the peak resident memory of this process since it began, in bytes (`VmHWM` in Linux's `/proc/self/status`). None on other systems, or if
+/// the system does not tell. It cannot fail.
 pub fn peak_rss() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;

@@ -1,8 +1,8 @@
-//! Files with the predictions of an original network, so that it runs once for many comparisons.
+//! [`Reference`]: a file with the predictions of an original network, so that it runs once for many comparisons.
 //!
 //! A file has the final hidden states of every token in f32, from which the output head of the original computes the logits again, and the inputs of
-//! the sampled tokens at every site (an input of linear layers). The logits, which take `vocab / hidden` times the space of the hidden states, are
-//! stored too if [`Options::reference_logits`] allows that many bytes.
+//! the sampled tokens at every site (an input of linear layers with the matrices that read it). The logits, which take `vocab / hidden` times the
+//! space of the hidden states, are stored too if [`Options::reference_logits`] allows that many bytes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -35,19 +35,17 @@ const LOGIT_HASHES: &str = "logit_hashes";
 /// Length of a hash in bytes.
 const HASH: usize = 32;
 
-/// An opened file with the predictions of an original network on the windows (runs of tokens of one length) of a text. It is a safetensors file with
-/// these tensors:
+/// An opened file with the predictions of an original network on the windows (runs of tokens of one length) of a text. [`decoder`](super::decoder)
+/// writes and reads such files ([`Options::reference`]). Figures that are computed with a file are the same to the last bit as without it. It is a
+/// safetensors file with these tensors:
 ///
 /// - `hidden`, f32 `[windows * ctx, hidden]`: the final hidden states after the last norm
-/// - `sites`, f32 `[windows, values]`: for each window the inputs of all sites ([`Site`](tersor_core::Site), an input of linear layers) of the layers
-///   in the order of execution, `[sampled, features]` each, of the sampled tokens ([`States::sampled`])
+/// - `sites`, f32 `[windows, values]`: for each window the inputs of all sites of the layers in the order of execution, `[sampled, features]` each,
+///   of the sampled tokens ([`States::sampled`]); a [`Site`](tersor_core::Site) is an input of linear layers with the matrices that read it
 /// - `hashes`, u8 `[windows, 32]`: the BLAKE3 hash of the values of each window in the two tensors
 /// - `logits`, f32 `[windows * (ctx - 1), vocab]`, and `logit_hashes`, u8 `[windows * (ctx - 1), 32]`, if logits are stored: the logits after all
 ///   tokens of a window but the last, and the BLAKE3 hash of each row
 /// - `reference`, u8: a description in JSON, with the sizes and with hashes of everything that the predictions depend on
-///
-/// [`decoder`](super::decoder) writes and reads such a file ([`Options::reference`]). Figures that were computed with a file are the same to the last
-/// bit as those without.
 pub struct Reference {
     path: PathBuf,
     file: File,
@@ -120,13 +118,10 @@ impl Sizes {
 }
 
 impl Reference {
-    /// Opens the file at `path` and reads its description. The predictions are read later, window by window.
-    ///
-    /// # Errors
-    ///
-    /// An [`Error::Format`] with the path if it is no file of predictions, or if its tensors do not have the types and shapes that follow from its
-    /// description. An [`Error::Unsupported`] if the file has another version. An [`Error::Io`] or [`Error::Limit`] if it cannot be read or a size
-    /// exceeds [`Limits::default`].
+    /// Opens the file at `path` and reads its description. The predictions are read later, window by window (a window is a run of tokens). Errors
+    /// with [`Error::Format`], with the path, if it is no file of predictions, or if its tensors do not have the types and shapes that follow from
+    /// its description. Errors with [`Error::Unsupported`] if the file has another version of the format. Errors with [`Error::Io`] if it cannot be
+    /// read, and with [`Error::Limit`] if a size exceeds [`Limits::default`].
     pub fn open(path: &Path) -> Result<Self> {
         let bad = |what: String| Error::format(path.display().to_string(), what);
         let file = File::open(path, &Limits::default())?;
@@ -152,15 +147,14 @@ impl Reference {
         Ok(Self { path: path.to_path_buf(), file, inputs, sizes })
     }
 
-    /// Checks that the file has the predictions of the decoder of the model at `model` on the windows that `options` cuts from `text`: that weights,
-    /// configuration, tokens, the version of this crate and the instruction set, on which the last bits depend, are the same. All weight files are
-    /// read for their hashes. Of `options`, [`ctx`](Options::ctx) and [`windows`](Options::windows) count. `kinds` loads the operators; warnings go
-    /// to `cx`.
+    /// Checks that the file has the predictions of the decoder of the model at `model` on the windows (runs of tokens) that `options` cuts from
+    /// `text`: that weights, configuration, tokens, the version of this crate and the instruction set, on which the last bits depend, are the same.
+    /// All weight files are read for their hashes. Of `options`, [`ctx`](Options::ctx) and [`windows`](Options::windows) count. `kinds` loads the
+    /// operators; warnings go to `cx`.
     ///
-    /// # Errors
-    ///
-    /// An [`Error::Format`] with the path of the file, which names what differs. An [`Error::Param`] if a field of `options` is out of range. Other
-    /// errors if the model or the text cannot be read, or the model is no decoder.
+    /// Errors with [`Error::Format`], with the path of the file and the names of the inputs that differ, if it has other predictions. Errors with
+    /// [`Error::Param`] if a field of `options` is out of range. Errors with [`Error::Io`], [`Error::Format`], [`Error::Limit`], [`Error::Missing`]
+    /// or [`Error::Unsupported`] if the model or the text cannot be read, or the model is no decoder.
     pub fn matches(&self, model: &Path, text: &Text, options: &Options, kinds: &Kinds, cx: &Context) -> Result<()> {
         let checkpoint = Checkpoint::open(model, &kinds.operators)?;
         let windows = cut(&checkpoint, text, options, cx)?.1;
@@ -185,13 +179,10 @@ impl Reference {
         Err(Error::format(self.path.display().to_string(), format!("{what}; remove it or choose another name")))
     }
 
-    /// Reads the predictions for the window of the index `index`, counted from 0: the final hidden states of its tokens, and the inputs of the
-    /// sampled tokens at each site (an input of linear layers).
-    ///
-    /// # Errors
-    ///
-    /// An [`Error::Range`] if there is no such window. An [`Error::Format`] with the path if the values do not have the hash that was recorded with
-    /// them. An [`Error::Io`] if the file cannot be read.
+    /// Reads the predictions for the window (run of tokens) of the index `index`, counted from 0: the final hidden states of its tokens, and the
+    /// inputs of the sampled tokens at each site (an input of linear layers with the matrices that read it). Errors with [`Error::Range`] if there is
+    /// no such window, with [`Error::Format`], with the path, if the values do not have the hash that was recorded with them, and with [`Error::Io`]
+    /// if the file cannot be read.
     pub fn window(&self, index: usize) -> Result<States> {
         let Sizes { windows, ctx, hidden, features, .. } = &self.sizes;
         if index >= *windows {

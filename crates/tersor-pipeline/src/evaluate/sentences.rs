@@ -1,4 +1,4 @@
-//! The embeddings of an encoder, compared with those of another model.
+//! [`sentences`]: the embeddings of an encoder, compared with those of another model.
 
 use std::path::Path;
 
@@ -11,14 +11,15 @@ use crate::calibrate;
 use crate::kinds::Kinds;
 use crate::text::Text;
 
-/// The agreement of the sentence embeddings of an encoder with those of another model, as [`sentences`] returns it.
+/// The agreement of the sentence embeddings of an encoder with those of another model, as [`sentences`] returns it, with size and memory of the
+/// encoder.
 #[derive(Clone, Debug, Serialize)]
 pub struct SentenceEvaluation {
-    /// The smallest cosine between the two embeddings of a sentence.
+    /// The smallest cosine, over all sentences, between the two embeddings of a sentence.
     pub cosine_min: f64,
     /// The mean of these cosines over all sentences.
     pub cosine_mean: f64,
-    /// The number of sentences.
+    /// The number of sentences, which are lines of the text.
     pub sentences: usize,
     /// The stored bits per element over all two-dimensional tensors, embedding tables included.
     pub bits_per_weight: f64,
@@ -26,21 +27,21 @@ pub struct SentenceEvaluation {
     pub body_bits_per_weight: f64,
     /// The total length of all weight files in bytes.
     pub weight_bytes: u64,
-    /// The peak resident memory of this process so far in bytes; None on other systems than Linux.
+    /// The peak resident memory of this process so far in bytes ([`peak_rss`]); None on other systems than Linux.
     pub peak_rss_bytes: Option<u64>,
 }
 
 /// Compares the embeddings of the encoder of the model at `model` with those of the model at `against`, for each line of `text` that is not blank.
-/// The paths are as for [`decoder`](super::decoder). Of `options`, [`ctx`](Options::ctx) (the maximum number of tokens of a line; of a longer line,
-/// the first `ctx - 1` tokens and the last are used) and [`windows`](Options::windows) (the number of lines) count. `kinds` loads the operators;
-/// progress, threads and cancellation are those of `cx`.
+/// Both are paths of a model directory, a `.gguf` file, or an output directory of [`compress`](crate::compress()). Of `options`,
+/// [`ctx`](Options::ctx) (the maximum number of tokens of a line; of a longer line, the first `ctx - 1` tokens and the last are used) and
+/// [`windows`](Options::windows) (the number of lines from the beginning) count. `kinds` loads the operators; `cx` has threads, progress and
+/// cancellation.
 ///
-/// # Errors
-///
-/// An [`Error::Param`] if [`Options::ctx`] is out of range. An [`Error::Io`], [`Error::Format`], [`Error::Missing`] or [`Error::Unsupported`] if a
-/// model or the text cannot be read, or a model is no encoder of a known architecture or has no tokenizer. An [`Error::Format`] if the two tokenizers
-/// give different tokens for the text, or if there is no line. An [`Error::Tensor`] around an [`Error::NonFinite`], whose row is the index of the
-/// sentence, if a cosine is not finite. [`Error::Cancelled`] if the work is cancelled.
+/// Errors with [`Error::Param`] if [`Options::ctx`] is out of range. Errors with [`Error::Io`], [`Error::Format`], [`Error::Limit`],
+/// [`Error::Missing`] or [`Error::Unsupported`] if a model or the text cannot be read, or a model is no encoder of a known architecture or has no
+/// tokenizer. Errors with [`Error::Format`] if the two tokenizers give different tokens for the text, or if there is no line or [`Options::windows`]
+/// is 0. Errors with [`Error::Tensor`] around an [`Error::NonFinite`], whose row is the index of the sentence, if a cosine is not finite, and with
+/// [`Error::Cancelled`] if the work is cancelled.
 pub fn sentences(
     model: &Path,
     text: &Text,

@@ -1,4 +1,4 @@
-//! Prompts with known answers, which a decoder continues.
+//! [`task`]: prompts with known answers, which a decoder continues.
 
 use std::path::Path;
 
@@ -28,14 +28,14 @@ pub struct TaskEvaluation {
     pub body_bits_per_weight: f64,
     /// The total length of all weight files in bytes.
     pub weight_bytes: u64,
-    /// The peak resident memory of this process so far in bytes; None on other systems than Linux.
+    /// The peak resident memory of this process so far in bytes ([`peak_rss`]); None on other systems than Linux.
     pub peak_rss_bytes: Option<u64>,
 }
 
-/// A prompt and the answer with which a decoder should continue it.
+/// A prompt and the answer with which a decoder should continue it, as [`questions`] reads them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Question {
-    /// The text that is continued, as in the file.
+    /// The text that the decoder continues, unchanged, with white space at its ends.
     pub prompt: String,
     /// The expected continuation, without white space at its ends.
     pub answer: String,
@@ -44,11 +44,9 @@ pub struct Question {
 /// Reads the prompts and answers of `text`, which is in JSON lines: each line is an object with the strings `prompt` and `answer`. Other keys and
 /// blank lines are ignored. Returns each question with the number of its line, counted from 1.
 ///
-/// # Errors
-///
-/// An [`Error::Format`] with `NAME:LINE` (name of the text, number of the line) if a line is no JSON, if one of the two strings is missing or is no
-/// string, or if it is blank. An [`Error::Format`] with the name of the text if there is no line. The errors of [`Text::read`] if the text cannot be
-/// read.
+/// Errors with [`Error::Format`], with `NAME:LINE` (name of the text, number of the line), if a line is no JSON, or if one of the two strings is
+/// missing, no string, or blank. Errors with [`Error::Format`], with the name of the text, if all lines are blank. Errors as [`Text::read`] does if
+/// the text cannot be read.
 ///
 /// ```
 /// use tersor_pipeline::{Text, evaluate::questions};
@@ -80,18 +78,18 @@ fn place(text: &Text, line: usize) -> String {
 }
 
 /// Continues the prompts of `text`, which has the form that [`questions`] describes, with the decoder of the model at `model`, and counts the
-/// continuations that are the answer. The path is as for [`decoder`](super::decoder). At each step the most probable token follows. A continuation
-/// ends at an end-of-text token, as soon as it is as long as the answer without white space at its ends, or after two tokens more than the answer
-/// has. It must then equal the answer, white space at its ends apart; text that the model would add after the answer does not count.
+/// continuations that are the answer. `model` is the path of a model directory, a `.gguf` file, or an output directory of
+/// [`compress`](crate::compress()). At each step the most probable token follows. A continuation ends at an end-of-text token, as soon as its text is
+/// as long as the answer (both without white space at the ends), or two tokens after the number that the answer has. It must then equal the answer,
+/// white space at its ends apart; text that the model would add after the answer does not count.
 ///
-/// Of `options`, [`windows`](Options::windows) (the number of prompts), [`kv`](Options::kv) and [`stream`](Options::stream) count. `kinds` loads
-/// operators and caches; progress, threads and cancellation are those of `cx`.
+/// Of `options`, [`windows`](Options::windows) (the number of prompts from the beginning), [`kv`](Options::kv) and [`stream`](Options::stream) count.
+/// `kinds` loads operators and caches; `cx` has threads, progress and cancellation.
 ///
-/// # Errors
-///
-/// The errors of [`questions`]. An [`Error::Format`] with `NAME:LINE` if a prompt has no token, or if prompt and answer have more tokens than the
-/// model takes. An [`Error::Param`] if [`Options::kv`] is unknown or [`Options::windows`] is 0. An [`Error::Io`], [`Error::Format`], [`Error::Missing`] or [`Error::Unsupported`]
-/// if the model cannot be read, is no decoder of a known architecture, or has no tokenizer. [`Error::Cancelled`] if the work is cancelled.
+/// Errors as [`questions`] does. Errors with [`Error::Format`], with `NAME:LINE`, if a prompt has no token, or if prompt, answer and two more tokens
+/// exceed the model's maximum. Errors with [`Error::Param`] if [`Options::kv`] is unknown or [`Options::windows`] is 0. Errors with [`Error::Io`],
+/// [`Error::Format`], [`Error::Limit`], [`Error::Missing`] or [`Error::Unsupported`] if the model cannot be read, is no decoder of a known
+/// architecture, or has no tokenizer. Errors if a value in the network is not finite, and with [`Error::Cancelled`] if the work is cancelled.
 pub fn task(model: &Path, text: &Text, options: &Options, kinds: &Kinds, cx: &Context) -> Result<TaskEvaluation> {
     if options.windows == Some(0) {
         return Err(ParamError::new("windows", 0, "must be at least 1").into());

@@ -1,4 +1,4 @@
-//! The matrices of a model, compared with those of another.
+//! [`weights`]: the matrices of a model, compared with those of another.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,13 +13,13 @@ use crate::kinds::Kinds;
 /// Number of f32 values of a matrix that are in memory at once.
 const BLOCK: usize = 1 << 20;
 
-/// The errors of the matrices of a model against those of its original, as [`weights`] returns them. They need neither data nor a known architecture.
+/// The errors of the matrices of a model against those of its original, as [`weights`] returns them, with size and memory.
 #[derive(Clone, Debug, Serialize)]
 pub struct WeightEvaluation {
-    /// The relative error `‖W - Ŵ‖ / ‖W‖` over all compared matrices together, for the original weights `W` and those of the model `Ŵ`, with the root
-    /// of the sum of all squares.
+    /// The relative error `‖W - Ŵ‖ / ‖W‖` over all compared matrices together, for the original weights `W` and the weights `Ŵ` of the model; `‖·‖`
+    /// is the root of the sum of all squares. 0 if there is no error, infinite if only `W` is 0.
     pub relative_error: f64,
-    /// The relative error of each compared matrix, by its name. 0 for a matrix of zeros that has no error, infinite for one that has.
+    /// The relative error of each compared matrix, computed in the same way, by the name of the matrix.
     pub matrices: BTreeMap<String, f64>,
     /// The stored bits per element over all two-dimensional tensors of the model.
     pub bits_per_weight: f64,
@@ -27,19 +27,18 @@ pub struct WeightEvaluation {
     pub body_bits_per_weight: f64,
     /// The total length of all weight files of the model in bytes.
     pub weight_bytes: u64,
-    /// The peak resident memory of this process so far in bytes; None on other systems than Linux.
+    /// The peak resident memory of this process so far in bytes ([`peak_rss`]); None on other systems than Linux.
     pub peak_rss_bytes: Option<u64>,
 }
 
 /// Compares the matrices of the model at `model` with those of the same names in the model at `original`: every compressed matrix, or, if the model
-/// has none, every two-dimensional tensor. The models may have any architecture. A matrix that a rotation or a smoothing changed before compression
-/// differs by this change too. `kinds` loads the operators; progress, threads and cancellation are those of `cx`.
+/// has none, every two-dimensional tensor. Both are paths of a model directory, a `.gguf` file, or an output directory of
+/// [`compress`](crate::compress()), of any architecture; no data is needed. A change of weights before compression, such as a rotation or a
+/// smoothing, counts as an error. `kinds` loads the operators; `cx` has threads, progress and cancellation.
 ///
-/// # Errors
-///
-/// An [`Error::Io`], [`Error::Format`] or [`Error::Limit`] if a model cannot be opened. An [`Error::Missing`] if there is no matrix to compare, or if
-/// a matrix is not in `original`. An [`Error::Tensor`] with the name of the matrix if it has another shape there, or if a value in one of the models
-/// is not finite. [`Error::Cancelled`] if the work is cancelled.
+/// Errors with [`Error::Io`], [`Error::Format`] or [`Error::Limit`] if a model cannot be opened. Errors with [`Error::Missing`] if there is no matrix
+/// to compare, or if a matrix is not in `original`. Errors with [`Error::Tensor`], with the name of the matrix, if it has another shape there, or if
+/// a value in one of the models is not finite. Errors with [`Error::Cancelled`] if the work is cancelled.
 pub fn weights(model: &Path, original: &Path, kinds: &Kinds, cx: &Context) -> Result<WeightEvaluation> {
     let (found, original) = (Checkpoint::open(model, &kinds.operators)?, Checkpoint::open(original, &kinds.operators)?);
     let compressed = found.manifest().map(|m| &m.specs).filter(|specs| !specs.is_empty());

@@ -1,4 +1,4 @@
-//! GPTQ checkpoints of both format versions, for gptqmodel and transformers.
+//! GPTQ checkpoints of both versions of the format, for gptqmodel and transformers.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use super::plain::RECORD;
 use super::{Source, Tensor};
 use crate::output::{self, Output, Share};
 
-/// The version of the GPTQ format, which determines how zeros (the codes that stand for the value 0) are stored.
+/// The version of the GPTQ format. It determines how zeros (the codes that stand for the value 0) are stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Version {
-    /// Zeros are stored less one, so that a zero of code 0 cannot be stored.
+    /// Zeros are stored less one, so that a matrix with a zero of code 0 cannot be stored.
     V1,
     /// Zeros are stored as they are.
     V2,
@@ -26,7 +26,7 @@ pub enum Version {
 
 impl Version {
     /// Returns the version of the name `gptq` ([`V1`](Self::V1)) or `gptq-v2` ([`V2`](Self::V2)); None for any other name.
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         match name {
             "gptq" => Some(Version::V1),
             "gptq-v2" => Some(Version::V2),
@@ -60,7 +60,7 @@ pub struct GptqExport {
     pub out: PathBuf,
     /// The name of the version, as in the configuration: `gptq` or `gptq_v2`.
     pub to: &'static str,
-    /// The number of matrices that are stored as codes.
+    /// The number of matrices that are stored as codes; all other tensors are stored in f16 or, if they are no floats, in their own type.
     pub matrices: usize,
     /// The total length of all tensors in bytes, without headers.
     pub bytes: u64,
@@ -123,8 +123,8 @@ fn module(weight: &str) -> &str {
     weight.strip_suffix(".weight").unwrap_or(weight)
 }
 
-/// Returns kind and shape of a matrix that is stored in the format; none for a tensor that is stored in f16. Errors if the format does not support the
-/// matrix.
+/// Returns kind and shape of a matrix that is stored in the format; None for a tensor that is stored in f16 or in its own type. Errors if the format
+/// does not support the matrix.
 fn kind(source: &Source, t: &Tensor) -> Result<Option<(Kind, [usize; 2])>> {
     let Some(spec) = source.spec(&t.name).filter(|_| !is_embedding_or_head(&t.name)) else { return Ok(None) };
     if spec.kind == tersor_operators::Dense::KIND {

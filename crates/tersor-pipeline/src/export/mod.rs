@@ -1,4 +1,4 @@
-//! Export: writes a model, original or compressed, in formats that other programs load.
+//! Export: writes a model, original or compressed, in formats that other programs load ([`export`]).
 
 mod gguf;
 mod gptq;
@@ -28,12 +28,13 @@ use crate::output::hash_model;
 /// A format that [`export`] writes.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Format {
-    /// A directory of safetensors files with all float tensors in this type (f16, bf16 or f32), in the layout of Hugging Face.
+    /// A directory of safetensors files in the layout of Hugging Face, with all float tensors in this type, which must be f16, bf16 or f32.
+    /// Compressed matrices are decompressed; tensors that are not floats keep their type.
     Plain(DType),
     /// A GGUF file for llama.cpp and programs built on it, with the types that the target names.
     Gguf(Target),
     /// A directory in the GPTQ format, for gptqmodel and transformers, with the codes of a compressed model unchanged. Embeddings, output head and
-    /// tensors that are not compressed are stored in f16.
+    /// float tensors that are not compressed are stored in f16.
     Gptq(Version),
     /// A directory with a LoRA adapter for PEFT, which has the low-rank corrections of a compressed model, and in its folder `base` the model without
     /// them, in f32.
@@ -42,11 +43,8 @@ pub enum Format {
 
 impl Format {
     /// Returns the format that `name` stands for: `f16`, `bf16` or `f32` (in upper or lower case), `gguf:TYPE` with a name that [`Target::from_name`]
-    /// takes, `gptq`, `gptq-v2` or `peft`.
-    ///
-    /// # Errors
-    ///
-    /// An [`Error::Param`] that lists all names if there is no such format.
+    /// takes, `gptq`, `gptq-v2` or `peft`. Errors with [`Error::Param`] if there is no such format; the message lists all names, for an unknown type
+    /// all types.
     pub fn from_name(name: &str) -> Result<Self> {
         if let Some(dtype) = DType::from_name(name).filter(|d| d.is_weight()) {
             return Ok(Self::Plain(dtype));
@@ -66,7 +64,7 @@ impl Format {
     }
 }
 
-/// What [`export`] wrote. In JSON, it is the value of the variant.
+/// What [`export`] wrote, by the [`Format`]. In JSON, it is the value of the variant.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub enum Exported {
@@ -80,18 +78,19 @@ pub enum Exported {
     Peft(PeftExport),
 }
 
-/// Writes the model at `model` to `out` in the format `format`, and returns what was written. The model is an original (a directory or a file) or an
-/// output directory of [`compress`](crate::compress()). `out` is a file for [`Format::Gguf`], otherwise a directory, which is made if it does not
-/// exist. If the directory has the finished result of the same conversion, nothing is written again. `kinds` loads the operators of a compressed
-/// model; progress, threads and cancellation are those of `cx`.
+/// Writes the model at `model` to `out` in the format `format`, and returns what was written. `model` is the path of an original (a directory or a
+/// `.gguf` file) or of an output directory of [`compress`](crate::compress()). `out` is a file for [`Format::Gguf`], otherwise a directory, which is
+/// made if it does not exist. If the directory has the finished result of the same conversion, nothing is written again. `kinds` loads the operators
+/// (stored forms of matrices) of a compressed model; `cx` has threads, progress and cancellation.
 ///
-/// # Errors
+/// Errors with [`Error::Tensor`], with the name of the tensor, if the format cannot hold it (around an [`Error::Unsupported`] with the remedy), or if
+/// a value is not finite or becomes infinite in the type. Errors with [`Error::Unsupported`] if a model for [`Format::Peft`] has no low-rank
+/// correction. For [`Format::Gguf`], errors if the architecture or the tokenizer is none that such files are written for. Errors with
+/// [`Error::Missing`] if a model for [`Format::Gguf`] or [`Format::Gptq`] has no `config.json`.
 ///
-/// An [`Error::Tensor`] with the name of the tensor if the format cannot hold it (around an [`Error::Unsupported`] with the remedy), or if a value is
-/// not finite or becomes infinite in the type. An [`Error::Unsupported`] if a model for [`Format::Peft`] has no low-rank correction. An
-/// [`Error::Missing`] if the model has no `config.json` and the format needs it. An [`Error::Format`] with the path if `out` exists (a file), or has
-/// other files, work from other inputs or is in use (a directory). An [`Error::Io`], [`Error::Format`] or [`Error::Limit`] if a file cannot be read
-/// or written. [`Error::Cancelled`] if the work is cancelled.
+/// Errors with [`Error::Format`], with the path, if `out` exists (for a file), or if it has other files, has work from other inputs or is in use (for
+/// a directory). Errors with [`Error::Io`], [`Error::Format`] or [`Error::Limit`] if a file cannot be read or written, and with [`Error::Cancelled`]
+/// if the work is cancelled.
 pub fn export(model: &Path, format: Format, out: &Path, kinds: &Kinds, cx: &Context) -> Result<Exported> {
     let source = Source::open(model, kinds)?;
     Ok(match format {
@@ -102,14 +101,13 @@ pub fn export(model: &Path, format: Format, out: &Path, kinds: &Kinds, cx: &Cont
     })
 }
 
-/// Returns what [`export`] to [`Format::Gguf`] would write for the model at `model`, with the type of every tensor, and writes nothing. Headers and
-/// the scales of compressed matrices are read. Errors of requantization ([`GgufExport::rounded_again`]) are not measured. `kinds` has the operators
-/// of a compressed model.
+/// Returns what [`export`] to [`Format::Gguf`] with the target `target` would write for the model at `model`, with the type of every tensor, and
+/// writes nothing. It reads headers, configuration, tokenizer and the scales of compressed matrices; errors of requantization
+/// ([`GgufExport::rounded_again`]) are not measured. `model` is a path as in [`export`]. `kinds` has the operators (stored forms of matrices) of a
+/// compressed model.
 ///
-/// # Errors
-///
-/// Those of [`export`] that follow from names, shapes and stored forms: an [`Error::Tensor`] with the name of a tensor that the file cannot hold, an
-/// [`Error::Missing`] without `config.json`, or an error if the model cannot be read.
+/// Errors as [`export`] does for reasons that follow from names, shapes and stored forms: with [`Error::Tensor`], with the name of a tensor that the
+/// file cannot hold, with [`Error::Missing`] without `config.json`, and if the model cannot be read.
 pub fn gguf_types(model: &Path, target: Target, kinds: &Kinds) -> Result<GgufExport> {
     gguf::run(&Source::open(model, kinds)?, target, None, &Context::new())
 }

@@ -24,7 +24,7 @@ pub struct PeftExport {
     pub out: PathBuf,
     /// The name of the format: `peft`.
     pub to: &'static str,
-    /// The number of modules of the adapter, which are the matrices with a low-rank correction.
+    /// The number of modules of the adapter: one for each matrix with a low-rank correction.
     pub modules: usize,
     /// The directory of the base model in f32, the folder `base` of `out`.
     pub base: PathBuf,

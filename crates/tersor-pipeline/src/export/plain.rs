@@ -29,7 +29,7 @@ struct Item {
 pub struct PlainExport {
     /// The directory, as it was given.
     pub out: PathBuf,
-    /// The name of the float type: `F16`, `BF16` or `F32`.
+    /// The name of the float type of the tensors: `F16`, `BF16` or `F32`.
     pub to: &'static str,
     /// The number of tensors.
     pub tensors: usize,

@@ -19,28 +19,28 @@ use super::Source;
 use crate::rows::block_rows;
 use types::{Item, items};
 
-/// A GGUF file for llama.cpp: written by [`export`](super::export), or planned by [`gguf_types`](super::gguf_types).
+/// A GGUF file for llama.cpp, as [`export`](super::export) wrote it or [`gguf_types`](super::gguf_types) planned it.
 #[derive(Clone, Debug, Serialize)]
 pub struct GgufExport {
-    /// The path of the file, as it was given; empty if it was only planned.
+    /// The path of the file, as it was given; empty if the file was only planned.
     pub out: PathBuf,
     /// The name of the format: `gguf:` with the name of the target, such as `gguf:Q4_K_M`.
     pub to: String,
-    /// Every tensor of the model, with its type in the file.
+    /// Every tensor of the model, with its name and type in the file.
     pub tensors: Vec<GgufTensor>,
-    /// The total length of these tensors in bytes, without header and metadata.
+    /// The total length of these tensors in the file in bytes, without header and metadata.
     pub bytes: usize,
-    /// The matrices that are stored in another type than the target names, with the reason: the output head, or rows whose length is no multiple of
-    /// the type's blocks. Compressed matrices in a type other than the target's are not among them, unless the target is a mixture.
+    /// The matrices whose type follows from an exception of the target, with the reason: the output head with a type that has fewer than 7 bits per
+    /// element, or rows whose length is no multiple of 256 in a mixture. Compressed matrices are among them only in a mixture.
     pub fallbacks: Vec<NotedTensor>,
-    /// The compressed matrices that were decompressed and quantized again to a block type, with the error of that. Empty if the file was only
-    /// planned.
+    /// The compressed matrices that were decompressed and quantized again to a block type, with the error that this caused. Empty if the file was
+    /// only planned.
     pub rounded_again: Vec<RoundedTensor>,
     /// Whether the file was written.
     pub written: bool,
 }
 
-/// A tensor of a GGUF file.
+/// A tensor of a [`GgufExport`].
 #[derive(Clone, Debug, Serialize)]
 pub struct GgufTensor {
     /// The name of the tensor in the model.
@@ -51,25 +51,25 @@ pub struct GgufTensor {
     /// The name of its GGUF type, such as `Q4_0`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// Whether the codes of a compressed matrix are copied unchanged.
+    /// Whether the tensor has the codes of a compressed matrix, copied unchanged.
     pub exact: bool,
     /// The length of the tensor in the file in bytes.
     pub bytes: usize,
 }
 
-/// A tensor that a GGUF file stores in another type than the target names.
+/// A matrix of a [`GgufExport`] whose type follows from an exception of the target.
 #[derive(Clone, Debug, Serialize)]
 pub struct NotedTensor {
-    /// The name of the tensor in the model.
+    /// The name of the matrix in the model.
     pub tensor: String,
     /// The name of the GGUF type in which it is stored.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// The reason, as a phrase such as `it is the output head`.
+    /// The reason for the type, as a phrase such as `it is the output head`.
     pub why: String,
 }
 
-/// A compressed matrix that a GGUF file stores quantized again.
+/// A compressed matrix that a [`GgufExport`] stores quantized again.
 #[derive(Clone, Debug, Serialize)]
 pub struct RoundedTensor {
     /// The name of the matrix in the model.
@@ -77,8 +77,8 @@ pub struct RoundedTensor {
     /// The name of the GGUF type in which it is stored.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// The relative error of the second quantization, `‖W - Ŵ‖ / ‖W‖` for the compressed weights `W` and those of the file `Ŵ`; 0 if all weights are
-    /// 0.
+    /// The relative error of the second quantization, `‖W - Ŵ‖ / ‖W‖` for the weights `W` of the compressed matrix and the weights `Ŵ` of the file; 0
+    /// if all weights are 0.
     pub relative_error: f64,
 }
 

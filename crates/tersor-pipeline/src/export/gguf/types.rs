@@ -1,4 +1,4 @@
-//! The type of each tensor in a file for llama.cpp.
+//! [`Target`]: the type of each tensor in a GGUF file.
 
 use serde_json::Value as Json;
 use tersor_core::{DType, Error, ParamError, Result};
@@ -8,17 +8,20 @@ use tersor_operators::Grid;
 
 use super::super::{Source, Tensor};
 
-/// The rule by which the types of the matrices of a GGUF file are chosen. Vectors are stored in f32 in all cases.
+/// The rule by which the types of the matrices of a GGUF file are chosen. A type, such as `Q4_0`, is a block quantization of llama.cpp or a float
+/// type. Vectors are stored in f32 in all cases.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Target {
-    /// One type for all matrices. The output head gets Q6_K or Q8_0 (F16 if its rows fit neither) if the type has fewer than 7 bits per element. A
-    /// matrix that is compressed already keeps its codes, and must have the grid of the type; embedding and head may be quantized again to Q8_0.
+    /// One type for all matrices. If it has fewer than 7 bits per element, the output head gets Q6_K, Q8_0 if its rows are no multiple of 256, or F16
+    /// if they are no multiple of 32. A compressed matrix keeps its codes, and must have a grid that the type can hold; embedding and head may be
+    /// quantized again to Q8_0. A matrix that was compressed to a float type keeps that type.
     Type(BlockType),
-    /// A mixture of llama.cpp: this type, Q6_K for the output head and for the value and down projections of some layers, and other types for rows
-    /// whose length is no multiple of 256. The mixtures are `Q4_K_M` and `Q5_K_M`. A compressed matrix is decompressed and quantized again.
+    /// A mixture of llama.cpp, by its main type, Q4_K (`Q4_K_M`) or Q5_K (`Q5_K_M`). The output head and the value and down projections of some
+    /// layers get Q6_K, and all other matrices the main type. For rows whose length is no multiple of 256, Q5_0, Q5_1 and Q8_0 take the place of
+    /// Q4_K, Q5_K and Q6_K, and F16 if the length is no multiple of 32. A compressed matrix is decompressed and quantized again.
     Mix(BlockType),
     /// For each matrix of a compressed model, the smallest type that holds its codes unchanged; a matrix that was compressed to a float type keeps
-    /// it. Embedding and head may be quantized again to Q8_0. A matrix that is not compressed is refused.
+    /// that type. Embedding and head may be quantized again to Q8_0. A matrix that is not compressed is refused.
     Exact,
 }
 
@@ -27,11 +30,8 @@ const MIXES: [(&str, BlockType); 2] = [("Q4_K_M", BlockType::Q4_K), ("Q5_K_M", B
 
 impl Target {
     /// Returns the target that `name` stands for, in upper or lower case: `exact`, a mixture (`Q4_K_M`, `Q5_K_M`), or the name of a type such as
-    /// `Q4_0`.
-    ///
-    /// # Errors
-    ///
-    /// An [`Error::Param`] that lists all names if the name is unknown, or the type can only be read.
+    /// `Q4_0`. Errors with [`Error::Param`] if the name is unknown or is that of a type that can only be read (`Q2_K`, `Q3_K`); the message lists all
+    /// valid names.
     pub fn from_name(name: &str) -> Result<Self> {
         let same = |other: &str| other.eq_ignore_ascii_case(name);
         if same("exact") {
@@ -45,7 +45,7 @@ impl Target {
         kind.map(Target::Type).ok_or_else(|| ParamError::new("gguf type", format!("`{name}`"), rule).into())
     }
 
-    /// Returns all names that [`from_name`](Self::from_name) takes.
+    /// Returns all names that [`from_name`](Self::from_name) takes, in the usual case.
     pub fn names() -> Vec<&'static str> {
         let types = BlockType::ALL.into_iter().filter(|t| t.can_encode()).map(|t| t.name());
         types.chain(MIXES.map(|m| m.0)).chain(["exact"]).collect()
